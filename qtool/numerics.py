@@ -1,0 +1,199 @@
+"""What a quantizer is: specs, parameters and the three verbs. Nothing else in qtool rounds.
+
+The convention is that of ONNX QuantizeLinear: divide by the scale, round half to even, add the zero
+point, saturate. The verbs use only methods that numpy arrays and torch tensors share, so one text
+serves both and torch need not be imported here.
+
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", sec. 2.1, arXiv:1712.05877; ONNX operator QuantizeLinear.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a numpy array or a torch tensor; a verb returns the kind it was given
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor; scale shape []."""
+
+    name = "tensor"
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each index along ``axis``; W [A, B] with axis 0 has scale shape [A]."""
+
+    axis: int = 0
+    name = "channel"
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each run of ``size`` values along ``axis``; W [A, B], axis 1: [A, ceil(B / size)]."""
+
+    axis: int
+    size: int
+    name = "block"
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """A grid that is asked for.
+
+    Attributes:
+        bits: 2..16 for data, 32 for biases.
+        signed: codes around zero, else from 0 up.
+        symmetric: the zero point is fixed (0 when signed). Signed symmetric grids are narrow:
+            -(2^(bits-1) - 1) .. 2^(bits-1) - 1, so that -x is representable whenever x is.
+        granularity: how many scales.
+        scale_kind: float | power_of_two | fixed_point | double_shift.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    granularity: Granularity = PerTensor()
+    scale_kind: str = "float"
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - int(self.signed)) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class QuantParams:
+    """A grid that was found: ``spec`` with its scale and zero point.
+
+    Attributes:
+        scale: float32, in value units per step; shape [] | [C] | [.., blocks].
+        zero_point: int32, same shape, the code of the value 0.
+    """
+
+    spec: QuantSpec
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+    @property
+    def lo(self) -> np.ndarray:
+        """Lowest representable value, float64, shape of the scale."""
+        return (self.spec.qmin - self.zero_point) * self.scale.astype(np.float64)
+
+    @property
+    def hi(self) -> np.ndarray:
+        """Highest representable value, float64, shape of the scale."""
+        return (self.spec.qmax - self.zero_point) * self.scale.astype(np.float64)
+
+
+# A smaller scale would be a denormal float32 that runtimes flush to zero.
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**10
+
+
+def params_from_range(lo: Array, hi: Array, spec: QuantSpec) -> QuantParams:
+    """Turn observed limits into a grid that contains zero exactly.
+
+    The range is widened to include 0. A range without extent (all values zero) gives scale 1.
+
+    Args:
+        lo, hi: float limits, shape [] or [C], in value units.
+        spec: the grid asked for.
+
+    Raises:
+        ValueError: a limit is NaN or infinite (callers name the value).
+    """
+    lo = np.minimum(np.asarray(lo, np.float64), 0.0)
+    hi = np.maximum(np.asarray(hi, np.float64), 0.0)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise ValueError(f"the range [{lo.min()}, {hi.max()}] is not finite")
+    if spec.symmetric:
+        amax = np.maximum(-lo, hi) if spec.signed else hi
+        scale = amax / spec.qmax
+        zero_point = np.zeros(scale.shape, np.int32)
+    else:
+        scale = (hi - lo) / (spec.qmax - spec.qmin)
+    scale = np.where(scale > 0, np.maximum(scale, SMALLEST_SCALE), 1.0).astype(np.float32)
+    if not spec.symmetric:
+        # float32 scale first: the zero point must belong to the scale that is stored.
+        zero_point = np.rint(spec.qmin - lo / scale.astype(np.float64))
+        zero_point = np.clip(zero_point, spec.qmin, spec.qmax).astype(np.int32)
+    return QuantParams(spec, scale, zero_point)
+
+
+def round_half_even(x: Array) -> Array:
+    """0.5 -> 0, 1.5 -> 2, 2.5 -> 2 (ONNX, numpy, torch)."""
+    return x.round()
+
+
+def round_half_away(x: Array) -> Array:
+    """0.5 -> 1, -0.5 -> -1, 2.5 -> 3 (C ``round``, N2D2, gemmlowp)."""
+    return (abs(x) + 0.5).__floordiv__(1) * (2 * (x >= 0) - 1)
+
+
+def round_half_up(x: Array) -> Array:
+    """0.5 -> 1, -0.5 -> 0, 2.5 -> 3 (floor(x + 0.5), some DSPs)."""
+    return (x + 0.5).__floordiv__(1)
+
+
+def align(params: QuantParams, x: Array) -> tuple[Array, Array]:
+    """Scale and zero point as float arrays of ``x``'s kind that broadcast against ``x``."""
+    granularity, scale, zero = params.spec.granularity, params.scale, params.zero_point
+    if isinstance(granularity, PerChannel):
+        shape = [1] * x.ndim
+        shape[granularity.axis] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    elif isinstance(granularity, PerBlock):
+        axis, size = granularity.axis, granularity.size
+        scale = np.repeat(scale, size, axis).take(range(x.shape[axis]), axis)
+        zero = np.repeat(zero, size, axis).take(range(x.shape[axis]), axis)
+    zero = zero.astype(np.float32)
+    if hasattr(x, "new_tensor"):
+        return x.new_tensor(scale), x.new_tensor(zero)
+    return scale, zero
+
+
+def quantize(
+    x: Array, params: QuantParams, rounding: Callable[[Array], Array] = round_half_even
+) -> Array:
+    """Codes of ``x``, as a float array of its kind (shape of ``x``): every code is an exact integer.
+
+    Codes stay floats so that numpy and torch agree and gradients can pass; containers are chosen
+    where they are stored. 32-bit codes need a float64 ``x``.
+    """
+    scale, zero = align(params, x)
+    return (rounding(x / scale) + zero).clip(params.spec.qmin, params.spec.qmax)
+
+
+def dequantize(codes: Array, params: QuantParams) -> Array:
+    """Values of codes: ``(codes - zero_point) * scale``, shape of ``codes``."""
+    scale, zero = align(params, codes)
+    return (codes - zero) * scale
+
+
+def fake_quantize(x: Array, params: QuantParams) -> Array:
+    """The nearest representable values; ``dequantize(quantize(x))``, idempotent bit for bit."""
+    return dequantize(quantize(x, params), params)
+
+
+def quantized_range(params: QuantParams) -> tuple[float, float]:
+    """Lowest and highest representable value over all channels."""
+    return float(params.lo.min()), float(params.hi.max())
+
+
+def with_granularity(spec: QuantSpec, granularity: Granularity) -> QuantSpec:
+    """The same grid with another granularity."""
+    return replace(spec, granularity=granularity)
