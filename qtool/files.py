@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all: temporary name in the same folder, fsync, rename."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qtool.errors import RecipeError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends without an error it takes the place of `path`.
+
+    The temporary file lies in the same folder and keeps the suffix of `path`, so that writers that
+    look at it (`np.savez`) do the same as for the real name. Missing folders are created. Where the
+    block raises, the temporary file is removed and an earlier `path` stays as it was.
+
+    Args:
+        path: the file to write; a link is followed, not replaced.
+
+    Raises:
+        RecipeError: `path` is a folder or a device, the folder cannot be used, or the block wrote
+            nothing. Errors of the block itself pass through untouched.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise RecipeError(f"{path}: is not a regular file; expected a file name to write to")
+    temporary = target.with_name(f".{secrets.token_hex(4)}.tmp-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield temporary
+        _publish(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    A device such as ``/dev/stdout`` cannot be renamed onto and is written directly.
+
+    Raises:
+        RecipeError: the file cannot be written (says where and why).
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            with target.open("wb") as device:
+                device.write(data)
+            return
+        with atomic_path(target) as temporary, temporary.open("xb") as stream:
+            stream.write(data)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    r"""Write `text` to `path` as UTF-8 with ``\n`` line ends, whole or not at all.
+
+    Raises:
+        RecipeError: the file cannot be written (says where and why).
+    """
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Bring the bytes to the disk, rename, and bring the rename to the disk."""
+    if not temporary.is_file():
+        raise RecipeError(f"{target}: nothing was written to its temporary file {temporary}")
+    _sync(temporary, os.O_RDWR)
+    temporary.replace(target)
+    if os.name == "posix":
+        _sync(target.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: str | Path, error: OSError) -> RecipeError:
+    return RecipeError(
+        f"{path}: cannot be written ({error.strerror or error}); "
+        "choose another folder, or free space and rights there"
+    )

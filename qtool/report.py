@@ -1,0 +1,257 @@
+"""The report as data: what a run did and measured, and whether its gates hold (report.json)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
+
+from pydantic import Field, ValidationError, field_validator
+
+from qtool.errors import RecipeError, suggest
+from qtool.report_parts import (
+    Accuracy,
+    Data,
+    DataPart,
+    Gate,
+    Kernels,
+    Latency,
+    Layer,
+    ModelPart,
+    OutputPart,
+    Parity,
+    Part,
+    Size,
+    Stage,
+)
+
+__all__ = [
+    "Accuracy",
+    "Data",
+    "DataPart",
+    "Gate",
+    "Kernels",
+    "Latency",
+    "Layer",
+    "Level",
+    "ModelPart",
+    "OutputPart",
+    "Parity",
+    "Part",
+    "Report",
+    "Size",
+    "Stage",
+    "judge",
+    "judge_parity",
+    "parity_gates",
+    "unit_word",
+    "verdict",
+]
+
+SCHEMA = 1
+PARITY_MAX_LSB = 1
+PARITY_SHARE_OFF = 1e-5
+PARITY_SHARE_OFF_AFTER_FLOAT = 1e-3
+WARN_DROP = 1.0
+ENVIRONMENT_ORDER = ("python", "torch", "onnxruntime", "cpu", "isa")
+
+Level: TypeAlias = Literal["passed", "warning", "not proven", "failed"]
+
+
+class Report(Part):
+    """Everything report.json holds. Keys without a value are absent; a NaN is refused."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    qtool: str
+    command: str
+    seed: int
+    passed: bool
+    model: ModelPart
+    output: OutputPart
+    data: Data = Field(default_factory=Data)
+    accuracy: Accuracy | None = None
+    size: Size | None = None
+    latency: Latency | None = None
+    parity: Parity | None = None
+    kernels: Kernels | None = None
+    layers: list[Layer] = Field(default_factory=list)
+    stages: list[Stage] = Field(default_factory=list)
+    gates: list[Gate] = Field(default_factory=list)
+    environment: dict[str, str | int | list[str]] = Field(default_factory=dict)
+
+    @field_validator("environment")
+    @classmethod
+    def _ordered(cls, facts: dict[str, str | int | list[str]]) -> dict[str, str | int | list[str]]:
+        first = [key for key in ENVIRONMENT_ORDER if key in facts]
+        return {key: facts[key] for key in [*first, *sorted(facts.keys() - set(first))]}
+
+    def to_json(self) -> str:
+        """Return report.json: two-space indent, keys in the schema's order, a final newline."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, place: str | Path) -> Self:
+        """Read a report.json, or the one in a run folder.
+
+        Raises:
+            RecipeError: there is none, it is damaged, or another schema wrote it.
+        """
+        path = Path(place)
+        path = path / "report.json" if path.is_dir() else path
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(
+                f"{path}: no such file; expected a run folder or its report.json "
+                "(qtool ptq and qtool qat write one)"
+            ) from None
+        except OSError as error:
+            raise RecipeError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its rights"
+            ) from error
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise _damaged(path, f"is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise _damaged(path, f"holds a {type(data).__name__}, expected an object")
+        if data.get("schema") != SCHEMA:
+            raise RecipeError(
+                f"{path}: schema {data.get('schema')!r}, expected {SCHEMA}; "
+                "read it with the qtool that wrote it, or run again with this one"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _damaged(path, _first_problem(error)) from error
+
+
+def judge(
+    gates: Mapping[str, float | None],
+    accuracy: Accuracy | None,
+    size: Size | None,
+    latency: Latency | None,
+) -> list[Gate]:
+    """Hold each gate of the recipe against what was measured; a value on the limit passes.
+
+    Args:
+        gates: limits by name (max_drop, min_compression, min_speedup); None means not set.
+        accuracy: judged by its point estimate, not by the interval (see `verdict`).
+        size: of both files.
+        latency: of both files.
+
+    Raises:
+        RecipeError: an unknown gate, or one whose value was not measured.
+    """
+    measured = {
+        "max_drop": (accuracy.drop if accuracy else None, "needs an evaluate section with labels"),
+        "min_compression": (size.compression if size else None, "needs the size of both files"),
+        "min_speedup": (latency.speedup if latency else None, "needs a latency measurement"),
+    }
+    judged = []
+    for name, limit in gates.items():
+        if name not in measured:
+            raise RecipeError(
+                f"gates.{name}: unknown gate{suggest(name, measured)}; known: {', '.join(measured)}"
+            )
+        if limit is None:
+            continue
+        value, need = measured[name]
+        if value is None:
+            raise RecipeError(f"gates.{name}: {limit:g} was asked for, but it {need}; add it")
+        passed = value <= limit if name.startswith("max_") else value >= limit
+        judged.append(Gate(name=name, limit=limit, value=value, passed=passed))
+    return judged
+
+
+def judge_parity(parity: Parity, after_float: bool = False) -> list[Gate]:
+    """Judge the gate that is always on: the file computes what was simulated.
+
+    Args:
+        parity: the measured differences.
+        after_float: a float operator stands between two quantized ones, so rounding may differ on
+            1e-3 of the codes instead of 1e-5.
+    """
+    share = PARITY_SHARE_OFF_AFTER_FLOAT if after_float else PARITY_SHARE_OFF
+    pairs = (("share_off", share, parity.share_off), ("max_lsb", PARITY_MAX_LSB, parity.max_lsb))
+    return [
+        Gate(name=f"parity_{name}", limit=limit, value=value, passed=value <= limit)
+        for name, limit, value in pairs
+    ]
+
+
+def parity_gates(report: Report) -> list[Gate]:
+    """Return the parity gates of a finished report; none where parity was not measured.
+
+    Where `kernels` lists float operators the wider limit holds, as the report does not say which
+    layer follows one.
+    """
+    if report.parity is None or any(gate.name.startswith("parity_") for gate in report.gates):
+        return []
+    return judge_parity(report.parity, after_float=bool(report.kernels and report.kernels.float))
+
+
+def verdict(report: Report) -> tuple[Level, str]:
+    """Return the level and one sentence that a reader can act on.
+
+    "failed" follows `passed`; "not proven" where the max_drop limit lies inside the drop's 95 %
+    interval; "warning" where nothing limits the drop and it is above one point.
+    """
+    drop = report.accuracy.drop if report.accuracy else None
+    limit = next((gate for gate in report.gates if gate.name == "max_drop"), None)
+    open_question = limit is not None and _inside_interval(limit.limit, report.accuracy)
+    if not report.passed:
+        return "failed", _failure(report, open_question)
+    if limit is not None and open_question and report.accuracy and report.accuracy.drop_ci95:
+        lo, hi = report.accuracy.drop_ci95
+        return "not proven", (
+            f"All gates pass, but the max_drop limit {limit.limit:g} lies inside the drop's 95 % "
+            f"interval {lo:.2f} to {hi:.2f}: more evaluation samples would settle it."
+        )
+    if limit is None and drop is not None and drop > WARN_DROP:
+        return "warning", (
+            f"The drop is {drop:.2f} {unit_word(report.accuracy)} and no max_drop gate limits it."
+        )
+    count = len(report.gates)
+    if not count:
+        return "passed", "No gate was set" + _closing(report, drop)
+    lead = "The gate passes" if count == 1 else f"All {count} gates pass"
+    return "passed", lead + _closing(report, drop)
+
+
+def unit_word(accuracy: Accuracy | None) -> str:
+    """Return how a difference in the metric is spoken of: points for "%", else the unit."""
+    unit = accuracy.unit if accuracy else None
+    return "points" if unit in (None, "%") else str(unit)
+
+
+def _inside_interval(limit: float, accuracy: Accuracy | None) -> bool:
+    """Tell whether the interval holds drops on both sides of the limit (on it counts as within)."""
+    if accuracy is None or accuracy.drop_ci95 is None:
+        return False
+    lo, hi = accuracy.drop_ci95
+    return lo <= limit < hi
+
+
+def _failure(report: Report, open_question: bool) -> str:
+    failed = [gate for gate in [*report.gates, *parity_gates(report)] if not gate.passed]
+    if not failed:
+        return "The run did not pass, though every gate listed does: see the notes of its stages."
+    said = ", ".join(f"{gate.name} is {gate.value:.4g}, limit {gate.limit:g}" for gate in failed)
+    doubt = " The max_drop limit lies inside the drop's 95 % interval." if open_question else ""
+    return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {said}.{doubt}"
+
+
+def _closing(report: Report, drop: float | None) -> str:
+    if drop is None:
+        return "; the drop was not measured."
+    return f"; the drop is {drop:.2f} {unit_word(report.accuracy)}."
+
+
+def _damaged(path: Path, what: str) -> RecipeError:
+    return RecipeError(f"{path}: {what}; the report is damaged: run again to write it anew")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in problem["loc"])
+    more = error.error_count() - 1
+    return f"at {where}: {problem['msg']}" + (f" (and {more} more)" if more else "")

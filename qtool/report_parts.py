@@ -1,0 +1,138 @@
+"""The parts of the report: one model for each object in report.json."""
+
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Number: TypeAlias = float  # the built-in's name is a key of the schema, so fields shadow it
+
+
+class Part(BaseModel):
+    """What all parts share: frozen, no unknown keys, only finite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class ModelPart(Part):
+    """The float model that was read."""
+
+    path: str
+    sha256: str
+    parameters: int
+    macs: int | None = None
+
+
+class OutputPart(Part):
+    """The quantized file that was written (or, under `verify`, judged)."""
+
+    path: str
+    sha256: str
+    opset: int
+
+
+class DataPart(Part):
+    """One set of samples: how many were read, and the digest of what was read."""
+
+    count: int
+    sha256: str
+
+
+class Data(Part):
+    """The samples of each use; a use that did not happen is absent."""
+
+    calibration: DataPart | None = None
+    evaluation: DataPart | None = None
+
+
+class Accuracy(Part):
+    """Metric of the float model, the simulation and the file; without `evaluate`, agreement alone.
+
+    `drop` is float - quantized, in the metric's own unit (percentage points for "%").
+    """
+
+    metric: str | None = None
+    unit: str | None = None
+    samples: int
+    float: Number | None = None
+    simulated: Number | None = None
+    quantized: Number | None = None
+    drop: Number | None = None
+    drop_ci95: tuple[Number, Number] | None = None
+    agreement: Number | None = None
+
+
+class Size(Part):
+    """Bytes of both files; `weight_payload_bytes` counts bits, not containers."""
+
+    float_bytes: int
+    quantized_bytes: int
+    compression: Number
+    weight_bits_mean: Number | None = None
+    weight_payload_bytes: int | None = None
+
+
+class Latency(Part):
+    """Medians of paired runs; `speedup` is their ratio."""
+
+    threads: int
+    batch: int
+    float_ms: Number
+    quantized_ms: Number
+    speedup: Number
+    runs: int
+
+
+class Parity(Part):
+    """Integer-exact simulation against the file, layer by layer."""
+
+    samples: int
+    max_lsb: int
+    share_off: Number
+    end_to_end_agreement: Number | None = None
+
+
+class Kernels(Part):
+    """What the runtime executes: counts per operator, sorted by name."""
+
+    integer: dict[str, int] = Field(default_factory=dict)
+    float: dict[str, int] = Field(default_factory=dict)
+    stray_quantize: list[str] = Field(default_factory=list)
+    saturation_risk: bool = False
+
+    @field_validator("integer", "float")
+    @classmethod
+    def _sorted(cls, counts: dict[str, int]) -> dict[str, int]:
+        return dict(sorted(counts.items()))
+
+
+class Layer(Part):
+    """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing."""
+
+    name: str
+    op: str
+    weight_bits: int | Literal["float"] | None = None
+    activation_bits: int | Literal["float", "dynamic"] | None = None
+    granularity: str | None = None
+    sqnr_db: Number | None = None
+    bytes: int | None = None
+
+
+class Stage(Part):
+    """One stage of the pipeline: time, memory, and what it has to say."""
+
+    name: str
+    seconds: Number
+    peak_rss_mb: Number | int | None = None
+    cached: bool = False
+    notes: list[str] = Field(default_factory=list)
+
+
+class Gate(Part):
+    """One limit of the recipe and the value it was held against."""
+
+    name: str
+    limit: Number
+    value: Number
+    passed: bool
