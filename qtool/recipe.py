@@ -1,0 +1,244 @@
+"""The recipe: what a user writes in YAML, read into frozen values with errors that name the line.
+
+``load_recipe`` reads a file, ``recipe_from_options`` builds the defaults for a run without one, and
+``Recipe.dump`` writes the resolved recipe, which runs again as it is.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from qtool.data.section import DataSection
+from qtool.errors import RecipeError
+from qtool.recipe_checks import check_names, check_paths, refuse_later
+from qtool.recipe_errors import explain
+from qtool.recipe_options import make_absolute, override, put, use_data
+from qtool.recipe_yaml import Document, emit, parse
+from qtool.recipe_yaml import Path as KeyPath
+
+Width = Literal[8, "float"]
+
+
+class _Part(BaseModel):
+    """What every part of a recipe has in common: frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Choice(_Part):
+    """A name from a table, with options: ``mse``, or ``{percentile: {q: 0.9999}}``."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, found: Any) -> Any:
+        if isinstance(found, str):
+            return {"name": found}
+        if isinstance(found, Mapping) and len(found) == 1:
+            ((name, options),) = found.items()
+            if options is None or isinstance(options, Mapping):
+                return {"name": name, "options": dict(options or {})}
+        raise ValueError("expected a name, or one name with its options: {name: {option: value}}")
+
+    @model_serializer
+    def _to_yaml(self) -> Any:
+        return {self.name: self.options} if self.options else self.name
+
+    def build(self, table: Mapping[str, Any]) -> Any:
+        """The entry of ``table`` with this name, made with these options."""
+        return table[self.name](**self.options)
+
+
+class Calibrate(DataSection):
+    """The samples that ranges come from, and the calibrator that chooses the grids."""
+
+    method: Choice = Choice(name="mse")
+
+
+class Evaluate(DataSection):
+    """The samples both files are judged on, and the metric."""
+
+    metric: str = "top1"
+
+
+class LayerBits(_Part):
+    """The widths of the layers one pattern matches; an absent width is the recipe's own."""
+
+    weights: Width | None = None
+    activations: Width | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, found: Any) -> Any:
+        if isinstance(found, Mapping):
+            return found
+        return {"weights": found, "activations": found}
+
+
+class Bits(_Part):
+    """Which grids are asked for.
+
+    Attributes:
+        weights: width of the weights.
+        activations: width of the activations.
+        granularity: one weight scale per tensor or per output channel.
+        scheme: how codes map to values.
+        scale: which scales are allowed.
+        layers: pattern -> widths: ``first``, ``last``, ``name:GLOB``, ``op:TYPE``; last match wins.
+    """
+
+    weights: Width = 8
+    activations: Width = 8
+    granularity: Literal["tensor", "channel"] = "channel"
+    scheme: Literal["uniform"] = "uniform"
+    scale: Literal["float"] = "float"
+    layers: dict[str, LayerBits] = Field(default_factory=dict)
+
+
+class Gates(_Part):
+    """Limits that decide the exit code; an absent one is not checked."""
+
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    min_compression: Annotated[float, Field(gt=0)] | None = None
+    min_speedup: Annotated[float, Field(gt=0)] | None = None
+
+
+class Output(_Part):
+    """The form of the file that is written."""
+
+    format: Literal["qdq"] = "qdq"
+    opset: Literal[21] = 21
+    io: Literal["float"] = "float"
+
+
+class Recipe(_Part):
+    """Everything a run is asked to do.
+
+    Attributes:
+        model: the float ONNX file, absolute.
+        target: the runtime's name in configs/targets, or an absolute path.
+        calibrate: data and calibrator.
+        evaluate: data and metric; None: agreement with the float model only.
+        bits: the grids asked for.
+        rewrite: names in order; None: the target's own list.
+        ptq: steps in order.
+        gates: limits for the exit code.
+        output: form of the written file.
+    """
+
+    model: Path
+    target: str = "onnxruntime-cpu"
+    calibrate: Calibrate
+    evaluate: Evaluate | None = None
+    bits: Bits = Bits()
+    rewrite: tuple[str, ...] | None = None
+    ptq: tuple[Choice, ...] = ()
+    gates: Gates = Gates()
+    output: Output = Output()
+
+    _document: Document | None = PrivateAttr(None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds dictionaries
+
+    def dump(self) -> str:
+        """The recipe as YAML with every default written out; it loads again to an equal recipe."""
+        return emit(self.model_dump(mode="json", exclude_none=True))
+
+    def error(self, path: KeyPath, text: str) -> RecipeError:
+        """An error about one key, with its ``file:line``.
+
+        Args:
+            path: the keys down to the value, such as ``("bits", "layers", pattern)``.
+            text: what was found, what was expected, what to do.
+        """
+        document = self._document or Document(None, {}, "recipe")
+        return document.error(path, text)
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+) -> Recipe:
+    """Read a recipe file; command-line options win over it.
+
+    Args:
+        path: the YAML file; paths in it are relative to its folder.
+        overrides: ``key.key=value`` with a YAML value, as in the recipe; ``null`` removes the key.
+        model: replaces the recipe's model; relative to the working directory.
+        data: replaces the data of calibrate and evaluate; relative to the working directory.
+
+    Raises:
+        RecipeError: anything wrong, with file, line, key and a remedy.
+    """
+    name = str(path)
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise RecipeError(
+            f"{name}: cannot read the recipe ({error.strerror}); expected a YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+    document = parse(text, name)
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise document.error((), f"found {found}, expected keys: at least model and calibrate")
+    return _resolve(document, Path(path).absolute().parent, overrides, model, data)
+
+
+def recipe_from_options(
+    model: str | Path, data: str | Path, overrides: Sequence[str] = ()
+) -> Recipe:
+    """The default recipe: calibrate on every second sample of ``data``, evaluate on the others.
+
+    Args:
+        model: the float ONNX file, relative to the working directory.
+        data: a folder of images, or a .npz/.npy file or a folder of them.
+        overrides: as for :func:`load_recipe`.
+    """
+    document = Document({"calibrate": {}, "evaluate": {}}, {}, "command line")
+    return _resolve(document, Path.cwd(), overrides, model, data)
+
+
+def _resolve(
+    document: Document,
+    folder: Path,
+    overrides: Sequence[str],
+    model: str | Path | None,
+    data: str | Path | None,
+) -> Recipe:
+    if model is not None:
+        put(document, ("model",), os.path.abspath(model), f"--model {model}")
+    if data is not None:
+        use_data(document, Path(os.path.abspath(data)), f"--data {data}")
+    for text in overrides:
+        override(document, text)
+    make_absolute(document.data, folder)
+    refuse_later(document)
+    try:
+        recipe = Recipe.model_validate(document.data)
+    except ValidationError as error:
+        raise explain(error, document, Recipe) from error
+    check_names(recipe, document)
+    check_paths(recipe, document)
+    recipe._document = document
+    return recipe

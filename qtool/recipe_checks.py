@@ -1,0 +1,200 @@
+"""What pydantic cannot say about a recipe: features of later versions, names, options, files."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qtool.catalog import KINDS, options_of
+from qtool.errors import RecipeError, suggest
+from qtool.recipe_errors import describe, explain
+from qtool.recipe_yaml import Document, Path
+
+if TYPE_CHECKING:
+    from qtool.recipe import Choice, Recipe
+
+Test = Callable[[Any], bool]
+
+
+def _width(smallest: int) -> Test:
+    return lambda found: type(found) is int and smallest <= found <= 16 and found != 8
+
+
+def _one_of(*words: str) -> Test:
+    return lambda found: found in words
+
+
+def _is_mapping(found: Any) -> bool:
+    return isinstance(found, dict)
+
+
+def _carries_code(found: Any) -> bool:
+    return isinstance(found, str) and found.endswith((".pt", ".pt2", ".pth"))
+
+
+def _anything(found: Any) -> bool:
+    return True
+
+
+_LATER: tuple[tuple[Path, Test, str], ...] = (
+    (
+        ("model",),
+        _is_mapping,
+        "torch models are not in this version; export it to ONNX and name that file",
+    ),
+    (
+        ("model",),
+        _carries_code,
+        "torch models are not in this version; export it to ONNX and name that file",
+    ),
+    (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
+    (
+        ("evaluate", "metric"),
+        lambda found: isinstance(found, str) and ":" in found,
+        "metrics of your own are not in this version; name one of `qtool list metrics`",
+    ),
+    (("bits", "weights"), _width(1), "only 8 and float are in this version"),
+    (("bits", "activations"), _width(2), "only 8 and float are in this version"),
+    (("bits", "activations"), _one_of("dynamic"), "dynamic is not in this version; use 8 or float"),
+    (
+        ("bits", "granularity"),
+        lambda found: isinstance(found, dict) and "block" in found,
+        "blocks are not in this version; use tensor or channel",
+    ),
+    (("bits", "scheme"), _one_of("kmeans", "binary", "ternary"), "only uniform is in this version"),
+    (
+        ("bits", "scale"),
+        _one_of("power_of_two", "fixed_point", "double_shift"),
+        "only float is in this version",
+    ),
+    (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
+    (("qat",), _anything, "`qtool qat` is not in this version; remove the section"),
+    (("output", "format"), _one_of("qoperator", "qonnx"), "only qdq is in this version"),
+    (("output", "io"), _one_of("quantized"), "only float is in this version"),
+)
+
+
+def refuse_later(document: Document) -> None:
+    """Refuse what the recipe format names and this version cannot do, rather than ignore it.
+
+    Raises:
+        RecipeError: with the place and what to write instead.
+    """
+    tests = list(_LATER)
+    layers = _get(document.data, ("bits", "layers"))
+    for pattern, widths in layers.items() if isinstance(layers, dict) else ():
+        path: Path = ("bits", "layers", pattern)
+        kinds = [(*path, key) for key in widths] if isinstance(widths, dict) else [path]
+        tests += [(kind, _width(1), "only 8 and float are in this version") for kind in kinds]
+    for path, test, text in tests:
+        found = _get(document.data, path)
+        if found is not None and test(found):
+            shown = "" if test is _anything else f"found {describe(found)}; "
+            raise document.error(path, shown + text)
+
+
+def _get(data: Any, path: Path) -> Any:
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data
+
+
+def check_names(recipe: "Recipe", document: Document) -> None:
+    """Check every name against its table, and every option against its entry.
+
+    Raises:
+        RecipeError: unknown name or option, with the closest one that exists; gates that need data.
+    """
+    _choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
+    for i, step in enumerate(recipe.ptq):
+        _choice(step, "ptq", ("ptq", i), document)
+    for i, name in enumerate(recipe.rewrite or ()):
+        _name(name, "rewrites", ("rewrite", i), document)
+    if not recipe.target.endswith((".yaml", ".yml")):
+        _name(recipe.target, "targets", ("target",), document)
+    if recipe.evaluate is not None:
+        _name(recipe.evaluate.metric, "metrics", ("evaluate", "metric"), document)
+    elif recipe.gates.max_drop is not None:
+        raise document.error(
+            ("gates", "max_drop"), "needs accuracy, but the recipe has no `evaluate`; add it"
+        )
+    for pattern in recipe.bits.layers:
+        _pattern(pattern, document)
+
+
+def _pattern(pattern: str, document: Document) -> None:
+    kind, _, rest = pattern.partition(":")
+    if pattern in ("first", "last") or (kind in ("name", "op") and rest):
+        return
+    hint = suggest(pattern, ("first", "last"))
+    raise document.error(
+        ("bits", "layers", pattern),
+        f'not a layer pattern; expected first, last, "name:GLOB" or "op:TYPE"{hint}',
+    )
+
+
+def _choice(choice: "Choice", kind: str, path: Path, document: Document) -> None:
+    entry = _name(choice.name, kind, path, document)
+    path = (*path, choice.name)
+    known = [option.name for option in options_of(entry)]
+    for name in choice.options:
+        if name not in known:
+            have = f"it has {', '.join(known)}" if known else "it has none"
+            text = f"unknown option of {choice.name}{suggest(name, known)}"
+            raise document.error((*path, name), f"{text} ({have})")
+    if not known:
+        return
+    try:
+        TypeAdapter(entry).validate_python(choice.options)
+    except ValidationError as error:
+        raise _explain_options(error, choice, path, document) from error
+
+
+def _explain_options(
+    error: ValidationError, choice: "Choice", path: Path, document: Document
+) -> RecipeError:
+    from pydantic import BaseModel
+
+    places = {
+        p[len(path) :]: where for p, where in document.places.items() if p[: len(path)] == path
+    }
+    local = Document(dict(choice.options), places, document.place(path))
+    text = str(explain(error, local, BaseModel))
+    return RecipeError(text)
+
+
+def _name(name: str, kind: str, path: Path, document: Document) -> Any:
+    table: Mapping[str, Any] = KINDS[kind]()
+    if name in table:
+        return table[name]
+    if not table:
+        raise document.error(path, f'found "{name}", but this version has no {kind} yet; remove it')
+    hint = suggest(name, table)
+    raise document.error(path, f'found "{name}", expected one of {", ".join(sorted(table))}{hint}')
+
+
+def check_paths(recipe: "Recipe", document: Document) -> None:
+    """Check that every file and folder the recipe names is there.
+
+    Raises:
+        RecipeError: with the place and the absolute path that was looked for.
+    """
+    wanted: list[tuple[Path, str | None]] = [(("model",), str(recipe.model))]
+    if recipe.target.endswith((".yaml", ".yml")):
+        wanted.append((("target",), recipe.target))
+    for name, section in (("calibrate", recipe.calibrate), ("evaluate", recipe.evaluate)):
+        if section is None:
+            continue
+        wanted += [((name, "images"), section.images), ((name, "labels"), section.labels)]
+        if section.arrays is not None:
+            wanted.append(((name, "arrays"), section.arrays.path))
+        if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
+            wanted.append(((name, "preprocess"), section.preprocess))
+    for path, file in wanted:
+        if file is not None and not FilePath(file).exists():
+            raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
+    if recipe.model.is_dir():
+        raise document.error(("model",), f'"{recipe.model}" is a folder; expected an ONNX file')

@@ -1,0 +1,85 @@
+"""Command-line options and paths, put into a recipe's plain data before it is checked."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Any
+
+from qtool.data.preprocess import is_path
+from qtool.errors import RecipeError
+from qtool.recipe_yaml import Document, Path, parse
+
+READER_KEYS = ("images", "arrays", "labels", "take")
+PATH_KEYS = ("images", "arrays", "labels", "preprocess")
+_NAMED: dict[str, Callable[[str], bool]] = {
+    "preprocess": is_path,
+    "target": lambda found: found.endswith((".yaml", ".yml")),
+}  # these may be a name instead; the function says when it is a path
+
+
+def put(document: Document, path: Path, value: Any, place: str) -> None:
+    """Set one value, making the mappings above it; ``None`` removes the key."""
+    parent = document.data
+    for depth, key in enumerate(path[:-1], start=1):
+        if not isinstance(parent.get(key), dict):
+            if isinstance(parent.get(key), list):
+                raise RecipeError(f"{place}: {key} is a list; set it whole: {key}=[...]")
+            document.forget(path[:depth])
+            document.places[path[:depth]] = place
+            parent[key] = {}
+        parent = parent[key]
+    document.forget(path)
+    parent.pop(path[-1], None)
+    if value is not None:
+        parent[path[-1]] = value
+        document.places[path] = place
+
+
+def use_data(document: Document, data: FilePath, place: str) -> None:
+    """Point calibrate and evaluate at ``data``; with both, they take alternate samples."""
+    both = isinstance(document.data.get("evaluate"), dict)
+    kind = "arrays" if _holds_arrays(data) else "images"
+    for offset, name in enumerate(("calibrate", "evaluate") if both else ("calibrate",)):
+        for key in READER_KEYS:
+            put(document, (name, key), None, place)
+        put(document, (name, kind), str(data), place)
+        if both:
+            put(document, (name, "take"), {"every": 2, "offset": offset}, place)
+
+
+def _holds_arrays(data: FilePath) -> bool:
+    if data.is_dir():
+        return any(p.suffix in (".npz", ".npy") for p in data.iterdir())
+    return data.suffix in (".npz", ".npy")
+
+
+def override(document: Document, text: str) -> None:
+    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes."""
+    place = f"--set {text}"
+    key, equals, value = text.partition("=")
+    quoted = key.split('"')
+    words: list[str] = []
+    for i, piece in enumerate(quoted):
+        words += [piece] if i % 2 else [w for w in piece.strip(".").split(".") if w]
+    if not equals or not words or len(quoted) % 2 == 0:
+        raise RecipeError(f"{place}: expected key=value, such as bits.weights=8")
+    put(document, tuple(words), parse(value, place).data, place)
+
+
+def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
+    """Resolve every relative path against the recipe's folder, in place."""
+
+    def resolve(section: Any, key: str) -> None:
+        found = section.get(key) if isinstance(section, dict) else None
+        names = _NAMED.get(key)
+        if isinstance(found, str) and found and (names is None or names(found)):
+            section[key] = os.path.abspath(folder / FilePath(found).expanduser())
+
+    for key in ("model", "target"):
+        resolve(data, key)
+    for name in ("calibrate", "evaluate"):
+        section = data.get(name)
+        for key in PATH_KEYS:
+            resolve(section, key)
+        if isinstance(section, dict):
+            resolve(section.get("arrays"), "path")

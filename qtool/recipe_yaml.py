@@ -1,0 +1,273 @@
+"""YAML in and out for recipes: every value keeps the line it came from, and nothing is executed.
+
+Scalars follow the YAML 1.2 core schema: only ``true`` and ``false`` are booleans, ``1e-3`` is a
+number, dates and ``yes`` are text. Anchors, aliases and merge keys work; tags beyond the core ones,
+duplicate keys and alias bombs are errors.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import yaml
+
+from qtool.errors import RecipeError
+
+Path = tuple[str | int, ...]
+
+MAX_CHARACTERS = 256 * 1024
+MAX_NODES = 10_000  # values after aliases are expanded; a long recipe has about 100
+MAX_DEPTH = 40
+
+_CORE = "tag:yaml.org,2002:"
+_PLAIN = {
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    "int": (re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$"), "-+0123456789"),
+    "float": (
+        re.compile(
+            r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?"
+            r"|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+        ),
+        "-+.0123456789",
+    ),
+    "null": (re.compile(r"^(?:null|Null|NULL|~|)$"), ["n", "N", "~", ""]),
+    "merge": (re.compile(r"^<<$"), "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2 scalars."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper that quotes exactly what :class:`_Loader` would misread."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write repeated values out, so that the file reads without anchors."""
+        return True
+
+
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"{_CORE}{_name}", _pattern, list(_first))
+    _Dumper.add_implicit_resolver(f"{_CORE}{_name}", _pattern, list(_first))
+
+
+@dataclass
+class Document:
+    """Plain data and where each part of it was written.
+
+    Attributes:
+        data: dictionaries, lists, strings, numbers, booleans and None.
+        places: path of keys -> ``file:line`` (or the command-line option that set it).
+        name: what to call the whole, for parts that have no line.
+    """
+
+    data: Any
+    places: dict[Path, str]
+    name: str
+
+    def place(self, path: Path) -> str:
+        """The place of ``path``, or of its nearest parent that has one."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return self.name
+
+    def error(self, path: Path, text: str) -> RecipeError:
+        """An error that starts with the place and the key path."""
+        return RecipeError(": ".join(p for p in (self.place(path), dotted(path), text) if p))
+
+    def forget(self, path: Path) -> None:
+        """Drop the places of ``path`` and below: another source has replaced the value."""
+        for old in [p for p in self.places if p[: len(path)] == path]:
+            del self.places[old]
+
+
+def dotted(path: Path) -> str:
+    """A path of keys as the user would write it after ``--set``; list positions in brackets."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
+    return text
+
+
+def parse(text: str, name: str) -> Document:
+    """Read one YAML document.
+
+    Args:
+        text: the YAML.
+        name: the file's name as the user wrote it, or the option, for messages.
+
+    Returns:
+        The data with a place for every key and list item.
+
+    Raises:
+        RecipeError: not YAML, duplicate keys, foreign tags, or expansion without end.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise RecipeError(f"{name}: found {len(text)} characters, expected a recipe (<= 256 KB)")
+    try:
+        node = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise RecipeError(f"{name}{_line(mark)}: {_explain(error)}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(
+            f"{name}:{line}: found the control character #x{error.character:04x}; remove it"
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise RecipeError(f"{name}: not readable as YAML ({error}); nest less deeply") from error
+    if node is None:
+        return Document(None, {(): f"{name}:1"}, name)
+    reader = _Reader(name)
+    data = reader.value(node, ())
+    return Document(data, reader.places, name)
+
+
+def emit(data: Any) -> str:
+    """Write plain data as YAML that :func:`parse` reads back to the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _line(mark: yaml.Mark | None) -> str:
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "unknown problem"
+    if "\\t" in problem:
+        return "found a tab in the indentation; use spaces"
+    if "but found another document" in problem:
+        return 'found a second document ("---"), expected one; keep one recipe per file'
+    context = f"{error.context}: " if error.context else ""
+    return f"not valid YAML: {context}{problem}"
+
+
+@dataclass
+class _Reader:
+    """Walks composed nodes; counts them, so that aliases cannot expand without end."""
+
+    name: str
+    places: dict[Path, str] = field(default_factory=dict)
+    nodes: int = 0
+    open: list[yaml.Node] = field(default_factory=list)
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        """The plain value of ``node``; notes its line under ``path``."""
+        self.places.setdefault(path, self.line(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CORE}seq":
+            with self.inside(node, path):
+                return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        """A mapping with its merge keys resolved; its own keys win over merged ones."""
+        own: list[tuple[str, yaml.Node, yaml.Node]] = []
+        result: dict[str, Any] = {}
+        seen: dict[str, int] = {}
+        with self.inside(node, path):
+            for key, value in node.value:
+                word = self.key(key, path)
+                if word in seen:
+                    first = f"first on line {seen[word]}"
+                    raise self.error(key, (*path, word), f"duplicate key, {first}; keep one")
+                seen[word] = key.start_mark.line + 1
+                if key.tag == f"{_CORE}merge":
+                    for other in self.merged(value, path):
+                        result = self.mapping(other, path) | result
+                else:
+                    own.append((word, key, value))
+            for word, key, value in own:
+                self.places[(*path, word)] = self.line(key)
+                result[word] = self.value(value, (*path, word))
+        return result
+
+    @contextmanager
+    def inside(self, node: yaml.Node, path: Path) -> Iterator[None]:
+        """Count a collection on the way in; refuse one that holds itself."""
+        self.nodes += 1 + len(node.value)
+        if node in self.open:
+            raise self.error(node, path[:3], "an alias refers to itself; write the values out")
+        if self.nodes > MAX_NODES or len(self.open) >= MAX_DEPTH:
+            raise self.error(
+                node,
+                path[:3],
+                f"aliases or nesting expand beyond {MAX_NODES} values or {MAX_DEPTH} levels; "
+                "write the values out",
+            )
+        self.open.append(node)
+        yield
+        self.open.pop()
+
+    def merged(self, node: yaml.Node, path: Path) -> Iterator[yaml.MappingNode]:
+        """The mappings behind one ``<<``."""
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for item in items:
+            if not isinstance(item, yaml.MappingNode):
+                raise self.error(
+                    node, (*path, "<<"), "found no mapping to merge; expected an alias to one"
+                )
+            yield item
+
+    def key(self, node: yaml.Node, path: Path) -> str:
+        """A key, which must be a word."""
+        tag = node.tag.rpartition(":")[2]
+        if not isinstance(node, yaml.ScalarNode) or tag not in ("str", "merge"):
+            found = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            raise self.error(node, path, f"found {found} as a key, expected a word")
+        return str(node.value)
+
+    def scalar(self, node: yaml.Node, path: Path) -> Any:
+        """A string, number, boolean or None."""
+        make = _SCALARS.get(node.tag) if isinstance(node, yaml.ScalarNode) else None
+        if make is None:
+            raise self.error(
+                node, path, f'found the tag "{node.tag}", which recipes do not allow; remove it'
+            )
+        try:
+            return make(node.value)
+        except ValueError as error:
+            raise self.error(node, path, f'found "{node.value[:40]}" ({error})') from error
+
+    def error(self, node: yaml.Node, path: Path, text: str) -> RecipeError:
+        """An error at ``node``'s own line."""
+        return RecipeError(": ".join(p for p in (self.line(node), dotted(path), text) if p))
+
+    def line(self, node: yaml.Node) -> str:
+        """``file:line`` of ``node``."""
+        return f"{self.name}{_line(node.start_mark)}"
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
+def _integer(text: str) -> int:
+    return int(text, 16) if text.lower().startswith("0x") else int(text)
+
+
+def _number(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: dict[str, Any] = {
+    f"{_CORE}str": str,
+    f"{_CORE}bool": _boolean,
+    f"{_CORE}int": _integer,
+    f"{_CORE}float": _number,
+    f"{_CORE}null": lambda text: None,
+}
