@@ -1,0 +1,55 @@
+# Thin: every target works alone on a fresh clone, and CI (.ci/run) calls the same words.
+
+PYTHON ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+READY := .venv/.ready
+RUN ?= runs/digits-int8
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check bench size clean
+
+help:                       ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
+
+# torch's CPU build (200 MB, not gigabytes) has an index of its own: used where it answers.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	index=; ! $(PYTHON) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
+	    $(TORCH_INDEX)/torch/ 2>/dev/null || index='--extra-index-url $(TORCH_INDEX)'; \
+	$(BIN)/python -m pip install -q -c constraints.txt $$index torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+recipes/digits/data: | $(READY)
+	$(BIN)/python recipes/digits/prepare.py
+
+demo: $(READY) recipes/digits/data  ## quantize the digits network, print the table
+	$(BIN)/qtool ptq --recipe recipes/digits/int8.yaml --out $(RUN)
+	@echo "HTML report: $(abspath $(RUN))/report.html"
+
+test: $(READY)              ## the fast tests (under a minute)
+	$(BIN)/python -m pytest
+
+slow: $(READY)              ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)             ## formatting, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 0 tests/architecture
+
+bench: $(READY)             ## the tables of benchmarks/; needs QTOOL_DATA, a folder of networks and data
+	@test -d "$$QTOOL_DATA" || { \
+	    echo 'bench: set QTOOL_DATA to the folder of networks and data sets (see benchmarks/)' >&2; \
+	    exit 2; }
+	@set -e; for script in $$(grep -l '__main__' benchmarks/*.py); do \
+	    echo "== $$script"; $(BIN)/python "$$script"; done
+
+size:                       ## lines per file, longest functions
+	@$(PYTHON) tests/architecture/source.py
+
+clean:                      ## remove what runs and tests leave behind; the environment stays
+	rm -rf runs build dist recipes/digits/data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find qtool tests recipes benchmarks -name __pycache__ -prune -exec rm -rf {} +
