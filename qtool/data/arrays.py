@@ -1,0 +1,232 @@
+"""The arrays reader: samples saved as .npy, .npz, or a folder of .npz files."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from qtool.data.dataset import Batch, Dataset, InputSpec, cast, show_shape
+from qtool.data.npz import Column, read_columns
+from qtool.data.section import Arrays, DataSection
+from qtool.errors import DataError
+
+LABEL_NAMES = ("label", "labels", "y", "target")
+"""Array names taken for the labels where the recipe names none, first match first."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Rows of arrays in one or several files.
+
+    Attributes:
+        files: for each file, model input name to array.
+        ends: for each file, the position after its last row.
+        specs: the model's inputs by name.
+        known: digests by position, filled as they are asked for.
+        opened: the values of the file read last, by file number.
+    """
+
+    files: tuple[Mapping[str, Column], ...]
+    ends: tuple[int, ...]
+    specs: Mapping[str, InputSpec]
+    known: dict[int, str] = field(default_factory=dict)
+    opened: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
+        """Yield batches of at most ``size`` rows, in order."""
+        for start in range(0, len(positions), size):
+            yield self._rows(positions[start : start + size])
+
+    def digest(self, position: int) -> str:
+        """The sha256 over the row of every input, by input name, as the model gets it."""
+        if position not in self.known:
+            total = hashlib.sha256()
+            for name, rows in sorted(self._rows([position]).items()):
+                total.update(f"{name} {rows.dtype} {rows.shape}".encode())
+                total.update(np.ascontiguousarray(rows).tobytes())
+            self.known[position] = total.hexdigest()
+        return self.known[position]
+
+    def name(self, position: int) -> str:
+        """A row as messages name it, such as ``f.npz[12]``."""
+        number, row = self._place(position)
+        return f"{next(iter(self.files[number].values())).path.name}[{row}]"
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The file number and the row in it."""
+        number = bisect_right(self.ends, position)
+        return number, position - (self.ends[number - 1] if number else 0)
+
+    def _values(self, number: int) -> dict[str, np.ndarray]:
+        """One file's arrays; only the last file's are kept."""
+        if number not in self.opened:
+            self.opened.clear()
+            columns = self.files[number].items()
+            self.opened[number] = {name: column.values() for name, column in columns}
+        return self.opened[number]
+
+    def _rows(self, positions: Sequence[int]) -> Batch:
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.specs}
+        places = [self._place(position) for position in positions]
+        start = 0
+        while start < len(places):
+            number = places[start][0]
+            stop = start
+            while stop < len(places) and places[stop][0] == number:
+                stop += 1
+            rows = [row for _, row in places[start:stop]]
+            for name, values in self._values(number).items():
+                parts[name].append(np.asarray(values[rows]))
+            start = stop
+        return {name: self._fit(name, rows, positions) for name, rows in parts.items()}
+
+    def _fit(self, name: str, parts: list[np.ndarray], positions: Sequence[int]) -> np.ndarray:
+        """Join, cast and check one input's rows."""
+        spec = self.specs[name]
+        shapes = {rows.shape[1:] for rows in parts}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{self.name(positions[0])}..{self.name(positions[-1])}: rows for `{name}` have "
+                f"the shapes {sorted(shapes)}; expected one shape per batch: pad them"
+            )
+        rows = cast(np.concatenate(parts), spec, self.name(positions[0]))
+        if rows.dtype.kind == "f":
+            finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+            if not finite.all():
+                bad = positions[int(np.argmin(finite))]
+                raise DataError(
+                    f"{self.name(bad)}: the values for `{name}` hold NaN or Inf (as {rows.dtype}); "
+                    "expected finite numbers: repair or remove the sample"
+                )
+        return rows
+
+
+def open_arrays(
+    section: DataSection, inputs: Mapping[str, InputSpec], workers: int | None
+) -> Dataset:
+    """Open saved arrays for the model's inputs; ``workers`` has no use here.
+
+    Raises:
+        DataError: a file is missing or damaged, an input has no array, or shapes do not fit.
+    """
+    assert section.arrays is not None  # the section chose this reader
+    given = section.arrays
+    files = [read_columns(path) for path in _files(Path(given.path))]
+    mapping, label, notes = _match(given, files[0], inputs)
+    ends: list[int] = []
+    for columns in files:
+        ends.append(_rows_of(columns, mapping, label, inputs))
+    ends = list(accumulate(ends))
+    source = ArraySource(
+        tuple({name: columns[array] for name, array in mapping.items()} for columns in files),
+        tuple(ends),
+        inputs,
+    )
+    chosen, more = section.choose(ends[-1])
+    labels = None
+    if label is not None:
+        labels = np.concatenate([np.asarray(columns[label].values()) for columns in files])[chosen]
+    names = tuple(source.name(position) for position in chosen)
+    return Dataset(names, source, tuple(chosen), labels, None, notes + more)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the .npz files of a folder, sorted."""
+    if path.is_dir():
+        found = sorted(file for file in path.glob("*.npz") if not file.name.startswith("."))
+        if not found:
+            raise DataError(f"{path}: the folder holds no .npz file; expected one batch per file")
+        return found
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder; correct `arrays`")
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise DataError(f"{path}: expected a .npy or .npz file, or a folder of .npz files")
+    return [path]
+
+
+def _listing(columns: Mapping[str, Column]) -> str:
+    return ", ".join(
+        f"{name or '(the array)'} {column.dtype} {show_shape(column.shape)}"
+        for name, column in columns.items()
+    )
+
+
+def _match(
+    given: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
+) -> tuple[dict[str, str], str | None, tuple[str, ...]]:
+    """Which array feeds which input, which is the label, and what to announce."""
+    for name in given.inputs:
+        if name not in inputs:
+            raise DataError(
+                f"arrays.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
+            )
+    asked = [*given.inputs.values(), *([given.label] if given.label else [])]
+    for array in asked:
+        if array not in columns:
+            raise DataError(f"{given.path}: holds no array `{array}`; found {_listing(columns)}")
+    mapping = {
+        name: given.inputs.get(name, name)
+        for name in inputs
+        if name in given.inputs or name in columns
+    }
+    taken = set(mapping.values())
+    notes: list[str] = []
+    label = given.label
+    if label is None:
+        label = next((name for name in LABEL_NAMES if name in columns and name not in taken), None)
+        if label is not None:
+            notes.append(f"array `{label}` taken for the labels")
+    open_inputs = [name for name in inputs if name not in mapping]
+    spare = [
+        name
+        for name, column in columns.items()
+        if name not in taken and name != label and column.dtype.kind == "f"
+    ]
+    if len(open_inputs) == 1 and (len(spare) == 1 or list(columns) == [""]):
+        mapping[open_inputs[0]] = spare[0] if spare else ""
+        shown = f"array `{spare[0]}`" if spare and spare[0] else f"the array of {given.path}"
+        notes.append(f"{shown} taken for the input `{open_inputs[0]}`")
+    elif open_inputs:
+        wanted = ", ".join(inputs[name].describe() for name in open_inputs)
+        raise DataError(
+            f"{given.path}: no array for the model's input {wanted}; found {_listing(columns)}: "
+            f"set `arrays: {{path: .., inputs: {{{open_inputs[0]}: ARRAY}}}}`"
+        )
+    return mapping, label, tuple(notes)
+
+
+def _rows_of(
+    columns: Mapping[str, Column],
+    mapping: Mapping[str, str],
+    label: str | None,
+    inputs: Mapping[str, InputSpec],
+) -> int:
+    """Check one file's arrays against the inputs and each other; return how many rows it has."""
+    path = next(iter(columns.values())).path if columns else Path()
+    rows: dict[str, int] = {}
+    for name, array in [*mapping.items(), *([("", label)] if label is not None else [])]:
+        column = columns.get(array)
+        if column is None:
+            raise DataError(f"{path}: holds no array `{array}`, which the first file has")
+        if not column.shape:
+            raise DataError(f"{column.name}: is a single number; expected a leading sample axis")
+        if name and not inputs[name].fits(column.shape[1:]):
+            raise DataError(
+                f"{column.name}: has shape {show_shape(column.shape)}; expected that of the "
+                f"model's input {inputs[name].describe()}, the sample axis first"
+            )
+        rows[array] = column.shape[0]
+    if len(set(rows.values())) != 1:
+        lengths = ", ".join(f"{array or 'the array'} {count}" for array, count in rows.items())
+        raise DataError(
+            f"{path}: the arrays have different numbers of rows ({lengths}); expected one row per "
+            "sample in each"
+        )
+    count = next(iter(rows.values()))
+    if count == 0:
+        raise DataError(f"{path}: the arrays have no rows; expected at least one sample")
+    return count

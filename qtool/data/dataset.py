@@ -1,0 +1,232 @@
+"""A dataset: named samples in a fixed order, fetched in batches as they are needed."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from qtool.errors import DataError
+
+Batch = dict[str, np.ndarray]
+"""Model input names (and "label" where there are labels) to arrays with a leading sample axis."""
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A model input as the data must fit it.
+
+    Attributes:
+        name: the input's name.
+        shape: its dimensions, the batch first; a string or None is dynamic.
+        dtype: numpy's name of its element type, such as "float32" or "int64".
+    """
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size, or None where it is dynamic."""
+        first = self.shape[0] if self.shape else None
+        return first if isinstance(first, int) else None
+
+    def fits(self, sample: Sequence[int]) -> bool:
+        """Whether one sample's shape (without the batch axis) fits; dynamic dimensions do."""
+        wanted = self.shape[1:]
+        return len(sample) == len(wanted) and all(
+            not isinstance(want, int) or want == have
+            for want, have in zip(wanted, sample, strict=True)
+        )
+
+    def describe(self) -> str:
+        """The input as messages show it, such as ``input float32 [N, 3, 224, 224]``."""
+        return f"`{self.name}` {self.dtype} {show_shape(self.shape)}"
+
+
+def show_shape(shape: Sequence[int | str | None]) -> str:
+    """A shape as messages show it; a dynamic dimension is its name or ``?``."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """Give rows the model input's dtype where no value can change beyond rounding.
+
+    Floats become other floats, integers other integers that hold every value, small integers
+    floats; anything else is refused.
+
+    Raises:
+        DataError: the dtypes do not fit, or a value does not.
+    """
+    remedy = f"save the array as {spec.dtype}"
+    try:
+        wanted = np.dtype(spec.dtype)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: the model's input `{spec.name}` is {spec.dtype}, which numpy data cannot "
+            "be; expected float16, float32, float64, bool or an integer type: convert the model"
+        ) from error
+    have = rows.dtype
+    both_integers = have.kind in "iu" and wanted.kind in "iu"
+    if not (np.can_cast(have, wanted, "safe") or have.kind == wanted.kind == "f" or both_integers):
+        raise DataError(
+            f"{where}: found {have}, but the model's input `{spec.name}` is {wanted}; {remedy}"
+        )
+    with np.errstate(over="ignore"):  # a float that overflows becomes inf, which is refused later
+        given = rows.astype(wanted, copy=False)
+    if both_integers and not np.array_equal(given, rows):
+        raise DataError(
+            f"{where}: values {rows.min()}..{rows.max()} do not fit {wanted}, the type of the "
+            f"model's input `{spec.name}`; {remedy}"
+        )
+    return given
+
+
+class Source(Protocol):
+    """Where a dataset's samples come from; positions count the source's own samples."""
+
+    def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
+        """Yield the model inputs at the positions in order, ``size`` rows at a time."""
+
+    def digest(self, position: int) -> str:
+        """The sha256 of one sample's content; computed once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples in a fixed order. Nothing is read before it is asked for.
+
+    Attributes:
+        names: one name per sample, such as ``cat/003.png`` or ``f.npz[12]``.
+        source: fetches samples by position.
+        positions: each sample's position in the source.
+        labels: one label per sample, [count] integers for classification, or None.
+        classes: class names by label, or None.
+        notes: what was assumed or announced while opening, for the report.
+    """
+
+    names: tuple[str, ...]
+    source: Source
+    positions: tuple[int, ...]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return len(self.names)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield every sample once, in order, ``size`` rows a batch; the last may be shorter.
+
+        Memory does not depend on ``count``. Closing the iterator early ends its helpers.
+
+        Raises:
+            DataError: a sample cannot be read, does not fit the model, or is not finite.
+        """
+        if size < 1:
+            raise ValueError(f"batch size is {size}; expected 1 or more")
+        start = 0
+        with closing(self.source.stream(self.positions, size)) as stream:  # type: ignore[type-var]
+            for batch in stream:
+                rows = len(next(iter(batch.values())))
+                if self.labels is not None:
+                    batch[LABEL] = self.labels[start : start + rows]
+                start += rows
+                yield batch
+
+    def padded(self, size: int) -> Iterator[tuple[Batch, int]]:
+        """Yield ``(batch, valid)`` for a model with a fixed batch: every batch has ``size`` rows.
+
+        The last batch repeats its last row; only the first ``valid`` rows are samples, so trim
+        outputs with ``[:valid]``.
+        """
+        with closing(self.batches(size)) as stream:  # type: ignore[type-var]
+            for batch in stream:
+                valid = len(next(iter(batch.values())))
+                if valid < size:
+                    missing = size - valid
+                    batch = {
+                        name: np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+                        for name, rows in batch.items()
+                    }
+                yield batch, valid
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
+        """The samples at these indices (0..count-1), in this order."""
+        chosen = [int(index) for index in indices]
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            positions=tuple(self.positions[index] for index in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def digests(self) -> tuple[str, ...]:
+        """Each sample's sha256 over its content (file bytes, or row bytes); labels not included."""
+        return tuple(self.source.digest(position) for position in self.positions)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over the sample digests in order, and over the labels where there are any."""
+        total = hashlib.sha256("\n".join(self.digests()).encode())
+        if self.labels is not None:
+            total.update(np.ascontiguousarray(self.labels).tobytes())
+        return total.hexdigest()
+
+
+def split(dataset: Dataset, held_out: int | float, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide into (rest, held out); both keep the dataset's order.
+
+    Where there are class labels, every class gives its share, as evenly as whole samples allow.
+
+    Args:
+        dataset: what to divide; at least 2 samples.
+        held_out: how many samples to hold out, or a fraction between 0 and 1.
+        seed: fixes the choice.
+
+    Raises:
+        DataError: one of the two parts would be empty.
+    """
+    wanted = round(held_out * dataset.count) if isinstance(held_out, float) else held_out
+    if not 0 < wanted < dataset.count:
+        raise DataError(
+            f"found {dataset.count} samples, of which {wanted} are to be held out; expected at "
+            "least one sample on either side: give more data"
+        )
+    order = np.random.default_rng(seed).permutation(dataset.count)
+    labels = dataset.labels
+    if labels is not None and labels.ndim == 1:
+        order = order[np.argsort(_share(labels[order]), kind="stable")]
+    held = np.sort(order[:wanted])
+    rest = np.sort(order[wanted:])
+    return dataset.take(rest), dataset.take(held)
+
+
+def _share(labels: np.ndarray) -> np.ndarray:
+    """For each sample, the share of its class that comes at or before it: (rank + 1/2) / size."""
+    share = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return share
+
+
+def drop_overlap(calibration: Dataset, evaluation: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """Remove from calibration every sample whose content also occurs in evaluation.
+
+    Returns:
+        The remaining calibration samples, and the names of those dropped (in order).
+    """
+    seen = set(evaluation.digests())
+    overlap = [digest in seen for digest in calibration.digests()]
+    kept = [index for index, same in enumerate(overlap) if not same]
+    dropped = tuple(name for name, same in zip(calibration.names, overlap, strict=True) if same)
+    return calibration.take(kept), dropped

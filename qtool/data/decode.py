@@ -1,0 +1,168 @@
+"""Image files to pixels: one file, and many in order on a few threads.
+
+Threads, not processes: Pillow releases the interpreter lock while it decodes, converts and
+resizes, so two threads decode twice as fast as one, start at once and leave nothing behind.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qtool.data.preprocess import Preprocess
+from qtool.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""The image formats read. Vector formats are left out: Pillow hands them to outside programs."""
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
+)
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+MAX_WORKERS = 16
+
+
+def default_workers() -> int:
+    """One thread per usable core, at most 16; none on a single core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if not cores or cores == 1 else min(cores, MAX_WORKERS)
+
+
+def decode(path: Path, how: Preprocess) -> np.ndarray:
+    """Decode, convert, resize and crop one image.
+
+    Returns:
+        Pixels uint8 [H, W, C]; C is 1 for gray, else 3 in RGB order.
+
+    Raises:
+        DataError: the file is no image, is damaged, is too large, or is smaller than the crop.
+    """
+    image = _open(path, how.color == "gray")
+    if how.resize is not None:
+        image = _resize(image, how)
+    if how.crop is not None:
+        image = _crop(image, how.crop, path)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """The (height, width) that an image's header states; pixels are not decoded."""
+    with _header(path) as image:
+        return image.height, image.width
+
+
+def _header(path: Path) -> "Image":
+    """Open the file and check what its header says."""
+    from PIL import Image
+
+    too_large = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty, expected an image; remove or replace it")
+        image = Image.open(path, formats=FORMATS)
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError
+    except DataError:
+        raise
+    except too_large as error:
+        raise DataError(
+            f"{path}: the image states more than {limit} pixels, expected an ordinary picture; "
+            "remove it, or scale it down if it is real"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: the content is no image; expected one of {', '.join(FORMATS)}: remove or "
+            "replace the file"
+        ) from error
+    except Exception as error:  # Pillow raises many kinds on damaged headers
+        raise DataError(_damaged(path, error)) from error
+    return image
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: the image cannot be read ({error}); expected a whole file: remove or replace it"
+    )
+
+
+def _open(path: Path, gray: bool) -> "Image":
+    """The decoded image in mode L or RGB; the first frame where there are several."""
+    with _header(path) as image:
+        if image.mode not in EIGHT_BIT:
+            raise DataError(
+                f"{path}: found pixels of mode {image.mode}, expected 8 bits per channel; convert "
+                "the image, or save the model's inputs as .npz and use `arrays`"
+            )
+        try:
+            if image.mode == "P" and "transparency" in image.info:
+                return image.convert("RGBA").convert("L" if gray else "RGB")
+            return image.convert("L" if gray else "RGB")
+        except Exception as error:  # Pillow raises many kinds on damaged content
+            raise DataError(_damaged(path, error)) from error
+
+
+def _resize(image: "Image", how: Preprocess) -> "Image":
+    from PIL.Image import Resampling
+
+    if isinstance(how.resize, list):
+        height, width = how.resize
+    else:
+        factor = (how.resize or 1) / min(image.size)
+        width, height = (max(1, round(side * factor)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), Resampling[how.resize_mode.upper()])
+
+
+def _crop(image: "Image", crop: int | list[int], path: Path) -> "Image":
+    height, width = crop if isinstance(crop, list) else (crop, crop)
+    if height > image.height or width > image.width:
+        raise DataError(
+            f"{path}: the image is {image.height}x{image.width} before cropping, smaller than "
+            f"`crop: {crop}`; set `resize` in `preprocess` to at least the crop, or crop less"
+        )
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def decode_all(
+    paths: Sequence[Path], how: Preprocess, ahead: int, workers: int
+) -> Iterator[np.ndarray]:
+    """Decode many images in order.
+
+    At most ``ahead`` and two per worker are decoded before they are asked for, so memory does not
+    depend on how many there are. Closing the iterator ends the threads.
+
+    Args:
+        paths: the files.
+        how: the preprocessing.
+        ahead: how many images the caller takes at once.
+        workers: threads; 0 decodes in the caller's.
+    """
+    if workers == 0 or len(paths) < 2:
+        for path in paths:
+            yield decode(path, how)
+        return
+    pool = ThreadPoolExecutor(min(workers, len(paths)), thread_name_prefix="qtool-decode")
+    waiting: deque[Future[Any]] = deque()
+    rest = iter(paths)
+    try:
+        for path in islice(rest, ahead + 2 * workers):
+            waiting.append(pool.submit(decode, path, how))
+        while waiting:
+            pixels = waiting.popleft().result()
+            for path in islice(rest, 1):
+                waiting.append(pool.submit(decode, path, how))
+            yield pixels
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

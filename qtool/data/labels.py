@@ -1,0 +1,104 @@
+"""Label files: which image has which label."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from qtool.errors import DataError
+
+SHAPE = 'two columns `image,label` (CSV or TSV), or JSON {"image": label}'
+
+
+def read_labels(
+    path: Path, names: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
+    """Read the label of every image from a CSV, TSV or JSON file.
+
+    An image is found by its path below the images folder, its file name, its file name without
+    suffix, or its folder, in this order. Labels are class numbers, or class names, which are
+    numbered in sorted order.
+
+    Args:
+        path: the file.
+        names: the images that need a label.
+
+    Returns:
+        Labels int64 [len(names)], the class names where the file has names, and notes.
+
+    Raises:
+        DataError: the file cannot be read, or an image has no label.
+    """
+    table = _read(path)
+    texts = [_find(table, name) for name in names]
+    missing = [name for name, text in zip(names, texts, strict=True) if text is None]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(names)} images have no label (first: {missing[0]}); "
+            "expected one line per image: add them"
+        )
+    found = [str(text) for text in texts]
+    if all(_is_number(text) for text in table.values()):
+        return np.array([int(text) for text in found], np.int64), None, ()
+    classes = tuple(sorted(set(table.values())))
+    index = {name: number for number, name in enumerate(classes)}
+    note = f"{path}: {len(classes)} class names, numbered in sorted order"
+    return np.array([index[text] for text in found], np.int64), classes, (note,)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _find(table: Mapping[str, str], name: str) -> str | None:
+    """The label text of an image, or None."""
+    place = PurePosixPath(name)
+    for key in (name, place.name, place.stem, place.parent.as_posix(), place.parent.name):
+        if key in table:
+            return table[key]
+    return None
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The file as a table from image to label text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            return _from_json(path, json.loads(text))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as labels ({error}); expected {SHAPE}") from error
+    return _from_lines(path, text)
+
+
+def _from_json(path: Path, given: object) -> dict[str, str]:
+    if not isinstance(given, dict):
+        raise DataError(f"{path}: found a JSON {type(given).__name__}, expected {SHAPE}")
+    for image, label in given.items():
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise DataError(
+                f"{path}: the label of {image!r} is {label!r}; expected a class number or name"
+            )
+    return {image: str(label) for image, label in given.items()}
+
+
+def _from_lines(path: Path, text: str) -> dict[str, str]:
+    separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
+    table: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(text.splitlines(), delimiter=separator), start=1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise DataError(f"{path}:{number}: found {row}, expected {SHAPE}")
+        if number == 1 and cells[1].lower() in ("label", "class", "target", "y"):
+            continue
+        image = cells[0].removeprefix("./")
+        if table.get(image, cells[1]) != cells[1]:
+            raise DataError(
+                f"{path}:{number}: {image} has the labels {table[image]} and {cells[1]}; "
+                "expected one: remove the wrong line"
+            )
+        table[image] = cells[1]
+    return table

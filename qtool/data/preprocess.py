@@ -1,0 +1,150 @@
+"""From pixels to a model input: the options, the named settings, the guess and the arithmetic."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qtool.errors import DataError, suggest
+
+Size = Annotated[int, Field(gt=0)]
+Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
+Channels = Annotated[list[float], Field(min_length=1, max_length=4)]
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+class Preprocess(BaseModel):
+    """How a decoded image becomes a model input: resize, crop, then ``(x * scale - mean) / std``.
+
+    Resizing is Pillow's (antialiased); a short side s makes the long side round(long * s / short).
+    The crop is centred. EXIF rotation is not applied; alpha is dropped; gray and palette images
+    become RGB unless ``color`` is gray. All arithmetic is float32.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    resize: Size | Pair | None = Field(None, description="short side, or [height, width]")
+    resize_mode: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+    crop: Size | Pair | None = Field(None, description="centre crop: side, or [height, width]")
+    scale: float = Field(1 / 255, description="multiplies the 0..255 pixels first")
+    mean: float | Channels = Field(0.0, description="subtracted after scale, in its unit")
+    std: float | Channels = Field(1.0, description="divides last, in the unit after scale")
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    dtype: Literal["float32", "uint8"] = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preprocess":
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            if isinstance(value, list) and len(value) != self.channels:
+                raise ValueError(
+                    f"`{key}` has {len(value)} values, but `color: {self.color}` has "
+                    f"{self.channels} channels; give one number or {self.channels}"
+                )
+            if not np.all(np.isfinite(value)):
+                raise ValueError(f"`{key}` is {value}; expected finite numbers")
+        if not np.all(np.asarray(self.std) > 0):
+            raise ValueError(f"`std` is {self.std}; expected numbers above 0")
+        if not np.isfinite(self.scale) or self.scale == 0:
+            raise ValueError(f"`scale` is {self.scale}; expected a finite number other than 0")
+        idle = sorted({"scale", "mean", "std"} & self.model_fields_set)
+        if self.dtype == "uint8" and idle:
+            raise ValueError(
+                f"`dtype: uint8` feeds the pixels as they are, so `{idle[0]}` would do nothing; "
+                "remove it, or use `dtype: float32`"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """How many channels a sample has."""
+        return 1 if self.color == "gray" else 3
+
+
+def preprocess_folder() -> Path:
+    """The folder of named settings: inside the installed package, else in the source tree."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs" / "preprocess"
+    return installed if installed.is_dir() else package.parent / "configs" / "preprocess"
+
+
+def known_names() -> list[str]:
+    """The names that ``preprocess:`` understands, sorted."""
+    return sorted(path.stem for path in preprocess_folder().glob("*.yaml"))
+
+
+def is_path(name: str) -> bool:
+    """Whether a ``preprocess:`` string is a path; else it is a name in configs/preprocess."""
+    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
+
+
+def check_name(name: str) -> str:
+    """Return the string as it is; raise ValueError where it is a name nobody knows."""
+    if not is_path(name) and name not in known_names():
+        raise ValueError(
+            f"no preprocess setting is called `{name}`{suggest(name, known_names())}; "
+            f"known: {', '.join(known_names())}; or a path ending in .yaml, or an inline mapping"
+        )
+    return name
+
+
+def load_preprocess(name: str) -> Preprocess:
+    """Read a named setting or a YAML file.
+
+    Raises:
+        DataError: no such name or file, or its content is not a preprocess mapping.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    path = Path(name) if is_path(name) else preprocess_folder() / f"{name}.yaml"
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read as preprocess settings: {error}") from error
+    if not isinstance(given, dict):
+        raise DataError(
+            f"{path}: found {type(given).__name__}, expected a mapping such as "
+            "`{resize: 256, crop: 224, mean: [...], std: [...]}`"
+        )
+    try:
+        return Preprocess.model_validate(given)
+    except ValidationError as error:
+        raise DataError(f"{path}: {_first_problem(error, given)}") from error
+
+
+def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """The first complaint of pydantic as one line, with a suggestion for an unknown key."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        known = list(Preprocess.model_fields)
+        return f"unknown key `{key}`{suggest(key, known)}; known: {', '.join(known)}"
+    where = f"`{key}` is {given[key]!r}: " if key in given else ""
+    return where + first["msg"].removeprefix("Value error, ")
+
+
+def normalise(pixels: np.ndarray, how: Preprocess) -> np.ndarray:
+    """Turn pixels uint8 [N, H, W, C] (C in RGB order) into a batch in the wanted layout and dtype.
+
+    Returns:
+        Contiguous [N, C, H, W] or [N, H, W, C], float32 or, unchanged, uint8.
+    """
+    if how.color == "bgr":
+        pixels = pixels[..., ::-1]
+    if how.layout == "nchw":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if how.dtype == "uint8":
+        return np.ascontiguousarray(pixels)
+    shape = (-1, 1, 1) if how.layout == "nchw" else (-1,)
+    batch = pixels.astype(np.float32, order="C")
+    batch *= np.float32(how.scale)
+    batch -= np.asarray(how.mean, np.float32).reshape(shape)
+    batch /= np.asarray(how.std, np.float32).reshape(shape)
+    return batch

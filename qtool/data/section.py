@@ -1,0 +1,123 @@
+"""The recipe's data sections: what ``calibrate``, ``evaluate`` and ``qat`` say about data."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qtool.data.preprocess import Preprocess, check_name
+from qtool.errors import DataError
+
+LATER_READERS = ("text", "wav", "python")
+"""Readers the recipe format names and this version does not have."""
+
+
+class Take(BaseModel):
+    """Which samples, by sorted position, before ``count``: ``offset``, ``offset + every``, ..."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: Annotated[int, Field(ge=1)] = 1
+    offset: Annotated[int, Field(ge=0)] = 0
+
+
+class Arrays(BaseModel):
+    """A .npy or .npz file, or a folder of .npz files with one batch each; samples first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    inputs: dict[str, str] = Field(default_factory=dict, description="model input: array name")
+    label: str | None = Field(None, description="name of the array that holds the labels")
+
+
+class DataSection(BaseModel):
+    """Where samples come from and how they become model inputs; exactly one reader is named.
+
+    All paths are absolute by the time they are read; the recipe resolves them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: str | None = Field(None, description="folder of images, or of class folders")
+    arrays: Arrays | None = None
+    count: Annotated[int, Field(gt=0)] | None = None
+    take: Take = Take()
+    preprocess: str | Preprocess | None = Field(None, description="a name, a path or inline")
+    labels: str | None = Field(None, description="CSV, TSV or JSON file: image, label")
+    allow_overlap: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_later(cls, given: Any) -> Any:
+        """Refuse readers of a later version by name, rather than as unknown keys."""
+        later = [key for key in LATER_READERS if isinstance(given, dict) and key in given]
+        if later:
+            raise ValueError(
+                f"the reader `{later[0]}` is not in this version; expected `images` or `arrays` "
+                "(save the model's inputs as a .npz file and use `arrays`)"
+            )
+        return given
+
+    @field_validator("arrays", mode="before")
+    @classmethod
+    def _path_is_enough(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+    @field_validator("preprocess")
+    @classmethod
+    def _known_preprocess(cls, given: str | Preprocess | None) -> str | Preprocess | None:
+        return check_name(given) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSection":
+        named = [key for key in ("images", "arrays") if getattr(self, key) is not None]
+        if len(named) != 1:
+            found = " and ".join(f"`{key}`" for key in named) or "none"
+            raise ValueError(f"found {found}; expected exactly one reader: `images` or `arrays`")
+        if self.arrays is not None and self.preprocess is not None:
+            raise ValueError(
+                "`preprocess` belongs to `images`; arrays are fed as they are: remove it"
+            )
+        if self.arrays is not None and self.labels is not None:
+            raise ValueError(
+                "`labels` belongs to `images`; name the label array instead: "
+                "`arrays: {path: ..., label: y}`"
+            )
+        return self
+
+    @property
+    def reader(self) -> str:
+        """The name of the one reader this section uses."""
+        return "images" if self.images is not None else "arrays"
+
+    def choose(self, total: int) -> tuple[list[int], tuple[str, ...]]:
+        """Which of ``total`` sorted samples are read: ``take`` first, then ``count`` evenly spaced.
+
+        Evenly spaced and not the first, because samples in class folders are sorted by class.
+
+        Returns:
+            The positions, ascending, and what to announce in the report.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        positions = list(range(self.take.offset, total, self.take.every))
+        if not positions:
+            raise DataError(
+                f"{self.where}: `take: {{every: {self.take.every}, offset: {self.take.offset}}}` "
+                f"leaves none of {total} samples; expected at least one: lower `offset`"
+            )
+        if self.count is None or self.count == len(positions):
+            return positions, ()
+        if self.count > len(positions):
+            note = f"count {self.count}: {self.where} has {len(positions)} samples; all are used"
+            return positions, (note,)
+        have = len(positions)
+        chosen = [positions[index * have // self.count] for index in range(self.count)]
+        note = f"{self.count} of {have} samples of {self.where}, evenly spaced by sorted position"
+        return chosen, (note,)
+
+    @property
+    def where(self) -> str:
+        """The path the samples come from."""
+        return self.arrays.path if self.arrays is not None else str(self.images)
