@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -22,7 +23,7 @@ from pydantic import (
 from qtool.data.section import DataSection
 from qtool.errors import RecipeError
 from qtool.recipe_checks import check_names, check_paths, refuse_later
-from qtool.recipe_errors import explain
+from qtool.recipe_errors import describe, explain
 from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
@@ -31,9 +32,15 @@ Width = Literal[8, "float"]
 
 
 class _Part(BaseModel):
-    """What every part of a recipe has in common: frozen, no unknown keys, no NaN."""
+    """What every part of a recipe has in common: frozen, strict types, no unknown keys, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Choice(_Part):
@@ -41,17 +48,6 @@ class Choice(_Part):
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_yaml(cls, found: Any) -> Any:
-        if isinstance(found, str):
-            return {"name": found}
-        if isinstance(found, Mapping) and len(found) == 1:
-            ((name, options),) = found.items()
-            if options is None or isinstance(options, Mapping):
-                return {"name": name, "options": dict(options or {})}
-        raise ValueError("expected a name, or one name with its options: {name: {option: value}}")
 
     @model_serializer
     def _to_yaml(self) -> Any:
@@ -62,16 +58,43 @@ class Choice(_Part):
         return table[self.name](**self.options)
 
 
+def _choice(found: Any) -> Any:
+    """What YAML holds for a choice, as the fields of :class:`Choice`."""
+    if isinstance(found, Choice):
+        return found
+    if isinstance(found, str):
+        return Choice(name=found)
+    if isinstance(found, Mapping) and len(found) == 1:
+        ((name, options),) = found.items()
+        if options is None or isinstance(options, Mapping):
+            return Choice(name=name, options=dict(options or {}))
+    raise ValueError(
+        f"found {describe(found)}, expected a name, or one name with options: "
+        "{name: {key: value}}"
+    )
+
+
+NamedChoice = Annotated[Choice, BeforeValidator(_choice)]
+
+
 class Calibrate(DataSection):
     """The samples that ranges come from, and the calibrator that chooses the grids."""
 
-    method: Choice = Choice(name="mse")
+    model_config = _Part.model_config
+
+    count: Annotated[int, Field(gt=0)] | None = 512
+    """How many samples at most."""
+    method: NamedChoice = Choice(name="mse")
+    """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
 
 
 class Evaluate(DataSection):
     """The samples both files are judged on, and the metric."""
 
+    model_config = _Part.model_config
+
     metric: str = "top1"
+    """A name of `qtool list metrics`."""
 
 
 class LayerBits(_Part):
@@ -89,65 +112,65 @@ class LayerBits(_Part):
 
 
 class Bits(_Part):
-    """Which grids are asked for.
-
-    Attributes:
-        weights: width of the weights.
-        activations: width of the activations.
-        granularity: one weight scale per tensor or per output channel.
-        scheme: how codes map to values.
-        scale: which scales are allowed.
-        layers: pattern -> widths: ``first``, ``last``, ``name:GLOB``, ``op:TYPE``; last match wins.
-    """
+    """Which grids are asked for."""
 
     weights: Width = 8
+    """Width of the weights."""
     activations: Width = 8
+    """Width of the activations."""
     granularity: Literal["tensor", "channel"] = "channel"
+    """One weight scale for each tensor, or for each output channel."""
     scheme: Literal["uniform"] = "uniform"
+    """How codes map to values."""
     scale: Literal["float"] = "float"
+    """Which scales are allowed."""
     layers: dict[str, LayerBits] = Field(default_factory=dict)
+    """Pattern to widths: first, last, "name:GLOB", "op:TYPE"; the last match wins."""
 
 
 class Gates(_Part):
     """Limits that decide the exit code; an absent one is not checked."""
 
     max_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest accuracy drop, in percentage points; needs evaluate."""
     min_compression: Annotated[float, Field(gt=0)] | None = None
+    """Smallest ratio of float to quantized bytes."""
     min_speedup: Annotated[float, Field(gt=0)] | None = None
+    """Smallest ratio of float to quantized latency."""
 
 
 class Output(_Part):
     """The form of the file that is written."""
 
     format: Literal["qdq"] = "qdq"
+    """QuantizeLinear and DequantizeLinear pairs around float operators."""
     opset: Literal[21] = 21
+    """The ONNX opset of the file."""
     io: Literal["float"] = "float"
+    """The type of the file's inputs and outputs."""
 
 
 class Recipe(_Part):
-    """Everything a run is asked to do.
+    """Everything a run is asked to do. Paths are absolute once it is loaded."""
 
-    Attributes:
-        model: the float ONNX file, absolute.
-        target: the runtime's name in configs/targets, or an absolute path.
-        calibrate: data and calibrator.
-        evaluate: data and metric; None: agreement with the float model only.
-        bits: the grids asked for.
-        rewrite: names in order; None: the target's own list.
-        ptq: steps in order.
-        gates: limits for the exit code.
-        output: form of the written file.
-    """
-
-    model: Path
+    model: Annotated[Path, Field(strict=False)]
+    """The float ONNX file, relative to the recipe."""
     target: str = "onnxruntime-cpu"
+    """The runtime: a name of `qtool list targets`, or the path of a .yaml file."""
     calibrate: Calibrate
+    """The samples that ranges come from."""
     evaluate: Evaluate | None = None
+    """The samples both files are judged on; absent: agreement with the float model only."""
     bits: Bits = Bits()
-    rewrite: tuple[str, ...] | None = None
-    ptq: tuple[Choice, ...] = ()
+    """Which grids are asked for."""
+    rewrite: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Rewrites in order; absent: the target's own list."""
+    ptq: Annotated[tuple[NamedChoice, ...], Field(strict=False)] = ()
+    """Post-training steps in order."""
     gates: Gates = Gates()
+    """Limits that decide the exit code."""
     output: Output = Output()
+    """The form of the file that is written."""
 
     _document: Document | None = PrivateAttr(None)
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qtool.catalog import KINDS, options_of
-from qtool.errors import RecipeError, suggest
+from qtool.data.section import LATER_READERS
+from qtool.errors import suggest
 from qtool.recipe_errors import describe, explain
 from qtool.recipe_yaml import Document, Path
 
@@ -75,6 +76,18 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
 )
 
 
+_LATER += tuple(
+    (
+        (section, reader),
+        _anything,
+        f"the reader {reader} is not in this version; use images, or save the model's inputs "
+        "as .npz and use arrays",
+    )
+    for section in ("calibrate", "evaluate")
+    for reader in LATER_READERS
+)
+
+
 def refuse_later(document: Document) -> None:
     """Refuse what the recipe format names and this version cannot do, rather than ignore it.
 
@@ -100,6 +113,9 @@ def _get(data: Any, path: Path) -> Any:
             return None
         data = data[key]
     return data
+
+
+_MANY = {"ptq": "ptq steps"}
 
 
 def check_names(recipe: "Recipe", document: Document) -> None:
@@ -150,20 +166,7 @@ def _choice(choice: "Choice", kind: str, path: Path, document: Document) -> None
     try:
         TypeAdapter(entry).validate_python(choice.options)
     except ValidationError as error:
-        raise _explain_options(error, choice, path, document) from error
-
-
-def _explain_options(
-    error: ValidationError, choice: "Choice", path: Path, document: Document
-) -> RecipeError:
-    from pydantic import BaseModel
-
-    places = {
-        p[len(path) :]: where for p, where in document.places.items() if p[: len(path)] == path
-    }
-    local = Document(dict(choice.options), places, document.place(path))
-    text = str(explain(error, local, BaseModel))
-    return RecipeError(text)
+        raise explain(error, document, BaseModel, path) from error
 
 
 def _name(name: str, kind: str, path: Path, document: Document) -> Any:
@@ -171,7 +174,9 @@ def _name(name: str, kind: str, path: Path, document: Document) -> Any:
     if name in table:
         return table[name]
     if not table:
-        raise document.error(path, f'found "{name}", but this version has no {kind} yet; remove it')
+        raise document.error(
+            path, f'found "{name}", but this version has no {_MANY.get(kind, kind)} yet; remove it'
+        )
     hint = suggest(name, table)
     raise document.error(path, f'found "{name}", expected one of {", ".join(sorted(table))}{hint}')
 

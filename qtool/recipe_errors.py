@@ -11,22 +11,30 @@ from qtool.recipe_yaml import Document, Path
 SHOWN = 10  # errors in one message
 
 
-def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> RecipeError:
+def explain(
+    error: ValidationError, document: Document, model: type[BaseModel], at: Path = ()
+) -> RecipeError:
     """Turn what pydantic found into one error, a line for each finding.
 
     Args:
-        error: from validating ``document.data``.
+        error: from validating the data at ``at``.
         document: the data and its places.
-        model: the class it was validated against, for the keys that exist.
+        model: the class of the whole document, for the keys that exist.
+        at: where in the document the validated part stands.
     """
-    lines: list[str] = []
+    expected: dict[Path, list[str]] = {}
+    lines: dict[Path, str] = {}
     for finding in error.errors():
-        path = _real(finding["loc"], document.data)
-        line = _sentence(finding, path, document, model)
-        if line and line not in lines:
-            lines.append(line)
+        path = at + _real(finding, _at(document.data, at))
+        if _not_meant(finding, path[len(at) :]):
+            continue
+        text = _statement(finding, path, model)
+        if text is None:
+            expected.setdefault(path, []).append(_expected(finding))
+            text = _mismatch(finding["input"], expected[path])
+        lines[path] = str(document.error(path[:-1] if finding["type"] == "missing" else path, text))
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return RecipeError("\n".join(lines[:SHOWN] + more))
+    return RecipeError("\n".join([*list(lines.values())[:SHOWN], *more]))
 
 
 def describe(value: Any) -> str:
@@ -44,45 +52,50 @@ def describe(value: Any) -> str:
     return f'"{text}"' if isinstance(value, str) else text
 
 
-def _real(loc: tuple[Any, ...], data: Any) -> Path:
-    """Drop the names of union branches, which pydantic puts between keys."""
+def _at(data: Any, path: Path) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _real(finding: Any, data: Any) -> Path:
+    """The keys that lead to a finding, without the union branches pydantic puts between them."""
     path: list[str | int] = []
-    for i, part in enumerate(loc):
-        inside = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        )
-        if inside:
+    for part in finding["loc"]:
+        in_mapping = isinstance(data, dict) and part in data
+        if in_mapping or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             data = data[part]
             path.append(part)
-        elif i == len(loc) - 1 and isinstance(data, dict):
-            path.append(part)  # a missing key
+    if finding["type"] == "missing":
+        path.append(finding["loc"][-1])
     return tuple(path)
 
 
-def _sentence(finding: Any, path: Path, document: Document, model: type[BaseModel]) -> str | None:
-    """One line for one finding, or None for the branch of a union the user did not mean."""
-    found, kind = finding["input"], finding["type"]
-    branch = len(path) < len(finding["loc"]) and kind != "missing"
-    if branch and kind == ("string_type" if isinstance(found, dict | list) else "model_type"):
-        return None
-    if kind == "extra_forbidden":
+def _not_meant(finding: Any, path: Path) -> bool:
+    """Whether a finding is about the branch of a union that the value's shape rules out."""
+    if len(path) == len(finding["loc"]):
+        return False
+    shaped = isinstance(finding["input"], dict)
+    return bool(finding["type"] == ("string_type" if shaped else "model_type"))
+
+
+def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:
+    """What to say of a key that is unknown or missing, or a rule of ours; None for a mismatch."""
+    if finding["type"] == "extra_forbidden":
         keys = sorted(known_keys(model, path[:-1]))
-        text = f"unknown key{suggest(str(path[-1]), keys)}"
-        text += "" if "?" in text else "; remove it."
-        return str(document.error(path, f"{text} Known here: {', '.join(keys)}"))
-    if kind == "missing":
-        return str(document.error(path[:-1], f'the key "{path[-1]}" is missing; add it'))
-    if kind == "value_error":
-        return str(document.error(path, str(finding["ctx"]["error"])))
-    expected = _expected(finding)
-    hint = ""
-    if kind == "literal_error" and isinstance(found, str):
-        hint = suggest(found, _quoted(expected))
-    return str(document.error(path, f"found {describe(found)}, expected {expected}{hint}"))
+        hint = suggest(str(path[-1]), keys) or "; remove it."
+        return f"unknown key{hint} Known here: {', '.join(keys)}"
+    if finding["type"] == "missing":
+        return f'the key "{path[-1]}" is missing; add it'
+    if finding["type"] == "value_error":
+        return str(finding["ctx"]["error"])
+    return None
 
 
-def _quoted(expected: str) -> list[str]:
-    return [word for word in expected.replace(" or ", ", ").split(", ") if word]
+def _mismatch(found: Any, expected: list[str]) -> str:
+    words = " or ".join(dict.fromkeys(expected))
+    hint = suggest(found, words.replace(" or ", ", ").split(", ")) if isinstance(found, str) else ""
+    return f"found {describe(found)}, expected {words}{hint}"
 
 
 def _expected(finding: Any) -> str:

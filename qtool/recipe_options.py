@@ -63,7 +63,11 @@ def override(document: Document, text: str) -> None:
         words += [piece] if i % 2 else [w for w in piece.strip(".").split(".") if w]
     if not equals or not words or len(quoted) % 2 == 0:
         raise RecipeError(f"{place}: expected key=value, such as bits.weights=8")
-    put(document, tuple(words), parse(value, place).data, place)
+    try:
+        data = parse(value, place).data
+    except RecipeError as error:
+        raise RecipeError(str(error).replace(f"{place}:1:", f"{place}:", 1)) from error
+    put(document, tuple(words), data, place)
 
 
 def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
