@@ -1,0 +1,138 @@
+"""Questions about a graph. Read-only, no state: every function takes an ``onnx_ir`` object."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind an initializer, or None when the value is computed or fed."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """True for an initializer (without loading its data)."""
+    return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """True when the value is known to hold float32, float16, bfloat16 or float64."""
+    return value is not None and value.dtype in _FLOATS
+
+
+_FLOATS = {
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+}
+
+
+def readers(value: ir.Value) -> tuple[ir.Node, ...]:
+    """Nodes that read the value, each once, bodies of control flow included."""
+    seen: dict[int, ir.Node] = {}
+    for node, _ in value.uses():
+        seen[id(node)] = node
+    return tuple(seen.values())
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, or None when several do, none does, or it is an output."""
+    nodes = readers(value)
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def attribute(node: ir.Node, name: str, default: object = None) -> object:
+    """An attribute's Python value (str, int, float, tuple), or ``default`` when absent."""
+    attr = node.attributes.get(name)
+    if attr is None:
+        return default
+    value = attr.value
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Number of dimensions, or None when unknown."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    """Shape as ints, symbol names or None per dimension; None when even the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def known_dim(value: ir.Value | None, axis: int) -> int | None:
+    """One dimension when it is a known integer."""
+    shape = dims(value)
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    d = shape[axis]
+    return d if isinstance(d, int) else None
+
+
+def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Inputs, initializers and node outputs of the main graph, in that order."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from (v for v in node.outputs if v.name)
+
+
+def by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Name -> value over the main graph."""
+    return {v.name: v for v in all_values(graph) if v.name}
+
+
+def nodes_by_name(graph: ir.Graph) -> dict[str, ir.Node]:
+    """Name -> node over the main graph (loading gives every node a unique name)."""
+    return {n.name: n for n in graph if n.name}
+
+
+def captured(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Values of the outer graph that the bodies of If, Loop and Scan read."""
+    found: dict[int, ir.Value] = {}
+    for attr in node.attributes.values():
+        bodies = {ir.AttributeType.GRAPH: [attr.value], ir.AttributeType.GRAPHS: attr.value}
+        for body in bodies.get(attr.type, ()):
+            inner = {id(v) for v in all_values(body)}
+            for child in body:
+                for value in (*child.inputs, *captured(child)):
+                    if value is not None and id(value) not in inner:
+                        found[id(value)] = value
+            for value in body.outputs:
+                if id(value) not in inner:
+                    found[id(value)] = value
+    return tuple(found.values())
+
+
+def parameters(graph: ir.Graph) -> int:
+    """How many floating-point numbers the initializers hold."""
+    return sum(
+        int(np.prod(v.const_value.shape.numpy()))
+        for v in graph.initializers.values()
+        if v.const_value is not None and is_float(v)
+    )
+
+
+def macs(node: ir.Node) -> int:
+    """Multiply-accumulates of one Conv, ConvTranspose, Gemm or MatMul for one sample; 0 if unknown."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        weight = dims(node.inputs[1])
+        place = dims(node.outputs[0] if node.op_type == "Conv" else node.inputs[0])
+        if weight is None or place is None:
+            return 0
+        spatial = [d if isinstance(d, int) else 0 for d in place[2:]]
+        return int(np.prod([*[d for d in weight if isinstance(d, int)], *spatial], dtype=np.int64))
+    if node.op_type in ("Gemm", "MatMul"):
+        weight = dims(node.inputs[1])
+        out = dims(node.outputs[0])
+        if weight is None or out is None or not is_constant(node.inputs[1]):
+            return 0
+        rows = [d if isinstance(d, int) else 1 for d in out[1:-1]]
+        return int(np.prod([*[d for d in weight if isinstance(d, int)], *rows], dtype=np.int64))
+    return 0

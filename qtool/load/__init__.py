@@ -1,0 +1,5 @@
+"""Reading models: every file becomes one in-memory ONNX graph with a known opset, names and shapes."""
+
+from qtool.load.onnx import Loaded, bind_shapes, infer_shapes, load_model
+
+__all__ = ["Loaded", "bind_shapes", "infer_shapes", "load_model"]

@@ -1,0 +1,251 @@
+"""ONNX files in: opset upgraded, constants lifted, nodes named, shapes inferred.
+
+Opset is a loading matter: nothing behind this module changes it. Large weights never travel through
+protobuf: they are taken out while the C++ converter and shape inference run, and put back after.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from qtool.errors import ModelError, UnsupportedError
+
+# Below this many bytes a tensor may be a shape or an axis that inference has to see.
+SMALL = 4096
+
+# DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
+OLDEST_OPSET = 13
+
+QUANTIZED_OPS = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearConcat",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearAveragePool",
+    "QLinearGlobalAveragePool",
+    "QLinearSoftmax",
+    "QGemm",
+    "QAttention",
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "GatherBlockQuantized",
+    "Quant",
+    "BipolarQuant",
+    "FakeQuantize",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as read.
+
+    Attributes:
+        model: the graph, ready for rewrites.
+        path: where it came from.
+        sha256: digest of the file (hex).
+        notes: what loading changed or could not do, one sentence each.
+    """
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    notes: tuple[str, ...]
+
+
+def load_model(path: Path, opset: int = 21) -> Loaded:
+    """Read an ONNX file for quantization.
+
+    Args:
+        path: a ``.onnx`` file; external data is found beside it.
+        opset: the default-domain opset wanted; a newer model keeps its own.
+
+    Raises:
+        ModelError: missing, empty or damaged file (exit 2).
+        UnsupportedError: already quantized, or an opset that cannot be raised (exit 3).
+    """
+    if not path.is_file():
+        raise ModelError(f"model {path}: no such file; expected an .onnx file")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many kinds for damaged bytes
+        raise ModelError(
+            f"model {path}: not a readable ONNX file ({error}); export it again"
+        ) from error
+    if not len(model.graph) or not model.graph.outputs:
+        raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
+    _check_external_data(model, path)
+    refuse_quantized(model, path)
+    if model.functions:
+        passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    model, notes = _upgraded(model, opset, path)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    name_everything(model)
+    infer_shapes(model)
+    return Loaded(model, path, _digest(path), tuple(notes))
+
+
+def refuse_quantized(model: ir.Model, path: Path) -> None:
+    """Stop when the model already holds quantization operators.
+
+    Raises:
+        UnsupportedError: names the first such node and how many there are.
+    """
+    found = [n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS]
+    if found:
+        kinds = ", ".join(sorted({n.op_type for n in found}))
+        raise UnsupportedError(
+            f"model {path}: already quantized: {len(found)} nodes of kind {kinds}, the first is "
+            f'"{found[0].name}"; give the float model it was made from'
+        )
+
+
+def _check_external_data(model: ir.Model, path: Path) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+            raise ModelError(
+                f'model {path}: the weights of "{value.name}" lie in {tensor.path}, which is missing;'
+                " put the external data file beside the model"
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
+    """A proto of the model in which large weights are inputs without data."""
+    graph = model.graph
+    heavy = {
+        name: value.const_value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > SMALL
+    }
+    inputs = list(graph.inputs)
+    for name, tensor in heavy.items():
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        graph.inputs.append(value)
+    try:
+        yield ir.to_proto(model)
+    finally:
+        for name, tensor in heavy.items():
+            value = next(v for v in reversed(graph.inputs) if v.name == name)
+            graph.inputs.remove(value)
+            value.const_value = tensor
+            graph.register_initializer(value)
+        if [id(v) for v in graph.inputs] != [id(v) for v in inputs]:
+            raise AssertionError("the graph's inputs changed while its weights were set aside")
+
+
+def _upgraded(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
+    have = model.opset_imports.get("", 1)
+    if have >= opset:
+        return model, []
+    heavy = {
+        name: v.const_value
+        for name, v in model.graph.initializers.items()
+        if v.const_value is not None and v.const_value.nbytes > SMALL
+    }
+    # The converter knows only the default domain's own history; IR 4 lets weights not be inputs.
+    model.ir_version = max(model.ir_version or 4, 4)
+    with _light(model) as proto:
+        try:
+            proto = onnx.version_converter.convert_version(proto, opset)
+        except Exception as error:  # the converter raises RuntimeError and its own kinds alike
+            if have >= OLDEST_OPSET:
+                return model, [f"opset {have} kept: raising it to {opset} failed ({error})"]
+            raise UnsupportedError(
+                f"model {path}: opset {have} cannot be raised to {opset} ({error}); "
+                f"export it again with opset {OLDEST_OPSET} or newer"
+            ) from error
+    upgraded = ir.from_proto(proto)
+    upgraded.ir_version = max(upgraded.ir_version or 0, 10)
+    for value in [v for v in upgraded.graph.inputs if v.name in heavy]:
+        upgraded.graph.inputs.remove(value)
+        value.const_value = heavy[value.name or ""]
+        upgraded.graph.register_initializer(value)
+    return upgraded, [f"opset raised from {have} to {opset}"]
+
+
+def name_everything(model: ir.Model) -> None:
+    """Give every node of every graph a unique name; names that exist and are unique stay."""
+    seen: set[str] = set()
+    for node in model.graph.all_nodes():
+        base = node.name or f"{node.op_type}_{next(o.name for o in node.outputs)}"
+        name, k = base, 1
+        while name in seen:
+            name, k = f"{base}_{k}", k + 1
+        node.name = name
+        seen.add(name)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in dtypes and shapes of values in place, as far as the ONNX inference gets."""
+    with _light(model) as proto:
+        for info in list(proto.graph.value_info):
+            # A stale shape would win over the inferred one.
+            proto.graph.value_info.remove(info)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            return
+    found = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in found:
+                _take(value, found[value.name])
+
+
+def _take(value: ir.Value, info: onnx.ValueInfoProto) -> None:
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type"):
+        return
+    if tensor.elem_type:
+        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+    if tensor.HasField("shape"):
+        value.shape = ir.Shape(
+            [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+        )
+
+
+def bind_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Replace symbolic input dimensions by what the data showed, then infer shapes again.
+
+    The first dimension stays symbolic where it was, so that the batch size remains free.
+
+    Args:
+        model: changed in place.
+        shapes: input name -> shape of one batch.
+    """
+    for value in model.graph.inputs:
+        seen = shapes.get(value.name or "")
+        if seen is None or value.shape is None or len(value.shape) != len(seen):
+            continue
+        value.shape = ir.Shape(
+            [
+                d if isinstance(d, int) or axis == 0 else seen[axis]
+                for axis, d in enumerate(value.shape)
+            ]
+        )
+    infer_shapes(model)

@@ -1,0 +1,160 @@
+"""The plan: which value lives on which grid, and the integers. The one thing that changes.
+
+Every step after the rewrites is ``plan -> plan``; ``dataclasses.replace`` makes the next one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from qtool.numerics import QuantParams, QuantSpec
+
+EMPTY: Mapping = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the runtime fuses into one integer kernel: an op with the activation folded into its grid.
+
+    Attributes:
+        name: name of the node that does the work.
+        op: its op type.
+        nodes: all fused nodes, first to last (Conv, Relu).
+        inputs: activation values it reads on their grids.
+        weight: initializer holding its weights, or None.
+        bias: initializer holding its bias, or None.
+        output: the last node's value; on a grid when it is in ``grid_of``, else float.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+    weight: str | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """All decisions about one model.
+
+    Attributes:
+        sites: node name -> Site, in graph order; everything else computes in float.
+        passes: nodes that only move codes (Reshape, Slice, MaxPool ...): input and output share a grid.
+        grid_of: value name -> grid id; activations, weights and biases alike.
+        grids: grid id -> what is asked for (QuantSpec), later what was found (QuantParams).
+        codes: initializer name -> final integers.
+        values: initializer name -> float array that replaces the model's own.
+        absorbed: nodes folded away that the emitter skips (their work is in a grid or in codes).
+        floats: node name -> why it stays in float.
+        log: one line per finished step.
+    """
+
+    sites: Mapping[str, Site] = EMPTY
+    passes: frozenset[str] = frozenset()
+    grid_of: Mapping[str, str] = EMPTY
+    grids: Mapping[str, QuantSpec | QuantParams] = EMPTY
+    codes: Mapping[str, np.ndarray] = EMPTY
+    values: Mapping[str, np.ndarray] = EMPTY
+    absorbed: frozenset[str] = frozenset()
+    floats: Mapping[str, str] = EMPTY
+    log: tuple[str, ...] = ()
+
+    def params(self, value: str) -> QuantParams | None:
+        """The found grid of a value, or None when the value is float."""
+        grid = self.grids.get(self.grid_of.get(value, ""))
+        return grid if isinstance(grid, QuantParams) else None
+
+    def spec(self, value: str) -> QuantSpec | None:
+        """The asked-for grid of a value, or None when the value is float."""
+        grid = self.grids.get(self.grid_of.get(value, ""))
+        return grid.spec if isinstance(grid, QuantParams) else grid
+
+    def members(self) -> dict[str, list[str]]:
+        """Grid id -> the values on it."""
+        found: dict[str, list[str]] = {}
+        for value, grid in self.grid_of.items():
+            found.setdefault(grid, []).append(value)
+        return found
+
+    def note(self, line: str) -> "QuantPlan":
+        """The same plan with one more line in its log."""
+        return replace(self, log=(*self.log, line))
+
+
+BINS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What calibration saw of one value; ``a + b`` is what it would have seen of both.
+
+    The histogram's bins are ``[k * 2**exponent, (k + 1) * 2**exponent)`` for ``k`` from ``first``:
+    two histograms merge exactly by coarsening the finer one, in any order, so statistics can be
+    gathered in one pass, in parallel, without knowing the range beforehand.
+
+    Attributes:
+        lo, hi: smallest and largest value of all elements, float.
+        total, square: sum of elements and of squares, over ``count`` elements.
+        histogram: int64 [at most BINS], counts of a subset of the elements.
+    """
+
+    lo: float = np.inf
+    hi: float = -np.inf
+    total: float = 0.0
+    square: float = 0.0
+    count: int = 0
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    first: int = 0
+    exponent: int = -1000
+
+    @property
+    def mean(self) -> float:
+        """Mean of the elements seen."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def var(self) -> float:
+        """Variance of the elements seen."""
+        return max(self.square / max(self.count, 1) - self.mean**2, 0.0)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Bin edges, float64 [bins + 1]."""
+        return np.ldexp(np.arange(self.first, self.first + len(self.histogram) + 1.0), self.exponent)
+
+    def coarsened(self, exponent: int) -> "Stats":
+        """The same statistics with bins ``2**exponent`` wide."""
+        if exponent == self.exponent or not len(self.histogram):
+            return replace(self, exponent=max(exponent, self.exponent))
+        shift = exponent - self.exponent
+        index = (np.arange(len(self.histogram)) + self.first) >> shift
+        histogram = np.bincount(index - index[0], weights=self.histogram).astype(np.int64)
+        return replace(self, histogram=histogram, first=int(index[0]), exponent=exponent)
+
+    def __add__(self, other: "Stats") -> "Stats":
+        exponent = max(self.exponent, other.exponent)
+        while True:
+            a, b = self.coarsened(exponent), other.coarsened(exponent)
+            parts = [s for s in (a, b) if len(s.histogram)]
+            first = min((s.first for s in parts), default=0)
+            end = max((s.first + len(s.histogram) for s in parts), default=0)
+            if end - first <= BINS:
+                break
+            exponent += 1
+        histogram = np.zeros(end - first, np.int64)
+        for s in parts:
+            histogram[s.first - first : s.first - first + len(s.histogram)] += s.histogram
+        return Stats(
+            min(self.lo, other.lo),
+            max(self.hi, other.hi),
+            self.total + other.total,
+            self.square + other.square,
+            self.count + other.count,
+            histogram,
+            first,
+            exponent,
+        )

@@ -1,0 +1,29 @@
+"""Changes to the graph that keep its float function equal; each returns how often it applied.
+
+After the rewrites the graph is read-only. The target names them, in order; a recipe may choose others.
+"""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
+from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
+from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
+from qtool.rewrites.fold_pad import fold_pad
+from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
+from qtool.rewrites.pool import reduce_mean_to_global_average_pool
+
+REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
+    "fold_constants": fold_constants,
+    "remove_identities": remove_identities,
+    "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
+    "fold_batchnorm": fold_batchnorm,
+    "fold_batchnorm_into_next_conv": fold_batchnorm_into_next_conv,
+    "matmul_to_gemm": matmul_to_gemm,
+    "normalize_gemm": normalize_gemm,
+    "fold_pad": fold_pad,
+    "split_shared_constants": split_shared_constants,
+    "space_to_depth_first_conv": space_to_depth_first_conv,
+    "pad_first_conv_channels": pad_first_conv_channels,
+}

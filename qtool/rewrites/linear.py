@@ -1,0 +1,100 @@
+"""Linear layers in the one form integer kernels know: Gemm with alpha = beta = 1 and a 1-D bias."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph import attribute, constant, dims, is_constant, sole_reader
+from qtool.rewrites.edit import add_constant, add_node, drop, set_attributes, take_over
+
+Quantized = Callable[[ir.Node], bool]
+
+
+def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
+    """MatMul with a constant matrix on the right, and the Add of a constant behind it, become Gemm.
+
+    Inputs of more than two dimensions are reshaped to [rows, K] and back; that needs all of them but
+    one to be known. Layers that stay float are left as they are.
+    """
+    done = 0
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or not quantized(node):
+            continue
+        x, weight = node.inputs
+        shape, matrix = dims(x), dims(weight)
+        if x is None or shape is None or matrix is None or len(matrix) != 2:
+            continue
+        if not is_constant(weight) or len(shape) < 2:
+            continue
+        width = matrix[1]
+        rows = [d if isinstance(d, int) else -1 for d in shape[:-1]]
+        if len(shape) > 2 and rows.count(-1) > 1:
+            continue
+        add, bias = _bias_behind(node, width)
+        last = node if add is None else add
+        inputs = [x, weight] if bias is None else [x, weight, bias]
+        if len(shape) > 2:
+            flat = add_constant(model.graph, f"{node.name}.rows", np.array([-1, matrix[0]]))
+            inputs[0] = add_node(
+                last, "Reshape", [x, flat], name=f"{node.name}/flatten", shape=(None, matrix[0])
+            )
+        y = add_node(last, "Gemm", inputs, name=f"{node.name}/gemm", shape=(None, width))
+        gemm = y.producer()
+        if len(shape) > 2:
+            back = add_constant(model.graph, f"{node.name}.shape", np.array([*rows, width]))
+            y = add_node(
+                last, "Reshape", [y, back], name=f"{node.name}/restore", shape=(*shape[:-1], width)
+            )
+        take_over(last.outputs[0], y)
+        drop(last)
+        if add is not None:
+            drop(node)
+        if gemm is not None:
+            gemm.name = node.name
+        done += 1
+    return done
+
+
+def _bias_behind(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
+    """The Add that only adds a constant row to this MatMul, and that constant."""
+    add = sole_reader(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None, None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    array = constant(other)
+    if other is None or array is None or array.shape != (width,):
+        return None, None
+    return add, other
+
+
+def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
+    """Fold alpha and beta into constant weights and bias, and make the bias one-dimensional."""
+    done = 0
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or not is_constant(node.inputs[1]):
+            continue
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias_value is not None and not is_constant(bias_value):
+            continue
+        alpha, beta = (float(str(attribute(node, k, 1.0))) for k in ("alpha", "beta"))
+        weight, bias = constant(node.inputs[1]), constant(bias_value)
+        if weight is None:
+            continue
+        width = weight.shape[0 if attribute(node, "transB", 0) else 1]
+        flat = bias is None or bias.shape == (width,)
+        if alpha == 1.0 and (beta == 1.0 or bias is None) and flat:
+            continue
+        if bias is not None and not flat:
+            if bias.size not in (1, width) or bias.shape[-1:] not in ((), (1,), (width,)):
+                continue
+            bias = np.broadcast_to(bias.reshape(-1), (width,))
+        if alpha != 1.0:
+            scaled = (weight.astype(np.float64) * alpha).astype(weight.dtype)
+            node.replace_input_with(1, add_constant(model.graph, f"{node.name}.weight", scaled))
+        if bias is not None:
+            scaled = (bias.astype(np.float64) * beta).astype(weight.dtype)
+            node.replace_input_with(2, add_constant(model.graph, f"{node.name}.bias", scaled))
+        set_attributes(node, alpha=1.0, beta=1.0)
+        done += 1
+    return done

@@ -1,0 +1,34 @@
+"""Global pooling in the form integer kernels know."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from qtool.graph import attribute, constant, dims
+from qtool.rewrites.edit import add_node, drop, take_over
+
+
+def reduce_mean_to_global_average_pool(
+    model: ir.Model, quantized: Callable[[ir.Node], bool]
+) -> int:
+    """ReduceMean over all spatial axes becomes GlobalAveragePool (and Flatten without keepdims).
+
+    Exporters write global pooling as ReduceMean, which no runtime fuses into integers.
+    """
+    done = 0
+    for node in list(model.graph):
+        shape = dims(node.inputs[0]) if node.inputs else None
+        if node.op_type != "ReduceMean" or shape is None or len(shape) not in (3, 4, 5):
+            continue
+        given = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
+        if given is None or {int(a) % len(shape) for a in given} != set(range(2, len(shape))):
+            continue
+        x, out = node.inputs[0], node.outputs[0]
+        pooled = (shape[0], shape[1], *[1] * (len(shape) - 2))
+        y = add_node(node, "GlobalAveragePool", [x], name=f"{node.name}/pool", shape=pooled)
+        if not attribute(node, "keepdims", 1):
+            y = add_node(node, "Flatten", [y], {"axis": 1}, f"{node.name}/flatten", shape[:2])
+        take_over(out, y)
+        drop(node)
+        done += 1
+    return done

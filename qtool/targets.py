@@ -1,0 +1,134 @@
+"""What a runtime executes in integers: data, read from ``configs/targets/*.yaml``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qtool.errors import RecipeError, suggest
+from qtool.numerics import PerChannel, PerTensor, QuantSpec
+
+FORMS = ("weighted", "elementwise", "same_grid", "concat")
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How a target runs one op type in integers.
+
+    Attributes:
+        form: ``weighted`` (constant weights times an activation), ``elementwise`` (every float input
+            and the output on grids of their own), ``same_grid`` (codes move unchanged), ``concat``.
+        inputs: positions of the activation inputs; empty: all.
+        weight, bias: positions of the constant operands of a weighted op.
+        output: ``quantized`` when the kernel can only write codes, ``either`` when it may write floats.
+        absorbs: activations that vanish into this op's output grid.
+        on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
+        when: attribute name -> values the kernel needs; anything else stays float.
+    """
+
+    form: str
+    inputs: tuple[int, ...] = (0,)
+    weight: int | None = None
+    bias: int | None = None
+    output: str = "quantized"
+    absorbs: tuple[str, ...] = ()
+    on_codes: bool = False
+    when: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One runtime on one kind of hardware.
+
+    Attributes:
+        activations, weights: the default grids; ``weights`` gets its axis from the op.
+        ops: op type -> OpRule. An op that is absent stays float.
+        rewrites: names from REWRITES, in order.
+        measured: a sentence about what was executed to support this file.
+    """
+
+    name: str
+    description: str
+    opset: int
+    activations: QuantSpec
+    weights: QuantSpec
+    ops: Mapping[str, OpRule]
+    rewrites: tuple[str, ...]
+    measured: str
+
+
+def config_folder(kind: str) -> Path:
+    """Where the shipped ``configs/<kind>`` lie: inside the wheel, or beside the package in a checkout."""
+    here = Path(__file__).parent
+    inside = here / "configs" / kind
+    return inside if inside.is_dir() else here.parent / "configs" / kind
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the shipped targets."""
+    return tuple(sorted(p.stem for p in config_folder("targets").glob("*.yaml")))
+
+
+def load_target(name: str) -> Target:
+    """Read a target by name, or from a path ending in ``.yaml``.
+
+    Raises:
+        RecipeError: unknown name, unreadable file, unknown or missing key (names the file and key).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else None
+    if path is None:
+        path = config_folder("targets") / f"{name}.yaml"
+        if not path.is_file():
+            known = target_names()
+            raise RecipeError(
+                f'target: "{name}" is not a target{suggest(name, known)} known: {", ".join(known)};'
+                " or give the path of a .yaml file"
+            )
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"target {path}: cannot be read: {error}") from error
+    return _target(raw, path)
+
+
+def _target(raw: Any, path: Path) -> Target:
+    if not isinstance(raw, dict):
+        raise RecipeError(f"target {path}: expected a mapping, found {type(raw).__name__}")
+    _known(raw, {f.name for f in fields(Target)}, str(path))
+    ops = {op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()}
+    return Target(
+        name=raw["name"],
+        description=raw["description"],
+        opset=raw["opset"],
+        activations=_spec(raw["activations"], f"{path}: activations"),
+        weights=_spec(raw["weights"], f"{path}: weights"),
+        ops=ops,
+        rewrites=tuple(raw["rewrites"]),
+        measured=raw["measured"],
+    )
+
+
+def _rule(raw: Any, where: str) -> OpRule:
+    _known(raw, {f.name for f in fields(OpRule)}, where, needed={"form"})
+    if raw["form"] not in FORMS:
+        raise RecipeError(f'{where}: form "{raw["form"]}" is not one of {", ".join(FORMS)}')
+    lists = {k: tuple(v) for k, v in raw.items() if k in ("inputs", "absorbs")}
+    return OpRule(**{**raw, **lists})
+
+
+def _spec(raw: Any, where: str) -> QuantSpec:
+    _known(raw, {"bits", "signed", "symmetric", "granularity"}, where)
+    granularity = {"tensor": PerTensor(), "channel": PerChannel(0)}[raw["granularity"]]
+    return QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity)
+
+
+def _known(raw: Any, keys: set[str], where: str, needed: set[str] | None = None) -> None:
+    if not isinstance(raw, dict):
+        raise RecipeError(f"target {where}: expected a mapping, found {type(raw).__name__}")
+    for key in raw:
+        if key not in keys:
+            raise RecipeError(f'target {where}: unknown key "{key}"{suggest(str(key), keys)}')
+    for key in sorted((keys if needed is None else needed) - raw.keys()):
+        raise RecipeError(f'target {where}: key "{key}" is missing')
