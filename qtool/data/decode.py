@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 """The image formats read. Vector formats are left out: Pillow hands them to outside programs."""
 
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
+SUFFIXES = tuple(
+    f".{name}"
+    for names in ("png jpg jpeg jpe bmp gif tif tiff webp", "ppm pgm pbm pnm jp2 j2k")
+    for name in names.split()
 )
+"""The file names' endings, in any case, that are taken for images."""
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 MAX_WORKERS = 16
 

@@ -25,17 +25,26 @@ class Preprocess(BaseModel):
     become RGB unless ``color`` is gray. All arithmetic is float32.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    resize: Size | Pair | None = Field(None, description="short side, or [height, width]")
+    resize: Size | Pair | None = None
+    """The short side, or [height, width]."""
     resize_mode: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
-    crop: Size | Pair | None = Field(None, description="centre crop: side, or [height, width]")
-    scale: float = Field(1 / 255, description="multiplies the 0..255 pixels first")
-    mean: float | Channels = Field(0.0, description="subtracted after scale, in its unit")
-    std: float | Channels = Field(1.0, description="divides last, in the unit after scale")
+    """Pillow's filter for resizing."""
+    crop: Size | Pair | None = None
+    """The side of the centre crop, or [height, width]."""
+    scale: float = 1 / 255
+    """What the 0..255 pixels are multiplied by, first."""
+    mean: float | Channels = 0.0
+    """What is subtracted after scale, in its unit: a number, or one per channel."""
+    std: float | Channels = 1.0
+    """What divides last, in the unit after scale: a number, or one per channel."""
     color: Literal["rgb", "bgr", "gray"] = "rgb"
+    """The order of the channels; mean and std follow it."""
     layout: Literal["nchw", "nhwc"] = "nchw"
+    """The order of the axes."""
     dtype: Literal["float32", "uint8"] = "float32"
+    """What the model takes; uint8 feeds the pixels as they are."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Preprocess":
@@ -52,7 +61,10 @@ class Preprocess(BaseModel):
             raise ValueError(f"`std` is {self.std}; expected numbers above 0")
         if not np.isfinite(self.scale) or self.scale == 0:
             raise ValueError(f"`scale` is {self.scale}; expected a finite number other than 0")
-        idle = sorted({"scale", "mean", "std"} & self.model_fields_set)
+        known = type(self).model_fields
+        idle = [
+            key for key in ("scale", "mean", "std") if getattr(self, key) != fields[key].default
+        ]
         if self.dtype == "uint8" and idle:
             raise ValueError(
                 f"`dtype: uint8` feeds the pixels as they are, so `{idle[0]}` would do nothing; "

@@ -14,20 +14,25 @@ LATER_READERS = ("text", "wav", "python")
 class Take(BaseModel):
     """Which samples, by sorted position, before ``count``: ``offset``, ``offset + every``, ..."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     every: Annotated[int, Field(ge=1)] = 1
+    """Keep one sample in this many."""
     offset: Annotated[int, Field(ge=0)] = 0
+    """The first position kept."""
 
 
 class Arrays(BaseModel):
     """A .npy or .npz file, or a folder of .npz files with one batch each; samples first."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: str
-    inputs: dict[str, str] = Field(default_factory=dict, description="model input: array name")
-    label: str | None = Field(None, description="name of the array that holds the labels")
+    """The file or folder."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Model input to array name; absent: arrays called as the inputs."""
+    label: str | None = None
+    """The array of labels; absent: label, labels, y or target, if there is one."""
 
 
 class DataSection(BaseModel):
@@ -36,15 +41,22 @@ class DataSection(BaseModel):
     All paths are absolute by the time they are read; the recipe resolves them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    images: str | None = Field(None, description="folder of images, or of class folders")
+    images: str | None = None
+    """A folder of images, or of class folders."""
     arrays: Arrays | None = None
+    """A .npy or .npz file, or a folder of .npz files; or a mapping with its path."""
     count: Annotated[int, Field(gt=0)] | None = None
+    """How many samples at most, evenly spaced by sorted position."""
     take: Take = Take()
-    preprocess: str | Preprocess | None = Field(None, description="a name, a path or inline")
-    labels: str | None = Field(None, description="CSV, TSV or JSON file: image, label")
+    """Which samples by sorted position, before count."""
+    preprocess: str | Preprocess | None = None
+    """A name in configs/preprocess, a .yaml file, or inline; absent: guessed, and said."""
+    labels: str | None = None
+    """A CSV, TSV or JSON file of images and labels, instead of class folders."""
     allow_overlap: bool = False
+    """Go on where many of these samples are also evaluated."""
 
     @model_validator(mode="before")
     @classmethod
