@@ -61,10 +61,8 @@ class Preprocess(BaseModel):
             raise ValueError(f"`std` is {self.std}; expected numbers above 0")
         if not np.isfinite(self.scale) or self.scale == 0:
             raise ValueError(f"`scale` is {self.scale}; expected a finite number other than 0")
-        known = type(self).model_fields
-        idle = [
-            key for key in ("scale", "mean", "std") if getattr(self, key) != fields[key].default
-        ]
+        usual = {"scale": 1 / 255, "mean": 0.0, "std": 1.0}
+        idle = [key for key, value in usual.items() if getattr(self, key) != value]
         if self.dtype == "uint8" and idle:
             raise ValueError(
                 f"`dtype: uint8` feeds the pixels as they are, so `{idle[0]}` would do nothing; "
