@@ -34,7 +34,7 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerBlock:
-    """One scale for each run of ``size`` values along ``axis``; W [A, B], axis 1: [A, ceil(B / size)]."""
+    """One scale per ``size`` values along ``axis``; W [A, B], axis 1: [A, ceil(B / size)]."""
 
     axis: int
     size: int
@@ -141,12 +141,15 @@ def round_half_even(x: Array) -> Array:
 
 def round_half_away(x: Array) -> Array:
     """0.5 -> 1, -0.5 -> -1, 2.5 -> 3 (C ``round``, N2D2, gemmlowp)."""
-    return (abs(x) + 0.5).__floordiv__(1) * (2 * (x >= 0) - 1)
+    even = x.round()
+    up, down = (x - even == 0.5) & (x > 0), (even - x == 0.5) & (x < 0)
+    return -(down + -(even + up))  # only sums: torch subtracts no booleans
 
 
 def round_half_up(x: Array) -> Array:
     """0.5 -> 1, -0.5 -> 0, 2.5 -> 3 (floor(x + 0.5), some DSPs)."""
-    return (x + 0.5).__floordiv__(1)
+    even = x.round()
+    return even + (x - even == 0.5)  # x + 0.5 would itself be rounded: 0.49999997 -> 1
 
 
 def align(params: QuantParams, x: Array) -> tuple[Array, Array]:
@@ -169,7 +172,7 @@ def align(params: QuantParams, x: Array) -> tuple[Array, Array]:
 def quantize(
     x: Array, params: QuantParams, rounding: Callable[[Array], Array] = round_half_even
 ) -> Array:
-    """Codes of ``x``, as a float array of its kind (shape of ``x``): every code is an exact integer.
+    """Codes of ``x`` as a float array of its kind and shape; every code is an exact integer.
 
     Codes stay floats so that numpy and torch agree and gradients can pass; containers are chosen
     where they are stored. 32-bit codes need a float64 ``x``.
