@@ -213,7 +213,7 @@ def verdict(report: Report) -> tuple[Level, str]:
     count = len(report.gates)
     if not count:
         return "passed", "No gate was set" + _closing(report, drop)
-    lead = "The gate passes" if count == 1 else f"All {count} gates pass"
+    lead = {1: "The gate passes", 2: "Both gates pass"}.get(count, f"All {count} gates pass")
     return "passed", lead + _closing(report, drop)
 
 
@@ -235,7 +235,7 @@ def _failure(report: Report, open_question: bool) -> str:
     failed = [gate for gate in [*report.gates, *parity_gates(report)] if not gate.passed]
     if not failed:
         return "The run did not pass, though every gate listed does: see the notes of its stages."
-    said = ", ".join(f"{gate.name} is {gate.value:.4g}, limit {gate.limit:g}" for gate in failed)
+    said = "; ".join(f"{gate.name} {gate.value:.4g} (limit {gate.limit:g})" for gate in failed)
     doubt = " The max_drop limit lies inside the drop's 95 % interval." if open_question else ""
     return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {said}.{doubt}"
 

@@ -1,0 +1,206 @@
+"""Geometry of the page's charts, in percent of their box; the templates only place it."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qtool.report import Accuracy, Gate, Layer, Report, Stage
+from qtool.reporting import words
+from qtool.reporting.compare import Comparison
+
+MARKED_LAYERS = 3
+STEPS = (1, 2, 2.5, 5, 10)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line: where it lies, and what it says."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class LayerBar:
+    """One layer in both charts; `rank` is 1 for the worst, 0 for the unmarked."""
+
+    layer: Layer
+    sqnr: float
+    bytes: float
+    quality: str
+    rank: int
+    tip: str
+
+
+@dataclass(frozen=True)
+class LayerChart:
+    """Layers in graph order: signal to noise above, bytes below, one shared axis."""
+
+    bars: list[LayerBar]
+    sqnr_ticks: list[Tick]
+    byte_ticks: list[Tick]
+
+
+@dataclass(frozen=True)
+class DropStrip:
+    """The drop with its interval and limit on one line."""
+
+    low: float
+    high: float
+    point: float
+    zero: float
+    limit: float | None
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One run in the bytes against metric plane."""
+
+    x: float
+    y: float
+    number: int
+    baseline: bool
+    tip: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """All runs, smaller to the left, better upwards."""
+
+    dots: list[Dot]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+
+
+def ticks(top: float, count: int = 6) -> list[float]:
+    """Return round values from 0 to just above `top`, in at most `count` steps."""
+    if top <= 0:
+        return [0.0, 1.0]
+    raw = top / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in STEPS if factor * power >= raw * (1 - 1e-9))
+    return [step * index for index in range(math.ceil(top / step - 1e-9) + 1)]
+
+
+def layer_chart(report: Report) -> LayerChart | None:
+    """Place every layer's bars; None where no layer was measured."""
+    layers = report.layers
+    if not any(layer.sqnr_db is not None or layer.bytes for layer in layers):
+        return None
+    sqnr = ticks(max((max(layer.sqnr_db or 0.0, 0.0) for layer in layers), default=0.0))
+    weight = ticks(max((layer.bytes or 0 for layer in layers), default=0), count=3)
+    marked = [id(layer) for layer in words.worst(report, MARKED_LAYERS)]
+    if len(layers) <= MARKED_LAYERS:
+        marked = marked[:1]
+    bars = [
+        LayerBar(
+            layer=layer,
+            sqnr=_share(layer.sqnr_db or 0.0, sqnr[-1]),
+            bytes=_share(layer.bytes or 0, weight[-1]),
+            quality=words.quality(layer.sqnr_db),
+            rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
+            tip=_tip(layer),
+        )
+        for layer in layers
+    ]
+    return LayerChart(
+        bars=bars,
+        sqnr_ticks=[Tick(_share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
+        byte_ticks=[Tick(_share(value, weight[-1]), _plain(words.size(value))) for value in weight],
+    )
+
+
+def drop_strip(accuracy: Accuracy | None, gates: Sequence[Gate]) -> DropStrip | None:
+    """Place the drop, its interval and the max_drop limit; None without an interval."""
+    if accuracy is None or accuracy.drop is None or accuracy.drop_ci95 is None:
+        return None
+    low, high = accuracy.drop_ci95
+    limit = next((gate.limit for gate in gates if gate.name == "max_drop"), None)
+    inside = [low, high, accuracy.drop, 0.0] + ([] if limit is None else [limit])
+    margin = (max(inside) - min(inside)) * 0.08 or 0.5
+    left, right = min(inside) - margin, max(inside) + margin
+
+    def place(value: float) -> float:
+        return _share(value - left, right - left)
+
+    return DropStrip(
+        low=place(low),
+        high=place(high),
+        point=place(accuracy.drop),
+        zero=place(0.0),
+        limit=None if limit is None else place(limit),
+        left=f"{low:.2f}".replace("-", "−"),
+        right=f"{high:.2f}".replace("-", "−"),
+    )
+
+
+def pair(one: float, other: float) -> tuple[float, float]:
+    """Return both values in percent of the larger, for two bars under one another."""
+    top = max(one, other)
+    return _share(one, top), _share(other, top)
+
+
+def stage_bars(stages: Sequence[Stage]) -> list[tuple[Stage, float]]:
+    """Return every stage with its share of the longest one."""
+    top = max((stage.seconds for stage in stages), default=0.0)
+    return [(stage, _share(stage.seconds, top)) for stage in stages]
+
+
+def scatter(comparison: Comparison) -> Scatter | None:
+    """Place the runs that have both bytes and a metric; None for fewer than two."""
+    measured = [
+        (number, row, row.size.value, row.metric.value)
+        for number, row in enumerate(comparison.rows, start=1)
+        if row.size.value is not None and row.metric.value is not None
+    ]
+    if len(measured) < 2:
+        return None
+    x_axis = ticks(max(size for _, _, size, _ in measured), count=4)
+    low, high = min(value for *_, value in measured), max(value for *_, value in measured)
+    room = max((high - low) * 0.15, 0.05)
+    bottom, span = low - room, high - low + 2 * room
+    dots = [
+        Dot(
+            x=_share(size, x_axis[-1]),
+            y=_share(value - bottom, span),
+            number=number,
+            baseline=row.baseline,
+            tip=f"{words.clean(row.name)}: {value:.2f}, {words.size(size)}",
+        )
+        for number, row, size, value in measured
+    ]
+    return Scatter(
+        dots=dots,
+        x_ticks=[Tick(_share(value, x_axis[-1]), _plain(words.size(value))) for value in x_axis],
+        y_ticks=_between(bottom, bottom + span),
+    )
+
+
+def _share(value: float, top: float) -> float:
+    """Return value / top in percent, held within 0 and 100."""
+    return round(max(0.0, min(1.0, value / top)) * 100, 2) if top > 0 else 0.0
+
+
+def _plain(label: str) -> str:
+    """Drop the zeros of a round value: 40.0 kB is 40 kB on an axis."""
+    return re.sub(r"\.0+ ", " ", label)
+
+
+def _between(bottom: float, top: float) -> list[Tick]:
+    """Return grid lines at round values inside an axis that does not start at zero."""
+    step = ticks(top - bottom)[1]
+    first, last = math.ceil(bottom / step), math.floor(top / step)
+    values = [step * index for index in range(first, last + 1)]
+    return [Tick(_share(value - bottom, top - bottom), f"{value:.6g}") for value in values]
+
+
+def _tip(layer: Layer) -> str:
+    parts = [words.clean(layer.name)]
+    if layer.sqnr_db is not None:
+        parts.append(f"{layer.sqnr_db:.1f} dB")
+    if layer.bytes is not None:
+        parts.append(words.size(layer.bytes))
+    return ", ".join([*parts, f"{words.bits(layer)} bits" if words.bits(layer) else "float"])

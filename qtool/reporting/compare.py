@@ -1,0 +1,149 @@
+"""Several runs side by side: the comparison as data, before any format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qtool.report import Level, Report, verdict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured value of one run, and how far it is from the baseline's.
+
+    Attributes:
+        value: the run's own; None where it was not measured.
+        delta: run - baseline, in points for the metric, in percent for bytes and milliseconds.
+        better: whether the difference is an improvement; None where there is none.
+    """
+
+    value: float | None = None
+    delta: float | None = None
+    better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a comparison."""
+
+    name: str
+    report: Report
+    level: Level
+    baseline: bool
+    metric: Cell
+    agreement: Cell
+    size: Cell
+    latency: Cell
+    sqnr: Cell
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs, and why some differences are left out."""
+
+    rows: list[Row]
+    caveats: list[str]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The run the others are held against, if any."""
+        return next((row for row in self.rows if row.baseline), None)
+
+
+def compare(runs: Mapping[str, Report], baseline: str | None = None) -> Comparison:
+    """Put runs side by side; differences only where both sides measured the same thing.
+
+    Args:
+        runs: reports by the name they are shown under.
+        baseline: the name of one of them; it comes first. None: no differences.
+    """
+    base = runs[baseline] if baseline is not None else None
+    order = sorted(runs, key=lambda name: name != baseline)
+    caveats = [line for name in order for line in _caveats(name, runs[name], base)]
+    return Comparison([_row(name, runs[name], base, name == baseline) for name in order], caveats)
+
+
+def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> Row:
+    other = None if is_baseline else base
+    same_data = other is not None and _same_evaluation(report, other)
+    same_timing = other is not None and _same_timing(report, other)
+    ours, theirs = report.accuracy, other.accuracy if other else None
+    up = _higher_is_better(report)
+    return Row(
+        name=name,
+        report=report,
+        level=verdict(report)[0],
+        baseline=is_baseline,
+        metric=_cell(
+            ours.quantized if ours else None,
+            theirs.quantized if theirs and same_data else None,
+            higher=up,
+        ),
+        agreement=_cell(
+            ours.agreement if ours else None, theirs.agreement if theirs and same_data else None
+        ),
+        size=_cell(
+            report.size.quantized_bytes if report.size else None,
+            other.size.quantized_bytes if other and other.size else None,
+            higher=False,
+            percent=True,
+        ),
+        latency=_cell(
+            report.latency.quantized_ms if report.latency else None,
+            other.latency.quantized_ms if other and other.latency and same_timing else None,
+            higher=False,
+            percent=True,
+        ),
+        sqnr=_cell(_lowest(report), _lowest(other)),
+    )
+
+
+def _cell(
+    value: float | None, base: float | None, higher: bool = True, percent: bool = False
+) -> Cell:
+    if value is None or base is None or (percent and base == 0):
+        return Cell(value)
+    delta = (value / base - 1) * 100 if percent else value - base
+    return Cell(value, delta, None if delta == 0 else (delta > 0) == higher)
+
+
+def _lowest(report: Report | None) -> float | None:
+    layers = report.layers if report else []
+    return min((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=None)
+
+
+def _higher_is_better(report: Report) -> bool:
+    """Read it off the signs: a drop is what was lost, so for an error rate it grows with it."""
+    accuracy = report.accuracy
+    if not accuracy or None in (accuracy.float, accuracy.quantized, accuracy.drop):
+        return True
+    return (accuracy.float - accuracy.quantized) * accuracy.drop >= 0  # type: ignore[operator]
+
+
+def _same_evaluation(ours: Report, theirs: Report) -> bool:
+    metrics = [report.accuracy.metric if report.accuracy else None for report in (ours, theirs)]
+    used = [report.data.evaluation or report.data.calibration for report in (ours, theirs)]
+    return metrics[0] == metrics[1] and used[0] == used[1]
+
+
+def _same_timing(ours: Report, theirs: Report) -> bool:
+    def conditions(report: Report) -> tuple[object, ...]:
+        timing = report.latency
+        cpu = report.environment.get("cpu")
+        return (cpu, timing.threads, timing.batch) if timing else (cpu,)
+
+    return conditions(ours) == conditions(theirs)
+
+
+def _caveats(name: str, report: Report, base: Report | None) -> list[str]:
+    if base is None or report is base:
+        return []
+    lines = []
+    if report.accuracy and base.accuracy and not _same_evaluation(report, base):
+        lines.append(
+            f"{name}: another metric or evaluation set than the baseline; no metric delta."
+        )
+    if report.latency and base.latency and not _same_timing(report, base):
+        lines.append(f"{name}: another CPU, threads or batch than the baseline; no latency delta.")
+    if report.model.sha256 != base.model.sha256:
+        lines.append(f"{name}: made from another float model than the baseline.")
+    return lines

@@ -1,0 +1,72 @@
+"""The report as one HTML page: no network, no script, light and dark."""
+
+from functools import cache
+from pathlib import PurePath
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from qtool.report import Report, parity_gates, unit_word, verdict
+from qtool.reporting import charts, words
+from qtool.reporting.compare import Comparison
+
+MARK = {"passed": "Passed", "warning": "Warning", "not proven": "Not proven", "failed": "Failed"}
+TONE = {"passed": "good", "warning": "fair", "not proven": "fair", "failed": "poor"}
+
+
+def html(report: Report) -> str:
+    """Return one run's page; every name in it is escaped."""
+    level, sentence = verdict(report)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            level=level,
+            sentence=sentence,
+            parity_gates=parity_gates(report),
+            points=unit_word(report.accuracy),
+            chart=charts.layer_chart(report),
+            strip=charts.drop_strip(report.accuracy, report.gates),
+            stages=charts.stage_bars(report.stages),
+            total=sum(stage.seconds for stage in report.stages),
+            lowest=words.worst(report, charts.MARKED_LAYERS),
+        )
+    )
+
+
+def html_comparison(comparison: Comparison) -> str:
+    """Return several runs' page, with differences where there is a baseline."""
+    metrics = {
+        words.metric(row.report.accuracy)
+        for row in comparison.rows
+        if row.report.accuracy and row.report.accuracy.metric
+    }
+    return (
+        _environment()
+        .get_template("compare.html")
+        .render(
+            comparison=comparison,
+            metric=metrics.pop() if len(metrics) == 1 else "metric",
+            scatter=charts.scatter(comparison),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Load the templates from the package; escaping on, an unknown name is an error."""
+    environment = Environment(
+        loader=PackageLoader("qtool.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["basename"] = lambda path: PurePath(path).name
+    for name in ("clean", "size", "amount", "milliseconds", "duration", "memory", "interval"):
+        environment.filters[name] = getattr(words, name)
+    for name in ("metric", "score", "bits", "limit", "quality", "signed", "ratio"):
+        environment.filters[name] = getattr(words, name)
+    environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair)
+    return environment

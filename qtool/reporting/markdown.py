@@ -1,0 +1,158 @@
+"""The report for a pull request comment: verdict first, then one table, the rest folded."""
+
+import re
+from pathlib import Path
+
+from qtool.report import Report, parity_gates, unit_word, verdict
+from qtool.reporting import words
+from qtool.reporting.compare import Cell, Comparison
+
+MARK = {"passed": "✅", "warning": "⚠️", "not proven": "⚠️", "failed": "❌"}
+FOLDED_LAYERS = 60
+
+
+def markdown(report: Report) -> str:
+    """Return one run as GitHub-flavoured Markdown; layer names cannot break out of their cells."""
+    level, sentence = verdict(report)
+    source, made = Path(report.model.path).name, Path(report.output.path).name
+    blocks = [
+        f"### {MARK[level]} qtool {text(report.command)}: {level}",
+        text(sentence),
+        f"{code(source)} → {code(made)}",
+        _results(report),
+        _gates(report),
+        _kernels(report),
+        _folded_layers(report),
+        _folded_notes(report),
+        f"<sub>qtool {text(report.qtool)}, model sha256 {code(report.model.sha256[:12])}, "
+        f"output sha256 {code(report.output.sha256[:12])}</sub>",
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def markdown_comparison(comparison: Comparison) -> str:
+    """Return several runs as one table, differences to the baseline in brackets."""
+    rows = [
+        [
+            text(row.name) + (" (baseline)" if row.baseline else ""),
+            f"{MARK[row.level]} {row.level}",
+            _cell(row.metric, f"{row.metric.value or 0:.2f}", ""),
+            _cell(row.size, words.size(row.size.value or 0), " %"),
+            _cell(row.latency, words.milliseconds(row.latency.value or 0), " %"),
+            _cell(row.sqnr, f"{row.sqnr.value or 0:.1f} dB", ""),
+        ]
+        for row in comparison.rows
+    ]
+    head = ["run", "verdict", "metric", "size", "latency", "worst layer"]
+    blocks = ["### qtool: comparison", _table(head, rows, right=2)]
+    blocks += [f"> {text(line)}" for line in comparison.caveats]
+    return "\n\n".join(blocks) + "\n"
+
+
+def text(value: str) -> str:
+    """Escape everything Markdown or its HTML could act on, mentions included."""
+    safe = words.clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
+    return re.sub(r"@(?=\w)", "@\u200b", safe).replace("://", ":\u200b//")
+
+
+def code(value: str) -> str:
+    """Return a name as inline code that stays inside its cell."""
+    safe = words.clean(value).replace("`", "'").replace("|", "¦")
+    return f"`{safe}`" if safe.strip() else ""
+
+
+def _table(head: list[str], rows: list[list[str]], right: int) -> str:
+    """Return a Markdown table; columns from `right` on are aligned right."""
+    rule = ["---" if column < right else "---:" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
+
+
+def _cell(cell: Cell, spoken: str, unit: str) -> str:
+    if cell.value is None:
+        return "–"
+    if cell.delta is None:
+        return spoken
+    return f"{spoken} ({words.signed(cell.delta, 1 if unit else 2)}{unit})"
+
+
+def _results(report: Report) -> str:
+    rows = []
+    accuracy, size, timing = report.accuracy, report.size, report.latency
+    if accuracy and accuracy.float is not None:
+        scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
+        cells = ["" if score is None else f"{score:.2f}" for score in scores]
+        drop = "" if accuracy.drop is None else f"drop {accuracy.drop:.2f} {unit_word(accuracy)}"
+        if accuracy.drop_ci95:
+            drop += f", 95 %: {words.interval(accuracy.drop_ci95)}"
+        rows.append([text(words.metric(accuracy)), *cells, text(drop)])
+    if accuracy and accuracy.agreement is not None:
+        rows.append(
+            ["agreement (%)", "", "", f"{accuracy.agreement:.2f}", f"{accuracy.samples} samples"]
+        )
+    if size:
+        small = words.ratio(size.compression, "smaller", "larger")
+        cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
+        rows.append(["file size", *cells, small])
+    if timing:
+        fast = words.ratio(timing.speedup, "faster", "slower")
+        cells = [words.milliseconds(timing.float_ms), "", words.milliseconds(timing.quantized_ms)]
+        rows.append(["latency", *cells, f"{fast}, {words.conditions(timing)}"])
+    return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
+
+
+def _gates(report: Report) -> str:
+    gates = [*report.gates, *parity_gates(report)]
+    rows = [
+        [
+            MARK["passed" if gate.passed else "failed"],
+            code(gate.name),
+            f"{gate.value:.4g}",
+            words.limit(gate),
+        ]
+        for gate in gates
+    ]
+    return _table(["", "gate", "value", "limit"], rows, right=2) if rows else ""
+
+
+def _kernels(report: Report) -> str:
+    if report.kernels is None:
+        return ""
+    parts = []
+    for title in ("integer", "float"):
+        counts: dict[str, int] = getattr(report.kernels, title)
+        listed = ", ".join(f"{code(op)} ×{count}" for op, count in counts.items())
+        parts.append(f"{title} {listed or 'none'}")
+    parts.append(f"stray Q/DQ {len(report.kernels.stray_quantize)}")
+    if report.kernels.saturation_risk:
+        parts.append("**saturation risk on this CPU**")
+    return f"Kernels: {'; '.join(parts)}."
+
+
+def _folded_layers(report: Report) -> str:
+    if not report.layers:
+        return ""
+    rows = [
+        [
+            code(layer.name),
+            text(layer.op),
+            words.bits(layer),
+            text(layer.granularity or ""),
+            "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+            "" if layer.bytes is None else words.size(layer.bytes),
+        ]
+        for layer in report.layers[:FOLDED_LAYERS]
+    ]
+    head = ["layer", "op", "bits w / a", "granularity", "SQNR dB", "bytes"]
+    rest = len(report.layers) - len(rows)
+    more = f"\n\n{rest} more in report.html." if rest else ""
+    return _fold(f"{len(report.layers)} layers", _table(head, rows, right=4) + more)
+
+
+def _folded_notes(report: Report) -> str:
+    lines = [f"- {text(stage)}: {text(note)}" for stage, note in words.notes(report)]
+    return _fold(f"{len(lines)} notes", "\n".join(lines)) if lines else ""
+
+
+def _fold(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"

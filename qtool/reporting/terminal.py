@@ -1,0 +1,242 @@
+"""The report on a terminal: tables and bars that fit 80 columns."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from qtool.report import Gate, Report, parity_gates, unit_word, verdict
+from qtool.reporting import words
+
+WORST_LAYERS = 8
+BAR_WIDTH = 16
+RUN_FILES = ("model.onnx", "report.html", "report.json", "report.md", "plan.json", "recipe.yaml")
+LEVEL_STYLE = {"passed": "green", "warning": "yellow", "not proven": "yellow", "failed": "red"}
+QUALITY_STYLE = {"good": "green", "fair": "yellow", "poor": "red", "none": "dim"}
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The characters that not every terminal has."""
+
+    yes: str
+    no: str
+    full: str
+    empty: str
+    arrow: str
+    bullet: str
+    dash: str
+
+
+UNICODE = Glyphs("✓", "✗", "━", "─", "→", "•", "–")
+ASCII = Glyphs("ok", "!!", "#", ".", "->", "*", "-")
+
+
+def print_report(report: Report, console: Console, folder: Path | None = None) -> None:
+    """Print one run.
+
+    Args:
+        report: the run.
+        console: rich's; it decides about width, colour (`NO_COLOR`) and characters.
+        folder: the run folder, whose files are then named at the end.
+    """
+    glyphs = ASCII if console.options.ascii_only else UNICODE
+    room = max(16, min(60, console.width - 50))
+    parts = [
+        _header(report, glyphs),
+        _results(report),
+        _section("Gates", _gates(report, glyphs)),
+        _section("Kernels", _kernels(report, glyphs)),
+        _section("Weakest layers (signal to quantization noise)", _layers(report, glyphs, room)),
+        _section("Stages", _stages(report, glyphs)),
+        _section("Notes", _notes(report, glyphs)),
+        _section("Files", _files(folder)),
+    ]
+    console.print(Group(*(part for part in parts if part is not None)))
+
+
+def _header(report: Report, glyphs: Glyphs) -> RenderableType:
+    level, sentence = verdict(report)
+    style = LEVEL_STYLE[level]
+    line = Text.assemble(
+        (words.shorten(Path(report.model.path).name, 34), "bold"),
+        f" {glyphs.arrow} ",
+        (words.shorten(Path(report.output.path).name, 34), "bold"),
+    )
+    facts = [f"{words.amount(report.model.parameters)} parameters"]
+    if report.model.macs is not None:
+        facts.append(f"{words.amount(report.model.macs)} MACs")
+    if report.size and report.size.weight_bits_mean is not None:
+        facts.append(f"{report.size.weight_bits_mean:.3g} bits per weight")
+    facts += [f"opset {report.output.opset}", f"seed {report.seed}"]
+    return Panel(
+        Group(line, Text(", ".join(facts), "dim"), Text(words.clean(sentence), style)),
+        title=Text.assemble("qtool ", words.clean(report.command), "  ", (level.upper(), style)),
+        title_align="left",
+        border_style=style,
+        box=box.ROUNDED,
+        padding=(0, 1),
+    )
+
+
+def _results(report: Report) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, expand=False)
+    table.add_column("", no_wrap=True)
+    for title in ("float", "simulated", "quantized"):
+        table.add_column(title, justify="right", no_wrap=True, style="" if title else "dim")
+    table.add_column("", overflow="fold")
+    if report.accuracy and report.accuracy.float is not None:
+        accuracy = report.accuracy
+        scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
+        cells = ["" if score is None else f"{score:.2f}" for score in scores]
+        table.add_row(
+            Text(words.metric(accuracy)), *cells[:2], Text(cells[2], "bold"), _drop(report)
+        )
+    if report.accuracy and report.accuracy.agreement is not None:
+        agreement = f"{report.accuracy.agreement:.2f}"
+        samples = f"with float, {report.accuracy.samples} samples"
+        table.add_row("agreement (%)", "", "", Text(agreement, "bold"), Text(samples, "dim"))
+    if report.size:
+        size = report.size
+        small = Text(words.ratio(size.compression, "smaller", "larger"))
+        cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
+        table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
+    if report.latency:
+        timing = report.latency
+        fast = Text(words.ratio(timing.speedup, "faster", "slower"))
+        fast.append(f"\n{words.conditions(timing)}", "dim")
+        cells = [words.milliseconds(timing.float_ms), "", words.milliseconds(timing.quantized_ms)]
+        table.add_row("latency", *cells[:2], Text(cells[2], "bold"), fast)
+    return Padding(table, (1, 0, 0, 1))
+
+
+def _drop(report: Report) -> Text:
+    accuracy = report.accuracy
+    if accuracy is None or accuracy.drop is None:
+        return Text()
+    text = Text(f"drop {accuracy.drop:.2f} {unit_word(accuracy)}".replace("-", "−"))
+    if accuracy.drop_ci95:
+        text.append(f"\n95 %: {words.interval(accuracy.drop_ci95)}", "dim")
+    return text
+
+
+def _gates(report: Report, glyphs: Glyphs) -> Table | None:
+    table = _grid(4)
+    for gate in report.gates:
+        table.add_row(*_gate(gate, glyphs), "")
+    for gate in parity_gates(report):
+        table.add_row(*_gate(gate, glyphs), Text("always on", "dim"))
+    return table if table.row_count else None
+
+
+def _gate(gate: Gate, glyphs: Glyphs) -> tuple[Text, str, str]:
+    mark = Text(glyphs.yes, "green") if gate.passed else Text(glyphs.no, "bold red")
+    name = words.clean(gate.name)
+    return Text.assemble(mark, " ", name), f"{gate.value:.4g}", words.limit(gate)
+
+
+def _kernels(report: Report, glyphs: Glyphs) -> Table | None:
+    kernels = report.kernels
+    if kernels is None:
+        return None
+    table = _grid(2)
+    for title, counts in (("integer", kernels.integer), ("float", kernels.float)):
+        listed = ", ".join(f"{words.clean(op)} x{count}" for op, count in counts.items())
+        style = "green" if title == "integer" else "yellow" if counts else "dim"
+        table.add_row(Text(f"{sum(counts.values())} {title}", style), Text(listed or glyphs.dash))
+    stray = ", ".join(words.shorten(name, 50) for name in kernels.stray_quantize)
+    count = len(kernels.stray_quantize)
+    style = "yellow" if count else "dim"
+    table.add_row(Text(f"{count} stray Q/DQ", style), Text(stray or "none left unfused", style))
+    if kernels.saturation_risk:
+        risk = "8-bit products may saturate on this CPU (no VNNI): 7-bit weights avoid it"
+        table.add_row(Text("saturation", "red"), Text(risk))
+    return table
+
+
+def _layers(report: Report, glyphs: Glyphs, room: int) -> Table | None:
+    shown = words.worst(report, WORST_LAYERS)
+    if not shown:
+        return None
+    top = max((layer.sqnr_db or 0.0 for layer in report.layers), default=0.0)
+    table = _grid(5)
+    for layer in shown:
+        value = layer.sqnr_db or 0.0
+        style = QUALITY_STYLE[words.quality(layer.sqnr_db)]
+        table.add_row(
+            Text(words.shorten(layer.name, room)),
+            Text(words.shorten(layer.op, 10), "dim"),
+            Text(words.bits(layer), "dim"),
+            Text(f"{value:.1f} dB", style, justify="right"),
+            bar(value, top, BAR_WIDTH, glyphs, style),
+        )
+    rest = sum(layer.sqnr_db is not None for layer in report.layers) - len(shown)
+    if rest:
+        table.add_row(Text(f"and {rest} better ones, see report.html", "dim"))
+    return table
+
+
+def _stages(report: Report, glyphs: Glyphs) -> Table | None:
+    if not report.stages:
+        return None
+    table = _grid(4)
+    top = max(stage.seconds for stage in report.stages)
+    for stage in report.stages:
+        table.add_row(
+            Text(words.shorten(stage.name, 20)),
+            Text(words.duration(stage.seconds), justify="right"),
+            bar(stage.seconds, top, BAR_WIDTH, glyphs, "cyan"),
+            Text("cached" if stage.cached else words.memory(stage.peak_rss_mb or 0), "dim")
+            if stage.cached or stage.peak_rss_mb is not None
+            else "",
+        )
+    table.add_row(
+        Text("all", "dim"),
+        Text(words.duration(sum(stage.seconds for stage in report.stages)), "dim", justify="right"),
+    )
+    return table
+
+
+def _notes(report: Report, glyphs: Glyphs) -> Table | None:
+    table = _grid(2)
+    for stage, note in words.notes(report):
+        table.add_row(Text(f"{glyphs.bullet} {stage}", "dim"), Text(note, overflow="fold"))
+    return table if table.row_count else None
+
+
+def _files(folder: Path | None) -> Table | None:
+    table = _grid(2)
+    for name in RUN_FILES if folder else ():
+        path = Path(folder or ".") / name
+        if path.is_file():
+            table.add_row(
+                Text(words.clean(str(path)), overflow="fold"),
+                Text(words.size(path.stat().st_size), "dim", justify="right"),
+            )
+    return table if table.row_count else None
+
+
+def bar(value: float, top: float, width: int, glyphs: Glyphs, style: str) -> Text:
+    """Return a horizontal bar of `width` cells, filled to value / top."""
+    filled = round(max(0.0, min(1.0, value / top)) * width) if top > 0 else 0
+    return Text.assemble((glyphs.full * filled, style), (glyphs.empty * (width - filled), "dim"))
+
+
+def _grid(columns: int) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for _ in range(columns):
+        table.add_column(overflow="fold")
+    return table
+
+
+def _section(title: str, body: RenderableType | None) -> RenderableType | None:
+    if body is None:
+        return None
+    parts: Iterable[RenderableType] = (Text(title, "bold"), Padding(body, (0, 0, 0, 2)))
+    return Padding(Group(*parts), (1, 0, 0, 1))

@@ -1,0 +1,56 @@
+"""Several runs on a terminal: one row per run, differences below the values."""
+
+from collections.abc import Callable
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from qtool.reporting import words
+from qtool.reporting.compare import Cell, Comparison
+from qtool.reporting.terminal import LEVEL_STYLE
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print one row per run; with a baseline, its differences stand under each value."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
+    table.add_column("run", overflow="fold", max_width=26)
+    table.add_column("verdict", no_wrap=True)
+    for title in _titles(comparison):
+        table.add_column(Text(title), justify="right", overflow="fold")
+    for row in comparison.rows:
+        name = Text(words.shorten(row.name, 60), "bold" if row.baseline else "")
+        if row.baseline:
+            name.append("\nbaseline", "dim")
+        table.add_row(
+            name,
+            Text(row.level, LEVEL_STYLE[row.level]),
+            _cell(row.metric, lambda value: f"{value:.2f}", ""),
+            _cell(row.size, words.size, " %"),
+            _cell(row.latency, words.milliseconds, " %"),
+            _cell(row.sqnr, lambda value: f"{value:.1f} dB", ""),
+        )
+    console.print(table)
+    for line in comparison.caveats:
+        console.print(Padding(Text(words.clean(line), "yellow"), (0, 0, 0, 1)))
+
+
+def _titles(comparison: Comparison) -> list[str]:
+    metrics = {
+        words.metric(row.report.accuracy)
+        for row in comparison.rows
+        if row.report.accuracy and row.report.accuracy.metric
+    }
+    return [metrics.pop() if len(metrics) == 1 else "metric", "size", "latency", "worst layer"]
+
+
+def _cell(cell: Cell, spoken: Callable[[float], str], unit: str) -> Text:
+    if cell.value is None:
+        return Text("–", "dim")
+    text = Text(spoken(cell.value))
+    if cell.delta is not None:
+        style = "dim" if cell.better is None else "green" if cell.better else "red"
+        text.append(f"\n{words.signed(cell.delta, 1 if unit else 2)}{unit}", style)
+    return text

@@ -1,0 +1,138 @@
+"""How numbers and names are spoken of, the same in every format."""
+
+import unicodedata
+
+from qtool.report import Accuracy, Gate, Latency, Layer, Report
+
+GOOD_SQNR_DB = 25.0
+POOR_SQNR_DB = 15.0
+METRICS = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "map": "mAP"}
+
+
+def clean(text: str) -> str:
+    """Replace what a terminal or XML could act on (control, bidi and unassigned characters)."""
+    return "".join("\ufffd" if unicodedata.category(char)[0] == "C" else char for char in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of a long name: layer names differ at both ends."""
+    text = clean(text)
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def size(count: float) -> str:
+    """Return bytes with three significant digits and a decimal unit: 1.09 MB."""
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def amount(count: float) -> str:
+    """Return a count with three significant digits: 40.8 M."""
+    return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
+
+
+def _scaled(count: float, units: tuple[str, ...]) -> str:
+    value = float(count)
+    if abs(value) < 999.5:
+        return f"{value:.0f} {units[0]}"
+    for unit in units[1:-1]:
+        value /= 1000
+        if abs(value) < 999.5:
+            return f"{_three(value)} {unit}"
+    return f"{_three(value / 1000)} {units[-1]}"
+
+
+def _three(value: float) -> str:
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}"
+
+
+def milliseconds(value: float) -> str:
+    """Return a latency: 0.412 ms, 2.10 ms, 48.3 ms, 1.20 s."""
+    if value >= 1000:
+        return f"{value / 1000:.2f} s"
+    return f"{value:.3f} ms" if value < 1 else f"{_three(value)} ms"
+
+
+def conditions(timing: Latency) -> str:
+    """Return what a latency was measured at: 1 thread, batch 1."""
+    return f"{timing.threads} thread{'s' if timing.threads != 1 else ''}, batch {timing.batch}"
+
+
+def duration(seconds: float) -> str:
+    """Return a stage's time: 0.3 s, 12 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def memory(megabytes: float) -> str:
+    """Return a stage's peak memory: 611 MB, 1.25 GB."""
+    return size(megabytes * 1e6)
+
+
+def metric(accuracy: Accuracy) -> str:
+    """Return the metric's name with its unit: top-1 (%)."""
+    name = METRICS.get(accuracy.metric or "", accuracy.metric or "accuracy")
+    return clean(f"{name} ({accuracy.unit})" if accuracy.unit else name)
+
+
+def score(value: float, unit: str | None) -> str:
+    """Return a metric's value with its unit: 91.61 %."""
+    return f"{value:.2f} {clean(unit)}" if unit else f"{value:.2f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign and a true minus: +0.12, −0.05, 0.00."""
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        return text.lstrip("-")
+    return f"+{text}" if value > 0 else text.replace("-", "−")
+
+
+def interval(pair: tuple[float, float]) -> str:
+    """Return a confidence interval: −0.05 to 0.29."""
+    return " to ".join(f"{value:.2f}".replace("-", "−") for value in pair)
+
+
+def ratio(value: float, more: str, less: str) -> str:
+    """Return a factor in words that stay true below one: 3.76x smaller, 1.25x larger."""
+    if value >= 1 or value <= 0:
+        return f"{value:.2f}x {more}"
+    return f"{1 / value:.2f}x {less}"
+
+
+def bits(layer: Layer) -> str:
+    """Return weight and activation bits: 8 / 8, 4 / float."""
+    pair = [str(part) for part in (layer.weight_bits, layer.activation_bits) if part is not None]
+    return " / ".join(pair)
+
+
+def limit(gate: Gate) -> str:
+    """Return what a gate asks for: at most 1."""
+    return f"at {'least' if gate.name.startswith('min_') else 'most'} {gate.limit:g}"
+
+
+def quality(sqnr_db: float | None) -> str:
+    """Return good, fair or poor for a layer's signal to noise, none where it has none."""
+    if sqnr_db is None:
+        return "none"
+    return "good" if sqnr_db >= GOOD_SQNR_DB else "poor" if sqnr_db < POOR_SQNR_DB else "fair"
+
+
+def worst(report: Report, count: int) -> list[Layer]:
+    """Return the layers with the lowest signal to noise, worst first."""
+    measured = [layer for layer in report.layers if layer.sqnr_db is not None]
+    return sorted(measured, key=lambda layer: (layer.sqnr_db, layer.name))[:count]
+
+
+def notes(report: Report) -> list[tuple[str, str]]:
+    """Return every stage's notes as (stage, note)."""
+    return [(clean(stage.name), clean(note)) for stage in report.stages for note in stage.notes]
