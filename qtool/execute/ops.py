@@ -1,0 +1,95 @@
+"""The op table: ONNX name to torch function, and how a node's attributes become keywords.
+
+A function takes the node's inputs by position (None where absent) and its attributes by name. A
+parameter that was an attribute in old opsets and is an input now takes both. ``n_outputs`` is the
+number of outputs the node names, for the functions that ask for it.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import onnx_ir as ir
+
+from qtool.execute import activation, elementwise, index, linalg, nn, norm, reduce, shape
+from qtool.execute.convert import Op, from_ir
+
+OPS: dict[str, Op] = {
+    **elementwise.TABLE,
+    **activation.TABLE,
+    **linalg.TABLE,
+    **nn.TABLE,
+    **norm.TABLE,
+    **reduce.TABLE,
+    **shape.TABLE,
+    **index.TABLE,
+}
+
+# Meanings that changed: op -> (first opset of the function in OPS, function for models before it).
+BEFORE: dict[str, tuple[int, Op]] = {**norm.BEFORE}
+
+# Inputs that are read as Python numbers and therefore stay on the CPU.
+SHAPE_INPUTS: dict[str, frozenset[int]] = {
+    "Clip": frozenset({1, 2}),
+    "ConstantOfShape": frozenset({0}),
+    "CumProd": frozenset({1}),
+    "CumSum": frozenset({1}),
+    "Dropout": frozenset({1, 2}),
+    "Expand": frozenset({1}),
+    "OneHot": frozenset({1}),
+    "Pad": frozenset({1, 2, 3}),
+    "Range": frozenset({0, 1, 2}),
+    "Reshape": frozenset({1}),
+    "Resize": frozenset({1, 2, 3}),
+    "Slice": frozenset({1, 2, 3, 4}),
+    "Split": frozenset({1}),
+    "Squeeze": frozenset({1}),
+    "Tile": frozenset({1}),
+    "TopK": frozenset({1}),
+    "Trilu": frozenset({1}),
+    "Unsqueeze": frozenset({1}),
+    "Upsample": frozenset({1}),
+    **{name: frozenset({1}) for name in reduce.TABLE if name.startswith("Reduce")},
+}
+
+ELEMENTWISE = frozenset(elementwise.TABLE)
+
+_NOT_VALUES = {
+    ir.AttributeType.GRAPH,
+    ir.AttributeType.GRAPHS,
+    ir.AttributeType.SPARSE_TENSOR,
+    ir.AttributeType.SPARSE_TENSORS,
+    ir.AttributeType.TENSORS,
+    ir.AttributeType.TYPE_PROTO,
+    ir.AttributeType.TYPE_PROTOS,
+}
+
+
+def select(node: ir.Node, opset: int) -> Op | None:
+    """The function for a node under its model's opset, None where the table has none."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    since, older = BEFORE.get(node.op_type, (0, None))
+    return older if opset < since else OPS.get(node.op_type)
+
+
+@functools.cache
+def _keywords(function: Op) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except ValueError:  # a torch builtin: it has no attributes
+        return frozenset()
+
+
+def options_of(node: ir.Node, function: Op) -> dict[str, Any] | None:
+    """Keyword arguments for ``function``; None where it does not know one of the attributes."""
+    known = _keywords(function)
+    options: dict[str, Any] = {}
+    for name, attribute in node.attributes.items():
+        if name not in known or attribute.is_ref() or attribute.type in _NOT_VALUES:
+            return None
+        is_tensor = attribute.type == ir.AttributeType.TENSOR
+        options[name] = from_ir(attribute.as_tensor()) if is_tensor else attribute.value
+    if "n_outputs" in known:
+        options["n_outputs"] = len(node.outputs)
+    return options

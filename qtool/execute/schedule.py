@@ -1,0 +1,217 @@
+"""Which nodes run for given feeds and outputs, in which slots, and when each value is dropped."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from qtool.errors import DataError, suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value's slot; ``raw`` is a second one for what it was before ``observe``, 0 if unread."""
+
+    value: ir.Value
+    slot: int
+    raw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node: where it reads and writes, and what nobody reads after it. Slot 0 holds None."""
+
+    node: ir.Node
+    run: Callable[..., Any]
+    options: dict[str, Any]
+    values: tuple[ir.Value | None, ...]
+    reads: tuple[int, ...]
+    loads: tuple[Place, ...]
+    writes: tuple[tuple[int, Place], ...]
+    frees: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Everything one kind of call does."""
+
+    steps: tuple[Step, ...]
+    fed: tuple[Place, ...]
+    loads: tuple[Place, ...]
+    frees: tuple[int, ...]
+    outputs: tuple[tuple[str, int], ...]
+    slots: int
+
+
+def nested(node: ir.Node) -> Iterator[ir.Graph]:
+    """The subgraphs of a node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Outer values that a node's subgraphs read, in order of first use."""
+    seen: dict[str, ir.Value] = {}
+    for graph in nested(node):
+        _outer(graph, set(), seen)
+    return list(seen.values())
+
+
+def _outer(graph: ir.Graph, known: set[int], seen: dict[str, ir.Value]) -> None:
+    known = known | {id(v) for v in graph.inputs} | {id(v) for v in graph.initializers.values()}
+    for node in graph:
+        known |= {id(v) for v in node.outputs}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.name and id(value) not in known:
+                seen.setdefault(value.name, value)
+        for inner in nested(node):
+            _outer(inner, known, seen)
+    for value in graph.outputs:
+        if value.name and id(value) not in known:
+            seen.setdefault(value.name, value)
+
+
+def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Every named value of a graph (not of its subgraphs)."""
+    values = {v.name: v for v in graph.inputs if v.name}
+    values.update(graph.initializers)
+    for node in graph:
+        values.update({v.name: v for v in node.outputs if v.name})
+    return values
+
+
+def _reads(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    own = [v if v is not None and v.name else None for v in node.inputs]
+    return (*own, *(captured(node) if any(True for _ in nested(node)) else ()))
+
+
+class _Builder:
+    """Slots and last readers of one schedule while it is being made."""
+
+    def __init__(self, fed: Collection[str], raw: Collection[tuple[str, str]]) -> None:
+        self.fed, self.raw = fed, raw
+        self.raw_values = {value for _, value in raw}
+        self.places: dict[str, Place] = {}
+        self.slots = 1
+
+    def place(self, value: ir.Value) -> Place:
+        name = str(value.name)
+        if name not in self.places:
+            keep = name in self.raw_values
+            self.places[name] = Place(value, self.slots, self.slots + 1 if keep else 0)
+            self.slots += 2 if keep else 1
+        return self.places[name]
+
+    def read(self, node: ir.Node, value: ir.Value | None) -> int:
+        if value is None:
+            return 0
+        place = self.place(value)
+        return place.raw if (node.name, value.name) in self.raw else place.slot
+
+
+def _needed(
+    graph: ir.Graph, fed: Collection[str], outputs: Sequence[ir.Value]
+) -> tuple[list[tuple[ir.Node, tuple[ir.Value | None, ...]]], list[ir.Value]]:
+    """Nodes (with what they read) that the outputs need, in order, and where they start."""
+    wanted = {str(v.name): v for v in outputs if v.name not in fed}
+    nodes = []
+    for node in reversed(list(graph)):
+        made = [str(o.name) for o in node.outputs if o.name in wanted]
+        if made:
+            reads = _reads(node)
+            nodes.append((node, reads))
+            for name in made:
+                del wanted[name]
+            wanted |= {str(v.name): v for v in reads if v is not None and v.name not in fed}
+    return nodes[::-1], list(wanted.values())
+
+
+def build(
+    graph: ir.Graph,
+    fed: Sequence[str],
+    outputs: Sequence[str],
+    raw: Collection[tuple[str, str]],
+    bind: Callable[[ir.Node], tuple[Callable[..., Any], dict[str, Any]]],
+) -> Schedule:
+    """Plan a call that is fed ``fed`` and asked for ``outputs``.
+
+    Args:
+        graph: topologically sorted, as ONNX demands.
+        fed: names of values given from outside.
+        outputs: names of values to return.
+        raw: (node name, value name) edges that read what was there before ``observe``.
+        bind: a node's function and the keyword arguments made of its attributes.
+
+    Raises:
+        DataError: a name is not in the graph, or a graph input that is needed is not fed.
+    """
+    known = graph_values(graph)
+    for role, names in (("fed", fed), ("asked for", outputs), ("read raw", [v for _, v in raw])):
+        for name in names:
+            if name not in known:
+                hint = suggest(name, known)
+                raise DataError(f"the graph has no value {name!r}, which was {role}{hint}")
+    needed, starts = _needed(graph, fed, [known[n] for n in outputs])
+    for value in starts:
+        if value.name not in graph.initializers:
+            raise DataError(
+                f"no data for {value.name!r}, which is needed; fed: {', '.join(fed) or 'nothing'}"
+            )
+    return _assemble(
+        needed, [known[n] for n in fed], [known[n] for n in outputs], starts, raw, bind
+    )
+
+
+def _assemble(
+    needed: list[tuple[ir.Node, tuple[ir.Value | None, ...]]],
+    fed: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    starts: Sequence[ir.Value],
+    raw: Collection[tuple[str, str]],
+    bind: Callable[[ir.Node], tuple[Callable[..., Any], dict[str, Any]]],
+) -> Schedule:
+    builder = _Builder({str(v.name) for v in fed}, raw)
+    fed_places = tuple(builder.place(v) for v in fed)
+    reads = [tuple(builder.read(node, v) for v in values) for node, values in needed]
+    kept = [(str(v.name), builder.place(v).slot) for v in outputs]
+    unloaded = {str(v.name) for v in starts}
+    last = {slot: i for i, slots in enumerate(reads) for slot in slots}
+    for _, slot in kept:
+        last.pop(slot, None)
+    held = {0, *(slot for _, slot in kept)}
+    steps = []
+    for i, (node, values) in enumerate(needed):
+        loads = [builder.place(v) for v in values if v is not None and v.name in unloaded]
+        loads = list({p.slot: p for p in loads}.values())
+        unloaded -= {str(p.value.name) for p in loads}
+        writes = [
+            (k, builder.places[str(o.name)])
+            for k, o in enumerate(node.outputs)
+            if o.name and o.name in builder.places and o.name not in builder.fed
+        ]
+        fresh = [s for p in (*loads, *(p for _, p in writes)) for s in (p.slot, p.raw)]
+        frees = {s for s in reads[i] if last.get(s) == i}
+        frees |= {s for s in fresh if s not in last and s not in held}
+        run, options = bind(node)
+        steps.append(
+            Step(
+                node,
+                run,
+                options,
+                values,
+                reads[i],
+                tuple(loads),
+                tuple(writes),
+                tuple(frees - {0}),
+            )
+        )
+    rest = tuple(builder.place(v) for v in starts if v.name in unloaded)
+    unread = tuple(
+        s for p in fed_places for s in (p.slot, p.raw) if s not in last and s not in held
+    )
+    return Schedule(tuple(steps), fed_places, rest, unread, tuple(kept), builder.slots)
