@@ -5,13 +5,10 @@ Every step after the rewrites is ``plan -> plan``; ``dataclasses.replace`` makes
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 
 from qtool.numerics import QuantParams, QuantSpec
-
-EMPTY: Mapping = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,14 @@ class QuantPlan:
         log: one line per finished step.
     """
 
-    sites: Mapping[str, Site] = EMPTY
+    sites: Mapping[str, Site] = field(default_factory=dict)
     passes: frozenset[str] = frozenset()
-    grid_of: Mapping[str, str] = EMPTY
-    grids: Mapping[str, QuantSpec | QuantParams] = EMPTY
-    codes: Mapping[str, np.ndarray] = EMPTY
-    values: Mapping[str, np.ndarray] = EMPTY
+    grid_of: Mapping[str, str] = field(default_factory=dict)
+    grids: Mapping[str, QuantSpec | QuantParams] = field(default_factory=dict)
+    codes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
     absorbed: frozenset[str] = frozenset()
-    floats: Mapping[str, str] = EMPTY
+    floats: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
 
     def params(self, value: str) -> QuantParams | None:
@@ -72,6 +69,11 @@ class QuantPlan:
         """The asked-for grid of a value, or None when the value is float."""
         grid = self.grids.get(self.grid_of.get(value, ""))
         return grid.spec if isinstance(grid, QuantParams) else grid
+
+    @property
+    def integer_nodes(self) -> frozenset[str]:
+        """Names of all nodes that compute on codes."""
+        return self.passes.union(*(site.nodes for site in self.sites.values()))
 
     def members(self) -> dict[str, list[str]]:
         """Grid id -> the values on it."""

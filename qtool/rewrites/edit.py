@@ -23,7 +23,7 @@ def unique(graph: ir.Graph, base: str) -> str:
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; its name starts with ``name`` and is unique."""
     name = unique(graph, name)
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name,
         type=ir.TensorType(tensor.dtype),

@@ -101,7 +101,7 @@ def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: n
     old = node.inputs[index] if len(node.inputs) > index else None
     name = old.name if old is not None else f"{node.name}.bias"
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
-        old.const_value = ir.Tensor(np.ascontiguousarray(array.astype(dtype)), name=old.name)
+        old.const_value = ir.Tensor(np.asarray(array.astype(dtype), order="C"), name=old.name)
         return
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)

@@ -1,0 +1,334 @@
+"""Which values live on which grids: the target's rules applied to one graph.
+
+Three passes over the nodes. Forward: a value is *available* when the node that makes it can write
+codes. Backward: a value is *wanted* when a node reads it as codes. An op in between (Add, Concat,
+MaxPool, Reshape ...) computes on codes when its inputs are available and its output is wanted;
+anything else would only add conversions. Then grids are handed out, and shared where codes pass
+unchanged.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from qtool.errors import RecipeError, suggest
+from qtool.graph import attribute, constant, is_constant, is_float, rank, readers, sole_reader
+from qtool.numerics import PerChannel, PerTensor, QuantSpec
+from qtool.plan import QuantPlan, Site
+from qtool.targets import OpRule, Target
+
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What the recipe asks for; None means float.
+
+    Attributes:
+        weights, activations: bits, or None.
+        granularity: ``tensor`` or ``channel`` for weights.
+        float_nodes: names of nodes that must stay float.
+    """
+
+    weights: int | None = 8
+    activations: int | None = 8
+    granularity: str = "channel"
+    float_nodes: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Draft:
+    """What the passes below collect."""
+
+    target: Target
+    bits: Bits
+    candidates: dict[str, tuple[ir.Node, OpRule, ir.Node]] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    owner: dict[ir.Value, ir.Node] = field(default_factory=dict)
+    parent: dict[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> str:
+        self.parent.setdefault(name, name)
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def join(self, a: str, b: str) -> None:
+        self.parent[self.find(b)] = self.find(a)
+
+
+def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
+    """Make the plan: sites, shared grids as QuantSpecs, and why the rest stays float.
+
+    Args:
+        model: the rewritten graph, with names and shapes.
+        target: what the runtime executes in integers.
+        bits: what the recipe asks for.
+    """
+    draft = _Draft(target, bits)
+    nodes = list(model.graph)
+    _propose(nodes, draft)
+    available = _available(model, nodes, draft)
+    wanted = _wanted(nodes, draft, available)
+    chosen = {
+        name: (node, rule, last)
+        for name, (node, rule, last) in draft.candidates.items()
+        if rule.form == "weighted"
+        or (available.issuperset(_data(node, rule)) and wanted.intersection(last.outputs))
+    }
+    for name in draft.candidates.keys() - chosen.keys():
+        draft.floats[name] = "its neighbours compute in float, so codes would be converted for nothing"
+    plan = _hand_out(draft, chosen, wanted)
+    return replace(plan, floats=draft.floats)
+
+
+def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
+    """Fill ``candidates`` (name -> node, rule, last fused node) and the reasons of the others."""
+    taken: set[str] = set()
+    for node in nodes:
+        name = node.name or ""
+        if name in taken or not any(is_float(v) for v in (*node.inputs, *node.outputs)):
+            continue
+        rule, reason = _rule(node, draft)
+        if rule is None:
+            draft.floats[name] = reason
+            continue
+        last = node
+        follower = sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None
+        if follower is not None and follower.op_type in rule.absorbs and _keeps_zero(follower):
+            if follower.name not in draft.bits.float_nodes:
+                last = follower
+                taken.add(follower.name or "")
+        draft.candidates[name] = (node, rule, last)
+        for value in last.outputs:
+            draft.owner[value] = node
+
+
+def _rule(node: ir.Node, draft: _Draft) -> tuple[OpRule | None, str]:
+    if node.name in draft.bits.float_nodes:
+        return None, "the recipe asks for float (bits.layers)"
+    rule = draft.target.ops.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        return None, f"{draft.target.name} has no integer kernel for {node.op_type}"
+    if draft.bits.activations is None or draft.bits.weights is None:
+        return None, "the recipe asks for float weights or activations"
+    defaults = {"transA": 0, "mode": {"Pad": "constant"}.get(node.op_type, "nearest")}
+    for key, needed in rule.when.items():
+        found = attribute(node, key, defaults.get(key))
+        if found != needed:
+            return None, f"{draft.target.name} needs {key} = {needed}, found {found}"
+    if rule.form == "weighted":
+        return (rule, "") if not (why := _why_not_weighted(node, rule)) else (None, why)
+    if node.op_type == "Pad" and not _zero_pad(node):
+        return None, "only a constant Pad with zeros moves codes unchanged"
+    if any(v is not None and is_float(v) and v.dtype != ir.DataType.FLOAT for v in node.inputs):
+        return None, "only float32 is quantized"
+    return rule, ""
+
+
+def _why_not_weighted(node: ir.Node, rule: OpRule) -> str:
+    weight = node.inputs[rule.weight] if rule.weight is not None else None
+    if not is_constant(weight) or weight is None:
+        return "its weights are computed, not constant"
+    if weight.dtype != ir.DataType.FLOAT:
+        return f"its weights are {weight.dtype}, not float32"
+    if is_constant(node.inputs[0]):
+        return "its input is a constant"
+    if node.op_type in ("Gemm", "MatMul") and rank(weight) != 2:
+        return "its weight is not a matrix"
+    bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    if bias is not None and (not is_constant(bias) or rank(bias) != 1):
+        return "its bias is not a constant vector"
+    if node.op_type == "Gemm":
+        for key in ("alpha", "beta"):
+            if attribute(node, key, 1.0) != 1.0:
+                return f"{key} is not 1"
+    return ""
+
+
+def _zero_pad(node: ir.Node) -> bool:
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    array = constant(fill)
+    return is_constant(node.inputs[1]) and (fill is None or (array is not None and not array.any()))
+
+
+def _keeps_zero(node: ir.Node) -> bool:
+    """True when a grid that holds zero can stand for this activation."""
+    if node.op_type != "Clip":
+        return True
+    lo, hi = clip_limits(node)
+    return lo is not None and hi is not None and lo <= 0 <= hi
+
+
+def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
+    """Limits of a Relu or Clip; None where a limit is computed at run time."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    found: list[float | None] = []
+    for index, default in ((1, float("-inf")), (2, float("inf"))):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        array = constant(value)
+        found.append(default if value is None else None if array is None else float(array))
+    return found[0], found[1]
+
+
+def _data(node: ir.Node, rule: OpRule) -> list[ir.Value]:
+    """The float operands that a rule wants on grids."""
+    chosen = node.inputs if not rule.inputs else [node.inputs[i] for i in rule.inputs]
+    return [v for v in chosen if v is not None and is_float(v)]
+
+
+def _available(model: ir.Model, nodes: Iterable[ir.Node], draft: _Draft) -> set[ir.Value]:
+    available = {v for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT}
+    available.update(v for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT)
+    for node in nodes:
+        if node.name not in draft.candidates:
+            continue
+        _, rule, last = draft.candidates[node.name]
+        operands = _data(node, rule)
+        computed = any(not is_constant(v) for v in operands)
+        if rule.form == "weighted" or (computed and available.issuperset(operands)):
+            available.update(last.outputs)
+    return available
+
+
+def _wanted(nodes: list[ir.Node], draft: _Draft, available: set[ir.Value]) -> set[ir.Value]:
+    wanted: set[ir.Value] = set()
+    for node in reversed(nodes):
+        if node.name not in draft.candidates:
+            continue
+        _, rule, last = draft.candidates[node.name]
+        operands = _data(node, rule)
+        if rule.form == "weighted" or (
+            available.issuperset(operands) and wanted.intersection(last.outputs)
+        ):
+            wanted.update(operands)
+    return wanted
+
+
+def _hand_out(
+    draft: _Draft,
+    chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]],
+    wanted: Collection[ir.Value],
+) -> QuantPlan:
+    """Sites and grids. Activation grids are shared where codes pass unchanged."""
+    sites: dict[str, Site] = {}
+    passes: set[str] = set()
+    fixed: dict[str, QuantSpec] = {}
+    for name, (node, rule, last) in chosen.items():
+        operands = _data(node, rule)
+        inputs = tuple(dict.fromkeys(v.name or "" for v in operands))
+        for value in inputs:
+            draft.find(value)
+        if rule.form == "same_grid":
+            passes.add(name)
+            for out in node.outputs:
+                draft.join(inputs[0], out.name or "")
+            continue
+        out = last.outputs[0]
+        if rule.output == "quantized" or out in wanted:
+            draft.find(out.name or "")
+        if rule.form == "concat":
+            for value in operands:
+                if _private(value, chosen):
+                    draft.join(out.name or "", value.name or "")
+        weight = bias = None
+        if rule.weight is not None:
+            weight, bias = _weight_specs(node, rule, draft.bits, fixed)
+        nodes = tuple(dict.fromkeys((name, last.name or "")))
+        sites[name] = Site(name, node.op_type, nodes, inputs, out.name or "", weight, bias)
+    act = replace(draft.target.activations, bits=draft.bits.activations or 8)
+    grid_of = {value: draft.find(value) for value in draft.parent}
+    grids: dict[str, QuantSpec] = dict.fromkeys(grid_of.values(), act)
+    grids.update(fixed)
+    grid_of.update({name: name for name in fixed})
+    return QuantPlan(sites=sites, passes=frozenset(passes), grid_of=grid_of, grids=grids)
+
+
+def _weight_specs(
+    node: ir.Node, rule: OpRule, bits: Bits, fixed: dict[str, QuantSpec]
+) -> tuple[str, str | None]:
+    weight = node.inputs[rule.weight or 1].name or ""  # type: ignore[union-attr]
+    axis = weight_axis(node)
+    granularity = PerChannel(axis) if bits.granularity == "channel" else PerTensor()
+    fixed[weight] = QuantSpec(bits.weights or 8, True, True, granularity)
+    bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    if bias is None or bias.name is None:
+        return weight, None
+    along = PerChannel(0) if bits.granularity == "channel" else PerTensor()
+    fixed[bias.name] = QuantSpec(32, True, True, along)
+    return weight, bias.name
+
+
+def weight_axis(node: ir.Node) -> int:
+    """Axis of the output channels in a weighted node's weight."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
+def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]]) -> bool:
+    """True when nothing but the Concat behind it reads this value's codes.
+
+    Then the Concat's grid serves it best: its values are rounded once, not twice, and the copy is free.
+    """
+    if sole_reader(value) is None or is_constant(value) or value.is_graph_input():
+        return False
+    producer = value.producer()
+    if producer is None:
+        return False
+    if producer.name in chosen and chosen[producer.name][1].form == "same_grid":
+        return producer.inputs[0] is not None and _private(producer.inputs[0], chosen)
+    return True
+
+
+def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
+    """Names of nodes a ``bits.layers`` key stands for.
+
+    ``first`` are the weighted nodes reached from an input through no other weighted node, ``last``
+    those that reach an output so; ``op:Gemm`` is an op type; ``name:*/head/*`` a name, where ``*``
+    also matches ``/``.
+
+    Raises:
+        RecipeError: the pattern matches nothing (with the closest names).
+    """
+    graph = model.graph
+    if pattern == "first":
+        found = _edge(graph.inputs, forward=True)
+    elif pattern == "last":
+        found = _edge(graph.outputs, forward=False)
+    elif pattern.startswith("op:"):
+        found = {n.name or "" for n in graph if n.op_type == pattern[3:]}
+    else:
+        name = pattern.removeprefix("name:")
+        found = {n.name or "" for n in graph if fnmatchcase(n.name or "", name)}
+    if not found:
+        ops = pattern.startswith("op:")
+        known = {n.op_type if ops else n.name or "" for n in graph}
+        word = pattern.removeprefix("op:").removeprefix("name:")
+        raise RecipeError(
+            f'bits.layers: the pattern "{pattern}" matches no node of the model'
+            f"{suggest(word, known)} `qtool check` lists the names"
+        )
+    return found
+
+
+def _edge(values: Iterable[ir.Value], forward: bool) -> set[str]:
+    """Weighted nodes met first when walking from the graph's inputs, or back from its outputs."""
+    found: set[str] = set()
+    seen: set[ir.Node] = set()
+    todo = list(values)
+    while todo:
+        value = todo.pop()
+        made = value.producer()
+        for node in readers(value) if forward else [made] if made is not None else []:
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op_type in WEIGHTED_OPS and any(is_constant(v) for v in node.inputs[:2]):
+                found.add(node.name or "")
+                continue
+            todo.extend(v for v in (node.outputs if forward else node.inputs) if v is not None)
+    return found

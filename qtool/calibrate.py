@@ -1,0 +1,182 @@
+"""One pass over the calibration data: statistics of every value that gets a grid, then the grids.
+
+The float graph runs in ONNX Runtime (2 to 5 times faster than eager torch on mobile networks) with
+the observed values as extra outputs; statistics are summed batch by batch and do not grow with data.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.errors import DataError
+from qtool.execute.ort_session import OrtSession
+from qtool.graph import by_name, constant, dims
+from qtool.numerics import PerChannel, QuantSpec, params_from_range
+from qtool.plan import BINS, QuantPlan, Stats
+from qtool.protocols import Calibrator
+
+# Elements of one value and batch that enter the histogram; limits are taken over all of them.
+SAMPLED = 1 << 14
+
+# Elements of all observed values together in one batch: bounds memory at about 4 bytes each.
+BATCH_ELEMENTS = 1 << 23
+
+
+def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
+    """Activations whose statistics decide a grid: those that no same-grid op makes from another."""
+    values = by_name(model.graph)
+    names = []
+    weights = {v for site in plan.sites.values() for v in (site.weight, site.bias)}
+    for name in plan.grid_of:
+        producer = values[name].producer()
+        if name not in weights and (producer is None or producer.name not in plan.passes):
+            names.append(name)
+    return tuple(names)
+
+
+def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
+    """How many samples fit in a batch so that the observed values stay within BATCH_ELEMENTS."""
+    values = by_name(model.graph)
+    each = 0
+    for name in names:
+        shape = dims(values[name]) or ()
+        each += int(np.prod([d if isinstance(d, int) else 1 for d in shape[1:]], dtype=np.int64))
+    return int(min(max(BATCH_ELEMENTS // max(each, 1), 1), 64, max(count, 1)))
+
+
+def collect(
+    model: ir.Model,
+    names: tuple[str, ...],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    histograms: bool,
+    threads: int | None = None,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Stats]:
+    """Run the float graph and sum the statistics of the named values.
+
+    Args:
+        model: the rewritten float graph.
+        names: values to watch, computed, fed or constant.
+        batches: input name -> array; every array float32 or integer as the model wants it.
+        histograms: False when the calibrator only needs the limits.
+        threads: for ONNX Runtime.
+        on_batch: called with the number of samples after each batch.
+
+    Raises:
+        DataError: a value became NaN or infinite (names it and the batch), or there was no data.
+    """
+    values = by_name(model.graph)
+    stats = dict.fromkeys(names, Stats())
+    for name in names:
+        if (array := constant(values[name])) is not None:
+            stats[name] = summarize(array, True, 0)
+    fed = [n for n in names if values[n].is_graph_input()]
+    computed = [n for n in names if values[n].producer() is not None]
+    wanted = computed or [v.name or "" for v in model.graph.outputs[:1]]
+
+    def absorb(found: Mapping[str, np.ndarray], number: int) -> None:
+        for name in (*fed, *computed):
+            part = summarize(found[name], histograms, number)
+            if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
+                raise DataError(
+                    f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
+                    "calibration data; look for a division by zero or unscaled input there"
+                )
+            stats[name] = stats[name] + part
+
+    pending: Future[None] | None = None
+    number = 0
+    with OrtSession(model, wanted, threads) as session, ThreadPoolExecutor(1) as pool:
+        for number, batch in enumerate(batches, 1):  # noqa: B007 (read after the loop)
+            found = {**batch, **session(batch)}
+            if pending is not None:
+                pending.result()
+            # Summing overlaps with the next run; one batch in flight bounds the memory.
+            pending = pool.submit(absorb, found, number)
+            del found
+            on_batch(len(next(iter(batch.values()))))
+        if pending is not None:
+            pending.result()
+    if number == 0:
+        raise DataError("calibrate: there is no calibration sample; check the folder and count")
+    return stats
+
+
+def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
+    """Statistics of one array; the histogram takes at most SAMPLED evenly spread elements.
+
+    Args:
+        array: float, any shape.
+        histogram: False leaves the histogram empty.
+        seed: shifts the sampling grid, so that batches look at different places.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.size == 0:
+        return Stats()
+    lo, hi = float(flat.min()), float(flat.max())
+    if not histogram or not (np.isfinite(lo) and np.isfinite(hi)):
+        return Stats(lo, hi)
+    # An odd stride walks through all rows and channels instead of one column.
+    step = max(1, flat.size // SAMPLED) | 1
+    part = flat[(seed * 7919) % step :: step].astype(np.float64)
+    largest = max(abs(lo), abs(hi), float(np.finfo(np.float32).tiny))
+    exponent = int(np.ceil(np.log2(largest / (BINS / 2 - 1))))
+    index = np.floor(np.ldexp(part, -exponent)).astype(np.int64)
+    first = int(index.min())
+    counts = np.bincount(index - first)
+    return Stats(
+        lo, hi, float(part.sum()), float(part @ part), part.size, counts, first, exponent
+    )
+
+
+def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:
+    """Replace the activations' QuantSpecs by the QuantParams the calibrator finds.
+
+    Values that share a grid share their statistics.
+
+    Raises:
+        DataError: a range is not finite (names the value).
+    """
+    merged: dict[str, Stats] = {}
+    for name, part in stats.items():
+        grid = plan.grid_of[name]
+        merged[grid] = merged[grid] + part if grid in merged else part
+    grids = dict(plan.grids)
+    for grid, seen in merged.items():
+        spec = grids[grid]
+        if not isinstance(spec, QuantSpec):
+            continue
+        try:
+            grids[grid] = calibrator(seen, spec)
+        except ValueError as error:
+            raise DataError(f'calibrate: the value "{grid}": {error}') from error
+    return replace(plan, grids=grids)
+
+
+def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
+    """Min-max grids for weights, per tensor or per channel as their specs ask.
+
+    Raises:
+        DataError: a weight is NaN or infinite (names the initializer).
+    """
+    values = by_name(model.graph)
+    grids = dict(plan.grids)
+    for site in plan.sites.values():
+        spec = grids.get(site.weight or "")
+        if site.weight is None or not isinstance(spec, QuantSpec):
+            continue
+        array = constant(values[site.weight])
+        if array is None:
+            raise AssertionError(f"{site.weight} is a weight without data")
+        axes = tuple(range(array.ndim))
+        if isinstance(spec.granularity, PerChannel):
+            axes = tuple(a for a in axes if a != spec.granularity.axis)
+        try:
+            grids[site.weight] = params_from_range(array.min(axes), array.max(axes), spec)
+        except ValueError as error:
+            raise DataError(f'the weights "{site.weight}" of node "{site.name}": {error}') from error
+    return replace(plan, grids=grids)

@@ -1,0 +1,5 @@
+"""Writing quantized models. The emitter does no arithmetic: it places codes, scales and nodes."""
+
+from qtool.emit.qdq import emit_qdq, save_model
+
+__all__ = ["emit_qdq", "save_model"]

@@ -1,0 +1,264 @@
+"""QDQ ONNX: QuantizeLinear and DequantizeLinear around what the runtime fuses into integer kernels.
+
+Names stay: a value keeps its name, its codes are ``<name>_quantized``, what readers see is
+``<name>_dequantized``, and Netron shows the network it showed before.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool import __version__
+from qtool.graph import by_name, constant, is_constant, nodes_by_name
+from qtool.numerics import PerChannel, QuantParams, quantize
+from qtool.plan import QuantPlan
+from qtool.targets import Target
+
+# Above this size protobuf is at risk, and weights go to a file of their own.
+EXTERNAL_BYTES = 1_500_000_000
+
+CONTAINERS = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
+
+
+def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
+    """A copy of the model with the plan's codes in it.
+
+    Args:
+        model: the rewritten float graph; unchanged.
+        plan: frozen: every grid is found, every weight and bias has codes.
+        target: says which ops work directly on codes.
+    """
+    copy = ir.Model(
+        model.graph.clone(),
+        ir_version=max(model.ir_version or 0, 10),
+        producer_name="qtool",
+        producer_version=__version__,
+        metadata_props=dict(model.metadata_props),
+    )
+    _Emitter(copy.graph, plan, target).run()
+    return copy
+
+
+class _Emitter:
+    """The graph being edited, and the initializers made so far."""
+
+    def __init__(self, graph: ir.Graph, plan: QuantPlan, target: Target) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.integer = plan.integer_nodes
+        self.on_codes = {
+            name
+            for name, node in nodes_by_name(graph).items()
+            if name in plan.passes and target.ops[node.op_type].on_codes
+        }
+        self.constants: dict[str, ir.Value] = {}
+
+    def run(self) -> None:
+        """Place everything, then drop what nothing reads any more."""
+        values = by_name(self.graph)
+        self._drop_absorbed(values)
+        order = [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]
+        codes: dict[ir.Value, ir.Value] = {}
+        for value in order:
+            if value.name in self.plan.codes:
+                self._constant(value)
+            elif value.producer() is None or value.producer().name not in self.on_codes:  # type: ignore[union-attr]
+                codes[value] = self._quantize(value)
+        for node in list(self.graph):
+            if node.name in self.on_codes:
+                self._move_to_codes(node, codes)
+        for value, code in codes.items():
+            self._dequantize(value, code)
+        self.graph.sort()
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+
+    def _drop_absorbed(self, values: dict[str, ir.Value]) -> None:
+        """Remove the Relu or Clip of a site where saturation of its grid does the same."""
+        nodes = nodes_by_name(self.graph)
+        for site in self.plan.sites.values():
+            params = self.plan.params(site.output)
+            if len(site.nodes) < 2 or params is None:
+                continue
+            first, last = nodes[site.nodes[0]], nodes[site.nodes[-1]]
+            if not saturates(last, params):
+                continue
+            name, out = last.outputs[0].name, last.outputs[0]
+            ir.convenience.replace_all_uses_with(
+                out, first.outputs[0], replace_graph_outputs=out.is_graph_output()
+            )
+            self.graph.remove(last, safe=True)
+            first.outputs[0].name = name
+            first.outputs[0].shape = out.shape
+
+    def _grid(self, name: str) -> QuantParams:
+        params = self.plan.params(name)
+        if params is None:
+            raise AssertionError(f"{name} has no grid")
+        return params
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        if name not in self.constants:
+            tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+            value = ir.Value(
+                name=name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(value)
+            self.constants[name] = value
+        return self.constants[name]
+
+    def _scale(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point of a value's grid; values on one grid share them."""
+        params, grid = self._grid(name), self.plan.grid_of[name]
+        container = CONTAINERS[params.spec.bits, params.spec.signed]
+        return (
+            self._initializer(f"{grid}_scale", params.scale),
+            self._initializer(f"{grid}_zero_point", params.zero_point.astype(container)),
+        )
+
+    def _quantize(self, value: ir.Value) -> ir.Value:
+        scale, zero = self._scale(value.name or "")
+        node = ir.Node(
+            "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
+        )
+        return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
+
+    def _add(
+        self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
+    ) -> ir.Value:
+        self.graph.append(node)
+        value = node.outputs[0]
+        value.name, value.shape = out, shape
+        value.type = ir.TensorType(dtype or ir.DataType.FLOAT)
+        return value
+
+    def _move_to_codes(self, node: ir.Node, codes: dict[ir.Value, ir.Value]) -> None:
+        """Let a same-grid op read and write codes; zeros that a Pad adds become the zero point."""
+        source = node.inputs[0]
+        if source is None:
+            raise AssertionError(f"{node.name} lost its input")
+        dtype = codes[source].dtype
+        _, zero = self._scale(source.name or "")
+        node.replace_input_with(0, codes[source])
+        if node.op_type == "Pad":
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            node.replace_input_with(2, zero)
+        for out in node.outputs:
+            # The old value object stays as the name that readers use; a new one carries the codes.
+            code = ir.Value(
+                name=f"{out.name}_quantized",
+                type=ir.TensorType(dtype or ir.DataType.UINT8),
+                shape=out.shape,
+            )
+            codes[out] = code
+        self._swap_outputs(node, codes)
+
+    def _swap_outputs(self, node: ir.Node, codes: dict[ir.Value, ir.Value]) -> None:
+        attributes = list(node.attributes.values())
+        new = ir.Node(
+            node.domain,
+            node.op_type,
+            list(node.inputs),
+            attributes,
+            outputs=[codes[out] for out in node.outputs],
+            name=node.name,
+        )
+        self.graph.insert_before(node, new)
+
+    def _dequantize(self, value: ir.Value, code: ir.Value) -> None:
+        """Give the readers of a value its dequantized codes, if any reader wants them."""
+        producer = value.producer()
+        moved = producer is not None and producer.name in self.on_codes
+        made_in_integers = producer is not None and producer.name in self.integer
+        uses = [
+            (node, index)
+            for node, index in value.uses()
+            if node is not code.producer()
+            and node.name not in self.on_codes
+            and (node.name in self.integer or made_in_integers)
+        ]
+        output = value.is_graph_output() and made_in_integers
+        if moved and producer is not None:
+            replaced = producer
+        if uses or output:
+            scale, zero = self._scale(value.name or "")
+            node = ir.Node(
+                "",
+                "DequantizeLinear",
+                [code, scale, zero],
+                name=f"{value.name}_DequantizeLinear",
+            )
+            out = self._add(node, f"{value.name}_dequantized", ir.DataType.FLOAT, value.shape)
+            for reader, index in uses:
+                reader.replace_input_with(index, out)
+            if output:
+                self._become_output(value, out)
+        if moved:
+            self.graph.remove(replaced, safe=False)
+
+    def _become_output(self, value: ir.Value, out: ir.Value) -> None:
+        name = value.name
+        for index, graph_output in enumerate(self.graph.outputs):
+            if graph_output is value:
+                self.graph.outputs[index] = out
+        value.name = f"{name}_float"
+        out.name = name
+
+    def _constant(self, value: ir.Value) -> None:
+        """Codes of an initializer, dequantized in front of its integer readers."""
+        name = value.name or ""
+        params = self._grid(name)
+        container = CONTAINERS[params.spec.bits, params.spec.signed]
+        codes = self._initializer(f"{name}_quantized", self.plan.codes[name].astype(container))
+        scale, zero = self._scale(name)
+        axis = params.spec.granularity.axis if isinstance(params.spec.granularity, PerChannel) else None
+        # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
+        inputs = [codes, scale] if params.spec.bits == 32 else [codes, scale, zero]
+        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+        node = ir.Node(
+            "", "DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear"
+        )
+        out = self._add(node, f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
+        for reader, index in list(value.uses()):
+            if reader.name in self.integer:
+                reader.replace_input_with(index, out)
+
+
+def saturates(node: ir.Node, params: QuantParams) -> bool:
+    """True when the grid's own saturation equals this Relu or Clip, code for code."""
+    limits = [0.0, np.inf] if node.op_type == "Relu" else [-np.inf, np.inf]
+    if node.op_type == "Clip":
+        for index in (1, 2):
+            if len(node.inputs) > index and node.inputs[index] is not None:
+                array = constant(node.inputs[index])
+                if array is None:
+                    return False
+                limits[index - 1] = float(array)
+    lo, hi = (quantize(np.asarray(v, np.float64), params) for v in limits)
+    return bool(lo <= params.spec.qmin and hi >= params.spec.qmax)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write the file; above 1.5 GB weights go to ``<name>.data`` beside it."""
+    total = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+    )
+    if total > EXTERNAL_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(model, path)
+
+
+def float_bytes(model: ir.Model) -> int:
+    """Bytes of the float initializers that are left."""
+    return sum(
+        v.const_value.nbytes
+        for v in model.graph.initializers.values()
+        if is_constant(v) and v.const_value is not None and v.dtype == ir.DataType.FLOAT
+    )

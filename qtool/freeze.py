@@ -1,0 +1,97 @@
+"""Rounding, once: final integers of weights and biases. Nothing behind this module rounds.
+
+Source: Jacob et al. 2018, sec. 2.4, arXiv:1712.05877: bias codes are int32 on the grid s_x * s_w,
+zero point 0.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph import by_name, constant
+from qtool.numerics import PerChannel, QuantParams, quantize
+from qtool.plan import QuantPlan, Site
+
+# Half the int32 range stays free for the products the bias is added to.
+BIAS_LIMIT = 2**30
+
+
+def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
+    """Compute all codes.
+
+    A bias that would leave the int32 range widens the weight scale of its channel first (a channel
+    of near-zero weights with a large bias); the plan's log says where.
+
+    Args:
+        model: the rewritten graph.
+        plan: every grid of an activation or weight is found.
+    """
+    values = by_name(model.graph)
+    grids, codes = dict(plan.grids), dict(plan.codes)
+    notes: list[str] = []
+    _widen_for_biases(values, plan, grids, notes)
+    for site in plan.sites.values():
+        if site.weight is None:
+            continue
+        if site.weight not in codes:
+            weight = _array(values, plan, site.weight)
+            codes[site.weight] = quantize(weight, _params(grids, site.weight)).astype(np.int8)
+        if site.bias is not None:
+            params = bias_params(plan, grids, site)
+            grids[site.bias] = params
+            bias = _array(values, plan, site.bias).astype(np.float64)
+            codes[site.bias] = quantize(bias, params).astype(np.int32)
+    for name in plan.grid_of:
+        if name in codes or constant(values[name]) is None:
+            continue
+        params = _params(grids, plan.grid_of[name])
+        codes[name] = quantize(_array(values, plan, name), params).astype(np.uint8)
+    frozen = replace(plan, grids=grids, codes=codes)
+    for line in notes:
+        frozen = frozen.note(line)
+    return frozen
+
+
+def bias_params(plan: QuantPlan, grids: dict, site: Site) -> QuantParams:
+    """The bias grid of a site: scale s_x * s_w in float32, shape [C] or []."""
+    x = _params(grids, plan.grid_of[site.inputs[0]])
+    w = _params(grids, site.weight or "")
+    scale = x.scale * w.scale
+    spec = grids[site.bias]
+    spec = spec.spec if isinstance(spec, QuantParams) else spec
+    return QuantParams(spec, scale, np.zeros(scale.shape, np.int32))
+
+
+def _widen_for_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[str]) -> None:
+    for site in plan.sites.values():
+        if site.bias is None or site.weight is None:
+            continue
+        bias = np.abs(_array(values, plan, site.bias).astype(np.float64))
+        x, w = _params(grids, plan.grid_of[site.inputs[0]]), _params(grids, site.weight)
+        least = bias / (BIAS_LIMIT * x.scale.astype(np.float64))
+        if not isinstance(w.spec.granularity, PerChannel):
+            least = least.max()
+        low = least > w.scale
+        if np.any(low):
+            # The next float32 up, so that the rounded scale cannot fall below the need again.
+            wider = np.nextafter(least.astype(np.float32), np.float32(np.inf))
+            grids[site.weight] = replace(w, scale=np.where(low, wider, w.scale).astype(np.float32))
+            notes.append(
+                f"{site.name}: {int(np.sum(low))} weight scales widened, since the bias would "
+                "leave the int32 range"
+            )
+
+
+def _params(grids: dict, name: str) -> QuantParams:
+    grid = grids[name]
+    if not isinstance(grid, QuantParams):
+        raise AssertionError(f"the grid of {name} was not calibrated")
+    return grid
+
+
+def _array(values: dict, plan: QuantPlan, name: str) -> np.ndarray:
+    array = plan.values.get(name, constant(values[name]))
+    if array is None:
+        raise AssertionError(f"{name} has no data")
+    return array
