@@ -1,8 +1,10 @@
 """Everything a recipe can name, by kind: for the reader of recipes and for ``qtool list``."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def _calibrators() -> Mapping[str, Any]:
@@ -67,6 +69,61 @@ class Option:
     default: str
 
 
+@dataclass(frozen=True)
+class Description:
+    """What ``qtool list`` says about an entry."""
+
+    summary: str
+    text: str
+    options: tuple[Option, ...]
+
+
+def describe(kind: str, name: str) -> Description:
+    """What there is to say about the entry ``name`` of ``kind``."""
+    entry = KINDS[kind]()[name]
+    text = _TEXTS.get(kind, _docstring)(entry)
+    options = _reader_options(name) if kind == "readers" else options_of(entry)
+    return Description(text.partition("\n")[0], text, options)
+
+
+def _docstring(entry: Any) -> str:
+    return inspect.getdoc(entry) or "(no help)"
+
+
+def _about_target(target: Any) -> str:
+    ops = ", ".join(sorted(target.ops))
+    return f"{target.description}\n\n{target.measured}\n\nIn integers: {ops}"
+
+
+def _about_metric(metric: Any) -> str:
+    return f"{metric.help} (unit: {metric.unit})"
+
+
+def _about_preprocess(preprocess: Any) -> str:
+    shown = preprocess.model_dump(exclude_none=True)
+    return ", ".join(f"{key}: {value}" for key, value in shown.items())
+
+
+_TEXTS: dict[str, Callable[[Any], str]] = {
+    "targets": _about_target,
+    "metrics": _about_metric,
+    "preprocess": _about_preprocess,
+}
+
+
+def _reader_options(name: str) -> tuple[Option, ...]:
+    """The keys of a data section that this reader uses."""
+    from qtool.data.section import DataSection
+
+    other = {"images", "arrays"} - {name}
+    idle = other if name == "images" else other | {"preprocess", "labels"}
+    return tuple(
+        Option(key, _type_name(field.annotation), _default(field))
+        for key, field in DataSection.model_fields.items()
+        if key not in idle
+    )
+
+
 def options_of(entry: Any) -> tuple[Option, ...]:
     """The options of a table entry: the fields of a dataclass, none for a function."""
     if not (isinstance(entry, type) and is_dataclass(entry)):
@@ -75,21 +132,28 @@ def options_of(entry: Any) -> tuple[Option, ...]:
 
 
 def _type_name(annotation: Any) -> str:
-    return (
-        annotation
-        if isinstance(annotation, str)
-        else getattr(annotation, "__name__", str(annotation))
-    )
+    if isinstance(annotation, str):
+        return annotation
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    inner = [_type_name(part) for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(inner)
+    return f"{get_origin(annotation).__name__}[{', '.join(inner)}]"
 
 
 def _default(field: Any) -> str:
-    if field.default_factory is not MISSING:
-        return str(field.default_factory())
-    default = field.default
-    if hasattr(default, "is_required"):  # pydantic's Field(...)
-        return (
-            "required"
-            if default.is_required()
-            else str(default.get_default(call_default_factory=True))
-        )
-    return "required" if default is MISSING else str(default)
+    """The default of a dataclass's or a pydantic model's field, as a recipe would write it."""
+    held: Any = field.default
+    inner: Any = held if hasattr(held, "is_required") else field
+    if hasattr(inner, "is_required"):
+        if inner.is_required():
+            return "required"
+        held = inner.get_default(call_default_factory=True)
+    elif field.default_factory is not MISSING:
+        held = field.default_factory()
+    return "required" if held is MISSING else "none" if held is None else str(held)

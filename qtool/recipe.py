@@ -83,7 +83,7 @@ class Calibrate(DataSection):
     model_config = _Part.model_config
 
     count: Annotated[int, Field(gt=0)] | None = 512
-    """How many samples at most."""
+    """How many samples at most, evenly spaced by sorted position."""
     method: NamedChoice = Choice(name="mse")
     """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
 

@@ -94,7 +94,8 @@ def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:
 
 def _mismatch(found: Any, expected: list[str]) -> str:
     words = " or ".join(dict.fromkeys(expected))
-    hint = suggest(found, words.replace(" or ", ", ").split(", ")) if isinstance(found, str) else ""
+    known = words.replace(" or ", ", ").split(", ")
+    hint = suggest(found, known) if isinstance(found, str) and found not in known else ""
     return f"found {describe(found)}, expected {words}{hint}"
 
 

@@ -1,0 +1,42 @@
+"""``qtool check``: what a recipe would do, without calibrating."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qtool.cli.exits import exit_codes, print_result
+from qtool.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from qtool.pipeline import CheckResult
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to look at.")],
+) -> None:
+    """Print the plan (value, bits, why) and an estimate of time and memory; calibrate nothing."""
+    with exit_codes():
+        from qtool.recipe import load_recipe
+
+        chosen = load_recipe(recipe)
+        from qtool.pipeline import check as check_recipe
+
+        with show_progress(quiet=False) as progress:
+            result = check_recipe(chosen, progress)
+        print_result(_table(result))
+
+
+def _table(result: "CheckResult") -> str:
+    """The plan as aligned columns, then the estimate."""
+    rows = [("VALUE", "BITS", "WHY"), *((v, str(b), why) for v, b, why in result.rows)]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{v:<{wide[0]}}  {b:<{wide[1]}}  {why}".rstrip() for v, b, why in rows]
+    memory = f"{result.bytes / 2**20:,.0f} MB"
+    return "\n".join([*lines, "", f"Estimate: {_duration(result.seconds)}, {memory} of memory"])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min"

@@ -1,0 +1,94 @@
+"""Exit codes: the one place where errors end a command."""
+
+import errno
+import os
+import platform
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from qtool import __version__
+from qtool.errors import QtoolError
+
+PASSED = 0
+GATE_FAILED = 1
+USER_ERROR = 2
+BUG = 70
+INTERRUPTED = 130
+
+_USERS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)  # what a disk or its rights refuse is not a bug
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn whatever ends a command into its exit code, with a message on stderr.
+
+    Raises:
+        typer.Exit: 2 or 3 for the user's errors, 130 for SIGINT and SIGTERM, 70 for a bug, whose
+            traceback is saved.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except QtoolError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        _say("interrupted")
+        raise typer.Exit(INTERRUPTED) from error
+    except OSError as error:
+        if error.errno in _USERS:
+            place = f"{error.filename}: " if error.filename else ""
+            _say(f"error: {place}{error.strerror}; free space or rights there, or choose --out")
+            raise typer.Exit(USER_ERROR) from error
+        raise _bug(error) from error
+    except Exception as error:
+        raise _bug(error) from error
+
+
+def print_result(text: str) -> None:
+    """Write a command's result to stdout; a reader that has left (``| head``) is no error."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _bug(error: Exception) -> typer.Exit:
+    """Save the traceback and say where."""
+    lines = [
+        f"qtool {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        "command: " + " ".join(sys.argv),
+        "",
+        *traceback.format_exception(error),
+    ]
+    text = "\n".join(lines)
+    summary = f"{type(error).__name__}: {error}"
+    try:
+        handle, path = tempfile.mkstemp(prefix="qtool-bug-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        _say(f"{text}\nthis is a bug in qtool ({summary}); please report it with the lines above")
+    else:
+        _say(f"this is a bug in qtool ({summary}); please report it with the traceback in {path}")
+    return typer.Exit(BUG)
+
+
+def _say(text: str) -> None:
+    print(f"qtool: {text}", file=sys.stderr)

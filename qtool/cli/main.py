@@ -1,0 +1,62 @@
+"""The ``qtool`` command: which commands there are. What they need is imported when they run."""
+
+import os
+import signal
+from types import FrameType
+
+import typer
+
+from qtool import __version__
+from qtool.cli.check import check
+from qtool.cli.list import list_
+from qtool.cli.ptq import ptq
+from qtool.cli.report import report
+from qtool.cli.schema import schema
+
+app = typer.Typer(
+    name="qtool",
+    help="Quantize an ONNX network with a dataset folder, and prove what the file on disk does.",
+    epilog="Exit codes: 0 done, 1 a gate failed, 2 recipe, file, data or option is wrong, "
+    "3 model or target not supported, 70 a bug in qtool, 130 interrupted.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
+app.command("report", short_help="Show one run, or compare several.")(report)
+app.command("check", short_help="Show what a recipe would do.")(check)
+app.command("list", short_help="List what a recipe can name.")(list_)
+app.command("schema", short_help="Print the recipe's JSON schema.")(schema)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qtool {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Hold the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line; always ends in SystemExit with a documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(os, "register_at_fork"):  # worker processes end on SIGTERM as usual
+        os.register_at_fork(after_in_child=_restore_sigterm)
+    app(prog_name="qtool")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _restore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

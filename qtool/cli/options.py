@@ -1,0 +1,66 @@
+"""The options of the commands that quantize, each written once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Where calibration computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="R.yaml", help="What to do, as YAML.")
+]
+Model = Annotated[Path | None, typer.Option("--model", metavar="M", help="The float ONNX file.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="A folder of images or class folders, or .npz files; every second sample calibrates, "
+        "the others evaluate.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run folder. [default: runs/<recipe name>]"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override the recipe, as in --set calibrate.count=64; null removes a key. Paths are "
+        "relative to the recipe, or without one to the working folder.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=2**32 - 1, help="The seed of everything random."
+    ),
+]
+ComputeDevice = Annotated[
+    Device, typer.Option("--device", help="Where to compute; the file is judged on the CPU.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads. [default: physical cores]"),
+]
+Plan = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="Start from the plan.json of an earlier run."),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Allow a recipe to run code. Nothing in this version does."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished stages again.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]

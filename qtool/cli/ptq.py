@@ -1,0 +1,88 @@
+"""``qtool ptq``: quantize a model with data and report on the file that was written."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from qtool.cli import options
+from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.progress import show_progress
+from qtool.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qtool.recipe import Recipe
+
+
+def ptq(
+    recipe: options.RecipeFile = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    out: options.Out = None,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    device: options.ComputeDevice = options.Device.cpu,
+    threads: options.Threads = None,
+    plan: options.Plan = None,
+    trust_code: options.TrustCode = False,
+    fresh: options.Fresh = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Quantize a model after training, write it, and report what the file does."""
+    with exit_codes():
+        chosen = _recipe(recipe, model, data, settings or [])
+        folder = out if out is not None else _default_out(recipe, model)
+        _check_options(folder, device, plan)
+        from qtool.pipeline import run_ptq
+
+        with show_progress(quiet) as progress:
+            report = run_ptq(
+                chosen,
+                folder,
+                seed=seed,
+                device=device.value,
+                threads=threads,
+                plan_file=plan,
+                fresh=fresh,
+                progress=progress,
+            )
+        from qtool.cli.report import terminal_text
+
+        print_result(report.to_json() if json else terminal_text(report, folder=folder))
+        raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+
+
+def _recipe(
+    recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
+) -> "Recipe":
+    from qtool.recipe import load_recipe, recipe_from_options
+
+    if recipe is not None:
+        return load_recipe(recipe, settings, model=model, data=data)
+    if model is None or data is None:
+        found = "--model" if model is not None else "--data" if data is not None else "none of them"
+        raise RecipeError(
+            f"found {found}, expected --recipe R.yaml, or --model M and --data DIR; give the rest"
+        )
+    return recipe_from_options(model, data, settings)
+
+
+def _default_out(recipe: Path | None, model: Path | None) -> Path:
+    named = recipe if recipe is not None else model
+    return Path("runs") / (named.stem if named is not None else "run")
+
+
+def _check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
+    """Refuse what would fail only after minutes of work."""
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f'--out: "{folder}" is a file, expected a folder; choose another name')
+    if plan is not None and not plan.is_file():
+        raise RecipeError(f'--plan: no file "{plan}"; expected the plan.json of an earlier run')
+    if device is options.Device.cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RecipeError(
+                "--device: found cuda, but torch sees no CUDA device here; use --device cpu"
+            )

@@ -1,0 +1,74 @@
+"""``qtool report``: show one run, or compare several, in any format."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Union
+
+import typer
+
+from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
+
+if TYPE_CHECKING:
+    from qtool.report import Report
+
+
+class Format(StrEnum):
+    """How a report can be written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    html = "html"
+    json = "json"
+    junit = "junit"
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, or their report.json.")
+    ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="RUN", help="Show differences to this run."),
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.terminal,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write there instead of to stdout."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 when a run did not pass.")
+    ] = False,
+) -> None:
+    """Show one run, or several side by side."""
+    with exit_codes():
+        from qtool.files import write_text_atomic
+        from qtool.report import Report
+        from qtool.reporting import render
+
+        reports = {str(run): Report.read(run) for run in runs}
+        base = Report.read(baseline) if baseline is not None else None
+        folder = runs[0] if len(runs) == 1 and runs[0].is_dir() else None
+        if out is not None:
+            write_text_atomic(out, render(reports, form.value, base, folder=folder))
+        elif form is Format.terminal:
+            print_result(terminal_text(reports, base, folder))
+        else:
+            print_result(render(reports, form.value, base))
+        failed = [name for name, read in reports.items() if not read.passed]
+        raise typer.Exit(GATE_FAILED if check and failed else PASSED)
+
+
+def terminal_text(
+    reports: Union["Report", Mapping[str, "Report"]],
+    baseline: Union["Report", None] = None,
+    folder: Path | None = None,
+) -> str:
+    """The terminal view for stdout as it is: its width, and colour only on a terminal."""
+    from qtool.reporting import render
+
+    terminal = sys.stdout.isatty()
+    width = min(shutil.get_terminal_size((80, 24)).columns, 120) if terminal else 80
+    return render(reports, "terminal", baseline, folder=folder, width=width, color=terminal)
