@@ -51,6 +51,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
         (DOCSTRINGS, "plan", "x = 1", "the module has no docstring"),
         (SIZES, "plan", "x = 1\n" * 401, "401 lines, at most 400"),
         (SIZES, "plan", "def f():\n" + " x = 1\n" * 60, "f: 61 lines, at most 60"),
+        (SIZES, "cli.ptq", "def f(\n):\n" + " x = 1\n" * 61, "f: 61 lines, at most 60"),
     ],
 )  # fmt: skip
 def test_a_check_can_fail(check, module, text, complaint):
@@ -69,6 +70,8 @@ def test_a_check_can_fail(check, module, text, complaint):
         (FENCES, "cli.qat", "def f():\n    import torch"),
         (DOCSTRINGS, "plan", '"""Doc."""\ndef _f(): pass'),
         (SIZES, "plan", "x = 1\n" * 400),
+        (SIZES, "cli.ptq", "def f(\n" + "\n" * 60 + "):\n x = 1"),
+        (FLOORS, "cli.main", "from qtool import __version__"),
     ],
 )
 def test_a_check_passes_what_is_allowed(check, module, text):
