@@ -38,10 +38,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, and why some differences are left out."""
+    """All runs, and why some differences are left out; the metric may be an error rate."""
 
     rows: list[Row]
     caveats: list[str]
+    higher_is_better: bool = True
 
     @property
     def baseline(self) -> Row | None:
@@ -59,7 +60,8 @@ def compare(runs: Mapping[str, Report], baseline: str | None = None) -> Comparis
     base = runs[baseline] if baseline is not None else None
     order = sorted(runs, key=lambda name: name != baseline)
     caveats = [line for name in order for line in _caveats(name, runs[name], base)]
-    return Comparison([_row(name, runs[name], base, name == baseline) for name in order], caveats)
+    rows = [_row(name, runs[name], base, name == baseline) for name in order]
+    return Comparison(rows, caveats, all(_higher_is_better(runs[name]) for name in order))
 
 
 def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> Row:
