@@ -6,6 +6,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 
 def _calibrators() -> Mapping[str, Any]:
     from qtool.calibrators import CALIBRATORS
@@ -100,8 +102,7 @@ def _about_metric(metric: Any) -> str:
 
 
 def _about_preprocess(preprocess: Any) -> str:
-    shown = preprocess.model_dump(exclude_none=True)
-    return ", ".join(f"{key}: {value}" for key, value in shown.items())
+    return _as_recipe(preprocess)
 
 
 _TEXTS: dict[str, Callable[[Any], str]] = {
@@ -156,4 +157,14 @@ def _default(field: Any) -> str:
         held = inner.get_default(call_default_factory=True)
     elif field.default_factory is not MISSING:
         held = field.default_factory()
-    return "required" if held is MISSING else "none" if held is None else str(held)
+    return "required" if held is MISSING else _as_recipe(held)
+
+
+def _as_recipe(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return _as_recipe(value.model_dump(exclude_none=True))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_as_recipe(item)}" for key, item in value.items()) + "}"
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
