@@ -11,7 +11,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qtool.execute import activation, elementwise, index, linalg, nn, norm, reduce, shape
+from qtool.execute import (
+    activation,
+    elementwise,
+    index,
+    linalg,
+    nn,
+    norm,
+    quant,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+)
 from qtool.execute.convert import Op, from_ir
 
 OPS: dict[str, Op] = {
@@ -23,13 +35,18 @@ OPS: dict[str, Op] = {
     **reduce.TABLE,
     **shape.TABLE,
     **index.TABLE,
+    **resize.TABLE,
+    **quant.TABLE,
+    **recurrent.TABLE,
 }
 
 # Meanings that changed: op -> (first opset of the function in OPS, function for models before it).
-BEFORE: dict[str, tuple[int, Op]] = {**norm.BEFORE}
+BEFORE: dict[str, tuple[int, Op]] = {**norm.BEFORE, **resize.BEFORE}
 
 # Inputs that are read as Python numbers and therefore stay on the CPU.
 SHAPE_INPUTS: dict[str, frozenset[int]] = {
+    "AffineGrid": frozenset({1}),
+    "CenterCropPad": frozenset({1}),
     "Clip": frozenset({1, 2}),
     "ConstantOfShape": frozenset({0}),
     "CumProd": frozenset({1}),
@@ -76,9 +93,15 @@ def select(node: ir.Node, opset: int) -> Op | None:
 @functools.cache
 def _keywords(function: Op) -> frozenset[str]:
     try:
-        return frozenset(inspect.signature(function).parameters)
+        names = inspect.signature(function).parameters
     except ValueError:  # a torch builtin: it has no attributes
         return frozenset()
+    return frozenset(names)
+
+
+def _declared(value: ir.Value | None) -> int:
+    """The type the model declares for a value, as ONNX numbers it; 0 where it does not."""
+    return 0 if value is None or value.dtype is None else value.dtype.value
 
 
 def options_of(node: ir.Node, function: Op) -> dict[str, Any] | None:
@@ -92,4 +115,12 @@ def options_of(node: ir.Node, function: Op) -> dict[str, Any] | None:
         options[name] = from_ir(attribute.as_tensor()) if is_tensor else attribute.value
     if "n_outputs" in known:
         options["n_outputs"] = len(node.outputs)
+    if (
+        node.op_type == "QuantizeLinear"
+        and not options.get("output_dtype")
+        and len(node.inputs) > 2
+    ):
+        options["output_dtype"] = _declared(node.inputs[2])  # int4 codes travel as int8
+    if node.op_type == "CastLike":
+        options["to"] = _declared(node.inputs[1])
     return options

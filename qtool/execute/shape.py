@@ -239,6 +239,8 @@ def to_float8(x: T, target: torch.dtype, saturate: int = 1) -> T:
     wide = x.float()
     if saturate:
         wide = torch.where(wide.isnan(), wide, wide.clamp(-top, top))
+    elif target == torch.float8_e4m3fn:  # no infinity; from half a step above the largest on, NaN
+        wide = torch.where(wide.abs() > top + 16, torch.full_like(wide, math.nan), wide)
     return wide.to(target)
 
 

@@ -1,0 +1,193 @@
+"""Quantized operators: codes and values, products of codes."""
+
+import torch
+
+from qtool.execute.convert import DTYPES, NARROW_INTS, Op, T, Unhandled
+from qtool.execute.nn import Axes, conv
+from qtool.execute.shape import to_float8
+
+_FLOAT8 = {17, 18, 19, 20}
+
+
+def aligned(x: T, given: T, axis: int, block_size: int = 0) -> T:
+    """A scale or zero point in a shape that broadcasts against ``x``."""
+    if given.numel() == 1:
+        return given.reshape(())
+    axis %= x.dim()
+    if (given.dim() == 1 and x.dim() != 1) or given.dim() < x.dim():
+        return given.reshape([-1 if i == axis else 1 for i in range(x.dim())])
+    if block_size:
+        return given.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
+    return given
+
+
+def _limits(kind: int) -> tuple[int, int]:
+    if kind in NARROW_INTS:
+        bits, signed = NARROW_INTS[kind]
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    info = torch.iinfo(DTYPES[kind])
+    return info.min, info.max
+
+
+_KINDS = {dtype: kind for kind, dtype in reversed(DTYPES.items())}
+
+
+def quantize_linear(
+    x: T,
+    scale: T,
+    zero: T | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+    saturate: int = 1,
+) -> T:
+    """Codes: x / scale rounded half to even, plus the zero point, saturated."""
+    kind = output_dtype or (2 if zero is None else _KINDS[zero.dtype])
+    if kind not in DTYPES or kind in (23, 24, 27, 28):
+        raise Unhandled(f"codes of ONNX type {kind}")
+    steps = aligned(x, scale, axis, block_size)
+    if precision or x.dtype != steps.dtype:
+        wide = DTYPES[precision] if precision else torch.float32
+        x, steps = x.to(wide), steps.to(wide)
+    y = x / steps
+    if kind in _FLOAT8:
+        return to_float8(y, DTYPES[kind], saturate)
+    y = y.round()
+    if zero is not None:
+        y = y + aligned(x, zero, axis, block_size).to(y.dtype)
+    return y.clamp(*_limits(kind)).to(torch.int32).to(DTYPES[kind])
+
+
+def dequantize_linear(
+    x: T,
+    scale: T,
+    zero: T | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> T:
+    """Values: (codes - zero point) * scale."""
+    steps = aligned(x, scale, axis, block_size)
+    if zero is not None and not x.is_floating_point():
+        codes = x.to(torch.int32) - aligned(x, zero, axis, block_size).to(torch.int32)
+    else:
+        codes = x
+    y = codes.to(steps.dtype) * steps
+    return y.to(DTYPES[output_dtype]) if output_dtype else y
+
+
+def dynamic_quantize_linear(x: T) -> tuple[T, T, T]:
+    """uint8 codes on the grid of the data's own range; the scale and zero point found."""
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = (-low / scale).round().clamp(0, 255)
+    codes = ((x / scale).round() + zero).clamp(0, 255)
+    return codes.to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _centred(codes: T, zero: T | None, axis: int) -> T:
+    """Codes minus their zero point in float64, where products of codes are exact."""
+    wide = codes.double()
+    if zero is None:
+        return wide
+    if zero.dim() >= 2:
+        return wide - zero.double()
+    return wide - aligned(codes, zero, axis).double()
+
+
+def conv_integer(
+    x: T,
+    w: T,
+    x_zero: T | None = None,
+    w_zero: T | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Axes = None,
+    group: int = 1,
+    kernel_shape: Axes = None,
+    pads: Axes = None,
+    strides: Axes = None,
+) -> T:
+    """int32 sums of products of codes."""
+    sums = conv(
+        _centred(x, x_zero, 1),
+        _centred(w, w_zero, 0),
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        pads=pads,
+        strides=strides,
+    )
+    return sums.to(torch.int32)
+
+
+def matmul_integer(a: T, b: T, a_zero: T | None = None, b_zero: T | None = None) -> T:
+    """int32 matrix product of codes; zero points per row of A, per column of B."""
+    rows = -2 if a.dim() > 1 else -1
+    return torch.matmul(_centred(a, a_zero, rows), _centred(b, b_zero, -1)).to(torch.int32)
+
+
+def _requantized(sums: T, multiplier: T, zero: T) -> T:
+    kind = _KINDS[zero.dtype]
+    y = (sums.float() * multiplier).round() + zero.float()
+    return y.clamp(*_limits(kind)).to(torch.int32).to(zero.dtype)
+
+
+def qlinear_conv(
+    x: T,
+    x_scale: T,
+    x_zero: T,
+    w: T,
+    w_scale: T,
+    w_zero: T,
+    y_scale: T,
+    y_zero: T,
+    b: T | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Axes = None,
+    group: int = 1,
+    kernel_shape: Axes = None,
+    pads: Axes = None,
+    strides: Axes = None,
+) -> T:
+    """Convolution of codes: exact sums, then one float32 multiplier per channel."""
+    sums = conv(
+        _centred(x, x_zero, 1),
+        _centred(w, w_zero, 0),
+        None if b is None else b.double(),
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        pads=pads,
+        strides=strides,
+    )
+    multiplier = (x_scale.reshape(()) * w_scale / y_scale.reshape(())).float()
+    return _requantized(sums, aligned(sums, multiplier, 1), y_zero.reshape(()))
+
+
+def qlinear_matmul(
+    a: T, a_scale: T, a_zero: T, b: T, b_scale: T, b_zero: T, y_scale: T, y_zero: T
+) -> T:
+    """Matrix product of codes, requantized."""
+    sums = matmul_integer(a, b, a_zero, b_zero)
+    rows = -2 if a.dim() > 1 else -1
+    left = aligned(sums, a_scale, rows) if a_scale.dim() < 2 else a_scale
+    right = aligned(sums, b_scale, -1) if b_scale.dim() < 2 else b_scale
+    multiplier = left.float() * right.float() / y_scale.float().reshape(())
+    return _requantized(sums, multiplier, y_zero.reshape(()))
+
+
+TABLE: dict[str, Op] = {
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
+    "DynamicQuantizeLinear": dynamic_quantize_linear,
+    "ConvInteger": conv_integer,
+    "MatMulInteger": matmul_integer,
+    "QLinearConv": qlinear_conv,
+    "QLinearMatMul": qlinear_matmul,
+}
