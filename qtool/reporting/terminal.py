@@ -1,7 +1,6 @@
 """The report on a terminal: tables and bars that fit 80 columns."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -21,21 +20,8 @@ LEVEL_STYLE = {"passed": "green", "warning": "yellow", "not proven": "yellow", "
 QUALITY_STYLE = {"good": "green", "fair": "yellow", "poor": "red", "none": "dim"}
 
 
-@dataclass(frozen=True)
-class Glyphs:
-    """The characters that not every terminal has."""
-
-    yes: str
-    no: str
-    full: str
-    empty: str
-    arrow: str
-    bullet: str
-    dash: str
-
-
-UNICODE = Glyphs("✓", "✗", "━", "─", "→", "•", "–")
-ASCII = Glyphs("ok", "!!", "#", ".", "->", "*", "-")
+# What stands for a character on a terminal that has only ASCII; each as wide as the original.
+ASCII = str.maketrans("✓✗━─→•–−…", "+x#.>*--~")
 
 
 def print_report(report: Report, console: Console, folder: Path | None = None) -> None:
@@ -46,27 +32,37 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console: rich's; it decides about width, colour (`NO_COLOR`) and characters.
         folder: the run folder, whose files are then named at the end.
     """
-    glyphs = ASCII if console.options.ascii_only else UNICODE
     room = max(16, min(60, console.width - 50))
     parts = [
-        _header(report, glyphs),
+        _header(report),
         _results(report),
-        _section("Gates", _gates(report, glyphs)),
-        _section("Kernels", _kernels(report, glyphs)),
-        _section("Weakest layers (signal to quantization noise)", _layers(report, glyphs, room)),
-        _section("Stages", _stages(report, glyphs)),
-        _section("Notes", _notes(report, glyphs)),
+        _section("Gates", _gates(report)),
+        _section("Kernels", _kernels(report)),
+        _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
+        _section("Stages", _stages(report)),
+        _section("Notes", _notes(report)),
         _section("Files", _files(folder)),
     ]
-    console.print(Group(*(part for part in parts if part is not None)))
+    put(console, *(part for part in parts if part is not None))
 
 
-def _header(report: Report, glyphs: Glyphs) -> RenderableType:
+def put(console: Console, *parts: RenderableType) -> None:
+    """Print, with stand-ins for what an ASCII terminal cannot show."""
+    if not console.options.ascii_only:
+        console.print(Group(*parts))
+        return
+    with console.capture() as captured:
+        console.print(Group(*parts))
+    shown = captured.get().translate(ASCII).encode("ascii", "backslashreplace")
+    console.file.write(shown.decode("ascii"))
+
+
+def _header(report: Report) -> RenderableType:
     level, sentence = verdict(report)
     style = LEVEL_STYLE[level]
     line = Text.assemble(
         (words.shorten(Path(report.model.path).name, 34), "bold"),
-        f" {glyphs.arrow} ",
+        " → ",
         (words.shorten(Path(report.output.path).name, 34), "bold"),
     )
     facts = [f"{words.amount(report.model.parameters)} parameters"]
@@ -126,22 +122,22 @@ def _drop(report: Report) -> Text:
     return text
 
 
-def _gates(report: Report, glyphs: Glyphs) -> Table | None:
+def _gates(report: Report) -> Table | None:
     table = _grid(4)
     for gate in report.gates:
-        table.add_row(*_gate(gate, glyphs), "")
+        table.add_row(*_gate(gate), "")
     for gate in parity_gates(report):
-        table.add_row(*_gate(gate, glyphs), Text("always on", "dim"))
+        table.add_row(*_gate(gate), Text("always on", "dim"))
     return table if table.row_count else None
 
 
-def _gate(gate: Gate, glyphs: Glyphs) -> tuple[Text, str, str]:
-    mark = Text(glyphs.yes, "green") if gate.passed else Text(glyphs.no, "bold red")
+def _gate(gate: Gate) -> tuple[Text, str, str]:
+    mark = Text("✓", "green") if gate.passed else Text("✗", "bold red")
     name = words.clean(gate.name)
     return Text.assemble(mark, " ", name), f"{gate.value:.4g}", words.limit(gate)
 
 
-def _kernels(report: Report, glyphs: Glyphs) -> Table | None:
+def _kernels(report: Report) -> Table | None:
     kernels = report.kernels
     if kernels is None:
         return None
@@ -149,7 +145,7 @@ def _kernels(report: Report, glyphs: Glyphs) -> Table | None:
     for title, counts in (("integer", kernels.integer), ("float", kernels.float)):
         listed = ", ".join(f"{words.clean(op)} x{count}" for op, count in counts.items())
         style = "green" if title == "integer" else "yellow" if counts else "dim"
-        table.add_row(Text(f"{sum(counts.values())} {title}", style), Text(listed or glyphs.dash))
+        table.add_row(Text(f"{sum(counts.values())} {title}", style), Text(listed or "–"))
     stray = ", ".join(words.shorten(name, 50) for name in kernels.stray_quantize)
     count = len(kernels.stray_quantize)
     style = "yellow" if count else "dim"
@@ -160,7 +156,7 @@ def _kernels(report: Report, glyphs: Glyphs) -> Table | None:
     return table
 
 
-def _layers(report: Report, glyphs: Glyphs, room: int) -> Table | None:
+def _layers(report: Report, room: int) -> Table | None:
     shown = words.worst(report, WORST_LAYERS)
     if not shown:
         return None
@@ -174,7 +170,7 @@ def _layers(report: Report, glyphs: Glyphs, room: int) -> Table | None:
             Text(words.shorten(layer.op, 10), "dim"),
             Text(words.bits(layer), "dim"),
             Text(f"{value:.1f} dB", style, justify="right"),
-            bar(value, top, BAR_WIDTH, glyphs, style),
+            bar(value, top, BAR_WIDTH, style),
         )
     rest = sum(layer.sqnr_db is not None for layer in report.layers) - len(shown)
     if rest:
@@ -182,7 +178,7 @@ def _layers(report: Report, glyphs: Glyphs, room: int) -> Table | None:
     return table
 
 
-def _stages(report: Report, glyphs: Glyphs) -> Table | None:
+def _stages(report: Report) -> Table | None:
     if not report.stages:
         return None
     table = _grid(4)
@@ -191,7 +187,7 @@ def _stages(report: Report, glyphs: Glyphs) -> Table | None:
         table.add_row(
             Text(words.shorten(stage.name, 20)),
             Text(words.duration(stage.seconds), justify="right"),
-            bar(stage.seconds, top, BAR_WIDTH, glyphs, "cyan"),
+            bar(stage.seconds, top, BAR_WIDTH, "cyan"),
             Text("cached" if stage.cached else words.memory(stage.peak_rss_mb or 0), "dim")
             if stage.cached or stage.peak_rss_mb is not None
             else "",
@@ -203,10 +199,10 @@ def _stages(report: Report, glyphs: Glyphs) -> Table | None:
     return table
 
 
-def _notes(report: Report, glyphs: Glyphs) -> Table | None:
+def _notes(report: Report) -> Table | None:
     table = _grid(2)
     for stage, note in words.notes(report):
-        table.add_row(Text(f"{glyphs.bullet} {stage}", "dim"), Text(note, overflow="fold"))
+        table.add_row(Text(f"• {stage}", "dim"), Text(note, overflow="fold"))
     return table if table.row_count else None
 
 
@@ -222,10 +218,10 @@ def _files(folder: Path | None) -> Table | None:
     return table if table.row_count else None
 
 
-def bar(value: float, top: float, width: int, glyphs: Glyphs, style: str) -> Text:
+def bar(value: float, top: float, width: int, style: str) -> Text:
     """Return a horizontal bar of `width` cells, filled to value / top."""
     filled = round(max(0.0, min(1.0, value / top)) * width) if top > 0 else 0
-    return Text.assemble((glyphs.full * filled, style), (glyphs.empty * (width - filled), "dim"))
+    return Text.assemble(("━" * filled, style), ("─" * (width - filled), "dim"))
 
 
 def _grid(columns: int) -> Table:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qtool.reporting import words
 from qtool.reporting.compare import Cell, Comparison
-from qtool.reporting.terminal import LEVEL_STYLE
+from qtool.reporting.terminal import LEVEL_STYLE, put
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -32,9 +32,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             _cell(row.latency, words.milliseconds, " %"),
             _cell(row.sqnr, lambda value: f"{value:.1f} dB", ""),
         )
-    console.print(table)
-    for line in comparison.caveats:
-        console.print(Padding(Text(words.clean(line), "yellow"), (0, 0, 0, 1)))
+    lines = [Text(words.clean(line), "yellow") for line in comparison.caveats]
+    put(console, table, *(Padding(line, (0, 0, 0, 1)) for line in lines))
 
 
 def _titles(comparison: Comparison) -> list[str]:

@@ -1,0 +1,339 @@
+"""What the formats show: complete, escaped, within 80 columns, and well formed."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from qtool.errors import RecipeError
+from qtool.report import Report
+from qtool.reporting import FORMATS, render, write_run_files
+from qtool.reporting.charts import drop_strip, layer_chart, ticks
+from qtool.reporting.compare import compare
+from qtool.reporting.terminal import print_report
+
+HOSTILE = "<script>alert(1)</script>|`@you`[red]\x1b[31m\u202e</td>"
+
+
+def sample(**changes):
+    data = {
+        "schema": 1,
+        "qtool": "0.1.0",
+        "command": "ptq",
+        "seed": 0,
+        "passed": True,
+        "model": {"path": "nets/net.onnx", "sha256": "ab", "parameters": 272474, "macs": 40800000},
+        "output": {"path": "model.onnx", "sha256": "cd", "opset": 21},
+        "data": {"evaluation": {"count": 10000, "sha256": "01"}},
+        "accuracy": {
+            "metric": "top1",
+            "unit": "%",
+            "samples": 10000,
+            "float": 91.73,
+            "simulated": 91.62,
+            "quantized": 91.61,
+            "drop": 0.12,
+            "drop_ci95": [-0.05, 0.29],
+            "agreement": 98.4,
+        },
+        "size": {"float_bytes": 1092222, "quantized_bytes": 290112, "compression": 3.76},
+        "latency": {
+            "threads": 1,
+            "batch": 1,
+            "float_ms": 2.1,
+            "quantized_ms": 1.0,
+            "speedup": 2.1,
+            "runs": 50,
+        },
+        "parity": {"samples": 64, "max_lsb": 0, "share_off": 0.0},
+        "kernels": {"integer": {"QLinearConv": 20}, "float": {}},
+        "layers": [
+            {"name": f"/conv{index}/Conv", "op": "Conv", "weight_bits": 8, "activation_bits": 8}
+            | {"granularity": "channel", "sqnr_db": 38.0 - index, "bytes": 448}
+            for index in range(12)
+        ],
+        "stages": [{"name": "calibrate", "seconds": 3.2, "notes": ["512 samples"]}],
+        "gates": [{"name": "max_drop", "limit": 1.0, "value": 0.12, "passed": True}],
+        "environment": {"python": "3.11", "cpu": "a cpu", "isa": ["avx512_vnni"]},
+    }
+    data.update(changes)
+    return Report.model_validate({key: value for key, value in data.items() if value is not None})
+
+
+def failing():
+    return sample(
+        passed=False,
+        accuracy={**json.loads(sample().to_json())["accuracy"], "drop": 1.7, "quantized": 90.03},
+        gates=[{"name": "max_drop", "limit": 1.0, "value": 1.7, "passed": False}],
+        parity={"samples": 64, "max_lsb": 3, "share_off": 0.0},
+    )
+
+
+def hostile():
+    layer = {"name": HOSTILE, "op": HOSTILE, "granularity": HOSTILE, "sqnr_db": 3.0, "bytes": 4}
+    return sample(
+        command=HOSTILE,
+        model={"path": HOSTILE, "sha256": HOSTILE, "parameters": 1},
+        output={"path": HOSTILE, "sha256": HOSTILE, "opset": 21},
+        layers=[layer] * 5,
+        stages=[{"name": HOSTILE, "seconds": 1, "notes": [HOSTILE]}],
+        kernels={"integer": {HOSTILE: 1}, "float": {HOSTILE: 1}, "stray_quantize": [HOSTILE]},
+        gates=[{"name": HOSTILE, "limit": 1.0, "value": 0.5, "passed": True}],
+        environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]},
+        accuracy={"metric": HOSTILE, "unit": HOSTILE, "samples": 1, "float": 1.0}
+        | {"quantized": 1.0, "drop": 0.0, "drop_ci95": [0.0, 0.0], "agreement": 1.0},
+    )
+
+
+def bare():
+    """The least a report can hold."""
+    return sample(
+        **dict.fromkeys(("accuracy", "size", "latency", "parity", "kernels", "data")),
+        **dict.fromkeys(("layers", "stages", "gates", "environment")),
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags and addresses, and checks that tags close in order."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.links = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in {"src", "href"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("make", [sample, failing, hostile, bare])
+def test_every_format_takes_every_report(fmt, make):
+    assert render(make(), fmt).endswith("\n")
+    assert render({"a": make(), "b": sample()}, fmt, baseline=sample()).endswith("\n")
+
+
+def test_terminal_golden():
+    text = render(sample(layers=[], stages=[], parity=None), "terminal")
+    assert text == GOLDEN_TERMINAL
+
+
+GOLDEN_TERMINAL = """\
+╭─ qtool ptq  PASSED ──────────────────────────────────────────────────────────╮
+│ net.onnx → model.onnx                                                        │
+│ 272 k parameters, 40.8 M MACs, opset 21, seed 0                              │
+│ The gate passes; the drop is 0.12 points.                                    │
+╰──────────────────────────────────────────────────────────────────────────────╯
+
+                  float  simulated  quantized
+ top-1 (%)        91.73      91.62      91.61  drop 0.12 points
+                                               95 %: −0.05 to 0.29
+ agreement (%)                          98.40  with float, 10000 samples
+ file size      1.09 MB                290 kB  3.76x smaller
+ latency        2.10 ms               1.00 ms  2.10x faster
+                                               1 thread, batch 1
+
+ Gates
+   ✓ max_drop  0.12  at most 1
+
+ Kernels
+   20 integer    QLinearConv x20
+   0 float       –
+   0 stray Q/DQ  none left unfused
+"""
+
+
+@pytest.mark.parametrize("make", [sample, failing, hostile, bare])
+def test_terminal_fits_80_columns_and_carries_no_control_characters(make):
+    for text in (render(make(), "terminal"), render([make(), sample()], "terminal", sample())):
+        assert max(len(line) for line in text.splitlines()) <= 80
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
+
+
+def test_terminal_shows_markup_in_names_as_it_is():
+    layers = [{"name": "[red]x[/]", "op": "[b]", "sqnr_db": 1.0}]
+    text = render(sample(layers=layers, command="[u]"), "terminal")
+    assert "[red]x[/]" in text
+    assert "[b]" in text
+    assert "qtool [u]" in text
+
+
+def test_terminal_colour_is_asked_for_and_no_color_wins(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" not in render(sample(), "terminal")
+    assert "\x1b[32m" in render(sample(), "terminal", color=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in render(sample(), "terminal", color=True)
+
+
+def test_terminal_without_unicode_is_ascii():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
+    print_report(sample(), Console(file=stream, width=80))
+    stream.flush()
+    assert b"+ max_drop" in raw.getvalue()
+    assert b"-0.05 to 0.29" in raw.getvalue()
+
+
+def test_terminal_shows_the_worst_layers_worst_first_and_the_files(tmp_path):
+    write_run_files(sample(), tmp_path)
+    text = render(sample(), "terminal", folder=tmp_path, width=200)
+    shown = re.findall(r"/conv(\d+)/Conv", text)
+    assert shown == ["11", "10", "9", "8", "7", "6", "5", "4"]
+    assert str(tmp_path / "report.html") in text
+
+
+def test_html_is_one_file_without_script_or_network():
+    for text in (render(failing(), "html"), render([failing(), sample()], "html", sample())):
+        page = Page(text)
+        assert page.links == []
+        assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
+        assert "url(" not in text
+        assert "http" not in text
+        assert "prefers-color-scheme: dark" in text
+
+
+def test_html_escapes_names():
+    for text in (render(hostile(), "html"), render({HOSTILE: hostile(), "b": sample()}, "html")):
+        page = Page(text)
+        assert "script" not in page.tags
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        assert "\x1b" not in text
+
+
+def test_html_shows_each_layer_and_the_verdict():
+    text = render(failing(), "html")
+    assert text.count("/Conv</code>") == 12 + 3
+    assert ">Failed</span>" in text
+    assert "max_drop 1.7 (limit 1)" in text
+
+
+def test_markdown_says_the_verdict_first_and_keeps_its_tables_whole():
+    text = render(failing(), "markdown")
+    assert text.startswith("### ❌ qtool ptq: failed\n")
+    assert "<details><summary>12 layers</summary>" in text
+    for table in re.findall(r"(?:^\|.*\n)+", render(hostile(), "markdown"), re.M):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1
+
+
+def test_markdown_does_not_mention_or_embed():
+    text = render(hostile(), "markdown")
+    outside_code = re.sub(r"`[^`]*`", "", text)
+    assert "<script" not in outside_code
+    assert "@you" not in outside_code
+
+
+def test_junit_has_one_case_per_gate_and_failures_say_limit_and_value():
+    root = ElementTree.fromstring(render({"run": failing()}, "junit"))
+    assert root.tag == "testsuites"
+    (suite,) = root
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    assert list(cases) == ["max_drop", "parity_share_off", "parity_max_lsb", "verdict"]
+    failed = {name for name, case in cases.items() if case.find("failure") is not None}
+    assert failed == {"max_drop", "parity_max_lsb", "verdict"}
+    assert cases["max_drop"].find("failure").get("message") == (
+        "max_drop: value 1.7, limit at most 1"
+    )
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "3")
+    assert (root.get("tests"), root.get("failures")) == ("4", "3")
+
+
+def test_junit_of_hostile_names_parses_and_of_several_runs_has_suites():
+    root = ElementTree.fromstring(render({HOSTILE: hostile(), "b": sample()}, "junit"))
+    assert len(root) == 2
+    assert root.get("failures") == "0"
+
+
+def test_comparison_takes_differences_to_the_baseline():
+    small = {"float_bytes": 1092222, "quantized_bytes": 145056, "compression": 7.53}
+    rows = compare({"a": failing(), "b": sample(), "c": sample(size=small)}, "b").rows
+    assert [row.name for row in rows] == ["b", "a", "c"]
+    assert [row.baseline for row in rows] == [True, False, False]
+    base, a, c = rows
+    assert base.metric.delta is None
+    assert a.metric.delta == pytest.approx(-1.58)  # exact up to the rounding of two doubles
+    assert (a.metric.better, a.size.delta, a.size.better) == (False, 0, None)
+    assert c.size.delta == pytest.approx(-50.0)  # likewise
+    assert c.size.better is True
+
+
+def test_comparison_leaves_out_what_was_measured_otherwise():
+    other = sample(data={"evaluation": {"count": 9, "sha256": "other"}}, environment={"cpu": "b"})
+    comparison = compare({"a": sample(), "b": other}, "a")
+    row = comparison.rows[1]
+    assert (row.metric.delta, row.latency.delta) == (None, None)
+    assert row.size.delta == 0
+    assert len(comparison.caveats) == 2
+
+
+def test_comparison_reads_an_error_rate_the_right_way_round():
+    rates = {"metric": "wer", "unit": "%", "samples": 9, "float": 5.0}
+    good = sample(accuracy={**rates, "quantized": 5.5, "drop": 0.5})
+    bad = sample(accuracy={**rates, "quantized": 7.0, "drop": 2.0})
+    comparison = compare({"good": good, "bad": bad}, "good")
+    assert comparison.rows[1].metric.better is False
+    assert comparison.higher_is_better is False
+
+
+def test_json_of_one_is_the_report_and_of_several_one_object():
+    assert render(sample(), "json") == sample().to_json()
+    data = json.loads(render({"a": failing(), "b": sample()}, "json", baseline=sample()))
+    assert data["baseline"] == "b"
+    assert [run["name"] for run in data["runs"]] == ["b", "a"]
+    assert data["runs"][1]["delta"]["metric"] == pytest.approx(-1.58)
+    assert data["runs"][0]["report"] == json.loads(sample().to_json())
+
+
+def test_a_baseline_from_elsewhere_joins_and_equal_names_are_numbered():
+    data = json.loads(render([failing(), failing()], "json", baseline=sample()))
+    assert [run["name"] for run in data["runs"]] == ["baseline", "net", "net (2)"]
+
+
+def test_unknown_format_and_no_report_are_errors():
+    with pytest.raises(RecipeError, match='did you mean "markdown"'):
+        render(sample(), "markdwn")
+    with pytest.raises(RecipeError, match="no report"):
+        render([], "html")
+
+
+def test_run_files_are_written_all_or_none(tmp_path, monkeypatch):
+    paths = write_run_files(sample(), tmp_path)
+    assert [path.name for path in paths] == ["report.json", "report.html", "report.md"]
+    assert Report.read(tmp_path) == sample()
+
+    def broken(report):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("qtool.reporting.markdown.markdown", broken)
+    with pytest.raises(ZeroDivisionError):
+        write_run_files(failing(), tmp_path)
+    assert Report.read(tmp_path) == sample()
+
+
+def test_chart_marks_the_worst_and_keeps_within_its_box():
+    chart = layer_chart(sample())
+    assert [bar.rank for bar in chart.bars[-3:]] == [3, 2, 1]
+    assert all(0 <= bar.sqnr <= 100 and 0 <= bar.bytes <= 100 for bar in chart.bars)
+    assert layer_chart(bare()) is None
+    assert drop_strip(None, []) is None
+
+
+@pytest.mark.parametrize("top", [0.0, 1e-9, 0.3, 1.0, 38.0, 41.0, 1e9])
+def test_ticks_are_few_and_cover_the_top(top):
+    values = ticks(top)
+    assert values[0] == 0
+    assert values[-1] >= top
+    assert 2 <= len(values) <= 8
