@@ -174,7 +174,7 @@ def _layers(report: Report, room: int) -> Table | None:
         )
     rest = sum(layer.sqnr_db is not None for layer in report.layers) - len(shown)
     if rest:
-        table.add_row(Text(f"and {rest} better ones, see report.html", "dim"))
+        table.add_row(Text(f"and {rest} better", "dim"))
     return table
 
 

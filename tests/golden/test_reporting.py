@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from report_samples import HOSTILE, bare, failing, hostile, sample
 from rich.console import Console
 
 from qtool.errors import RecipeError
@@ -15,86 +16,6 @@ from qtool.reporting import FORMATS, render, write_run_files
 from qtool.reporting.charts import drop_strip, layer_chart, ticks
 from qtool.reporting.compare import compare
 from qtool.reporting.terminal import print_report
-
-HOSTILE = "<script>alert(1)</script>|`@you`[red]\x1b[31m\u202e</td>"
-
-
-def sample(**changes):
-    data = {
-        "schema": 1,
-        "qtool": "0.1.0",
-        "command": "ptq",
-        "seed": 0,
-        "passed": True,
-        "model": {"path": "nets/net.onnx", "sha256": "ab", "parameters": 272474, "macs": 40800000},
-        "output": {"path": "model.onnx", "sha256": "cd", "opset": 21},
-        "data": {"evaluation": {"count": 10000, "sha256": "01"}},
-        "accuracy": {
-            "metric": "top1",
-            "unit": "%",
-            "samples": 10000,
-            "float": 91.73,
-            "simulated": 91.62,
-            "quantized": 91.61,
-            "drop": 0.12,
-            "drop_ci95": [-0.05, 0.29],
-            "agreement": 98.4,
-        },
-        "size": {"float_bytes": 1092222, "quantized_bytes": 290112, "compression": 3.76},
-        "latency": {
-            "threads": 1,
-            "batch": 1,
-            "float_ms": 2.1,
-            "quantized_ms": 1.0,
-            "speedup": 2.1,
-            "runs": 50,
-        },
-        "parity": {"samples": 64, "max_lsb": 0, "share_off": 0.0},
-        "kernels": {"integer": {"QLinearConv": 20}, "float": {}},
-        "layers": [
-            {"name": f"/conv{index}/Conv", "op": "Conv", "weight_bits": 8, "activation_bits": 8}
-            | {"granularity": "channel", "sqnr_db": 38.0 - index, "bytes": 448}
-            for index in range(12)
-        ],
-        "stages": [{"name": "calibrate", "seconds": 3.2, "notes": ["512 samples"]}],
-        "gates": [{"name": "max_drop", "limit": 1.0, "value": 0.12, "passed": True}],
-        "environment": {"python": "3.11", "cpu": "a cpu", "isa": ["avx512_vnni"]},
-    }
-    data.update(changes)
-    return Report.model_validate({key: value for key, value in data.items() if value is not None})
-
-
-def failing():
-    return sample(
-        passed=False,
-        accuracy={**json.loads(sample().to_json())["accuracy"], "drop": 1.7, "quantized": 90.03},
-        gates=[{"name": "max_drop", "limit": 1.0, "value": 1.7, "passed": False}],
-        parity={"samples": 64, "max_lsb": 3, "share_off": 0.0},
-    )
-
-
-def hostile():
-    layer = {"name": HOSTILE, "op": HOSTILE, "granularity": HOSTILE, "sqnr_db": 3.0, "bytes": 4}
-    return sample(
-        command=HOSTILE,
-        model={"path": HOSTILE, "sha256": HOSTILE, "parameters": 1},
-        output={"path": HOSTILE, "sha256": HOSTILE, "opset": 21},
-        layers=[layer] * 5,
-        stages=[{"name": HOSTILE, "seconds": 1, "notes": [HOSTILE]}],
-        kernels={"integer": {HOSTILE: 1}, "float": {HOSTILE: 1}, "stray_quantize": [HOSTILE]},
-        gates=[{"name": HOSTILE, "limit": 1.0, "value": 0.5, "passed": True}],
-        environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]},
-        accuracy={"metric": HOSTILE, "unit": HOSTILE, "samples": 1, "float": 1.0}
-        | {"quantized": 1.0, "drop": 0.0, "drop_ci95": [0.0, 0.0], "agreement": 1.0},
-    )
-
-
-def bare():
-    """The least a report can hold."""
-    return sample(
-        **dict.fromkeys(("accuracy", "size", "latency", "parity", "kernels", "data")),
-        **dict.fromkeys(("layers", "stages", "gates", "environment")),
-    )
 
 
 class Page(HTMLParser):
