@@ -52,4 +52,4 @@ size:                       ## lines per file, longest functions
 
 clean:                      ## remove what runs and tests leave behind; the environment stays
 	rm -rf runs build dist recipes/digits/data .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find qtool tests recipes benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
