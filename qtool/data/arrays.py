@@ -12,7 +12,7 @@ import numpy as np
 from qtool.data.dataset import Batch, Dataset, InputSpec, cast, show_shape
 from qtool.data.npz import Column, read_columns
 from qtool.data.section import Arrays, DataSection
-from qtool.errors import DataError
+from qtool.errors import DataError, suggest
 
 LABEL_NAMES = ("label", "labels", "y", "target")
 """Array names taken for the labels where the recipe names none, first match first."""
@@ -127,11 +127,39 @@ def open_arrays(
         inputs,
     )
     chosen, more = section.choose(ends[-1])
-    labels = None
-    if label is not None:
-        labels = np.concatenate([np.asarray(columns[label].values()) for columns in files])[chosen]
+    labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
     names = tuple(source.name(position) for position in chosen)
-    return Dataset(names, source, tuple(chosen), labels, None, notes + more)
+    return Dataset(
+        names,
+        source,
+        tuple(chosen),
+        labels,
+        None,
+        notes + _unscaled(mapping, files[0], inputs) + more,
+    )
+
+
+def _labels(columns: Sequence[Column]) -> np.ndarray:
+    """The labels of all files, one after the other."""
+    shapes = {column.shape[1:] for column in columns}
+    if len(shapes) > 1:
+        raise DataError(
+            f"{columns[0].path.parent}: the labels of one sample have the shapes {sorted(shapes)}; "
+            "expected the same in every file"
+        )
+    return np.concatenate([np.asarray(column.values()) for column in columns])
+
+
+def _unscaled(
+    mapping: Mapping[str, str], columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
+) -> tuple[str, ...]:
+    """Announce whole numbers that feed a float input: nobody scales them."""
+    return tuple(
+        f"array `{array}` is {columns[array].dtype}; its values feed the {inputs[name].dtype} "
+        f"input `{name}` as they are, unscaled"
+        for name, array in mapping.items()
+        if columns[array].dtype.kind in "iub" and inputs[name].dtype.startswith("float")
+    )
 
 
 def _files(path: Path) -> list[Path]:
@@ -159,20 +187,9 @@ def _match(
     given: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
 ) -> tuple[dict[str, str], str | None, tuple[str, ...]]:
     """Which array feeds which input, which is the label, and what to announce."""
-    for name in given.inputs:
-        if name not in inputs:
-            raise DataError(
-                f"arrays.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
-            )
-    asked = [*given.inputs.values(), *([given.label] if given.label else [])]
-    for array in asked:
-        if array not in columns:
-            raise DataError(f"{given.path}: holds no array `{array}`; found {_listing(columns)}")
-    mapping = {
-        name: given.inputs.get(name, name)
-        for name in inputs
-        if name in given.inputs or name in columns
-    }
+    _check_names(given, columns, inputs)
+    mapping = {name: given.inputs.get(name, name) for name in inputs}
+    mapping = {name: array for name, array in mapping.items() if array in columns}
     taken = set(mapping.values())
     notes: list[str] = []
     label = given.label
@@ -180,23 +197,41 @@ def _match(
         label = next((name for name in LABEL_NAMES if name in columns and name not in taken), None)
         if label is not None:
             notes.append(f"array `{label}` taken for the labels")
-    open_inputs = [name for name in inputs if name not in mapping]
+    missing = [name for name in inputs if name not in mapping]
     spare = [
         name
         for name, column in columns.items()
-        if name not in taken and name != label and column.dtype.kind == "f"
+        if name not in {*taken, label} and (column.dtype.kind == "f" or column.member is None)
     ]
-    if len(open_inputs) == 1 and (len(spare) == 1 or list(columns) == [""]):
-        mapping[open_inputs[0]] = spare[0] if spare else ""
-        shown = f"array `{spare[0]}`" if spare and spare[0] else f"the array of {given.path}"
-        notes.append(f"{shown} taken for the input `{open_inputs[0]}`")
-    elif open_inputs:
-        wanted = ", ".join(inputs[name].describe() for name in open_inputs)
+    if missing and not len(missing) == len(spare) == 1:
+        wanted = ", ".join(inputs[name].describe() for name in missing)
         raise DataError(
             f"{given.path}: no array for the model's input {wanted}; found {_listing(columns)}: "
-            f"set `arrays: {{path: .., inputs: {{{open_inputs[0]}: ARRAY}}}}`"
+            f"set `arrays: {{path: .., inputs: {{{missing[0]}: ARRAY}}}}`"
         )
+    for name, array in zip(missing, spare, strict=False):
+        mapping[name] = array
+        shown = f"array `{array}`" if array else f"the array of {given.path}"
+        notes.append(f"{shown} taken for the input `{name}`")
     return mapping, label, tuple(notes)
+
+
+def _check_names(
+    given: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
+) -> None:
+    """Refuse names in the recipe that the model or the file does not have."""
+    for name in given.inputs:
+        if name not in inputs:
+            raise DataError(
+                f"arrays.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
+                f"{suggest(name, inputs)}"
+            )
+    for array in [*given.inputs.values(), given.label]:
+        if array is not None and array not in columns:
+            raise DataError(
+                f"{given.path}: holds no array `{array}`{suggest(array, columns)}; found "
+                f"{_listing(columns)}"
+            )
 
 
 def _rows_of(
@@ -211,7 +246,10 @@ def _rows_of(
     for name, array in [*mapping.items(), *([("", label)] if label is not None else [])]:
         column = columns.get(array)
         if column is None:
-            raise DataError(f"{path}: holds no array `{array}`, which the first file has")
+            raise DataError(
+                f"{path}: holds no array `{array}`; expected the same arrays as in the folder's "
+                f"first file, found {_listing(columns)}: save it again, or move it elsewhere"
+            )
         if not column.shape:
             raise DataError(f"{column.name}: is a single number; expected a leading sample axis")
         if name and not inputs[name].fits(column.shape[1:]):
@@ -219,6 +257,8 @@ def _rows_of(
                 f"{column.name}: has shape {show_shape(column.shape)}; expected that of the "
                 f"model's input {inputs[name].describe()}, the sample axis first"
             )
+        if name:
+            cast(np.empty(0, column.dtype), inputs[name], column.name)
         rows[array] = column.shape[0]
     if len(set(rows.values())) != 1:
         lengths = ", ".join(f"{array or 'the array'} {count}" for array, count in rows.items())

@@ -31,6 +31,8 @@ SUFFIXES = tuple(
 """The file names' endings, in any case, that are taken for images."""
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 MAX_WORKERS = 16
+MAX_PIXELS = 89_478_485
+"""A larger image is refused before it is decoded; Pillow's own bound (256 MiB of RGB)."""
 
 
 def default_workers() -> int:
@@ -50,7 +52,7 @@ def decode(path: Path, how: Preprocess) -> np.ndarray:
     """
     image = _open(path, how.color == "gray")
     if how.resize is not None:
-        image = _resize(image, how)
+        image = _resize(image, how, path)
     if how.crop is not None:
         image = _crop(image, how.crop, path)
     return np.asarray(image).reshape(image.height, image.width, -1)
@@ -66,21 +68,14 @@ def _header(path: Path) -> "Image":
     """Open the file and check what its header says."""
     from PIL import Image
 
-    too_large = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    limit = Image.MAX_IMAGE_PIXELS
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty, expected an image; remove or replace it")
         image = Image.open(path, formats=FORMATS)
-        if limit is not None and image.width * image.height > limit:
-            raise Image.DecompressionBombError
     except DataError:
         raise
-    except too_large as error:
-        raise DataError(
-            f"{path}: the image states more than {limit} pixels, expected an ordinary picture; "
-            "remove it, or scale it down if it is real"
-        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path)) from error
     except Image.UnidentifiedImageError as error:
         raise DataError(
             f"{path}: the content is no image; expected one of {', '.join(FORMATS)}: remove or "
@@ -88,7 +83,17 @@ def _header(path: Path) -> "Image":
         ) from error
     except Exception as error:  # Pillow raises many kinds on damaged headers
         raise DataError(_damaged(path, error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise DataError(_too_large(path))
     return image
+
+
+def _too_large(path: Path) -> str:
+    return (
+        f"{path}: the image has, or would be resized to, more than {MAX_PIXELS} pixels; expected "
+        "an ordinary picture: remove it, or scale it down if it is real"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -113,7 +118,7 @@ def _open(path: Path, gray: bool) -> "Image":
             raise DataError(_damaged(path, error)) from error
 
 
-def _resize(image: "Image", how: Preprocess) -> "Image":
+def _resize(image: "Image", how: Preprocess, path: Path) -> "Image":
     from PIL.Image import Resampling
 
     if isinstance(how.resize, list):
@@ -123,6 +128,8 @@ def _resize(image: "Image", how: Preprocess) -> "Image":
         width, height = (max(1, round(side * factor)) for side in image.size)
     if (width, height) == image.size:
         return image
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_large(path))
     return image.resize((width, height), Resampling[how.resize_mode.upper()])
 
 
@@ -130,8 +137,8 @@ def _crop(image: "Image", crop: int | list[int], path: Path) -> "Image":
     height, width = crop if isinstance(crop, list) else (crop, crop)
     if height > image.height or width > image.width:
         raise DataError(
-            f"{path}: the image is {image.height}x{image.width} before cropping, smaller than "
-            f"`crop: {crop}`; set `resize` in `preprocess` to at least the crop, or crop less"
+            f"{path}: the image is {image.height}x{image.width} before cropping, expected at least "
+            f"`crop: {crop}`; set `resize` in `preprocess` to the crop or more, or crop less"
         )
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))

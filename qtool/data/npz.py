@@ -1,6 +1,8 @@
 """Reading .npy and .npz files row by row: headers first, values only when asked for."""
 
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +13,21 @@ from qtool.errors import DataError
 
 LOCAL_HEADER = 30
 """Bytes of a zip entry's fixed local header; the name and an extra field follow."""
+
+
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+)
+"""What zipfile, zlib and numpy raise on files that are not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,7 @@ class Column:
                 f"{self.name}: needs {size:.1f} GiB once decompressed, more than there is; save it "
                 "with np.savez (uncompressed, then it is read in place) or in several files"
             ) from error
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise DataError(_damaged(self.name, error)) from error
 
 
@@ -73,7 +90,7 @@ def read_columns(path: Path) -> dict[str, Column]:
             _check_size(column, path.stat().st_size - (column.offset or 0))
             return {"": column}
         return _read_archive(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except DAMAGE as error:
         raise DataError(_damaged(str(path), error)) from error
 
 
@@ -128,7 +145,7 @@ def _column(path: Path, member: str | None, file: IO[bytes], start: int | None) 
 def _check_size(column: Column, have: int) -> None:
     """Refuse a file whose header promises more values than follow."""
     wanted = column.dtype.itemsize * int(np.prod(column.shape, dtype=object))
-    if have < wanted:
+    if have < wanted or min(column.shape, default=0) < 0:
         raise DataError(
             _damaged(column.name, f"{have} bytes of values, the header promises {wanted}")
         )

@@ -1,0 +1,122 @@
+"""What a data section may say, and what it answers when it says something else."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from qtool.data import Arrays, DataSection, Preprocess, Take, load_preprocess
+from qtool.data.preprocess import known_names
+from qtool.errors import DataError
+
+
+def complaint(**given):
+    with pytest.raises(ValidationError) as caught:
+        DataSection(**given)
+    return str(caught.value)
+
+
+def test_defaults():
+    section = DataSection(images="/d")
+    assert section.reader == "images" and section.take == Take(every=1, offset=0)
+    assert section.count is None and section.preprocess is None and not section.allow_overlap
+
+
+def test_arrays_may_be_a_bare_path():
+    assert DataSection(arrays="/f.npz").arrays == Arrays(path="/f.npz")
+    assert DataSection(arrays="/f.npz").reader == "arrays"
+
+
+@pytest.mark.parametrize("key", ["text", "wav", "python"])
+def test_later_readers_are_named_as_such(key):
+    text = complaint(**{key: "/d"})
+    assert f"the reader `{key}` is not in this version" in text and "`arrays`" in text
+    assert "Extra inputs" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "found none; expected exactly one reader"),
+        ({"images": "/a", "arrays": "/b.npz"}, "found `images` and `arrays`; expected exactly one"),
+        ({"arrays": "/b.npz", "preprocess": "imagenet"}, "`preprocess` belongs to `images`"),
+        ({"arrays": "/b.npz", "labels": "/l.csv"}, "`arrays: {path: ..., label: y}`"),
+        ({"images": "/a", "count": 0}, "greater than 0"),
+        ({"images": "/a", "take": {"every": 0}}, "greater than or equal to 1"),
+        ({"images": "/a", "shuffle": True}, "Extra inputs"),
+        ({"images": "/a", "preprocess": "imagnet"}, 'did you mean "imagenet"'),
+        ({"images": "/a", "preprocess": {"resize": 0}}, "greater than 0"),
+        ({"images": "/a", "preprocess": {"std": 0}}, "expected numbers above 0"),
+        ({"images": "/a", "preprocess": {"mean": [1, 2]}}, "2 values, but `color: rgb` has 3"),
+        ({"images": "/a", "preprocess": {"scale": 0}}, "other than 0"),
+        ({"images": "/a", "preprocess": {"dtype": "uint8", "std": 2}}, "`std` would do nothing"),
+    ],
+)
+def test_mistakes_are_answered_with_a_remedy(given, words):
+    assert words in complaint(**given)
+
+
+def test_take_comes_before_count_and_count_is_spread_evenly():
+    section = DataSection(images="/d", take=Take(every=2, offset=1), count=3)
+    positions, notes = section.choose(12)  # 1 3 5 7 9 11
+    assert positions == [1, 5, 9]
+    assert notes == ("3 of 6 samples of /d, evenly spaced by sorted position",)
+
+
+def test_a_count_above_the_data_takes_all_and_says_so():
+    positions, notes = DataSection(images="/d", count=9).choose(4)
+    assert positions == [0, 1, 2, 3] and notes == ("count 9: /d has 4 samples; all are used",)
+
+
+def test_a_take_that_leaves_nothing_is_an_error():
+    with pytest.raises(
+        DataError, match=r"/d: `take: .*offset: 5}` leaves none of 5 samples.*lower"
+    ):
+        DataSection(images="/d", take=Take(offset=5)).choose(5)
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_every_named_setting_loads_and_survives_a_dump(name):
+    how = load_preprocess(name)
+    assert Preprocess.model_validate(how.model_dump(mode="json")) == how
+
+
+def test_uint8_settings_survive_a_dump():
+    how = Preprocess(dtype="uint8")
+    assert Preprocess.model_validate(how.model_dump(mode="json", exclude_none=True)) == how
+
+
+def test_the_names_the_docs_promise_exist():
+    assert {"imagenet", "imagenet_227", "cifar10", "tf"} <= set(known_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resise: 3", r'unknown key `resise`; did you mean "resize"\?'),
+        ("- 3", "found list, expected a mapping"),
+        ("resize: [1, 2", "cannot be read as preprocess settings"),
+        ("std: -1", "`std` is -1"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read as preprocess settings"),
+    ],
+)
+def test_a_bad_settings_file_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words) as caught:
+        load_preprocess(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_name_is_an_error_also_when_loaded():
+    with pytest.raises(DataError, match='`imagnet`; did you mean "imagenet"'):
+        load_preprocess("imagnet")
+
+
+def test_importing_the_package_pulls_in_neither_pillow_nor_torch():
+    code = (
+        "import sys, qtool.data, qtool.metrics; print({'PIL', 'torch', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
