@@ -31,12 +31,21 @@ SUFFIXES = tuple(
 """The file names' endings, in any case, that are taken for images."""
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 MAX_WORKERS = 16
+TINY = 8192
+"""Mean bytes of a file below which threads do not pay."""
 MAX_PIXELS = 89_478_485
 """A larger image is refused before it is decoded; Pillow's own bound (256 MiB of RGB)."""
 
 
-def default_workers() -> int:
-    """One thread per usable core, at most 16; none on a single core."""
+def default_workers(paths: Sequence[Path]) -> int:
+    """One thread per usable core, at most 16; none on a single core or for tiny files.
+
+    A tiny file (CIFAR's 2 KB) takes longer to hand to a thread than to decode: 10,000 of them
+    take 0.9 s in the caller's thread and 1.3 s on two others.
+    """
+    some = paths[:: max(1, len(paths) // 16)]
+    if sum(path.stat().st_size for path in some) < TINY * len(some):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 0 if not cores or cores == 1 else min(cores, MAX_WORKERS)
 

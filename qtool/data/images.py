@@ -116,8 +116,11 @@ def open_images(
     elif classes is not None:
         index = {name: number for number, name in enumerate(classes)}
         labels = np.array([index[name.split("/", 1)[0]] for name in names], np.int64)
-    how, note = _preprocess(section, spec, [root / name for name in names])
-    source = ImageSource(root, names, how, spec, default_workers() if workers is None else workers)
+    paths = [root / name for name in names]
+    how, note = _preprocess(section, spec, paths)
+    source = ImageSource(
+        root, names, how, spec, default_workers(paths) if workers is None else workers
+    )
     positions = tuple(range(len(names)))
     return Dataset(names, source, positions, labels, classes, notes + note)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qtool.data import DataSection, InputSpec, Preprocess, open_dataset
-from qtool.data.decode import decode
+from qtool.data.decode import decode, default_workers
 from qtool.errors import DataError
 
 SPEC = {"input": InputSpec("input", ("N", 3, 8, 8), "float32")}
@@ -127,6 +127,14 @@ def test_closing_a_half_read_iterator_ends_its_threads(tmp_path):
     assert any(t.name.startswith("qtool-decode") for t in threading.enumerate())
     batches.close()
     assert not any(t.name.startswith("qtool-decode") for t in threading.enumerate())
+
+
+def test_tiny_files_are_decoded_without_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4), raising=False)
+    picture(tmp_path / "tiny.png")
+    picture(tmp_path / "large.png", size=(99, 99))
+    assert default_workers([tmp_path / "tiny.png"]) == 0
+    assert default_workers([tmp_path / "large.png"]) == 4
 
 
 def test_decoding_runs_only_a_bounded_number_ahead(tmp_path, monkeypatch):
