@@ -1,0 +1,216 @@
+"""Recipes: what loads, what it becomes, and that the resolved recipe runs again as it is."""
+
+from pathlib import Path
+
+import pytest
+
+from qtool.catalog import KINDS
+from qtool.recipe import Choice, LayerBits, load_recipe, recipe_from_options
+
+SMALL = "model: net.onnx\ncalibrate: {images: train}\n"
+FULL = """\
+model: net.onnx
+target: onnxruntime-cpu
+calibrate:
+  images: train
+  count: 64
+  take: {every: 2, offset: 1}
+  preprocess: {resize: 36, crop: 32, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}
+  method: {percentile: {q: 0.999}}
+evaluate: &data
+  images: test
+  preprocess: imagenet
+  metric: top5
+bits:
+  weights: 8
+  activations: 8
+  granularity: tensor
+  layers: {first: float, "name:*/head/*": {weights: 8, activations: float}, "op:Gemm": 8}
+rewrite: [fold_batchnorm]
+gates: {max_drop: 1, min_compression: 3.5, min_speedup: 1.5e+0}
+output: {format: qdq, opset: 21, io: float}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder that holds what the recipes name; no ptq step exists."""
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setitem(KINDS, "ptq", dict)
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_small_recipe_gets_the_contract_defaults(folder):
+    recipe = load_recipe(write(folder, SMALL))
+    assert recipe.target == "onnxruntime-cpu"
+    assert recipe.calibrate.method == Choice(name="mse")
+    assert recipe.calibrate.count == 512
+    assert (recipe.bits.weights, recipe.bits.activations) == (8, 8)
+    assert recipe.bits.granularity == "channel"
+    assert (recipe.evaluate, recipe.rewrite, recipe.ptq) == (None, None, ())
+    assert (recipe.output.format, recipe.output.opset, recipe.output.io) == ("qdq", 21, "float")
+
+
+def test_a_full_recipe_keeps_every_value(folder):
+    recipe = load_recipe(write(folder, FULL))
+    assert recipe.calibrate.method == Choice(name="percentile", options={"q": 0.999})
+    assert recipe.calibrate.take.offset == 1
+    assert recipe.evaluate.metric == "top5"
+    assert recipe.bits.layers == {
+        "first": LayerBits(weights="float", activations="float"),
+        "name:*/head/*": LayerBits(weights=8, activations="float"),
+        "op:Gemm": LayerBits(weights=8, activations=8),
+    }
+    assert list(recipe.bits.layers) == ["first", "name:*/head/*", "op:Gemm"]
+    assert recipe.rewrite == ("fold_batchnorm",)
+    assert (recipe.gates.max_drop, recipe.gates.min_speedup) == (1.0, 1.5)
+
+
+def test_a_layer_width_that_is_left_out_stays_open(folder):
+    recipe = load_recipe(write(folder, SMALL + 'bits: {layers: {"op:Conv": {weights: float}}}'))
+    assert recipe.bits.layers["op:Conv"].activations is None
+
+
+@pytest.mark.parametrize("text", [SMALL, FULL])
+def test_the_dumped_recipe_loads_again_from_anywhere(folder, text):
+    recipe = load_recipe(write(folder, text))
+    elsewhere = folder / "runs" / "one"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    again = load_recipe(elsewhere / "recipe.yaml")
+    assert again == recipe
+    assert again.dump() == recipe.dump()
+
+
+@pytest.mark.parametrize("name", ["yes", "1e3", "a: b", "null", "ü#x", "2020-01-01", "-", "a\\b"])
+def test_awkward_file_names_survive_the_round_trip(folder, name):
+    (folder / name).mkdir()
+    recipe = recipe_from_options(folder / "net.onnx", folder / name)
+    assert load_recipe(write(folder, recipe.dump())) == recipe
+
+
+def test_paths_are_relative_to_the_recipe_not_to_the_working_folder(folder, monkeypatch):
+    monkeypatch.chdir("/")
+    recipe = load_recipe(write(folder, SMALL))
+    assert recipe.model == folder / "net.onnx"
+    assert recipe.calibrate.images == str(folder / "train")
+
+
+def test_target_and_preprocess_may_be_paths(folder):
+    (folder / "mine.yaml").write_text("{}")
+    text = "model: net.onnx\ntarget: mine.yaml\ncalibrate: {images: train, preprocess: mine.yaml}\n"
+    recipe = load_recipe(write(folder, text))
+    assert recipe.target == str(folder / "mine.yaml")
+    assert recipe.calibrate.preprocess == str(folder / "mine.yaml")
+
+
+def test_arrays_may_be_a_path_or_a_mapping(folder):
+    (folder / "a.npz").write_bytes(b"")
+    short = load_recipe(write(folder, "model: net.onnx\ncalibrate: {arrays: a.npz}\n"))
+    text = "model: net.onnx\ncalibrate: {arrays: {path: a.npz, inputs: {x: y}, label: z}}\n"
+    long = load_recipe(write(folder, text))
+    assert short.calibrate.arrays.path == long.calibrate.arrays.path == str(folder / "a.npz")
+    assert long.calibrate.arrays.inputs == {"x": "y"}
+    assert load_recipe(write(folder, long.dump())) == long
+
+
+def test_anchors_and_merge_keys_work(folder):
+    text = """\
+model: net.onnx
+calibrate: &c {images: train, count: 8}
+evaluate: {<<: *c, images: test}
+"""
+    recipe = load_recipe(write(folder, text))
+    assert recipe.evaluate.count == 8
+    assert recipe.evaluate.images == str(folder / "test")
+
+
+def test_a_windows_file_with_a_byte_order_mark_loads(folder):
+    path = folder / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
+    assert load_recipe(path).model == folder / "net.onnx"
+
+
+def test_set_wins_over_the_recipe(folder):
+    overrides = [
+        "calibrate.count=7",
+        "calibrate.method.percentile.q=0.99",
+        'bits.layers."name:a.b"=float',
+        "gates={max_drop: 2}",
+        "evaluate.metric=top1",
+        "rewrite=null",
+    ]
+    recipe = load_recipe(write(folder, FULL), overrides)
+    assert recipe.calibrate.count == 7
+    assert recipe.calibrate.method == Choice(name="percentile", options={"q": 0.99})
+    assert recipe.bits.layers["name:a.b"].weights == "float"
+    assert recipe.gates.max_drop == 2
+    assert recipe.gates.min_speedup is None
+    assert recipe.evaluate.metric == "top1"
+    assert recipe.rewrite is None
+
+
+def test_set_does_not_reach_through_an_alias(folder):
+    text = "model: net.onnx\ncalibrate: &c {images: train, count: 8}\nevaluate: {<<: *c}\n"
+    recipe = load_recipe(write(folder, text), ["calibrate.count=3"])
+    assert (recipe.calibrate.count, recipe.evaluate.count) == (3, 8)
+
+
+def test_model_and_data_options_win_over_the_recipe(folder, monkeypatch):
+    (folder / "other.onnx").write_bytes(b"onnx")
+    monkeypatch.chdir(folder)
+    recipe = load_recipe(write(folder, FULL), model="other.onnx", data="test")
+    assert recipe.model == folder / "other.onnx"
+    assert recipe.calibrate.images == recipe.evaluate.images == str(folder / "test")
+    assert recipe.calibrate.take.model_dump() == {"every": 2, "offset": 0}
+    assert recipe.evaluate.take.model_dump() == {"every": 2, "offset": 1}
+    assert recipe.calibrate.count == 64  # what is not about the place of the data stays
+    assert load_recipe(write(folder, SMALL), data="test").evaluate is None
+
+
+def test_model_and_data_alone_give_the_default_recipe(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    recipe = recipe_from_options("net.onnx", "train", ["calibrate.count=9"])
+    assert recipe.model == folder / "net.onnx"
+    assert recipe.calibrate.count == 9
+    assert recipe.calibrate.take.model_dump() == {"every": 2, "offset": 0}
+    assert recipe.evaluate.take.model_dump() == {"every": 2, "offset": 1}
+    assert recipe.evaluate.metric == "top1"
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "batches"])
+def test_data_that_holds_arrays_is_read_as_arrays(folder, name):
+    if name == "batches":
+        (folder / name).mkdir()
+        (folder / name / "0.npz").write_bytes(b"")
+    else:
+        (folder / name).write_bytes(b"")
+    recipe = recipe_from_options(folder / "net.onnx", folder / name)
+    assert recipe.calibrate.arrays.path == str(folder / name)
+    assert recipe.calibrate.images is None
+
+
+def test_a_choice_builds_its_entry_with_its_options():
+    built = Choice(name="percentile", options={"q": 0.99}).build(KINDS["calibrators"]())
+    assert built.q == 0.99
+
+
+def test_a_loaded_recipe_makes_errors_with_its_lines(folder):
+    path = write(folder, SMALL + 'bits:\n  layers:\n    "name:nothing*": float\n')
+    recipe = load_recipe(path)
+    error = recipe.error(("bits", "layers", "name:nothing*"), "matches no layer")
+    assert str(error) == f"{path}:5: bits.layers.name:nothing*: matches no layer"
+
+
+def test_a_recipe_is_frozen(folder):
+    recipe = load_recipe(write(folder, SMALL))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.target = "x"

@@ -1,0 +1,227 @@
+"""Every mistake in a recipe is an error that says where, what was found, what to write instead."""
+
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qtool.catalog import KINDS
+from qtool.errors import RecipeError
+from qtool.recipe import load_recipe, recipe_from_options
+
+BASE = """\
+model: net.onnx
+calibrate:
+  images: train
+  method: minmax
+bits:
+  weights: 8
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step with an option that has limits."""
+
+    rounds: Annotated[int, Field(ge=1)] = 5
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "net.pt2").write_bytes(b"")
+    monkeypatch.setitem(KINDS, "ptq", lambda: {"repair": Step})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def message(text: str, overrides=()) -> str:
+    with open("r.yaml", "w") as file:
+        file.write(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("r.yaml", overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+FILE_ERRORS = [
+    # (recipe, the whole message or its start)
+    (BASE + "bitz: 3\n", 'r.yaml:7: bitz: unknown key; did you mean "bits"? Known here: bits, cal'),
+    (BASE + "zzz: 3\n", "r.yaml:7: zzz: unknown key; remove it. Known here: bits, calibrate, eval"),
+    (BASE + "  wieghts: 8\n", 'r.yaml:7: bits.wieghts: unknown key; did you mean "weights"? Known'),
+    (BASE + "  layers: {frist: 8}\n", 'r.yaml:7: bits.layers.frist: not a layer pattern; expected'),
+    (BASE + '  layers: {"op:": 8}\n', "r.yaml:7: bits.layers.op:: not a layer pattern; expected"),
+    (BASE + "  granularity: chanel\n", 'r.yaml:7: bits.granularity: found "chanel", expected '
+     'tensor or channel; did you mean "channel"?'),
+    (BASE.replace("weights: 8", "weights: eight"),
+     'r.yaml:6: bits.weights: found "eight", expected 8 or float'),
+    (BASE.replace("weights: 8", "weights: '8'"),
+     'r.yaml:6: bits.weights: found "8", expected 8 or float'),
+    (BASE.replace("weights: 8", "weights: true"),
+     "r.yaml:6: bits.weights: found true, expected 8 or float"),
+    (BASE.replace("minmax", "minmaxx"), 'r.yaml:4: calibrate.method: found "minmaxx", expected '
+     'one of minmax, mse, percentile; did you mean "minmax"?'),
+    (BASE.replace("minmax", "{percentile: {q: 2}}"),
+     "r.yaml:4: calibrate.method.percentile.q: found 2, expected a number up to 1"),
+    (BASE.replace("minmax", "{percentile: {q: x}}"),
+     'r.yaml:4: calibrate.method.percentile.q: found "x", expected a number'),
+    (BASE.replace("minmax", "{percentile: {p: 1}}"), "r.yaml:4: calibrate.method.percentile.p: "
+     "unknown option of percentile"),
+    (BASE.replace("minmax", "{minmax: {p: 1}}"), "r.yaml:4: calibrate.method.minmax.p: unknown "
+     "option of minmax (it has none)"),
+    (BASE.replace("minmax", "{a: 1, b: 2}"), "r.yaml:4: calibrate.method: found {a: ..., b: ...}, "
+     "expected a name, or one name with options: {name: {key: value}}"),
+    (BASE.replace("minmax", "minmax\n  count: many"),
+     'r.yaml:5: calibrate.count: found "many", expected a whole number'),
+    (BASE.replace("minmax", "minmax\n  count: 0"),
+     "r.yaml:5: calibrate.count: found 0, expected a number above 0"),
+    (BASE.replace("minmax", "minmax\n  count: true"),
+     "r.yaml:5: calibrate.count: found true, expected a whole number"),
+    (BASE.replace("minmax", "minmax\n  preprocess: imagent"), 'r.yaml:5: calibrate.preprocess: '),
+    (BASE.replace("minmax", "minmax\n  preprocess:\n    resiz: 3"), "r.yaml:6: calibrate."
+     'preprocess.resiz: unknown key; did you mean "resize"? Known here: color, crop, '),
+    (BASE.replace("images: train", "text: train"),
+     "r.yaml:3: calibrate.text: the reader text is not in this version; use images, or save"),
+    (BASE.replace("images: train", "imagse: train"), "r.yaml:3: calibrate.imagse: unknown key"),
+    (BASE.replace("images: train", "images: trian"), 'r.yaml:3: calibrate.images: nothing at "'),
+    (BASE.replace("images: train", "count: 3"), "r.yaml:2: calibrate: found none; expected exact"),
+    (BASE.replace("net.onnx", "nett.onnx"), 'r.yaml:1: model: nothing at "'),
+    (BASE.replace("net.onnx", "train"), 'r.yaml:1: model: "'),
+    (BASE.replace("net.onnx", "[a]"), "r.yaml:1: model: found a list of 1, expected a path"),
+    (BASE.replace("net.onnx", "net.pt2"), 'r.yaml:1: model: found "'),
+    (BASE.replace("net.onnx", "{torch: 'nets:one'}"), "r.yaml:1: model: found {torch: ...}; torch "
+     "models are not in this version; export it to ONNX and name that file"),
+    (BASE.replace("model: net.onnx", "target: onnxruntime-cpu"),
+     'r.yaml:1: the key "model" is missing; add it'),
+    ("model: net.onnx\n", 'r.yaml:1: the key "calibrate" is missing; add it'),
+    ("model: net.onnx\ncalibrate: 3\n", "r.yaml:2: calibrate: found 3, expected keys and values"),
+    (BASE + "target: onnxruntime-gpu\n", 'r.yaml:7: target: found "onnxruntime-gpu", expected one '
+     'of onnxruntime-cpu; did you mean "onnxruntime-cpu"?'),
+    (BASE + "target: mine.yaml\n", 'r.yaml:7: target: nothing at "'),
+    (BASE + "rewrite: [fold_batchnrm]\n", 'r.yaml:7: rewrite[0]: found "fold_batchnrm", expected'),
+    (BASE + "rewrite: fold_batchnorm\n", 'r.yaml:7: rewrite: found "fold_batchnorm", expected a'),
+    (BASE + "ptq:\n- repair\n- repare\n", 'r.yaml:9: ptq[1]: found "repare", expected one of repair'
+     '; did you mean "repair"?'),
+    (BASE + "ptq:\n- repair: {rounds: 0}\n", "r.yaml:8: ptq[0].repair.rounds: found 0, expected a "
+     "number from 1"),
+    (BASE + "ptq:\n- repair: {round: 1}\n", "r.yaml:8: ptq[0].repair.round: unknown option of "
+     'repair; did you mean "rounds"? (it has rounds)'),
+    (BASE + "gates: {max_drop: 1}\n", "r.yaml:7: gates.max_drop: needs accuracy, but the recipe "
+     "has no `evaluate`; add it"),
+    (BASE + "gates: {min_speedup: fast}\n",
+     'r.yaml:7: gates.min_speedup: found "fast", expected a number'),
+    (BASE + "gates: {min_speedup: .nan}\n",
+     "r.yaml:7: gates.min_speedup: found nan, expected a finite number"),
+    (BASE + "gates: {max_dorp: 1}\n", 'r.yaml:7: gates.max_dorp: unknown key; did you mean "max_d'),
+    (BASE + "evaluate: {images: train, metric: top_1}\n", 'r.yaml:7: evaluate.metric: found "top_1"'
+     ", expected one of accuracy, top1, top5"),
+    (BASE + "output: {opset: 17}\n", "r.yaml:7: output.opset: found 17, expected 21"),
+    ("", "r.yaml:1: found nothing, expected keys: at least model and calibrate"),
+    ("# only a comment\n", "r.yaml:1: found nothing, expected keys: at least model and calibrate"),
+    ("- model\n", "r.yaml:1: found a list, expected keys: at least model and calibrate"),
+    ("model\n", "r.yaml:1: found a str, expected keys: at least model and calibrate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), FILE_ERRORS)
+def test_a_mistake_names_file_line_key_and_remedy(text, expected):
+    assert message(text).startswith(expected)
+
+
+LATER = [
+    ("bits.weights=4", "found 4; only 8 and float are in this version"),
+    ("bits.activations=16", "found 16; only 8 and float are in this version"),
+    ("bits.activations=dynamic", 'found "dynamic"; dynamic is not in this version; use 8 or float'),
+    ("bits.layers.first=4", "found 4; only 8 and float are in this version"),
+    ("bits.layers.first.weights=2", "found 2; only 8 and float are in this version"),
+    ("bits.granularity={block: 32}", "found {block: ...}; blocks are not in this version; use te"),
+    ("bits.scheme=kmeans", 'found "kmeans"; only uniform is in this version'),
+    ("bits.scale=power_of_two", 'found "power_of_two"; only float is in this version'),
+    ("bits.budget={weights: 18%}", "mixed precision is not in this version; remove the key"),
+    ("qat={images: train}", "`qtool qat` is not in this version; remove the section"),
+    ("output.format=qonnx", 'found "qonnx"; only qdq is in this version'),
+    ("output.io=quantized", 'found "quantized"; only float is in this version'),
+    ("calibrate.method=auto", 'found "auto"; auto is not in this version; name a calibrator'),
+    ("calibrate.wav=x", "the reader wav is not in this version; use images, or save the model's"),
+    ("model=net.pt2", 'found "'),
+    ('evaluate={images: train, metric: "mine:f1"}', 'found "mine:f1"; metrics of your own are not'),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), LATER)
+def test_what_a_later_version_does_is_refused_not_ignored(override, expected):
+    found = message(BASE, [override])
+    assert found.startswith(f"--set {override}: ")
+    assert f": {expected}" in found
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("bits.weights=x", '--set bits.weights=x: bits.weights: found "x", expected 8 or float'),
+        ("bits.wieghts=8", '--set bits.wieghts=8: bits.wieghts: unknown key; did you mean "weigh'),
+        ("calibrate.images=no", '--set calibrate.images=no: calibrate.images: nothing at "'),
+        ("bits.weights", "--set bits.weights: expected key=value, such as bits.weights=8"),
+        ("=8", "--set =8: expected key=value, such as bits.weights=8"),
+        ('a."b=8', '--set a."b=8: expected key=value, such as bits.weights=8'),
+        ("bits=[1", "--set bits=[1: not valid YAML: while parsing a flow sequence"),
+        ("bits=a: b: c", "--set bits=a: b: c: not valid YAML: mapping values are not allowed"),
+        ("model=null", 'r.yaml:1: the key "model" is missing; add it'),
+    ],
+)
+def test_an_override_is_named_as_it_was_typed(override, expected):
+    assert message(BASE, [override]).startswith(expected)
+
+
+def test_an_override_into_a_list_says_so():
+    found = message(BASE + "ptq: [repair]\n", ["ptq.0=repair"])
+    assert found == "--set ptq.0=repair: ptq is a list; set it whole: ptq=[...]"
+
+
+def test_no_ptq_step_yet_is_said(monkeypatch):
+    monkeypatch.setitem(KINDS, "ptq", dict)
+    found = message(BASE + "ptq: [gptq]\n")
+    assert (
+        found == 'r.yaml:7: ptq[0]: found "gptq", but this version has no ptq steps yet; remove it'
+    )
+
+
+def test_several_mistakes_are_told_at_once():
+    lines = message("model: 3\ncalibrate: {images: 3}\nbits: {weights: x}\n").splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["r.yaml:1", "r.yaml:2", "r.yaml:3"]
+
+
+def test_many_mistakes_are_cut():
+    lines = message("\n".join(f"key{i}: 1" for i in range(30))).splitlines()
+    assert len(lines) == 11
+    assert lines[-1].startswith("... and ")
+
+
+def test_a_union_says_both_forms_once():
+    found = message(BASE.replace("minmax", "minmax\n  preprocess: {resize: big}"))
+    assert found == (
+        'r.yaml:5: calibrate.preprocess.resize: found "big", '
+        "expected a whole number or a list: [a, b]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("none.yaml", "none.yaml: cannot read the recipe (No such file or directory)"),
+        ("train", "train: cannot read the recipe (Is a directory)"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read(path, expected):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_missing_model_or_folder_of_a_run_without_recipe_names_the_option():
+    with pytest.raises(RecipeError, match=r'^--model x\.onnx: model: nothing at "/.*x\.onnx"'):
+        recipe_from_options("x.onnx", "train")
+    with pytest.raises(RecipeError, match=r'^--data nix: calibrate\.images: nothing at "/.*nix"'):
+        recipe_from_options("net.onnx", "nix")
