@@ -44,7 +44,7 @@ def default_workers(paths: Sequence[Path]) -> int:
     take 0.9 s in the caller's thread and 1.3 s on two others.
     """
     some = paths[:: max(1, len(paths) // 16)]
-    if sum(path.stat().st_size for path in some) < TINY * len(some):
+    if sum(path.stat().st_size for path in some if path.is_file()) < TINY * len(some):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 0 if not cores or cores == 1 else min(cores, MAX_WORKERS)
@@ -91,7 +91,7 @@ def _header(path: Path) -> "Image":
             "replace the file"
         ) from error
     except Exception as error:  # Pillow raises many kinds on damaged headers
-        raise DataError(_damaged(path, error)) from error
+        raise DataError(damaged(path, error)) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise DataError(_too_large(path))
@@ -105,7 +105,8 @@ def _too_large(path: Path) -> str:
     )
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """What to say of an image that cannot be read."""
     return (
         f"{path}: the image cannot be read ({error}); expected a whole file: remove or replace it"
     )
@@ -124,7 +125,7 @@ def _open(path: Path, gray: bool) -> "Image":
                 return image.convert("RGBA").convert("L" if gray else "RGB")
             return image.convert("L" if gray else "RGB")
         except Exception as error:  # Pillow raises many kinds on damaged content
-            raise DataError(_damaged(path, error)) from error
+            raise DataError(damaged(path, error)) from error
 
 
 def _resize(image: "Image", how: Preprocess, path: Path) -> "Image":

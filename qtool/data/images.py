@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qtool.data.dataset import Batch, Dataset, InputSpec, cast, show_shape
-from qtool.data.decode import SUFFIXES, decode_all, default_workers
+from qtool.data.decode import SUFFIXES, damaged, decode_all, default_workers
 from qtool.data.guess import guess
 from qtool.data.labels import read_labels
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
@@ -48,8 +48,12 @@ class ImageSource:
     def digest(self, position: int) -> str:
         """The sha256 of the file's bytes."""
         if position not in self.known:
-            with (self.root / self.names[position]).open("rb") as file:
-                self.known[position] = hashlib.file_digest(file, "sha256").hexdigest()
+            path = self.root / self.names[position]
+            try:
+                with path.open("rb") as file:
+                    self.known[position] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise DataError(damaged(path, error)) from error
         return self.known[position]
 
     def _check(self, path: Path, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
@@ -118,9 +122,8 @@ def open_images(
         labels = np.array([index[name.split("/", 1)[0]] for name in names], np.int64)
     paths = [root / name for name in names]
     how, note = _preprocess(section, spec, paths)
-    source = ImageSource(
-        root, names, how, spec, default_workers(paths) if workers is None else workers
-    )
+    workers = default_workers(paths) if workers is None else workers
+    source = ImageSource(root, names, how, spec, workers)
     positions = tuple(range(len(names)))
     return Dataset(names, source, positions, labels, classes, notes + note)
 
@@ -147,7 +150,12 @@ def _list(root: Path, label_file: Path | None) -> tuple[list[str], tuple[str, ..
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise DataError(f"{root}: found {found}, expected a folder of images; correct `images`")
-    entries = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
+    try:
+        entries = sorted(name for name in os.listdir(root) if not name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot be listed ({error}); expected a readable folder"
+        ) from error
     folders = tuple(name for name in entries if (root / name).is_dir())
     files = [name for name in entries if name not in set(folders) and root / name != label_file]
     _refuse_strangers(root, files)
@@ -168,11 +176,17 @@ def _list(root: Path, label_file: Path | None) -> tuple[list[str], tuple[str, ..
 
 def _walk(root: Path, folder: str) -> Iterator[str]:
     """Every file below root/folder that is not hidden, relative to root with forward slashes."""
-    for place, inner, files in os.walk(root / folder):
+    for place, inner, files in os.walk(root / folder, onerror=_unlisted):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
                 yield (Path(place) / name).relative_to(root).as_posix()
+
+
+def _unlisted(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}); expected a readable folder"
+    ) from error
 
 
 def _refuse_strangers(root: Path, names: Sequence[str]) -> None:

@@ -151,6 +151,13 @@ def test_a_file_that_vanishes_after_opening(tmp_path):
     refused(lambda: list(data.batches(1)), tmp_path / "a.jpg", "cannot be read")
 
 
+def test_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    data = open_dataset(DataSection(images=str(tmp_path), preprocess="cifar10"), SPEC)
+    refused(lambda: list(data.batches(1)), tmp_path / "a.jpg", "cannot be read")
+    refused(data.digests, tmp_path / "a.jpg", "cannot be read")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
