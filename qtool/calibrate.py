@@ -22,7 +22,7 @@ from qtool.protocols import Calibrator
 SAMPLED = 1 << 14
 
 # Elements of all observed values together in one batch: bounds memory at about 4 bytes each.
-BATCH_ELEMENTS = 1 << 23
+BATCH_ELEMENTS = 1 << 22
 
 
 def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def collect(
     number = 0
     with OrtSession(model, wanted, threads) as session, ThreadPoolExecutor(1) as pool:
         for number, batch in enumerate(batches, 1):  # noqa: B007 (read after the loop)
-            found = {**batch, **session(batch)}
+            found = {**batch, **session.stream(batch)}
             if pending is not None:
                 pending.result()
             # Summing overlaps with the next run; one batch in flight bounds the memory.

@@ -1,0 +1,222 @@
+"""Integer kernels to the last bit: the codes ONNX Runtime's CPU provider writes for one site.
+
+Accumulators are integers held exactly in float32 (or float64 where a sum may pass 2**24). The float
+steps of requantization follow the runtime's order of operations, found by comparing candidate orders
+on random and on tie-producing scales: see docs/parity.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.execute.ops import options_of, select
+from qtool.graph import attribute, by_name, nodes_by_name
+from qtool.numerics import QuantParams
+from qtool.plan import QuantPlan, Site
+
+# Sums of products below this are exact in float32.
+EXACT_SUM = 2**24
+
+Codes = torch.Tensor
+
+
+class ExactKernels:
+    """Computes sites of one plan from codes; weights are converted once."""
+
+    def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
+        self.model = model
+        self.plan = plan
+        self.nodes = nodes_by_name(model.graph)
+        self.values = by_name(model.graph)
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def site(self, site: Site, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
+        """Output of a site: codes where its output has a grid, else float32 values.
+
+        Args:
+            site: one of the plan's.
+            codes: codes of its activation inputs by value name, any integer type.
+        """
+        node = self.nodes[site.name]
+        with torch.inference_mode():
+            if site.weight is not None:
+                return self._weighted(site, node, codes)
+            inputs, grids = [], []
+            for value in node.inputs:
+                if value is not None and (params := self.plan.params(value.name or "")) is not None:
+                    array = codes.get(value.name or "", self.plan.codes.get(value.name or ""))
+                    inputs.append(torch.from_numpy(np.asarray(array, np.float32)))
+                    grids.append(params)
+            return KERNELS[node.op_type](node, inputs, grids, self._out(site))
+
+    def moved(self, name: str, codes: np.ndarray) -> list[torch.Tensor]:
+        """Outputs of a same-grid node, computed on codes; zeros it adds are zero points."""
+        node = self.nodes[name]
+        source = node.inputs[0]
+        params = self.plan.params(source.name or "") if source is not None else None
+        if params is None:
+            raise AssertionError(f"{name} moves codes but its input has no grid")
+        others = [
+            None if v is None or v.const_value is None else torch.from_numpy(v.const_value.numpy())
+            for v in node.inputs[1:]
+        ]
+        # Shifted by the zero point, the zero that a Pad adds is the number 0.
+        centred = torch.from_numpy(codes.astype(np.float32)) - float(params.zero_point)
+        with torch.inference_mode():
+            found = self._call(node, [centred, *others])
+        return [part + float(params.zero_point) for part in found]
+
+    def _call(self, node: ir.Node, inputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        function = select(node, self.model.opset_imports.get(node.domain, 1))
+        options = None if function is None else options_of(node, function)
+        if function is None or options is None:
+            raise AssertionError(f"{node.op_type} is not in the operator table")
+        found = function(*inputs, **options)
+        return list(found) if isinstance(found, tuple) else [found]
+
+    def _out(self, site: Site) -> QuantParams:
+        params = self.plan.params(site.output)
+        if params is None:
+            raise AssertionError(f"{site.name} writes codes but its output has no grid")
+        return params
+
+    def _weighted(self, site: Site, node: ir.Node, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
+        x, w = self.plan.params(site.inputs[0]), self.plan.params(site.weight or "")
+        y = self.plan.params(site.output)
+        if x is None or w is None:
+            raise AssertionError(f"{site.name} has an operand without a grid")
+        shifted = torch.from_numpy(codes[site.inputs[0]].astype(np.float32)) - float(x.zero_point)
+        acc = self._accumulate(site, node, shifted)
+        # Channels lie along axis 1 of a convolution's output and along the last of a product's.
+        shape = [1] * acc.ndim
+        shape[1 if node.op_type.startswith("Conv") else -1] = -1
+        total = acc.to(torch.int64)
+        if site.bias is not None:
+            total = total + torch.from_numpy(self.plan.codes[site.bias].astype(np.int64)).reshape(shape)
+        floats = total.to(torch.int32).to(torch.float32)
+        scale = x.scale * w.scale
+        if y is None:
+            return floats * _along(scale, shape)
+        return requantize(floats * _along(scale / y.scale, shape), y)
+
+    def _accumulate(self, site: Site, node: ir.Node, x: torch.Tensor) -> torch.Tensor:
+        """Sums of integer products, exact, as a float tensor; without bias."""
+        name = site.weight or ""
+        if name not in self._weights:
+            array = torch.from_numpy(self.plan.codes[name].astype(np.float32))
+            axis = _channel_axis(node)
+            rows = array.abs().movedim(axis, 0).flatten(1).sum(1)
+            wide = float(rows.max()) * 255 >= EXACT_SUM
+            self._weights[name] = array.double() if wide else array
+        weight = self._weights[name]
+        inputs: list[torch.Tensor | None] = [x.to(weight.dtype), weight]
+        return self._call(node, inputs)[0]
+
+
+def _channel_axis(node: ir.Node) -> int:
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "MatMul": 1}[node.op_type]
+
+
+def _along(scale: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
+    tensor = torch.from_numpy(np.asarray(scale, np.float32))
+    return tensor.reshape(list(shape)) if tensor.ndim else tensor
+
+
+def requantize(x: torch.Tensor, y: QuantParams) -> Codes:
+    """Round half to even, add the zero point, saturate."""
+    return (x.round() + float(y.zero_point)).clamp(y.spec.qmin, y.spec.qmax)
+
+
+def _after_zero_point(x: torch.Tensor, y: QuantParams) -> Codes:
+    """Add the zero point in float32, then round: some kernels do, and ties fall differently."""
+    return (x + float(y.zero_point)).round().clamp(y.spec.qmin, y.spec.qmax)
+
+
+def _ratio(a: QuantParams, y: QuantParams) -> float:
+    return float(a.scale / y.scale)
+
+
+def _fma(a: torch.Tensor, b: float, c: torch.Tensor) -> torch.Tensor:
+    return (a.double() * b + c.double()).float()
+
+
+def _add(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
+    a, b = grids
+    ra, rb = np.float32(_ratio(a, y)), np.float32(_ratio(b, y))
+    za, zb = np.float32(a.zero_point), np.float32(b.zero_point)
+    fixed = np.float32(y.zero_point) - np.float32(ra * za + rb * zb)
+    inner = _fma(x[1], float(rb), torch.tensor(fixed))
+    return _fma(x[0], float(ra), inner).round().clamp(y.spec.qmin, y.spec.qmax)
+
+
+def _mul(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
+    a, b = grids
+    scale = float((a.scale * b.scale) / y.scale)
+    product = (x[0] - float(a.zero_point)) * (x[1] - float(b.zero_point))
+    return _after_zero_point(product * scale, y)
+
+
+def _values(x: Codes, grid: QuantParams) -> torch.Tensor:
+    return (x - float(grid.zero_point)) * float(grid.scale)
+
+
+def _by_table(function: Callable[[ir.Node, torch.Tensor], torch.Tensor]) -> Callable[..., Codes]:
+    """Kernels that look each of the 256 codes up."""
+
+    def kernel(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
+        values = function(node, _values(x[0], grids[0]))
+        return requantize(values / float(y.scale), y)
+
+    return kernel
+
+
+def _leaky(node: ir.Node, values: torch.Tensor) -> torch.Tensor:
+    slope = float(str(attribute(node, "alpha", 0.01)))
+    return torch.where(values >= 0, values, values * slope)
+
+
+def _sigmoid(node: ir.Node, values: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(values.double()).float()
+
+
+def _concat(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
+    axis = int(str(attribute(node, "axis", 0)))
+    parts = []
+    for codes, grid in zip(x, grids, strict=True):
+        same = grid.scale == y.scale and grid.zero_point == y.zero_point
+        parts.append(codes if same else requantize(_values(codes, grid) / float(y.scale), y))
+    return torch.cat(parts, axis)
+
+
+def _global_average(
+    node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams
+) -> Codes:
+    axes = tuple(range(2, x[0].ndim))
+    size = np.float32(np.prod([x[0].shape[a] for a in axes]))
+    total = (x[0] - float(grids[0].zero_point)).double().sum(axes, keepdim=True).float()
+    return requantize(total * float(grids[0].scale / (y.scale * size)), y)
+
+
+def _average(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
+    function = select(node, 21)
+    options = None if function is None else options_of(node, function)
+    if function is None or options is None:
+        raise AssertionError("AveragePool is not in the operator table")
+    pooled = function(_values(x[0], grids[0]), **options)
+    return _after_zero_point(pooled / float(y.scale), y)
+
+
+KERNELS: dict[str, Callable[..., Codes]] = {
+    "Add": _add,
+    "Mul": _mul,
+    "LeakyRelu": _by_table(_leaky),
+    "Sigmoid": _by_table(_sigmoid),
+    "Concat": _concat,
+    "GlobalAveragePool": _global_average,
+    "AveragePool": _average,
+}
+

@@ -1,0 +1,67 @@
+"""A plan on torch: the fake-quantized network, and the codes of single sites to the last bit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.execute import Executor
+from qtool.numerics import dequantize, fake_quantize
+from qtool.plan import QuantPlan
+
+
+class Simulation:
+    """The network as the plan changes it: every value on a grid is rounded to it, in floats.
+
+    Weights and biases with codes are dequantized once. Differentiable nowhere: rounding has no
+    gradient of its own.
+    """
+
+    def __init__(self, model: ir.Model, plan: QuantPlan, device: str = "cpu") -> None:
+        self.plan = plan
+        self.executor = Executor(model, device)
+        self.raw = raw_edges(model, plan)
+        self._constants: dict[str, torch.Tensor] = {}
+
+    def __call__(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Outputs of the quantized network for one batch."""
+        with torch.inference_mode():
+            return self.executor(feeds, self._observe, outputs, self.raw)
+
+    def _observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        name = value.name or ""
+        if name in self.plan.codes:
+            if name not in self._constants:
+                self._constants[name] = constant_tensor(self.plan, name).to(tensor.device)
+            return self._constants[name]
+        params = self.plan.params(name)
+        return tensor if params is None else fake_quantize(tensor, params)
+
+
+def constant_tensor(plan: QuantPlan, name: str) -> torch.Tensor:
+    """A weight, bias or constant operand as the emitted file holds it, float32."""
+    params = plan.params(name)
+    if params is None:
+        raise AssertionError(f"{name} has codes but no grid")
+    return torch.from_numpy(np.asarray(dequantize(plan.codes[name].astype(np.float64), params), np.float32))
+
+
+def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
+    """(node, value) edges on which a float op reads what another float op wrote, unrounded."""
+    integer = plan.integer_nodes
+    edges = set()
+    for node in model.graph:
+        if node.name in integer:
+            continue
+        for value in node.inputs:
+            if value is None or value.name not in plan.grid_of:
+                continue
+            producer = value.producer()
+            if producer is None or producer.name not in integer:
+                edges.add((node.name or "", value.name or ""))
+    return frozenset(edges)
+

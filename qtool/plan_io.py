@@ -1,0 +1,119 @@
+"""A plan on disk: ``plan.json`` for people, ``plan.npz`` for the integers; byte-identical for equal plans."""
+
+import io
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtool.errors import RecipeError
+from qtool.files import write_bytes_atomic, write_text_atomic
+from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
+from qtool.plan import QuantPlan, Site
+
+VERSION = 1
+
+
+def write_plan(plan: QuantPlan, folder: Path) -> None:
+    """Write ``plan.json`` and ``plan.npz`` into a folder."""
+    arrays: dict[str, np.ndarray] = {}
+    grids: dict[str, Any] = {}
+    for name, grid in plan.grids.items():
+        spec = grid.spec if isinstance(grid, QuantParams) else grid
+        grids[name] = {**asdict(spec), "granularity": _words(spec.granularity)}
+        if isinstance(grid, QuantParams):
+            arrays[f"scale/{name}"] = grid.scale
+            arrays[f"zero_point/{name}"] = grid.zero_point
+            if grid.scale.ndim == 0:
+                grids[name] |= {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
+    arrays.update({f"codes/{name}": a for name, a in plan.codes.items()})
+    arrays.update({f"values/{name}": a for name, a in plan.values.items()})
+    document = {
+        "version": VERSION,
+        "sites": [asdict(site) for site in plan.sites.values()],
+        "passes": sorted(plan.passes),
+        "grid_of": dict(plan.grid_of),
+        "grids": grids,
+        "absorbed": sorted(plan.absorbed),
+        "floats": dict(plan.floats),
+        "log": list(plan.log),
+    }
+    write_bytes_atomic(folder / "plan.npz", _archive(arrays))
+    write_text_atomic(folder / "plan.json", json.dumps(document, indent=1) + "\n")
+
+
+def read_plan(path: Path) -> QuantPlan:
+    """Read the plan written by :func:`write_plan`.
+
+    Args:
+        path: the ``plan.json``; its ``plan.npz`` lies beside it.
+
+    Raises:
+        RecipeError: a file is missing, damaged or of another version.
+    """
+    try:
+        document = json.loads(path.read_text())
+        if document["version"] != VERSION:
+            raise RecipeError(
+                f"plan {path}: version {document['version']}, expected {VERSION}; make it again"
+            )
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        grids = {name: _grid(name, raw, arrays) for name, raw in document["grids"].items()}
+        sites = [Site(**_tuples(raw)) for raw in document["sites"]]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RecipeError(
+            f"plan {path}: not a readable plan ({type(error).__name__}: {error}); "
+            "give the plan.json of a finished run, with its plan.npz beside it"
+        ) from error
+    return QuantPlan(
+        sites={site.name: site for site in sites},
+        passes=frozenset(document["passes"]),
+        grid_of=document["grid_of"],
+        grids=grids,
+        codes=_part(arrays, "codes/"),
+        values=_part(arrays, "values/"),
+        absorbed=frozenset(document["absorbed"]),
+        floats=document["floats"],
+        log=tuple(document["log"]),
+    )
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+
+
+def _words(granularity: PerTensor | PerChannel | PerBlock) -> dict[str, Any]:
+    return {"kind": granularity.name, **asdict(granularity)}
+
+
+def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantSpec | QuantParams:
+    words = dict(raw["granularity"])
+    kinds = {"tensor": PerTensor, "channel": PerChannel, "block": PerBlock}
+    granularity = kinds[words.pop("kind")](**words)
+    spec = QuantSpec(
+        raw["bits"], raw["signed"], raw["symmetric"], granularity, raw["scale_kind"]
+    )
+    if f"scale/{name}" not in arrays:
+        return spec
+    return QuantParams(spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])
+
+
+def _archive(arrays: dict[str, np.ndarray]) -> bytes:
+    """An .npz whose bytes depend on nothing but the arrays (numpy's carries the time of day)."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            part = io.BytesIO()
+            np.lib.format.write_array(part, np.asarray(arrays[name]), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, part.getvalue())
+    return stream.getvalue()

@@ -1,0 +1,262 @@
+"""ONNX Runtime judges the file: a child process loads it, times it, runs it on data.
+
+Everything here runs on the CPU, apart from torch, and with one session alive at a time except while
+two files are timed against each other. The parent writes a list of tasks, the child answers in JSON
+lines; arrays travel through files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qtool.errors import DataError, QtoolError, UnsupportedError
+from qtool.protocols import Progress, silent
+
+if TYPE_CHECKING:
+    from qtool.data import Dataset
+
+# Rounds of A and B runs; each round's length is chosen so that all take about SECONDS.
+ROUNDS = 10
+SECONDS = 1.2
+MAX_RUNS = 40
+
+# Evaluation batches: enough rows to keep the kernels busy, few enough to stay small.
+BATCH_ROWS = 16
+BATCH_ELEMENTS = 1 << 22
+
+FAILURES: dict[str, type[QtoolError]] = {
+    "DataError": DataError,
+    "UnsupportedError": UnsupportedError,
+}
+
+
+def run_tasks(
+    tasks: Sequence[dict[str, Any]], folder: Path, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """Run tasks in a child process, in order.
+
+    Args:
+        tasks: see TASKS for the kinds and their keys.
+        folder: a scratch folder both may write to.
+        progress: told about every task.
+
+    Returns:
+        One result per task, with the child's peak memory as ``peak_rss_mb`` in the last.
+
+    Raises:
+        DataError: the data cannot be read or is not what the model wants.
+        UnsupportedError: ONNX Runtime cannot load or run a model.
+        RuntimeError: the child died without a word.
+    """
+    jobs = folder / "tasks.json"
+    jobs.write_text(json.dumps(list(tasks)))
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    errors = folder / "stderr.txt"
+    results: list[dict[str, Any]] = []
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "qtool.verify", str(jobs)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        ) as child,
+    ):
+        try:
+            for message in _messages(child):
+                if "progress" in message:
+                    progress(*message["progress"])
+                elif "error" in message:
+                    raise FAILURES[message["error"]](message["text"])
+                else:
+                    results.append(message["result"])
+        finally:
+            with suppress(ProcessLookupError):
+                child.kill()
+    if len(results) != len(tasks):
+        raise RuntimeError(
+            f"the verifying process ended with {child.returncode} during task {len(results) + 1} "
+            f"of {len(tasks)} ({tasks[min(len(results), len(tasks) - 1)]['kind']}):\n"
+            f"{errors.read_text()[-4000:]}"
+        )
+    return results
+
+
+def _messages(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    if child.stdout is None:
+        raise AssertionError("the child has no stdout")
+    for line in child.stdout:
+        yield json.loads(line)
+    child.wait()
+
+
+# What follows runs in the child.
+
+
+def _tell(**message: Any) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _session(path: str, threads: int, optimized: str | None = None) -> Any:
+    import onnxruntime as ort
+
+    from qtool.execute.ort_session import session_options
+
+    options = session_options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime's errors share no base class of their own.
+        raise UnsupportedError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def _run(session: Any, outputs: list[str] | None, feeds: dict[str, Any], path: str) -> list[Any]:
+    try:
+        found: list[Any] = session.run(outputs, feeds)
+    except Exception as error:
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        raise UnsupportedError(
+            f"ONNX Runtime cannot run {path} on inputs {shapes}: {error}"
+        ) from error
+    return found
+
+
+def _dataset(task: dict[str, Any]) -> "Dataset":
+    from qtool.data import DataSection, InputSpec, open_dataset
+
+    inputs = {
+        name: InputSpec(name, tuple(shape), dtype) for name, shape, dtype in task["inputs"]
+    }
+    dataset = open_dataset(DataSection.model_validate(task["section"]), inputs)
+    return dataset.take(task["indices"])
+
+
+def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
+    return {i.name: batch[i.name] for i in session.get_inputs() if i.name in batch}
+
+
+def _optimize(task: dict[str, Any]) -> dict[str, Any]:
+    """Write the graph ONNX Runtime really executes. Keys: model, optimized, threads."""
+    import time
+
+    start = time.perf_counter()
+    _session(task["model"], task["threads"], task["optimized"])
+    return {"load_seconds": time.perf_counter() - start}
+
+
+def _latency(task: dict[str, Any]) -> dict[str, Any]:
+    """Time two files A B A B on one batch. Keys: float, quantized, feeds (.npz), threads."""
+    import time
+
+    with np.load(task["feeds"]) as archive:
+        batch = {name: archive[name] for name in archive.files}
+    sessions = [_session(task[k], task["threads"]) for k in ("float", "quantized")]
+    feeds = [_feeds(batch, s) for s in sessions]
+
+    def once(which: int) -> float:
+        start = time.perf_counter()
+        _run(sessions[which], None, feeds[which], task[("float", "quantized")[which]])
+        return time.perf_counter() - start
+
+    for _ in range(3):
+        warm = once(0) + once(1)
+    runs = int(min(max(SECONDS / ROUNDS / warm, 1), MAX_RUNS))
+    times: list[list[float]] = [[], []]
+    for done in range(ROUNDS):
+        for which in (0, 1):
+            times[which] += [once(which) for _ in range(runs)]
+        _tell(progress=["latency", done + 1, ROUNDS])
+    medians = [float(np.median(t)) * 1e3 for t in times]
+    return {
+        "float_ms": medians[0],
+        "quantized_ms": medians[1],
+        "speedup": medians[0] / medians[1],
+        "runs": runs * ROUNDS,
+        "batch": len(next(iter(batch.values()))),
+        "threads": task["threads"],
+    }
+
+
+def _capture(task: dict[str, Any]) -> dict[str, Any]:
+    """Save named outputs sample by sample. Keys: model, outputs, out, threads, and the data's."""
+    session = _session(task["model"], task["threads"])
+    names, dataset = task["outputs"], _dataset(task)
+    rows = task["batch"]
+    saved = 0
+    for batch, _ in dataset.padded(rows):
+        feeds = _feeds(batch, session)
+        found = _run(session, names, feeds, task["model"])
+        arrays = {f"o{k}": array for k, array in enumerate(found)}
+        arrays.update({f"i:{name}": array for name, array in feeds.items()})
+        np.savez(Path(task["out"]) / f"{saved}.npz", **arrays)  # type: ignore[arg-type]
+        saved += 1
+        _tell(progress=["parity capture", min(saved * rows, dataset.count), dataset.count])
+    return {"saved": saved}
+
+
+def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
+    """Save the first output on all samples. Keys: model, out (.npy), name, threads, and the data's."""
+    session = _session(task["model"], task["threads"])
+    dataset = _dataset(task)
+    fixed = next((s[1][0] for s in task["inputs"] if s[1] and isinstance(s[1][0], int)), None)
+    elements = max(
+        (int(np.prod([d for d in s[1][1:] if isinstance(d, int)])) for s in task["inputs"]), default=1
+    )
+    rows = fixed or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
+    first = [session.get_outputs()[0].name]
+    saved: np.ndarray | None = None
+    done = 0
+    for batch, valid in dataset.padded(rows):
+        found = _run(session, first, _feeds(batch, session), task["model"])[0][:valid]
+        if saved is None:
+            shape = (dataset.count, *found.shape[1:])
+            saved = np.lib.format.open_memmap(task["out"], "w+", found.dtype, shape)
+        if len(found) != valid or found.shape[1:] != saved.shape[1:]:
+            raise UnsupportedError(
+                f"{task['model']}: the first output has shape {list(found.shape)} for {valid} "
+                f"samples, expected {[valid, *saved.shape[1:]]}; the batch must be its first axis"
+            )
+        saved[done : done + valid] = found
+        done += valid
+        _tell(progress=[f"evaluate {task['name']}", done, dataset.count])
+    if saved is not None:
+        saved.flush()
+    return {"samples": done}
+
+
+TASKS = {
+    "optimize": _optimize,
+    "latency": _latency,
+    "capture": _capture,
+    "evaluate": _evaluate,
+}
+
+
+def main(jobs: str) -> None:
+    """Run the tasks in a file, one JSON line per message; the parent reads them."""
+    import resource
+
+    for task in json.loads(Path(jobs).read_text()):
+        try:
+            result = TASKS[task["kind"]](task)
+        except QtoolError as error:
+            _tell(error=type(error).__name__, text=str(error))
+            return
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        _tell(result={**result, "peak_rss_mb": round(peak / 1024)})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
