@@ -1,0 +1,357 @@
+"""The command line: options, exit codes, what goes to stdout and what to stderr."""
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qtool.catalog import KINDS
+from qtool.cli import exits
+from qtool.cli.main import app
+from qtool.errors import DataError, UnsupportedError
+from qtool.report import Report
+
+REPORT = {
+    "schema": 1,
+    "qtool": "0.1.0",
+    "command": "ptq",
+    "seed": 0,
+    "passed": True,
+    "model": {"path": "net.onnx", "sha256": "ab", "parameters": 10},
+    "output": {"path": "model.onnx", "sha256": "cd", "opset": 21},
+}
+RECIPE = "model: net.onnx\ncalibrate: {images: train}\n"
+
+
+class Pipeline(types.ModuleType):
+    """Stands in for qtool.pipeline: remembers its calls, does what a test tells it."""
+
+    def __init__(self):
+        super().__init__("qtool.pipeline")
+        self.calls = []
+        self.passed = True
+        self.error = None
+
+    def run_ptq(self, recipe, out, **options):
+        self.calls.append((recipe, out, options))
+        if self.error is not None:
+            raise self.error
+        options["progress"]("calibrate", 1, 2, "preprocess guessed: imagenet")
+        options["progress"]("calibrate", 2, 2)
+        options["progress"]("emit", 1, 1)
+        return Report.model_validate(REPORT | {"passed": self.passed})
+
+    def check(self, recipe, progress):
+        rows = [("image", "u8", "model input"), ("/fc/Gemm weight", "float", "bits.layers.last")]
+        return types.SimpleNamespace(rows=rows, seconds=130.0, bytes=300 * 2**20)
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    fake = Pipeline()
+    monkeypatch.setitem(sys.modules, "qtool.pipeline", fake)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "int8.yaml").write_text(RECIPE)
+    monkeypatch.setitem(KINDS, "ptq", dict)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_ptq_prints_the_report_and_exits_0(pipeline):
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == 0
+    assert "net.onnx" in result.stdout
+    assert "\x1b" not in result.output
+
+
+def test_every_option_reaches_the_pipeline(pipeline, folder):
+    (folder / "plan.json").write_text("{}")
+    options = "--seed 3 --threads 2 --plan plan.json --fresh --out o --trust-code --quiet --json"
+    result = run("ptq", "--recipe", "int8.yaml", "--set", "calibrate.count=5", *options.split())
+    assert result.exit_code == 0, result.output
+    ((recipe, out, given),) = pipeline.calls
+    assert recipe.calibrate.count == 5
+    assert out == Path("o")
+    del given["progress"]
+    assert given == {
+        "seed": 3,
+        "device": "cpu",
+        "threads": 2,
+        "plan_file": Path("plan.json"),
+        "fresh": True,
+    }
+
+
+def test_without_options_the_defaults_are_passed(pipeline):
+    run("ptq", "--recipe", "int8.yaml")
+    ((_, out, given),) = pipeline.calls
+    assert out == Path("runs/int8")
+    del given["progress"]
+    assert given == {
+        "seed": 0,
+        "device": "cpu",
+        "threads": None,
+        "plan_file": None,
+        "fresh": False,
+    }
+
+
+def test_model_and_data_need_no_recipe(pipeline, folder):
+    assert run("ptq", "--model", "net.onnx", "--data", "train").exit_code == 0
+    ((recipe, out, _),) = pipeline.calls
+    assert out == Path("runs/net")
+    assert recipe.model == folder / "net.onnx"
+    assert recipe.evaluate is not None
+
+
+def test_json_prints_exactly_one_object(pipeline):
+    result = run("ptq", "--recipe", "int8.yaml", "--json")
+    assert json.loads(result.stdout) == REPORT | {"data": {}, "layers": [], "stages": []} | {
+        "gates": [],
+        "environment": {},
+    }
+
+
+def test_a_failed_gate_exits_1_and_still_prints(pipeline):
+    pipeline.passed = False
+    result = run("ptq", "--recipe", "int8.yaml", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DataError("train: empty"), 2), (UnsupportedError("node x: no"), 3)],
+)
+def test_errors_of_the_user_and_of_support(pipeline, error, code):
+    pipeline.error = error
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr == f"qtool: error: {error}\n"
+
+
+def test_a_full_disk_is_not_a_bug(pipeline):
+    pipeline.error = OSError(28, "No space left on device", "runs/x")
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("qtool: error: runs/x: No space left on device; free space")
+
+
+def test_a_bug_exits_70_and_saves_the_traceback(pipeline, folder, monkeypatch):
+    monkeypatch.setattr(exits.tempfile, "tempdir", str(folder))
+    pipeline.error = ZeroDivisionError("division by zero")
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == 70
+    assert result.stdout == ""
+    (saved,) = folder.glob("qtool-bug-*.txt")
+    assert result.stderr == (
+        "qtool: this is a bug in qtool (ZeroDivisionError: division by zero); please report it "
+        f"with the traceback in {saved}\n"
+    )
+    text = saved.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert "qtool 0.1.0, Python " in text
+    assert "ZeroDivisionError: division by zero" in text
+
+
+def test_a_bug_that_cannot_be_saved_is_printed(pipeline, monkeypatch):
+    def fail(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(exits.tempfile, "mkstemp", fail)
+    pipeline.error = ZeroDivisionError("division by zero")
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == 70
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "please report it with the lines above" in result.stderr
+
+
+def test_ctrl_c_exits_130(pipeline):
+    pipeline.error = KeyboardInterrupt()
+    result = run("ptq", "--recipe", "int8.yaml")
+    assert result.exit_code == 130
+    assert result.stderr == "qtool: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ptq", "found none of them, expected --recipe R.yaml, or --model M and --data DIR"),
+        ("ptq --model net.onnx", "found --model, expected --recipe R.yaml, or --model M and --da"),
+        ("ptq --data train", "found --data, expected --recipe R.yaml, or --model M and --data DIR"),
+        ("ptq --recipe none.yaml", "none.yaml: cannot read the recipe (No such file or directory"),
+        ("ptq --recipe int8.yaml --set a=1", '--set a=1: a: unknown key'),
+        ("ptq --recipe int8.yaml --out net.onnx", '--out: "net.onnx" is a file, expected a folder'),
+        ("ptq --recipe int8.yaml --plan none.json", '--plan: no file "none.json"; expected the pl'),
+        ("ptq --recipe int8.yaml --device tpu", "Invalid value for '--device'"),
+        ("ptq --recipe int8.yaml --threads 0", "Invalid value for '--threads'"),
+        ("ptq --recipe int8.yaml --seed -1", "Invalid value for '--seed'"),
+        ("ptq --recipe int8.yaml --seed x", "Invalid value for '--seed'"),
+        ("ptq --recpe int8.yaml", "No such option: --recpe"),
+        ("ptq int8.yaml", "unexpected extra argument"),
+        ("quantize", "No such command 'quantize'"),
+        ("report", "Missing argument"),
+        ("report none", "none: no such file; expected a run folder or its report.json"),
+        ("check", "Missing argument"),
+        ("check none.yaml", "none.yaml: cannot read the recipe"),
+        ("list wrong", 'list: found "wrong", expected one of calibrators, ptq, rewrites, targets'),
+        ("list calibrators ms", 'list calibrators: found "ms", expected one of minmax, mse, perc'),
+        ("list ptq x", 'list ptq: found "x", expected one of nothing in this version'),
+    ],
+)  # fmt: skip
+def test_user_errors_exit_2_and_write_nothing(pipeline, folder, words, expected):
+    before = sorted(folder.rglob("*"))
+    result = run(*words.split())
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert result.stdout == ""
+    assert pipeline.calls == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_cuda_where_there_is_none_exits_2(pipeline, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("ptq", "--recipe", "int8.yaml", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device: found cuda, but torch sees no CUDA device here; use --device cpu" in (
+        result.stderr
+    )
+    assert pipeline.calls == []
+
+
+def test_cuda_where_there_is_one_is_passed_on(pipeline, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run("ptq", "--recipe", "int8.yaml", "--device", "cuda").exit_code == 0
+    assert pipeline.calls[0][2]["device"] == "cuda"
+
+
+def test_progress_off_a_terminal_is_a_line_for_each_stage(pipeline):
+    lines = run("ptq", "--recipe", "int8.yaml").stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("calibrate: 2/2, 0.")
+    assert lines[0].endswith(" s; preprocess guessed: imagenet")
+    assert lines[1].startswith("emit: 1/1, ")
+
+
+def test_quiet_silences_progress(pipeline):
+    assert run("ptq", "--recipe", "int8.yaml", "--quiet").stderr == ""
+
+
+def test_check_prints_the_plan_and_an_estimate(pipeline):
+    result = run("check", "int8.yaml")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "VALUE            BITS   WHY\n"
+        "image            u8     model input\n"
+        "/fc/Gemm weight  float  bits.layers.last\n"
+        "\n"
+        "Estimate: about 2 min, 300 MB of memory\n"
+    )
+
+
+def saved(folder: Path, name: str, passed: bool) -> str:
+    (folder / name).mkdir()
+    text = json.dumps(REPORT | {"passed": passed})
+    (folder / name / "report.json").write_text(text)
+    return name
+
+
+def test_report_check_exits_1_only_when_asked(folder):
+    good, bad = saved(folder, "good", True), saved(folder, "bad", False)
+    assert run("report", good, "--check").exit_code == 0
+    assert run("report", bad).exit_code == 0
+    assert run("report", bad, "--check").exit_code == 1
+    assert run("report", good, bad, "--check").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("markdown", "#"),
+        ("html", "<!"),
+        ("json", "{"),
+        ("junit", "<?xml"),
+    ],
+)
+def test_report_writes_each_format(folder, form, start):
+    name = saved(folder, "good", True)
+    printed = run("report", name, "--format", form)
+    assert printed.exit_code == 0
+    assert printed.stdout.lower().startswith(start)
+    assert run("report", name, "--format", form, "--out", "f").stdout == ""
+    assert Path("f").read_text() == printed.stdout
+
+
+def test_report_compares_with_a_baseline(folder):
+    one, two = saved(folder, "one", True), saved(folder, "two", True)
+    result = run("report", one, two, "--baseline", one)
+    assert result.exit_code == 0
+    assert "one" in result.stdout
+    assert "two" in result.stdout
+
+
+def test_list_shows_every_kind_and_every_name():
+    result = run("list")
+    assert result.exit_code == 0
+    for kind, table in KINDS.items():
+        assert f"{kind}\n" in result.stdout
+        for name in table():
+            assert f"  {name} " in result.stdout
+    assert "ptq\n  (none in this version)" in result.stdout
+
+
+def test_list_of_one_kind_is_only_that():
+    shown = run("list", "calibrators").stdout
+    assert shown.startswith("calibrators\n")
+    assert "readers" not in shown
+
+
+def test_list_of_one_name_gives_help_and_options():
+    shown = run("list", "calibrators", "percentile").stdout
+    assert shown.startswith("percentile (calibrators)\n")
+    assert "Source: " in shown
+    assert "  q  float  default: 0.9999" in shown
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "ptq"])
+def test_every_entry_of_every_kind_has_help(kind):
+    for name in KINDS[kind]():
+        result = run("list", kind, name)
+        assert result.exit_code == 0
+        assert "(no help)" not in result.stdout
+
+
+def test_schema_prints_json():
+    assert json.loads(run("schema").stdout)["title"] == "qtool recipe"
+
+
+def test_a_reader_that_left_is_no_error(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        exits.print_result("text")
+        exits.print_result("more")
+
+
+def test_no_arguments_show_the_help():
+    result = run()
+    assert result.exit_code == 2
+    assert "Usage: " in result.output
