@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qtool.execute import (
     activation,
+    attention,
     elementwise,
     index,
     linalg,
@@ -38,6 +39,7 @@ OPS: dict[str, Op] = {
     **resize.TABLE,
     **quant.TABLE,
     **recurrent.TABLE,
+    **attention.TABLE,
 }
 
 # Meanings that changed: op -> (first opset of the function in OPS, function for models before it).
