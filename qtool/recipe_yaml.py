@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -40,19 +40,25 @@ _PLAIN = {
 class _Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2 scalars."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
 
 class _Dumper(yaml.SafeDumper):
     """The safe dumper that quotes exactly what :class:`_Loader` would misread."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write repeated values out, so that the file reads without anchors."""
         return True
 
+    def text(self, data: str) -> yaml.Node:
+        """Write text; the line breaks only YAML 1.1 knows must be escaped to survive reading."""
+        style = '"' if _ODD_BREAKS.search(data) else None
+        return self.represent_scalar(f"{_CORE}str", data, style=style)
 
+
+_ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
+_Dumper.add_representer(str, _Dumper.text)
+
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+_Dumper.yaml_implicit_resolvers = {}
 for _name, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"{_CORE}{_name}", _pattern, list(_first))
     _Dumper.add_implicit_resolver(f"{_CORE}{_name}", _pattern, list(_first))
@@ -225,7 +231,8 @@ class _Reader:
         """A key, which must be a word."""
         tag = node.tag.rpartition(":")[2]
         if not isinstance(node, yaml.ScalarNode) or tag not in ("str", "merge"):
-            found = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            scalar = isinstance(node, yaml.ScalarNode)
+            found = f'"{node.value}"' if scalar else "a list or mapping"
             raise self.error(node, path, f"found {found} as a key, expected a word")
         return str(node.value)
 

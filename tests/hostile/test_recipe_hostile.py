@@ -37,7 +37,7 @@ REFUSED = [
     ("a: !!bool x\n", 'r.yaml:1: a: found "x" (expected true or false)'),
     ("1: a\n", 'r.yaml:1: found "1" as a key, expected a word'),
     ("true: a\n", 'r.yaml:1: found "true" as a key, expected a word'),
-    ("? [a]\n: b\n", "r.yaml:1: found a sequence as a key, expected a word"),
+    ("? [a]\n: b\n", "r.yaml:1: found a list or mapping as a key, expected a word"),
     ("a: 1\n---\nb: 2\n", 'r.yaml:2: found a second document ("---"), expected one; keep one rec'),
     ("a: *b\n", "r.yaml:1: not valid YAML: found undefined alias 'b'"),
     ("a: &a [*a]\n", "r.yaml:1: a[0]: an alias refers to itself; write the values out"),
