@@ -145,7 +145,7 @@ def known_keys(model: type[BaseModel], path: Path) -> set[str]:
     """The keys that exist at ``path`` below ``model``; empty where any key may stand."""
     models: list[type[BaseModel]] = [model]
     for part in path:
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]  # type: ignore[index]
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if fields:
             models = [m for f in fields for m in _models_in(f.annotation)]
     return {key for m in models for key in m.model_fields}

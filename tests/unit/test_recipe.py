@@ -214,3 +214,10 @@ def test_a_recipe_is_frozen(folder):
     recipe = load_recipe(write(folder, SMALL))
     with pytest.raises(ValueError, match="frozen"):
         recipe.target = "x"
+
+
+def test_the_shipped_recipes_load(digits):
+    shipped = sorted(digits.parent.rglob("*.yaml"))
+    assert shipped
+    for path in shipped:
+        assert load_recipe(path).model.is_file()
