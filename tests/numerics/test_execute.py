@@ -208,6 +208,25 @@ def test_an_attribute_outside_the_table_runs_in_the_runtime():
     assert run.fallbacks == {"RNN": 1}
 
 
+def test_a_contrib_op_runs_in_the_runtime():
+    node = helper.make_node("QuickGelu", ["x"], ["y"], "quick", domain="com.microsoft", alpha=1.5)
+    model = graph_model([node], ["x"], ["y"])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x, run = array(2, 5), executor(model)
+    np.testing.assert_array_equal(run({"x": x})["y"].numpy(), in_runtime(model, {"x": x})[0])
+    assert run.fallbacks == {"QuickGelu": 1}
+
+
+def test_sequences_pass_through_the_runtime():
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["parts"], "split", axis=0),
+        helper.make_node("ConcatFromSequence", ["parts"], ["y"], "join", axis=1),
+    ]
+    model, x = graph_model(nodes, ["x"], ["y"]), array(3, 2)
+    got = executor(model)({"x": x})["y"].numpy()
+    np.testing.assert_array_equal(got, in_runtime(model, {"x": x})[0])
+
+
 def loop_model():
     """Three times: state = state + outer, where outer = Neg(x) is captured."""
     body = helper.make_graph(
@@ -313,6 +332,41 @@ def test_int4_weights_with_block_scales():
     model.graph.initializer.append(codes)
     want = weights * np.repeat(scales, 2, 0)
     np.testing.assert_array_equal(executor(model)({})["y"].numpy(), want.astype(np.float32))
+
+
+def test_shape_arithmetic_stays_on_the_cpu():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"], "shape"),
+        helper.make_node("Gather", ["sizes", "zero"], ["batch"], "gather"),
+        helper.make_node("Unsqueeze", ["batch", "axes"], ["batch1"], "unsqueeze"),
+        helper.make_node("Concat", ["batch1", "rest"], ["target"], "concat", axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["flat"], "reshape"),
+        helper.make_node("Mul", ["flat", "half"], ["halved"], "mul"),
+        helper.make_node("Clip", ["halved", "low"], ["clipped"], "clip"),
+        helper.make_node("Concat", ["batch1", "twelve"], ["sizes2"], "cat2", axis=0),
+        helper.make_node("ConstantOfShape", ["sizes2"], ["zeros"], "zeros"),
+        helper.make_node("Slice", ["clipped", "zero1", "two", "axes1"], ["cut"], "slice"),
+        helper.make_node("Concat", ["cut", "zeros"], ["joined"], "join", axis=1),
+        helper.make_node("MatMul", ["joined", "w"], ["y"], "matmul"),
+    ]
+    constants = {
+        "zero": np.array(0),
+        "axes": np.array([0]),
+        "rest": np.array([-1]),
+        "half": np.array(0.5, np.float32),
+        "low": np.array(0, np.float32),
+        "zero1": np.array([0]),
+        "two": np.array([2]),
+        "twelve": np.array([12]),
+        "axes1": np.array([1]),
+        "w": array(14, 3),
+    }
+    model = graph_model(nodes, ["x"], ["y", "sizes2"], constants)
+    got = executor(model, device="meta")({"x": array(5, 3, 4)})
+    assert got["y"].device.type == "meta" and list(got["y"].shape) == [5, 3]
+    assert got["sizes2"].device.type == "cpu" and got["sizes2"].tolist() == [5, 12]
+    on_cpu = executor(model)({"x": array(5, 3, 4)})
+    assert list(on_cpu["y"].shape) == [5, 3]
 
 
 GRADIENTS = {
