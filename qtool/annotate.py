@@ -79,7 +79,9 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
         or (available.issuperset(_data(node, rule)) and wanted.intersection(last.outputs))
     }
     for name in draft.candidates.keys() - chosen.keys():
-        draft.floats[name] = "its neighbours compute in float, so codes would be converted for nothing"
+        draft.floats[name] = (
+            "its neighbours compute in float, so codes would be converted for nothing"
+        )
     plan = _hand_out(draft, chosen, wanted)
     return replace(plan, floats=draft.floats)
 
@@ -138,7 +140,9 @@ def _why_not_weighted(node: ir.Node, rule: OpRule) -> str:
         return "its input is a constant"
     if node.op_type in ("Gemm", "MatMul") and rank(weight) != 2:
         return "its weight is not a matrix"
-    bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    bias = (
+        node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    )
     if bias is not None and (not is_constant(bias) or rank(bias) != 1):
         return "its bias is not a constant vector"
     if node.op_type == "Gemm":
@@ -254,7 +258,9 @@ def _weight_specs(
     axis = weight_axis(node)
     granularity = PerChannel(axis) if bits.granularity == "channel" else PerTensor()
     fixed[weight] = QuantSpec(bits.weights or 8, True, True, granularity)
-    bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    bias = (
+        node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
+    )
     if bias is None or bias.name is None:
         return weight, None
     along = PerChannel(0) if bits.granularity == "channel" else PerTensor()

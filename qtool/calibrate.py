@@ -128,9 +128,7 @@ def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
     index = np.floor(np.ldexp(part, -exponent)).astype(np.int64)
     first = int(index.min())
     counts = np.bincount(index - first)
-    return Stats(
-        lo, hi, float(part.sum()), float(part @ part), part.size, counts, first, exponent
-    )
+    return Stats(lo, hi, float(part.sum()), float(part @ part), part.size, counts, first, exponent)
 
 
 def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:
@@ -178,5 +176,7 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         try:
             grids[site.weight] = params_from_range(array.min(axes), array.max(axes), spec)
         except ValueError as error:
-            raise DataError(f'the weights "{site.weight}" of node "{site.name}": {error}') from error
+            raise DataError(
+                f'the weights "{site.weight}" of node "{site.name}": {error}'
+            ) from error
     return replace(plan, grids=grids)

@@ -126,7 +126,9 @@ class Stats:
     @property
     def edges(self) -> np.ndarray:
         """Bin edges, float64 [bins + 1]."""
-        return np.ldexp(np.arange(self.first, self.first + len(self.histogram) + 1.0), self.exponent)
+        return np.ldexp(
+            np.arange(self.first, self.first + len(self.histogram) + 1.0), self.exponent
+        )
 
     def coarsened(self, exponent: int) -> "Stats":
         """The same statistics with bins ``2**exponent`` wide."""

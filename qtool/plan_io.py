@@ -98,9 +98,7 @@ def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quan
     words = dict(raw["granularity"])
     kinds = {"tensor": PerTensor, "channel": PerChannel, "block": PerBlock}
     granularity = kinds[words.pop("kind")](**words)
-    spec = QuantSpec(
-        raw["bits"], raw["signed"], raw["symmetric"], granularity, raw["scale_kind"]
-    )
+    spec = QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity, raw["scale_kind"])
     if f"scale/{name}" not in arrays:
         return spec
     return QuantParams(spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])

@@ -38,7 +38,9 @@ class Calibrator(Protocol):
 class PtqStep(Protocol):
     """Improves a plan with calibration data; guarded by held-out samples."""
 
-    def __call__(self, model: "ir.Model", plan: "QuantPlan", data: "Dataset", run: Any) -> "QuantPlan":
+    def __call__(
+        self, model: "ir.Model", plan: "QuantPlan", data: "Dataset", run: Any
+    ) -> "QuantPlan":
         """Return the improved plan."""
 
 

@@ -136,9 +136,7 @@ def _run(session: Any, outputs: list[str] | None, feeds: dict[str, Any], path: s
 def _dataset(task: dict[str, Any]) -> "Dataset":
     from qtool.data import DataSection, InputSpec, open_dataset
 
-    inputs = {
-        name: InputSpec(name, tuple(shape), dtype) for name, shape, dtype in task["inputs"]
-    }
+    inputs = {name: InputSpec(name, tuple(shape), dtype) for name, shape, dtype in task["inputs"]}
     dataset = open_dataset(DataSection.model_validate(task["section"]), inputs)
     return dataset.take(task["indices"])
 
@@ -212,7 +210,8 @@ def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
     dataset = _dataset(task)
     fixed = next((s[1][0] for s in task["inputs"] if s[1] and isinstance(s[1][0], int)), None)
     elements = max(
-        (int(np.prod([d for d in s[1][1:] if isinstance(d, int)])) for s in task["inputs"]), default=1
+        (int(np.prod([d for d in s[1][1:] if isinstance(d, int)])) for s in task["inputs"]),
+        default=1,
     )
     rows = fixed or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
     first = [session.get_outputs()[0].name]

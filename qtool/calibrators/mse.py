@@ -48,7 +48,9 @@ class MSE:
         limits = (lo, hi)
         for shrink_lo, shrink_hi in ((True, True), (False, True), (True, False)):
             lo, hi = limits
-            if (shrink_lo and not shrink_hi and lo == 0) or (shrink_hi and not shrink_lo and hi == 0):
+            if (shrink_lo and not shrink_hi and lo == 0) or (
+                shrink_hi and not shrink_lo and hi == 0
+            ):
                 continue
             for factor in factors:
                 pair = (lo * factor if shrink_lo else lo, hi * factor if shrink_hi else hi)

@@ -217,13 +217,15 @@ class _Emitter:
         container = CONTAINERS[params.spec.bits, params.spec.signed]
         codes = self._initializer(f"{name}_quantized", self.plan.codes[name].astype(container))
         scale, zero = self._scale(name)
-        axis = params.spec.granularity.axis if isinstance(params.spec.granularity, PerChannel) else None
+        axis = (
+            params.spec.granularity.axis
+            if isinstance(params.spec.granularity, PerChannel)
+            else None
+        )
         # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
         inputs = [codes, scale] if params.spec.bits == 32 else [codes, scale, zero]
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-        node = ir.Node(
-            "", "DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear"
-        )
+        node = ir.Node("", "DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
         out = self._add(node, f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
         for reader, index in list(value.uses()):
             if reader.name in self.integer:

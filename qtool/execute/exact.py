@@ -94,7 +94,9 @@ class ExactKernels:
         shape[1 if node.op_type.startswith("Conv") else -1] = -1
         total = acc.to(torch.int64)
         if site.bias is not None:
-            total = total + torch.from_numpy(self.plan.codes[site.bias].astype(np.int64)).reshape(shape)
+            total = total + torch.from_numpy(self.plan.codes[site.bias].astype(np.int64)).reshape(
+                shape
+            )
         floats = total.to(torch.int32).to(torch.float32)
         scale = x.scale * w.scale
         if y is None:
@@ -219,4 +221,3 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "GlobalAveragePool": _global_average,
     "AveragePool": _average,
 }
-

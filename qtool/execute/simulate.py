@@ -47,7 +47,9 @@ def constant_tensor(plan: QuantPlan, name: str) -> torch.Tensor:
     params = plan.params(name)
     if params is None:
         raise AssertionError(f"{name} has codes but no grid")
-    return torch.from_numpy(np.asarray(dequantize(plan.codes[name].astype(np.float64), params), np.float32))
+    return torch.from_numpy(
+        np.asarray(dequantize(plan.codes[name].astype(np.float64), params), np.float32)
+    )
 
 
 def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
@@ -64,4 +66,3 @@ def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
             if producer is None or producer.name not in integer:
                 edges.add((node.name or "", value.name or ""))
     return frozenset(edges)
-

@@ -225,7 +225,10 @@ def _take(value: ir.Value, info: onnx.ValueInfoProto) -> None:
         value.type = ir.TensorType(ir.DataType(tensor.elem_type))
     if tensor.HasField("shape"):
         value.shape = ir.Shape(
-            [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+            [
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in tensor.shape.dim
+            ]
         )
 
 

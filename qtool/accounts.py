@@ -1,0 +1,242 @@
+"""What the report counts: bytes, kernels, layers, and the machine it was measured on."""
+
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.annotate import WEIGHTED_OPS
+from qtool.graph import by_name, constant, is_constant, macs, parameters
+from qtool.numerics import QuantParams
+from qtool.plan import QuantPlan
+from qtool.report import Kernels, Layer, ModelPart, Size
+
+# Kernels of ONNX Runtime that compute on codes.
+INTEGER_KERNELS = {
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QGemm",
+    "NhwcMaxPool",
+    "QAttention",
+}
+
+# Ops that move or describe data and compute nothing: neither integer nor float kernels.
+MOVES = {
+    "Cast",
+    "Concat",
+    "ConstantOfShape",
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MemcpyFromHost",
+    "Pad",
+    "Range",
+    "ReorderInput",
+    "ReorderOutput",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
+
+
+def model_part(path: Path, sha256: str, model: ir.Model) -> ModelPart:
+    """Parameters and multiply-accumulates of the float model."""
+    total = sum(macs(node) for node in model.graph)
+    return ModelPart(
+        path=str(path), sha256=sha256, parameters=parameters(model.graph), macs=total or None
+    )
+
+
+def file_bytes(path: Path) -> int:
+    """Size of a model file with its external data."""
+    beside = [p for p in (Path(f"{path}.data"), Path(f"{path}_data")) if p.is_file()]
+    return sum(p.stat().st_size for p in (path, *beside))
+
+
+def size_part(float_path: Path, quantized_path: Path, model: ir.Model, plan: QuantPlan) -> Size:
+    """Bytes of both files and mean bits over all weights of weighted layers."""
+    bits = count = payload = 0
+    values = by_name(model.graph)
+    for node in model.graph:
+        if node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1]):
+            continue
+        name = node.inputs[1].name or ""  # type: ignore[union-attr]
+        elements = int(np.prod(values[name].const_value.shape.numpy()))  # type: ignore[union-attr]
+        params = plan.params(name) if name in plan.codes else None
+        width = 32 if params is None else params.spec.bits
+        count += elements
+        bits += elements * width
+        payload += (elements * width + 7) // 8
+    before, after = file_bytes(float_path), file_bytes(quantized_path)
+    return Size(
+        float_bytes=before,
+        quantized_bytes=after,
+        compression=round(before / after, 4),
+        weight_bits_mean=round(bits / count, 4) if count else None,
+        weight_payload_bytes=payload if count else None,
+    )
+
+
+def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernels:
+    """Count the kernels of the graph ONNX Runtime really executes.
+
+    A QuantizeLinear or DequantizeLinear is stray when the plan has integers on both of its sides.
+    """
+    integer: Counter[str] = Counter()
+    floating: Counter[str] = Counter()
+    stray = []
+    made_in_integers = plan.integer_nodes
+    writes = {site.output for site in plan.sites.values()}
+    read_as_floats = {v.name for v in optimized.graph.outputs}
+    for node in optimized.graph:
+        op = node.op_type
+        if op in ("QuantizeLinear", "DequantizeLinear"):
+            value = _plain(node.outputs[0] if op == "QuantizeLinear" else node.inputs[0])
+            readers = {n.name for o in node.outputs for n, _ in o.uses()}
+            boundary = (
+                value not in writes
+                if op == "QuantizeLinear"
+                else not readers & made_in_integers
+                or bool(read_as_floats & {o.name for o in node.outputs})
+            )
+            if not boundary:
+                stray.append(node.name or op)
+        elif op.startswith("QLinear") or op in INTEGER_KERNELS:
+            integer[op] += 1
+        elif op not in MOVES and any(_holds_floats(v) for v in (*node.inputs, *node.outputs)):
+            floating[op] += 1
+    return Kernels(
+        integer=dict(integer),
+        float=dict(floating),
+        stray_quantize=sorted(stray),
+        saturation_risk=saturation_risk(plan, isa),
+    )
+
+
+def _plain(value: ir.Value | None) -> str:
+    name = value.name if value is not None else ""
+    return (name or "").removesuffix("_quantized").removesuffix("_dequantized")
+
+
+def _holds_floats(value: ir.Value | None) -> bool:
+    return value is not None and (value.dtype is None or value.dtype == ir.DataType.FLOAT)
+
+
+def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
+    """True when this host adds pairs of u8 x s8 products in int16 and some pair can exceed it.
+
+    x86 without VNNI (VPMADDUBSW) saturates 255 * |w1| + 255 * |w2| above 32767.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not x86 or any("vnni" in name for name in isa):
+        return False
+    for site in plan.sites.values():
+        if site.weight is None or site.weight not in plan.codes:
+            continue
+        rows = np.abs(plan.codes[site.weight].astype(np.int32)).reshape(-1)
+        pairs = rows[:-1] + rows[1:]
+        if pairs.size and int(pairs.max()) * 255 > 32767:
+            return True
+    return False
+
+
+def layers_part(
+    model: ir.Model, plan: QuantPlan, noise_db: Mapping[str, float | None]
+) -> list[Layer]:
+    """One row per weighted layer, in graph order; bytes of its codes, scales and bias."""
+    layers = []
+    for node in model.graph:
+        if node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1]):
+            continue
+        site = plan.sites.get(node.name or "")
+        weight = plan.params(site.weight) if site is not None and site.weight is not None else None
+        if site is None or weight is None:
+            held = [constant(v) for v in node.inputs[1:3] if is_constant(v)]
+            layers.append(
+                Layer(
+                    name=node.name or "",
+                    op=node.op_type,
+                    weight_bits="float",
+                    activation_bits="float",
+                    bytes=sum(a.nbytes for a in held if a is not None),
+                )
+            )
+            continue
+        read = plan.params(site.inputs[0])
+        layers.append(
+            Layer(
+                name=site.name,
+                op=site.op,
+                weight_bits=weight.spec.bits,
+                activation_bits=read.spec.bits if read is not None else "float",
+                granularity=weight.spec.granularity.name,
+                sqnr_db=_rounded(noise_db.get(site.name)),
+                bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
+            )
+        )
+    return layers
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _bytes(plan: QuantPlan, name: str | None, params: QuantParams | None) -> int:
+    if name is None or name not in plan.codes:
+        return 0
+    grid = params or plan.params(name)
+    scales = 0 if grid is None else grid.scale.nbytes
+    zeros = 0 if params is None else params.zero_point.size
+    bits = 8 if grid is None else grid.spec.bits
+    return plan.codes[name].size * bits // 8 + scales + zeros
+
+
+def environment() -> dict[str, str | int | list[str]]:
+    """Versions and the processor."""
+    from qtool.execute.ort_session import default_threads
+
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "onnxruntime": version("onnxruntime"),
+        "onnx": version("onnx"),
+        "onnx_ir": version("onnx-ir"),
+        "numpy": version("numpy"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": default_threads(),
+        "isa": instruction_sets(),
+    }
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The vector extensions that decide which integer kernels run, empty where unknown."""
+    words = _cpuinfo("flags").split() or _cpuinfo("Features").split()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+    return [word for word in wanted if word in words]

@@ -1,0 +1,225 @@
+"""After the file is written: what ONNX Runtime and the simulation say of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.calibrate import batch_size, observed_values
+from qtool.data import DataSection
+from qtool.emit import save_model
+from qtool.execute.ort_session import default_threads
+from qtool.metrics import METRICS, paired_interval
+from qtool.plan import QuantPlan
+from qtool.prepare import Prepared
+from qtool.protocols import Progress
+from qtool.recipe import Recipe
+from qtool.report import (
+    PARITY_MAX_LSB,
+    PARITY_SHARE_OFF,
+    PARITY_SHARE_OFF_AFTER_FLOAT,
+    Accuracy,
+    Latency,
+    Parity,
+)
+from qtool.stages import Record, Stages
+from qtool.verify import run_tasks
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was measured on the file.
+
+    Attributes:
+        noise: weighted site -> dB that the layer loses by itself, None where nothing.
+        optimized: the graph ONNX Runtime executes.
+    """
+
+    accuracy: Accuracy
+    latency: Latency
+    parity: Parity
+    parity_passed: bool
+    optimized: ir.Model
+    noise: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One run's file and what judging it needs.
+
+    Attributes:
+        scratch: holds ``model.onnx``; captures and outputs go there.
+        threads: as the user gave them, or None.
+        device: where the simulation runs.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+    plan: QuantPlan
+    stages: Stages
+    scratch: Path
+    threads: int | None
+    device: str
+    progress: Progress
+
+    @property
+    def model(self) -> ir.Model:
+        """The rewritten float graph."""
+        return self.prepared.loaded.model
+
+    def run(self, emitted: ir.Model) -> Judgement:
+        """Measure everything; the child process first, while this one is idle."""
+        from qtool.parity import observable, sample_count, watched_model
+
+        judged = self.prepared.judged
+        samples = sample_count(self.model, judged.count)
+        chosen = [int(k) for k in np.linspace(0, judged.count - 1, samples)]
+        names = observable(emitted, self.plan)
+        with self.stages.stage("verify") as record:
+            save_model(watched_model(emitted, names), self.scratch / "watched.onnx")
+            first = next(iter(judged.take([0]).padded(self.prepared.fixed_batch or 1)))[0]
+            feeds = {name: first[name] for name in self.prepared.inputs}
+            np.savez(self.scratch / "feeds.npz", **feeds)  # type: ignore[arg-type]
+            results = run_tasks(self._tasks(names, chosen), self.scratch, self.progress)
+            record.child_mb = max(r.pop("peak_rss_mb") for r in results)
+            record.notes.append(f"the file loads in {results[0]['load_seconds'] * 1e3:.0f} ms")
+        parity, passed = self._parity(names, samples, results[2]["saved"])
+        noise = self._noise(chosen[: max(1, samples // 2)])
+        accuracy, end_to_end = self._accuracy()
+        return Judgement(
+            accuracy,
+            Latency(**results[1]),
+            parity.model_copy(update={"end_to_end_agreement": end_to_end}),
+            passed,
+            ir.load(self.scratch / "optimized.onnx"),
+            noise,
+        )
+
+    def _tasks(self, names: Sequence[str], chosen: Sequence[int]) -> list[dict[str, Any]]:
+        prepared = self.prepared
+        quantized = str(self.scratch / "model.onnx")
+        both = {"float": str(prepared.loaded.path), "quantized": quantized}
+        data = {
+            "section": prepared.section.model_dump(
+                mode="json", exclude_none=True, include=set(DataSection.model_fields)
+            ),
+            "inputs": [[s.name, list(s.shape), s.dtype] for s in prepared.inputs.values()],
+            "threads": self.threads or default_threads(),
+        }
+        captures = self.scratch / "parity"
+        captures.mkdir()
+        optimize = {"model": quantized, "optimized": str(self.scratch / "optimized.onnx")}
+        capture = {
+            "model": str(self.scratch / "watched.onnx"),
+            "outputs": list(names),
+            "out": str(captures),
+            "indices": [prepared.indices[k] for k in chosen],
+            "batch": prepared.fixed_batch or 1,
+        }
+        evaluations = [
+            {
+                "kind": "evaluate",
+                "name": name,
+                "model": path,
+                "out": str(self.scratch / f"{name}.npy"),
+                "indices": list(prepared.indices),
+                **data,
+            }
+            for name, path in both.items()
+        ]
+        return [
+            {"kind": "optimize", "threads": 1, **optimize},
+            {
+                "kind": "latency",
+                "feeds": str(self.scratch / "feeds.npz"),
+                "threads": self.threads or 1,
+                **both,
+            },
+            {"kind": "capture", **capture, **data},
+            *evaluations,
+        ]
+
+    def _parity(self, names: Sequence[str], samples: int, saved: int) -> tuple[Parity, bool]:
+        from qtool.parity import compare
+
+        with self.stages.stage("parity") as record:
+            counts = compare(self.model, self.plan, self.scratch / "parity", names, saved)
+            integer, floats = counts.integer, counts.after_float
+            record.notes.append(
+                f"integer kernels: {integer.off} of {integer.total} codes differ; after float ops: "
+                f"{floats.off} of {floats.total}"
+            )
+            for name, off in sorted(counts.worst.items(), key=lambda kv: -kv[1])[:5]:
+                record.notes.append(f"{name}: {off} codes differ")
+        largest = max(integer.largest, floats.largest)
+        passed = (
+            integer.share <= PARITY_SHARE_OFF
+            and floats.share <= PARITY_SHARE_OFF_AFTER_FLOAT
+            and largest <= PARITY_MAX_LSB
+        )
+        share = (integer.off + floats.off) / max(integer.total + floats.total, 1)
+        return Parity(samples=samples, max_lsb=largest, share_off=share), passed
+
+    def _noise(self, chosen: Sequence[int]) -> dict[str, float | None]:
+        from qtool.parity import layer_noise
+
+        with self.stages.stage("layers"):
+            batches = self.prepared.judged.take(chosen).padded(self.prepared.fixed_batch or 1)
+            feeds = [{n: batch[n] for n in self.prepared.inputs} for batch, _ in batches]
+            found = layer_noise(self.model, self.plan, feeds)
+        return {name: noise.db for name, noise in found.items()}
+
+    def _accuracy(self) -> tuple[Accuracy, float | None]:
+        """Accuracy of float, simulation and file, and how often the last two agree (in %)."""
+        judged, evaluate = self.prepared.judged, self.recipe.evaluate
+        outputs = {
+            k: np.load(self.scratch / f"{k}.npy", mmap_mode="r") for k in ("float", "quantized")
+        }
+        agreement = _agreement(outputs["float"], outputs["quantized"])
+        if evaluate is None or judged.labels is None:
+            return Accuracy(samples=judged.count, agreement=agreement), None
+        metric = METRICS[evaluate.metric]
+        scores = {k: metric.scores(np.asarray(v), judged.labels) for k, v in outputs.items()}
+        with self.stages.stage("simulate") as record:
+            simulated = self._simulate(record)
+        scores["simulated"] = metric.scores(simulated, judged.labels)
+        factor = 100 if metric.unit == "%" else 1
+        drop, lo, hi = paired_interval(scores["float"], scores["quantized"])
+        accuracy = Accuracy(
+            metric=evaluate.metric,
+            unit=metric.unit,
+            samples=judged.count,
+            drop=round(drop, 6),
+            drop_ci95=(round(lo, 4), round(hi, 4)),
+            agreement=agreement,
+            **{k: round(factor * float(v.mean()), 6) for k, v in scores.items()},
+        )
+        return accuracy, _agreement(simulated, outputs["quantized"])
+
+    def _simulate(self, record: Record) -> np.ndarray:
+        """First output of the fake-quantized network on all judged samples."""
+        from qtool.execute.simulate import Simulation
+
+        judged = self.prepared.judged
+        simulation = Simulation(self.model, self.plan, self.device)
+        first = self.model.graph.outputs[0].name or ""
+        fits = batch_size(self.model, observed_values(self.model, self.plan), judged.count)
+        parts, done = [], 0
+        for batch, valid in judged.padded(self.prepared.fixed_batch or fits):
+            feeds = {name: batch[name] for name in self.prepared.inputs}
+            parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())
+            done += valid
+            self.progress("simulate", done, judged.count)
+        if simulation.executor.fallbacks:
+            record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
+        return np.concatenate(parts)
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Share of equal argmax in %, or None where the output has no classes."""
+    if a.ndim < 2 or a.shape[1] < 2:
+        return None
+    return round(100 * float(np.mean(a.argmax(1) == b.argmax(1))), 4)

@@ -1,0 +1,212 @@
+"""Does the file compute what was simulated? Layer by layer, on the file's own inputs; and how much
+each layer loses.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.execute import Executor
+from qtool.execute.exact import ExactKernels
+from qtool.execute.simulate import Simulation
+from qtool.graph import by_name, macs, nodes_by_name
+from qtool.numerics import dequantize, quantize
+from qtool.plan import QuantPlan
+
+# Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.
+MACS = 2_000_000_000
+MOST_SAMPLES = 64
+
+
+@dataclass
+class Count:
+    """Codes compared, codes that differ, and the largest difference."""
+
+    total: int = 0
+    off: int = 0
+    largest: int = 0
+
+    def add(self, expected: torch.Tensor, got: np.ndarray) -> int:
+        """Compare two arrays of codes; returns how many differ."""
+        difference = (expected - torch.from_numpy(got.astype(np.float32))).abs()
+        off = int(torch.count_nonzero(difference))
+        self.total += difference.numel()
+        self.off += off
+        if off:
+            self.largest = max(self.largest, int(difference.max()))
+        return off
+
+    @property
+    def share(self) -> float:
+        """Share of codes that differ."""
+        return self.off / self.total if self.total else 0.0
+
+
+@dataclass
+class ParityCounts:
+    """What parity found.
+
+    Attributes:
+        integer: values written by integer kernels.
+        after_float: values that float ops between integer kernels computed before rounding.
+        worst: value name -> codes that differ.
+    """
+
+    integer: Count = field(default_factory=Count)
+    after_float: Count = field(default_factory=Count)
+    worst: dict[str, int] = field(default_factory=dict)
+
+
+def sample_count(model: ir.Model, available: int) -> int:
+    """How many samples parity can afford."""
+    each = sum(macs(node) for node in model.graph) or 1
+    return int(min(max(MACS // each, 2), MOST_SAMPLES, available))
+
+
+def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
+    """Names of values in the emitted graph that parity wants to see: codes, and float site outputs."""
+    present = by_name(emitted.graph)
+    names = [f"{v}_quantized" for v in plan.grid_of if v not in plan.codes]
+    names += [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
+    return tuple(n for n in names if n in present)
+
+
+def watched_model(emitted: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the emitted model that also returns the named values."""
+    copy = emitted.clone()
+    values = by_name(copy.graph)
+    have = {v.name for v in copy.graph.outputs}
+    copy.graph.outputs.extend(values[n] for n in names if n not in have)
+    return copy
+
+
+def compare(
+    model: ir.Model, plan: QuantPlan, folder: Path, names: Sequence[str], saved: int
+) -> ParityCounts:
+    """Recompute every layer from the file's own inputs to it, and count the codes that differ.
+
+    Args:
+        model: the rewritten float graph.
+        plan: frozen.
+        folder: holds ``0.npz`` ...: ``i:<input>`` and ``o<k>`` for the k-th name.
+        names: what was captured.
+        saved: how many captures there are.
+    """
+    counts = ParityCounts()
+    kernels, executor = ExactKernels(model, plan), Executor(model)
+    for k in range(saved):
+        with np.load(folder / f"{k}.npz") as archive:
+            inputs = {n[2:]: archive[n] for n in archive.files if n.startswith("i:")}
+            seen = {name: archive[f"o{j}"] for j, name in enumerate(names)}
+        _compare_one(model, plan, kernels, executor, inputs, seen, counts)
+    return counts
+
+
+def _compare_one(
+    model: ir.Model,
+    plan: QuantPlan,
+    kernels: ExactKernels,
+    executor: Executor,
+    inputs: Mapping[str, np.ndarray],
+    seen: Mapping[str, np.ndarray],
+    counts: ParityCounts,
+) -> None:
+    codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
+    feeds: dict[str, Any] = dict(inputs)
+
+    def judge(count: Count, name: str, expected: torch.Tensor) -> None:
+        if off := count.add(expected, codes[name]):
+            counts.worst[name] = counts.worst.get(name, 0) + off
+
+    for site in plan.sites.values():
+        if any(v not in codes and v not in plan.codes for v in site.inputs):
+            continue
+        found = kernels.site(site, codes)
+        if site.output in codes:
+            judge(counts.integer, site.output, found)
+            feeds[site.output] = _values(plan, site.output, codes)
+        elif site.output in seen:
+            counts.integer.add(*_as_codes(found, seen[site.output]))
+            feeds[site.output] = seen[site.output]
+    nodes = nodes_by_name(model.graph)
+    for name in plan.passes:
+        node = nodes[name]
+        source = node.inputs[0].name if node.inputs[0] is not None else None
+        if source not in codes:
+            continue
+        for out, found in zip(node.outputs, kernels.moved(name, codes[source]), strict=True):
+            if out.name in codes:
+                judge(counts.integer, out.name, found)
+                feeds[out.name] = _values(plan, out.name, codes)
+    rest = [v for v in codes if v not in feeds or v in inputs]
+    with torch.inference_mode():
+        floats = executor(feeds, outputs=rest) if rest else {}
+    for name in rest:
+        params = plan.params(name)
+        if params is not None:
+            judge(counts.after_float, name, quantize(floats[name], params))
+
+
+def _values(plan: QuantPlan, name: str, codes: Mapping[str, np.ndarray]) -> np.ndarray:
+    params = plan.params(name)
+    if params is None:
+        raise AssertionError(f"{name} has codes but no grid")
+    return np.asarray(dequantize(codes[name].astype(np.float32), params), np.float32)
+
+
+def _as_codes(expected: torch.Tensor, got: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Floats on a 16-bit scale of their own range, so that they can be compared like codes."""
+    step = max(float(np.abs(got).max()), 1e-30) / 2**15
+    return (expected / step).round(), np.rint(got / np.float32(step))
+
+
+@dataclass
+class Noise:
+    """Power of a layer's float output, and of its difference to the quantized layer."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def db(self) -> float | None:
+        """Signal to noise in dB; None where nothing is lost or there is no signal."""
+        if self.noise <= 0 or self.signal <= 0:
+            return None
+        return float(10 * np.log10(self.signal / self.noise))
+
+
+def layer_noise(
+    model: ir.Model, plan: QuantPlan, batches: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Noise]:
+    """How much each weighted site loses by itself: its float input rounded to the grid, its weights
+    and its output too, against its float output. Errors of earlier layers are not in it.
+
+    Returns:
+        Site name -> power of signal and noise over all batches.
+    """
+    simulation = Simulation(model, plan)
+    sites = [s for s in plan.sites.values() if s.weight is not None]
+    found = {site.name: Noise() for site in sites}
+    wanted = {s.output for s in sites} | {s.inputs[0] for s in sites}
+    for batch in batches:
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(value: ir.Value, tensor: torch.Tensor, kept: dict = kept) -> torch.Tensor:
+            if value.name in wanted:
+                kept[value.name] = tensor
+            return tensor
+
+        with torch.inference_mode():
+            simulation.executor(batch, keep)
+        for site in sites:
+            float_out = kept[site.output]
+            out = simulation({site.inputs[0]: kept[site.inputs[0]]}, [site.output])[site.output]
+            part = found[site.name]
+            part.signal += float(float_out.double().square().sum())
+            part.noise += float((float_out - out).double().square().sum())
+    return found

@@ -1,0 +1,330 @@
+"""The order of the stages, top to bottom. A recipe chooses steps within a stage, never the order."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool import __version__
+from qtool.accounts import (
+    environment,
+    instruction_sets,
+    kernels_part,
+    layers_part,
+    model_part,
+    size_part,
+)
+from qtool.annotate import annotate
+from qtool.calibrate import batch_size, choose_grids, collect, observed_values, weight_grids
+from qtool.calibrators import CALIBRATORS, MinMax
+from qtool.emit import emit_qdq, save_model
+from qtool.errors import QtoolError, RecipeError, UnsupportedError
+from qtool.execute.ort_session import default_threads
+from qtool.files import atomic_path, write_text_atomic
+from qtool.freeze import freeze
+from qtool.graph import macs
+from qtool.judgement import Judge, Judgement
+from qtool.load import infer_shapes
+from qtool.plan import QuantPlan
+from qtool.plan_io import read_plan, write_plan
+from qtool.prepare import Prepared, prepare
+from qtool.protocols import Progress, silent
+from qtool.recipe import Recipe
+from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
+from qtool.reporting import write_run_files
+from qtool.rewrites import REWRITES
+from qtool.stages import Stages, source_digest
+
+
+def run_ptq(
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    plan_file: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Quantize a model after training and write the run folder.
+
+    Args:
+        recipe: what to do, paths absolute.
+        out: the run folder; made when missing.
+        seed: for every random choice.
+        device: where the simulation runs; statistics and verification are always on the CPU.
+        threads: for ONNX Runtime; default the physical cores. Latency is timed on 1 unless given.
+        plan_file: a ``plan.json`` whose grids are used instead of calibrating.
+        fresh: ignore the results of earlier runs.
+        progress: told about every stage.
+
+    Raises:
+        QtoolError: anything that is the user's to fix; then nothing was written.
+    """
+    existed = out.exists()
+    count = threads or default_threads()
+    base = (source_digest(), str(environment()), str(count), device)
+    stages = Stages(out / ".stages", fresh, base)
+    scratch = out / ".stages" / "scratch"
+    try:
+        prepared = prepare(recipe, stages, seed, progress)
+        loaded = prepared.loaded
+        part = model_part(loaded.path, loaded.sha256, loaded.model)
+        _rewrite(recipe, prepared, stages)
+        plan = _annotate(prepared, stages)
+        plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        plan, emitted = _freeze_and_emit(prepared, plan, stages, scratch)
+        judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
+        found = judging.run(emitted)
+        report = _report(recipe, prepared, plan, stages, seed, part, found)
+        _write(recipe, plan, report, out, scratch)
+    except QtoolError:
+        if not existed:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> None:
+    model, floats = prepared.loaded.model, prepared.bits.float_nodes
+    with stages.stage("rewrite") as record:
+        names = prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite
+        for name in names:
+            times = REWRITES[name](model, lambda node: node.name not in floats)
+            if times:
+                record.notes.append(f"{name}: {times} times")
+        infer_shapes(model)
+
+
+def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
+    with stages.stage("annotate") as record:
+        plan = annotate(prepared.loaded.model, prepared.target, prepared.bits)
+        if not any(site.weight is not None for site in plan.sites.values()):
+            reasons = sorted(set(plan.floats.values())) or ["it has no weighted layer"]
+            raise UnsupportedError(
+                f"model {prepared.loaded.path}: there is nothing to quantize: {reasons[0]}; "
+                "Conv, Gemm and MatMul with constant float32 weights are quantized"
+            )
+        record.notes.append(
+            f"{len(plan.sites)} integer sites, {len(plan.passes)} ops that move codes, "
+            f"{len(plan.floats)} ops stay float"
+        )
+        ops = {n.name: n.op_type for n in prepared.loaded.model.graph}
+        kinds: dict[str, list[str]] = {}
+        for name, reason in plan.floats.items():
+            kinds.setdefault(reason, []).append(ops[name])
+        for reason, found in kinds.items():
+            listed = ", ".join(f"{found.count(op)} {op}" for op in sorted(set(found)))
+            record.notes.append(f"float: {listed}: {reason}")
+    return plan
+
+
+def _calibrate(
+    recipe: Recipe,
+    prepared: Prepared,
+    plan: QuantPlan,
+    stages: Stages,
+    threads: int,
+    plan_file: Path | None,
+    progress: Progress,
+) -> QuantPlan:
+    with stages.stage("calibrate") as record:
+        if plan_file is not None:
+            given = read_plan(plan_file)
+            if set(given.grid_of) != set(plan.grid_of) or set(given.sites) != set(plan.sites):
+                raise RecipeError(
+                    f"plan {plan_file}: it was made for another model, target or recipe; "
+                    "leave out --plan to calibrate"
+                )
+            record.notes.append(f"grids taken from {plan_file}; nothing was calibrated")
+            return replace(plan, grids=given.grids)
+        parts = (
+            prepared.loaded.sha256,
+            prepared.calibration.digest,
+            recipe.calibrate.model_dump_json(),
+            recipe.bits.model_dump_json(),
+            str(recipe.rewrite),
+            recipe.target,
+        )
+
+        def make() -> QuantPlan:
+            return _grids(recipe, prepared, plan, threads, progress)
+
+        grids = stages.remembered(record, "grids", parts, make, _save_grids, _load_grids).grids
+        return replace(plan, grids=grids)
+
+
+def _grids(
+    recipe: Recipe, prepared: Prepared, plan: QuantPlan, threads: int, progress: Progress
+) -> QuantPlan:
+    """Statistics of one pass over the calibration data, and the grids they give."""
+    model, data = prepared.loaded.model, prepared.calibration
+    names = observed_values(model, plan)
+    calibrator = recipe.calibrate.method.build(CALIBRATORS)
+    rows = prepared.fixed_batch or batch_size(model, names, data.count)
+    done = 0
+
+    def finished(count: int) -> None:
+        nonlocal done
+        done = min(done + count, data.count)
+        progress("calibrate", done, data.count)
+
+    fixed = prepared.fixed_batch
+    batches = (b for b, _ in data.padded(rows)) if fixed else data.batches(rows)
+    stats = collect(
+        model,
+        names,
+        ({name: batch[name] for name in prepared.inputs} for batch in batches),
+        histograms=not isinstance(calibrator, MinMax),
+        threads=threads,
+        on_batch=finished,
+    )
+    return weight_grids(model, choose_grids(plan, stats, calibrator))
+
+
+def _save_grids(plan: QuantPlan, path: Path) -> None:
+    folder = path.with_name(path.name + ".plan")
+    folder.mkdir(exist_ok=True)
+    try:
+        write_plan(plan, folder)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("plan.json", "plan.npz"):
+                archive.write(folder / name, name)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _load_grids(path: Path) -> QuantPlan:
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+        return read_plan(Path(folder) / "plan.json")
+
+
+def _freeze_and_emit(
+    prepared: Prepared, plan: QuantPlan, stages: Stages, scratch: Path
+) -> tuple[QuantPlan, ir.Model]:
+    with stages.stage("freeze") as record:
+        plan = freeze(prepared.loaded.model, plan)
+        record.notes += plan.log
+    with stages.stage("emit"):
+        emitted = emit_qdq(prepared.loaded.model, plan, prepared.target)
+        save_model(emitted, scratch / "model.onnx")
+    return plan, emitted
+
+
+def _report(
+    recipe: Recipe,
+    prepared: Prepared,
+    plan: QuantPlan,
+    stages: Stages,
+    seed: int,
+    part: ModelPart,
+    found: Judgement,
+) -> Report:
+    path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded
+    size = size_part(loaded.path, path, loaded.model, plan)
+    gates = judge(recipe.gates.model_dump(), found.accuracy, size, found.latency)
+    calibration, judged = prepared.calibration, prepared.judged
+    evaluation = DataPart(count=judged.count, sha256=judged.digest) if recipe.evaluate else None
+    return Report(
+        qtool=__version__,
+        command="ptq",
+        seed=seed,
+        passed=found.parity_passed and all(gate.passed for gate in gates),
+        model=part,
+        output=OutputPart(
+            path="model.onnx",
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            opset=loaded.model.opset_imports[""],
+        ),
+        data=Data(
+            calibration=DataPart(count=calibration.count, sha256=calibration.digest),
+            evaluation=evaluation,
+        ),
+        accuracy=found.accuracy,
+        size=size,
+        latency=found.latency,
+        parity=found.parity,
+        kernels=kernels_part(found.optimized, plan, instruction_sets()),
+        layers=layers_part(loaded.model, plan, found.noise),
+        stages=stages.done,
+        gates=gates,
+        environment=environment(),
+    )
+
+
+def _write(recipe: Recipe, plan: QuantPlan, report: Report, out: Path, scratch: Path) -> None:
+    """Put the run folder's files in place, each whole or not at all; the report last."""
+    for path in sorted(scratch.glob("model.onnx*")):
+        with atomic_path(out / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    write_plan(plan, out)
+    write_text_atomic(out / "recipe.yaml", recipe.dump())
+    lines = [stage.model_dump_json(exclude_none=True) for stage in report.stages]
+    lines += [json.dumps({"plan": line}) for line in plan.log]
+    write_text_atomic(out / "log.jsonl", "\n".join(lines) + "\n")
+    write_run_files(report, out)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What ``qtool check`` prints.
+
+    Attributes:
+        rows: (value, bits, why) in graph order.
+        seconds, bytes: a rough estimate for the whole run.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    seconds: float
+    bytes: int
+
+
+# Float multiply-accumulates a second and core that a small convolution reaches; for estimates only.
+MACS_PER_SECOND = 2e10
+
+
+def check(recipe: Recipe, progress: Progress = silent) -> CheckResult:
+    """Read recipe, model and one sample, and make the plan; calibrate nothing.
+
+    Raises:
+        QtoolError: as a run would.
+    """
+    stages = Stages(Path(), True, ())
+    prepared = prepare(recipe, stages, 0, progress)
+    _rewrite(recipe, prepared, stages)
+    plan = _annotate(prepared, stages)
+    model = prepared.loaded.model
+    rows = []
+    for node in model.graph:
+        name = node.name or ""
+        if name in plan.sites:
+            site = plan.sites[name]
+            weight = plan.spec(site.weight or "")
+            bits = f"W{weight.bits}A8" if weight else "A8"
+            fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
+            rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
+        elif name in plan.passes:
+            rows.append((name, "A8", f"{node.op_type}: moves codes, shares its input's grid"))
+        elif name in plan.floats:
+            rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
+    each = sum(macs(node) for node in model.graph)
+    passes = prepared.calibration.count + 4 * prepared.judged.count
+    weights = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+    )
+    names = observed_values(model, plan)
+    held = batch_size(model, names, prepared.calibration.count) * each // 100
+    return CheckResult(
+        tuple(rows), 6 + passes * (each / MACS_PER_SECOND + 5e-4), 450_000_000 + 6 * weights + held
+    )

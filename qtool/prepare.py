@@ -1,0 +1,173 @@
+"""Before anything is quantized: the model, its target, the data of both uses, the bits asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool.annotate import Bits, nodes_matching
+from qtool.data import Dataset, DataSection, InputSpec, drop_overlap, open_dataset, split
+from qtool.errors import RecipeError, UnsupportedError
+from qtool.graph import dims
+from qtool.load import Loaded, bind_shapes, load_model
+from qtool.protocols import Progress
+from qtool.recipe import Recipe
+from qtool.stages import Record, Stages
+from qtool.targets import Target, load_target
+
+# Share of evaluation samples that may also be calibration samples before it is an error.
+MOST_OVERLAP = 0.01
+
+# Samples held out of calibration when there is no evaluation set.
+HELD_OUT = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model and the data, before anything is quantized.
+
+    Attributes:
+        loaded: as read; its graph is rewritten in place.
+        target: what the runtime executes.
+        inputs: of the model.
+        calibration: samples that ranges come from.
+        judged: samples both files are judged on; disjoint from calibration.
+        section: where ``judged`` comes from, and ``indices`` which of its samples they are.
+        bits: what is asked for, with the names of nodes that stay float.
+    """
+
+    loaded: Loaded
+    target: Target
+    inputs: dict[str, InputSpec]
+    calibration: Dataset
+    judged: Dataset
+    section: DataSection
+    indices: tuple[int, ...]
+    bits: Bits
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size the model insists on, or None."""
+        return next((s.batch for s in self.inputs.values() if s.batch is not None), None)
+
+
+def prepare(recipe: Recipe, stages: Stages, seed: int, progress: Progress) -> Prepared:
+    """Read the model and open the data.
+
+    Raises:
+        QtoolError: the model, the data or a layer pattern does not fit.
+    """
+    with stages.stage("load") as record:
+        progress("load", 0, 1)
+        target = load_target(recipe.target)
+        loaded = load_model(recipe.model, recipe.output.opset)
+        record.notes += loaded.notes
+        inputs = input_specs(loaded.model, recipe.model)
+        section = recipe.calibrate
+        calibration = open_dataset(section, inputs)
+        record.notes += [f"calibrate: {note}" for note in calibration.notes]
+        calibration, judged, judged_section, indices = _judged(
+            recipe, calibration, inputs, seed, record
+        )
+        first = next(iter(calibration.take([0]).batches(1)))
+        bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
+        bits = _bits(recipe, loaded.model)
+        progress("load", 1, 1)
+    return Prepared(loaded, target, inputs, calibration, judged, judged_section, indices, bits)
+
+
+def _judged(
+    recipe: Recipe,
+    calibration: Dataset,
+    inputs: dict[str, InputSpec],
+    seed: int,
+    record: Record,
+) -> tuple[Dataset, Dataset, DataSection, tuple[int, ...]]:
+    """Calibration, the samples both files are judged on, their section and positions in it."""
+    section: DataSection = recipe.calibrate
+    if recipe.evaluate is None:
+        rest, judged = split(calibration, max(1, min(HELD_OUT, calibration.count // 8)), seed)
+        place = {position: k for k, position in enumerate(calibration.positions)}
+        indices = tuple(place[p] for p in judged.positions)
+        record.notes.append(f"no evaluate section: {judged.count} calibration samples held out")
+        return rest, judged, section, indices
+    own: DataSection = recipe.evaluate
+    if own.preprocess is None and section.preprocess is not None:
+        own = own.model_copy(update={"preprocess": section.preprocess})
+    judged = open_dataset(own, inputs)
+    record.notes += [f"evaluate: {note}" for note in judged.notes]
+    rest = _disjoint(recipe, calibration, judged, record)
+    return rest, judged, own, tuple(range(judged.count))
+
+
+def input_specs(model: ir.Model, path: Path) -> dict[str, InputSpec]:
+    """The model's inputs as data must fit them.
+
+    Raises:
+        UnsupportedError: an input that is not a tensor of known rank.
+    """
+    specs = {}
+    for value in model.graph.inputs:
+        shape = dims(value)
+        if shape is None or value.dtype is None or value.name is None or not len(shape):
+            raise UnsupportedError(
+                f'model {path}: the input "{value.name}" has no known rank, or no batch axis; '
+                "export the model with input shapes"
+            )
+        specs[value.name] = InputSpec(value.name, shape, str(value.dtype.numpy()))
+    return specs
+
+
+def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Record) -> Dataset:
+    """Calibration without the samples that evaluation has too."""
+    allowed = recipe.calibrate.allow_overlap or (
+        recipe.evaluate is not None and recipe.evaluate.allow_overlap
+    )
+    if allowed:
+        return calibration
+    rest, dropped = drop_overlap(calibration, judged)
+    if len(dropped) > MOST_OVERLAP * judged.count or (dropped and rest.count == 0):
+        raise recipe.error(
+            ("evaluate",),
+            f"{len(dropped)} of {judged.count} evaluation samples are calibration samples too (first: "
+            f"{dropped[0]}), expected at most {MOST_OVERLAP:.0%}; give disjoint folders, use `take` "
+            "to part one folder, or set allow_overlap: true",
+        )
+    if dropped:
+        record.notes.append(
+            f"{len(dropped)} calibration samples are evaluation samples too and were dropped: "
+            + ", ".join(dropped[:5])
+            + (" ..." if len(dropped) > 5 else "")
+        )
+    return rest
+
+
+def _bits(recipe: Recipe, model: ir.Model) -> Bits:
+    """Resolve the layer patterns on the graph as it was read; the last match wins."""
+    everything = _is_float(recipe, ("bits",), recipe.bits.weights, recipe.bits.activations)
+    widths: dict[str, bool] = {}
+    for pattern, layer in recipe.bits.layers.items():
+        place = ("bits", "layers", pattern)
+        try:
+            names = nodes_matching(model, pattern)
+        except RecipeError as error:
+            raise recipe.error(place, str(error)) from error
+        weights = recipe.bits.weights if layer.weights is None else layer.weights
+        activations = recipe.bits.activations if layer.activations is None else layer.activations
+        widths.update(dict.fromkeys(names, _is_float(recipe, place, weights, activations)))
+    return Bits(
+        granularity=recipe.bits.granularity,
+        float_nodes=frozenset(
+            node.name or "" for node in model.graph if widths.get(node.name or "", everything)
+        ),
+    )
+
+
+def _is_float(recipe: Recipe, place: tuple[str, ...], weights: object, activations: object) -> bool:
+    if (weights == "float") != (activations == "float"):
+        raise recipe.error(
+            place,
+            f"weights: {weights} with activations: {activations} is not in this version; "
+            "expected both 8 or both float",
+        )
+    return weights == "float"
