@@ -55,10 +55,17 @@ MOVES = {
 
 def model_part(path: Path, sha256: str, model: ir.Model) -> ModelPart:
     """Parameters and multiply-accumulates of the float model."""
-    total = sum(macs(node) for node in model.graph)
     return ModelPart(
-        path=str(path), sha256=sha256, parameters=parameters(model.graph), macs=total or None
+        path=str(path),
+        sha256=sha256,
+        parameters=parameters(model.graph),
+        macs=total_macs(model) or None,
     )
+
+
+def total_macs(model: ir.Model) -> int:
+    """Multiply-accumulates of one sample, as far as shapes are known."""
+    return sum(macs(node) for node in model.graph)
 
 
 def file_bytes(path: Path) -> int:
@@ -207,7 +214,7 @@ def _bytes(plan: QuantPlan, name: str | None, params: QuantParams | None) -> int
 
 def environment() -> dict[str, str | int | list[str]]:
     """Versions and the processor."""
-    from qtool.execute.ort_session import default_threads
+    from qtool.execute.ort_options import default_threads
 
     return {
         "python": platform.python_version(),

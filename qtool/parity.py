@@ -11,16 +11,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute import Executor
 from qtool.execute.exact import ExactKernels
+from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation
-from qtool.graph import by_name, macs, nodes_by_name
+from qtool.graph import nodes_by_name
 from qtool.numerics import dequantize, quantize
 from qtool.plan import QuantPlan
-
-# Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.
-MACS = 2_000_000_000
-MOST_SAMPLES = 64
 
 
 @dataclass
@@ -60,29 +56,6 @@ class ParityCounts:
     integer: Count = field(default_factory=Count)
     after_float: Count = field(default_factory=Count)
     worst: dict[str, int] = field(default_factory=dict)
-
-
-def sample_count(model: ir.Model, available: int) -> int:
-    """How many samples parity can afford."""
-    each = sum(macs(node) for node in model.graph) or 1
-    return int(min(max(MACS // each, 2), MOST_SAMPLES, available))
-
-
-def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
-    """Names of values in the emitted graph that parity wants to see: codes, and float site outputs."""
-    present = by_name(emitted.graph)
-    names = [f"{v}_quantized" for v in plan.grid_of if v not in plan.codes]
-    names += [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
-    return tuple(n for n in names if n in present)
-
-
-def watched_model(emitted: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the emitted model that also returns the named values."""
-    copy = emitted.clone()
-    values = by_name(copy.graph)
-    have = {v.name for v in copy.graph.outputs}
-    copy.graph.outputs.extend(values[n] for n in names if n not in have)
-    return copy
 
 
 def compare(

@@ -18,13 +18,14 @@ from qtool.accounts import (
     layers_part,
     model_part,
     size_part,
+    total_macs,
 )
 from qtool.annotate import annotate
 from qtool.calibrate import batch_size, choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import CALIBRATORS, MinMax
 from qtool.emit import emit_qdq, save_model
 from qtool.errors import QtoolError, RecipeError, UnsupportedError
-from qtool.execute.ort_session import default_threads
+from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, write_text_atomic
 from qtool.freeze import freeze
 from qtool.graph import macs
@@ -74,9 +75,7 @@ def run_ptq(
     scratch = out / ".stages" / "scratch"
     try:
         prepared = prepare(recipe, stages, seed, progress)
-        loaded = prepared.loaded
-        part = model_part(loaded.path, loaded.sha256, loaded.model)
-        _rewrite(recipe, prepared, stages)
+        part = _rewrite(recipe, prepared, stages)
         plan = _annotate(prepared, stages)
         plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -95,15 +94,21 @@ def run_ptq(
     return report
 
 
-def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> None:
-    model, floats = prepared.loaded.model, prepared.bits.float_nodes
+def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
+    """Rewrite the graph in place; returns what it counted before convolutions change their form."""
+    loaded, floats = prepared.loaded, prepared.bits.float_nodes
+    part = model_part(loaded.path, loaded.sha256, loaded.model)
     with stages.stage("rewrite") as record:
-        names = prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite
-        for name in names:
-            times = REWRITES[name](model, lambda node: node.name not in floats)
+        for name in prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite:
+            times = REWRITES[name](loaded.model, lambda node: node.name not in floats)
             if times:
                 record.notes.append(f"{name}: {times} times")
-        infer_shapes(model)
+            if name == "fold_constants":
+                # Shapes that depended on computed constants are known only now.
+                infer_shapes(loaded.model)
+                part = part.model_copy(update={"macs": total_macs(loaded.model) or None})
+        infer_shapes(loaded.model)
+    return part
 
 
 def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:

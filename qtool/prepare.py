@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.annotate import Bits, nodes_matching
-from qtool.data import Dataset, DataSection, InputSpec, drop_overlap, open_dataset, split
+from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model

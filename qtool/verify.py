@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,12 @@ from qtool.protocols import Progress, silent
 if TYPE_CHECKING:
     from qtool.data import Dataset
 
-# Rounds of A and B runs; each round's length is chosen so that all take about SECONDS.
+# Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MOST_SECONDS,
+# and more where a run is so short that LEAST_SECONDS are not filled.
 ROUNDS = 10
-SECONDS = 1.2
-MAX_RUNS = 40
+RUNS = 50
+LEAST_SECONDS = 0.3
+MOST_SECONDS = 5.0
 
 # Evaluation batches: enough rows to keep the kernels busy, few enough to stay small.
 BATCH_ROWS = 16
@@ -38,7 +41,10 @@ FAILURES: dict[str, type[QtoolError]] = {
 
 
 def run_tasks(
-    tasks: Sequence[dict[str, Any]], folder: Path, progress: Progress = silent
+    tasks: Sequence[dict[str, Any]],
+    folder: Path,
+    progress: Progress = silent,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Run tasks in a child process, in order.
 
@@ -46,6 +52,7 @@ def run_tasks(
         tasks: see TASKS for the kinds and their keys.
         folder: a scratch folder both may write to.
         progress: told about every task.
+        meanwhile: work for this process; the child waits for its end before it times anything.
 
     Returns:
         One result per task, with the child's peak memory as ``peak_rss_mb`` in the last.
@@ -65,6 +72,7 @@ def run_tasks(
         errors.open("w") as stderr,
         subprocess.Popen(
             [sys.executable, "-m", "qtool.verify", str(jobs)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -72,6 +80,11 @@ def run_tasks(
         ) as child,
     ):
         try:
+            meanwhile()
+            if child.stdin is not None:
+                with suppress(BrokenPipeError):
+                    child.stdin.write("quiet\n")
+                    child.stdin.flush()
             for message in _messages(child):
                 if "progress" in message:
                     progress(*message["progress"])
@@ -110,7 +123,7 @@ def _tell(**message: Any) -> None:
 def _session(path: str, threads: int, optimized: str | None = None) -> Any:
     import onnxruntime as ort
 
-    from qtool.execute.ort_session import session_options
+    from qtool.execute.ort_options import session_options
 
     options = session_options(threads)
     if optimized is not None:
@@ -147,19 +160,17 @@ def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
 
 def _optimize(task: dict[str, Any]) -> dict[str, Any]:
     """Write the graph ONNX Runtime really executes. Keys: model, optimized, threads."""
-    import time
-
-    start = time.perf_counter()
     _session(task["model"], task["threads"], task["optimized"])
+    start = time.perf_counter()
+    _session(task["model"], task["threads"])
     return {"load_seconds": time.perf_counter() - start}
 
 
 def _latency(task: dict[str, Any]) -> dict[str, Any]:
     """Time two files A B A B on one batch. Keys: float, quantized, feeds (.npz), threads."""
-    import time
-
     with np.load(task["feeds"]) as archive:
         batch = {name: archive[name] for name in archive.files}
+    sys.stdin.readline()
     sessions = [_session(task[k], task["threads"]) for k in ("float", "quantized")]
     feeds = [_feeds(batch, s) for s in sessions]
 
@@ -170,7 +181,8 @@ def _latency(task: dict[str, Any]) -> dict[str, Any]:
 
     for _ in range(3):
         warm = once(0) + once(1)
-    runs = int(min(max(SECONDS / ROUNDS / warm, 1), MAX_RUNS))
+    wished = min(max(RUNS, LEAST_SECONDS / warm), MOST_SECONDS / warm)
+    runs = max(round(wished / ROUNDS), 1)
     times: list[list[float]] = [[], []]
     for done in range(ROUNDS):
         for which in (0, 1):

@@ -1,6 +1,5 @@
 """A whole graph in ONNX Runtime: for constants, and for statistics, where torch is 2-5 x slower."""
 
-import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -8,28 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-LEVELS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
-
-
-def default_threads() -> int:
-    """Physical cores that this process may use."""
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, usable or 1))
-
-
-def session_options(threads: int, level: str = "all") -> Any:
-    """Session options that keep idle threads from spinning against each other."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[level])
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
+from qtool.execute.ort_options import default_threads, session_options
 
 
 class OrtSession:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute import Executor
+from qtool.execute.executor import Executor
 from qtool.numerics import dequantize, fake_quantize
 from qtool.plan import QuantPlan
 

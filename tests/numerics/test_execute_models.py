@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from qtool.execute import Executor
+from qtool.execute.executor import Executor
 
 DATA = os.environ.get("QTOOL_DATA")
 MODELS = sorted(Path(DATA, "models").glob("*.onnx")) if DATA else []
