@@ -99,13 +99,18 @@ def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
             continue
         last = node
         follower = sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None
-        if follower is not None and follower.op_type in rule.absorbs and _keeps_zero(follower):
-            if follower.name not in draft.bits.float_nodes:
-                last = follower
-                taken.add(follower.name or "")
+        if follower is not None and _absorbed(follower, rule, draft):
+            last = follower
+            taken.add(follower.name or "")
         draft.candidates[name] = (node, rule, last)
         for value in last.outputs:
             draft.owner[value] = node
+
+
+def _absorbed(follower: ir.Node, rule: OpRule, draft: _Draft) -> bool:
+    """True when the activation behind an op vanishes into the op's output grid."""
+    asked = follower.name not in draft.bits.float_nodes
+    return follower.op_type in rule.absorbs and _keeps_zero(follower) and asked
 
 
 def _rule(node: ir.Node, draft: _Draft) -> tuple[OpRule | None, str]:
@@ -235,9 +240,9 @@ def _hand_out(
         if rule.output == "quantized" or out in wanted:
             draft.find(out.name or "")
         if rule.form == "concat":
-            for value in operands:
-                if _private(value, chosen):
-                    draft.join(out.name or "", value.name or "")
+            for operand in operands:
+                if _private(operand, chosen):
+                    draft.join(out.name or "", operand.name or "")
         weight = bias = None
         if rule.weight is not None:
             weight, bias = _weight_specs(node, rule, draft.bits, fixed)
@@ -278,14 +283,15 @@ def weight_axis(node: ir.Node) -> int:
 def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]]) -> bool:
     """True when nothing but the Concat behind it reads this value's codes.
 
-    Then the Concat's grid serves it best: its values are rounded once, not twice, and the copy is free.
+    Then the Concat's grid serves it best: values are rounded once, not twice, and the copy is free.
     """
     if sole_reader(value) is None or is_constant(value) or value.is_graph_input():
         return False
     producer = value.producer()
     if producer is None:
         return False
-    if producer.name in chosen and chosen[producer.name][1].form == "same_grid":
+    made = chosen.get(producer.name or "")
+    if made is not None and made[1].form == "same_grid":
         return producer.inputs[0] is not None and _private(producer.inputs[0], chosen)
     return True
 

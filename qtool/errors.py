@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message says where, what was found, what was expected, what to do."""
+"""The errors a user can meet: where, what was found, what was expected, what to do."""
 
 
 class QtoolError(Exception):

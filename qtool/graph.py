@@ -1,6 +1,7 @@
 """Questions about a graph. Read-only, no state: every function takes an ``onnx_ir`` object."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -45,7 +46,7 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
-def attribute(node: ir.Node, name: str, default: object = None) -> object:
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """An attribute's Python value (str, int, float, tuple), or ``default`` when absent."""
     attr = node.attributes.get(name)
     if attr is None:
@@ -120,7 +121,7 @@ def parameters(graph: ir.Graph) -> int:
 
 
 def macs(node: ir.Node) -> int:
-    """Multiply-accumulates of one Conv, ConvTranspose, Gemm or MatMul for one sample; 0 if unknown."""
+    """Multiply-accumulates of a convolution or matrix product for one sample; 0 if unknown."""
     if node.op_type in ("Conv", "ConvTranspose"):
         weight = dims(node.inputs[1])
         place = dims(node.outputs[0] if node.op_type == "Conv" else node.inputs[0])

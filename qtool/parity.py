@@ -1,6 +1,4 @@
-"""Does the file compute what was simulated? Layer by layer, on the file's own inputs; and how much
-each layer loses.
-"""
+"""Does the file compute what was simulated, layer by layer; and how much each layer loses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,8 +154,10 @@ class Noise:
 def layer_noise(
     model: ir.Model, plan: QuantPlan, batches: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Noise]:
-    """How much each weighted site loses by itself: its float input rounded to the grid, its weights
-    and its output too, against its float output. Errors of earlier layers are not in it.
+    """How much each weighted site loses by itself.
+
+    Its float input is rounded to the grid, its weights and its output too, and the result compared
+    with its float output. Errors of earlier layers are not in it.
 
     Returns:
         Site name -> power of signal and noise over all batches.

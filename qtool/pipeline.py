@@ -1,4 +1,4 @@
-"""The order of the stages, top to bottom. A recipe chooses steps within a stage, never the order."""
+"""The order of the stages. A recipe chooses steps within a stage, never the order."""
 
 import hashlib
 import json

@@ -13,7 +13,7 @@ from qtool.numerics import QuantParams, QuantSpec
 
 @dataclass(frozen=True)
 class Site:
-    """What the runtime fuses into one integer kernel: an op with the activation folded into its grid.
+    """What the runtime fuses into one integer kernel: an op, its activation folded into its grid.
 
     Attributes:
         name: name of the node that does the work.
@@ -40,7 +40,7 @@ class QuantPlan:
 
     Attributes:
         sites: node name -> Site, in graph order; everything else computes in float.
-        passes: nodes that only move codes (Reshape, Slice, MaxPool ...): input and output share a grid.
+        passes: nodes that only move codes (Reshape, MaxPool ...): input and output share a grid.
         grid_of: value name -> grid id; activations, weights and biases alike.
         grids: grid id -> what is asked for (QuantSpec), later what was found (QuantParams).
         codes: initializer name -> final integers.

@@ -1,4 +1,4 @@
-"""A plan on disk: ``plan.json`` for people, ``plan.npz`` for the integers; byte-identical for equal plans."""
+"""A plan on disk: ``plan.json`` for people, ``plan.npz`` for integers; equal plans, equal bytes."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Before anything is quantized: the model, its target, the data of both uses, the bits asked for."""
+"""Before anything is quantized: the model, its target, the data, the bits asked for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +129,8 @@ def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Rec
     if len(dropped) > MOST_OVERLAP * judged.count or (dropped and rest.count == 0):
         raise recipe.error(
             ("evaluate",),
-            f"{len(dropped)} of {judged.count} evaluation samples are calibration samples too (first: "
-            f"{dropped[0]}), expected at most {MOST_OVERLAP:.0%}; give disjoint folders, use `take` "
+            f"{len(dropped)} of {judged.count} evaluation samples are calibration samples too "
+            f"(first: {dropped[0]}), expected at most {MOST_OVERLAP:.0%}; give disjoint folders, use `take` "
             "to part one folder, or set allow_overlap: true",
         )
     if dropped:

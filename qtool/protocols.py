@@ -1,4 +1,4 @@
-"""The shapes of everything that plugs in. Nothing inherits from these; a table entry just fits one."""
+"""The shapes of everything that plugs in. Nothing inherits from these; a table entry fits one."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qtool.plan import QuantPlan, Stats
 
 Observe = Callable[["ir.Value", Any], Any]
-"""The executor's one hook: ``observe(value, tensor) -> tensor``; what it returns is what readers see."""
+"""The executor's one hook: ``observe(value, tensor) -> tensor``; readers see what it returns."""
 
 
 class Progress(Protocol):

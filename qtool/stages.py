@@ -1,4 +1,4 @@
-"""Stages of a run: timed, remembered by the digest of what they were made from, told to the report."""
+"""Stages of a run: timed, remembered by the digest of what they were made from, reported."""
 
 import hashlib
 import resource
@@ -33,7 +33,7 @@ class Stages:
     Attributes:
         folder: where finished results are kept.
         fresh: ignore results of earlier runs.
-        base: what every result depends on besides its own parts (qtool's source, versions, threads).
+        base: what every result depends on besides its own parts (source, versions, threads).
     """
 
     folder: Path

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from qtool.errors import RecipeError, suggest
-from qtool.numerics import PerChannel, PerTensor, QuantSpec
+from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
 
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 
@@ -18,11 +18,12 @@ class OpRule:
     """How a target runs one op type in integers.
 
     Attributes:
-        form: ``weighted`` (constant weights times an activation), ``elementwise`` (every float input
-            and the output on grids of their own), ``same_grid`` (codes move unchanged), ``concat``.
+        form: ``weighted`` (constant weights times an activation), ``elementwise`` (every float
+            input and the output on grids of their own), ``same_grid`` (codes move unchanged),
+            ``concat``.
         inputs: positions of the activation inputs; empty: all.
         weight, bias: positions of the constant operands of a weighted op.
-        output: ``quantized`` when the kernel can only write codes, ``either`` when it may write floats.
+        output: ``quantized`` when the kernel only writes codes, ``either`` when also floats.
         absorbs: activations that vanish into this op's output grid.
         on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
         when: attribute name -> values the kernel needs; anything else stays float.
@@ -60,7 +61,7 @@ class Target:
 
 
 def config_folder(kind: str) -> Path:
-    """Where the shipped ``configs/<kind>`` lie: inside the wheel, or beside the package in a checkout."""
+    """Where ``configs/<kind>`` lie: inside the wheel, or beside the package in a checkout."""
     here = Path(__file__).parent
     inside = here / "configs" / kind
     return inside if inside.is_dir() else here.parent / "configs" / kind
@@ -120,7 +121,8 @@ def _rule(raw: Any, where: str) -> OpRule:
 
 def _spec(raw: Any, where: str) -> QuantSpec:
     _known(raw, {"bits", "signed", "symmetric", "granularity"}, where)
-    granularity = {"tensor": PerTensor(), "channel": PerChannel(0)}[raw["granularity"]]
+    kinds: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(0)}
+    granularity = kinds[raw["granularity"]]
     return QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity)
 
 

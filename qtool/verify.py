@@ -210,14 +210,14 @@ def _capture(task: dict[str, Any]) -> dict[str, Any]:
         found = _run(session, names, feeds, task["model"])
         arrays = {f"o{k}": array for k, array in enumerate(found)}
         arrays.update({f"i:{name}": array for name, array in feeds.items()})
-        np.savez(Path(task["out"]) / f"{saved}.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(Path(task["out"]) / f"{saved}.npz", **arrays)
         saved += 1
         _tell(progress=["parity capture", min(saved * rows, dataset.count), dataset.count])
     return {"saved": saved}
 
 
 def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
-    """Save the first output on all samples. Keys: model, out (.npy), name, threads, and the data's."""
+    """Save the first output on all samples. Keys: model, out, name, threads, and the data's."""
     session = _session(task["model"], task["threads"])
     dataset = _dataset(task)
     fixed = next((s[1][0] for s in task["inputs"] if s[1] and isinstance(s[1][0], int)), None)
@@ -227,7 +227,7 @@ def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
     )
     rows = fixed or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
     first = [session.get_outputs()[0].name]
-    saved: np.ndarray | None = None
+    saved: np.memmap | None = None
     done = 0
     for batch, valid in dataset.padded(rows):
         found = _run(session, first, _feeds(batch, session), task["model"])[0][:valid]

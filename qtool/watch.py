@@ -19,7 +19,7 @@ def sample_count(model: ir.Model, available: int) -> int:
 
 
 def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
-    """Names of values in the emitted graph that parity wants to see: codes, and float site outputs."""
+    """Names of values in the emitted graph that parity looks at: codes, and float site outputs."""
     present = by_name(emitted.graph)
     names = [f"{v}_quantized" for v in plan.grid_of if v not in plan.codes]
     names += [s.output for s in plan.sites.values() if s.output not in plan.grid_of]

@@ -1,4 +1,4 @@
-"""Range estimators: statistics of one value in, its grid out. Pure; an entry's fields are its options."""
+"""Range estimators: statistics of one value in, its grid out. An entry's fields are its options."""
 
 from qtool.calibrators.minmax import MinMax
 from qtool.calibrators.mse import MSE

@@ -14,15 +14,16 @@ from qtool.plan import Stats
 class MSE:
     """Shrink the range until clipping costs more than rounding saves.
 
-    Both ends are shrunk by one factor first, then the upper and the lower end alone; every candidate
-    is scored on the histogram, so the cost does not grow with the data. The full range is among the
-    candidates: the result is never worse than min-max on the histogram.
+    Both ends are shrunk by one factor first, then the upper and the lower end alone; every
+    candidate is scored on the histogram, so the cost does not grow with the data. The full range is
+    among the candidates: the result is never worse than min-max on the histogram.
 
     Args:
         candidates: factors tried per search, from 1 down to 1 / candidates.
         p: exponent of the error; 2 is the squared error, 2.4 weighs clipping more.
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", sec. 3.1,
-        arXiv:2106.08295. Departure: the paper leaves the search open; we shrink jointly, then each end.
+        arXiv:2106.08295. Departure: the paper leaves the search open; we shrink jointly, then each
+        end.
     """
 
     _: KW_ONLY

@@ -18,7 +18,8 @@ class Percentile:
 
     Args:
         q: share of values kept below the upper limit (and above the lower one).
-    Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", sec. 4, arXiv:2004.09602.
+    Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", sec. 4,
+        arXiv:2004.09602.
     """
 
     _: KW_ONLY

@@ -63,7 +63,7 @@ class _Emitter:
         for value in order:
             if value.name in self.plan.codes:
                 self._constant(value)
-            elif value.producer() is None or value.producer().name not in self.on_codes:  # type: ignore[union-attr]
+            elif not self._moved(value):
                 codes[value] = self._quantize(value)
         for node in list(self.graph):
             if node.name in self.on_codes:
@@ -74,6 +74,11 @@ class _Emitter:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+    def _moved(self, value: ir.Value) -> bool:
+        """True when an op that works on codes makes this value."""
+        producer = value.producer()
+        return producer is not None and producer.name in self.on_codes
 
     def _drop_absorbed(self, values: dict[str, ir.Value]) -> None:
         """Remove the Relu or Clip of a site where saturation of its grid does the same."""

@@ -1,8 +1,8 @@
 """Integer kernels to the last bit: the codes ONNX Runtime's CPU provider writes for one site.
 
 Accumulators are integers held exactly in float32 (or float64 where a sum may pass 2**24). The float
-steps of requantization follow the runtime's order of operations, found by comparing candidate orders
-on random and on tie-producing scales: see docs/parity.md.
+steps of requantization follow the runtime's order of operations, found by comparing candidate
+orders on random and on tie-producing scales: see docs/parity.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +177,7 @@ def _by_table(function: Callable[[ir.Node, torch.Tensor], torch.Tensor]) -> Call
 
 
 def _leaky(node: ir.Node, values: torch.Tensor) -> torch.Tensor:
-    slope = float(str(attribute(node, "alpha", 0.01)))
+    slope = float(attribute(node, "alpha", 0.01))
     return torch.where(values >= 0, values, values * slope)
 
 
@@ -186,7 +186,7 @@ def _sigmoid(node: ir.Node, values: torch.Tensor) -> torch.Tensor:
 
 
 def _concat(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
-    axis = int(str(attribute(node, "axis", 0)))
+    axis = int(attribute(node, "axis", 0))
     parts = []
     for codes, grid in zip(x, grids, strict=True):
         same = grid.scale == y.scale and grid.zero_point == y.zero_point

@@ -1,4 +1,4 @@
-"""Reading models: every file becomes one in-memory ONNX graph with a known opset, names and shapes."""
+"""Reading models: every file becomes one graph in memory, with a known opset, names and shapes."""
 
 from qtool.load.onnx import Loaded, bind_shapes, infer_shapes, load_model
 

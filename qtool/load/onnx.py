@@ -121,8 +121,8 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
             raise ModelError(
-                f'model {path}: the weights of "{value.name}" lie in {tensor.path}, which is missing;'
-                " put the external data file beside the model"
+                f'model {path}: the weights of "{value.name}" lie in {tensor.path}, which is '
+                "missing; put the external data file beside the model"
             )
 
 
@@ -144,7 +144,7 @@ def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
     for name, tensor in heavy.items():
         value = graph.initializers.pop(name)
         value.const_value = None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         graph.inputs.append(value)
     try:
         yield ir.to_proto(model)

@@ -1,6 +1,6 @@
 """Changes to the graph that keep its float function equal; each returns how often it applied.
 
-After the rewrites the graph is read-only. The target names them, in order; a recipe may choose others.
+After the rewrites the graph is read-only. The target names them in order; a recipe may choose.
 """
 
 from collections.abc import Callable

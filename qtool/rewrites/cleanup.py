@@ -99,8 +99,8 @@ def _does_nothing(node: ir.Node) -> bool:
 def split_shared_constants(model: ir.Model, quantized: Quantized) -> int:
     """Give each weighted node its own bias, and a weight of its own where the axes differ.
 
-    A bias is stored on the grid s_x * s_w of its one reader. Weights read along the same output axis
-    by several nodes stay one array (tied weights stay tied).
+    A bias is stored on the grid s_x * s_w of its one reader. Weights read along the same output
+    axis by several nodes stay one array (tied weights stay tied).
     """
     done = 0
     for value in list(model.graph.initializers.values()):

@@ -60,7 +60,8 @@ def add_node(
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` replace ``old`` everywhere, under the old name and as the graph's output."""
-    graph = old.producer().graph if old.producer() is not None else None
+    made = old.producer()
+    graph = made.graph if made is not None else None
     name = old.name
     if new.producer() is not None and new.shape is None:
         new.shape = old.shape

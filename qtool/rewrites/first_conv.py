@@ -70,15 +70,15 @@ def space_to_depth_first_conv(model: ir.Model, quantized: Quantized) -> int:
             continue
         if not isinstance(height, int) or not isinstance(width, int):
             continue
-        top, left, bottom, right = attribute(conv, "pads") or (0, 0, 0, 0)  # type: ignore[misc]
+        top, left, bottom, right = attribute(conv, "pads") or (0, 0, 0, 0)
         bottom += _even(height + top + bottom, weight.shape[2])
         right += _even(width + left + right, weight.shape[3])
         x = conv.inputs[0]
         if any((top, left, bottom, right)):
             array = np.array([0, 0, top, left, 0, 0, bottom, right])
             pads = add_constant(model.graph, f"{conv.name}.pads", array)
-            size = (height + top + bottom, width + left + right)
-            x = add_node(conv, "Pad", [x, pads], None, f"{conv.name}/pad", (*shape[:2], *size))
+            padded = (*shape[:2], height + top + bottom, width + left + right)
+            x = add_node(conv, "Pad", [x, pads], name=f"{conv.name}/pad", shape=padded)
         blocks = add_node(
             conv, "SpaceToDepth", [x], {"blocksize": 2}, name=f"{conv.name}/space_to_depth"
         )
@@ -99,7 +99,7 @@ def _even(padded: int, kernel: int) -> int:
 
 
 def _blocks(weight: np.ndarray) -> np.ndarray:
-    """W [O, C, kh, kw] -> [O, 4C, ceil(kh/2), ceil(kw/2)], channels ordered as SpaceToDepth does."""
+    """W [O, C, kh, kw] -> [O, 4C, ceil(kh/2), ceil(kw/2)], channels as SpaceToDepth orders them."""
     o, c, kh, kw = weight.shape
     even = np.pad(weight, ((0, 0), (0, 0), (0, kh % 2), (0, kw % 2)))
     cut = even.reshape(o, c, even.shape[2] // 2, 2, even.shape[3] // 2, 2)

@@ -19,42 +19,34 @@ _OUT_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 
 def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scale, shift) per channel, float64, of a BatchNorm in inference mode; None if not constant."""
+    """(scale, shift) per channel, float64, of a constant BatchNorm in inference mode, else None."""
     if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0):
         return None
     arrays = [constant(v) for v in node.inputs[1:5]]
     if any(a is None for a in arrays):
         return None
     gamma, beta, mean, var = (np.asarray(a, np.float64) for a in arrays)
-    scale = gamma / np.sqrt(var + float(str(attribute(node, "epsilon", 1e-5))))
+    scale = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
     return scale, beta - mean * scale
 
 
 def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
     """Fold BatchNorm into the Conv, ConvTranspose or Gemm in front of it.
 
-    A Pad of zeros in between is passed when the BatchNorm maps 0 to 0 (else the border would change).
+    A Pad of zeros in between is passed when the BatchNorm maps 0 to 0 (else borders would change).
     Leaves ``meta["batchnorm"] = (beta, |gamma|)`` on the value, for data-free methods.
     """
     done = 0
     for norm in list(model.graph):
         affine = batchnorm_affine(norm)
-        source = norm.inputs[0]
-        if affine is None or source is None or source.producer() is None:
+        if affine is None:
             continue
         scale, shift = affine
-        producer = source.producer()
-        if producer.op_type == "Pad" and _pads_zeros(producer) and not shift.any():
-            pad, source = producer, producer.inputs[0]
-            if sole_reader(pad.outputs[0]) is not norm or source is None:
-                continue
-            producer = source.producer()
-            reader: ir.Node = pad
-        else:
-            reader = norm
-        if producer is None or sole_reader(source) is not reader:
-            continue
-        if not _scale_outputs(model.graph, producer, scale, shift):
+        producer = _sole_source(norm)
+        if producer is not None and producer.op_type == "Pad":
+            passes = _pads_zeros(producer) and not shift.any()
+            producer = _sole_source(producer) if passes else None
+        if producer is None or not _scale_outputs(model.graph, producer, scale, shift):
             continue
         beta, gamma = constant(norm.inputs[2]), constant(norm.inputs[1])
         out = norm.outputs[0]
@@ -67,6 +59,14 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
         drop(norm)
         done += 1
     return done
+
+
+def _sole_source(node: ir.Node) -> ir.Node | None:
+    """The node that makes this one's first input, when nothing else reads it."""
+    source = node.inputs[0]
+    if source is None or sole_reader(source) is not node:
+        return None
+    return source.producer()
 
 
 def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
@@ -120,7 +120,7 @@ def _pads_zeros(pad: ir.Node) -> bool:
 def fold_batchnorm_into_next_conv(model: ir.Model, quantized: Quantized) -> int:
     """Fold a BatchNorm into the Conv behind it, where that is exact.
 
-    The Conv must not pad, unless the BatchNorm maps 0 to 0: padding puts zeros behind the BatchNorm.
+    The Conv must not pad, unless the BatchNorm maps 0 to 0: pads put zeros behind the BatchNorm.
     """
     done = 0
     for norm in list(model.graph):
@@ -135,10 +135,10 @@ def fold_batchnorm_into_next_conv(model: ir.Model, quantized: Quantized) -> int:
             continue
         pads = attribute(conv, "pads", ())
         auto = str(attribute(conv, "auto_pad", "NOTSET"))
-        padded = any(pads) or auto.startswith("SAME")  # type: ignore[arg-type]
+        padded = any(pads) or auto.startswith("SAME")
         if (padded and shift.any()) or conv.inputs[0] is not norm.outputs[0]:
             continue
-        group = int(str(attribute(conv, "group", 1)))
+        group = int(attribute(conv, "group", 1))
         per_group = weight.shape[1]
         if per_group * group != scale.size or dims(norm.inputs[0]) is None:
             continue

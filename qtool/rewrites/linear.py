@@ -14,8 +14,8 @@ Quantized = Callable[[ir.Node], bool]
 def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
     """MatMul with a constant matrix on the right, and the Add of a constant behind it, become Gemm.
 
-    Inputs of more than two dimensions are reshaped to [rows, K] and back; that needs all of them but
-    one to be known. Layers that stay float are left as they are.
+    Inputs of more than two dimensions are reshaped to [rows, K] and back; all of them but one must
+    be known. Layers that stay float are left as they are.
     """
     done = 0
     for node in list(model.graph):
@@ -77,7 +77,7 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         if bias_value is not None and not is_constant(bias_value):
             continue
-        alpha, beta = (float(str(attribute(node, k, 1.0))) for k in ("alpha", "beta"))
+        alpha, beta = (float(attribute(node, k, 1.0)) for k in ("alpha", "beta"))
         weight, bias = constant(node.inputs[1]), constant(bias_value)
         if weight is None:
             continue

@@ -1,0 +1,36 @@
+"""What a table was measured on, and how tables are written."""
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from qtool.accounts import environment
+
+
+def heading(title: str, command: str) -> str:
+    """Title, the command that makes the table, machine and versions."""
+    found = environment()
+    isa = found["isa"]
+    names = ", ".join(isa) if isinstance(isa, list) else str(isa)
+    versions = ", ".join(
+        f"{k} {found[k]}" for k in ("python", "onnxruntime", "torch", "onnx", "numpy")
+    )
+    return (
+        f"# {title}\n\n`{command}`, {datetime.date.today()}\n\n"
+        f"Machine: {found['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}; {versions}.\n"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def results_folder() -> Path:
+    """Where tables go: benchmarks/results."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
