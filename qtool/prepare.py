@@ -130,8 +130,8 @@ def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Rec
         raise recipe.error(
             ("evaluate",),
             f"{len(dropped)} of {judged.count} evaluation samples are calibration samples too "
-            f"(first: {dropped[0]}), expected at most {MOST_OVERLAP:.0%}; give disjoint folders, use `take` "
-            "to part one folder, or set allow_overlap: true",
+            f"(first: {dropped[0]}), expected at most {MOST_OVERLAP:.0%}; "
+            "give disjoint folders, use `take` to part one folder, or set allow_overlap: true",
         )
     if dropped:
         record.notes.append(
