@@ -51,7 +51,7 @@ def outputs(path: Path, section: DataSection) -> tuple[np.ndarray, np.ndarray]:
 
 
 def speeds(paths: list[Path], section: DataSection, threads: int, batch: int) -> list[list[float]]:
-    """Milliseconds of every file in each of ROUNDS interleaved rounds (medians of a round)."""
+    """Milliseconds of every file in ROUNDS rounds: the median of a block of runs, in turn."""
     runs = [session(p, threads) for p in paths]
     specs = inputs_of(runs[0])
     first = next(iter(open_dataset(section, specs).batches(batch)))
@@ -61,15 +61,14 @@ def speeds(paths: list[Path], section: DataSection, threads: int, batch: int) ->
             run.run(None, feeds)
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS):
-        found: list[list[float]] = [[] for _ in runs]
-        end = time.perf_counter() + 1.5
-        while time.perf_counter() < end or len(found[0]) < 10:
-            for k, run in enumerate(runs):
+        for k, run in enumerate(runs):
+            found: list[float] = []
+            end = time.perf_counter() + 0.5
+            while time.perf_counter() < end or len(found) < 10:
                 start = time.perf_counter()
                 run.run(None, feeds)
-                found[k].append(time.perf_counter() - start)
-        for k, part in enumerate(found):
-            times[k].append(1e3 * statistics.median(part))
+                found.append(time.perf_counter() - start)
+            times[k].append(1e3 * statistics.median(found))
     return times
 
 

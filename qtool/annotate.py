@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from qtool.errors import RecipeError, suggest
-from qtool.graph import attribute, constant, is_constant, is_float, rank, readers, sole_reader
+from qtool.graph import attribute, constant, dims, is_constant, is_float, rank, readers, sole_reader
 from qtool.numerics import PerChannel, PerTensor, QuantSpec
 from qtool.plan import QuantPlan, Site
 from qtool.targets import OpRule, Target
@@ -76,7 +76,10 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
         name: (node, rule, last)
         for name, (node, rule, last) in draft.candidates.items()
         if rule.form == "weighted"
-        or (available.issuperset(_data(node, rule)) and wanted.intersection(last.outputs))
+        or (
+            available.issuperset(_data(node, rule))
+            and (wanted.intersection(last.outputs) or _worth_it(node, rule, available))
+        )
     }
     for name in draft.candidates.keys() - chosen.keys():
         draft.floats[name] = (
@@ -215,6 +218,21 @@ def _wanted(nodes: list[ir.Node], draft: _Draft, available: set[ir.Value]) -> se
         ):
             wanted.update(operands)
     return wanted
+
+
+def _worth_it(node: ir.Node, rule: OpRule, available: Collection[ir.Value]) -> bool:
+    """True when an op that can write floats saves more in integers than its conversion costs.
+
+    Its input must be codes already (not a graph input), of known size.
+    """
+    source, shape = node.inputs[0], dims(node.inputs[0])
+    return (
+        rule.output == "either"
+        and source is not None
+        and not source.is_graph_input()
+        and shape is not None
+        and all(isinstance(d, int) for d in shape[1:])
+    )
 
 
 def _hand_out(

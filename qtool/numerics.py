@@ -8,8 +8,8 @@ Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Eff
 Integer-Arithmetic-Only Inference", sec. 2.1, arXiv:1712.05877; ONNX operator QuantizeLinear.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -192,11 +192,6 @@ def fake_quantize(x: Array, params: QuantParams) -> Array:
     return dequantize(quantize(x, params), params)
 
 
-def quantized_range(params: QuantParams) -> tuple[float, float]:
-    """Lowest and highest representable value over all channels."""
-    return float(params.lo.min()), float(params.hi.max())
-
-
-def with_granularity(spec: QuantSpec, granularity: Granularity) -> QuantSpec:
-    """The same grid with another granularity."""
-    return replace(spec, granularity=granularity)
+def mean_factor(params: QuantParams, size: Sequence[int]) -> np.float32:
+    """What turns a sum of codes (without zero points) over an area into the mean value."""
+    return np.float32(params.scale / np.float32(np.prod(size)))

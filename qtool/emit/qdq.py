@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
-from qtool.graph import by_name, constant, is_constant, nodes_by_name
-from qtool.numerics import PerChannel, QuantParams, quantize
+from qtool.graph import by_name, constant, dims, is_constant, nodes_by_name
+from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan
 from qtool.targets import Target
 
@@ -68,6 +68,9 @@ class _Emitter:
         for node in list(self.graph):
             if node.name in self.on_codes:
                 self._move_to_codes(node, codes)
+        for site in self.plan.sites.values():
+            if site.op == "GlobalAveragePool" and site.output not in self.plan.grid_of:
+                self._integer_mean(nodes_by_name(self.graph)[site.name], codes)
         for value, code in codes.items():
             self._dequantize(value, code)
         self.graph.sort()
@@ -175,6 +178,50 @@ class _Emitter:
             name=node.name,
         )
         self.graph.insert_before(node, new)
+
+    def _integer_mean(self, node: ir.Node, codes: dict[ir.Value, ir.Value]) -> None:
+        """Replace a GlobalAveragePool that writes floats by ones @ codes, times scale / area.
+
+        Channels go last first: the runtime keeps feature maps so, and the two transposes cancel.
+        """
+        source, out = node.inputs[0], node.outputs[0]
+        shape = dims(source)
+        if source is None or shape is None:
+            raise AssertionError(f"{node.name} has an input of unknown shape")
+        size = [int(str(d)) for d in shape[2:]]
+        area, channels = int(np.prod(size)), int(str(shape[1]))
+        code = codes[source]
+        _, zero = self._scale(source.name or "")
+        factor = mean_factor(self._grid(source.name or ""), size)
+
+        def step(op: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Value:
+            attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+            made = ir.Node("", op, inputs, attrs, name=f"{node.name}/{op}")
+            return self._add(made, f"{node.name}/{op}_output", None, None)
+
+        def constant_of(name: str, array: object, dtype: type) -> ir.Value:
+            return self._initializer(f"{node.name}/{name}", np.asarray(array, dtype))
+
+        rank = len(shape)
+        last = step("Transpose", [code], perm=[0, *range(2, rank), 1])
+        rows = step("Reshape", [last, constant_of("rows", [0, area, channels], np.int64)])
+        ones = constant_of("ones", np.ones((1, area)), np.uint8)
+        total = step("MatMulInteger", [ones, rows, None, zero])
+        floats = step("Cast", [total], to=ir.DataType.FLOAT.value)
+        mean = step("Mul", [floats, constant_of("factor", factor, np.float32)])
+        restored = constant_of("shape", [-1, channels, *[1] * (rank - 2)], np.int64)
+        result = step("Reshape", [mean, restored])
+        for value, kind in ((last, code.dtype), (rows, code.dtype), (total, ir.DataType.INT32)):
+            value.type = ir.TensorType(kind or ir.DataType.UINT8)
+        made = result.producer()
+        if made is not None:
+            # The last Reshape is the old node to everyone who looks for it.
+            made.name = f"{node.name}/restore"
+        ir.convenience.replace_all_uses_with(
+            out, result, replace_graph_outputs=out.is_graph_output()
+        )
+        self.graph.remove(node, safe=True)
+        result.name, result.shape = out.name, out.shape
 
     def _dequantize(self, value: ir.Value, code: ir.Value) -> None:
         """Give the readers of a value its dequantized codes, if any reader wants them."""

@@ -13,7 +13,7 @@ import torch
 
 from qtool.execute.ops import options_of, select
 from qtool.graph import attribute, by_name, nodes_by_name
-from qtool.numerics import QuantParams
+from qtool.numerics import QuantParams, mean_factor
 from qtool.plan import QuantPlan, Site
 
 # Sums of products below this are exact in float32.
@@ -49,6 +49,8 @@ class ExactKernels:
                     array = codes.get(value.name or "", self.plan.codes.get(value.name or ""))
                     inputs.append(torch.from_numpy(np.asarray(array, np.float32)))
                     grids.append(params)
+            if self.plan.params(site.output) is None:
+                return float_mean(inputs[0], grids[0])
             return KERNELS[node.op_type](node, inputs, grids, self._out(site))
 
     def moved(self, name: str, codes: np.ndarray) -> list[torch.Tensor]:
@@ -147,12 +149,25 @@ def _fma(a: torch.Tensor, b: float, c: torch.Tensor) -> torch.Tensor:
 
 
 def _add(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
-    a, b = grids
-    ra, rb = np.float32(_ratio(a, y)), np.float32(_ratio(b, y))
-    za, zb = np.float32(a.zero_point), np.float32(b.zero_point)
-    fixed = np.float32(y.zero_point) - np.float32(ra * za + rb * zb)
-    inner = _fma(x[1], float(rb), torch.tensor(fixed))
-    return _fma(x[0], float(ra), inner).round().clamp(y.spec.qmin, y.spec.qmax)
+    (first, second), (a, b) = x, grids
+    if _repeats(first, second):
+        # The kernel wants the repeated operand second, and its sums are not symmetric.
+        first, second, a, b = second, first, b, a
+    ra, rb = _ratio(a, y), _ratio(b, y)
+    rest = torch.tensor(np.float32(rb) * np.float32(b.zero_point))
+    both = _fma(torch.tensor(np.float32(a.zero_point)), ra, rest)
+    inner = _fma(second, rb, float(y.zero_point) - both)
+    return _fma(first, ra, inner).round().clamp(y.spec.qmin, y.spec.qmax)
+
+
+def _repeats(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """True when broadcasting repeats one element of ``a`` along the innermost axis of ``b``."""
+    dims = max(a.ndim, b.ndim)
+    for axis in range(1, dims + 1):
+        sizes = [t.shape[-axis] if axis <= t.ndim else 1 for t in (a, b)]
+        if sizes != [1, 1]:
+            return sizes[0] == 1
+    return False
 
 
 def _mul(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:
@@ -201,6 +216,13 @@ def _global_average(
     size = np.float32(np.prod([x[0].shape[a] for a in axes]))
     total = (x[0] - float(grids[0].zero_point)).double().sum(axes, keepdim=True).float()
     return requantize(total * float(grids[0].scale / (y.scale * size)), y)
+
+
+def float_mean(codes: Codes, grid: QuantParams) -> torch.Tensor:
+    """Mean over the spatial axes as floats: an exact integer sum times one float32 factor."""
+    axes = tuple(range(2, codes.ndim))
+    total = (codes - float(grid.zero_point)).double().sum(axes, keepdim=True).float()
+    return total * float(mean_factor(grid, [codes.shape[a] for a in axes]))
 
 
 def _average(node: ir.Node, x: list[Codes], grids: list[QuantParams], y: QuantParams) -> Codes:

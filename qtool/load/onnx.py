@@ -15,6 +15,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.errors import ModelError, UnsupportedError
+from qtool.graph import captured
+from qtool.load.old_opsets import restore_meaning
 
 # Below this many bytes a tensor may be a shape or an axis that inference has to see.
 SMALL = 4096
@@ -90,13 +92,17 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
     _check_external_data(model, path)
+    _check_wiring(model, path)
     refuse_quantized(model, path)
     if model.functions:
         passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
+    before = model.opset_imports.get("", 1)
     model, notes = _upgraded(model, opset, path)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     name_everything(model)
+    if model.opset_imports.get("", 1) > before:
+        restore_meaning(model, before, path)
     infer_shapes(model)
     return Loaded(model, path, _digest(path), tuple(notes))
 
@@ -119,10 +125,31 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
 def _check_external_data(model: ir.Model, path: Path) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        file, end = Path(tensor.path), (tensor.offset or 0) + tensor.nbytes
+        if not file.is_file():
             raise ModelError(
-                f'model {path}: the weights of "{value.name}" lie in {tensor.path}, which is '
+                f'model {path}: the weights of "{value.name}" lie in {file}, which is '
                 "missing; put the external data file beside the model"
+            )
+        if file.stat().st_size < end:
+            raise ModelError(
+                f'model {path}: the weights of "{value.name}" lie in {file}, which ends at byte '
+                f"{file.stat().st_size}, expected at least {end}; copy the file again"
+            )
+
+
+def _check_wiring(model: ir.Model, path: Path) -> None:
+    graph = model.graph
+    given = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in (*node.inputs, *captured(node)):
+            if value is None or value.producer() is not None or value in given:
+                continue
+            raise ModelError(
+                f'model {path}: node "{node.name or node.op_type}" reads "{value.name}", which '
+                "nothing makes; export it again"
             )
 
 
@@ -131,15 +158,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _heavy(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Weights too large to travel through protobuf, by name."""
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > SMALL
+    }
+
+
 @contextmanager
 def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
     """A proto of the model in which large weights are inputs without data."""
-    graph = model.graph
-    heavy = {
-        name: value.const_value
-        for name, value in graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > SMALL
-    }
+    graph, heavy = model.graph, _heavy(model)
     inputs = list(graph.inputs)
     for name, tensor in heavy.items():
         value = graph.initializers.pop(name)
@@ -162,11 +193,7 @@ def _upgraded(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
     have = model.opset_imports.get("", 1)
     if have >= opset:
         return model, []
-    heavy = {
-        name: v.const_value
-        for name, v in model.graph.initializers.items()
-        if v.const_value is not None and v.const_value.nbytes > SMALL
-    }
+    heavy = _heavy(model)
     # The converter knows only the default domain's own history; IR 4 lets weights not be inputs.
     model.ir_version = max(model.ir_version or 4, 4)
     with _light(model) as proto:
@@ -190,14 +217,18 @@ def _upgraded(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
 
 def name_everything(model: ir.Model) -> None:
     """Give every node of every graph a unique name; names that exist and are unique stay."""
+    nodes = list(model.graph.all_nodes())
+    taken = {node.name for node in nodes}
     seen: set[str] = set()
-    for node in model.graph.all_nodes():
-        base = node.name or f"{node.op_type}_{next(o.name for o in node.outputs)}"
-        name, k = base, 1
-        while name in seen:
-            name, k = f"{base}_{k}", k + 1
-        node.name = name
-        seen.add(name)
+    for node in nodes:
+        if not node.name or node.name in seen:
+            base = node.name or f"{node.op_type}_{next(o.name for o in node.outputs)}"
+            name, k = base, 1
+            while name in taken:
+                name, k = f"{base}_{k}", k + 1
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -13,6 +13,7 @@ from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_ne
 from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.pool import reduce_mean_to_global_average_pool
+from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 
 REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
     "fold_constants": fold_constants,
@@ -23,6 +24,7 @@ REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
     "matmul_to_gemm": matmul_to_gemm,
     "normalize_gemm": normalize_gemm,
     "fold_pad": fold_pad,
+    "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
     "space_to_depth_first_conv": space_to_depth_first_conv,
     "pad_first_conv_channels": pad_first_conv_channels,

@@ -1,0 +1,73 @@
+"""Strided slices of feature maps in the form integer kernels know."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from qtool.graph import attribute, constant, dims, sole_reader
+from qtool.rewrites.edit import add_node, drop, take_over
+
+# ONNX writes "to the end" as a number at least this large.
+TO_THE_END = 2**31 - 1
+
+
+def strided_slice_to_max_pool(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
+    """x[:, :, ::2, ::2], one Slice or several, becomes a MaxPool with kernel 1 and stride 2.
+
+    A window of one element has one maximum: the same numbers, in one integer kernel that keeps the
+    channels-last layout, where a Slice copies element by element (shortcuts of CIFAR ResNets).
+    """
+    done = 0
+    for node in list(model.graph):
+        strides = _strides(node)
+        if strides is None or not quantized(node):
+            continue
+        follower = sole_reader(node.outputs[0])
+        if follower is not None and _strides(follower) is not None:
+            # The last Slice of a chain collects the strides of all.
+            continue
+        first = node
+        chain = [node]
+        while (before := _slice_before(first)) is not None:
+            strides = [a * b for a, b in zip(strides, _strides(before) or (), strict=True)]
+            first = before
+            chain.append(before)
+        attributes = {"kernel_shape": [1] * len(strides), "strides": strides}
+        shape = dims(node.outputs[0])
+        name = f"{node.name}/max_pool"
+        pooled = add_node(node, "MaxPool", [first.inputs[0]], attributes, name, shape)
+        take_over(node.outputs[0], pooled)
+        for old in chain:
+            drop(old)
+        done += 1
+    return done
+
+
+def _slice_before(node: ir.Node) -> ir.Node | None:
+    source = node.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or source is None or _strides(producer) is None:
+        return None
+    return producer if sole_reader(source) is node else None
+
+
+def _strides(node: ir.Node) -> list[int] | None:
+    """Strides of the spatial axes of a Slice from 0 to the end; None for any other node."""
+    shape = dims(node.inputs[0]) if node.inputs else None
+    if node.op_type != "Slice" or shape is None or len(shape) not in (3, 4, 5):
+        return None
+    if attribute(node, "starts") is not None or len(node.inputs) < 5:
+        return None
+    starts, ends, axes, steps = (constant(v) for v in node.inputs[1:5])
+    if starts is None or ends is None or axes is None or steps is None:
+        return None
+    strides = [1] * (len(shape) - 2)
+    for start, end, raw, step in zip(starts, ends, axes, steps, strict=True):
+        axis = int(raw) % len(shape)
+        size = shape[axis]
+        whole = end >= TO_THE_END or (isinstance(size, int) and end >= size)
+        if start != 0 or step < 1 or not whole or (axis < 2 and step != 1):
+            return None
+        if axis >= 2:
+            strides[axis - 2] = int(step)
+    return strides
