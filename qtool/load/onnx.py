@@ -92,6 +92,8 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
     _check_external_data(model, path)
+    # The graph outlives its file: what is written or run elsewhere must not point back to it.
+    model = ir.external_data.load_to_model(model)
     _check_wiring(model, path)
     refuse_quantized(model, path)
     if model.functions:

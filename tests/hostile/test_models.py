@@ -1,0 +1,151 @@
+"""Model files that are missing, damaged, quantized already, or that no opset can save."""
+
+import numpy as np
+import onnx
+import pytest
+from models import Net, big_conv, residual
+from onnx import helper
+
+from qtool.errors import ModelError, UnsupportedError
+from qtool.load import load_model
+
+RANDOM = np.random.default_rng(0).bytes(400)
+
+
+def refused(path, kind: type[Exception]) -> str:
+    """The message; its first words must name the file, its exit code must fit."""
+    with pytest.raises(kind) as caught:
+        load_model(path)
+    text = str(caught.value)
+    assert text.startswith(f"model {path}: ")
+    assert getattr(caught.value, "exit_code", None) == {ModelError: 2, UnsupportedError: 3}[kind]
+    return text
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "."])
+def test_no_file(name, tmp_path):
+    assert "no such file; expected an .onnx file" in refused(tmp_path / name, ModelError)
+
+
+@pytest.mark.parametrize("content", [RANDOM, bytes(64), b"model: resnet.onnx\n" * 9])
+def test_not_a_model(content, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    text = refused(path, ModelError)
+    assert "not a readable ONNX file" in text and "export it again" in text
+
+
+def test_an_empty_file(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.touch()
+    assert "the graph has no nodes or no outputs" in refused(path, ModelError)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file(share, tmp_path):
+    whole = residual().proto().SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "not a readable ONNX file" in refused(path, ModelError)
+
+
+def test_no_nodes(tmp_path):
+    net = Net()
+    net.output(net.input("x", 1))
+    onnx.save(net.proto(), tmp_path / "m.onnx")
+    assert "the graph has no nodes" in refused(tmp_path / "m.onnx", ModelError)
+
+
+def test_a_value_that_nothing_makes(tmp_path):
+    net = Net()
+    net.add("Add", net.input("x", 1), "ghost", out="y", name="sum")
+    onnx.save(net.output("y").proto(), tmp_path / "m.onnx")
+    assert 'node "sum" reads "ghost", which nothing makes' in refused(
+        tmp_path / "m.onnx", ModelError
+    )
+
+
+def test_a_value_that_nothing_makes_inside_a_body(tmp_path):
+    inner = helper.make_node("Neg", ["ghost"], ["b"])
+    info = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
+    body = helper.make_graph([inner], "g", [], [info])
+    net = Net()
+    condition = net.add("Greater", net.input("x"), net.const(0.0))
+    net.output(net.add("If", condition, out="y", then_branch=body, else_branch=body, name="if"))
+    onnx.save(net.proto(), tmp_path / "m.onnx")
+    assert 'reads "ghost"' in refused(tmp_path / "m.onnx", ModelError)
+
+
+@pytest.fixture
+def external(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(big_conv().proto(), path, save_as_external_data=True, location="w", size_threshold=0)
+    return path
+
+
+def test_external_data_is_missing(external):
+    (external.parent / "w").unlink()
+    text = refused(external, ModelError)
+    assert 'the weights of "c0"' in text and "put the external data file beside" in text
+
+
+def test_external_data_is_cut_short(external):
+    data = external.parent / "w"
+    data.write_bytes(data.read_bytes()[:100])
+    text = refused(external, ModelError)
+    assert 'the weights of "c0"' in text and "ends at byte 100, expected at least" in text
+
+
+@pytest.mark.parametrize(
+    ("op", "domain"), [("DynamicQuantizeLinear", ""), ("QLinearAdd", "com.microsoft")]
+)
+def test_quantized_already(op, domain, tmp_path):
+    net = Net()
+    net.nodes.append(helper.make_node(op, [net.input("x", 4)], ["q", "s", "z"], "it", domain))
+    proto = net.output(net.add("Relu", "x", out="y")).proto()
+    if domain:
+        proto.opset_import.append(helper.make_opsetid(domain, 1))
+    onnx.save(proto, tmp_path / "m.onnx")
+    text = refused(tmp_path / "m.onnx", UnsupportedError)
+    assert f'already quantized: 1 nodes of kind {op}, the first is "it"' in text
+    assert "give the float model it was made from" in text
+
+
+def test_quantized_inside_a_body(tmp_path):
+    inner = helper.make_node("DynamicQuantizeLinear", ["x"], ["b", "s", "z"], "deep")
+    info = helper.make_tensor_value_info("b", onnx.TensorProto.UINT8, None)
+    body = helper.make_graph([inner], "g", [], [info])
+    net = Net()
+    x = net.input("x", 4)
+    condition = net.add("Greater", net.add("ReduceMax", x, keepdims=0), net.const(0.0))
+    net.add("If", condition, out="y", then_branch=body, else_branch=body)
+    onnx.save(net.output("y").proto(), tmp_path / "m.onnx")
+    assert 'the first is "deep"' in refused(tmp_path / "m.onnx", UnsupportedError)
+
+
+def test_an_opset_too_old_for_any_converter(tmp_path):
+    proto = residual().proto()
+    proto.opset_import[0].version = 1
+    onnx.save(proto, tmp_path / "m.onnx")
+    text = refused(tmp_path / "m.onnx", UnsupportedError)
+    assert "opset 1 cannot be raised to 21" in text and "opset 13 or newer" in text
+
+
+@pytest.mark.parametrize("scales", [None, (1, 1, 2, 0.5)])
+def test_a_nearest_resize_without_a_new_form(scales, tmp_path):
+    net = Net(opset=10, ir_version=5)
+    x = net.input("x", 1, 2, 4, 4)
+    sizes = net.input("s", 4) if scales is None else net.const(np.float32(scales))
+    net.output(net.add("Resize", x, sizes, out="y", mode="nearest", name="up"))
+    onnx.save(net.proto(), tmp_path / "m.onnx")
+    text = refused(tmp_path / "m.onnx", UnsupportedError)
+    assert 'node "up": a nearest Resize from before opset 11' in text
+    assert "export the model again with opset 11 or newer" in text
+
+
+def test_an_upgrade_that_fails_above_13_is_only_a_note(tmp_path):
+    net = Net(opset=17)
+    net.output(net.add("NoSuchOp", net.input("x", 4), out="y"))
+    onnx.save(net.proto(), tmp_path / "m.onnx")
+    loaded = load_model(tmp_path / "m.onnx")
+    assert loaded.notes[0].startswith("opset 17 kept: raising it to 21 failed (")
