@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.annotate import WEIGHTED_OPS
-from qtool.graph import by_name, constant, is_constant, macs, parameters
+from qtool.graph import WEIGHTED_OPS, by_name, constant, is_constant, macs, parameters
 from qtool.numerics import QuantParams
 from qtool.plan import QuantPlan
 from qtool.report import Kernels, Layer, ModelPart, Size

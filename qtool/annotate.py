@@ -14,12 +14,21 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from qtool.errors import RecipeError, suggest
-from qtool.graph import attribute, constant, dims, is_constant, is_float, rank, readers, sole_reader
+from qtool.graph import (
+    WEIGHTED_OPS,
+    attribute,
+    constant,
+    dims,
+    is_constant,
+    is_float,
+    rank,
+    readers,
+    sole_reader,
+    weight_axis,
+)
 from qtool.numerics import PerChannel, PerTensor, QuantSpec
 from qtool.plan import QuantPlan, Site
 from qtool.targets import OpRule, Target
-
-WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -289,13 +298,6 @@ def _weight_specs(
     along = PerChannel(0) if bits.granularity == "channel" else PerTensor()
     fixed[bias.name] = QuantSpec(32, True, True, along)
     return weight, bias.name
-
-
-def weight_axis(node: ir.Node) -> int:
-    """Axis of the output channels in a weighted node's weight."""
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
 
 
 def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]]) -> bool:

@@ -111,6 +111,16 @@ def captured(node: ir.Node) -> tuple[ir.Value, ...]:
     return tuple(found.values())
 
 
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def weight_axis(node: ir.Node) -> int:
+    """Axis of the output channels in the weight (input 1) of a weighted node."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
 def parameters(graph: ir.Graph) -> int:
     """How many floating-point numbers the initializers hold."""
     return sum(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,21 +64,9 @@ def run_tasks(
     """
     jobs = folder / "tasks.json"
     jobs.write_text(json.dumps(list(tasks)))
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     errors = folder / "stderr.txt"
     results: list[dict[str, Any]] = []
-    with (
-        errors.open("w") as stderr,
-        subprocess.Popen(
-            [sys.executable, "-m", "qtool.verify", str(jobs)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        ) as child,
-    ):
+    with errors.open("w") as stderr, _child(jobs, stderr) as child:
         try:
             meanwhile()
             if child.stdin is not None:
@@ -102,6 +90,19 @@ def run_tasks(
             f"{errors.read_text()[-4000:]}"
         )
     return results
+
+
+def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    return subprocess.Popen(
+        [sys.executable, "-m", "qtool.verify", str(jobs)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def _messages(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:

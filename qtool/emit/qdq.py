@@ -5,6 +5,7 @@ Names stay: a value keeps its name, its codes are ``<name>_quantized``, what rea
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -194,7 +195,7 @@ class _Emitter:
         _, zero = self._scale(source.name or "")
         factor = mean_factor(self._grid(source.name or ""), size)
 
-        def step(op: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Value:
+        def step(op: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
             attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
             made = ir.Node("", op, inputs, attrs, name=f"{node.name}/{op}")
             return self._add(made, f"{node.name}/{op}_output", None, None)

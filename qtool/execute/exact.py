@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.execute.ops import options_of, select
-from qtool.graph import attribute, by_name, nodes_by_name
+from qtool.graph import attribute, by_name, nodes_by_name, weight_axis
 from qtool.numerics import QuantParams, mean_factor
 from qtool.plan import QuantPlan, Site
 
@@ -110,19 +110,13 @@ class ExactKernels:
         name = site.weight or ""
         if name not in self._weights:
             array = torch.from_numpy(self.plan.codes[name].astype(np.float32))
-            axis = _channel_axis(node)
+            axis = weight_axis(node)
             rows = array.abs().movedim(axis, 0).flatten(1).sum(1)
             wide = float(rows.max()) * 255 >= EXACT_SUM
             self._weights[name] = array.double() if wide else array
         weight = self._weights[name]
         inputs: list[torch.Tensor | None] = [x.to(weight.dtype), weight]
         return self._call(node, inputs)[0]
-
-
-def _channel_axis(node: ir.Node) -> int:
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "MatMul": 1}[node.op_type]
 
 
 def _along(scale: np.ndarray, shape: Sequence[int]) -> torch.Tensor:

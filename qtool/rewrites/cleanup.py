@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.execute.ort_session import OrtSession
-from qtool.graph import attribute, constant, is_constant
+from qtool.graph import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
 from qtool.rewrites.edit import add_constant, drop, take_over
 
 Quantized = Callable[[ir.Node], bool]
@@ -14,7 +14,6 @@ Quantized = Callable[[ir.Node], bool]
 # Outputs differ from call to call, or carry a state of their own.
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 _RANDOM |= {"Bernoulli"}
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def fold_constants(model: ir.Model, quantized: Quantized) -> int:
@@ -119,11 +118,9 @@ def split_shared_constants(model: ir.Model, quantized: Quantized) -> int:
 
 
 def _role(node: ir.Node, index: int) -> object:
-    if node.op_type in WEIGHTED and index == 1:
-        if node.op_type == "Gemm":
-            return ("weight", 0 if attribute(node, "transB", 0) else 1)
-        return ("weight", {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}[node.op_type])
-    if node.op_type in WEIGHTED and index == 2:
+    if node.op_type in WEIGHTED_OPS and index == 1:
+        return ("weight", weight_axis(node))
+    if node.op_type in WEIGHTED_OPS and index == 2:
         return ("bias", node)
     return "float"
 

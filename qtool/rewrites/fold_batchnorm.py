@@ -9,13 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims, is_constant, sole_reader
+from qtool.graph import attribute, constant, dims, is_constant, sole_reader, weight_axis
 from qtool.rewrites.edit import add_constant, drop, take_over
 
 Quantized = Callable[[ir.Node], bool]
-
-# Axis of the output channels in the weight, and of the input channels.
-_OUT_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 
 def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
@@ -74,17 +71,15 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
     if weight is None or (bias_value is not None and not is_constant(bias_value)):
         return False
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
     if node.op_type == "Gemm":
-        axis = 0 if attribute(node, "transB", 0) else 1
         plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
         if not plain or attribute(node, "transA", 0):
             return False
-    elif node.op_type in _OUT_AXIS:
-        axis = _OUT_AXIS[node.op_type]
-        if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
-            return False
-    else:
+    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         return False
+    axis = weight_axis(node)
     shape = [1] * weight.ndim
     shape[axis] = -1
     if weight.shape[axis] != scale.size:

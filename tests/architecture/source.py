@@ -14,16 +14,19 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 FLOORS = {
     6: "__main__",
     5: "cli",
-    4: "pipeline",
+    4: "pipeline judgement prepare",
     3: "recipe catalog",
-    2: "load rewrites annotate calibrate calibrators ptq qat search freeze emit verify metrics data"
-    " reporting",
-    1: "graph execute plan report files",
+    2: "load rewrites annotate calibrate calibrators ptq qat search freeze emit verify watch parity"
+    " accounts metrics data reporting",
+    1: "graph execute plan report files stages",
     0: "numerics targets protocols errors",
 }  # fmt: skip
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts.split()}
 ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: (importer, imported)
     ("calibrate", "calibrators"): "calibrate gathers the statistics that a calibrator judges",
+    ("pipeline", "prepare"): "the pipeline is told in three files: before, the stages, after",
+    ("pipeline", "judgement"): "and after the file is written",
+    ("judgement", "prepare"): "what is judged was prepared",
     ("verify", "data"): "both files are judged through the one data pipeline",
     ("verify", "metrics"): "and by the one metric",
     ("recipe", "catalog"): "the catalog knows every name that a recipe may use",
@@ -32,7 +35,7 @@ FENCES = {  # third-party package -> the only modules that may import it
     "onnx": ("load", "emit"),
     "onnxscript": ("load", "emit"),
     # ort: a node the table lacks; ort_session: statistics, where torch is 2-5 times slower
-    "onnxruntime": ("verify", "execute.ort", "execute.ort_session"),
+    "onnxruntime": ("verify", "execute.ort", "execute.ort_session", "execute.ort_options"),
     "typer": ("cli",),
     "rich": ("cli", "reporting"),
 }
