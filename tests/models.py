@@ -280,6 +280,29 @@ def rewritten(model: ir.Model, *names: str, floats: frozenset[str] = frozenset()
     return counts
 
 
+def changed(
+    net: Net, *names: str, feeds: Arrays | None = None, floats: frozenset[str] = frozenset()
+) -> tuple[ir.Model, int]:
+    """Apply rewrites; (model, count of the last one). Outputs must stay, in name and value."""
+    model, before = net.model(), net.proto()
+    feeds = feeds or feeds_for(model)
+    bind(model, feeds)
+    want = run(before, feeds)
+    counts = rewritten(model, *names, floats=floats)
+    got = run(model, feeds)
+    assert list(got) == list(want)
+    assert [v.name for v in model.graph.inputs] == [v.name for v in before.graph.input]
+    for name, array in want.items():
+        # float32 in another order; sums of at most a few hundred terms
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-5 * np.abs(array).max())
+        assert got[name].shape == array.shape
+    return model, counts[names[-1]]
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [n.op_type for n in model.graph]
+
+
 def frozen_plan(model: ir.Model, bits: Bits | None = None, seed: int = 1) -> QuantPlan:
     """Annotate, calibrate by min-max on random data, freeze."""
     plan = annotate(model, cpu(), bits or Bits())

@@ -23,22 +23,23 @@ def fold_constants(model: ir.Model, quantized: Quantized) -> int:
     """
     graph = model.graph
     known: set[ir.Value] = {v for v in graph.initializers.values() if is_constant(v)}
-    nodes: list[ir.Node] = []
+    nodes: set[ir.Node] = set()
     for node in graph:
         bodies = any(
             a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for a in node.attributes.values()
         )
-        if bodies or node.op_type in _RANDOM or node.domain not in ("", "ai.onnx"):
+        if bodies or node.domain not in ("", "ai.onnx") or not _foldable(node):
             continue
         if all(v is None or v in known for v in node.inputs):
             known.update(node.outputs)
-            nodes.append(node)
+            nodes.add(node)
     wanted = [
         v
-        for node in nodes
+        for node in graph
+        if node in nodes
         for v in node.outputs
-        if v.is_graph_output() or any(u not in nodes for u, _ in v.uses())
+        if any(u not in nodes for u, _ in v.uses())
     ]
     if wanted:
         part = ir.Model(
@@ -50,11 +51,16 @@ def fold_constants(model: ir.Model, quantized: Quantized) -> int:
             found = session({})
         for value in wanted:
             folded = add_constant(graph, f"{value.name}_folded", found[value.name or ""])
-            ir.convenience.replace_all_uses_with(
-                value, folded, replace_graph_outputs=value.is_graph_output()
-            )
+            ir.convenience.replace_all_uses_with(value, folded)
     remove_unused(model)
     return len(nodes)
+
+
+def _foldable(node: ir.Node) -> bool:
+    """True for a node with tensor outputs, the same in every run, none of them the graph's."""
+    if any(v.is_graph_output() for v in node.outputs) or node.op_type in _RANDOM:
+        return False
+    return "Sequence" not in node.op_type and "Optional" not in node.op_type
 
 
 def remove_identities(model: ir.Model, quantized: Quantized) -> int:

@@ -85,7 +85,9 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
     if weight.shape[axis] != scale.size:
         return False
     bias = constant(bias_value)
-    bias = np.zeros(scale.size) if bias is None else np.broadcast_to(bias, scale.shape)
+    if bias is not None and bias.size != 1 and (bias.size, bias.shape[-1]) != (scale.size,) * 2:
+        return False
+    bias = np.zeros(1) if bias is None else bias.reshape(-1)
     _set(graph, node, 1, weight * scale.reshape(shape), weight.dtype)
     _set(graph, node, 2, bias * scale + shift, weight.dtype)
     return True
@@ -105,6 +107,9 @@ def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: n
 
 def _pads_zeros(pad: ir.Node) -> bool:
     if attribute(pad, "mode", "constant") != "constant":
+        return False
+    pads = constant(pad.inputs[1])
+    if pads is None or np.any(pads.reshape(2, -1)[:, :2]):
         return False
     if len(pad.inputs) < 3 or pad.inputs[2] is None:
         return True

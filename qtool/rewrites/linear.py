@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims, is_constant, sole_reader
+from qtool.graph import attribute, constant, dims, is_constant, is_float, sole_reader
 from qtool.rewrites.edit import add_constant, add_node, drop, set_attributes, take_over
 
 Quantized = Callable[[ir.Node], bool]
@@ -25,7 +25,7 @@ def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
         shape, matrix = dims(x), dims(weight)
         if x is None or shape is None or matrix is None or len(matrix) != 2:
             continue
-        if not is_constant(weight) or len(shape) < 2:
+        if not is_constant(weight) or not is_float(x) or len(shape) < 2:
             continue
         width = matrix[1]
         rows = [d if isinstance(d, int) else -1 for d in shape[:-1]]
@@ -86,7 +86,8 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
         if alpha == 1.0 and (beta == 1.0 or bias is None) and flat:
             continue
         if bias is not None and not flat:
-            if bias.size not in (1, width) or bias.shape[-1:] not in ((), (1,), (width,)):
+            # One row for all rows; [M, 1] is a column, even where M happens to be the width.
+            if bias.size != 1 and (bias.shape[-1] != width or bias.size != width):
                 continue
             bias = np.broadcast_to(bias.reshape(-1), (width,))
         if alpha != 1.0:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims
+from qtool.graph import attribute, constant, dims, is_float
 from qtool.rewrites.edit import add_node, drop, take_over
 
 
@@ -19,6 +19,8 @@ def reduce_mean_to_global_average_pool(
     for node in list(model.graph):
         shape = dims(node.inputs[0]) if node.inputs else None
         if node.op_type != "ReduceMean" or shape is None or len(shape) not in (3, 4, 5):
+            continue
+        if not is_float(node.inputs[0]):
             continue
         given = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
         if given is None or {int(a) % len(shape) for a in given} != set(range(2, len(shape))):
