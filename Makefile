@@ -44,8 +44,8 @@ bench: $(READY)             ## the tables of benchmarks/; needs QTOOL_DATA, a fo
 	@test -d "$$QTOOL_DATA" || { \
 	    echo 'bench: set QTOOL_DATA to the folder of networks and data sets (see benchmarks/)' >&2; \
 	    exit 2; }
-	@set -e; for script in $$(grep -l '__main__' benchmarks/*.py); do \
-	    echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $$(grep -l '__main__' benchmarks/*.py | sed 's,/,.,; s,.py$$,,'); do \
+	    echo "== $$script"; $(BIN)/python -m "$$script"; done
 
 size:                       ## lines per file, longest functions
 	@$(PYTHON) tests/architecture/source.py
