@@ -142,6 +142,8 @@ def _rule(node: ir.Node, draft: _Draft) -> tuple[OpRule | None, str]:
         return (rule, "") if not (why := _why_not_weighted(node, rule)) else (None, why)
     if node.op_type == "Pad" and not _zero_pad(node):
         return None, "only a constant Pad with zeros moves codes unchanged"
+    if node.op_type == "AveragePool" and (why := _why_not_average(node)):
+        return None, f"{draft.target.name}'s integer kernel {why}"
     if any(v is not None and is_float(v) and v.dtype != ir.DataType.FLOAT for v in node.inputs):
         return None, "only float32 is quantized"
     return rule, ""
@@ -166,6 +168,15 @@ def _why_not_weighted(node: ir.Node, rule: OpRule) -> str:
         for key in ("alpha", "beta"):
             if attribute(node, key, 1.0) != 1.0:
                 return f"{key} is not 1"
+    return ""
+
+
+def _why_not_average(node: ir.Node) -> str:
+    """What QLinearAveragePool does not do as ONNX defines it."""
+    if any(d != 1 for d in attribute(node, "dilations", ())):
+        return "knows no dilations"
+    if attribute(node, "ceil_mode", 0) and attribute(node, "count_include_pad", 0):
+        return "divides windows that reach past the padding (ceil_mode) by the whole kernel"
     return ""
 
 

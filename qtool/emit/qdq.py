@@ -19,6 +19,12 @@ from qtool.targets import Target
 # Above this size protobuf is at risk, and weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
 
+# Ops that ONNX Runtime computes in integers wherever it finds them between DQ and Q.
+FUSED = {
+    *("Add", "AveragePool", "Concat", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool"),
+    *("LeakyRelu", "MatMul", "Mul", "Sigmoid", "Softmax", "Where"),
+}
+
 CONTAINERS = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
 
 
@@ -132,10 +138,28 @@ class _Emitter:
 
     def _quantize(self, value: ir.Value) -> ir.Value:
         scale, zero = self._scale(value.name or "")
+        source = self._kept_float(value) if self._would_fuse(value.producer()) else value
         node = ir.Node(
-            "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
+            "", "QuantizeLinear", [source, scale, zero], name=f"{value.name}_QuantizeLinear"
         )
         return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
+
+    def _would_fuse(self, node: ir.Node | None) -> bool:
+        """True for an op that stays float, between integers, and whose pattern the runtime knows.
+
+        ONNX Runtime would compute it in integers all the same: weights per tensor, codes rounded
+        once more.
+        """
+        if node is None or node.name in self.integer or node.op_type not in FUSED:
+            return False
+        made = [v.producer() for v in node.inputs if v is not None and v.name in self.plan.grid_of]
+        return any(p is not None and p.name in self.integer for p in made)
+
+    def _kept_float(self, value: ir.Value) -> ir.Value:
+        """The same floats behind an op that the runtime neither fuses nor removes."""
+        lowest = self._initializer("lowest_float", np.array(np.finfo(np.float32).min))
+        node = ir.Node("", "Max", [value, lowest], name=f"{value.name}_Max")
+        return self._add(node, f"{value.name}_kept", ir.DataType.FLOAT, value.shape)
 
     def _add(
         self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
@@ -252,7 +276,7 @@ class _Emitter:
                 reader.replace_input_with(index, out)
             if output:
                 self._become_output(value, out)
-        if moved:
+        if moved and replaced.graph is not None:  # a Split is met once for each of its outputs
             self.graph.remove(replaced, safe=False)
 
     def _become_output(self, value: ir.Value, out: ir.Value) -> None:

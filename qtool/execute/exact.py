@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.execute.ops import options_of, select
-from qtool.graph import attribute, by_name, nodes_by_name, weight_axis
+from qtool.graph import attribute, by_name, constant, nodes_by_name, weight_axis
 from qtool.numerics import QuantParams, mean_factor
 from qtool.plan import QuantPlan, Site
 
@@ -60,10 +60,8 @@ class ExactKernels:
         params = self.plan.params(source.name or "") if source is not None else None
         if params is None:
             raise AssertionError(f"{name} moves codes but its input has no grid")
-        others = [
-            None if v is None or v.const_value is None else torch.from_numpy(v.const_value.numpy())
-            for v in node.inputs[1:]
-        ]
+        arrays = [constant(v) for v in node.inputs[1:]]
+        others = [None if a is None else torch.from_numpy(np.array(a)) for a in arrays]
         # Shifted by the zero point, the zero that a Pad adds is the number 0.
         centred = torch.from_numpy(codes.astype(np.float32)) - float(params.zero_point)
         with torch.inference_mode():
