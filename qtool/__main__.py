@@ -1,6 +1,6 @@
 """``python -m qtool``."""
 
-from qtool.cli.main import main
+from qtool.cli.main import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

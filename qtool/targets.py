@@ -11,6 +11,7 @@ from qtool.errors import RecipeError, suggest
 from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
 
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
+OUTPUTS = ("quantized", "either")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Target:
         ops: op type -> OpRule. An op that is absent stays float.
         rewrites: names from REWRITES, in order.
         measured: a sentence about what was executed to support this file.
+        requantizes: ops that the runtime turns into integers by itself wherever it finds them
+            behind a DequantizeLinear, also those that were meant to stay float.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Target:
     ops: Mapping[str, OpRule]
     rewrites: tuple[str, ...]
     measured: str
+    requantizes: tuple[str, ...] = ()
 
 
 def config_folder(kind: str) -> Path:
@@ -89,41 +93,74 @@ def load_target(name: str) -> Target:
             )
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"target {path}: cannot be read: {error}") from error
     return _target(raw, path)
 
 
 def _target(raw: Any, path: Path) -> Target:
-    if not isinstance(raw, dict):
-        raise RecipeError(f"target {path}: expected a mapping, found {type(raw).__name__}")
-    _known(raw, {f.name for f in fields(Target)}, str(path))
-    ops = {op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()}
+    names = {f.name for f in fields(Target)}
+    _known(raw, names, str(path), names - {"requantizes"})
+    for key in ("name", "description", "measured"):
+        _typed(raw[key], str, f"{path}: {key}")
+    _typed(raw["ops"], dict, f"{path}: ops")
     return Target(
         name=raw["name"],
         description=raw["description"],
-        opset=raw["opset"],
+        opset=_typed(raw["opset"], int, f"{path}: opset"),
         activations=_spec(raw["activations"], f"{path}: activations"),
         weights=_spec(raw["weights"], f"{path}: weights"),
-        ops=ops,
-        rewrites=tuple(raw["rewrites"]),
+        ops={op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()},
+        rewrites=_list(raw["rewrites"], str, f"{path}: rewrites"),
         measured=raw["measured"],
+        requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
     )
 
 
 def _rule(raw: Any, where: str) -> OpRule:
     _known(raw, {f.name for f in fields(OpRule)}, where, needed={"form"})
-    if raw["form"] not in FORMS:
-        raise RecipeError(f'{where}: form "{raw["form"]}" is not one of {", ".join(FORMS)}')
-    lists = {k: tuple(v) for k, v in raw.items() if k in ("inputs", "absorbs")}
+    _one_of(raw["form"], FORMS, f"{where}.form")
+    _one_of(raw.get("output", "quantized"), OUTPUTS, f"{where}.output")
+    for key, kind in (("weight", int), ("bias", int), ("on_codes", bool), ("when", dict)):
+        if key in raw:
+            _typed(raw[key], kind, f"{where}.{key}")
+    if raw["form"] == "weighted" and "weight" not in raw:
+        raise RecipeError(f'target {where}: key "weight" is missing; form weighted needs it')
+    lists = {
+        key: _list(raw[key], kind, f"{where}.{key}")
+        for key, kind in (("inputs", int), ("absorbs", str))
+        if key in raw
+    }
     return OpRule(**{**raw, **lists})
 
 
 def _spec(raw: Any, where: str) -> QuantSpec:
     _known(raw, {"bits", "signed", "symmetric", "granularity"}, where)
     kinds: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(0)}
-    granularity = kinds[raw["granularity"]]
-    return QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity)
+    _one_of(raw["granularity"], tuple(kinds), f"{where}.granularity")
+    signed, symmetric = (_typed(raw[k], bool, f"{where}.{k}") for k in ("signed", "symmetric"))
+    bits = _typed(raw["bits"], int, f"{where}.bits")
+    return QuantSpec(bits, signed, symmetric, kinds[raw["granularity"]])
+
+
+def _typed(raw: Any, kind: type, where: str) -> Any:
+    if type(raw) is not kind:
+        words = {dict: "a mapping", int: "an integer", str: "a text", bool: "true or false"}
+        raise RecipeError(f"target {where}: expected {words[kind]}, found {raw!r}")
+    return raw
+
+
+def _list(raw: Any, kind: type, where: str) -> tuple[Any, ...]:
+    if not isinstance(raw, list):
+        raise RecipeError(f"target {where}: expected a list, found {raw!r}")
+    return tuple(_typed(item, kind, where) for item in raw)
+
+
+def _one_of(raw: Any, known: tuple[str, ...], where: str) -> None:
+    if raw not in known:
+        raise RecipeError(
+            f'target {where}: "{raw}" is not one of {", ".join(known)}{suggest(str(raw), known)}'
+        )
 
 
 def _known(raw: Any, keys: set[str], where: str, needed: set[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from qtool.graph import by_name, macs
 from qtool.plan import QuantPlan
 
 # Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.
-MACS = 2_000_000_000
+MACS = 1_000_000_000
 MOST_SAMPLES = 64
 
 

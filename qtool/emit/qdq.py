@@ -19,12 +19,6 @@ from qtool.targets import Target
 # Above this size protobuf is at risk, and weights go to a file of their own.
 EXTERNAL_BYTES = 1_500_000_000
 
-# Ops that ONNX Runtime computes in integers wherever it finds them between DQ and Q.
-FUSED = {
-    *("Add", "AveragePool", "Concat", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool"),
-    *("LeakyRelu", "MatMul", "Mul", "Sigmoid", "Softmax", "Where"),
-}
-
 CONTAINERS = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
 
 
@@ -54,6 +48,7 @@ class _Emitter:
         self.graph = graph
         self.plan = plan
         self.integer = plan.integer_nodes
+        self.requantizes = target.requantizes
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
@@ -63,6 +58,7 @@ class _Emitter:
 
     def run(self) -> None:
         """Place everything, then drop what nothing reads any more."""
+        self._drop_unread()
         values = by_name(self.graph)
         self._drop_absorbed(values)
         order = [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]
@@ -81,6 +77,9 @@ class _Emitter:
         for value, code in codes.items():
             self._dequantize(value, code)
         self.graph.sort()
+        self._drop_unread()
+
+    def _drop_unread(self) -> None:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
@@ -138,28 +137,10 @@ class _Emitter:
 
     def _quantize(self, value: ir.Value) -> ir.Value:
         scale, zero = self._scale(value.name or "")
-        source = self._kept_float(value) if self._would_fuse(value.producer()) else value
         node = ir.Node(
-            "", "QuantizeLinear", [source, scale, zero], name=f"{value.name}_QuantizeLinear"
+            "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
         )
         return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
-
-    def _would_fuse(self, node: ir.Node | None) -> bool:
-        """True for an op that stays float, between integers, and whose pattern the runtime knows.
-
-        ONNX Runtime would compute it in integers all the same: weights per tensor, codes rounded
-        once more.
-        """
-        if node is None or node.name in self.integer or node.op_type not in FUSED:
-            return False
-        made = [v.producer() for v in node.inputs if v is not None and v.name in self.plan.grid_of]
-        return any(p is not None and p.name in self.integer for p in made)
-
-    def _kept_float(self, value: ir.Value) -> ir.Value:
-        """The same floats behind an op that the runtime neither fuses nor removes."""
-        lowest = self._initializer("lowest_float", np.array(np.finfo(np.float32).min))
-        node = ir.Node("", "Max", [value, lowest], name=f"{value.name}_Max")
-        return self._add(node, f"{value.name}_kept", ir.DataType.FLOAT, value.shape)
 
     def _add(
         self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
@@ -263,6 +244,15 @@ class _Emitter:
         output = value.is_graph_output() and made_in_integers
         if moved and producer is not None:
             replaced = producer
+        guarded = [use for use in uses if self._would_be_requantized(use[0])]
+        if guarded:
+            out = self._dequantize_by_hand(value, code)
+            for reader, index in guarded:
+                uses.remove((reader, index))
+                reader.replace_input_with(index, out)
+        for reader, index in [use for use in uses if use[0].op_type in ("Shape", "Size")]:
+            uses.remove((reader, index))
+            reader.replace_input_with(index, code)
         if uses or output:
             scale, zero = self._scale(value.name or "")
             node = ir.Node(
@@ -278,6 +268,25 @@ class _Emitter:
                 self._become_output(value, out)
         if moved and replaced.graph is not None:  # a Split is met once for each of its outputs
             self.graph.remove(replaced, safe=False)
+
+    def _would_be_requantized(self, reader: ir.Node) -> bool:
+        """True for a float node that the runtime would fuse with a DequantizeLinear in front."""
+        return reader.name not in self.integer and reader.op_type in self.requantizes
+
+    def _dequantize_by_hand(self, value: ir.Value, code: ir.Value) -> ir.Value:
+        """What DequantizeLinear computes, bit for bit, in ops that the runtime does not fuse."""
+        params, grid = self._grid(value.name or ""), self.plan.grid_of[value.name or ""]
+        to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+        out = code
+        steps: list[tuple[str, list[ir.Value], list[ir.Attr]]] = [("Cast", [], [to])]
+        if params.zero_point:
+            zero = self._initializer(f"{grid}_zero", params.zero_point.astype(np.float32))
+            steps.append(("Sub", [zero], []))
+        steps.append(("Mul", [self._scale(value.name or "")[0]], []))
+        for op, operands, attributes in steps:
+            node = ir.Node("", op, [out, *operands], attributes, name=f"{value.name}/{op}")
+            out = self._add(node, f"{value.name}/{op}_output", ir.DataType.FLOAT, value.shape)
+        return out
 
     def _become_output(self, value: ir.Value, out: ir.Value) -> None:
         name = value.name
