@@ -105,6 +105,8 @@ def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
         name = node.name or ""
         if name in taken or not any(is_float(v) for v in (*node.inputs, *node.outputs)):
             continue
+        if node.op_type in ("Shape", "Size"):
+            continue  # they read no numbers
         rule, reason = _rule(node, draft)
         if rule is None:
             draft.floats[name] = reason
@@ -234,7 +236,8 @@ def _wanted(nodes: list[ir.Node], draft: _Draft, available: set[ir.Value]) -> se
         _, rule, last = draft.candidates[node.name]
         operands = _data(node, rule)
         if rule.form == "weighted" or (
-            available.issuperset(operands) and wanted.intersection(last.outputs)
+            available.issuperset(operands)
+            and (wanted.intersection(last.outputs) or _worth_it(node, rule, available))
         ):
             wanted.update(operands)
     return wanted
@@ -323,6 +326,8 @@ def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Nod
         return False
     made = chosen.get(producer.name or "")
     if made is not None and made[1].form == "same_grid":
+        if len(producer.outputs) > 1:
+            return False
         return producer.inputs[0] is not None and _private(producer.inputs[0], chosen)
     return True
 

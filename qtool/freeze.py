@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from qtool.errors import DataError
 from qtool.graph import by_name, constant
 from qtool.numerics import PerChannel, QuantParams, quantize
 from qtool.plan import QuantPlan, Site
@@ -26,6 +27,9 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     Args:
         model: the rewritten graph.
         plan: every grid of an activation or weight is found.
+
+    Raises:
+        DataError: a weight, bias or constant operand is NaN or infinite (names the initializer).
     """
     values = by_name(model.graph)
     grids, codes = dict(plan.grids), dict(plan.codes)
@@ -94,4 +98,8 @@ def _array(values: dict, plan: QuantPlan, name: str) -> np.ndarray:
     array = plan.values.get(name, constant(values[name]))
     if array is None:
         raise AssertionError(f"{name} has no data")
+    if not np.isfinite(array).all():
+        raise DataError(
+            f'the initializer "{name}" holds NaN or infinite numbers; repair it or export it again'
+        )
     return array

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantParams, QuantSp
 from qtool.plan import QuantPlan, Site
 
 VERSION = 1
+
+# What reading damaged or foreign files raises.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 def write_plan(plan: QuantPlan, folder: Path) -> None:
@@ -60,26 +67,26 @@ def read_plan(path: Path) -> QuantPlan:
             raise RecipeError(
                 f"plan {path}: version {document['version']}, expected {VERSION}; make it again"
             )
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+        data = io.BytesIO(path.with_suffix(".npz").read_bytes())
+        with np.load(data, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        grids = {name: _grid(name, raw, arrays) for name, raw in document["grids"].items()}
         sites = [Site(**_tuples(raw)) for raw in document["sites"]]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        return QuantPlan(
+            sites={site.name: site for site in sites},
+            passes=frozenset(document["passes"]),
+            grid_of=dict(document["grid_of"]),
+            grids={name: _grid(name, raw, arrays) for name, raw in document["grids"].items()},
+            codes=_part(arrays, "codes/"),
+            values=_part(arrays, "values/"),
+            absorbed=frozenset(document["absorbed"]),
+            floats=dict(document["floats"]),
+            log=tuple(document["log"]),
+        )
+    except DAMAGE as error:
         raise RecipeError(
             f"plan {path}: not a readable plan ({type(error).__name__}: {error}); "
             "give the plan.json of a finished run, with its plan.npz beside it"
         ) from error
-    return QuantPlan(
-        sites={site.name: site for site in sites},
-        passes=frozenset(document["passes"]),
-        grid_of=document["grid_of"],
-        grids=grids,
-        codes=_part(arrays, "codes/"),
-        values=_part(arrays, "values/"),
-        absorbed=frozenset(document["absorbed"]),
-        floats=document["floats"],
-        log=tuple(document["log"]),
-    )
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -55,6 +55,19 @@ class _Emitter:
             if name in plan.passes and target.ops[node.op_type].on_codes
         }
         self.constants: dict[str, ir.Value] = {}
+        self.taken: set[str | None] = {
+            v.name for v in (*graph.inputs, *graph.initializers.values())
+        }
+        for node in graph.all_nodes():
+            self.taken.update((node.name, *(v.name for v in node.outputs)))
+
+    def _unique(self, base: str) -> str:
+        """``base``, or with a number behind it when the model already uses that name."""
+        name, k = base, 0
+        while name in self.taken:
+            name, k = f"{base}_{k + 1}", k + 1
+        self.taken.add(name)
+        return name
 
     def run(self) -> None:
         """Place everything, then drop what nothing reads any more."""
@@ -115,9 +128,9 @@ class _Emitter:
 
     def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
         if name not in self.constants:
-            tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+            tensor = ir.Tensor(np.asarray(array, order="C"), name=self._unique(name))
             value = ir.Value(
-                name=name,
+                name=tensor.name,
                 type=ir.TensorType(tensor.dtype),
                 shape=ir.Shape(tensor.shape),
                 const_value=tensor,
@@ -145,9 +158,10 @@ class _Emitter:
     def _add(
         self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
     ) -> ir.Value:
+        node.name = self._unique(node.name or "")
         self.graph.append(node)
         value = node.outputs[0]
-        value.name, value.shape = out, shape
+        value.name, value.shape = self._unique(out), shape
         value.type = ir.TensorType(dtype or ir.DataType.FLOAT)
         return value
 
@@ -166,7 +180,7 @@ class _Emitter:
         for out in node.outputs:
             # The old value object stays as the name that readers use; a new one carries the codes.
             code = ir.Value(
-                name=f"{out.name}_quantized",
+                name=self._unique(f"{out.name}_quantized"),
                 type=ir.TensorType(dtype or ir.DataType.UINT8),
                 shape=out.shape,
             )
