@@ -51,6 +51,7 @@ def run_ptq(
     threads: int | None = None,
     plan_file: Path | None = None,
     fresh: bool = False,
+    trust_code: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Quantize a model after training and write the run folder.
@@ -63,6 +64,7 @@ def run_ptq(
         threads: for ONNX Runtime; default the physical cores. Latency is timed on 1 unless given.
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
         fresh: ignore the results of earlier runs.
+        trust_code: whether the recipe may run code of its own; without it such a recipe is refused.
         progress: told about every stage.
 
     Raises:
@@ -74,7 +76,7 @@ def run_ptq(
     stages = Stages(out / ".stages", fresh, base)
     scratch = out / ".stages" / "scratch"
     try:
-        prepared = prepare(recipe, stages, seed, progress)
+        prepared = prepare(recipe, stages, seed, progress, trust_code)
         part = _rewrite(recipe, prepared, stages)
         plan = _annotate(prepared, stages)
         plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
@@ -299,14 +301,19 @@ class CheckResult:
 MACS_PER_SECOND = 2e10
 
 
-def check(recipe: Recipe, progress: Progress = silent) -> CheckResult:
+def check(recipe: Recipe, progress: Progress = silent, *, trust_code: bool = False) -> CheckResult:
     """Read recipe, model and one sample, and make the plan; calibrate nothing.
+
+    Args:
+        recipe: what to do, paths absolute.
+        progress: told about every stage.
+        trust_code: whether the recipe may run code of its own.
 
     Raises:
         QtoolError: as a run would.
     """
     stages = Stages(Path(), True, ())
-    prepared = prepare(recipe, stages, 0, progress)
+    prepared = prepare(recipe, stages, 0, progress, trust_code)
     _rewrite(recipe, prepared, stages)
     plan = _annotate(prepared, stages)
     model = prepared.loaded.model

@@ -51,8 +51,17 @@ class Prepared:
         return next((s.batch for s in self.inputs.values() if s.batch is not None), None)
 
 
-def prepare(recipe: Recipe, stages: Stages, seed: int, progress: Progress) -> Prepared:
+def prepare(
+    recipe: Recipe, stages: Stages, seed: int, progress: Progress, trust_code: bool = False
+) -> Prepared:
     """Read the model and open the data.
+
+    Args:
+        recipe: what to do, paths absolute.
+        stages: where the stage is recorded.
+        seed: for the samples that are held out.
+        progress: told about the stage.
+        trust_code: whether the recipe may run code of its own.
 
     Raises:
         QtoolError: the model, the data or a layer pattern does not fit.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qtool.cli import options
 from qtool.cli.exits import exit_codes, print_result
 from qtool.cli.progress import show_progress
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to look at.")],
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Print the plan (value, bits, why) and an estimate of time and memory; calibrate nothing."""
     with exit_codes():
@@ -23,7 +25,7 @@ def check(
         from qtool.pipeline import check as check_recipe
 
         with show_progress(quiet=False) as progress:
-            result = check_recipe(chosen, progress)
+            result = check_recipe(chosen, progress, trust_code=trust_code)
         print_result(_table(result))
 
 

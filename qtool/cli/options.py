@@ -59,7 +59,10 @@ Plan = Annotated[
 ]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow a recipe to run code. Nothing in this version does."),
+    typer.Option(
+        "--trust-code",
+        help="Allow what the recipe names to run code: torch models, readers of your own.",
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]

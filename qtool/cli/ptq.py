@@ -45,6 +45,7 @@ def ptq(
                 threads=threads,
                 plan_file=plan,
                 fresh=fresh,
+                trust_code=trust_code,
                 progress=progress,
             )
         from qtool.cli.report import terminal_text

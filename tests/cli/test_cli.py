@@ -45,7 +45,7 @@ class Pipeline(types.ModuleType):
         options["progress"]("emit", 1, 1)
         return Report.model_validate(REPORT | {"passed": self.passed})
 
-    def check(self, recipe, progress):
+    def check(self, recipe, progress, trust_code):
         rows = [("image", "u8", "model input"), ("/fc/Gemm weight", "float", "bits.layers.last")]
         return types.SimpleNamespace(rows=rows, seconds=130.0, bytes=300 * 2**20)
 
@@ -93,6 +93,7 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
         "threads": 2,
         "plan_file": Path("plan.json"),
         "fresh": True,
+        "trust_code": True,
     }
 
 
@@ -107,6 +108,7 @@ def test_without_options_the_defaults_are_passed(pipeline):
         "threads": None,
         "plan_file": None,
         "fresh": False,
+        "trust_code": False,
     }
 
 
