@@ -27,6 +27,8 @@ class Percentile:
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
         """The grid between the two quantiles, widened to hold zero."""
+        if not stats.histogram.any():
+            return params_from_range(stats.lo, stats.hi, spec)
         lo, hi = quantile(stats, 1 - self.q), quantile(stats, self.q)
         return params_from_range(max(lo, stats.lo), min(hi, stats.hi), spec)
 
