@@ -90,12 +90,16 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
             and (wanted.intersection(last.outputs) or _worth_it(node, rule, available))
         )
     }
+    reasons = dict(draft.floats)
     for name in draft.candidates.keys() - chosen.keys():
-        draft.floats[name] = (
-            "its neighbours compute in float, so codes would be converted for nothing"
-        )
-    plan = _hand_out(draft, chosen, wanted)
-    return replace(plan, floats=draft.floats)
+        node, _, last = draft.candidates[name]
+        for left in (node, last):
+            reasons[left.name or ""] = (
+                "its neighbours compute in float, so codes would be converted for nothing"
+            )
+    # In graph order: equal plans must give equal files.
+    floats = {name: reasons[name] for n in nodes if (name := n.name or "") in reasons}
+    return replace(_hand_out(draft, chosen, wanted), floats=floats)
 
 
 def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
