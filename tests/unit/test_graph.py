@@ -1,0 +1,168 @@
+"""Questions about graphs."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from models import BUILDERS, Net
+from onnx import TensorProto, helper
+
+from qtool import graph
+
+
+def small() -> ir.Model:
+    net = Net()
+    x = net.input("x", "N", 3, 8, None)
+    y = net.add("Conv", x, net.weight(4, 3, 3, 3, name="w"), strides=[2, 2], name="conv", out="y")
+    net.add("Relu", y, name="relu", out="z")
+    net.add("Add", y, y, name="add", out="s")
+    return net.output("z", "s").model()
+
+
+def test_constants_are_told_from_inputs_and_results():
+    values = graph.by_name(small().graph)
+    assert graph.is_constant(values["w"]) and graph.constant(values["w"]).shape == (4, 3, 3, 3)
+    for name in ("x", "y"):
+        assert not graph.is_constant(values[name]) and graph.constant(values[name]) is None
+    assert graph.constant(None) is None and not graph.is_constant(None)
+
+
+def test_an_initializer_that_is_an_input_is_no_constant():
+    model = small()
+    value = model.graph.initializers["w"]
+    model.graph.inputs.append(value)
+    assert not graph.is_constant(value) and graph.constant(value) is None
+
+
+def test_readers():
+    values = graph.by_name(small().graph)
+    assert [n.name for n in graph.readers(values["y"])] == ["relu", "add"]
+    assert graph.sole_reader(values["x"]).name == "conv"
+    assert graph.sole_reader(values["y"]) is None  # two
+    assert graph.sole_reader(values["z"]) is None  # an output
+
+
+def test_a_reader_that_reads_twice_is_one_reader():
+    net = Net()
+    x = net.add("Relu", net.input("x", 4), out="r")
+    model = net.output(net.add("Add", x, x, name="add", out="y")).model()
+    assert graph.sole_reader(graph.by_name(model.graph)["r"]).name == "add"
+
+
+def test_a_read_output_has_no_sole_reader():
+    net = Net()
+    x = net.add("Relu", net.input("x", 4), out="r")
+    model = net.output(net.add("Neg", x, out="y"), x).model()
+    assert graph.sole_reader(graph.by_name(model.graph)["r"]) is None
+
+
+def test_attributes():
+    conv = graph.nodes_by_name(small().graph)["conv"]
+    assert graph.attribute(conv, "strides") == (2, 2)
+    assert graph.attribute(conv, "group") is None and graph.attribute(conv, "group", 1) == 1
+    node = ir.Node("", "Pad", [], [ir.AttrString("mode", "edge"), ir.AttrFloat32("f", 0.5)])
+    assert (graph.attribute(node, "mode"), graph.attribute(node, "f")) == ("edge", 0.5)
+
+
+def test_shapes():
+    values = graph.by_name(small().graph)
+    assert graph.dims(values["x"]) == ("N", 3, 8, None)
+    assert graph.rank(values["x"]) == 4 and graph.rank(None) is None
+    assert [graph.known_dim(values["x"], a) for a in (0, 1, -2, 3, 4, -5)] == [
+        None,
+        3,
+        8,
+        *[None] * 3,
+    ]
+    assert graph.dims(ir.Value(name="unknown")) is None
+    assert graph.known_dim(ir.Value(name="unknown"), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "floating"),
+    [(ir.DataType.FLOAT, True), (ir.DataType.FLOAT16, True), (ir.DataType.INT64, False)],
+)
+def test_is_float(dtype, floating):
+    assert graph.is_float(ir.Value(name="v", type=ir.TensorType(dtype))) == floating
+    assert not graph.is_float(None) and not graph.is_float(ir.Value(name="v"))
+
+
+def test_all_values_come_in_graph_order():
+    assert [v.name for v in graph.all_values(small().graph)] == ["x", "w", "y", "z", "s"]
+
+
+def nested() -> ir.Model:
+    """An If in an If: the inner body reads "x", the outer one "c"; "own" is made inside."""
+
+    def body(name, nodes, out):
+        info = helper.make_tensor_value_info(out, TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, name, [], [info])
+
+    inner = body("inner", [helper.make_node("Neg", ["x"], ["n"])], "n")
+    nodes = [
+        helper.make_node("Not", ["c"], ["own"]),
+        helper.make_node("If", ["own"], ["i"], then_branch=inner, else_branch=inner),
+    ]
+    other = body("other", [helper.make_node("Exp", ["x"], ["e"])], "e")
+    net = Net()
+    net.input("x", 4)
+    net.input("c", dtype=TensorProto.BOOL)
+    net.add("If", "c", then_branch=body("then", nodes, "i"), else_branch=other, name="if", out="y")
+    return net.output("y").model()
+
+
+def test_bodies_capture_what_they_do_not_make():
+    model = nested()
+    node = graph.nodes_by_name(model.graph)["if"]
+    assert sorted(v.name for v in graph.captured(node)) == ["c", "x"]
+    assert graph.captured(graph.nodes_by_name(small().graph)["conv"]) == ()
+
+
+def test_parameters_are_the_floating_point_numbers():
+    net = Net()
+    x = net.add("Reshape", net.input("x", "N", 3), net.const(np.array([-1, 3])))
+    net.output(net.add("Gemm", x, net.weight(3, 5), net.weight(5), out="y"))
+    assert graph.parameters(net.model().graph) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 3x3 over 12x12 from 3 and from 8 to 8 channels, then 8 x 5
+        ("conv_bn_relu", {"Conv": 144 * 9 * (3 + 8) * 8, "Gemm": 40}),
+        ("depthwise", {"Conv": 64 * (27 * 8 + 9 * 8 + 8 * 6)}),
+        ("transformer_mlp", {"MatMul": 6 * (8 * 16 + 16 * 8)}),
+    ],
+)
+def test_multiply_accumulates_of_one_sample(name, expected):
+    found: dict[str, int] = {}
+    for node in BUILDERS[name]().model().graph:
+        if count := graph.macs(node):
+            found[node.op_type] = found.get(node.op_type, 0) + count
+    assert found == expected
+
+
+def test_multiply_accumulates_of_other_layers():
+    net = Net()
+    x = net.input("x", "N", 4, 5, 6)
+    y = net.add("ConvTranspose", x, net.weight(4, 2, 3, 3), strides=[2, 2], name="up", out="y")
+    z = net.conv(net.input("h", "N", 4, "H", "W"), 4, 4, name="unknown", out="z")
+    m = net.add("MatMul", net.input("p", 2, 3, 4), net.input("q", 2, 4, 3), name="product", out="m")
+    nodes = graph.nodes_by_name(net.output(y, z, m).model().graph)
+    assert graph.macs(nodes["up"]) == 5 * 6 * 4 * 2 * 9  # each input pixel meets the whole kernel
+    assert graph.macs(nodes["unknown"]) == 0
+    assert graph.macs(nodes["product"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "axis"),
+    [
+        ("Conv", {}, 0),
+        ("ConvTranspose", {}, 1),
+        ("Gemm", {"transB": 1}, 0),
+        ("Gemm", {}, 1),
+        ("MatMul", {}, 1),
+    ],
+)
+def test_the_axis_of_output_channels(op, attributes, axis):
+    attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+    assert graph.weight_axis(ir.Node("", op, [], attrs)) == axis
