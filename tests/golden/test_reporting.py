@@ -46,6 +46,14 @@ def test_every_format_takes_every_report(fmt, make):
     assert render({"a": make(), "b": sample()}, fmt, baseline=sample()).endswith("\n")
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("layers", [0, 1, 2, 3, 4, 60])
+def test_every_format_takes_any_number_of_layers(fmt, layers):
+    one = {"op": "Conv", "weight_bits": 8, "activation_bits": 8, "sqnr_db": 30.0, "bytes": 4}
+    made = sample(layers=[{"name": f"/conv{k}", **one} for k in range(layers)])
+    assert render(made, fmt).endswith("\n")
+
+
 def test_terminal_golden():
     text = render(sample(layers=[], stages=[], parity=None), "terminal")
     assert text == GOLDEN_TERMINAL
