@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph import WEIGHTED_OPS, by_name, constant, is_constant, macs, parameters
-from qtool.numerics import QuantParams
-from qtool.plan import QuantPlan
+from qtool.numerics import PerChannel, QuantParams
+from qtool.plan import QuantPlan, Site
 from qtool.report import Kernels, Layer, ModelPart, Size
 
 # Kernels of ONNX Runtime that compute on codes.
@@ -145,7 +145,10 @@ def _holds_floats(value: ir.Value | None) -> bool:
 def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     """True when this host adds pairs of u8 x s8 products in int16 and some pair can exceed it.
 
-    x86 without VNNI (VPMADDUBSW) saturates 255 * |w1| + 255 * |w2| above 32767.
+    x86 without VNNI (VPMADDUBSW) saturates 255 * w1 + 255 * w2 outside int16. Pairs are neighbours
+    along the reduction of one output channel; a convolution may walk through input channels or
+    through kernel positions first, and pairs may start anywhere, so both orders and every neighbour
+    count.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if not x86 or any("vnni" in name for name in isa):
@@ -153,11 +156,21 @@ def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     for site in plan.sites.values():
         if site.weight is None or site.weight not in plan.codes:
             continue
-        rows = np.abs(plan.codes[site.weight].astype(np.int32)).reshape(-1)
-        pairs = rows[:-1] + rows[1:]
-        if pairs.size and int(pairs.max()) * 255 > 32767:
-            return True
+        for rows in _reductions(plan, site, plan.codes[site.weight].astype(np.int32)):
+            pairs = np.abs(rows[:, :-1] + rows[:, 1:])
+            if pairs.size and int(pairs.max()) * 255 > 32767:
+                return True
     return False
+
+
+def _reductions(plan: QuantPlan, site: Site, codes: np.ndarray) -> list[np.ndarray]:
+    """The weights of each output channel, [channels, reduced], in every order a kernel may use."""
+    if codes.ndim > 2:
+        return [codes.reshape(len(codes), -1), np.moveaxis(codes, 1, -1).reshape(len(codes), -1)]
+    spec = plan.spec(site.weight or "")
+    if spec is not None and isinstance(spec.granularity, PerChannel):
+        return [np.moveaxis(codes, spec.granularity.axis, 0)]
+    return [codes.T] if site.op == "MatMul" else [codes, codes.T]
 
 
 def layers_part(

@@ -1,0 +1,273 @@
+"""What the report counts: bytes, kernels of the graph that really runs, saturation, layers."""
+
+import platform
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from models import BUILDERS, Net, bind, feeds_for, frozen_plan, optimized, quantized, rewritten, run
+
+from qtool import accounts
+from qtool.accounts import (
+    environment,
+    file_bytes,
+    instruction_sets,
+    kernels_part,
+    layers_part,
+    model_part,
+    saturation_risk,
+    size_part,
+    total_macs,
+)
+from qtool.annotate import Bits
+from qtool.emit import save_model
+from qtool.numerics import PerChannel, PerTensor, QuantParams, QuantSpec
+from qtool.plan import QuantPlan, Site
+
+
+def network(name: str, tmp_path) -> ir.Model:
+    model = BUILDERS[name]().load(tmp_path)
+    bind(model, feeds_for(model))
+    rewritten(model)
+    return model
+
+
+def test_parameters_and_macs_by_hand(tmp_path):
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", 1, 3, 8, 8), 3, 4, name="conv"))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    net.output(net.add("Gemm", x, net.weight(5, 4), net.weight(5), transB=1, out="y"))
+    model = net.load(tmp_path)
+    part = model_part(tmp_path / "net.onnx", "abc", model)
+    assert part.parameters == 4 * 3 * 9 + 4 + 20 + 5
+    assert part.macs == total_macs(model) == 4 * 3 * 9 * 64 + 20
+    assert (part.path, part.sha256) == (str(tmp_path / "net.onnx"), "abc")
+
+
+def test_size_adds_up(tmp_path):
+    model = network("conv_bn_relu", tmp_path)
+    emitted, plan = quantized(model)
+    save_model(emitted, tmp_path / "q.onnx")
+    size = size_part(tmp_path / "net.onnx", tmp_path / "q.onnx", model, plan)
+    assert size.float_bytes == (tmp_path / "net.onnx").stat().st_size
+    assert size.quantized_bytes == (tmp_path / "q.onnx").stat().st_size
+    assert size.compression == pytest.approx(size.float_bytes / size.quantized_bytes, abs=1e-4)
+    assert size.weight_bits_mean == 8
+    # The first convolution may be widened to four input channels; codes are one byte each.
+    codes = [plan.codes[site.weight] for site in plan.sites.values() if site.weight]
+    assert size.weight_payload_bytes == sum(array.size for array in codes)
+
+
+def test_a_float_layer_counts_its_32_bits(tmp_path):
+    net = Net()
+    x = net.conv(net.input("x", 1, 4, 8, 8), 4, 4, k=1, name="small")
+    net.output(net.conv(x, 4, 4, k=3, name="large", out="y"))
+    model = net.load(tmp_path)
+    emitted, plan = quantized(model, Bits(float_nodes=frozenset({"small"})))
+    save_model(emitted, tmp_path / "q.onnx")
+    size = size_part(tmp_path / "net.onnx", tmp_path / "q.onnx", model, plan)
+    assert size.weight_bits_mean == pytest.approx((16 * 32 + 144 * 8) / 160)
+    assert size.weight_payload_bytes == 16 * 4 + 144
+
+
+def test_external_data_is_part_of_the_file(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"12345")
+    assert file_bytes(tmp_path / "m.onnx") == 5
+    (tmp_path / "m.onnx.data").write_bytes(b"678")
+    assert file_bytes(tmp_path / "m.onnx") == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "integer", "floating"),
+    [
+        ("conv_bn_relu", {"QLinearConv", "QGemm", "QLinearGlobalAveragePool"}, set()),
+        ("residual", {"QLinearConv", "QLinearAdd"}, set()),
+        ("depthwise", {"QLinearConv"}, set()),
+        ("squeeze_excite", {"QLinearConv", "QLinearMul", "QLinearSigmoid"}, set()),
+        ("transformer_mlp", {"QGemm"}, {"LayerNormalization"}),
+    ],
+)
+def test_kernels_are_those_that_run(name, integer, floating, tmp_path):
+    emitted, plan = quantized(network(name, tmp_path))
+    kernels = kernels_part(optimized(emitted, tmp_path), plan, [])
+    assert integer <= kernels.integer.keys()
+    assert floating <= kernels.float.keys()
+    assert not {"Conv", "Gemm", "MatMul"} & kernels.float.keys()
+    assert kernels.stray_quantize == []
+
+
+def test_a_runtime_that_fuses_nothing_shows_floats_and_strays(tmp_path):
+    """The twin: the same file with optimizations off."""
+    model = network("residual", tmp_path)
+    emitted, plan = quantized(model)
+    kernels = kernels_part(emitted, plan, [])
+    assert not any(kernel.startswith("QLinear") for kernel in kernels.integer)
+    assert kernels.float["Conv"] == 4
+    assert len(kernels.stray_quantize) >= 8
+
+
+def by_hand(*nodes: tuple[str, str, str, str]) -> ir.Model:
+    """An executed graph x -> ... from (op, name, input, output)."""
+    values = {"x": ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))}
+    made = []
+    for op, name, source, out in nodes:
+        node = ir.Node("", op, [values[source]], name=name)
+        node.outputs[0].name, node.outputs[0].type = out, ir.TensorType(ir.DataType.FLOAT)
+        values[out] = node.outputs[0]
+        made.append(node)
+    graph = ir.Graph([values["x"]], [made[-1].outputs[0]], nodes=made)
+    return ir.Model(graph, ir_version=10)
+
+
+def test_a_stray_pair_is_named():
+    """A layer of the plan that runs in float, its pair beside it; the edges of the file are fine."""
+    plan = plan_with(PAIR)
+    clean = [
+        ("QuantizeLinear", "in", "x", "x_quantized"),
+        ("QLinearConv", "s", "x_quantized", "y_quantized"),
+        ("DequantizeLinear", "out", "y_quantized", "y"),
+    ]
+    kernels = kernels_part(by_hand(*clean), plan, [])
+    assert (kernels.integer, kernels.float, kernels.stray_quantize) == ({"QLinearConv": 1}, {}, [])
+    unfused = [
+        clean[0],
+        ("DequantizeLinear", "down", "x_quantized", "x_dequantized"),
+        ("Conv", "s", "x_dequantized", "y"),
+        ("QuantizeLinear", "up", "y", "y_quantized"),
+        ("DequantizeLinear", "out", "y_quantized", "y_dequantized"),
+    ]
+    kernels = kernels_part(by_hand(*unfused), plan, [])
+    assert (kernels.integer, kernels.float) == ({}, {"Conv": 1})
+    assert kernels.stray_quantize == ["down", "up"]
+
+
+def test_conversions_at_the_edges_are_not_stray(tmp_path):
+    """A float layer in the middle needs a pair of its own."""
+    model = network("residual", tmp_path)
+    middle = [n.name for n in model.graph if n.op_type == "Conv"][1]
+    emitted, plan = quantized(model, Bits(float_nodes=frozenset({middle})))
+    kernels = kernels_part(optimized(emitted, tmp_path), plan, [])
+    assert kernels.stray_quantize == []
+    assert kernels.float["Conv"] == 1
+
+
+def plan_with(codes: np.ndarray, op: str = "Conv", axis: int | None = 0) -> QuantPlan:
+    """One weighted site with these weight codes."""
+    granularity = PerTensor() if axis is None else PerChannel(axis)
+    shape = () if axis is None else codes.shape[axis]
+    spec = QuantSpec(8, True, True, granularity)
+    grid = QuantParams(spec, np.ones(shape, np.float32), np.zeros(shape, np.int32))
+    site = Site("s", op, ("s",), ("x",), "y", "w")
+    return QuantPlan({"s": site}, grid_of={"w": "w"}, grids={"w": grid}, codes={"w": codes})
+
+
+@pytest.fixture
+def x86(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def int8(*numbers, shape) -> np.ndarray:
+    return np.array(numbers, np.int8).reshape(shape)
+
+
+PAIR = int8(127, 127, shape=(1, 2, 1, 1))
+
+
+def test_two_large_weights_saturate_without_vnni(x86):
+    """Known answer: 255 * 127 * 2 = 64770 does not fit in int16."""
+    assert saturation_risk(plan_with(PAIR), ["avx2"])
+    assert saturation_risk(plan_with(-PAIR), ["avx2", "avx512f"])
+
+
+@pytest.mark.parametrize("isa", [["avx512_vnni"], ["avx2", "avx_vnni"]])
+def test_vnni_never_saturates(x86, isa):
+    assert not saturation_risk(plan_with(PAIR), isa)
+
+
+def test_other_processors_do_not_pair_in_int16(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not saturation_risk(plan_with(PAIR), [])
+
+
+def test_weights_up_to_63_never_saturate(x86):
+    codes = np.full((4, 8, 3, 3), 63, np.int8)
+    assert not saturation_risk(plan_with(codes), [])
+    codes[1, 2:4, 1, 1] = 65  # 63 + 65 = 128: 32640 still fits; 65 + 65 does not
+    assert saturation_risk(plan_with(codes), [])
+
+
+def test_the_limit_is_a_sum_of_128(x86):
+    assert not saturation_risk(plan_with(int8(127, 1, shape=(1, 2, 1, 1))), [])
+    assert saturation_risk(plan_with(int8(127, 2, shape=(1, 2, 1, 1))), [])
+
+
+def test_opposite_signs_cancel(x86):
+    assert not saturation_risk(plan_with(int8(127, -127, shape=(1, 2, 1, 1))), [])
+
+
+def test_only_weights_of_one_output_channel_pair(x86):
+    """The last weight of one channel and the first of the next never meet."""
+    codes = int8(0, 127, 127, 0, shape=(2, 2, 1, 1))
+    assert not saturation_risk(plan_with(codes), [])
+
+
+@pytest.mark.parametrize("place", [(0, slice(0, 2), 1, 1), (0, 1, 1, slice(0, 2))])
+def test_neighbours_in_either_order_pair(x86, place):
+    """Along input channels (channels last), and along the kernel (channels first)."""
+    codes = np.zeros((2, 4, 3, 3), np.int8)
+    codes[place] = 127
+    assert saturation_risk(plan_with(codes), [])
+
+
+@pytest.mark.parametrize(
+    ("op", "axis", "risk"),
+    [("Gemm", 0, True), ("Gemm", 1, False), ("MatMul", 1, False), ("Gemm", None, True)],
+)
+def test_a_matrix_pairs_along_its_reduction(x86, op, axis, risk):
+    codes = int8(100, 100, 0, 0, shape=(2, 2))  # a row of two large ones
+    assert saturation_risk(plan_with(codes, op, axis), []) is risk
+    if axis is not None:
+        assert saturation_risk(plan_with(codes.T.copy(), op, axis), []) is not risk
+
+
+def test_layers_are_the_weighted_ones_in_order(tmp_path):
+    model = network("residual", tmp_path)
+    convs = [n.name for n in model.graph if n.op_type == "Conv"]
+    plan = frozen_plan(model, Bits(float_nodes=frozenset({convs[1]})))
+    layers = layers_part(model, plan, {convs[0]: 30.12345, convs[2]: None})
+    assert [layer.name for layer in layers] == convs
+    first, kept, third, _ = layers
+    assert (first.weight_bits, first.activation_bits, first.granularity) == (8, 8, "channel")
+    assert first.sqnr_db == 30.123
+    assert (kept.weight_bits, kept.activation_bits, kept.granularity) == ("float", "float", None)
+    assert kept.sqnr_db is None and third.sqnr_db is None
+    codes = plan.codes[plan.sites[convs[0]].weight]
+    assert first.bytes == codes.size + 8 * (4 + 1) + 8 * (4 + 4)  # scales, zeros, bias with scales
+    assert kept.bytes == 8 * 8 * 9 * 4 + 8 * 4
+
+
+def test_environment_says_where_it_was_measured():
+    facts = environment()
+    assert facts["python"] == platform.python_version()
+    assert {"torch", "onnxruntime", "onnx", "numpy", "cpu", "isa", "cores"} <= facts.keys()
+    assert all(value not in (None, "") for value in facts.values())
+
+
+def test_instruction_sets_come_from_the_kernel(monkeypatch, tmp_path):
+    text = "flags\t\t: fpu sse2 avx2 avx512_vnni foo\n"
+    monkeypatch.setattr(accounts.Path, "read_text", lambda self: text)
+    assert instruction_sets() == ["avx2", "avx512_vnni"]
+
+    def missing(self):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(accounts.Path, "read_text", missing)
+    assert instruction_sets() == []
+
+
+def test_the_file_still_runs(tmp_path):
+    """The networks above are real ones: outputs are finite and not constant."""
+    model = network("squeeze_excite", tmp_path)
+    emitted, _ = quantized(model)
+    found = run(emitted, feeds_for(model))["y"]
+    assert np.isfinite(found).all() and found.std() > 0
