@@ -182,7 +182,7 @@ def test_shape_reads_codes(tmp_path):
 def between(op: str) -> Net:
     """Integer layer -> op (named mid) -> Relu or nothing -> integer layer."""
     net, (kind, _, then) = Net(), op.partition("+")
-    x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 8))
+    x = net.conv(net.input("x", "N", 4, 8, 8), 4, 8)  # zero point in the middle of the codes
     if kind in ("Gemm", "MatMul"):
         x = net.add("Flatten", net.add("MaxPool", x, kernel_shape=[8, 8]))
         # An integer reader beside it, so that codes arrive here.
@@ -230,7 +230,8 @@ def test_a_layer_that_was_asked_float_is_float_in_the_runtime(op, tmp_path):
     assert "Cast" in ran and not any(n.op_type == "Cast" for n in plain.graph)
     feeds = feeds_for(model, seed=3)
     np.testing.assert_array_equal(run(emitted, feeds, 0)["y"], run(plain, feeds, 0)["y"])
-    assert sqnr(run(model, feeds)["y"], run(emitted, feeds)["y"]) > 25
+    # Other data than was calibrated with: outliers are clipped, above all those of x * x.
+    assert sqnr(run(model, feeds)["y"], run(emitted, feeds)["y"]) > 15
 
 
 def test_the_runtime_would_have_fused_it(tmp_path):
