@@ -7,11 +7,12 @@ import onnx_ir as ir
 
 from qtool.annotate import Bits, nodes_matching
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
-from qtool.errors import RecipeError, UnsupportedError
+from qtool.errors import RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model
 from qtool.protocols import Progress
 from qtool.recipe import Recipe
+from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.targets import Target, load_target
 
@@ -69,6 +70,12 @@ def prepare(
     with stages.stage("load") as record:
         progress("load", 0, 1)
         target = load_target(recipe.target)
+        for name in target.rewrites:
+            if name not in REWRITES:
+                raise RecipeError(
+                    f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
+                    f"{suggest(name, REWRITES)}"
+                )
         loaded = load_model(recipe.model, recipe.output.opset)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, recipe.model)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.errors import UnsupportedError
 from qtool.execute.ort_options import default_threads, session_options
 
 
@@ -18,6 +19,9 @@ class OrtSession:
         outputs: names of values to return; default the graph's outputs.
         threads: intra-op threads; default the physical cores.
         level: graph optimization, one of LEVELS.
+
+    Raises:
+        UnsupportedError: ONNX Runtime cannot load the model.
     """
 
     def __init__(
@@ -30,9 +34,14 @@ class OrtSession:
         import onnxruntime as ort
 
         options = session_options(threads or default_threads(), level)
-        self._session: Any = ort.InferenceSession(
-            _serialized(model, outputs), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session: Any = ort.InferenceSession(
+                _serialized(model, outputs), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime raises one class per status, all of its own
+            if not type(error).__module__.startswith("onnxruntime."):
+                raise
+            raise UnsupportedError(f"ONNX Runtime cannot load the model: {error}") from error
         self.names = [o.name for o in self._session.get_outputs()]
         self._buffers: list[tuple[dict[str, np.ndarray], Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}

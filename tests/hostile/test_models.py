@@ -7,6 +7,7 @@ from models import Net, big_conv, residual
 from onnx import helper
 
 from qtool.errors import ModelError, UnsupportedError
+from qtool.execute.ort_session import OrtSession
 from qtool.load import load_model
 
 RANDOM = np.random.default_rng(0).bytes(400)
@@ -149,3 +150,10 @@ def test_an_upgrade_that_fails_above_13_is_only_a_note(tmp_path):
     onnx.save(net.proto(), tmp_path / "m.onnx")
     loaded = load_model(tmp_path / "m.onnx")
     assert loaded.notes[0].startswith("opset 17 kept: raising it to 21 failed (")
+
+
+def test_a_model_the_runtime_cannot_load_is_unsupported_not_a_crash():
+    net = Net()
+    net.output(net.add("NoSuchOp", net.input("x", 4), out="y", name="odd"))
+    with pytest.raises(UnsupportedError, match=r"ONNX Runtime cannot load the model.*NoSuchOp"):
+        OrtSession(net.model())
