@@ -81,16 +81,19 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
     _propose(nodes, draft)
     available = _available(model, nodes, draft)
     wanted = _wanted(nodes, draft, available)
-    chosen = {
-        name: (node, rule, last)
-        for name, (node, rule, last) in draft.candidates.items()
-        if rule.form == "weighted"
-        or (
-            available.issuperset(_data(node, rule))
-            and (wanted.intersection(last.outputs) or _worth_it(node, rule, available))
-        )
-    }
     reasons = dict(draft.floats)
+    chosen = {}
+    for name, (node, rule, last) in draft.candidates.items():
+        is_wanted = not wanted.isdisjoint(last.outputs)
+        fits = available.issuperset(_data(node, rule))
+        worth = rule.form == "weighted" or (fits and _worth_it(node, rule))
+        if not is_wanted and rule.output == "either" and worth:
+            # It writes floats: there is no output grid that an activation could vanish into.
+            if last is not node:
+                reasons[last.name or ""] = "its input and its output are float"
+            chosen[name] = (node, rule, node)
+        elif rule.form == "weighted" or (fits and is_wanted):
+            chosen[name] = (node, rule, last)
     for name in draft.candidates.keys() - chosen.keys():
         node, _, last = draft.candidates[name]
         for left in (node, last):
@@ -241,13 +244,13 @@ def _wanted(nodes: list[ir.Node], draft: _Draft, available: set[ir.Value]) -> se
         operands = _data(node, rule)
         if rule.form == "weighted" or (
             available.issuperset(operands)
-            and (wanted.intersection(last.outputs) or _worth_it(node, rule, available))
+            and (wanted.intersection(last.outputs) or _worth_it(node, rule))
         ):
             wanted.update(operands)
     return wanted
 
 
-def _worth_it(node: ir.Node, rule: OpRule, available: Collection[ir.Value]) -> bool:
+def _worth_it(node: ir.Node, rule: OpRule) -> bool:
     """True when an op that can write floats saves more in integers than its conversion costs.
 
     Its input must be codes already (not a graph input), of known size.
