@@ -120,7 +120,7 @@ def by_hand(*nodes: tuple[str, str, str, str]) -> ir.Model:
 
 
 def test_a_stray_pair_is_named():
-    """A layer of the plan that runs in float, its pair beside it; the edges of the file are fine."""
+    """A layer of the plan that runs in float, its pair beside it; the file's edges are fine."""
     plan = plan_with(PAIR)
     clean = [
         ("QuantizeLinear", "in", "x", "x_quantized"),
