@@ -78,8 +78,13 @@ class Stages:
         key = hashlib.sha256("\0".join((name, *self.base, *parts)).encode()).hexdigest()[:24]
         path = self.folder / f"{name}-{key}"
         if path.is_file() and not self.fresh:
-            record.cached = True
-            return load(path)
+            try:
+                result = load(path)
+            except Exception as error:  # a damaged file fails in its format's own ways
+                record.notes.append(f"the remembered {name} cannot be read ({error}); made again")
+            else:
+                record.cached = True
+                return result
         result = make()
         with atomic_path(path) as temporary:
             save(result, temporary)

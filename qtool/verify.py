@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from qtool.errors import DataError, QtoolError, UnsupportedError
+from qtool.errors import DataError, ModelError, QtoolError, RecipeError, UnsupportedError
 from qtool.protocols import Progress, silent
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ BATCH_ROWS = 16
 BATCH_ELEMENTS = 1 << 22
 
 FAILURES: dict[str, type[QtoolError]] = {
-    "DataError": DataError,
-    "UnsupportedError": UnsupportedError,
+    kind.__name__: kind for kind in (DataError, ModelError, RecipeError, UnsupportedError)
 }
 
 

@@ -1,0 +1,150 @@
+"""Stages: timed and told, remembered by key, whole on disk or not there."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from qtool.stages import Record, Stages, peak_rss_mb, source_digest
+
+
+def write(text: str, path: Path) -> None:
+    path.write_text(text)
+
+
+def read(path: Path) -> str:
+    return path.read_text()
+
+
+class Work:
+    """Something slow that counts how often it was done."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> str:
+        self.times += 1
+        return f"result {self.times}"
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+def recall(folder: Path, work, *, parts=("recipe",), base=("source",), fresh=False, name="grids"):
+    """(result, cached) of one run."""
+    record = Record()
+    stages = Stages(folder, fresh, base)
+    return stages.remembered(record, name, parts, work, write, read), record.cached
+
+
+def test_a_result_is_made_once(tmp_path, work):
+    assert recall(tmp_path, work) == ("result 1", False)
+    assert recall(tmp_path, work) == ("result 1", True)
+    assert work.times == 1
+
+
+KEYS = [
+    {},
+    {"parts": ("recipe", "")},
+    {"parts": ("other",)},
+    {"parts": ("re", "cipe")},
+    {"parts": ()},
+    {"base": ("new source",)},
+    {"base": ("source", "recipe"), "parts": ()},
+    {"name": "plan"},
+]
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(range(len(KEYS) - 2), 2)])
+def test_another_key_is_another_result(tmp_path, work, one, other):
+    assert recall(tmp_path, work, **KEYS[one]) == ("result 1", False)
+    assert recall(tmp_path, work, **KEYS[other]) == ("result 2", False)
+    assert recall(tmp_path, work, **KEYS[one]) == ("result 1", True)
+
+
+def test_another_name_is_another_result(tmp_path, work):
+    recall(tmp_path, work)
+    assert recall(tmp_path, work, name="plan") == ("result 2", False)
+
+
+def test_fresh_ignores_what_is_there_and_replaces_it(tmp_path, work):
+    recall(tmp_path, work)
+    assert recall(tmp_path, work, fresh=True) == ("result 2", False)
+    assert recall(tmp_path, work) == ("result 2", True)
+
+
+def test_a_result_that_cannot_be_made_leaves_nothing(tmp_path):
+    def broken() -> str:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recall(tmp_path, broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_half_written_is_not_kept(tmp_path, work):
+    def write_half(text: str, path: Path) -> None:
+        path.write_text(text[:3])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Stages(tmp_path, False, ()).remembered(Record(), "grids", (), work, write_half, read)
+    assert list(tmp_path.iterdir()) == []
+    assert recall(tmp_path, work, base=(), parts=()) == ("result 2", False)
+
+
+def test_a_remembered_file_has_its_last_name_only_when_whole(tmp_path, work):
+    seen = []
+
+    def look(text: str, path: Path) -> None:
+        path.write_text(text)
+        seen.extend(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
+
+    Stages(tmp_path, False, ()).remembered(Record(), "grids", (), work, look, read)
+    assert seen == []
+    assert [p.name[:6] for p in tmp_path.iterdir()] == ["grids-"]
+
+
+def test_a_damaged_result_is_made_again(tmp_path, work):
+    """A disk that filled up, another tool: the cache is never the reason a run fails."""
+    recall(tmp_path, work)
+    (file,) = tmp_path.iterdir()
+    file.write_text("damaged")
+
+    def strict(path: Path) -> str:
+        if not path.read_text().startswith("result"):
+            raise ValueError("damaged")
+        return path.read_text()
+
+    record = Record()
+    found = Stages(tmp_path, False, ("source",)).remembered(
+        record, "grids", ("recipe",), work, write, strict
+    )
+    assert (found, record.cached) == ("result 2", False)
+
+
+def test_a_stage_is_reported_with_its_notes(tmp_path):
+    stages = Stages(tmp_path, False, ())
+    with stages.stage("load") as record:
+        record.notes.append("a note")
+    with stages.stage("calibrate") as record:
+        record.cached = True
+        record.child_mb = 10**6
+    load, calibrate = stages.done
+    assert (load.name, load.notes, load.cached) == ("load", ["a note"], False)
+    assert load.seconds >= 0 and load.peak_rss_mb == peak_rss_mb() > 10
+    assert (calibrate.name, calibrate.cached, calibrate.peak_rss_mb) == ("calibrate", True, 10**6)
+
+
+def test_a_stage_that_fails_leaves_no_record(tmp_path):
+    stages = Stages(tmp_path, False, ())
+    with pytest.raises(ValueError), stages.stage("load"):
+        raise ValueError
+    assert stages.done == []
+
+
+def test_the_source_has_a_digest():
+    assert len(source_digest()) == 64
+    assert source_digest() == source_digest()

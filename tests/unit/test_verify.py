@@ -1,0 +1,229 @@
+"""The verifying child: its tasks, what it says on the way, how it fails, what it never imports."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import psutil
+import pytest
+from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
+
+from qtool import errors
+from qtool.emit import emit_qdq, save_model
+from qtool.errors import DataError, UnsupportedError
+from qtool.verify import FAILURES, ROUNDS, run_tasks
+from qtool.watch import observable, watched_model
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A float and a quantized file, the watched copy, and data for both."""
+    folder = tmp_path_factory.mktemp("verify")
+    net = Net(opset=21)
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 4))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    net.output(net.add("Gemm", x, net.weight(5, 4), net.weight(5), transB=1, out="y"))
+    model = net.load(folder)
+    onnx.save(net.proto(), folder / "float.onnx")
+    bind(model, feeds_for(model))
+    rewritten(model)
+    plan = frozen_plan(model)
+    emitted = emit_qdq(model, plan, cpu())
+    save_model(emitted, folder / "quantized.onnx")
+    names = observable(emitted, plan)
+    save_model(watched_model(emitted, names), folder / "watched.onnx")
+    (folder / "names.json").write_text(json.dumps(names))
+    images = np.random.default_rng(0).normal(0, 1, (COUNT, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", x=images, y=np.arange(COUNT) % 5)
+    np.savez(folder / "feeds.npz", x=images[:1])
+    return folder
+
+
+def data(folder, path="data.npz", shape=("N", 3, 8, 8), indices=range(COUNT)) -> dict:
+    return {
+        "section": {"arrays": {"path": str(folder / path)}},
+        "inputs": [["x", list(shape), "float32"]],
+        "threads": 1,
+        "indices": list(indices),
+    }
+
+
+def optimize(folder, tmp_path) -> dict:
+    file = {"model": str(folder / "quantized.onnx"), "optimized": str(tmp_path / "optimized.onnx")}
+    return {"kind": "optimize", "threads": 1, **file}
+
+
+def evaluate(folder, tmp_path, file="float.onnx", **rest) -> dict:
+    out = {"model": str(folder / file), "name": "float", "out": str(tmp_path / "out.npy")}
+    return {"kind": "evaluate", **out, **data(folder, **rest)}
+
+
+def capture(folder, tmp_path, rows=1, **rest) -> dict:
+    names = json.loads((folder / "names.json").read_text())
+    file = {"model": str(folder / "watched.onnx"), "outputs": names, "out": str(tmp_path)}
+    return {"kind": "capture", "batch": rows, **file, **data(folder, **rest)}
+
+
+def latency(folder) -> dict:
+    files = {"float": str(folder / "float.onnx"), "quantized": str(folder / "quantized.onnx")}
+    return {"kind": "latency", "feeds": str(folder / "feeds.npz"), "threads": 1, **files}
+
+
+def test_all_tasks_in_one_child(place, tmp_path):
+    seen: list[tuple] = []
+    order: list[str] = []
+    tasks = [
+        optimize(place, tmp_path),
+        capture(place, tmp_path, indices=[4, 2]),
+        evaluate(place, tmp_path),
+        latency(place),
+    ]
+    results = run_tasks(
+        tasks, tmp_path, lambda *said: seen.append(said), lambda: order.append("meanwhile")
+    )
+    assert order == ["meanwhile"]
+    assert all(result.pop("peak_rss_mb") > 20 for result in results)
+    first, captured, evaluated, timed = results
+    assert 0 < first["load_seconds"] < 30
+    assert "QLinearConv" in {n.op_type for n in ir.load(tmp_path / "optimized.onnx").graph}
+    assert (captured, evaluated) == ({"saved": 2}, {"samples": COUNT})
+    assert timed.keys() == {"float_ms", "quantized_ms", "speedup", "runs", "batch", "threads"}
+    assert timed["speedup"] == pytest.approx(timed["float_ms"] / timed["quantized_ms"])
+    assert (timed["batch"], timed["threads"]) == (1, 1)
+    assert timed["runs"] % ROUNDS == 0 and timed["runs"] >= ROUNDS
+    stages = list(dict.fromkeys(said[0] for said in seen))
+    assert stages == ["parity capture", "evaluate float", "latency"]
+    assert ("evaluate float", COUNT, COUNT) in seen and ("latency", ROUNDS, ROUNDS) in seen
+
+
+def test_outputs_are_those_of_the_file(place, tmp_path):
+    run_tasks([evaluate(place, tmp_path, indices=[3, 0, 7])], tmp_path)
+    with np.load(place / "data.npz") as archive:
+        images = archive["x"][[3, 0, 7]]
+    want = run(onnx.load(place / "float.onnx"), {"x": images})["y"]
+    # Batches of another size sum in another order.
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), want, rtol=1e-5, atol=1e-6)
+
+
+def test_captures_hold_inputs_and_every_name(place, tmp_path):
+    run_tasks([capture(place, tmp_path, indices=[5, 6])], tmp_path)
+    names = json.loads((place / "names.json").read_text())
+    with np.load(place / "data.npz") as archive, np.load(tmp_path / "1.npz") as saved:
+        assert set(saved.files) == {"i:x", *(f"o{k}" for k in range(len(names)))}
+        assert np.array_equal(saved["i:x"], archive["x"][6:7])
+        assert all(saved[f"o{k}"].dtype == np.uint8 for k in range(len(names) - 1))
+
+
+def fixed_batch(folder, tmp_path) -> str:
+    model = onnx.load(folder / "float.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    return str(tmp_path / "fixed.onnx")
+
+
+def test_a_fixed_batch_is_padded_and_trimmed(place, tmp_path):
+    run_tasks([evaluate(place, tmp_path)], tmp_path)
+    free = np.load(tmp_path / "out.npy").copy()
+    task = evaluate(place, tmp_path, shape=(4, 3, 8, 8)) | {"model": fixed_batch(place, tmp_path)}
+    assert run_tasks([task], tmp_path)[0]["samples"] == COUNT  # 4 + 4 + 3
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), free, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_does_not_load_is_unsupported(place, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    task = optimize(place, tmp_path) | {"model": str(tmp_path / "bad.onnx")}
+    with pytest.raises(UnsupportedError) as error:
+        run_tasks([task], tmp_path)
+    assert str(error.value).startswith(f"ONNX Runtime cannot load {tmp_path / 'bad.onnx'}: ")
+
+
+def test_a_model_that_does_not_run_is_unsupported(place, tmp_path):
+    """The file fixes its batch at 4, the task does not know."""
+    task = evaluate(place, tmp_path) | {"model": fixed_batch(place, tmp_path)}
+    with pytest.raises(
+        UnsupportedError, match=r"cannot run .*fixed\.onnx on inputs \{'x': \[11, 3"
+    ):
+        run_tasks([task], tmp_path)
+
+
+def test_an_output_without_a_batch_axis_is_unsupported(place, tmp_path):
+    net = Net(opset=21)
+    net.output(net.add("Flatten", net.input("x", "N", 3, 8, 8), axis=0, out="y"))
+    onnx.save(net.proto(), tmp_path / "flat.onnx")
+    task = evaluate(place, tmp_path) | {"model": str(tmp_path / "flat.onnx")}
+    with pytest.raises(UnsupportedError, match="the batch must be its first axis"):
+        run_tasks([task], tmp_path)
+
+
+def test_a_data_error_passes_through(place, tmp_path):
+    with pytest.raises(DataError) as error:
+        run_tasks([evaluate(place, tmp_path, path="missing.npz")], tmp_path)
+    assert "missing.npz" in str(error.value)
+    assert not isinstance(error.value, UnsupportedError)
+
+
+def test_every_error_a_child_can_raise_has_a_class():
+    kinds = {e for e in vars(errors).values() if isinstance(e, type)} - {errors.QtoolError}
+    assert set(FAILURES.values()) == kinds
+    assert all(FAILURES[kind.__name__] is kind for kind in kinds)
+
+
+def test_what_went_before_an_error_is_lost_with_it(place, tmp_path):
+    tasks = [evaluate(place, tmp_path), evaluate(place, tmp_path, path="missing.npz")]
+    with pytest.raises(DataError):
+        run_tasks(tasks, tmp_path)
+
+
+def test_a_child_that_fails_leaves_its_words(place, tmp_path):
+    tasks = [optimize(place, tmp_path), {"kind": "dance"}]
+    with pytest.raises(RuntimeError) as error:
+        run_tasks(tasks, tmp_path)
+    assert "ended with 1 during task 2 of 2 (dance)" in str(error.value)
+    assert "KeyError: 'dance'" in str(error.value)
+
+
+def test_a_child_that_is_killed_is_no_result(place, tmp_path):
+    def kill() -> None:
+        for child in psutil.Process().children():
+            if "qtool.verify" in child.cmdline():
+                child.kill()
+
+    with pytest.raises(RuntimeError, match=r"ended with -9 during task 1 of 1 \(latency\)"):
+        run_tasks([latency(place)], tmp_path, meanwhile=kill)
+
+
+def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([latency(place)], tmp_path, meanwhile=fail)
+    left = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    assert not any("qtool.verify" in " ".join(p.cmdline()) for p in left)
+
+
+def loaded(jobs, before: str = "") -> set[str]:
+    """Which heavy packages the child has imported after its tasks."""
+    heavy = {"torch", "onnx", "onnx_ir", "pydantic", "onnxruntime", "numpy", "typer", "rich"}
+    code = (
+        f"import sys\n{before}\nfrom qtool.verify import main\nmain({str(jobs)!r})\n"
+        f"print('LOADED', *(set(sys.modules) & {heavy}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="quiet\n", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def test_the_child_loads_neither_torch_nor_onnx(place, tmp_path):
+    jobs = tmp_path / "jobs.json"
+    tasks = [capture(place, tmp_path), evaluate(place, tmp_path), latency(place)]
+    jobs.write_text(json.dumps(tasks))
+    assert not loaded(jobs) & {"torch", "onnx", "onnx_ir", "typer", "rich"}
+    assert "onnx_ir" in loaded(jobs, "import onnx_ir")  # the check can fail
