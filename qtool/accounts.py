@@ -77,11 +77,16 @@ def size_part(float_path: Path, quantized_path: Path, model: ir.Model, plan: Qua
     """Bytes of both files and mean bits over all weights of weighted layers."""
     bits = count = payload = 0
     values = by_name(model.graph)
-    for node in model.graph:
-        if node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1]):
+    weighted = {
+        node.inputs[1].name or ""
+        for node in model.graph
+        if node.op_type in WEIGHTED_OPS and node.inputs[1] is not None
+    }
+    for name in sorted(weighted | plan.stored):
+        tensor = values[name].const_value
+        if tensor is None or not is_constant(values[name]):
             continue
-        name = node.inputs[1].name or ""  # type: ignore[union-attr]
-        elements = int(np.prod(values[name].const_value.shape.numpy()))  # type: ignore[union-attr]
+        elements = int(np.prod(tensor.shape.numpy()))
         params = plan.params(name) if name in plan.codes else None
         width = 32 if params is None else params.spec.bits
         count += elements
@@ -179,39 +184,43 @@ def layers_part(
     """One row per weighted layer, in graph order; bytes of its codes, scales and bias."""
     layers = []
     for node in model.graph:
-        if node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1]):
-            continue
         site = plan.sites.get(node.name or "")
-        weight = plan.params(site.weight) if site is not None and site.weight is not None else None
-        if site is None or weight is None:
-            held = [constant(v) for v in node.inputs[1:3] if is_constant(v)]
-            layers.append(
-                Layer(
-                    name=node.name or "",
-                    op=node.op_type,
-                    weight_bits="float",
-                    activation_bits="float",
-                    bytes=sum(a.nbytes for a in held if a is not None),
-                )
-            )
+        if site is not None and site.weight is not None:
+            layers.append(_integer_layer(plan, site, noise_db.get(site.name)))
             continue
-        read = plan.params(site.inputs[0])
+        held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
+        stored = [v.name or "" for v in held if v.name in plan.stored]
+        if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
+            continue
+        params = plan.params(stored[0]) if stored else None
+        arrays = [constant(v) for v in held if v.name not in plan.stored]
         layers.append(
             Layer(
-                name=site.name,
-                op=site.op,
-                weight_bits=weight.spec.bits,
-                activation_bits=read.spec.bits if read is not None else "float",
-                granularity=weight.spec.granularity.name,
-                sqnr_db=_rounded(noise_db.get(site.name)),
-                bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
+                name=node.name or "",
+                op=node.op_type,
+                weight_bits=params.spec.bits if params is not None else "float",
+                activation_bits="float",
+                granularity=params.spec.granularity.name if params is not None else None,
+                bytes=sum(a.nbytes for a in arrays if a is not None)
+                + sum(_bytes(plan, name, None) for name in stored),
             )
         )
     return layers
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+def _integer_layer(plan: QuantPlan, site: Site, db: float | None) -> Layer:
+    weight, read = plan.params(site.weight or ""), plan.params(site.inputs[0])
+    if weight is None:
+        raise AssertionError(f"{site.name} has weights without a grid")
+    return Layer(
+        name=site.name,
+        op=site.op,
+        weight_bits=weight.spec.bits,
+        activation_bits=read.spec.bits if read is not None else "float",
+        granularity=weight.spec.granularity.name,
+        sqnr_db=None if db is None else round(db, 3),
+        bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
+    )
 
 
 def _bytes(plan: QuantPlan, name: str | None, params: QuantParams | None) -> int:

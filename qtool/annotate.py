@@ -7,28 +7,27 @@ anything else would only add conversions. Then grids are handed out, and shared 
 unchanged.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from qtool.errors import RecipeError, suggest
 from qtool.graph import (
-    WEIGHTED_OPS,
     attribute,
     constant,
     dims,
     is_constant,
     is_float,
     rank,
-    readers,
     sole_reader,
     weight_axis,
 )
 from qtool.numerics import PerChannel, PerTensor, QuantSpec
 from qtool.plan import QuantPlan, Site
 from qtool.targets import OpRule, Target
+
+# Below this many numbers the scales and nodes cost more than the codes save.
+STORED_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,44 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
             )
     # In graph order: equal plans must give equal files.
     floats = {name: reasons[name] for n in nodes if (name := n.name or "") in reasons}
-    return replace(_hand_out(draft, chosen, wanted), floats=floats)
+    return _store(nodes, draft, replace(_hand_out(draft, chosen, wanted), floats=floats))
+
+
+def _store(nodes: Sequence[ir.Node], draft: _Draft, plan: QuantPlan) -> QuantPlan:
+    """Keep large weights of float ops as codes, where the target can and every reader agrees."""
+    wishes: dict[str, set[int]] = {}
+    for node in nodes:
+        if node.name in draft.bits.float_nodes or node.name in plan.integer_nodes:
+            continue
+        for position, axis in draft.target.stores.get(node.op_type, {}).items():
+            value = node.inputs[position] if position < len(node.inputs) else None
+            if value is None or not is_constant(value) or value.dtype != ir.DataType.FLOAT:
+                continue
+            array = constant(value)
+            if array is not None and array.ndim and array.size >= STORED_SIZE:
+                wishes.setdefault(value.name or "", set()).add(axis % array.ndim)
+    grids, grid_of = dict(plan.grids), dict(plan.grid_of)
+    here = {id(n) for n in nodes}
+    values = {v.name: v for n in nodes for v in n.inputs if v is not None and v.name in wishes}
+    stored = set()
+    for name, axes in wishes.items():
+        floats = [u for u in values[name].uses() if u[0].name not in plan.integer_nodes]
+        agreed = all(
+            id(u) in here and p in draft.target.stores.get(u.op_type, {}) for u, p in floats
+        )
+        asked = all(u.name not in draft.bits.float_nodes for u, _ in floats)
+        if not agreed or not asked or values[name].is_graph_output():
+            continue
+        spec = plan.spec(name)
+        if spec is None:
+            by_channel = len(axes) == 1 and draft.bits.granularity == "channel"
+            granularity = PerChannel(axes.pop()) if by_channel else PerTensor()
+            grids[name] = QuantSpec(draft.bits.weights or 8, True, True, granularity)
+            grid_of[name] = name
+        elif not spec.symmetric:
+            continue
+        stored.add(name)
+    return replace(plan, grids=grids, grid_of=grid_of, stored=frozenset(stored))
 
 
 def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
@@ -337,53 +373,3 @@ def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Nod
             return False
         return producer.inputs[0] is not None and _private(producer.inputs[0], chosen)
     return True
-
-
-def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
-    """Names of nodes a ``bits.layers`` key stands for.
-
-    ``first`` are the weighted nodes reached from an input through no other weighted node, ``last``
-    those that reach an output so; ``op:Gemm`` is an op type; ``name:*/head/*`` a name, where ``*``
-    also matches ``/``.
-
-    Raises:
-        RecipeError: the pattern matches nothing (with the closest names).
-    """
-    graph = model.graph
-    if pattern == "first":
-        found = _edge(graph.inputs, forward=True)
-    elif pattern == "last":
-        found = _edge(graph.outputs, forward=False)
-    elif pattern.startswith("op:"):
-        found = {n.name or "" for n in graph if n.op_type == pattern[3:]}
-    else:
-        name = pattern.removeprefix("name:")
-        found = {n.name or "" for n in graph if fnmatchcase(n.name or "", name)}
-    if not found:
-        ops = pattern.startswith("op:")
-        known = {n.op_type if ops else n.name or "" for n in graph}
-        word = pattern.removeprefix("op:").removeprefix("name:")
-        raise RecipeError(
-            f'bits.layers: the pattern "{pattern}" matches no node of the model'
-            f"{suggest(word, known)} `qtool check` lists the names"
-        )
-    return found
-
-
-def _edge(values: Iterable[ir.Value], forward: bool) -> set[str]:
-    """Weighted nodes met first when walking from the graph's inputs, or back from its outputs."""
-    found: set[str] = set()
-    seen: set[ir.Node] = set()
-    todo = list(values)
-    while todo:
-        value = todo.pop()
-        made = value.producer()
-        for node in readers(value) if forward else [made] if made is not None else []:
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op_type in WEIGHTED_OPS and any(is_constant(v) for v in node.inputs[:2]):
-                found.add(node.name or "")
-                continue
-            todo.extend(v for v in (node.outputs if forward else node.inputs) if v is not None)
-    return found

@@ -29,7 +29,7 @@ def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
     """Activations whose statistics decide a grid: those that no same-grid op makes from another."""
     values = by_name(model.graph)
     names = []
-    weights = {v for site in plan.sites.values() for v in (site.weight, site.bias)}
+    weights = {v for site in plan.sites.values() for v in (site.weight, site.bias)} | plan.stored
     for name in plan.grid_of:
         producer = values[name].producer()
         if name not in weights and (producer is None or producer.name not in plan.passes):
@@ -163,20 +163,19 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     """
     values = by_name(model.graph)
     grids = dict(plan.grids)
-    for site in plan.sites.values():
-        spec = grids.get(site.weight or "")
-        if site.weight is None or not isinstance(spec, QuantSpec):
+    names = {s.weight: s.name for s in plan.sites.values() if s.weight is not None}
+    for name, reader in {**dict.fromkeys(sorted(plan.stored), "a float op"), **names}.items():
+        spec = grids.get(name)
+        if not isinstance(spec, QuantSpec):
             continue
-        array = constant(values[site.weight])
+        array = constant(values[name])
         if array is None:
-            raise AssertionError(f"{site.weight} is a weight without data")
+            raise AssertionError(f"{name} is a weight without data")
         axes = tuple(range(array.ndim))
         if isinstance(spec.granularity, PerChannel):
             axes = tuple(a for a in axes if a != spec.granularity.axis)
         try:
-            grids[site.weight] = params_from_range(array.min(axes), array.max(axes), spec)
+            grids[name] = params_from_range(array.min(axes), array.max(axes), spec)
         except ValueError as error:
-            raise DataError(
-                f'the weights "{site.weight}" of node "{site.name}": {error}'
-            ) from error
+            raise DataError(f'the weights "{name}" of node "{reader}": {error}') from error
     return replace(plan, grids=grids)

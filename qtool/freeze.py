@@ -50,7 +50,8 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         if name in codes or constant(values[name]) is None:
             continue
         params = _params(grids, plan.grid_of[name])
-        codes[name] = quantize(_array(values, plan, name), params).astype(np.uint8)
+        container = np.int8 if params.spec.signed else np.uint8
+        codes[name] = quantize(_array(values, plan, name), params).astype(container)
     frozen = replace(plan, grids=grids, codes=codes)
     for line in notes:
         frozen = frozen.note(line)

@@ -11,7 +11,7 @@ import torch
 
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
-from qtool.execute.simulate import Simulation
+from qtool.execute.simulate import Simulation, constant_tensor
 from qtool.graph import nodes_by_name
 from qtool.numerics import dequantize, quantize
 from qtool.plan import QuantPlan
@@ -115,8 +115,13 @@ def _compare_one(
                 judge(counts.integer, out.name, found)
                 feeds[out.name] = _values(plan, out.name, codes)
     rest = [v for v in codes if v not in feeds or v in inputs]
+
+    def as_stored(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        name = value.name or ""
+        return constant_tensor(plan, name) if name in plan.stored else tensor
+
     with torch.inference_mode():
-        floats = executor(feeds, outputs=rest) if rest else {}
+        floats = executor(feeds, as_stored, rest) if rest else {}
     for name in rest:
         params = plan.params(name)
         if params is not None:

@@ -126,6 +126,8 @@ def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
             f"{len(plan.sites)} integer sites, {len(plan.passes)} ops that move codes, "
             f"{len(plan.floats)} ops stay float"
         )
+        if plan.stored:
+            record.notes.append(f"{len(plan.stored)} weights of float ops are stored as codes")
         ops = {n.name: n.op_type for n in prepared.loaded.model.graph}
         kinds: dict[str, list[str]] = {}
         for name, reason in plan.floats.items():

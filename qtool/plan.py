@@ -46,6 +46,7 @@ class QuantPlan:
         codes: initializer name -> final integers.
         values: initializer name -> float array that replaces the model's own.
         absorbed: nodes folded away that the emitter skips (their work is in a grid or in codes).
+        stored: initializers that float ops read, kept as codes and widened once at load.
         floats: node name -> why it stays in float.
         log: one line per finished step.
     """
@@ -57,6 +58,7 @@ class QuantPlan:
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     absorbed: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
     floats: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
 

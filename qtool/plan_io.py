@@ -45,6 +45,7 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         "grid_of": dict(plan.grid_of),
         "grids": grids,
         "absorbed": sorted(plan.absorbed),
+        "stored": sorted(plan.stored),
         "floats": dict(plan.floats),
         "log": list(plan.log),
     }
@@ -79,6 +80,7 @@ def read_plan(path: Path) -> QuantPlan:
             codes=_part(arrays, "codes/"),
             values=_part(arrays, "values/"),
             absorbed=frozenset(document["absorbed"]),
+            stored=frozenset(document["stored"]),
             floats=dict(document["floats"]),
             log=tuple(document["log"]),
         )

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.annotate import Bits, nodes_matching
+from qtool.annotate import Bits
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
 from qtool.errors import RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model
+from qtool.patterns import nodes_matching
+from qtool.metrics import find_metric
 from qtool.protocols import Progress
-from qtool.recipe import Recipe
+from qtool.recipe import Evaluate, Recipe
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.targets import Target, load_target
@@ -35,6 +37,7 @@ class Prepared:
         judged: samples both files are judged on; disjoint from calibration.
         section: where ``judged`` comes from, and ``indices`` which of its samples they are.
         bits: what is asked for, with the names of nodes that stay float.
+        trust_code: whether the recipe may run code of its own.
     """
 
     loaded: Loaded
@@ -45,6 +48,7 @@ class Prepared:
     section: DataSection
     indices: tuple[int, ...]
     bits: Bits
+    trust_code: bool
 
     @property
     def fixed_batch(self) -> int | None:
@@ -80,16 +84,18 @@ def prepare(
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, recipe.model)
         section = recipe.calibrate
-        calibration = open_dataset(section, inputs)
+        calibration = open_dataset(section, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
         calibration, judged, judged_section, indices = _judged(
-            recipe, calibration, inputs, seed, record
+            recipe, calibration, inputs, seed, trust_code, record
         )
         first = next(iter(calibration.take([0]).batches(1)))
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         bits = _bits(recipe, loaded.model)
         progress("load", 1, 1)
-    return Prepared(loaded, target, inputs, calibration, judged, judged_section, indices, bits)
+    return Prepared(
+        loaded, target, inputs, calibration, judged, judged_section, indices, bits, trust_code
+    )
 
 
 def _judged(
@@ -97,6 +103,7 @@ def _judged(
     calibration: Dataset,
     inputs: dict[str, InputSpec],
     seed: int,
+    trust_code: bool,
     record: Record,
 ) -> tuple[Dataset, Dataset, DataSection, tuple[int, ...]]:
     """Calibration, the samples both files are judged on, their section and positions in it."""
@@ -108,12 +115,30 @@ def _judged(
         record.notes.append(f"no evaluate section: {judged.count} calibration samples held out")
         return rest, judged, section, indices
     own: DataSection = recipe.evaluate
-    if own.preprocess is None and section.preprocess is not None:
+    if own.preprocess is None and own.images is not None and section.preprocess is not None:
         own = own.model_copy(update={"preprocess": section.preprocess})
-    judged = open_dataset(own, inputs)
+    judged = open_dataset(own, inputs, trust_code=trust_code)
+    _check_metric(recipe.evaluate, judged, recipe, trust_code)
     record.notes += [f"evaluate: {note}" for note in judged.notes]
     rest = _disjoint(recipe, calibration, judged, record)
     return rest, judged, own, tuple(range(judged.count))
+
+
+def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_code: bool) -> None:
+    """Refuse a metric that cannot be computed before minutes of work, not after.
+
+    Raises:
+        QtoolError: it needs labels and there are none, or its code is not there or not trusted.
+    """
+    if evaluate.metric is None:
+        return
+    metric = find_metric(evaluate.metric, evaluate.code, trust_code)
+    if judged.labels is None and metric.needs_labels:
+        raise recipe.error(
+            ("evaluate", "metric"),
+            f"{evaluate.metric} needs labels, but {evaluate.where} has none; give labels, or use "
+            "cosine or sqnr, which compare with the float model",
+        )
 
 
 def input_specs(model: ir.Model, path: Path) -> dict[str, InputSpec]:

@@ -51,6 +51,8 @@ class Target:
         measured: a sentence about what was executed to support this file.
         requantizes: ops that the runtime turns into integers by itself wherever it finds them
             behind a DequantizeLinear, also those that were meant to stay float.
+        stores: op type -> input position -> axis of the scales, for weights of float ops that the
+            file keeps as codes.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Target:
     rewrites: tuple[str, ...]
     measured: str
     requantizes: tuple[str, ...] = ()
+    stores: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
 
 def config_folder(kind: str) -> Path:
@@ -100,7 +103,7 @@ def load_target(name: str) -> Target:
 
 def _target(raw: Any, path: Path) -> Target:
     names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), names - {"requantizes"})
+    _known(raw, names, str(path), names - {"requantizes", "stores"})
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
     _typed(raw["ops"], dict, f"{path}: ops")
@@ -114,7 +117,18 @@ def _target(raw: Any, path: Path) -> Target:
         rewrites=_list(raw["rewrites"], str, f"{path}: rewrites"),
         measured=raw["measured"],
         requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
+        stores=_stores(raw.get("stores", {}), f"{path}: stores"),
     )
+
+
+def _stores(raw: Any, where: str) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for op, inputs in _typed(raw, dict, where).items():
+        for position, axis in _typed(inputs, dict, f"{where}.{op}").items():
+            _typed(position, int, f"{where}.{op}")
+            _typed(axis, int, f"{where}.{op}.{position}")
+        found[op] = dict(inputs)
+    return found
 
 
 def _rule(raw: Any, where: str) -> OpRule:

@@ -322,6 +322,10 @@ class _Emitter:
             if isinstance(params.spec.granularity, PerChannel)
             else None
         )
+        if name in self.plan.stored:
+            self._widen(value, codes, params, axis)
+            if not value.uses():
+                return
         # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
         inputs = [codes, scale] if params.spec.bits == 32 else [codes, scale, zero]
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
@@ -329,6 +333,26 @@ class _Emitter:
         out = self._add(node, f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
         for reader, index in list(value.uses()):
             if reader.name in self.integer:
+                reader.replace_input_with(index, out)
+
+    def _widen(
+        self, value: ir.Value, codes: ir.Value, params: QuantParams, axis: int | None
+    ) -> None:
+        """Codes times scales in front of the float readers; the runtime folds it at load."""
+        name = value.name or ""
+        shape = [1] * len(value.shape or ())
+        if axis is not None:
+            shape[axis] = -1
+        scale = params.scale.reshape(shape) if axis is not None else params.scale
+        column = self._initializer(f"{name}_scale_column", scale)
+        cast = ir.Node(
+            "", "Cast", [codes], [ir.AttrInt64("to", 1)], name=self._unique(f"{name}_Cast")
+        )
+        floats = self._add(cast, f"{name}_cast", ir.DataType.FLOAT, value.shape)
+        mul = ir.Node("", "Mul", [floats, column], name=self._unique(f"{name}_Mul"))
+        out = self._add(mul, f"{name}_widened", ir.DataType.FLOAT, value.shape)
+        for reader, index in list(value.uses()):
+            if reader.name not in self.integer:
                 reader.replace_input_with(index, out)
 
 

@@ -60,7 +60,7 @@ def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
         if node.name in integer:
             continue
         for value in node.inputs:
-            if value is None or value.name not in plan.grid_of:
+            if value is None or value.name not in plan.grid_of or value.name in plan.stored:
                 continue
             producer = value.producer()
             if producer is None or producer.name not in integer:

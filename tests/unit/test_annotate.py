@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from models import BUILDERS, Net, cpu, rewritten
 
-from qtool.annotate import Bits, annotate, nodes_matching
+from qtool.annotate import Bits, annotate
 from qtool.errors import RecipeError
 from qtool.numerics import PerChannel, PerTensor
+from qtool.patterns import nodes_matching
 
 LONELY = "its neighbours compute in float, so codes would be converted for nothing"
 
