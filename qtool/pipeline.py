@@ -28,7 +28,7 @@ from qtool.errors import QtoolError, RecipeError, UnsupportedError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, write_text_atomic
 from qtool.freeze import freeze
-from qtool.graph import macs
+from qtool.graph import WEIGHTED_OPS, macs
 from qtool.judgement import Judge, Judgement
 from qtool.load import infer_shapes
 from qtool.plan import QuantPlan
@@ -117,9 +117,11 @@ def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
     with stages.stage("annotate") as record:
         plan = annotate(prepared.loaded.model, prepared.target, prepared.bits)
         if not any(site.weight is not None for site in plan.sites.values()):
-            reasons = sorted(set(plan.floats.values())) or ["it has no weighted layer"]
+            left = [n for n in prepared.loaded.model.graph if n.op_type in WEIGHTED_OPS]
+            reasons = [f"{n.name}: {plan.floats[n.name]}" for n in left if n.name in plan.floats]
+            reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
             raise UnsupportedError(
-                f"model {prepared.loaded.path}: there is nothing to quantize: {reasons[0]}; "
+                f"model {prepared.loaded.path}: there is nothing to quantize: {reason}; "
                 "Conv, Gemm and MatMul with constant float32 weights are quantized"
             )
         record.notes.append(

@@ -69,7 +69,10 @@ def _bias_behind(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value
 
 
 def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
-    """Fold alpha and beta into constant weights and bias, and make the bias one-dimensional."""
+    """Fold alpha and beta into constant weights and bias, make the bias one-dimensional.
+
+    A transposed input becomes a Transpose in front.
+    """
     done = 0
     for node in list(model.graph):
         if node.op_type != "Gemm" or not is_constant(node.inputs[1]):
@@ -83,7 +86,8 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
             continue
         width = weight.shape[0 if attribute(node, "transB", 0) else 1]
         flat = bias is None or bias.shape == (width,)
-        if alpha == 1.0 and (beta == 1.0 or bias is None) and flat:
+        turned = attribute(node, "transA", 0)
+        if alpha == 1.0 and (beta == 1.0 or bias is None) and flat and not turned:
             continue
         if bias is not None and not flat:
             # One row for all rows; [M, 1] is a column, even where M happens to be the width.
@@ -96,6 +100,12 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
         if bias is not None:
             scaled = (bias.astype(np.float64) * beta).astype(weight.dtype)
             node.replace_input_with(2, add_constant(model.graph, f"{node.name}.bias", scaled))
-        set_attributes(node, alpha=1.0, beta=1.0)
+        if turned:
+            shape = dims(node.inputs[0])
+            x = add_node(
+                node, "Transpose", [node.inputs[0]], {"perm": [1, 0]}, shape=shape and shape[::-1]
+            )
+            node.replace_input_with(0, x)
+        set_attributes(node, alpha=1.0, beta=1.0, transA=0)
         done += 1
     return done
