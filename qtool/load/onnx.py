@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph import captured
+from qtool.load.half import widen
 from qtool.load.old_opsets import restore_meaning
 
 # Below this many bytes a tensor may be a shape or an axis that inference has to see.
@@ -105,6 +106,8 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     name_everything(model)
     if model.opset_imports.get("", 1) > before:
         restore_meaning(model, before, path)
+    if count := widen(model):
+        notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
     return Loaded(model, path, _digest(path), tuple(notes))
 

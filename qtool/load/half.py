@@ -1,0 +1,69 @@
+"""float16 and bfloat16 models in float32: their weights are exact there, and integers follow."""
+
+import numpy as np
+import onnx_ir as ir
+
+LOW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+def widen(model: ir.Model) -> int:
+    """Turn every 16-bit float of the graph into float32, in place.
+
+    The graph's inputs and outputs keep their types: a Cast stands at each border.
+
+    Returns:
+        How many initializers were widened; 0 means that nothing was changed.
+    """
+    graphs = [model.graph, *model.graph.subgraphs()]
+    values = {id(v): v for g in graphs for v in (*g.inputs, *g.initializers.values())}
+    values.update({id(v): v for node in model.graph.all_nodes() for v in node.outputs})
+    low = [v for v in values.values() if v.dtype in LOW]
+    if not low:
+        return 0
+    borders = {v: v.dtype for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype in LOW}
+    done = 0
+    for value in low:
+        if value.const_value is not None:
+            array = np.asarray(value.const_value.numpy()).astype(np.float32)
+            value.const_value = ir.Tensor(array, name=value.name)
+            done += 1
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in model.graph.all_nodes():
+        _widen_attributes(node)
+    _keep_borders(model.graph, borders)
+    return max(done, 1)
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    """Types that a node names in its attributes: Cast, ConstantOfShape, random ops."""
+    for key in ("to", "dtype"):
+        attr = node.attributes.get(key)
+        if attr is not None and attr.type == ir.AttributeType.INT and attr.value in LOW:
+            node.attributes[key] = ir.AttrInt64(key, ir.DataType.FLOAT.value)
+    attr = node.attributes.get("value")
+    if attr is not None and attr.type == ir.AttributeType.TENSOR and attr.value.dtype in LOW:
+        array = np.asarray(attr.value.numpy()).astype(np.float32)
+        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array))
+
+
+def _keep_borders(graph: ir.Graph, borders: dict[ir.Value, ir.DataType | None]) -> None:
+    for value, dtype in borders.items():
+        if value.is_graph_input():
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", 1)], name=f"{value.name}/widen")
+            out = cast.outputs[0]
+            out.name, out.shape = f"{value.name}_float32", value.shape
+            out.type = ir.TensorType(ir.DataType.FLOAT)
+            ir.convenience.replace_all_uses_with(value, out, replace_graph_outputs=False)
+            cast.replace_input_with(0, value)
+            value.type = ir.TensorType(dtype or ir.DataType.FLOAT16)
+            graph.insert_before(graph[0], cast)
+        elif value.is_graph_output():
+            to = ir.AttrInt64("to", (dtype or ir.DataType.FLOAT16).value)
+            cast = ir.Node("", "Cast", [value], [to], name=f"{value.name}/narrow")
+            out, name = cast.outputs[0], value.name
+            out.shape, out.type = value.shape, ir.TensorType(dtype or ir.DataType.FLOAT16)
+            value.name, out.name = f"{name}_float32", name
+            graph.append(cast)
+            for index, old in enumerate(graph.outputs):
+                if old is value:
+                    graph.outputs[index] = out
