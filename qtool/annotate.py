@@ -254,6 +254,9 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
 def _data(node: ir.Node, rule: OpRule) -> list[ir.Value]:
     """The float operands that a rule wants on grids."""
     chosen = node.inputs if not rule.inputs else [node.inputs[i] for i in rule.inputs]
+    if rule.form == "weighted":
+        # A custom op in front may leave the type unknown; float weights need a float input.
+        return [v for v in chosen if v is not None]
     return [v for v in chosen if v is not None and is_float(v)]
 
 

@@ -14,8 +14,10 @@ from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
+from qtool.rewrites.unfuse import unfuse_microsoft
 
 REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
+    "unfuse_microsoft": unfuse_microsoft,
     "fold_constants": fold_constants,
     "remove_identities": remove_identities,
     "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
