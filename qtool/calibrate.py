@@ -159,10 +159,11 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     """Min-max grids for weights, per tensor or per channel as their specs ask.
 
     Raises:
-        DataError: a weight is NaN or infinite (names the initializer).
+        DataError: a weight or bias is NaN or infinite (names the initializer).
     """
     values = by_name(model.graph)
     grids = dict(plan.grids)
+    _refuse_bad_biases(values, plan)
     names = {s.weight: s.name for s in plan.sites.values() if s.weight is not None}
     for name, reader in {**dict.fromkeys(sorted(plan.stored), "a float op"), **names}.items():
         spec = grids.get(name)
@@ -177,5 +178,18 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         try:
             grids[name] = params_from_range(array.min(axes), array.max(axes), spec)
         except ValueError as error:
-            raise DataError(f'the weights "{name}" of node "{reader}": {error}') from error
+            raise DataError(
+                f'the weights "{name}" of node "{reader}": {error}; '
+                "train or export the model again"
+            ) from error
     return replace(plan, grids=grids)
+
+
+def _refuse_bad_biases(values: Mapping[str, ir.Value], plan: QuantPlan) -> None:
+    for site in plan.sites.values():
+        bias = constant(values[site.bias]) if site.bias is not None else None
+        if bias is not None and not np.isfinite(bias).all():
+            raise DataError(
+                f'the bias "{site.bias}" of node "{site.name}" holds NaN or infinity; '
+                "train or export the model again"
+            )

@@ -35,7 +35,7 @@ def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
         word = pattern.removeprefix("op:").removeprefix("name:")
         raise RecipeError(
             f'bits.layers: the pattern "{pattern}" matches no node of the model'
-            f"{suggest(word, known)} `qtool check` lists the names"
+            f"{suggest(word, known) or ';'} `qtool check` lists the names"
         )
     return found
 

@@ -180,6 +180,8 @@ def _grids(
 ) -> QuantPlan:
     """Statistics of one pass over the calibration data, and the grids they give."""
     model, data = prepared.loaded.model, prepared.calibration
+    # First, so that a weight that is not finite is named, and not the value it makes.
+    plan = weight_grids(model, plan)
     names = observed_values(model, plan)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
     rows = prepared.fixed_batch or batch_size(model, names, data.count)
@@ -200,7 +202,7 @@ def _grids(
         threads=threads,
         on_batch=finished,
     )
-    return weight_grids(model, choose_grids(plan, stats, calibrator))
+    return choose_grids(plan, stats, calibrator)
 
 
 def _save_grids(plan: QuantPlan, path: Path) -> None:

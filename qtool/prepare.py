@@ -192,7 +192,7 @@ def _bits(recipe: Recipe, model: ir.Model) -> Bits:
         try:
             names = nodes_matching(model, pattern)
         except RecipeError as error:
-            raise recipe.error(place, str(error)) from error
+            raise recipe.error(place, str(error).removeprefix("bits.layers: ")) from error
         weights = recipe.bits.weights if layer.weights is None else layer.weights
         activations = recipe.bits.activations if layer.activations is None else layer.activations
         widths.update(dict.fromkeys(names, _is_float(recipe, place, weights, activations)))
