@@ -179,8 +179,7 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
             grids[name] = params_from_range(array.min(axes), array.max(axes), spec)
         except ValueError as error:
             raise DataError(
-                f'the weights "{name}" of node "{reader}": {error}; '
-                "train or export the model again"
+                f'the weights "{name}" of node "{reader}": {error}; train or export the model again'
             ) from error
     return replace(plan, grids=grids)
 

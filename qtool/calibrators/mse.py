@@ -61,7 +61,7 @@ def _squared_error(stats: Stats) -> Callable[[QuantParams], float]:
     """Sum of squared errors of a grid, from running moments: as many steps as it has levels."""
     edges, counts = _bins(stats)
     width = np.diff(edges)
-    density = np.divide(counts, width, out=np.zeros_like(width), where=width > 0)
+    density = np.append(np.divide(counts, width, out=np.zeros_like(width), where=width > 0), 0.0)
     middle = (edges[1:] + edges[:-1]) / 2
     moments = [counts, counts * middle, counts * (middle**2 + width**2 / 12)]
     running = [np.concatenate([[0.0], np.cumsum(m)]) for m in moments]
@@ -69,7 +69,8 @@ def _squared_error(stats: Stats) -> Callable[[QuantParams], float]:
     def below(limit: np.ndarray) -> list[np.ndarray]:
         """Count, sum and sum of squares of the values below each limit."""
         index = np.floor(np.ldexp(limit, -stats.exponent)).astype(np.int64) - stats.first
-        index = index.clip(0, len(counts) - 1)
+        # All values lie below the last edge, also those of a last bin without extent.
+        index = np.where(limit >= edges[-1], len(counts), index.clip(0, len(counts) - 1))
         at, share = edges[index], density[index]
         parts = (limit - at, (limit**2 - at**2) / 2, (limit * limit**2 - at * at**2) / 3)
         return [total[index] + share * part for total, part in zip(running, parts, strict=True)]

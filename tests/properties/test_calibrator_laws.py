@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -65,6 +65,7 @@ def test_a_grid_is_finite_holds_zero_and_stays_inside(values, spec, name):
 
 
 @given(ARRAYS, SPECS)
+@example(np.float32([0, -1]), QuantSpec(2, True, True))  # 0 alone in a bin without extent
 def test_mse_loses_at_most_a_bin_more_than_minmax(values, spec):
     """Values are known up to one bin, and distance to a grid changes no faster than the value."""
     if spec.symmetric and not spec.signed:
