@@ -221,16 +221,19 @@ def test_a_gate_that_fails_exits_1_with_all_files(recipe, tmp_path):
 
 
 def test_a_float_layer_stays_float(recipe, tmp_path):
-    layers = 'bits.layers={"name:*blocks.3/pointwise*": float, last: float}'
+    """One with a Relu behind it, one with an Add, and the last."""
+    names = ("blocks.2/depthwise", "blocks.3/pointwise")
+    layers = f'bits.layers={{"name:*{names[0]}*": float, "name:*{names[1]}*": float, last: float}}'
     run = ptq(tmp_path / "run", "--recipe", recipe, "--set", layers, "--set", "gates={}")
     assert run.code == 0
     widths = {layer["name"]: layer["weight_bits"] for layer in run.report["layers"]}
     assert [name for name, bits in widths.items() if bits == "float"] == [
+        "/blocks/blocks.2/depthwise/depthwise.0/Conv",
         "/blocks/blocks.3/pointwise/pointwise.0/Conv",
         "/head/Gemm",
     ]
     kernels = run.report["kernels"]
-    assert kernels["float"]["Conv"] == 1 and kernels["integer"]["QLinearConv"] == 8
+    assert kernels["float"]["Conv"] == 2 and kernels["integer"]["QLinearConv"] == 7
     assert kernels["stray_quantize"] == []
     assert run.report["size"]["weight_bits_mean"] > 8
     assert run.report["parity"]["max_lsb"] <= 1

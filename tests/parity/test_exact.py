@@ -155,6 +155,16 @@ def test_every_kernel_and_every_pass_of_the_target_is_tested():
     }
 
 
+@pytest.mark.parametrize("scales", [random_scales, tied_scales])
+def test_a_mean_that_writes_floats_is_exact(scales, tmp_path):
+    """A network that ends in GlobalAveragePool: ones @ codes in integers, one float factor."""
+    case = Case("GlobalAveragePool", ((4, 16, 7, 5),), convs=True, wanted=False)
+    for seed in range(4):
+        found = draw(case, scales(case, np.random.default_rng(seed)), seed, tmp_path / "o.onnx")
+        assert found.off == 0 and found.runtime[0].dtype == np.float32
+    assert "MatMulInteger" in {node.op_type for node in ir.load(tmp_path / "o.onnx").graph}
+
+
 WIDE = [
     Case("Conv", ((1, 1024, 4, 4),), {}, (3, 1024, 3, 3), weight_codes=(100, 127)),
     Case("Gemm", ((9, 4000),), {"transB": 1}, (24, 4000), weight_codes=(100, 127)),

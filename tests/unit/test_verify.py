@@ -49,6 +49,7 @@ def data(folder, path="data.npz", shape=("N", 3, 8, 8), indices=range(COUNT)) ->
         "section": {"arrays": {"path": str(folder / path)}},
         "inputs": [["x", list(shape), "float32"]],
         "threads": 1,
+        "trust_code": False,
         "indices": list(indices),
     }
 
