@@ -114,15 +114,36 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
 
 def _reader_options(name: str) -> tuple[Option, ...]:
     """The keys of a data section that this reader uses."""
-    from qtool.data.section import DataSection
+    from qtool.data.section import READER_KEYS, DataSection
 
-    other = {"images", "arrays"} - {name}
-    idle = other if name == "images" else other | {"preprocess", "labels"}
-    return tuple(
-        Option(key, _type_name(field.annotation), _default(field))
-        for key, field in DataSection.model_fields.items()
-        if key not in idle
-    )
+    idle = {*READER_KEYS, "preprocess", "labels", "code"} - {name, *_ALSO.get(name, ())}
+    found = []
+    for key, field in DataSection.model_fields.items():
+        parts = [part for part in get_args(field.annotation) if _is_model(part)]
+        if key == name and parts:
+            found += _fields_of(key, parts[0])
+        elif key not in idle:
+            found.append(Option(key, _type_name(field.annotation), _default(field)))
+    return tuple(found)
+
+
+_ALSO = {"images": ("preprocess", "labels"), "wav": ("labels",), "python": ("code",)}
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _fields_of(key: str, model: type[BaseModel]) -> list[Option]:
+    """The keys below ``key``, dots between."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = [part for part in get_args(field.annotation) if _is_model(part)]
+        if inner:
+            found += _fields_of(f"{key}.{name}", inner[0])
+        else:
+            found.append(Option(f"{key}.{name}", _type_name(field.annotation), _default(field)))
+    return found
 
 
 def options_of(entry: Any) -> tuple[Option, ...]:

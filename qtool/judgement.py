@@ -13,7 +13,7 @@ from qtool.calibrate import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.emit import save_model
 from qtool.execute.ort_options import default_threads
-from qtool.metrics import METRICS, paired_interval
+from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.plan import QuantPlan
 from qtool.prepare import Prepared
 from qtool.protocols import Progress
@@ -110,6 +110,7 @@ class Judge:
             ),
             "inputs": [[s.name, list(s.shape), s.dtype] for s in prepared.inputs.values()],
             "threads": self.threads or default_threads(),
+            "trust_code": prepared.trust_code,
         }
         captures = self.scratch / "parity"
         captures.mkdir()
@@ -172,30 +173,30 @@ class Judge:
 
     def _accuracy(self) -> tuple[Accuracy, float | None]:
         """Accuracy of float, simulation and file, and how often the last two agree (in %)."""
-        judged, evaluate = self.prepared.judged, self.recipe.evaluate
-        outputs = {
+        judged = self.prepared.judged
+        outputs: dict[str, np.ndarray] = {
             k: np.load(self.scratch / f"{k}.npy", mmap_mode="r") for k in ("float", "quantized")
         }
-        agreement = _agreement(outputs["float"], outputs["quantized"])
-        if evaluate is None or judged.labels is None:
-            return Accuracy(samples=judged.count, agreement=agreement), None
-        metric = METRICS[evaluate.metric]
-        scores = {k: metric.scores(np.asarray(v), judged.labels) for k, v in outputs.items()}
+        metric = self._metric()
+        classes = metric is None or metric[1].classes
+        pair = _agreement(outputs["float"], outputs["quantized"]) if classes else None
+        if metric is None and pair is None:  # no classes: what differs from float says more
+            metric = ("sqnr", METRICS["sqnr"])
+        if metric is None:
+            return Accuracy(samples=judged.count, agreement=pair), None
         with self.stages.stage("simulate") as record:
-            simulated = self._simulate(record)
-        scores["simulated"] = metric.scores(simulated, judged.labels)
-        factor = 100 if metric.unit == "%" else 1
-        drop, lo, hi = paired_interval(scores["float"], scores["quantized"])
-        accuracy = Accuracy(
-            metric=evaluate.metric,
-            unit=metric.unit,
-            samples=judged.count,
-            drop=round(drop, 6),
-            drop_ci95=(round(lo, 4), round(hi, 4)),
-            agreement=agreement,
-            **{k: round(factor * float(v.mean()), 6) for k, v in scores.items()},
-        )
-        return accuracy, _agreement(simulated, outputs["quantized"])
+            outputs["simulated"] = self._simulate(record)
+        found = judge_outputs(metric[1], outputs, judged.labels)
+        both = (outputs["simulated"], outputs["quantized"])
+        return _told(metric, found, judged.count, pair), _agreement(*both) if classes else None
+
+    def _metric(self) -> tuple[str, Metric] | None:
+        """The metric by name; None where there is nothing to hold outputs against."""
+        evaluate = self.recipe.evaluate
+        if evaluate is None or (evaluate.metric is None and self.prepared.judged.labels is None):
+            return None
+        name = evaluate.metric or "top1"
+        return name, find_metric(name, evaluate.code, self.prepared.trust_code)
 
     def _simulate(self, record: Record) -> np.ndarray:
         """First output of the fake-quantized network on all judged samples."""
@@ -219,6 +220,21 @@ class Judge:
 def _import_torch() -> None:
     """Torch takes a second to import; the verifying child is busy elsewhere for as long."""
     importlib.import_module("qtool.parity")
+
+
+def _told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float | None) -> Accuracy:
+    """What the report says of accuracy; against the float model, float itself is left out."""
+    ends = found.interval
+    values = {k: v for k, v in found.values.items() if not (metric[1].reference and k == "float")}
+    return Accuracy(
+        metric=metric[0],
+        unit=metric[1].unit or None,
+        samples=samples,
+        drop=None if found.drop is None else round(found.drop, 6),
+        drop_ci95=None if ends is None else (round(ends[0], 4), round(ends[1], 4)),
+        agreement=pair,
+        **{name: round(value, 6) for name, value in values.items()},
+    )
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -1,151 +1,266 @@
-"""How good outputs are: per-sample scores, their paired difference, agreement and noise.
+"""How good outputs are: metrics against labels or the float model, and the paired difference.
 
 Every metric judges the model's first output.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from qtool.errors import DataError
+from qtool.metrics_boxes import mean_average_precision
+from qtool.metrics_classes import class_pairs, macro_f1, mean_iou, overlaps, top_k
+from qtool.metrics_images import psnr, ssim
+from qtool.metrics_interval import bootstrap_interval, paired_interval
+from qtool.metrics_words import error_rate, word_errors
+from qtool.usercode import guarded, is_function_name, load_function
 
-Z95 = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
+__all__ = [
+    "METRICS",
+    "Judged",
+    "Metric",
+    "agreement",
+    "find_metric",
+    "judge_outputs",
+    "own_metric",
+    "paired_interval",
+    "sqnr_db",
+]
+
+CHUNK = 1 << 24
+"""Elements of the output that are scored at once."""
+
+Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def mean(scores: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean of one score per sample."""
+    return float(weights @ scores / weights.sum())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to score outputs.
+    """A named way to judge outputs.
+
+    A metric is ``total(scores(outputs, labels), ones)`` where samples can be scored one by one,
+    else ``value(outputs, labels)``, which has no interval.
 
     Attributes:
         help: one line for the list of metrics.
-        unit: what the mean of the scores is given in; "%" means times 100.
-        scores: (outputs [N, classes], labels [N]) -> float64 [N], one score per sample.
+        unit: what the value is given in; "%" means times 100.
+        scores: (outputs [N, ...], labels [N, ...]) -> what each sample adds, [N] or [N, K].
+        total: (scores, how often each sample counts [N]) -> the value.
+        value: judges all outputs at once, in place of scores.
+        lower_is_better: whether a smaller value is a better one.
+        binary: whether scores are 0 or 1.
+        classes: whether outputs are class scores [N, classes, ...], so that agreement has meaning.
+        needs_labels: whether it cannot do without.
+        reference: whether the float model's outputs take the labels' place.
     """
 
     help: str
     unit: str
-    scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    scores: Scores | None = None
+    total: Callable[[np.ndarray, np.ndarray], float] = mean
+    value: Callable[[np.ndarray, np.ndarray], Any] | None = None
+    lower_is_better: bool = False
+    binary: bool = False
+    classes: bool = False
+    needs_labels: bool = True
+    reference: bool = False
 
 
-def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """1 where the label is among the k highest outputs, else 0; equal outputs rank by index.
-
-    Args:
-        outputs: [N, classes]; trailing axes of length 1 are ignored.
-        labels: integers [N], from 0 to classes - 1.
-        k: how many guesses count.
-
-    Returns:
-        Scores float64 [N].
-
-    Raises:
-        DataError: the shapes, the label range or the number of classes do not fit, or an output
-            is NaN.
-    """
-    scores = _classes_last(outputs)
-    _check(scores, labels, k)
-    index = labels.astype(np.int64)
-    own = np.take_along_axis(scores, index[:, None], axis=1)
-    before = np.arange(scores.shape[1]) < index[:, None]
-    ahead = (scores > own) | ((scores == own) & before)
-    return (ahead.sum(axis=1) < k).astype(np.float64)
+def cosine(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The cosine between each sample's output and the float model's, [N]; two zeros count as 1."""
+    a, b = (x.astype(np.float64).reshape(len(x), -1) for x in (outputs, reference))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    equal = (a == b).all(axis=1)
+    found = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return np.where(equal, 1.0, found)
 
 
-def _classes_last(outputs: np.ndarray) -> np.ndarray:
-    """Outputs as [N, classes], without trailing axes of length 1."""
-    if outputs.ndim > 2 and all(size == 1 for size in outputs.shape[2:]):
-        outputs = outputs.reshape(outputs.shape[:2])
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise DataError(
-            f"the model's first output has shape {list(outputs.shape)}; expected [N, classes] with "
-            "at least 2 classes: class metrics cannot judge it; leave out `evaluate` labels"
-        )
-    return outputs
+def powers(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The power of each sample's float output and of the difference from it, [N, 2]."""
+    signal = reference.astype(np.float64).reshape(len(reference), -1)
+    noise = signal - outputs.astype(np.float64).reshape(len(outputs), -1)
+    return np.stack([np.square(signal).sum(axis=1), np.square(noise).sum(axis=1)], axis=1)
 
 
-def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
-    """Refuse labels that do not fit the outputs, and outputs that cannot be ranked."""
-    count, classes = outputs.shape
-    if classes <= k > 1:
-        raise DataError(
-            f"top{k} on an output of {classes} classes is always right; expected more than {k} "
-            "classes: use `metric: top1`"
-        )
-    if labels.shape != (count,):
-        remedy = "take the argmax of one-hot labels" if labels.ndim == 2 else "check the labels"
-        raise DataError(
-            f"the labels have shape {list(labels.shape)}; expected [{count}], one class number "
-            f"per sample: {remedy}"
-        )
-    if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"the labels are {labels.dtype}; expected whole class numbers: save them as int64"
-        )
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        raise DataError(
-            f"{int(outside.sum())} of {count} labels lie outside 0..{classes - 1} (found "
-            f"{int(labels.min())}..{int(labels.max())}), but the model's first output has "
-            f"{classes} classes: number the classes from 0, or give `labels` that fit the model"
-        )
-    bad = np.isnan(outputs).any(axis=1)
-    if bad.any():
-        raise DataError(
-            f"the model's first output is NaN for {int(bad.sum())} of {count} samples (first: "
-            f"row {int(np.argmax(bad))}); expected numbers: check the model in float first"
-        )
+def decibels(found: np.ndarray, weights: np.ndarray) -> float:
+    """10 log10 of signal over noise, pooled; inf without noise. See :func:`powers`."""
+    signal, noise = (float(x) for x in weights @ found)
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
+
+_top = partial(Metric, unit="%", binary=True, classes=True)
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric("the highest output is the label", "%", partial(top_k, k=1)),
-    "top5": Metric("the label is among the five highest outputs", "%", partial(top_k, k=5)),
-    "accuracy": Metric("the same as top1", "%", partial(top_k, k=1)),
+    "top1": _top("the highest output is the label", scores=partial(top_k, k=1)),
+    "top5": _top("the label is among the five highest outputs", scores=partial(top_k, k=5)),
+    "accuracy": _top("the same as top1", scores=partial(top_k, k=1)),
+    "f1": Metric(
+        "macro F1 of the highest output: the mean over classes",
+        "%",
+        class_pairs,
+        macro_f1,
+        classes=True,
+    ),
+    "miou": Metric(
+        "mean intersection over union of segmentation maps; 255 is not judged",
+        "%",
+        overlaps,
+        mean_iou,
+        classes=True,
+    ),
+    "map": Metric(
+        "COCO's AP of boxes [N, boxes, 6]: x1, y1, x2, y2, score, class; needs qtool[detection]",
+        "%",
+        value=mean_average_precision,
+    ),
+    "psnr": Metric("peak signal to noise against target images, uint8 or in 0..1", "dB", psnr),
+    "ssim": Metric("structural similarity to target images, uint8 or in 0..1", "%", ssim),
+    "wer": Metric(
+        "word error rate of token ids, padded with -1; less is better",
+        "%",
+        word_errors,
+        error_rate,
+        lower_is_better=True,
+    ),
+    "cosine": Metric(
+        "cosine between the outputs and the float model's; needs no labels",
+        "%",
+        cosine,
+        needs_labels=False,
+        reference=True,
+    ),
+    "sqnr": Metric(
+        "the float model's signal over what differs from it; needs no labels",
+        "dB",
+        powers,
+        decibels,
+        needs_labels=False,
+        reference=True,
+    ),
 }
 
 
-def paired_interval(
-    float_scores: np.ndarray, quant_scores: np.ndarray
-) -> tuple[float, float, float]:
-    """The drop from float to quantized scores and its 95 % interval, in percentage points.
+def own_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
+    """A metric of the user's own: ``function(outputs, labels)`` gives a score per sample or one.
 
-    With b samples right only in float and c right only quantized, of n, the drop is (b - c) / n.
-    The interval is centred on d = (b - c) / (n + 2), with half-width
-    z * sqrt((p + q - d^2) / (n + 2)), p = (b + 1) / (n + 2), q = (c + 1) / (n + 2). It keeps its
-    coverage for few samples and has a width where b = c = 0; it is cut at -100 and 100 and widened
-    to hold the drop itself.
+    ``labels`` is None where there are none. The function's attributes ``unit`` and
+    ``lower_is_better``, where it has them, say what its value means.
 
     Args:
-        float_scores: 0 or 1 for each sample, [n].
-        quant_scores: the same samples' scores after quantization, [n].
-
-    Returns:
-        (drop, lo, hi); positive means quantization lost accuracy.
+        name: ``module:function``.
+        folder: looked into before sys.path.
+        trust_code: whether the user gave ``--trust-code``.
 
     Raises:
-        ValueError: the scores are not of one length, not 0 or 1, or there are none.
-
-    Source: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
-        proportions based on paired data", J. Educ. Behav. Stat. 37(4),
-        doi:10.3102/1076998611411915.
-        Departure: the cut, and the widening (it matters for n below about 10 only).
+        RecipeError: the code is not trusted.
+        DataError: there is no such function.
     """
-    if float_scores.shape != quant_scores.shape or float_scores.ndim != 1:
-        raise ValueError(f"scores have shapes {float_scores.shape}, {quant_scores.shape}")
-    n = len(float_scores)
-    if n == 0 or not np.isin([float_scores, quant_scores], (0, 1)).all():
-        raise ValueError(f"expected at least one score, all 0 or 1; found {n}")
-    b = int(np.sum(float_scores > quant_scores))
-    c = int(np.sum(float_scores < quant_scores))
-    p, q = (b + 1) / (n + 2), (c + 1) / (n + 2)
-    half = Z95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    drop = (b - c) / n
-    lo = max(-1.0, min(p - q - half, drop))
-    hi = min(1.0, max(p - q + half, drop))
-    return 100 * drop, 100 * lo, 100 * hi
+    function = load_function(name, folder, trusted=trust_code, key="evaluate.metric")
+    where = f"evaluate.metric: {name}"
+
+    def value(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        with guarded(where):
+            found = np.asarray(function(outputs, labels), np.float64)
+        if found.shape not in ((), (len(outputs),)) or not np.isfinite(found).all():
+            raise DataError(
+                f"{where}: gave {list(found.shape)}, {np.isfinite(found).sum()} of {found.size} "
+                f"finite; expected one finite number, or [{len(outputs)}], one per sample"
+            )
+        return found
+
+    return Metric(
+        f"{name}, your own",
+        str(getattr(function, "unit", "")),
+        value=value,
+        needs_labels=False,
+        lower_is_better=bool(getattr(function, "lower_is_better", False)),
+    )
+
+
+def find_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
+    """The metric a recipe names; see :func:`own_metric`."""
+    return own_metric(name, folder, trust_code) if is_function_name(name) else METRICS[name]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a metric says of several models' outputs.
+
+    Attributes:
+        values: model to value, in the metric's unit; infinite ones are left out.
+        drop: what the quantized file lost against float; positive is worse.
+        interval: the drop's 95 % interval, where it has one.
+    """
+
+    values: dict[str, float]
+    drop: float | None
+    interval: tuple[float, float] | None
+
+
+def judge_outputs(
+    metric: Metric, outputs: Mapping[str, np.ndarray], labels: np.ndarray | None
+) -> Judged:
+    """Judge outputs of the same samples by one metric.
+
+    Args:
+        metric: how.
+        outputs: model name to first output [N, ...]; at least "float" and "quantized".
+        labels: [N, ...]; not used by metrics against the float model.
+
+    Raises:
+        DataError: outputs and labels do not fit the metric.
+    """
+    against: Any = outputs["float"] if metric.reference else labels
+    found = {name: _scored(metric, array, against) for name, array in outputs.items()}
+    factor = 100.0 if metric.unit == "%" else 1.0
+    sign = -1.0 if metric.lower_is_better else 1.0
+    total = metric.total if metric.scores is not None else mean
+    ones = np.ones(len(outputs["float"]))
+
+    def worth(scores: np.ndarray, weights: np.ndarray) -> float:
+        return factor * (float(scores) if scores.ndim == 0 else total(scores, weights))
+
+    values = {name: worth(scores, ones) for name, scores in found.items()}
+    if any(math.isnan(value) for value in values.values()):
+        raise DataError(
+            "the metric is not a number (0 / 0); expected labels with something to judge"
+        )
+    kept = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not {"float", "quantized"} <= set(kept):
+        return Judged(kept, None, None)
+    first, second = found["float"], found["quantized"]
+    if metric.binary:
+        drop, lo, hi = paired_interval(first, second)
+        return Judged(kept, drop, (lo, hi))
+    drop = sign * (kept["float"] - kept["quantized"])
+    if first.ndim == 0:
+        return Judged(kept, drop, None)
+    ends = bootstrap_interval(lambda scores, w: sign * worth(scores, w), first, second)
+    return Judged(kept, drop, ends)
+
+
+def _scored(metric: Metric, outputs: np.ndarray, labels: Any) -> np.ndarray:
+    """Scores of all samples, a part at a time, or the one value of a metric without scores."""
+    if metric.scores is None:
+        if metric.value is None:
+            raise AssertionError("a metric has scores or a value")
+        return np.asarray(metric.value(np.asarray(outputs), labels), np.float64)
+    rows = max(1, CHUNK // max(1, outputs[:1].size))
+    parts = [
+        metric.scores(np.asarray(outputs[k : k + rows]), np.asarray(labels[k : k + rows]))
+        for k in range(0, len(outputs), rows)
+    ]
+    return np.concatenate(parts)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:

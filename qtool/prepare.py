@@ -10,8 +10,8 @@ from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_datas
 from qtool.errors import RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model
-from qtool.patterns import nodes_matching
 from qtool.metrics import find_metric
+from qtool.patterns import nodes_matching
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
 from qtool.rewrites import REWRITES

@@ -93,8 +93,8 @@ class Evaluate(DataSection):
 
     model_config = _Part.model_config
 
-    metric: str = "top1"
-    """A name of `qtool list metrics`."""
+    metric: str | None = None
+    """A name of `qtool list metrics`, or module:function; absent: top1 where there are labels."""
 
 
 class LayerBits(_Part):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qtool.catalog import KINDS, options_of
-from qtool.data.section import LATER_READERS
 from qtool.errors import suggest
 from qtool.recipe_errors import describe, explain
 from qtool.recipe_yaml import Document, Path
+from qtool.usercode import is_function_name
 
 if TYPE_CHECKING:
     from qtool.recipe import Choice, Recipe
@@ -50,11 +50,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
         "torch models are not in this version; export it to ONNX and name that file",
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
-    (
-        ("evaluate", "metric"),
-        lambda found: isinstance(found, str) and ":" in found,
-        "metrics of your own are not in this version; name one of `qtool list metrics`",
-    ),
     (("bits", "weights"), _width(1), "only 8 and float are in this version"),
     (("bits", "activations"), _width(2), "only 8 and float are in this version"),
     (("bits", "activations"), _one_of("dynamic"), "dynamic is not in this version; use 8 or float"),
@@ -73,18 +68,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
     (("qat",), _anything, "`qtool qat` is not in this version; remove the section"),
     (("output", "format"), _one_of("qoperator", "qonnx"), "only qdq is in this version"),
     (("output", "io"), _one_of("quantized"), "only float is in this version"),
-)
-
-
-_LATER += tuple(
-    (
-        (section, reader),
-        _anything,
-        f"the reader {reader} is not in this version; use images, or save the model's inputs "
-        "as .npz and use arrays",
-    )
-    for section in ("calibrate", "evaluate")
-    for reader in LATER_READERS
 )
 
 
@@ -132,7 +115,9 @@ def check_names(recipe: "Recipe", document: Document) -> None:
     if not recipe.target.endswith((".yaml", ".yml")):
         _name(recipe.target, "targets", ("target",), document)
     if recipe.evaluate is not None:
-        _name(recipe.evaluate.metric, "metrics", ("evaluate", "metric"), document)
+        metric = recipe.evaluate.metric
+        if metric is not None and not is_function_name(metric):
+            _name(metric, "metrics", ("evaluate", "metric"), document)
     elif recipe.gates.max_drop is not None:
         raise document.error(
             ("gates", "max_drop"), "needs accuracy, but the recipe has no `evaluate`; add it"
@@ -193,9 +178,11 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     for name, section in (("calibrate", recipe.calibrate), ("evaluate", recipe.evaluate)):
         if section is None:
             continue
-        wanted += [((name, "images"), section.images), ((name, "labels"), section.labels)]
-        if section.arrays is not None:
-            wanted.append(((name, "arrays"), section.arrays.path))
+        wanted += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
+        for key in ("arrays", "text", "wav"):
+            given = getattr(section, key)
+            files = ("path", "tokenizer") if key == "text" else ("path",)
+            wanted += [((name, key, file), getattr(given, file)) for file in files if given]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
             wanted.append(((name, "preprocess"), section.preprocess))
     for path, file in wanted:

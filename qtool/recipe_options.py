@@ -6,11 +6,14 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from qtool.data.preprocess import is_path
+from qtool.data.section import READER_KEYS
+from qtool.data.table import SUFFIXES as TABLES
 from qtool.errors import RecipeError
 from qtool.recipe_yaml import Document, Path, parse
+from qtool.usercode import is_function_name
 
-READER_KEYS = ("images", "arrays", "labels", "take")
-PATH_KEYS = ("images", "arrays", "labels", "preprocess")
+DATA_KEYS = (*READER_KEYS, "labels", "take")
+PATH_KEYS = ("images", "arrays", "wav", "labels", "preprocess", "code")
 _NAMED: dict[str, Callable[[str], bool]] = {
     "preprocess": is_path,
     "target": lambda found: found.endswith((".yaml", ".yml")),
@@ -36,15 +39,28 @@ def put(document: Document, path: Path, value: Any, place: str) -> None:
 
 
 def use_data(document: Document, data: FilePath, place: str) -> None:
-    """Point calibrate and evaluate at ``data``; with both, they take alternate samples."""
+    """Point calibrate and evaluate at ``data``; with both, they take alternate samples.
+
+    Where the recipe reads text or recordings and ``data`` holds such, its settings stay.
+    """
     both = isinstance(document.data.get("evaluate"), dict)
     kind = "arrays" if _holds_arrays(data) else "images"
     for offset, name in enumerate(("calibrate", "evaluate") if both else ("calibrate",)):
-        for key in READER_KEYS:
-            put(document, (name, key), None, place)
-        put(document, (name, kind), str(data), place)
+        section = document.data.get(name)
+        same = next((key for key in ("text", "wav") if _reads(section, key, data)), None)
+        for key in DATA_KEYS:
+            if key != same:
+                put(document, (name, key), None, place)
+        put(document, (name, kind) if same is None else (name, same, "path"), str(data), place)
         if both:
             put(document, (name, "take"), {"every": 2, "offset": offset}, place)
+
+
+def _reads(section: Any, key: str, data: FilePath) -> bool:
+    """Whether a section has settings for a reader that can read ``data`` too."""
+    if not isinstance(section, dict) or not isinstance(section.get(key), dict):
+        return False
+    return data.is_dir() if key == "wav" else data.suffix.lower() in TABLES
 
 
 def _holds_arrays(data: FilePath) -> bool:
@@ -86,4 +102,14 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
         for key in PATH_KEYS:
             resolve(section, key)
         if isinstance(section, dict):
-            resolve(section.get("arrays"), "path")
+            for key in ("arrays", "text", "wav"):
+                resolve(section.get(key), "path")
+            resolve(section.get("text"), "tokenizer")
+            if "code" not in section and _runs_code(section):
+                section["code"] = str(folder)
+
+
+def _runs_code(section: dict[str, Any]) -> bool:
+    """Whether a data section names code of the user's own."""
+    metric = section.get("metric")
+    return "python" in section or (isinstance(metric, str) and is_function_name(metric))

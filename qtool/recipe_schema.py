@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qtool.catalog import KINDS, options_of
+from qtool.data.section import READER_KEYS
 from qtool.recipe import Recipe, Width
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -18,7 +19,9 @@ def recipe_schema() -> dict[str, Any]:
     method = parts["Calibrate"]["properties"]["method"]
     del method["$ref"]
     method |= _choices("calibrators", parts)
-    parts["Evaluate"]["properties"]["metric"] |= {"enum": sorted(KINDS["metrics"]())}
+    metric = parts["Evaluate"]["properties"]["metric"]
+    own = {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}
+    metric["anyOf"] = [{"enum": sorted(KINDS["metrics"]())}, own, {"type": "null"}]
     keys["ptq"]["items"] = _choices("ptq", parts)
     keys["rewrite"]["anyOf"][0]["items"] = {"enum": sorted(KINDS["rewrites"]())}
     del keys["target"]["type"]
@@ -28,8 +31,9 @@ def recipe_schema() -> dict[str, Any]:
     layers["additionalProperties"] = {"anyOf": [width, {"$ref": "#/$defs/LayerBits"}]}
     layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}
     for section in ("Calibrate", "Evaluate"):
-        parts[section]["properties"]["arrays"]["anyOf"].append({"type": "string"})
-        parts[section]["oneOf"] = [{"required": ["images"]}, {"required": ["arrays"]}]
+        for reader in ("arrays", "wav", "python"):
+            parts[section]["properties"][reader]["anyOf"].append({"type": "string"})
+        parts[section]["oneOf"] = [{"required": [reader]} for reader in READER_KEYS]
     parts.pop("Choice", None)
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 

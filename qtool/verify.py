@@ -150,7 +150,8 @@ def _dataset(task: dict[str, Any]) -> "Dataset":
     from qtool.data import DataSection, InputSpec, open_dataset
 
     inputs = {name: InputSpec(name, tuple(shape), dtype) for name, shape, dtype in task["inputs"]}
-    dataset = open_dataset(DataSection.model_validate(task["section"]), inputs)
+    section = DataSection.model_validate(task["section"])
+    dataset = open_dataset(section, inputs, trust_code=task["trust_code"])
     return dataset.take(task["indices"])
 
 

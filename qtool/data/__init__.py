@@ -3,10 +3,23 @@
 from collections.abc import Callable, Mapping
 
 from qtool.data.arrays import open_arrays
-from qtool.data.dataset import LABEL, Batch, Dataset, InputSpec, Source, drop_overlap, split
+from qtool.data.dataset import (
+    LABEL,
+    Batch,
+    Dataset,
+    InputSpec,
+    Opening,
+    Source,
+    drop_overlap,
+    split,
+)
 from qtool.data.images import open_images
+from qtool.data.options import LogMel, Python, Text, Wav
 from qtool.data.preprocess import Preprocess, load_preprocess
+from qtool.data.python import open_python
 from qtool.data.section import Arrays, DataSection, Take
+from qtool.data.text import open_text
+from qtool.data.wav import open_wav
 from qtool.errors import DataError
 
 __all__ = [
@@ -16,38 +29,51 @@ __all__ = [
     "DataSection",
     "Dataset",
     "InputSpec",
+    "LogMel",
+    "Opening",
     "Preprocess",
+    "Python",
     "Source",
     "Take",
+    "Text",
+    "Wav",
     "drop_overlap",
     "load_preprocess",
     "open_dataset",
     "split",
 ]
 
-Opener = Callable[[DataSection, Mapping[str, InputSpec], int | None], Dataset]
+Opener = Callable[[DataSection, Mapping[str, InputSpec], Opening], Dataset]
 
 READERS: dict[str, Opener] = {
     "images": open_images,
     "arrays": open_arrays,
+    "text": open_text,
+    "wav": open_wav,
+    "python": open_python,
 }
 
 
 def open_dataset(
-    section: DataSection, inputs: Mapping[str, InputSpec], *, workers: int | None = None
+    section: DataSection,
+    inputs: Mapping[str, InputSpec],
+    *,
+    workers: int | None = None,
+    trust_code: bool = False,
 ) -> Dataset:
     """Open the data a recipe section names, for the model's inputs.
 
     Args:
         section: the recipe's words, paths absolute.
         inputs: the model's inputs by name.
-        workers: how many threads decode images; 0 decodes where the batches are asked for, None
-            is one per usable core.
+        workers: see :class:`Opening`.
+        trust_code: see :class:`Opening`.
 
     Raises:
+        RecipeError: the section names code, which is not trusted.
         DataError: a file is missing or damaged, or the data does not fit the inputs.
     """
-    dataset = READERS[section.reader](section, inputs, workers)
+    dataset = READERS[section.reader](section, inputs, Opening(workers, trust_code))
     if dataset.labels is not None and LABEL in inputs:
         raise DataError(
             f"the model has an input called `{LABEL}`, the name batches keep for the labels; "

@@ -1,6 +1,5 @@
 """The arrays reader: samples saved as .npy, .npz, or a folder of .npz files."""
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, InputSpec, cast, show_shape
+from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
 from qtool.data.npz import Column, read_columns
 from qtool.data.section import Arrays, DataSection
 from qtool.errors import DataError, suggest
@@ -44,11 +43,7 @@ class ArraySource:
     def digest(self, position: int) -> str:
         """The sha256 over the row of every input, by input name, as the model gets it."""
         if position not in self.known:
-            total = hashlib.sha256()
-            for name, rows in sorted(self._rows([position]).items()):
-                total.update(f"{name} {rows.dtype} {rows.shape}".encode())
-                total.update(np.ascontiguousarray(rows).tobytes())
-            self.known[position] = total.hexdigest()
+            self.known[position] = row_digest(self._rows([position]))
         return self.known[position]
 
     def name(self, position: int) -> str:
@@ -105,10 +100,8 @@ class ArraySource:
         return rows
 
 
-def open_arrays(
-    section: DataSection, inputs: Mapping[str, InputSpec], workers: int | None
-) -> Dataset:
-    """Open saved arrays for the model's inputs; ``workers`` has no use here.
+def open_arrays(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+    """Open saved arrays for the model's inputs.
 
     Raises:
         DataError: a file is missing or damaged, an input has no array, or shapes do not fit.

@@ -67,6 +67,8 @@ def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     remedy = f"save the array as {spec.dtype}"
     try:
         wanted = np.dtype(spec.dtype)
+        if wanted.isbuiltin != 1:  # ml_dtypes, where something imported it
+            raise TypeError(spec.dtype)
     except TypeError as error:
         raise DataError(
             f"{where}: the model's input `{spec.name}` is {spec.dtype}, which numpy data cannot "
@@ -86,6 +88,29 @@ def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
             f"model's input `{spec.name}`; {remedy}"
         )
     return given
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a dataset is opened, apart from what the recipe says.
+
+    Attributes:
+        workers: how many threads decode images; 0 decodes where the batches are asked for, None
+            is one per usable core.
+        trust_code: whether the user allowed the recipe to run code of its own.
+    """
+
+    workers: int | None = None
+    trust_code: bool = False
+
+
+def row_digest(row: Batch) -> str:
+    """The sha256 over one row of every input, by input name, as the model gets it."""
+    total = hashlib.sha256()
+    for name, values in sorted(row.items()):
+        total.update(f"{name} {values.dtype} {values.shape}".encode())
+        total.update(np.ascontiguousarray(values).tobytes())
+    return total.hexdigest()
 
 
 class Source(Protocol):

@@ -67,6 +67,31 @@ def decode(path: Path, how: Preprocess) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
+def decode_map(path: Path, how: Preprocess) -> np.ndarray:
+    """Decode a label map as whole numbers; it is resized (nearest) and cropped as the images are.
+
+    Returns:
+        uint8 or uint16 [H, W]: gray values, or the numbers behind a palette's colours.
+
+    Raises:
+        DataError: the file is damaged, or has colours that no palette numbers.
+    """
+    with _header(path) as image:
+        if image.mode not in ("L", "P", "1", "I;16"):
+            raise DataError(
+                f"{path}: found pixels of mode {image.mode}, expected class numbers: a gray image "
+                "or one with a palette; convert it"
+            )
+        try:
+            image.load()
+        except Exception as error:  # Pillow raises many kinds on damaged content
+            raise DataError(damaged(path, error)) from error
+        nearest = how.model_copy(update={"resize_mode": "nearest"})
+        found: Image = image if how.resize is None else _resize(image, nearest, path)
+        found = found if how.crop is None else _crop(found, how.crop, path)
+        return np.asarray(found).astype(np.uint16 if image.mode == "I;16" else np.uint8)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """The (height, width) that an image's header states; pixels are not decoded."""
     with _header(path) as image:

@@ -1,7 +1,5 @@
 """The images reader: a folder of images, or of class folders."""
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, InputSpec, cast, show_shape
+from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
 from qtool.data.decode import SUFFIXES, damaged, decode_all, default_workers
+from qtool.data.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.data.guess import guess
-from qtool.data.labels import read_labels
+from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
 from qtool.data.section import DataSection
 from qtool.errors import DataError
+
+IMAGES = Kind("images", "image", "an image", SUFFIXES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,7 @@ class ImageSource:
         if position not in self.known:
             path = self.root / self.names[position]
             try:
-                with path.open("rb") as file:
-                    self.known[position] = hashlib.file_digest(file, "sha256").hexdigest()
+                self.known[position] = file_digest(path)
             except OSError as error:
                 raise DataError(damaged(path, error)) from error
         return self.known[position]
@@ -91,12 +91,11 @@ def _remedy(spec: InputSpec, how: Preprocess) -> str:
     return f"set `preprocess: {{resize: [{height}, {width}]}}`"
 
 
-def open_images(
-    section: DataSection, inputs: Mapping[str, InputSpec], workers: int | None
-) -> Dataset:
+def open_images(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
     """Open a folder of images for a model with one input.
 
-    Class folders, sorted by name, give the labels (an empty one counts); ``labels`` overrides them.
+    Class folders, sorted by name, give the labels (an empty one counts); ``labels`` overrides them:
+    a file, or a folder of label maps.
 
     Raises:
         DataError: no folder, no image, a file that is no image, several model inputs, or labels
@@ -110,19 +109,22 @@ def open_images(
         )
     (spec,) = inputs.values()
     label_file = Path(section.labels) if section.labels is not None else None
-    listed, classes = _list(root, label_file)
+    listed, classes = list_samples(root, IMAGES, label_file)
     chosen, notes = section.choose(len(listed))
     names = tuple(listed[index] for index in chosen)
     labels: np.ndarray | None = None
-    if label_file is not None:
+    if label_file is not None and label_file.is_dir():
+        classes = None  # label maps, read once it is known how images are preprocessed
+    elif label_file is not None:
         labels, classes, more = read_labels(label_file, names)
         notes += more
     elif classes is not None:
-        index = {name: number for number, name in enumerate(classes)}
-        labels = np.array([index[name.split("/", 1)[0]] for name in names], np.int64)
+        labels = folder_labels(names, classes)
     paths = [root / name for name in names]
     how, note = _preprocess(section, spec, paths)
-    workers = default_workers(paths) if workers is None else workers
+    if label_file is not None and label_file.is_dir():
+        labels = read_maps(label_file, names, how)
+    workers = default_workers(paths) if opening.workers is None else opening.workers
     source = ImageSource(root, names, how, spec, workers)
     positions = tuple(range(len(names)))
     return Dataset(names, source, positions, labels, classes, notes + note)
@@ -143,56 +145,3 @@ def _preprocess(
             f"`preprocess: {{dtype: {'uint8' if spec.dtype == 'uint8' else 'float32'}, ...}}`"
         )
     return how, ()
-
-
-def _list(root: Path, label_file: Path | None) -> tuple[list[str], tuple[str, ...] | None]:
-    """The images' names relative to root, sorted, and the classes where there are class folders."""
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise DataError(f"{root}: found {found}, expected a folder of images; correct `images`")
-    try:
-        entries = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"{root}: cannot be listed ({error}); expected a readable folder"
-        ) from error
-    folders = tuple(name for name in entries if (root / name).is_dir())
-    files = [name for name in entries if name not in set(folders) and root / name != label_file]
-    _refuse_strangers(root, files)
-    if files and folders:
-        raise DataError(
-            f"{root}: found {len(files)} images (first: {files[0]}) beside {len(folders)} folders "
-            f"(first: {folders[0]}); expected class folders only, or images only: move one kind"
-        )
-    names = files
-    for folder in folders:
-        inside = sorted(_walk(root, folder))
-        _refuse_strangers(root, inside)
-        names.extend(inside)
-    if not names:
-        raise DataError(f"{root}: the folder holds no image; expected images or class folders")
-    return names, folders or None
-
-
-def _walk(root: Path, folder: str) -> Iterator[str]:
-    """Every file below root/folder that is not hidden, relative to root with forward slashes."""
-    for place, inner, files in os.walk(root / folder, onerror=_unlisted):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            if not name.startswith("."):
-                yield (Path(place) / name).relative_to(root).as_posix()
-
-
-def _unlisted(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: cannot be listed ({error.strerror}); expected a readable folder"
-    ) from error
-
-
-def _refuse_strangers(root: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if Path(name).suffix.lower() not in SUFFIXES:
-            raise DataError(
-                f"{root / name}: not an image by its name; expected {', '.join(sorted(SUFFIXES))}: "
-                "move it elsewhere, or hide it with a leading dot"
-            )

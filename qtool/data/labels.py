@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from qtool.data.decode import decode_map
+from qtool.data.preprocess import Preprocess
 from qtool.errors import DataError
 
 SHAPE = 'two columns `image,label` (CSV or TSV), or JSON {"image": label}'
@@ -39,17 +41,63 @@ def read_labels(
             f"{path}: {len(missing)} of {len(names)} images have no label (first: {missing[0]}); "
             "expected one line per image: add them"
         )
-    found = [str(text) for text in texts]
-    if all(_is_number(text) for text in table.values()):
+    return number_labels([str(text) for text in texts], list(table.values()), str(path))
+
+
+def read_maps(folder: Path, names: Sequence[str], how: Preprocess) -> np.ndarray:
+    """Read the label map of every image: the file of its name in a folder, as PNG.
+
+    Args:
+        folder: holds a map for each image, at its path below the images folder.
+        names: the images that need a map.
+        how: the images' preprocessing; maps are resized and cropped alike.
+
+    Returns:
+        Class numbers uint8 or uint16 [len(names), H, W].
+
+    Raises:
+        DataError: an image has no map, a map cannot be read, or they differ in size.
+    """
+    maps = []
+    for name in names:
+        path = (folder / name).with_suffix(".png")
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; expected the label map of the image {name}: add it"
+            )
+        maps.append(decode_map(path, how))
+        if maps[-1].shape != maps[0].shape:
+            raise DataError(
+                f"{path}: the label map is {maps[-1].shape[0]}x{maps[-1].shape[1]}, those before "
+                f"it are {maps[0].shape[0]}x{maps[0].shape[1]}; expected one size: set "
+                "`preprocess: {resize: .., crop: ..}`"
+            )
+    return np.stack(maps)
+
+
+def number_labels(
+    found: Sequence[str], every: Sequence[str], where: str
+) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
+    """Make class numbers of label texts: numbers stay, names are numbered in sorted order.
+
+    Args:
+        found: the samples' labels.
+        every: all labels of the file; whether they are numbers, and the names, come from them.
+        where: the file, for the note.
+
+    Returns:
+        Labels int64 [len(found)], the class names where there are names, and notes.
+    """
+    if all(_is_number(text) for text in every):
         return np.array([int(text) for text in found], np.int64), None, ()
-    classes = tuple(sorted(set(table.values())))
+    classes = tuple(sorted(set(every)))
     index = {name: number for number, name in enumerate(classes)}
-    note = f"{path}: {len(classes)} class names, numbered in sorted order"
+    note = f"{where}: {len(classes)} class names, numbered in sorted order"
     return np.array([index[text] for text in found], np.int64), classes, (note,)
 
 
 def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return text.removeprefix("-").isdecimal() and len(text) < 19  # fits int64
 
 
 def _find(table: Mapping[str, str], name: str) -> str | None:

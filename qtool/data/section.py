@@ -4,11 +4,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qtool.data.options import Python, Text, Wav
 from qtool.data.preprocess import Preprocess, check_name
 from qtool.errors import DataError
 
-LATER_READERS = ("text", "wav", "python")
-"""Readers the recipe format names and this version does not have."""
+READER_KEYS = ("images", "arrays", "text", "wav", "python")
+"""The keys that name a reader; a section has exactly one."""
+
+_LABELS_OF = {
+    "arrays": "name the label array instead: `arrays: {path: ..., label: y}`",
+    "text": "name the label column instead: `text: {path: ..., label: column}`",
+    "python": "yield the labels in the batches instead, as `label`",
+}
 
 
 class Take(BaseModel):
@@ -47,6 +54,14 @@ class DataSection(BaseModel):
     """A folder of images, or of class folders."""
     arrays: Arrays | None = None
     """A .npy or .npz file, or a folder of .npz files; or a mapping with its path."""
+    text: Text | None = None
+    """A table of sentences and a vocabulary."""
+    wav: Wav | None = None
+    """A folder of .wav files, or of class folders; or a mapping with its path."""
+    python: Python | None = None
+    """module:function that yields batches, or a mapping with it; needs --trust-code."""
+    code: str | None = None
+    """The folder where modules of your own are looked for first; absent: the recipe's."""
     count: Annotated[int, Field(gt=0)] | None = None
     """How many samples at most, evenly spaced by sorted position."""
     take: Take = Take()
@@ -54,26 +69,19 @@ class DataSection(BaseModel):
     preprocess: str | Preprocess | None = None
     """A name in configs/preprocess, a .yaml file, or inline; absent: guessed, and said."""
     labels: str | None = None
-    """A CSV, TSV or JSON file of images and labels, instead of class folders."""
+    """A CSV, TSV or JSON file of samples and labels, or a folder of label maps as PNG."""
     allow_overlap: bool = False
     """Go on where many of these samples are also evaluated."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _say_later(cls, given: Any) -> Any:
-        """Refuse readers of a later version by name, rather than as unknown keys."""
-        later = [key for key in LATER_READERS if isinstance(given, dict) and key in given]
-        if later:
-            raise ValueError(
-                f"the reader `{later[0]}` is not in this version; expected `images` or `arrays` "
-                "(save the model's inputs as a .npz file and use `arrays`)"
-            )
-        return given
-
-    @field_validator("arrays", mode="before")
+    @field_validator("arrays", "wav", mode="before")
     @classmethod
     def _path_is_enough(cls, given: Any) -> Any:
         return {"path": given} if isinstance(given, str) else given
+
+    @field_validator("python", mode="before")
+    @classmethod
+    def _name_is_enough(cls, given: Any) -> Any:
+        return {"function": given} if isinstance(given, str) else given
 
     @field_validator("preprocess")
     @classmethod
@@ -82,25 +90,23 @@ class DataSection(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSection":
-        named = [key for key in ("images", "arrays") if getattr(self, key) is not None]
+        named = [key for key in READER_KEYS if getattr(self, key) is not None]
         if len(named) != 1:
             found = " and ".join(f"`{key}`" for key in named) or "none"
-            raise ValueError(f"found {found}; expected exactly one reader: `images` or `arrays`")
-        if self.arrays is not None and self.preprocess is not None:
+            known = ", ".join(f"`{key}`" for key in READER_KEYS)
+            raise ValueError(f"found {found}; expected exactly one reader: one of {known}")
+        if self.preprocess is not None and self.images is None:
             raise ValueError(
-                "`preprocess` belongs to `images`; arrays are fed as they are: remove it"
+                f"`preprocess` belongs to `images`, `{named[0]}` has no use for it: remove it"
             )
-        if self.arrays is not None and self.labels is not None:
-            raise ValueError(
-                "`labels` belongs to `images`; name the label array instead: "
-                "`arrays: {path: ..., label: y}`"
-            )
+        if self.labels is not None and named[0] not in ("images", "wav"):
+            raise ValueError(f"`labels` belongs to `images` and `wav`; {_LABELS_OF[named[0]]}")
         return self
 
     @property
     def reader(self) -> str:
         """The name of the one reader this section uses."""
-        return "images" if self.images is not None else "arrays"
+        return next(key for key in READER_KEYS if getattr(self, key) is not None)
 
     def choose(self, total: int) -> tuple[list[int], tuple[str, ...]]:
         """Which of ``total`` sorted samples are read: ``take`` first, then ``count`` evenly spaced.
@@ -131,5 +137,6 @@ class DataSection(BaseModel):
 
     @property
     def where(self) -> str:
-        """The path the samples come from."""
-        return self.arrays.path if self.arrays is not None else str(self.images)
+        """The path, or the function, the samples come from."""
+        given = getattr(self, self.reader)
+        return str(getattr(given, "path", None) or getattr(given, "function", given))

@@ -79,7 +79,7 @@ def _cell(cell: Cell, spoken: str, unit: str) -> str:
 def _results(report: Report) -> str:
     rows = []
     accuracy, size, timing = report.accuracy, report.size, report.latency
-    if accuracy and accuracy.float is not None:
+    if accuracy and accuracy.quantized is not None:
         scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
         cells = ["" if score is None else f"{score:.2f}" for score in scores]
         drop = "" if accuracy.drop is None else f"drop {accuracy.drop:.2f} {unit_word(accuracy)}"

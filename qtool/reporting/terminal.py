@@ -87,7 +87,7 @@ def _results(report: Report) -> RenderableType:
     for title in ("float", "simulated", "quantized"):
         table.add_column(title, justify="right", no_wrap=True, style="" if title else "dim")
     table.add_column("", overflow="fold")
-    if report.accuracy and report.accuracy.float is not None:
+    if report.accuracy and report.accuracy.quantized is not None:
         accuracy = report.accuracy
         scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
         cells = ["" if score is None else f"{score:.2f}" for score in scores]

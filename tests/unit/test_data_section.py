@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from qtool.data import Arrays, DataSection, Preprocess, Take, load_preprocess
+from qtool.data import Arrays, DataSection, Preprocess, Python, Take, Wav, load_preprocess
 from qtool.data.preprocess import known_names
 from qtool.errors import DataError
 
@@ -28,11 +28,10 @@ def test_arrays_may_be_a_bare_path():
     assert DataSection(arrays="/f.npz").reader == "arrays"
 
 
-@pytest.mark.parametrize("key", ["text", "wav", "python"])
-def test_later_readers_are_named_as_such(key):
-    text = complaint(**{key: "/d"})
-    assert f"the reader `{key}` is not in this version" in text and "`arrays`" in text
-    assert "Extra inputs" not in text
+def test_short_forms():
+    assert DataSection(wav="/d").wav == Wav(path="/d")
+    assert DataSection(python="mine:f").python == Python(function="mine:f")
+    assert DataSection(python="mine:f").where == "mine:f" and DataSection(wav="/d").where == "/d"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +41,12 @@ def test_later_readers_are_named_as_such(key):
         ({"images": "/a", "arrays": "/b.npz"}, "found `images` and `arrays`; expected exactly one"),
         ({"arrays": "/b.npz", "preprocess": "imagenet"}, "`preprocess` belongs to `images`"),
         ({"arrays": "/b.npz", "labels": "/l.csv"}, "`arrays: {path: ..., label: y}`"),
+        ({"python": "f", "labels": "/l"}, 'found "f", expected module:function'),
+        ({"python": "m:f", "labels": "/l"}, "yield the labels in the batches instead"),
+        ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`, `wav` has"),
+        ({"wav": {"path": "/a", "log_mel": {"window": 500}}}, "expected at most n_fft, 400"),
+        ({"wav": {"path": "/a", "log_mel": {"fmin": 9, "fmax": 8}}}, "expected above fmin, 9"),
+        ({"wav": {"path": "/a", "log_mel": {"normalise": [0, 0]}}}, "divides by 0"),
         ({"images": "/a", "count": 0}, "greater than 0"),
         ({"images": "/a", "take": {"every": 0}}, "greater than or equal to 1"),
         ({"images": "/a", "shuffle": True}, "Extra inputs"),

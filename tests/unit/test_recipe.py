@@ -183,7 +183,7 @@ def test_model_and_data_alone_give_the_default_recipe(folder, monkeypatch):
     assert recipe.calibrate.count == 9
     assert recipe.calibrate.take.model_dump() == {"every": 2, "offset": 0}
     assert recipe.evaluate.take.model_dump() == {"every": 2, "offset": 1}
-    assert recipe.evaluate.metric == "top1"
+    assert recipe.evaluate.metric is None  # top1 where there are labels
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "batches"])
@@ -221,3 +221,36 @@ def test_the_shipped_recipes_load(digits):
     assert shipped
     for path in shipped:
         assert load_recipe(path).model.is_file()
+
+
+def test_the_readers_paths_and_the_folder_of_code_are_absolute(folder):
+    (folder / "t.tsv").write_text("a\t0\n")
+    (folder / "vocab.txt").write_text("[UNK]\n")
+    text = """\
+model: net.onnx
+calibrate: {text: {path: t.tsv, tokenizer: vocab.txt, length: 3}}
+evaluate: {python: "mine:batches", metric: "mine:score"}
+"""
+    recipe = load_recipe(write(folder, text))
+    assert recipe.calibrate.text.path == str(folder / "t.tsv")
+    assert recipe.calibrate.text.tokenizer == str(folder / "vocab.txt")
+    assert recipe.calibrate.code is None
+    assert recipe.evaluate.code == str(folder)
+    assert recipe.evaluate.python.function == "mine:batches"
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "r.yaml").write_text(recipe.dump())
+    assert load_recipe(elsewhere / "r.yaml") == recipe
+
+
+def test_data_given_on_the_command_line_keeps_what_the_recipe_says_of_text_and_recordings(folder):
+    (folder / "t.tsv").write_text("a\t0\n")
+    (folder / "vocab.txt").write_text("[UNK]\n")
+    text = "model: net.onnx\ncalibrate: {text: {path: t.tsv, tokenizer: vocab.txt}}\n"
+    (folder / "u.tsv").write_text("b\t1\n")
+    recipe = load_recipe(write(folder, text), data=folder / "u.tsv")
+    assert recipe.calibrate.text.path == str(folder / "u.tsv")
+    assert recipe.calibrate.text.tokenizer == str(folder / "vocab.txt")
+    text = "model: net.onnx\ncalibrate: {wav: {path: train, rate: 8000}}\n"
+    recipe = load_recipe(write(folder, text), data=folder / "test")
+    assert recipe.calibrate.wav.path == str(folder / "test") and recipe.calibrate.wav.rate == 8000

@@ -1,0 +1,221 @@
+"""The python reader: batches that a function of the user's own yields."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qtool.data.dataset import (
+    LABEL,
+    Batch,
+    Dataset,
+    InputSpec,
+    Opening,
+    cast,
+    row_digest,
+    show_shape,
+)
+from qtool.data.options import Python
+from qtool.data.section import DataSection
+from qtool.errors import DataError, suggest
+from qtool.usercode import drain, guarded, load_function
+
+
+@dataclass(frozen=True, eq=False)
+class PythonSource:
+    """Rows of the batches that a function yields; every pass over them calls it anew.
+
+    Attributes:
+        batches: a call gives all batches, checked, in order.
+        digests: of every row the function yields, from the first pass.
+        where: the function, for messages.
+    """
+
+    batches: "Call"
+    digests: tuple[str, ...]
+    where: str
+
+    def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
+        """Yield batches of at most ``size`` rows, in order; memory holds one batch of each kind."""
+        waiting: list[Batch] = []
+        for position, row in self._rows(positions):
+            if row_digest(row) != self.digests[position]:
+                raise DataError(
+                    f"{self.where}: sample {position} is another one than in the first pass; "
+                    "expected the same samples in every call: fix the random seed and the order"
+                )
+            waiting.append(row)
+            if len(waiting) == size:
+                yield self._joined(waiting)
+                waiting = []
+        if waiting:
+            yield self._joined(waiting)
+
+    def digest(self, position: int) -> str:
+        """The sha256 over the row of every input, as the model gets it."""
+        return self.digests[position]
+
+    def _rows(self, positions: Sequence[int]) -> Iterator[tuple[int, Batch]]:
+        """The rows at the positions, in order; a step back begins another pass."""
+        start = 0
+        while start < len(positions):
+            stop = start + 1
+            while stop < len(positions) and positions[stop] > positions[stop - 1]:
+                stop += 1
+            wanted = iter(positions[start:stop])
+            start = stop
+            following = next(wanted, None)
+            at = 0
+            for batch in self.batches():
+                count = _rows_in(batch)
+                while following is not None and following < at + count:
+                    k = following - at
+                    yield following, {n: v[k : k + 1] for n, v in batch.items() if n != LABEL}
+                    following = next(wanted, None)
+                at += count
+                if following is None:
+                    break
+            if following is not None:
+                raise DataError(
+                    f"{self.where}: yielded {at} samples, {len(self.digests)} in the first pass; "
+                    "expected the same in every call: fix the random seed and the order"
+                )
+
+    def _joined(self, rows: Sequence[Batch]) -> Batch:
+        joined = {}
+        for name in rows[0]:
+            shapes = {row[name].shape[1:] for row in rows}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"{self.where}: samples for `{name}` have the shapes {sorted(shapes)}; "
+                    "expected one shape: pad them"
+                )
+            joined[name] = np.concatenate([row[name] for row in rows])
+        return joined
+
+
+@dataclass(frozen=True)
+class Call:
+    """The user's function with its arguments; a call gives checked batches.
+
+    Attributes:
+        function: the user's.
+        given: the recipe's words.
+        specs: the model's inputs by name.
+    """
+
+    function: Any
+    given: Python
+    specs: Mapping[str, InputSpec]
+
+    def __call__(self) -> Iterator[Batch]:
+        """Call the function and yield what it yields, cast to the inputs' types."""
+        where = f"python: {self.given.function}"
+        with guarded(where):
+            found = self.function(**self.given.args)
+        if isinstance(found, Mapping | str) or not hasattr(found, "__iter__"):
+            raise DataError(
+                f"{where}: gave a {type(found).__name__}; expected batches: yield dicts of arrays, "
+                "or return a list of them"
+            )
+        for number, batch in enumerate(drain(found, where)):
+            yield self._checked(batch, f"{where}: batch {number}")
+
+    def _checked(self, batch: Any, where: str) -> Batch:
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"{where} is a {type(batch).__name__}; expected a dict from input names to arrays"
+            )
+        known = [*self.specs, LABEL]
+        for name in batch:
+            if name not in known:
+                raise DataError(
+                    f"{where} has `{name}`{suggest(str(name), known)}; expected "
+                    f"{', '.join(known)}: leave it out"
+                )
+        missing = [name for name in self.specs if name not in batch]
+        if missing:
+            raise DataError(
+                f"{where} has nothing for the model's input {self.specs[missing[0]].describe()}; "
+                "expected an array for every input: yield it"
+            )
+        checked = {name: self._array(name, batch[name], where) for name in batch}
+        counts = {name: len(values) for name, values in checked.items()}
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            raise DataError(
+                f"{where} has {', '.join(f'{n} {c}' for n, c in counts.items())} samples; "
+                "expected the same number in every array, at least one"
+            )
+        return checked
+
+    def _array(self, name: str, found: Any, where: str) -> np.ndarray:
+        with guarded(f"{where}: `{name}`"):
+            values = np.asarray(found)
+        if values.dtype.hasobject or not values.ndim:
+            raise DataError(
+                f"{where}: `{name}` is {type(found).__name__}, as an array {values.dtype} "
+                f"{show_shape(values.shape)}; expected numbers with a leading sample axis"
+            )
+        if name == LABEL:
+            return values
+        spec = self.specs[name]
+        if not spec.fits(values.shape[1:]):
+            raise DataError(
+                f"{where}: `{name}` has shape {show_shape(values.shape)}; expected that of the "
+                f"model's input {spec.describe()}, the sample axis first"
+            )
+        values = cast(values, spec, f"{where}: `{name}`")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DataError(
+                f"{where}: `{name}` holds NaN or Inf; expected finite numbers: repair the sample"
+            )
+        return values
+
+
+def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+    """Open what a function yields; one pass counts the samples and digests them.
+
+    Args:
+        section: names the function, and the folder it is looked for in first.
+        inputs: the model's inputs by name.
+        opening: whether the code is trusted.
+
+    Raises:
+        RecipeError: the code is not trusted.
+        DataError: there is no such function, it raises, or what it yields does not fit.
+    """
+    assert section.python is not None  # the section chose this reader
+    given = section.python
+    function = load_function(given.function, section.code, trusted=opening.trust_code, key="python")
+    call = Call(function, given, inputs)
+    digests: list[str] = []
+    labels: list[np.ndarray] = []
+    labelled: set[bool] = set()
+    where = f"python: {given.function}"
+    for batch in call():
+        rows = _rows_in(batch)
+        labelled.add(LABEL in batch)
+        labels += [batch.pop(LABEL)] if LABEL in batch else []
+        digests += [row_digest({n: v[k : k + 1] for n, v in batch.items()}) for k in range(rows)]
+        if len(labelled) > 1 or len({values.shape[1:] for values in labels}) > 1:
+            raise DataError(
+                f"{where}: some batches have another `{LABEL}` than others, or none; expected "
+                "labels of one shape in every batch, or in none"
+            )
+    if not digests:
+        raise DataError(f"{where}: yielded no batch; expected at least one sample")
+    chosen, notes = section.choose(len(digests))
+    every = np.concatenate(labels) if labels else None
+    return Dataset(
+        tuple(f"{given.function}[{k}]" for k in chosen),
+        PythonSource(call, tuple(digests), where),
+        tuple(chosen),
+        None if every is None else every[chosen],
+        None,
+        notes,
+    )
+
+
+def _rows_in(batch: Batch) -> int:
+    return len(next(iter(batch.values())))

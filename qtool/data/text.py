@@ -1,0 +1,167 @@
+"""The text reader: sentences of a table, made token ids by a vocabulary."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
+from qtool.data.labels import number_labels
+from qtool.data.options import ROLES, Text
+from qtool.data.section import DataSection
+from qtool.data.table import Table, read_table
+from qtool.data.vocabulary import Encoded, Encoder, load_encoder
+from qtool.errors import DataError, suggest
+
+
+@dataclass(frozen=True, eq=False)
+class TextSource:
+    """Encoded sentences that become up to four model inputs.
+
+    Attributes:
+        rows: the samples' tokens.
+        roles: for each model input what feeds it.
+        specs: the model's inputs by name.
+        encoder: knows how to pad.
+        length: tokens of every row.
+        where: the file, for messages.
+    """
+
+    rows: tuple[Encoded, ...]
+    roles: Mapping[str, str]
+    specs: Mapping[str, InputSpec]
+    encoder: Encoder
+    length: int
+    where: str
+
+    def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
+        """Yield batches of at most ``size`` padded rows, in order."""
+        for start in range(0, len(positions), size):
+            yield self._batch([self.rows[k] for k in positions[start : start + size]])
+
+    def digest(self, position: int) -> str:
+        """The sha256 over the row of every input, as the model gets it."""
+        return row_digest(self._batch([self.rows[position]]))
+
+    def _batch(self, rows: Sequence[Encoded]) -> Batch:
+        shape = (len(rows), self.length)
+        filled = {
+            "input_ids": np.full(shape, self.encoder.pad or 0, np.int64),
+            "attention_mask": np.zeros(shape, np.bool_),  # a truth value fits every dtype
+            "token_type_ids": np.full(shape, self.encoder.pad_type, np.uint8),
+            "position_ids": np.broadcast_to(np.arange(self.length), shape),
+        }
+        for number, row in enumerate(rows):
+            count = len(row.ids)
+            place = slice(self.length - count, None) if self.encoder.left else slice(count)
+            filled["input_ids"][number, place] = row.ids
+            filled["attention_mask"][number, place] = True
+            filled["token_type_ids"][number, place] = row.types
+        return {
+            name: cast(filled[role], self.specs[name], f"{self.where}: {role}")
+            for name, role in self.roles.items()
+        }
+
+
+def open_text(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+    """Open a .tsv, .csv or .jsonl file of sentences.
+
+    The inputs input_ids, attention_mask, token_type_ids and position_ids are filled by name.
+
+    Raises:
+        DataError: a file is missing or damaged, a column is missing, or the inputs do not fit.
+    """
+    assert section.text is not None  # the section chose this reader
+    given = section.text
+    roles, notes = _roles(given, inputs)
+    length = _length(given, roles, inputs)
+    table = read_table(given)
+    encoder = load_encoder(given, length)
+    chosen, more = section.choose(len(table.texts))
+    rows = [_encode(given, table, encoder, k) for k in chosen]
+    if encoder.pad is None and any(len(row.ids) < length for row in rows):
+        raise DataError(
+            f"{given.tokenizer}: has no token for padding, and samples are shorter than {length} "
+            "tokens; expected [PAD] in the vocabulary, or padding saved in the tokenizer.json"
+        )
+    source = TextSource(tuple(rows), roles, inputs, encoder, length, given.path)
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    said: tuple[str, ...] = ()
+    if table.labels is not None:
+        own = [table.labels[k] for k in chosen]
+        labels, classes, said = number_labels(own, table.labels, given.path)
+    return Dataset(
+        tuple(f"{Path(given.path).name}:{table.lines[k]}" for k in chosen),
+        source,
+        tuple(range(len(chosen))),
+        labels,
+        classes,
+        (*notes, *table.notes, *encoder.notes, *said, *more, *_losses(rows, encoder, length)),
+    )
+
+
+def _encode(given: Text, table: Table, encoder: Encoder, k: int) -> Encoded:
+    found = encoder.encode(table.texts[k], None if table.pairs is None else table.pairs[k])
+    if not found.ids:
+        raise DataError(
+            f"{given.path}:{table.lines[k]}: the sentence has no token; expected at least one: "
+            "remove the line"
+        )
+    return found
+
+
+def _losses(rows: Sequence[Encoded], encoder: Encoder, length: int) -> tuple[str, ...]:
+    """What the model does not see of the sentences."""
+    cut = sum(row.cut for row in rows)
+    notes = [f"{cut} of {len(rows)} sentences are cut to {length} tokens"] if cut else []
+    tokens = sum(len(row.ids) for row in rows)
+    unknown = sum(row.ids.count(encoder.unknown) for row in rows if encoder.unknown is not None)
+    if unknown:
+        notes.append(f"{100 * unknown / tokens:.1f} % of the tokens are unknown to the vocabulary")
+    return tuple(notes)
+
+
+def _roles(given: Text, inputs: Mapping[str, InputSpec]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What feeds each model input, and what was assumed."""
+    for name in given.inputs:
+        if name not in inputs:
+            raise DataError(
+                f"text.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
+                f"{suggest(name, inputs)}; expected one of them"
+            )
+    roles: dict[str, str] = dict(given.inputs)
+    for name in inputs:
+        if name not in roles and name in ROLES:
+            roles[name] = name
+    missing = [name for name in inputs if name not in roles]
+    if missing == list(inputs) and len(missing) == 1:
+        note = f"the token ids feed the model's only input `{missing[0]}`"
+        return {missing[0]: "input_ids"}, (note,)
+    if missing:
+        raise DataError(
+            f"{given.path}: nothing feeds the model's input {inputs[missing[0]].describe()}; "
+            f"expected one of {', '.join(ROLES)}: set `text: {{inputs: {{{missing[0]}: ..}}}}`"
+        )
+    return roles, ()
+
+
+def _length(given: Text, roles: Mapping[str, str], inputs: Mapping[str, InputSpec]) -> int:
+    """Tokens of every sample: as the recipe says, else as the model's inputs do."""
+    fixed = (inputs[name].shape[1] for name in roles if len(inputs[name].shape) == 2)
+    known = next((size for size in fixed if isinstance(size, int)), None)
+    length = given.length or known
+    if length is None:
+        raise DataError(
+            f"{given.path}: the model's inputs leave the number of tokens open; expected it in "
+            "the recipe: set `text: {length: 128}`"
+        )
+    for name in roles:
+        if not inputs[name].fits((length,)):
+            raise DataError(
+                f"{given.path}: samples have {show_shape((length,))} tokens; the model's input "
+                f"{inputs[name].describe()} expects another shape: "
+                + (f"set `text: {{length: {known}}}`" if known else "use `arrays`")
+            )
+    return length

@@ -1,0 +1,175 @@
+"""From sentences to token ids: a tokenizers file, or a plain list of words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtool.data.options import Text
+from qtool.errors import DataError
+
+START, END, PAD, UNKNOWN = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
+PAD_NAMES = (PAD, "<pad>", "<PAD>", "<|padding|>")
+"""Tokens that fill up short samples in a tokenizer.json that does not say itself."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample's tokens, not padded.
+
+    Attributes:
+        ids: token ids.
+        types: 0 for tokens of the first sentence, 1 for those of the second.
+        cut: whether tokens were left out to keep to the length.
+    """
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A way to make token ids of sentences.
+
+    Attributes:
+        encode: (sentence, second sentence or None) to tokens, at most the length asked for.
+        pad: the id that fills up short samples; None where the file names none.
+        pad_type: the token type of padding.
+        left: whether padding comes first.
+        unknown: the id of unknown words, or None.
+        notes: what was assumed.
+    """
+
+    encode: Callable[[str, str | None], Encoded]
+    pad: int | None
+    pad_type: int
+    left: bool
+    unknown: int | None
+    notes: tuple[str, ...]
+
+
+def load_encoder(given: Text, length: int) -> Encoder:
+    """Read the tokenizer a recipe names.
+
+    Raises:
+        DataError: the file cannot be read, or qtool[text] is needed and not installed.
+    """
+    path = Path(given.tokenizer)
+    if path.suffix.lower() == ".json":
+        if given.lower is not None:
+            raise DataError(
+                f"{path}: a tokenizer.json lower-cases by its own rules; remove `text: {{lower}}`"
+            )
+        return _from_tokenizers(path, length)
+    if path.suffix.lower() == ".txt":
+        return _from_words(path, given.lower, length)
+    raise DataError(
+        f"{path}: expected a tokenizer.json, or a .txt vocabulary with one word per line"
+    )
+
+
+def _from_words(path: Path, lower: bool | None, length: int) -> Encoder:
+    """Words between blanks, looked up in a list; a word's id is its line, from 0.
+
+    The rule, found on SST-2: [CLS] comes first and [SEP] after each sentence where the vocabulary
+    has them, unknown words are [UNK], what is longer is cut at the end, padding is [PAD].
+    """
+    words = _words(path)
+    ids = {word: number for number, word in enumerate(words)}
+    capital = next(
+        (w for w in words if w != w.lower() and not (w[:1] == "[" and w[-1:] == "]")), ""
+    )
+    notes = []
+    if lower is None:
+        lower = not capital
+        said = f'has "{capital}": nothing is lower-cased' if capital else "has no capital letter: "
+        notes.append(f"{path} {said}{'' if capital else 'sentences are lower-cased'}")
+    pad, unknown = ids.get(PAD), ids[UNKNOWN]
+    start, end = ids.get(START), ids.get(END)
+    special = [f"{START} first"] * (start is not None) + [f"{END} last"] * (end is not None)
+    notes.append(f"{path}: words between blanks, {', '.join([*special, UNKNOWN])} for the unknown")
+
+    def encode(text: str, pair: str | None) -> Encoded:
+        found = [] if start is None else [start]
+        types = [0] * len(found)
+        for number, sentence in enumerate([text] if pair is None else [text, pair]):
+            given = (sentence.lower() if lower else sentence).split()
+            part = [ids.get(word, unknown) for word in given] + ([] if end is None else [end])
+            found += part
+            types += [number] * len(part)
+        if len(found) <= length:
+            return Encoded(tuple(found), tuple(types), False)
+        kept = found[:length] if end is None else [*found[: length - 1], end]
+        return Encoded(tuple(kept), tuple(types[:length]), True)
+
+    return Encoder(encode, pad, 0, False, unknown, tuple(notes))
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; expected one word per line in UTF-8"
+        ) from error
+    words = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
+    seen: dict[str, int] = {}
+    for number, word in enumerate(words, start=1):
+        if not word or word in seen:
+            what = f'"{word}" stands in line {seen[word]} too' if word else "the line is empty"
+            raise DataError(
+                f"{path}:{number}: {what}; expected one word per line, each once: correct the file"
+            )
+        seen[word] = number
+    if UNKNOWN not in seen:
+        raise DataError(
+            f"{path}: has no {UNKNOWN}; expected it among the words, for those that are missing"
+        )
+    if any(word.startswith("##") for word in words):
+        raise DataError(
+            f"{path}: is a WordPiece vocabulary (words with ##), which needs its own splitting; "
+            "expected whole words: name the model's tokenizer.json instead"
+        )
+    return words
+
+
+def _from_tokenizers(path: Path, length: int) -> Encoder:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError(
+            f"{path}: a tokenizer.json needs the package tokenizers, which is not installed; "
+            "expected it: pip install 'qtool[text]'"
+        ) from error
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            f"{path}: cannot be read as a tokenizer ({error}); expected a tokenizer.json: "
+            "save it with the tokenizers library"
+        ) from error
+    padding = tokenizer.padding or {}
+    named = (tokenizer.token_to_id(name) for name in PAD_NAMES)
+    pad = padding.get("pad_id", next((number for number in named if number is not None), None))
+    tokenizer.no_padding()
+    try:
+        tokenizer.enable_truncation(length)
+    except Exception as error:  # the same
+        raise DataError(
+            f"{path}: cannot cut to {length} tokens ({error}); set a larger `text: {{length}}`"
+        ) from error
+
+    def encode(text: str, pair: str | None) -> Encoded:
+        found = tokenizer.encode(text, pair)
+        return Encoded(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing))
+
+    return Encoder(
+        encode,
+        pad,
+        int(padding.get("pad_type_id", 0)),
+        padding.get("direction") == "left",
+        tokenizer.token_to_id(UNKNOWN),
+        (),
+    )

@@ -1,0 +1,158 @@
+"""Metrics of class scores: the label's rank, macro F1, intersection over union."""
+
+import numpy as np
+
+from qtool.errors import DataError
+
+IGNORED = 255
+"""The class number of pixels that are not judged, where there are fewer classes."""
+
+
+def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """1 where the label is among the k highest outputs, else 0; equal outputs rank by index.
+
+    Args:
+        outputs: [N, classes]; trailing axes of length 1 are ignored.
+        labels: integers [N], from 0 to classes - 1.
+        k: how many guesses count.
+
+    Returns:
+        Scores float64 [N].
+
+    Raises:
+        DataError: the shapes, the label range or the number of classes do not fit, or an output
+            is NaN.
+    """
+    scores = _classes_last(outputs)
+    _check(scores, labels, k)
+    index = labels.astype(np.int64)
+    own = np.take_along_axis(scores, index[:, None], axis=1)
+    before = np.arange(scores.shape[1]) < index[:, None]
+    ahead = (scores > own) | ((scores == own) & before)
+    return (ahead.sum(axis=1) < k).astype(np.float64)
+
+
+def _classes_last(outputs: np.ndarray) -> np.ndarray:
+    """Outputs as [N, classes], without trailing axes of length 1."""
+    if outputs.ndim > 2 and all(size == 1 for size in outputs.shape[2:]):
+        outputs = outputs.reshape(outputs.shape[:2])
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise DataError(
+            f"the model's first output has shape {list(outputs.shape)}; expected [N, classes] with "
+            "at least 2 classes: class metrics cannot judge it; leave out `evaluate` labels"
+        )
+    return outputs
+
+
+def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
+    """Refuse labels that do not fit the outputs, and outputs that cannot be ranked."""
+    count, classes = outputs.shape
+    if classes <= k > 1:
+        raise DataError(
+            f"top{k} on an output of {classes} classes is always right; expected more than {k} "
+            "classes: use `metric: top1`"
+        )
+    if labels.shape != (count,):
+        remedy = "take the argmax of one-hot labels" if labels.ndim == 2 else "check the labels"
+        raise DataError(
+            f"the labels have shape {list(labels.shape)}; expected [{count}], one class number "
+            f"per sample: {remedy}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels are {labels.dtype}; expected whole class numbers: save them as int64"
+        )
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise DataError(
+            f"{int(outside.sum())} of {count} labels lie outside 0..{classes - 1} (found "
+            f"{int(labels.min())}..{int(labels.max())}), but the model's first output has "
+            f"{classes} classes: number the classes from 0, or give `labels` that fit the model"
+        )
+    bad = np.isnan(outputs).any(axis=1)
+    if bad.any():
+        raise DataError(
+            f"the model's first output is NaN for {int(bad.sum())} of {count} samples (first: "
+            f"row {int(np.argmax(bad))}); expected numbers: check the model in float first"
+        )
+
+
+def class_pairs(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The label and the highest output of each sample, int64 [N, 2].
+
+    Raises:
+        DataError: as for :func:`top_k`.
+    """
+    scores = _classes_last(outputs)
+    _check(scores, labels, 1)
+    return np.stack([labels.astype(np.int64), scores.argmax(axis=1)], axis=1)
+
+
+def macro_f1(pairs: np.ndarray, weights: np.ndarray) -> float:
+    """The mean over classes of 2 TP / (2 TP + FP + FN); classes never seen are left out.
+
+    Args:
+        pairs: see :func:`class_pairs`.
+        weights: how often each sample counts, [N].
+    """
+    classes = int(pairs.max()) + 1
+    label, guess = (np.bincount(pairs[:, k], weights, classes) for k in (0, 1))
+    right = pairs[:, 0] == pairs[:, 1]
+    hits = np.bincount(pairs[right, 0], weights[right], classes)
+    seen = label + guess > 0
+    return float(np.mean(2 * hits[seen] / (label + guess)[seen]))
+
+
+def overlaps(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pixels of each class in both maps, then in either map, float64 [N, 2 classes].
+
+    Args:
+        outputs: [N, classes, ...], the highest wins.
+        labels: class numbers [N, ...]; negative numbers, and 255 where there are no so many
+            classes, are not judged.
+
+    Raises:
+        DataError: the shapes or the label range do not fit, or an output is NaN.
+    """
+    if outputs.ndim < 3 or outputs.shape[1] < 2:
+        raise DataError(
+            f"the model's first output has shape {list(outputs.shape)}; expected class scores "
+            "[N, classes, height, width] for miou: use another metric, or export the model "
+            "without its argmax"
+        )
+    count, classes = outputs.shape[:2]
+    if labels.shape != (count, *outputs.shape[2:]) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels are {labels.dtype} {list(labels.shape)}; expected whole class numbers "
+            f"{[count, *outputs.shape[2:]]}, one for each pixel of the model's first output: "
+            "resize the label maps to the output"
+        )
+    if np.isnan(outputs).any():
+        raise DataError("the model's first output holds NaN; expected numbers: check the model")
+    judged = (labels >= 0) & ~((labels == IGNORED) & (classes <= IGNORED))
+    if (labels[judged] >= classes).any():
+        raise DataError(
+            f"the label maps go up to {int(labels[judged].max())}, but the model's first output "
+            f"has {classes} classes; expected 0..{classes - 1}, 255 where nothing is judged"
+        )
+    found = np.empty((count, 2 * classes))
+    for row, (guess, label, where) in enumerate(
+        zip(outputs.argmax(axis=1), labels, judged, strict=True)
+    ):
+        guess, label = guess[where], label[where].astype(np.int64)
+        both = np.bincount(label[guess == label], minlength=classes)
+        either = np.bincount(label, minlength=classes) + np.bincount(guess, minlength=classes)
+        found[row] = np.concatenate([both, either - both])
+    return found
+
+
+def mean_iou(found: np.ndarray, weights: np.ndarray) -> float:
+    """The mean over the classes that occur of pixels in both maps / pixels in either.
+
+    Args:
+        found: see :func:`overlaps`; all samples' pixels are pooled.
+        weights: how often each sample counts, [N].
+    """
+    both, either = np.split(weights @ found, 2)
+    seen = either > 0
+    return float(np.mean(both[seen] / either[seen])) if seen.any() else float("nan")

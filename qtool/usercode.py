@@ -1,0 +1,150 @@
+"""Functions of the user's own that a recipe names as ``module:function``.
+
+They run only where ``--trust-code`` was given. What they print goes to stderr, for stdout carries
+results.
+"""
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import DataError, RecipeError, suggest
+
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_function_name(text: str) -> bool:
+    """Whether a text has the form ``module:function``, dots allowed in both."""
+    return _NAME.fullmatch(text) is not None
+
+
+def load_function(name: str, folder: str | None, *, trusted: bool, key: str) -> Callable[..., Any]:
+    """Import the function a recipe names.
+
+    Args:
+        name: ``module:function``.
+        folder: looked into before sys.path; the recipe's own.
+        trusted: whether the user gave ``--trust-code``.
+        key: the recipe's key, for messages.
+
+    Raises:
+        RecipeError: the user did not give ``--trust-code``.
+        DataError: there is no such module or function, or importing it fails.
+    """
+    if not is_function_name(name):
+        raise DataError(f"{key}: found {name!r}, expected module:function, such as mine:batches")
+    if not trusted:
+        raise RecipeError(
+            f"{key}: {name} is code that would run on this machine; expected your consent: read "
+            "it, then add --trust-code"
+        )
+    place, _, attribute = name.partition(":")
+    with guarded(f"{key}: importing {place}"):
+        found = _import(place, folder, key)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [word for word in vars(found) if not word.startswith("_")]
+            raise DataError(
+                f"{key}: {place} ({getattr(found, '__file__', 'built in')}) has no `{part}`"
+                f"{suggest(part, known)}; expected a function: correct the name"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise DataError(f"{key}: {name} is a {type(found).__name__}; expected a function")
+    return found
+
+
+def _import(place: str, folder: str | None, key: str) -> Any:
+    """Import a module, from ``folder`` where it is there."""
+    top = place.partition(".")[0]
+    importlib.invalidate_caches()
+    beside = folder is not None and PathFinder.find_spec(top, [folder]) is not None
+    if beside:
+        _forget_namesake(top, Path(str(folder)), key)
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise
+        raise DataError(
+            f"{key}: there is no module {error.name}; expected it in {folder} or on sys.path "
+            "(PYTHONPATH): correct the name, or install it"
+        ) from error
+    finally:
+        if beside:  # what the module imports later is still found, but hides nothing
+            sys.path.remove(str(folder))
+            sys.path.append(str(folder))
+
+
+def _forget_namesake(top: str, folder: Path, key: str) -> None:
+    """Drop a module of the same name that an earlier recipe brought from another folder."""
+    known = sys.modules.get(top)
+    if known is None:
+        return
+    origin = getattr(known, "__file__", None)
+    if origin is not None and Path(origin).is_relative_to(folder):
+        return
+    installed = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent]
+    if origin is None or any(Path(origin).is_relative_to(place) for place in installed):
+        raise DataError(
+            f"{key}: {top} in {folder} has the name of a module that is already in use "
+            f"({origin or 'built in'}); expected a name of its own: rename the file"
+        )
+    for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+        del sys.modules[name]
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Run the user's code: its print goes to stderr, its exceptions become a DataError.
+
+    Args:
+        what: what is being done, for the message.
+
+    Raises:
+        DataError: naming the file and line of the user's code.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except DataError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"{what}: {_place(error)}raised {type(error).__name__}: {error}; expected it to "
+            "finish: correct your code"
+        ) from error
+
+
+def drain(items: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield what the user's iterable yields, each step under :func:`guarded`."""
+    with guarded(what):
+        steps = iter(items)
+    end = object()
+    try:
+        while True:
+            with guarded(what):
+                item = next(steps, end)
+            if item is end:
+                return
+            yield item
+    finally:
+        close = getattr(steps, "close", None)
+        if close is not None:
+            with guarded(what):
+                close()
+
+
+def _place(error: BaseException) -> str:
+    """``file:line `` of the innermost frame, or of the line that is no Python."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno} "
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno} " if frames else ""
