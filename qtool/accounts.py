@@ -52,10 +52,10 @@ MOVES = {
 }
 
 
-def model_part(path: Path, sha256: str, model: ir.Model) -> ModelPart:
+def model_part(name: Path | str, sha256: str, model: ir.Model) -> ModelPart:
     """Parameters and multiply-accumulates of the float model."""
     return ModelPart(
-        path=str(path),
+        path=str(name),
         sha256=sha256,
         parameters=parameters(model.graph),
         macs=total_macs(model) or None,

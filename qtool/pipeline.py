@@ -99,7 +99,7 @@ def run_ptq(
 def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
     """Rewrite the graph in place; returns what it counted before convolutions change their form."""
     loaded, floats = prepared.loaded, prepared.bits.float_nodes
-    part = model_part(loaded.path, loaded.sha256, loaded.model)
+    part = model_part(loaded.shown, loaded.sha256, loaded.model)
     with stages.stage("rewrite") as record:
         for name in prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite:
             times = REWRITES[name](loaded.model, lambda node: node.name not in floats)
@@ -121,7 +121,7 @@ def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
             reasons = [f"{n.name}: {plan.floats[n.name]}" for n in left if n.name in plan.floats]
             reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
             raise UnsupportedError(
-                f"model {prepared.loaded.path}: there is nothing to quantize: {reason}; "
+                f"model {prepared.loaded.shown}: there is nothing to quantize: {reason}; "
                 "Conv, Gemm and MatMul with constant float32 weights are quantized"
             )
         record.notes.append(
@@ -161,6 +161,7 @@ def _calibrate(
             return replace(plan, grids=given.grids)
         parts = (
             prepared.loaded.sha256,
+            str(prepared.inputs),
             prepared.calibration.digest,
             recipe.calibrate.model_dump_json(),
             recipe.bits.model_dump_json(),
@@ -318,8 +319,9 @@ def check(recipe: Recipe, progress: Progress = silent, *, trust_code: bool = Fal
     Raises:
         QtoolError: as a run would.
     """
-    stages = Stages(Path(), True, ())
-    prepared = prepare(recipe, stages, 0, progress, trust_code)
+    with tempfile.TemporaryDirectory() as folder:
+        stages = Stages(Path(folder), True, ())
+        prepared = prepare(recipe, stages, 0, progress, trust_code)
     _rewrite(recipe, prepared, stages)
     plan = _annotate(prepared, stages)
     model = prepared.loaded.model

@@ -14,6 +14,7 @@ from qtool.metrics import find_metric
 from qtool.patterns import nodes_matching
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
+from qtool.recipe_model import as_torch, carries_code
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.targets import Target, load_target
@@ -80,9 +81,9 @@ def prepare(
                     f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
                     f"{suggest(name, REWRITES)}"
                 )
-        loaded = load_model(recipe.model, recipe.output.opset)
+        loaded = _load(recipe, stages, trust_code)
         record.notes += loaded.notes
-        inputs = input_specs(loaded.model, recipe.model)
+        inputs = input_specs(loaded.model, loaded.shown)
         section = recipe.calibrate
         calibration = open_dataset(section, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
@@ -141,7 +142,29 @@ def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_cod
         )
 
 
-def input_specs(model: ir.Model, path: Path) -> dict[str, InputSpec]:
+def _load(recipe: Recipe, stages: Stages, trust_code: bool) -> Loaded:
+    """The model of the recipe; a torch network is exported into the stages' folder first."""
+    model = recipe.model
+    if isinstance(model, Path) and not carries_code(model):
+        return load_model(model, recipe.output.opset)
+    torch = as_torch(model)
+    if not trust_code:
+        raise recipe.error(
+            ("model",),
+            f"loading {torch.torch} runs the code it holds; read it first, then add --trust-code",
+        )
+    from qtool.load.torch import TensorInput, TorchSource, load_torch
+
+    inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())
+    return load_torch(
+        TorchSource(torch.torch, torch.weights, inputs, torch.code),
+        lambda parts: stages.place("float", parts, ".onnx"),
+        recipe.output.opset,
+        fresh=stages.fresh,
+    )
+
+
+def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
     """The model's inputs as data must fit them.
 
     Raises:
@@ -152,7 +175,7 @@ def input_specs(model: ir.Model, path: Path) -> dict[str, InputSpec]:
         shape = dims(value)
         if shape is None or value.dtype is None or value.name is None or not len(shape):
             raise UnsupportedError(
-                f'model {path}: the input "{value.name}" has no known rank, or no batch axis; '
+                f'model {name}: the input "{value.name}" has no known rank, or no batch axis; '
                 "export the model with input shapes"
             )
         specs[value.name] = InputSpec(value.name, shape, str(value.dtype.numpy()))

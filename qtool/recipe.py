@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -24,23 +22,13 @@ from qtool.data.section import DataSection
 from qtool.errors import RecipeError
 from qtool.recipe_checks import check_names, check_paths, refuse_later
 from qtool.recipe_errors import describe, explain
+from qtool.recipe_model import Part as _Part
+from qtool.recipe_model import TorchModel
 from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
 
 Width = Literal[8, "float"]
-
-
-class _Part(BaseModel):
-    """What every part of a recipe has in common: frozen, strict types, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class Choice(_Part):
@@ -153,8 +141,8 @@ class Output(_Part):
 class Recipe(_Part):
     """Everything a run is asked to do. Paths are absolute once it is loaded."""
 
-    model: Annotated[Path, Field(strict=False)]
-    """The float ONNX file, relative to the recipe."""
+    model: Annotated[Path, Field(strict=False)] | TorchModel
+    """The float ONNX file, a .pt2 or .pt file, or {torch: module:factory, ...}."""
     target: str = "onnxruntime-cpu"
     """The runtime: a name of `qtool list targets`, or the path of a .yaml file."""
     calibrate: Calibrate
@@ -234,7 +222,7 @@ def recipe_from_options(
     """The default recipe: calibrate on every second sample of ``data``, evaluate on the others.
 
     Args:
-        model: the float ONNX file, relative to the working directory.
+        model: the float ONNX file, or a .pt2 or .pt file, relative to the working directory.
         data: a folder of images, or a .npz/.npy file or a folder of them.
         overrides: as for :func:`load_recipe`.
     """

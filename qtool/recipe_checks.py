@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from qtool.catalog import KINDS, options_of
 from qtool.errors import suggest
 from qtool.recipe_errors import describe, explain
+from qtool.recipe_model import FILES
 from qtool.recipe_yaml import Document, Path
 from qtool.usercode import is_function_name
 
@@ -26,12 +27,8 @@ def _one_of(*words: str) -> Test:
     return lambda found: found in words
 
 
-def _is_mapping(found: Any) -> bool:
-    return isinstance(found, dict)
-
-
-def _carries_code(found: Any) -> bool:
-    return isinstance(found, str) and found.endswith((".pt", ".pt2", ".pth"))
+def _holds_weights(found: Any) -> bool:
+    return isinstance(found, str) and found.endswith((".pth", ".safetensors", ".ckpt", ".bin"))
 
 
 def _anything(found: Any) -> bool:
@@ -41,13 +38,9 @@ def _anything(found: Any) -> bool:
 _LATER: tuple[tuple[Path, Test, str], ...] = (
     (
         ("model",),
-        _is_mapping,
-        "torch models are not in this version; export it to ONNX and name that file",
-    ),
-    (
-        ("model",),
-        _carries_code,
-        "torch models are not in this version; export it to ONNX and name that file",
+        _holds_weights,
+        "weights alone are no network; write {torch: module:factory, weights: FILE, "
+        "input: {input: [N, 3, 32, 32]}}",
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
     (("bits", "weights"), _width(1), "only 8 and float are in this version"),
@@ -172,7 +165,7 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     Raises:
         RecipeError: with the place and the absolute path that was looked for.
     """
-    wanted: list[tuple[Path, str | None]] = [(("model",), str(recipe.model))]
+    wanted = _model_paths(recipe)
     if recipe.target.endswith((".yaml", ".yml")):
         wanted.append((("target",), recipe.target))
     for name, section in (("calibrate", recipe.calibrate), ("evaluate", recipe.evaluate)):
@@ -188,5 +181,16 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     for path, file in wanted:
         if file is not None and not FilePath(file).exists():
             raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
-    if recipe.model.is_dir():
-        raise document.error(("model",), f'"{recipe.model}" is a folder; expected an ONNX file')
+    for path, file in _model_paths(recipe):
+        if path[-1] != "code" and FilePath(str(file)).is_dir():
+            raise document.error(path, f'"{file}" is a folder; expected a file')
+
+
+def _model_paths(recipe: "Recipe") -> list[tuple[Path, str | None]]:
+    """The files and folders the model is made of, with their keys."""
+    model = recipe.model
+    if isinstance(model, FilePath):
+        return [(("model",), str(model))]
+    file = model.torch if model.torch.endswith(FILES) else None
+    named = {"torch": file, "weights": model.weights, "code": model.code}
+    return [(("model", k), str(v)) for k, v in named.items() if v is not None]

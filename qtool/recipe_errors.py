@@ -76,7 +76,7 @@ def _not_meant(finding: Any, path: Path) -> bool:
     if len(path) == len(finding["loc"]):
         return False
     shaped = isinstance(finding["input"], dict)
-    return bool(finding["type"] == ("string_type" if shaped else "model_type"))
+    return finding["type"] in (("string_type", "path_type") if shaped else ("model_type",))
 
 
 def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:

@@ -9,6 +9,7 @@ from qtool.data.preprocess import is_path
 from qtool.data.section import READER_KEYS
 from qtool.data.table import SUFFIXES as TABLES
 from qtool.errors import RecipeError
+from qtool.recipe_model import FILES
 from qtool.recipe_yaml import Document, Path, parse
 from qtool.usercode import is_function_name
 
@@ -16,6 +17,7 @@ DATA_KEYS = (*READER_KEYS, "labels", "take")
 PATH_KEYS = ("images", "arrays", "wav", "labels", "preprocess", "code")
 _NAMED: dict[str, Callable[[str], bool]] = {
     "preprocess": is_path,
+    "torch": lambda found: found.endswith(FILES),
     "target": lambda found: found.endswith((".yaml", ".yml")),
 }  # these may be a name instead; the function says when it is a path
 
@@ -97,6 +99,12 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
 
     for key in ("model", "target"):
         resolve(data, key)
+    model = data.get("model")
+    if isinstance(model, dict):
+        if not str(model.get("torch")).endswith(FILES):
+            model.setdefault("code", ".")
+        for key in ("torch", "weights", "code"):
+            resolve(model, key)
     for name in ("calibrate", "evaluate"):
         section = data.get(name)
         for key in PATH_KEYS:

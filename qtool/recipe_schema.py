@@ -34,6 +34,10 @@ def recipe_schema() -> dict[str, Any]:
         for reader in ("arrays", "wav", "python"):
             parts[section]["properties"][reader]["anyOf"].append({"type": "string"})
         parts[section]["oneOf"] = [{"required": [reader]} for reader in READER_KEYS]
+    shape = {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1}
+    parts["TorchModel"]["properties"]["input"]["additionalProperties"] = {
+        "anyOf": [shape, parts.pop("TorchInput")]
+    }
     parts.pop("Choice", None)
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 

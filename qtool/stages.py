@@ -57,6 +57,11 @@ class Stages:
             )
         )
 
+    def place(self, name: str, parts: tuple[str, ...], suffix: str = "") -> Path:
+        """The file that a result made from these parts is kept in."""
+        key = hashlib.sha256("\0".join((name, *self.base, *parts)).encode()).hexdigest()[:24]
+        return self.folder / f"{name}-{key}{suffix}"
+
     def remembered(
         self,
         record: Record,
@@ -75,8 +80,7 @@ class Stages:
             make: computes it.
             save, load: to and from one file.
         """
-        key = hashlib.sha256("\0".join((name, *self.base, *parts)).encode()).hexdigest()[:24]
-        path = self.folder / f"{name}-{key}"
+        path = self.place(name, parts)
         if path.is_file() and not self.fresh:
             try:
                 result = load(path)

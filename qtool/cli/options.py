@@ -17,7 +17,12 @@ class Device(StrEnum):
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="R.yaml", help="What to do, as YAML.")
 ]
-Model = Annotated[Path | None, typer.Option("--model", metavar="M", help="The float ONNX file.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", metavar="M", help="The float ONNX file, or a .pt2 or .pt file of torch."
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph import captured
+from qtool.load.cast_like import cast_outright
 from qtool.load.half import widen
 from qtool.load.old_opsets import restore_meaning
 
@@ -60,15 +61,22 @@ class Loaded:
 
     Attributes:
         model: the graph, ready for rewrites.
-        path: where it came from.
-        sha256: digest of the file (hex).
+        path: the float ONNX file, which verification runs.
+        sha256: digest of what the user gave (hex).
         notes: what loading changed or could not do, one sentence each.
+        name: what the user gave where that is not ``path``: a factory, or a torch file.
     """
 
     model: ir.Model
     path: Path
     sha256: str
     notes: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The model as messages and the report call it."""
+        return self.name or str(self.path)
 
 
 def load_model(path: Path, opset: int = 21) -> Loaded:
@@ -97,6 +105,19 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     model = ir.external_data.load_to_model(model)
     _check_wiring(model, path)
     refuse_quantized(model, path)
+    model, notes = settle(model, opset, path)
+    return Loaded(model, path, _digest(path), tuple(notes))
+
+
+def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
+    """Bring a graph into the one form that everything behind loading knows.
+
+    Returns:
+        The graph and what was changed, one sentence each.
+
+    Raises:
+        UnsupportedError: its opset cannot be raised (exit 3).
+    """
     if model.functions:
         passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
@@ -109,7 +130,8 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     if count := widen(model):
         notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
-    return Loaded(model, path, _digest(path), tuple(notes))
+    cast_outright(model)
+    return model, notes
 
 
 def refuse_quantized(model: ir.Model, path: Path) -> None:

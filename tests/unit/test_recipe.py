@@ -254,3 +254,16 @@ def test_data_given_on_the_command_line_keeps_what_the_recipe_says_of_text_and_r
     text = "model: net.onnx\ncalibrate: {wav: {path: train, rate: 8000}}\n"
     recipe = load_recipe(write(folder, text), data=folder / "test")
     assert recipe.calibrate.wav.path == str(folder / "test") and recipe.calibrate.wav.rate == 8000
+
+
+def test_a_torch_model_keeps_its_folder_when_the_resolved_recipe_moves(folder, tmp_path):
+    (folder / "w.pth").write_bytes(b"")
+    model = "{torch: 'nets:one', weights: w.pth, input: {x: [N, 3], y: {shape: [N], dtype: bool}}}"
+    (folder / "t.yaml").write_text(f"model: {model}\ncalibrate: {{images: train}}\n")
+    recipe = load_recipe(folder / "t.yaml")
+    assert recipe.model.code == folder
+    assert recipe.model.weights == folder / "w.pth"
+    assert recipe.model.input["x"].shape == ("N", 3)
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "r.yaml").write_text(recipe.dump())
+    assert load_recipe(folder / "elsewhere" / "r.yaml") == recipe

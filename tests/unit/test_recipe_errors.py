@@ -98,9 +98,22 @@ FILE_ERRORS = [
     (BASE.replace("net.onnx", "nett.onnx"), 'r.yaml:1: model: nothing at "'),
     (BASE.replace("net.onnx", "train"), 'r.yaml:1: model: "'),
     (BASE.replace("net.onnx", "[a]"), "r.yaml:1: model: found a list of 1, expected a path"),
-    (BASE.replace("net.onnx", "net.pt2"), 'r.yaml:1: model: found "'),
-    (BASE.replace("net.onnx", "{torch: 'nets:one'}"), "r.yaml:1: model: found {torch: ...}; torch "
-     "models are not in this version; export it to ONNX and name that file"),
+    (BASE.replace("net.onnx", "net.pth"), 'r.yaml:1: model: found "'),
+    (BASE.replace("net.onnx", "{torch: 'nets:one'}"), "r.yaml:1: model: the network's inputs are "
+     "missing; add `input: {input: [N, 3, 32, 32]}`"),
+    (BASE.replace("net.onnx", "{torch: nets, input: {x: [N]}}"), "r.yaml:1: model.torch: found "
+     '"nets", expected "module:factory", or a file that ends in .pt2 or .pt'),
+    (BASE.replace("net.onnx", "{torch: 'nets:one', input: {x: [N, 0]}}"),
+     "r.yaml:1: model.input.x: found 0 in a shape, expected sizes from 1, or names"),
+    (BASE.replace("net.onnx", "{torch: 'nets:one', input: {x: {shape: [N], dtype: int}}}"),
+     'r.yaml:1: model.input.x.dtype: found "int", expected float32, '),
+    (BASE.replace("net.onnx", "{torch: 'nets:one', inputs: {x: [N]}}"),
+     'r.yaml:1: model.inputs: unknown key; did you mean "input"?'),
+    (BASE.replace("net.onnx", "{torch: 'nets:one', weights: w.pth, input: {x: [N]}}"),
+     'r.yaml:1: model.weights: nothing at "'),
+    (BASE.replace("net.onnx", "{torch: net.pt2, input: {x: [N]}}"),
+     "r.yaml:1: model: a .pt2 file knows its inputs; remove `input`"),
+    (BASE.replace("net.onnx", "{torch: gone.pt2}"), 'r.yaml:1: model.torch: nothing at "'),
     (BASE.replace("model: net.onnx", "target: onnxruntime-cpu"),
      'r.yaml:1: the key "model" is missing; add it'),
     ("model: net.onnx\n", 'r.yaml:1: the key "calibrate" is missing; add it'),
@@ -152,7 +165,7 @@ LATER = [
     ("output.format=qonnx", 'found "qonnx"; only qdq is in this version'),
     ("output.io=quantized", 'found "quantized"; only float is in this version'),
     ("calibrate.method=auto", 'found "auto"; auto is not in this version; name a calibrator'),
-    ("model=net.pt2", 'found "'),
+    ("model=net.pth", 'found "'),
 ]
 
 

@@ -1,0 +1,80 @@
+"""Does an exported graph compute what torch computes?"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.errors import ModelError, UnsupportedError
+from qtool.execute.ort_session import OrtSession
+from qtool.load.example import by_name
+from qtool.load.export import first_line
+
+# Largest accepted relative difference between torch and the exported graph.
+MAX_DIFFERENCE = 1e-3
+
+Run = Callable[[Mapping[str, torch.Tensor]], Any]
+
+
+def tried(run: Run, feeds: Mapping[str, torch.Tensor], name: str) -> Any:
+    """What the network returns for these inputs.
+
+    Raises:
+        ModelError: it fails on them.
+    """
+    try:
+        with torch.no_grad():
+            return run(feeds)
+    except Exception as error:
+        shown = ", ".join(
+            f"{k} {str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for k, v in feeds.items()
+        )
+        raise ModelError(
+            f"model {name}: the network fails on random inputs {shown}: {first_line(error)}; "
+            "check the shapes and dtypes under `input`"
+        ) from error
+
+
+def compared(run: Run, feeds: Mapping[str, torch.Tensor], model: ir.Model, name: str) -> str:
+    """How far the graph is from torch on random inputs, as a note.
+
+    Raises:
+        UnsupportedError: too far.
+    """
+    wanted = [v.cpu().numpy() for v in by_name(tried(run, feeds, name)).values()]
+    inputs = [v.name or "" for v in model.graph.inputs]
+    fed = dict(zip(inputs, (t.cpu().numpy() for t in feeds.values()), strict=True))
+    try:
+        with OrtSession(model) as session:
+            found = list(session(fed).values())
+    except Exception as error:
+        raise UnsupportedError(
+            f"the exported graph does not run in ONNX Runtime ({first_line(error)}); export the "
+            "network yourself and give the .onnx file"
+        ) from error
+    same = len(found) == len(wanted) and all(
+        a.shape == b.shape for a, b in zip(found, wanted, strict=False)
+    )
+    worst = max(map(_difference, found, wanted), default=0.0) if same else np.inf
+    shown = f"{worst:.1e}" if same else "their shapes differ"
+    rows = max((len(v) for v in fed.values() if v.ndim), default=1)
+    if not worst <= MAX_DIFFERENCE:
+        raise UnsupportedError(
+            f"the exported graph does not compute what torch computes on {rows} random samples "
+            f"(largest relative difference: {shown}, expected at most {MAX_DIFFERENCE:g}); a value "
+            "was probably fixed while exporting: change the module, or give an .onnx file"
+        )
+    return f"torch and ONNX agree: largest relative difference {shown} on {rows} random samples"
+
+
+def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference relative to the largest number; infinite where only one is not finite."""
+    a, b = found.astype(np.float64), wanted.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a - b)[finite].max() / max(np.abs(b[finite]).max(), 1e-12))

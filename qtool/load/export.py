@@ -1,0 +1,245 @@
+"""A torch module as an ONNX graph: eval mode, BatchNorm kept, names from the module's own paths.
+
+The exporter built on torch.export comes first; where it fails, the older one that traces. Both are
+asked to fold nothing, so that PTQ and QAT start from one graph, and both give the same names.
+"""
+
+import ast
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from qtool.errors import UnsupportedError
+from qtool.load.example import TensorInput
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+TRACED_OPSET = 20
+
+
+@contextlib.contextmanager
+def quiet(swallow: bool = False) -> Iterator[None]:
+    """Keep stdout for the result: what the block prints goes to stderr, or nowhere.
+
+    Args:
+        swallow: drop it, with warnings and log lines; for the exporters' own chatter.
+    """
+    with contextlib.ExitStack() as stack:
+        target = io.StringIO() if swallow else sys.stderr
+        stack.enter_context(contextlib.redirect_stdout(target))
+        if swallow:
+            stack.enter_context(contextlib.redirect_stderr(target))
+            before = logging.root.manager.disable
+            logging.disable(logging.CRITICAL)
+            stack.callback(logging.disable, before)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the block runs; every part gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def export_module(
+    module: nn.Module,
+    inputs: Sequence[TensorInput],
+    feeds: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    by_keyword: bool,
+) -> tuple[ir.Model, list[str]]:
+    """Export through torch.export, or else by tracing.
+
+    Args:
+        module: in eval mode.
+        inputs: their shapes say which dimensions stay dynamic.
+        feeds: example tensors by input name.
+        outputs: names for what the module returns.
+        by_keyword: whether the inputs are parameters of ``forward`` by their names.
+
+    Returns:
+        The graph, and a note where the older exporter was needed.
+
+    Raises:
+        UnsupportedError: neither exporter can.
+    """
+    notes: list[str] = []
+    args: tuple[Any, ...] = () if by_keyword else tuple(feeds.values())
+    kwargs = dict(feeds) if by_keyword else {}
+    names = {"input_names": list(feeds), "output_names": list(outputs)}
+    failed: Exception | None = None
+    if not isinstance(module, torch.jit.ScriptModule):
+        try:
+            shapes = _dynamic(inputs)
+            with quiet(swallow=True):
+                program = torch.onnx.export(
+                    module,
+                    args,
+                    kwargs=kwargs,
+                    dynamo=True,
+                    optimize=False,
+                    verbose=False,
+                    dynamic_shapes=shapes if by_keyword else tuple(shapes.values()),
+                    **names,  # type: ignore[arg-type]
+                )
+            return _named(program.model), notes  # type: ignore[union-attr]
+        except Exception as error:  # the exporter raises kinds of its own, and what the model does
+            failed = error
+            notes.append(
+                "exported by tracing, because the exporter built on torch.export failed: "
+                f"{first_line(error)}; what the network decides in Python is fixed to one case"
+            )
+    try:
+        return _traced(module, args, kwargs, inputs, names), notes
+    except Exception as error:
+        first = f"torch.export: {first_line(failed)}; " if failed is not None else ""
+        raise UnsupportedError(
+            f"torch cannot export the network to ONNX ({first}tracing: {first_line(error)}); "
+            "change the module, or export it yourself and give the .onnx file"
+        ) from error
+
+
+def export_program(program: "torch.export.ExportedProgram") -> ir.Model:
+    """Export what ``torch.export.save`` wrote; its dynamic dimensions are those it was made with.
+
+    Raises:
+        UnsupportedError: the exporter cannot, or the program was exported in training mode.
+    """
+    if any(_trains(node) for node in program.graph.nodes):
+        raise UnsupportedError(
+            "the program was exported in training mode, where BatchNorm and Dropout depend on the "
+            "batch; call .eval() before torch.export.export"
+        )
+    try:
+        with quiet(swallow=True):
+            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    except Exception as error:
+        raise UnsupportedError(
+            f"torch cannot export the program to ONNX ({first_line(error)}); "
+            "export the module yourself and give the .onnx file"
+        ) from error
+    return _named(made.model)  # type: ignore[union-attr]
+
+
+def _trains(node: torch.fx.Node) -> bool:
+    """Whether an operation of a program behaves as in training."""
+    place = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}.get(str(node.target))
+    if place is None:
+        return str(node.target).startswith("aten._native_batch_norm_legit.")
+    return len(node.args) > place and node.args[place] is True
+
+
+def _dynamic(inputs: Sequence[TensorInput]) -> dict[str, dict[int, Any]]:
+    """For each input the dimensions with a name; equal names are one dimension."""
+    known: dict[str, Any] = {}
+    found: dict[str, dict[int, Any]] = {}
+    for given in inputs:
+        found[given.name] = {
+            axis: known.setdefault(dim, torch.export.Dim(dim))
+            for axis, dim in enumerate(given.shape)
+            if isinstance(dim, str)
+        }
+    return found
+
+
+def _traced(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inputs: Sequence[TensorInput],
+    names: Mapping[str, list[str]],
+) -> ir.Model:
+    """The older exporter's graph; its nodes are already named after the module's paths."""
+    with tempfile.TemporaryDirectory() as folder, quiet(swallow=True):
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            args,
+            str(path),
+            kwargs=kwargs or None,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.EVAL,
+            do_constant_folding=False,
+            opset_version=TRACED_OPSET,
+            dynamic_axes={
+                given.name: {a: d for a, d in enumerate(given.shape) if isinstance(d, str)}
+                for given in inputs
+            },
+            input_names=names["input_names"],
+            output_names=names["output_names"],
+        )
+        model = ir.external_data.load_to_model(ir.load(path))
+    for node in model.graph.all_nodes():
+        parts = (node.name or "").split("/")
+        for k in range(2, len(parts)):  # TorchScript numbers children without their container
+            parts[k] = f"{parts[k - 1]}.{parts[k]}" if parts[k].isdigit() else parts[k]
+        node.name = "/".join(parts)
+    return model
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line that says something, without colour and without the exporters' headlines."""
+    for line in str(error).splitlines():
+        text = line.strip().removesuffix(".")
+        if text and not text.startswith(("Failed to", "- [", "## ", "\x1b", "This is step", "(")):
+            return text if len(text) <= 200 else text[:197] + "..."
+    cause = getattr(error, "__cause__", None)
+    return first_line(cause) if cause is not None else type(error).__name__
+
+
+def _named(model: ir.Model) -> ir.Model:
+    """Name nodes ``/layer1/layer1.0/conv1/Conv``, as tracing does, and drop the metadata.
+
+    Stack traces in the metadata would carry the user's paths into every file made from this one.
+    """
+    taken: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES)
+        name = "/".join(["", *_labels(ast.literal_eval(scopes) if scopes else []), node.op_type])
+        seen = taken[name] = taken.get(name, -1) + 1
+        node.name = f"{name}_{seen}" if seen else name
+        node.metadata_props.clear()
+    for value in (v for node in model.graph.all_nodes() for v in node.outputs):
+        value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    return model
+
+
+def _labels(scopes: Sequence[str]) -> list[str]:
+    """Path components of the nested modules ``["", "layer1", "layer1.0", "conv2d"]``.
+
+    The last scope is the operation itself. A numbered child is called after its container, so that
+    ``layer1.0`` and ``layer2.0`` can be told apart by their last component.
+    """
+    labels: list[str] = []
+    parent = ""
+    for scope in scopes[:-1]:
+        if not scope or not scope.startswith(f"{parent}." if parent else ""):
+            continue
+        own = scope.removeprefix(f"{parent}.") if parent else scope
+        numbered = own.isdigit() and labels
+        labels.append(f"{labels[-1]}.{own}" if numbered else own)
+        parent = scope
+    return [label for label in labels if not label.startswith("_empty_nn_module_stack")]

@@ -1,0 +1,114 @@
+"""The recipe's model, where it is not an ONNX file: a torch network and how to call it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+Dtype = Literal[
+    "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+FILES = (".pt2", ".pt")
+"""What ``torch.export.save`` and ``torch.jit.save`` write: files that hold a network and code."""
+
+
+class Part(BaseModel):
+    """What every part of a recipe has in common: frozen, strict types, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def _shape(found: Any) -> Any:
+    """A list as the shape, checked; anything else as it is."""
+    if not isinstance(found, list | tuple):
+        return found
+    for dim in found:
+        whole = isinstance(dim, int) and not isinstance(dim, bool) and dim > 0
+        if not whole and not (isinstance(dim, str) and dim.isidentifier()):
+            raise ValueError(
+                f"found {dim!r} in a shape, expected sizes from 1, or names for dimensions of any "
+                "size: [N, 3, 32, 32]"
+            )
+    if not found:
+        raise ValueError("found an empty shape, expected the batch first: [N, 3, 32, 32]")
+    return tuple(found)
+
+
+class TorchInput(Part):
+    """One input of a torch network; its shape alone is enough: [N, 3, 32, 32]."""
+
+    shape: Annotated[tuple[int | str, ...], BeforeValidator(_shape)]
+    """Sizes, the batch first; a name such as N for a dimension of any size."""
+    dtype: Dtype = "float32"
+    """The element type."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_is_enough(cls, found: Any) -> Any:
+        return {"shape": found} if isinstance(found, list | tuple) else found
+
+    @model_serializer
+    def _to_yaml(self) -> Any:
+        shape = list(self.shape)
+        return shape if self.dtype == "float32" else {"shape": shape, "dtype": self.dtype}
+
+
+class TorchModel(Part):
+    """A torch network: your own code or a file that holds code, so it needs --trust-code."""
+
+    torch: str
+    """module:factory, a function that returns the network; or a .pt2 or TorchScript .pt file."""
+    weights: Annotated[Path, Field(strict=False)] | None = None
+    """A .safetensors file or a saved state dict; absent: the parameters that the factory made."""
+    input: dict[str, TorchInput] = Field(default_factory=dict)
+    """Input to its shape, or {shape: ..., dtype: ...}, in the order of `forward`."""
+    code: Annotated[Path, Field(strict=False)] | None = None
+    """The folder the module is looked for in before sys.path; absent: the recipe's own."""
+
+    @field_validator("torch")
+    @classmethod
+    def _names_something(cls, found: str) -> str:
+        where, _, what = found.partition(":")
+        if found.endswith(FILES) or (where and what and ":" not in what):
+            return found
+        raise ValueError(
+            f'found "{found}", expected "module:factory", or a file that ends in .pt2 or .pt'
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TorchModel":
+        if self.torch.endswith(FILES):
+            if self.weights is not None:
+                raise ValueError("a .pt2 or .pt file holds its weights; remove `weights`")
+            if self.torch.endswith(".pt2") and self.input:
+                raise ValueError("a .pt2 file knows its inputs; remove `input`")
+        elif not self.input:
+            raise ValueError(
+                "the network's inputs are missing; add `input: {input: [N, 3, 32, 32]}`, N being "
+                "a dimension of any size"
+            )
+        return self
+
+
+def carries_code(model: "Path | TorchModel") -> bool:
+    """Whether loading the model can run code of its own."""
+    return isinstance(model, TorchModel) or model.suffix in FILES
+
+
+def as_torch(model: "Path | TorchModel") -> TorchModel:
+    """A torch file named by its path alone, as the mapping it stands for."""
+    return model if isinstance(model, TorchModel) else TorchModel(torch=str(model))
