@@ -6,7 +6,17 @@ from qtool.report import Accuracy, Gate, Latency, Layer, Report
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
-METRICS = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "map": "mAP"}
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "f1": "macro F1",
+    "miou": "mIoU",
+    "map": "mAP",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "wer": "word error rate",
+    "sqnr": "SQNR",
+}
 
 
 def clean(text: str) -> str:
