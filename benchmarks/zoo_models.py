@@ -1,7 +1,7 @@
 """Small models of every construct, with random weights that are not degenerate.
 
-Each builder returns an ``onnx.ModelProto`` and its inputs: name -> (shape with "N" free, dtype, high)
-where ``high`` bounds integer inputs.
+Each builder returns an ``onnx.ModelProto`` and its inputs: name -> (shape with "N" free, dtype,
+high), where ``high`` bounds integer inputs.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,9 @@ class Net:
         self.inputs: Inputs = {}
         self.types: list[onnx.ValueInfoProto] = []
 
-    def input(self, name: str, shape: list[int | str], dtype: str = "float32", high: int = 2) -> str:
+    def input(
+        self, name: str, shape: list[int | str], dtype: str = "float32", high: int = 2
+    ) -> str:
         self.inputs[name] = (shape, dtype, high)
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.types.append(helper.make_tensor_value_info(name, kind, shape))
@@ -99,7 +101,8 @@ def grouped() -> Built:
 def auto_pad() -> Built:
     n = Net()
     x = n.op(
-        "Relu", n.conv(n.input("x", ["N", 3, 15, 15]), 8, 3, 3, 3, auto_pad="SAME_UPPER", strides=[2, 2])
+        "Relu",
+        n.conv(n.input("x", ["N", 3, 15, 15]), 8, 3, 3, 3, auto_pad="SAME_UPPER", strides=[2, 2]),
     )
     return n.done(n.conv(x, 8, 8, 3, 3, auto_pad="VALID"))
 
@@ -199,7 +202,11 @@ def _recurrent(kind: str, gates: int, direction: str = "forward") -> Built:
     b = 0.1 * weight(d, 2 * gates * hidden)
     inputs = [x, n.const(w), n.const(r), n.const(b)]
     out = n.op(kind, *inputs, hidden_size=hidden, direction=direction)
-    flat = n.op("Reshape", n.op("Transpose", out, perm=[0, 2, 1, 3]), n.const(np.array([12, -1, d * hidden])))
+    flat = n.op(
+        "Reshape",
+        n.op("Transpose", out, perm=[0, 2, 1, 3]),
+        n.const(np.array([12, -1, d * hidden])),
+    )
     return n.done(n.op("Transpose", n.linear(flat, 6, d * hidden), perm=[1, 0, 2]))
 
 
@@ -246,7 +253,9 @@ def if_branches() -> Built:
     x = n.linear(n.input("x", ["N", 12]), 16, 12)
     n.nodes.append(helper.make_node("Relu", [x], ["hidden"], "/hidden"))
     flag = n.op("Greater", n.op("ReduceMean", "hidden", keepdims=0), n.const(np.float32(0)))
-    y = n.op("If", flag, then_branch=_body("then", scaled=1.0), else_branch=_body("other", scaled=2.0))
+    y = n.op(
+        "If", flag, then_branch=_body("then", scaled=1.0), else_branch=_body("other", scaled=2.0)
+    )
     return n.done(n.linear(y, 4, 8))
 
 
@@ -348,16 +357,26 @@ def dynamic_shapes() -> Built:
 def fixed_batch() -> Built:
     n = Net()
     x = n.op("Relu", n.conv(n.input("x", [4, 3, 8, 8]), 8, 3, 3, 3))
-    return n.done(n.op("Gemm", n.op("Reshape", x, n.const(np.array([4, 288]))), n.const(weight(288, 5))))
+    return n.done(
+        n.op("Gemm", n.op("Reshape", x, n.const(np.array([4, 288]))), n.const(weight(288, 5)))
+    )
 
 
 def old_opset_7() -> Built:
     n = Net(opset=7, ir=3)
     x = n.op("Relu", n.conv(n.input("x", ["N", 3, 8, 8]), 8, 3, 3, 3, pads=[1] * 4))
-    scale, bias, mean, var = (n.const(a) for a in (1 + weight(8) / 4, weight(8), weight(8), 1 + weight(8) ** 2))
+    scale, bias, mean, var = (
+        n.const(a) for a in (1 + weight(8) / 4, weight(8), weight(8), 1 + weight(8) ** 2)
+    )
     x = n.op("BatchNormalization", x, scale, bias, mean, var)
     x = n.op("Squeeze", n.op("ReduceMean", x, axes=[2], keepdims=1), axes=[2])
-    model, inputs = n.done(n.op("Softmax", n.op("Gemm", n.op("Flatten", x), n.const(weight(64, 5)), n.const(weight(5))), axis=1))
+    model, inputs = n.done(
+        n.op(
+            "Softmax",
+            n.op("Gemm", n.op("Flatten", x), n.const(weight(64, 5)), n.const(weight(5))),
+            axis=1,
+        )
+    )
     for tensor in model.graph.initializer:
         model.graph.input.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -408,23 +427,20 @@ def float16() -> Built:
     return _halved(grouped, TensorProto.FLOAT16)
 
 
-def bfloat16() -> Built:
-    return _halved(_mlp, TensorProto.BFLOAT16)
-
-
-def _mlp() -> Built:
-    n = Net(opset=21, ir=10)
-    x = n.op("Sigmoid", n.linear(n.input("x", ["N", 16]), 32, 16))
-    return n.done(n.linear(x, 8, 32))
-
-
 def microsoft_fused() -> Built:
     n = Net()
     x = n.conv(n.input("x", ["N", 3, 12, 12]), 8, 3, 3, 3, pads=[1] * 4)
     w, b = n.const(weight(8, 8, 3, 3)), n.const(0.1 * weight(8))
     x = n.op("FusedConv", x, w, b, domain="com.microsoft", activation="Relu", pads=[1] * 4)
     y = n.op("Flatten", n.op("GlobalAveragePool", x))
-    y = n.op("FusedGemm", y, n.const(weight(8, 16)), n.const(weight(16)), domain="com.microsoft", activation="Relu")
+    y = n.op(
+        "FusedGemm",
+        y,
+        n.const(weight(8, 16)),
+        n.const(weight(16)),
+        domain="com.microsoft",
+        activation="Relu",
+    )
     return n.done(n.op("Gemm", y, n.const(weight(16, 4))))
 
 
@@ -435,6 +451,6 @@ MODELS: dict[str, Callable[[], Built]] = {
         matmul_left, einsum, resize, squeeze_excite, hard_swish, dense_block, attention, lstm, gru,
         rnn, if_branches, loop, scan, produced_weights, shared_weights, tied_embedding,
         several_inputs_and_outputs, dynamic_shapes, fixed_batch, old_opset_7, upsample_9, resize_10,
-        float16, bfloat16, microsoft_fused,
+        float16, microsoft_fused,
     )
 }  # fmt: skip

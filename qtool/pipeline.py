@@ -118,7 +118,8 @@ def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
         plan = annotate(prepared.loaded.model, prepared.target, prepared.bits)
         if not any(site.weight is not None for site in plan.sites.values()):
             left = [n for n in prepared.loaded.model.graph if n.op_type in WEIGHTED_OPS]
-            reasons = [f"{n.name}: {plan.floats[n.name]}" for n in left if n.name in plan.floats]
+            names = [n.name or "" for n in left]
+            reasons = [f"{name}: {plan.floats[name]}" for name in names if name in plan.floats]
             reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
             raise UnsupportedError(
                 f"model {prepared.loaded.shown}: there is nothing to quantize: {reason}; "

@@ -46,7 +46,7 @@ def _widen_attributes(node: ir.Node) -> None:
         node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array))
 
 
-def _keep_borders(graph: ir.Graph, borders: dict[ir.Value, ir.DataType | None]) -> None:
+def _keep_borders(graph: ir.Graph, borders: dict[ir.Value, ir.DataType]) -> None:
     for value, dtype in borders.items():
         if value.is_graph_input():
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", 1)], name=f"{value.name}/widen")
@@ -55,13 +55,13 @@ def _keep_borders(graph: ir.Graph, borders: dict[ir.Value, ir.DataType | None]) 
             out.type = ir.TensorType(ir.DataType.FLOAT)
             ir.convenience.replace_all_uses_with(value, out, replace_graph_outputs=False)
             cast.replace_input_with(0, value)
-            value.type = ir.TensorType(dtype or ir.DataType.FLOAT16)
+            value.type = ir.TensorType(dtype)
             graph.insert_before(graph[0], cast)
         elif value.is_graph_output():
-            to = ir.AttrInt64("to", (dtype or ir.DataType.FLOAT16).value)
+            to = ir.AttrInt64("to", dtype.value)
             cast = ir.Node("", "Cast", [value], [to], name=f"{value.name}/narrow")
             out, name = cast.outputs[0], value.name
-            out.shape, out.type = value.shape, ir.TensorType(dtype or ir.DataType.FLOAT16)
+            out.shape, out.type = value.shape, ir.TensorType(dtype)
             value.name, out.name = f"{name}_float32", name
             graph.append(cast)
             for index, old in enumerate(graph.outputs):
