@@ -124,8 +124,8 @@ def main() -> None:
         return
     text = heading("A zoo of constructs, W8A8", "python -m benchmarks.zoo")
     text += (
-        "\nRandom weights and data, 256 calibration samples for both; SQNR of the first output against the "
-        f"float model on all {COUNT} samples, at least {LEAST_DB:.0f} dB.\n\n"
+        "\nRandom weights and data, 256 calibration samples for both; SQNR of the first output "
+        f"against the float model on all {COUNT} samples, at least {LEAST_DB:.0f} dB.\n\n"
     )
     header = ["model", "SQNR dB", "integer kernels", "verdict", "quantize_static"]
     (results_folder() / "zoo.md").write_text(text + table(header, rows))
