@@ -16,6 +16,7 @@ from qtool.metrics_boxes import mean_average_precision
 from qtool.metrics_classes import class_pairs, macro_f1, mean_iou, overlaps, top_k
 from qtool.metrics_images import psnr, ssim
 from qtool.metrics_interval import bootstrap_interval, paired_interval
+from qtool.metrics_reference import cosine, decibels, powers, sqnr_db
 from qtool.metrics_words import error_rate, word_errors
 from qtool.usercode import guarded, is_function_name, load_function
 
@@ -72,30 +73,6 @@ class Metric:
     classes: bool = False
     needs_labels: bool = True
     reference: bool = False
-
-
-def cosine(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The cosine between each sample's output and the float model's, [N]; two zeros count as 1."""
-    a, b = (x.astype(np.float64).reshape(len(x), -1) for x in (outputs, reference))
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    equal = (a == b).all(axis=1)
-    found = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
-    return np.where(equal, 1.0, found)
-
-
-def powers(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The power of each sample's float output and of the difference from it, [N, 2]."""
-    signal = reference.astype(np.float64).reshape(len(reference), -1)
-    noise = signal - outputs.astype(np.float64).reshape(len(outputs), -1)
-    return np.stack([np.square(signal).sum(axis=1), np.square(noise).sum(axis=1)], axis=1)
-
-
-def decibels(found: np.ndarray, weights: np.ndarray) -> float:
-    """10 log10 of signal over noise, pooled; inf without noise. See :func:`powers`."""
-    signal, noise = (float(x) for x in weights @ found)
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 _top = partial(Metric, unit="%", binary=True, classes=True)
@@ -282,22 +259,3 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
             "with at least 2 classes: agreement has no meaning for it"
         )
     return 100 * float(np.mean(first.argmax(axis=1) == second.argmax(axis=1)))
-
-
-def sqnr_db(reference: np.ndarray, test: np.ndarray) -> float:
-    """Signal to quantization noise, 10 log10(sum reference^2 / sum (reference - test)^2), in dB.
-
-    Returns:
-        inf where the two are equal; -inf where only the reference is all zero.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if reference.shape != test.shape:
-        raise ValueError(f"arrays have shapes {reference.shape} and {test.shape}")
-    signal = reference.astype(np.float64)
-    noise = float(np.sum(np.square(signal - test)))
-    power = float(np.sum(np.square(signal)))
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(power / noise) if power else -math.inf

@@ -16,6 +16,7 @@ from typing import Any
 
 from qtool.errors import DataError, RecipeError, suggest
 
+_INSTALLED = (sys.prefix, sys.base_prefix)
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -91,7 +92,7 @@ def _forget_namesake(top: str, folder: Path, key: str) -> None:
     origin = getattr(known, "__file__", None)
     if origin is not None and Path(origin).is_relative_to(folder):
         return
-    installed = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent]
+    installed = [*map(Path, _INSTALLED), Path(__file__).parent]
     if origin is None or any(Path(origin).is_relative_to(place) for place in installed):
         raise DataError(
             f"{key}: {top} in {folder} has the name of a module that is already in use "
@@ -143,8 +144,13 @@ def drain(items: Iterable[Any], what: str) -> Iterator[Any]:
 
 
 def _place(error: BaseException) -> str:
-    """``file:line `` of the innermost frame, or of the line that is no Python."""
+    """``file:line `` of the user's innermost frame, or of the line that is no Python."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno} "
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno} " if frames else ""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", str(Path(__file__).parent)))
+    ]
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)] or frames
+    return f"{own[-1].filename}:{own[-1].lineno} " if own else ""

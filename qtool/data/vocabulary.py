@@ -162,7 +162,18 @@ def _from_tokenizers(path: Path, length: int) -> Encoder:
         ) from error
 
     def encode(text: str, pair: str | None) -> Encoded:
-        found = tokenizer.encode(text, pair)
+        try:
+            found = tokenizer.encode(text, pair)
+        except Exception as error:  # the same
+            raise DataError(
+                f"{path}: cannot encode {text[:40]!r} ({error}); expected text it knows: remove "
+                "the sentence"
+            ) from error
+        if len(found.ids) > length:
+            raise DataError(
+                f"{path}: its special tokens alone are {len(found.ids)}; expected at most {length} "
+                "tokens: set a larger `text: {length}`"
+            )
         return Encoded(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing))
 
     return Encoder(

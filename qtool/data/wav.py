@@ -139,13 +139,7 @@ def _read(path: Path, only_header: bool = False) -> tuple[np.ndarray, int]:
             "pip install 'qtool[audio]'"
         ) from error
     try:
-        with path.open("rb") as file:
-            head, size = file.read(12), path.stat().st_size
-        if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:] != b"WAVE":
-            raise _damaged(path, "it does not begin as a RIFF WAVE file")
-        (promised,) = struct.unpack(">I" if head[:4] == b"RIFX" else "<I", head[4:8])
-        if promised not in UNKNOWN_SIZE and promised + 8 > size + 1:
-            raise _damaged(path, f"{size} bytes, its header promises {promised + 8}")
+        _check_whole(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks it does not know
             try:
@@ -163,6 +157,24 @@ def _read(path: Path, only_header: bool = False) -> tuple[np.ndarray, int]:
     if found.size == 0 or rate <= 0:
         raise _damaged(path, f"{found.size} samples at {rate} Hz")
     return found, int(rate)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file that is shorter than its header says; scipy takes what is there."""
+    with path.open("rb") as file:
+        head, size = file.read(12), path.stat().st_size
+        if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:] != b"WAVE":
+            raise _damaged(path, "it does not begin as a RIFF WAVE file")
+        order = ">I" if head[:4] == b"RIFX" else "<I"
+        header, start = head[:8], 8
+        while len(header) == 8:
+            (length,) = struct.unpack(order, header[4:])
+            if length not in UNKNOWN_SIZE and start + length > size + 1:
+                raise _damaged(path, f"{size} bytes, its header promises {start + length}")
+            if header[:4] == b"data":
+                return
+            file.seek(12 if start == 8 else start + length + length % 2)
+            header, start = file.read(8), file.tell()
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -143,6 +143,14 @@ def test_every_byte_of_the_header_may_be_wrong(tmp_path):
             assert str(tmp_path) in str(error)
 
 
+def test_a_recording_whose_data_end_early(tmp_path):
+    path = sound(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[40:44] = struct.pack("<I", 5000)  # of 1000
+    path.write_bytes(content)
+    refused(lambda: listen(tmp_path), path, "cannot be read")
+
+
 def test_recordings_with_nothing_or_infinity_in_them(tmp_path):
     wavfile.write(tmp_path / "a.wav", 8000, np.zeros(0, np.int16))
     refused(lambda: listen(tmp_path), tmp_path / "a.wav", "0 samples at 8000 Hz")

@@ -118,6 +118,7 @@ def test_a_file_called_like_a_module_in_use_is_not_mixed_up(tmp_path):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ("np.zeros(2).reshape(3); yield 1", r"mine.py:3 raised ValueError: cannot reshape"),
         ("raise ValueError('no disk')", r"mine.py:3 raised ValueError: no disk; expected"),
         ("yield {'x': np.ones((2, 2))}; 1 / 0", "raised ZeroDivisionError"),
         ("yield {'x': np.ones((2, 3), 'f4')}", r"`x` has shape \[2, 3\]; expected .*\[N, 2\]"),
@@ -149,3 +150,9 @@ def test_fewer_samples_in_the_second_pass_are_noticed(tmp_path):
     module(tmp_path, text + "    if len(calls) == 1:\n        yield {'x': [[3.0, 4]]}\n")
     with pytest.raises(DataError, match="yielded 1 samples, 2 in the first pass"):
         list(read(tmp_path).batches(2))
+
+
+def test_arguments_the_function_does_not_have(tmp_path):
+    module(tmp_path, GOOD)
+    with pytest.raises(DataError, match=r"mine:batches: raised TypeError: .*sise"):
+        read(tmp_path, args={"sise": 3})

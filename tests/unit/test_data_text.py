@@ -115,15 +115,15 @@ def test_equal_samples_have_equal_digests_and_the_vocabulary_counts(tmp_path):
     assert read(given).digests()[0] != first
 
 
-def tokenizer(path, pad=True, left=False):
+def tokenizer(path, left=False, separator=False):
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: k for k, word in enumerate(VOCAB.split())}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     made.normalizer = tokenizers.normalizers.Lowercase()
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 2)])
-    if pad:
-        made.enable_padding(pad_id=0, direction="left" if left else "right")
+    around = "[CLS] $A [CLS]" if separator else "[CLS] $A"
+    made.post_processor = tokenizers.processors.TemplateProcessing(around, None, [("[CLS]", 2)])
+    made.enable_padding(pad_id=0, direction="left" if left else "right")
     made.save(str(path))
     return str(path)
 
@@ -147,4 +147,15 @@ def test_a_tokenizer_json_without_its_package_names_the_extra(tmp_path, monkeypa
         read(given)
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(DataError, match=r"pip install 'qtool\[text\]'"):
+        read(given)
+
+
+def test_a_tokenizer_that_needs_more_than_the_length_or_gets_no_text(tmp_path):
+    given = write(tmp_path, '{"text": "the"}\n', "f.jsonl")
+    given["tokenizer"] = tokenizer(tmp_path / "tokenizer.json", separator=True)
+    short = {"input_ids": InputSpec("input_ids", ("N", 1), "int64")}
+    with pytest.raises(DataError, match=r"special tokens alone are \d; expected at most 1"):
+        read(given, short)
+    write(tmp_path, '{"text": "\\ud800"}\n', "f.jsonl")
+    with pytest.raises(DataError, match="cannot encode"):
         read(given)

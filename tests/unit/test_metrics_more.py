@@ -144,6 +144,13 @@ def test_cosine_and_sqnr_need_no_labels():
     assert same.values == {}
 
 
+@pytest.mark.parametrize("name", ["cosine", "sqnr"])
+def test_outputs_that_are_not_finite_cannot_be_compared(name):
+    outputs = {"float": np.ones((2, 2)), "quantized": np.array([[1, np.nan], [1, 1]])}
+    with pytest.raises(DataError, match="holds NaN or Inf"):
+        judge_outputs(METRICS[name], outputs, None)
+
+
 def test_less_is_better_turns_the_drop():
     label = np.array([[1, 2], [3, 4]])
     worse = np.array([[1, 9], [3, 4]])

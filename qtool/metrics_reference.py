@@ -1,0 +1,60 @@
+"""How near outputs are to the float model's: cosine, and signal to quantization noise."""
+
+import math
+
+import numpy as np
+
+from qtool.errors import DataError
+
+
+def cosine(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The cosine between each sample's output and the float model's, [N]; two zeros count as 1."""
+    a, b = _flat(outputs), _flat(reference)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    equal = (a == b).all(axis=1)
+    found = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return np.where(equal, 1.0, found)
+
+
+def _flat(outputs: np.ndarray) -> np.ndarray:
+    """Outputs as float64 [N, elements]; refused where they are not finite."""
+    flat = outputs.astype(np.float64).reshape(len(outputs), -1)
+    if not np.isfinite(flat).all():
+        raise DataError(
+            "the model's first output holds NaN or Inf; expected finite numbers: check the model"
+        )
+    return flat
+
+
+def powers(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The power of each sample's float output and of the difference from it, [N, 2]."""
+    signal = _flat(reference)
+    noise = signal - _flat(outputs)
+    return np.stack([np.square(signal).sum(axis=1), np.square(noise).sum(axis=1)], axis=1)
+
+
+def decibels(found: np.ndarray, weights: np.ndarray) -> float:
+    """10 log10 of signal over noise, pooled; inf without noise. See :func:`powers`."""
+    signal, noise = (float(x) for x in weights @ found)
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def sqnr_db(reference: np.ndarray, test: np.ndarray) -> float:
+    """Signal to quantization noise, 10 log10(sum reference^2 / sum (reference - test)^2), in dB.
+
+    Returns:
+        inf where the two are equal; -inf where only the reference is all zero.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != test.shape:
+        raise ValueError(f"arrays have shapes {reference.shape} and {test.shape}")
+    signal = reference.astype(np.float64)
+    noise = float(np.sum(np.square(signal - test)))
+    power = float(np.sum(np.square(signal)))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power else -math.inf
