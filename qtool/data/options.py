@@ -1,5 +1,6 @@
 """What a recipe may say about the readers text, wav and python."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -126,3 +127,18 @@ class Python(Part):
         if not is_function_name(name):
             raise ValueError(f'found "{name}", expected module:function, such as mine:batches')
         return name
+
+    @field_validator("args")
+    @classmethod
+    def _travels(cls, args: dict[str, Any]) -> dict[str, Any]:
+        """The verifying process gets the arguments as JSON; they must be the same there."""
+        try:
+            same = json.loads(json.dumps(args)) == args
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                "expected words, numbers, true, false, lists, and mappings with words as keys; "
+                "put anything else, such as a date, in quotes"
+            )
+        return args

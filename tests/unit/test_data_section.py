@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 from pydantic import ValidationError
@@ -42,6 +43,8 @@ def test_short_forms():
         ({"arrays": "/b.npz", "preprocess": "imagenet"}, "`preprocess` belongs to `images`"),
         ({"arrays": "/b.npz", "labels": "/l.csv"}, "`arrays: {path: ..., label: y}`"),
         ({"python": "f", "labels": "/l"}, 'found "f", expected module:function'),
+        ({"python": {"function": "m:f", "args": {"day": date(2026, 1, 1)}}}, "in quotes"),
+        ({"python": {"function": "m:f", "args": {"table": {1: 2}}}}, "words as keys"),
         ({"python": "m:f", "labels": "/l"}, "yield the labels in the batches instead"),
         ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`, `wav` has"),
         ({"wav": {"path": "/a", "log_mel": {"window": 500}}}, "expected at most n_fft, 400"),
