@@ -12,7 +12,7 @@ import torch
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor
-from qtool.graph import nodes_by_name
+from qtool.graph import is_constant, nodes_by_name
 from qtool.numerics import dequantize, quantize
 from qtool.plan import QuantPlan
 
@@ -110,7 +110,10 @@ def _compare_one(
         source = node.inputs[0].name if node.inputs[0] is not None else None
         if source not in codes:
             continue
-        for out, found in zip(node.outputs, kernels.moved(name, codes[source]), strict=True):
+        shapes = [v.name or "" for v in node.inputs[1:] if v is not None and not is_constant(v)]
+        computed = executor(inputs, None, shapes) if shapes else {}
+        moved = kernels.moved(name, codes[source], computed)
+        for out, found in zip(node.outputs, moved, strict=True):
             if out.name in codes:
                 judge(counts.integer, out.name, found)
                 feeds[out.name] = _values(plan, out.name, codes)

@@ -20,17 +20,15 @@ from qtool.accounts import (
     size_part,
     total_macs,
 )
-from qtool.annotate import annotate
-from qtool.calibrate import batch_size, choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import CALIBRATORS, MinMax
+from qtool.calibrate import batch_size, observed_values
+from qtool.calibrators import CALIBRATORS
 from qtool.emit import emit_qdq, save_model
-from qtool.errors import QtoolError, RecipeError, UnsupportedError
+from qtool.errors import QtoolError, RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, write_text_atomic
 from qtool.freeze import freeze
-from qtool.graph import WEIGHTED_OPS, macs
+from qtool.graph import macs
 from qtool.judgement import Judge, Judgement
-from qtool.load import infer_shapes
 from qtool.plan import QuantPlan
 from qtool.plan_io import read_plan, write_plan
 from qtool.prepare import Prepared, prepare
@@ -38,8 +36,8 @@ from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
-from qtool.rewrites import REWRITES
 from qtool.stages import Stages, source_digest
+from qtool.steps import make_grids, make_plan, rewrite
 
 
 def run_ptq(
@@ -98,33 +96,23 @@ def run_ptq(
 
 def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
     """Rewrite the graph in place; returns what it counted before convolutions change their form."""
-    loaded, floats = prepared.loaded, prepared.bits.float_nodes
+    loaded = prepared.loaded
     part = model_part(loaded.shown, loaded.sha256, loaded.model)
     with stages.stage("rewrite") as record:
-        for name in prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite:
-            times = REWRITES[name](loaded.model, lambda node: node.name not in floats)
-            if times:
-                record.notes.append(f"{name}: {times} times")
-            if name == "fold_constants":
-                # Shapes that depended on computed constants are known only now.
-                infer_shapes(loaded.model)
-                part = part.model_copy(update={"macs": total_macs(loaded.model) or None})
-        infer_shapes(loaded.model)
+        names = prepared.target.rewrites if recipe.rewrite is None else recipe.rewrite
+
+        def folded() -> None:
+            nonlocal part
+            part = part.model_copy(update={"macs": total_macs(loaded.model) or None})
+
+        record.notes += rewrite(loaded.model, names, prepared.bits, folded)
     return part
 
 
 def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
     with stages.stage("annotate") as record:
-        plan = annotate(prepared.loaded.model, prepared.target, prepared.bits)
-        if not any(site.weight is not None for site in plan.sites.values()):
-            left = [n for n in prepared.loaded.model.graph if n.op_type in WEIGHTED_OPS]
-            names = [n.name or "" for n in left]
-            reasons = [f"{name}: {plan.floats[name]}" for name in names if name in plan.floats]
-            reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
-            raise UnsupportedError(
-                f"model {prepared.loaded.shown}: there is nothing to quantize: {reason}; "
-                "Conv, Gemm and MatMul with constant float32 weights are quantized"
-            )
+        loaded = prepared.loaded
+        plan = make_plan(loaded.model, prepared.target, prepared.bits, loaded.shown)
         record.notes.append(
             f"{len(plan.sites)} integer sites, {len(plan.passes)} ops that move codes, "
             f"{len(plan.floats)} ops stay float"
@@ -180,13 +168,8 @@ def _calibrate(
 def _grids(
     recipe: Recipe, prepared: Prepared, plan: QuantPlan, threads: int, progress: Progress
 ) -> QuantPlan:
-    """Statistics of one pass over the calibration data, and the grids they give."""
+    """Grids from the calibration data, as many samples at a time as fit in memory."""
     model, data = prepared.loaded.model, prepared.calibration
-    # First, so that a weight that is not finite is named, and not the value it makes.
-    plan = weight_grids(model, plan)
-    names = observed_values(model, plan)
-    calibrator = recipe.calibrate.method.build(CALIBRATORS)
-    rows = prepared.fixed_batch or batch_size(model, names, data.count)
     done = 0
 
     def finished(count: int) -> None:
@@ -194,17 +177,12 @@ def _grids(
         done = min(done + count, data.count)
         progress("calibrate", done, data.count)
 
+    rows = prepared.fixed_batch or batch_size(model, observed_values(model, plan), data.count)
     fixed = prepared.fixed_batch
-    batches = (b for b, _ in data.padded(rows)) if fixed else data.batches(rows)
-    stats = collect(
-        model,
-        names,
-        ({name: batch[name] for name in prepared.inputs} for batch in batches),
-        histograms=not isinstance(calibrator, MinMax),
-        threads=threads,
-        on_batch=finished,
-    )
-    return choose_grids(plan, stats, calibrator)
+    stream = (b for b, _ in data.padded(rows)) if fixed else data.batches(rows)
+    batches = ({name: batch[name] for name in prepared.inputs} for batch in stream)
+    calibrator = recipe.calibrate.method.build(CALIBRATORS)
+    return make_grids(model, plan, batches, calibrator, threads, finished)
 
 
 def _save_grids(plan: QuantPlan, path: Path) -> None:

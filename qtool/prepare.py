@@ -1,5 +1,6 @@
 """Before anything is quantized: the model, its target, the data, the bits asked for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from qtool.errors import RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model
 from qtool.metrics import find_metric
-from qtool.patterns import nodes_matching
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
-from qtool.recipe_model import as_torch, carries_code
+from qtool.recipe_model import TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
+from qtool.steps import resolve_bits
 from qtool.targets import Target, load_target
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
@@ -92,7 +93,7 @@ def prepare(
         )
         first = next(iter(calibration.take([0]).batches(1)))
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
-        bits = _bits(recipe, loaded.model)
+        bits = resolve_bits(recipe.bits, loaded.model, recipe.error)
         progress("load", 1, 1)
     return Prepared(
         loaded, target, inputs, calibration, judged, judged_section, indices, bits, trust_code
@@ -144,23 +145,42 @@ def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_cod
 
 def _load(recipe: Recipe, stages: Stages, trust_code: bool) -> Loaded:
     """The model of the recipe; a torch network is exported into the stages' folder first."""
-    model = recipe.model
-    if isinstance(model, Path) and not carries_code(model):
-        return load_model(model, recipe.output.opset)
-    torch = as_torch(model)
-    if not trust_code:
+    if carries_code(recipe.model) and not trust_code:
+        name = as_torch(recipe.model).torch
         raise recipe.error(
             ("model",),
-            f"loading {torch.torch} runs the code it holds; read it first, then add --trust-code",
+            f"loading {name} runs the code it holds; read it first, then add --trust-code",
         )
+    return load_any(
+        recipe.model,
+        lambda parts: stages.place("float", parts, ".onnx"),
+        recipe.output.opset,
+        stages.fresh,
+    )
+
+
+def load_any(
+    model: Path | TorchModel,
+    place: Callable[[tuple[str, ...]], Path],
+    opset: int,
+    fresh: bool = False,
+) -> Loaded:
+    """Load an ONNX file, or a torch network, whose code is trusted, through an ONNX file.
+
+    Args:
+        model: as recipes name it, paths absolute.
+        place: from what an export depends on to the file that keeps it.
+        opset: the opset wanted.
+        fresh: export again even where the file is there.
+    """
+    if isinstance(model, Path) and not carries_code(model):
+        return load_model(model, opset)
+    torch = as_torch(model)
     from qtool.load.torch import TensorInput, TorchSource, load_torch
 
     inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())
     return load_torch(
-        TorchSource(torch.torch, torch.weights, inputs, torch.code),
-        lambda parts: stages.place("float", parts, ".onnx"),
-        recipe.output.opset,
-        fresh=stages.fresh,
+        TorchSource(torch.torch, torch.weights, inputs, torch.code), place, opset, fresh=fresh
     )
 
 
@@ -204,34 +224,3 @@ def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Rec
             + (" ..." if len(dropped) > 5 else "")
         )
     return rest
-
-
-def _bits(recipe: Recipe, model: ir.Model) -> Bits:
-    """Resolve the layer patterns on the graph as it was read; the last match wins."""
-    everything = _is_float(recipe, ("bits",), recipe.bits.weights, recipe.bits.activations)
-    widths: dict[str, bool] = {}
-    for pattern, layer in recipe.bits.layers.items():
-        place = ("bits", "layers", pattern)
-        try:
-            names = nodes_matching(model, pattern)
-        except RecipeError as error:
-            raise recipe.error(place, str(error).removeprefix("bits.layers: ")) from error
-        weights = recipe.bits.weights if layer.weights is None else layer.weights
-        activations = recipe.bits.activations if layer.activations is None else layer.activations
-        widths.update(dict.fromkeys(names, _is_float(recipe, place, weights, activations)))
-    return Bits(
-        granularity=recipe.bits.granularity,
-        float_nodes=frozenset(
-            node.name or "" for node in model.graph if widths.get(node.name or "", everything)
-        ),
-    )
-
-
-def _is_float(recipe: Recipe, place: tuple[str, ...], weights: object, activations: object) -> bool:
-    if (weights == "float") != (activations == "float"):
-        raise recipe.error(
-            place,
-            f"weights: {weights} with activations: {activations} is not in this version; "
-            "expected both 8 or both float",
-        )
-    return weights == "float"

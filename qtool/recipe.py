@@ -243,6 +243,25 @@ def _resolve(
         use_data(document, Path(os.path.abspath(data)), f"--data {data}")
     for text in overrides:
         override(document, text)
+    return _validated(document, folder)
+
+
+def recipe_from_keywords(data: dict[str, Any], place: str, folder: Path, *, files: bool) -> Recipe:
+    """A recipe that was never a file.
+
+    Args:
+        data: as YAML would hold it; changed in place.
+        place: named in errors.
+        folder: what paths are relative to.
+        files: whether every path must exist; False where one only stands for data in memory.
+
+    Raises:
+        RecipeError: anything wrong, with the key and a remedy.
+    """
+    return _validated(Document(data, {}, place), folder, files)
+
+
+def _validated(document: Document, folder: Path, files: bool = True) -> Recipe:
     make_absolute(document.data, folder)
     refuse_later(document)
     try:
@@ -250,6 +269,7 @@ def _resolve(
     except ValidationError as error:
         raise explain(error, document, Recipe) from error
     check_names(recipe, document)
-    check_paths(recipe, document)
+    if files:
+        check_paths(recipe, document)
     recipe._document = document
     return recipe

@@ -53,8 +53,16 @@ class ExactKernels:
                 return float_mean(inputs[0], grids[0])
             return KERNELS[node.op_type](node, inputs, grids, self._out(site))
 
-    def moved(self, name: str, codes: np.ndarray) -> list[torch.Tensor]:
-        """Outputs of a same-grid node, computed on codes; zeros it adds are zero points."""
+    def moved(
+        self, name: str, codes: np.ndarray, computed: Mapping[str, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Outputs of a same-grid node, computed on codes; zeros it adds are zero points.
+
+        Args:
+            name: of the node.
+            codes: of its first input.
+            computed: its other inputs that are no constants, such as a shape, by name.
+        """
         node = self.nodes[name]
         source = node.inputs[0]
         params = self.plan.params(source.name or "") if source is not None else None
@@ -62,6 +70,9 @@ class ExactKernels:
             raise AssertionError(f"{name} moves codes but its input has no grid")
         arrays = [constant(v) for v in node.inputs[1:]]
         others = [None if a is None else torch.from_numpy(np.array(a)) for a in arrays]
+        for k, value in enumerate(node.inputs[1:]):
+            if others[k] is None and value is not None and computed is not None:
+                others[k] = computed[value.name or ""]
         # Shifted by the zero point, the zero that a Pad adds is the number 0.
         centred = torch.from_numpy(codes.astype(np.float32)) - float(params.zero_point)
         with torch.inference_mode():

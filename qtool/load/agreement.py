@@ -45,7 +45,10 @@ def compared(run: Run, feeds: Mapping[str, torch.Tensor], model: ir.Model, name:
     """
     wanted = [v.cpu().numpy() for v in by_name(tried(run, feeds, name)).values()]
     inputs = [v.name or "" for v in model.graph.inputs]
-    fed = dict(zip(inputs, (t.cpu().numpy() for t in feeds.values()), strict=True))
+    arrays = {given: tensor.cpu().numpy() for given, tensor in feeds.items()}
+    fed = arrays
+    if set(inputs) != set(arrays):  # a program's inputs are renamed, never reordered
+        fed = dict(zip(inputs, arrays.values(), strict=True))
     try:
         with OrtSession(model) as session:
             found = list(session(fed).values())

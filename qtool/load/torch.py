@@ -25,7 +25,7 @@ from qtool.load.factory import build, guest_modules, import_factory
 from qtool.load.onnx import Loaded, load_model, settle
 from qtool.load.weights import load_weights
 
-__all__ = ["TensorInput", "TorchSource", "export_to", "load_torch"]
+__all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]
 
 NOTES = "qtool.notes"
 EXTERNAL_BYTES = 1_500_000_000
@@ -108,23 +108,59 @@ def load_torch(
             if fresh or not path.is_file():
                 module = module or build(source.torch, factory, source.folder)
                 _write(*_factory(source, module), path, opset)
-    loaded = load_model(path, opset)
-    notes = tuple(json.loads(loaded.model.metadata_props.pop(NOTES, "[]")))
-    return replace(loaded, sha256=digest, notes=(*notes, *loaded.notes), name=source.torch)
+    return replace(_read(path, opset), sha256=digest, name=source.torch)
 
 
 def export_to(
     module: nn.Module, inputs: Sequence[TensorInput], path: Path, opset: int = 21
-) -> None:
-    """Write a module that is in memory as a float ONNX file, checked against it.
+) -> Loaded:
+    """Write a module that is in memory as a float ONNX file, checked against it, and load it.
 
     Raises:
         ModelError: it fails on inputs of these shapes.
         UnsupportedError: torch cannot export it, or the export computes something else.
     """
     network, notes = _of_module(module, tuple(inputs), type(module).__name__)
-    with evaluating(module):
+    with quiet(), evaluating(module):
         _write(network, notes, path, opset)
+    return replace(_read(path, opset), name=type(module).__name__)
+
+
+def inputs_like(module: nn.Module, examples: Any) -> tuple[TensorInput, ...]:
+    """The inputs of a module, from one example of each; their first dimension stays dynamic.
+
+    Args:
+        module: its ``forward`` names inputs that are given by position.
+        examples: a tensor, several in a tuple or list, or a mapping of names to tensors.
+
+    Raises:
+        ModelError: the examples are something else.
+    """
+    if isinstance(examples, torch.Tensor):
+        examples = (examples,)
+    if isinstance(examples, list | tuple):
+        names = list(inspect.signature(module.forward).parameters)
+        names += [f"input_{k}" for k in range(len(names), len(examples))]
+        examples = dict(zip(names, examples, strict=False))
+    good = isinstance(examples, Mapping) and all(
+        isinstance(v, torch.Tensor) and v.ndim for v in examples.values()
+    )
+    if not good or not examples:
+        raise ModelError(
+            f"inputs: found {type(examples).__name__}, expected example tensors with a batch "
+            "axis: one, a tuple, or {name: tensor}"
+        )
+    return tuple(
+        TensorInput(name, ("N", *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in examples.items()
+    )
+
+
+def _read(path: Path, opset: int) -> Loaded:
+    """The file of an export, with the notes it was written with."""
+    loaded = load_model(path, opset)
+    notes = tuple(json.loads(loaded.model.metadata_props.pop(NOTES, "[]")))
+    return replace(loaded, notes=(*notes, *loaded.notes))
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -171,8 +207,10 @@ def _of_module(
             f"model {name}: its inputs are not known; add their shapes to the recipe: "
             f'model: {{torch: "{name}", input: {{input: [N, 3, 32, 32]}}}}'
         )
-    names = [given.name for given in inputs]
-    by_keyword = set(names) <= _parameters(module)
+    order = _parameters(module)
+    by_keyword = {given.name for given in inputs} <= set(order)
+    if by_keyword:  # the exporters write inputs in the order of forward, whatever they are given
+        inputs = tuple(sorted(inputs, key=lambda given: order.index(given.name)))
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     examples = {k: v.to(device) for k, v in random_tensors(inputs, 0).items()}
     others = {k: v.to(device) for k, v in random_tensors(inputs, 100, other=True).items()}
@@ -187,14 +225,14 @@ def _of_module(
     return _Network(run, graph, others), []
 
 
-def _parameters(module: nn.Module) -> set[str]:
-    """Names that ``forward`` takes by keyword."""
+def _parameters(module: nn.Module) -> list[str]:
+    """Names that ``forward`` takes by keyword, in order."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if isinstance(module, torch.jit.ScriptModule):
-        return set()
-    return {
+        return []
+    return [
         p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds
-    }
+    ]
 
 
 def _script(source: TorchSource) -> tuple[_Network, list[str]]:

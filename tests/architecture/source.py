@@ -14,7 +14,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 FLOORS = {
     6: "__main__",
     5: "cli",
-    4: "pipeline judgement prepare",
+    4: "pipeline judgement prepare steps api",
     3: "recipe catalog",
     2: "load rewrites annotate calibrate calibrators ptq qat search freeze emit verify watch parity"
     " accounts metrics data reporting",
@@ -26,6 +26,10 @@ ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: 
     ("calibrate", "calibrators"): "calibrate gathers the statistics that a calibrator judges",
     ("pipeline", "prepare"): "the pipeline is told in three files: before, the stages, after",
     ("pipeline", "judgement"): "and after the file is written",
+    ("pipeline", "steps"): "with the steps themselves apart,",
+    ("prepare", "steps"): "which resolve what the recipe asks for,",
+    ("api", "steps"): "because the Python API calls the same ones",
+    ("api", "prepare"): "on what is read in the same way",
     ("judgement", "prepare"): "what is judged was prepared",
     ("verify", "data"): "both files are judged through the one data pipeline",
     ("verify", "metrics"): "and by the one metric",

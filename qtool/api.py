@@ -1,0 +1,337 @@
+"""The Python API: load a float network, quantize it with data, simulate it, write it.
+
+The same functions as in ``qtool ptq``, called one after another; see docs/api.md.
+"""
+
+import itertools
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.calibrate import batch_size, observed_values
+from qtool.calibrators import CALIBRATORS
+from qtool.data import Dataset, InputSpec, open_dataset
+from qtool.emit import emit_qdq, save_model
+from qtool.errors import DataError, ModelError, RecipeError
+from qtool.freeze import freeze
+from qtool.load import Loaded, bind_shapes
+from qtool.plan import QuantPlan
+from qtool.plan_io import write_plan
+from qtool.prepare import input_specs, load_any
+from qtool.recipe import Recipe, recipe_from_keywords
+from qtool.recipe_model import as_torch, carries_code
+from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
+from qtool.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 21
+# The most samples that calibration runs at a time.
+ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A float network, as :func:`load` read it. Quantizing does not change it.
+
+    Attributes:
+        name: what it was loaded from.
+        path: the float ONNX file; of a torch network a temporary one, which lives as long as this.
+        sha256: digest of what it was loaded from.
+        inputs: by name, in order, with shape and dtype.
+        outputs: names, in order.
+        notes: what loading changed or found, such as the difference between torch and ONNX.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    inputs: Mapping[str, InputSpec]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    _graph: ir.Model = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A quantized network: every grid, scale, zero point and code.
+
+    Attributes:
+        model: what it was made for.
+        quantization: the plan itself.
+        target: the runtime it is for.
+        notes: which rewrites applied, and what calibration and rounding have to say.
+    """
+
+    model: Model
+    quantization: QuantPlan = field(repr=False)
+    target: Target = field(repr=False)
+    notes: tuple[str, ...]
+    _graph: ir.Model = field(repr=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``plan.json`` and ``plan.npz`` into a folder, as ``qtool ptq`` does."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_plan(self.quantization, Path(folder))
+
+
+def load(
+    source: "str | Path | Mapping[str, Any] | nn.Module",
+    inputs: Any = None,
+    *,
+    trust_code: bool = False,
+) -> Model:
+    """Read a float network.
+
+    Args:
+        source: an ONNX, ``.pt2`` or TorchScript ``.pt`` file; what a recipe says under ``model``,
+            such as ``{"torch": "nets:one", "weights": FILE, "input": {"x": ["N", 3, 8, 8]}}``
+            with paths relative to the working directory; or a torch module.
+        inputs: for a torch module: one example tensor, several in a tuple, or a mapping of names
+            to tensors. Their first dimension, the batch, stays dynamic.
+        trust_code: allow files and mappings that run code of their own to do so.
+
+    Raises:
+        ModelError: the file, the mapping or the module is wrong.
+        RecipeError: it runs code and is not trusted, or the mapping has wrong keys.
+        UnsupportedError: torch cannot export it, or it is quantized already.
+    """
+    if not isinstance(source, str | Path | Mapping):
+        return _from_module(source, inputs)
+    if inputs is not None:
+        raise ModelError("inputs: only a torch module needs examples; leave them out")
+    given: Any = dict(source) if isinstance(source, Mapping) else str(source)
+    data = {"model": given, "calibrate": {"arrays": "in memory"}}
+    model = recipe_from_keywords(data, "qtool.load", Path.cwd(), files=False).model
+    if not carries_code(model):
+        return _model(load_any(model, lambda parts: Path(), OPSET))
+    if not trust_code:
+        raise RecipeError(
+            f"qtool.load: loading {as_torch(model).torch} runs the code it holds; read it first, "
+            "then pass trust_code=True"
+        )
+    return _kept(lambda path: load_any(model, lambda parts: path, OPSET))
+
+
+def _from_module(module: Any, inputs: Any) -> Model:
+    from torch import nn
+
+    from qtool.load.torch import export_to, inputs_like
+
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"qtool.load: found a {type(module).__name__}, expected a path, a mapping as under "
+            "`model` in a recipe, or a torch.nn.Module"
+        )
+    if inputs is None:
+        raise ModelError("qtool.load: a torch module needs `inputs`: one example of each")
+    return _kept(lambda path: export_to(module, inputs_like(module, inputs), path, OPSET))
+
+
+def _kept(export: Callable[[Path], Loaded]) -> Model:
+    """A model whose ONNX file lies in a folder that goes when the model goes."""
+    folder = tempfile.mkdtemp(prefix="qtool-")
+    try:
+        model = _model(export(Path(folder) / "float.onnx"))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model
+
+
+def _model(loaded: Loaded) -> Model:
+    graph = loaded.model
+    return Model(
+        loaded.shown,
+        loaded.path,
+        loaded.sha256,
+        input_specs(graph, loaded.shown),
+        tuple(str(v.name) for v in graph.graph.outputs),
+        loaded.notes,
+        graph,
+    )
+
+
+def quantize(
+    model: Model,
+    data: "Dataset | Mapping[str, Any] | Iterable[Any]",
+    *,
+    target: str = "onnxruntime-cpu",
+    bits: Mapping[str, Any] | None = None,
+    method: str | Mapping[str, Any] = "mse",
+    rewrites: Sequence[str] | None = None,
+    threads: int | None = None,
+    trust_code: bool = False,
+) -> Plan:
+    """Choose every grid from calibration data and round every weight once.
+
+    Args:
+        model: from :func:`load`.
+        data: what a recipe says under ``calibrate``, such as ``{"images": "train", "count": 512}``;
+            a Dataset; or batches: each an array or tensor, a tuple in the order of the inputs
+            (what follows them, such as labels, is left out), or a mapping of input names.
+        target: the runtime: a name of ``qtool list targets``, or a .yaml file.
+        bits: as under ``bits`` in a recipe: ``{"layers": {"first": "float"}}``.
+        method: a calibrator, as under ``calibrate.method``.
+        rewrites: instead of the target's own list.
+        threads: for ONNX Runtime; default the physical cores.
+        trust_code: allow a reader that is code to run.
+
+    Raises:
+        QtoolError: the data does not fit the model, a name is unknown, nothing can be quantized.
+    """
+    recipe = _recipe(model, data, target, bits, method, rewrites)
+    chosen = load_target(recipe.target)
+    graph = model._graph.clone()
+    first, batches = _opened(data, recipe, model, trust_code)
+    bind_shapes(graph, {name: first[name].shape for name in model.inputs})
+    asked = resolve_bits(recipe.bits, graph, recipe.error)
+    notes = rewrite(graph, chosen.rewrites if recipe.rewrite is None else recipe.rewrite, asked)
+    plan = make_plan(graph, chosen, asked, model.name)
+    calibrator = recipe.calibrate.method.build(CALIBRATORS)
+    rows = batch_size(graph, observed_values(graph, plan), ROWS)
+    plan = freeze(graph, make_grids(graph, plan, batches(rows), calibrator, threads))
+    return Plan(model, plan, chosen, (*notes, *plan.log), graph)
+
+
+Batch = dict[str, np.ndarray]
+
+
+def _opened(
+    data: Any, recipe: Recipe, model: Model, trust_code: bool
+) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
+    """The first batch, for its shapes, and all of them for a number of rows that fits in memory."""
+    if isinstance(data, Mapping):
+        data = open_dataset(recipe.calibrate, model.inputs, trust_code=trust_code)
+    if isinstance(data, Dataset):
+        fixed = next((s.batch for s in model.inputs.values() if s.batch is not None), None)
+
+        def stream(rows: int) -> Iterator[Batch]:
+            for batch in (b for b, _ in data.padded(fixed)) if fixed else data.batches(rows):
+                yield {name: batch[name] for name in model.inputs}
+
+        return next(stream(fixed or 1)), stream
+    given = (_named(batch, model.inputs) for batch in data)
+    first = next(given, None)
+    if first is None:
+        raise DataError("qtool.quantize: the data has no batch; give at least one")
+    return first, lambda rows: itertools.chain([first], given)
+
+
+def _recipe(
+    model: Model,
+    data: Any,
+    target: str,
+    bits: Mapping[str, Any] | None,
+    method: str | Mapping[str, Any],
+    rewrites: Sequence[str] | None,
+) -> Recipe:
+    """The keywords as a recipe, so that they are checked as one."""
+    section = isinstance(data, Mapping)
+    named: dict[str, Any] = {
+        "model": str(model.path),
+        "target": target,
+        "calibrate": {"method": method, **(data if section else {"arrays": "in memory"})},
+    }
+    if bits is not None:
+        named["bits"] = dict(bits)
+    if rewrites is not None:
+        named["rewrite"] = list(rewrites)
+    return recipe_from_keywords(named, "qtool.quantize", Path.cwd(), files=section)
+
+
+def _named(batch: Any, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarray]:
+    """One batch as arrays by input name, checked against the inputs."""
+    if not isinstance(batch, Mapping):
+        values = batch if isinstance(batch, list | tuple) else (batch,)
+        batch = dict(zip(inputs, values, strict=False))
+    missing = [name for name in inputs if name not in batch]
+    if missing:
+        raise DataError(
+            f"qtool.quantize: a batch has nothing for the input {missing[0]}; expected "
+            + ", ".join(spec.describe() for spec in inputs.values())
+        )
+    found = {}
+    for name, spec in inputs.items():
+        value = batch[name]
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        rows = spec.batch is None or spec.batch == (len(array) if array.ndim else 0)
+        if not array.ndim or not spec.fits(array.shape[1:]) or not rows or not array.size:
+            raise DataError(
+                f"qtool.quantize: a batch has {array.dtype} {list(array.shape)} for the input "
+                f"{spec.describe()}; give batches of that shape"
+            )
+        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+            raise DataError(
+                f"qtool.quantize: a batch has {array.dtype} for the input {spec.describe()}; "
+                f"convert it to {spec.dtype}"
+            )
+        found[name] = array.astype(spec.dtype, copy=False)
+    return found
+
+
+def simulate(model: Model, plan: Plan, device: str = "cpu") -> "nn.Module":
+    """The quantized network as a torch module: every value on a grid is rounded to it.
+
+    Its ``forward`` takes the model's inputs by position or by name, as tensors or arrays, and
+    returns the one output, or all in a tuple. Rounding has no gradient: outputs are detached.
+
+    Args:
+        model: from :func:`load`.
+        plan: from :func:`quantize`, for this model.
+        device: where to compute.
+
+    Raises:
+        RecipeError: the plan was made for another model.
+    """
+    _same(model, plan, "qtool.simulate")
+    from qtool.execute.module import SimulatedModule
+    from qtool.execute.simulate import Simulation
+
+    simulation = Simulation(plan._graph, plan.quantization, device)
+    return SimulatedModule(simulation, tuple(model.inputs), model.outputs)
+
+
+def emit(model: Model, plan: Plan, path: str | Path) -> Path:
+    """Write the quantized network as a QDQ ONNX file, whole or not at all.
+
+    Args:
+        model: from :func:`load`.
+        plan: from :func:`quantize`, for this model.
+        path: the file; above 1.5 GB the weights lie beside it in ``<path>.data``.
+
+    Returns:
+        The path.
+
+    Raises:
+        RecipeError: the plan was made for another model, or the file cannot be written.
+    """
+    _same(model, plan, "qtool.emit")
+    made = emit_qdq(plan._graph, plan.quantization, plan.target)
+    target = Path(path)
+    if target.is_dir():
+        raise RecipeError(f"{target}: is a folder; expected a file name to write to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".qtool-") as folder:
+        save_model(made, Path(folder) / target.name)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
+            os.replace(file, target.parent / file.name)
+    return target
+
+
+def _same(model: Model, plan: Plan, where: str) -> None:
+    if plan.model is not model:
+        raise RecipeError(
+            f"{where}: the plan was made for {plan.model.name} as another qtool.load read it, not "
+            f"for this {model.name}; pass the model that was quantized"
+        )

@@ -1,0 +1,46 @@
+"""A simulation as a torch module, for anyone's loop."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qtool.errors import DataError
+from qtool.execute.simulate import Simulation
+
+
+class SimulatedModule(nn.Module):
+    """The quantized network; holds no parameters, and what it returns has no gradient."""
+
+    def __init__(
+        self, simulation: Simulation, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> None:
+        """Wrap a simulation.
+
+        Args:
+            simulation: what runs.
+            inputs, outputs: names, in order.
+        """
+        super().__init__()
+        self.simulation = simulation
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def forward(self, *values: Any, **named: Any) -> "torch.Tensor | tuple[torch.Tensor, ...]":
+        """The one output, or all of them, for inputs by position or by name.
+
+        Raises:
+            DataError: an input is missing, unknown or given twice.
+        """
+        feeds = dict(zip(self.inputs, values, strict=False))
+        wrong = [name for name in named if name in feeds or name not in self.inputs]
+        missing = [name for name in self.inputs if name not in feeds and name not in named]
+        if wrong or missing or len(values) > len(self.inputs):
+            given = f"{len(values)} by position" + (f" and {', '.join(named)}" if named else "")
+            raise DataError(
+                f"the network was given {given}; expected {', '.join(self.inputs)}, each once"
+            )
+        found = self.simulation({**feeds, **named}, self.outputs)
+        # Tensors of inference mode could not enter a graph of autograd later.
+        tensors = tuple(found[name].clone() for name in self.outputs)
+        return tensors[0] if len(tensors) == 1 else tensors

@@ -1,0 +1,204 @@
+"""The Python API: the example of the docs, equal to the pipeline, wrong arguments."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+import qtool
+from qtool.errors import DataError, ModelError, RecipeError, UnsupportedError
+
+ROOT = Path(__file__).parents[2]
+
+
+def fresh(code, folder):
+    """Run code in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_example_of_the_docs_runs_in_a_fresh_process(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+    assert len(code.splitlines()) <= 15
+    done = fresh(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "torch and ONNX agree" in done.stdout
+    assert float(re.search(r"largest error ([\d.]+)", done.stdout)[1]) < 0.1
+    assert (tmp_path / "net_int8.onnx").is_file()
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == ["net_int8.onnx"]
+
+
+LIGHT = """
+import sys, qtool
+heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "qtool.api", "qtool.load"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+import qtool.load.onnx, qtool.emit
+from qtool.load import load_model
+assert callable(qtool.load) and callable(qtool.emit) and callable(load_model)
+assert qtool.load.__module__ == qtool.emit.__module__ == "qtool.api"
+try:
+    qtool.lode
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_importing_is_light_and_functions_keep_their_names(tmp_path):
+    done = fresh(LIGHT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "module 'qtool' has no attribute 'lode'\n"
+
+
+class Two(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, image, weight):
+        x = torch.relu(self.norm(self.conv(image)))
+        return self.fc(x.mean((2, 3))), x * weight
+
+
+IMAGE, WEIGHT = torch.randn(4, 2, 6, 6), torch.rand(4, 1, 6, 6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return qtool.load(Two(), (IMAGE, WEIGHT))
+
+
+@pytest.fixture(scope="module")
+def plan(model):
+    return qtool.quantize(model, [(IMAGE, WEIGHT, "a label")], method="minmax")
+
+
+def test_a_module_is_loaded_and_left_as_it_was(model):
+    assert list(model.inputs) == ["image", "weight"]
+    assert model.outputs == ("output_0", "output_1")
+    assert model.name == "Two" and model.path.is_file()
+    module = Two().train()
+    module.conv.eval()
+    qtool.load(module, {"image": IMAGE, "weight": WEIGHT})
+    assert module.training and module.norm.training and not module.conv.training
+
+
+def test_the_simulation_is_a_module_and_equals_the_file(model, plan, tmp_path):
+    module = qtool.simulate(model, plan)
+    assert isinstance(module, nn.Module) and not list(module.parameters())
+    by_position = module(IMAGE, WEIGHT)
+    by_name = module(weight=WEIGHT.numpy(), image=IMAGE)
+    mixed = module(IMAGE, weight=WEIGHT)
+    path = qtool.emit(model, plan, tmp_path / "out" / "two.onnx")
+    found = ort.InferenceSession(path).run(None, {"image": IMAGE.numpy(), "weight": WEIGHT.numpy()})
+    for k in range(2):
+        assert torch.equal(by_position[k], by_name[k]) and torch.equal(by_position[k], mixed[k])
+        assert not by_position[k].requires_grad and not by_position[k].is_inference()
+        step = float(np.ptp(found[k])) / 255
+        # One code: the simulation rounds floats, the file integers.
+        np.testing.assert_allclose(by_position[k].numpy(), found[k], atol=1.01 * step)
+    (by_position[0] * nn.Parameter(torch.ones(1))).sum().backward()
+
+
+def test_quantizing_leaves_the_model_free_for_another_plan(model, plan):
+    other = qtool.quantize(model, [(IMAGE, WEIGHT)], bits={"layers": {"op:Gemm": "float"}})
+    assert "/fc/Gemm" in plan.quantization.sites
+    assert "/fc/Gemm" not in other.quantization.sites
+    again = qtool.quantize(model, iter([{"image": IMAGE, "weight": WEIGHT}]), method="minmax")
+    assert set(again.quantization.codes) == set(plan.quantization.codes)
+    for name, codes in plan.quantization.codes.items():
+        assert np.array_equal(again.quantization.codes[name], codes)
+
+
+def test_the_file_is_the_one_of_the_pipeline(tmp_path, monkeypatch):
+    from qtool.pipeline import run_ptq
+    from qtool.recipe import load_recipe
+
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5))
+    x = torch.randn(24, 2, 6, 6)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    monkeypatch.chdir(tmp_path)
+    made = qtool.load(net, {"x": x})
+    (tmp_path / "net.onnx").write_bytes(made.path.read_bytes())
+    (tmp_path / "r.yaml").write_text(
+        "model: net.onnx\ncalibrate: {arrays: data.npz, take: {every: 2}}\n"
+        "evaluate: {arrays: data.npz, take: {every: 2, offset: 1}, metric: cosine}\n"
+    )
+    run_ptq(load_recipe("r.yaml"), tmp_path / "run")
+    model = qtool.load("net.onnx")
+    plan = qtool.quantize(model, {"arrays": "data.npz", "take": {"every": 2}})
+    path = qtool.emit(model, plan, "mine.onnx")
+    assert path.read_bytes() == (tmp_path / "run" / "model.onnx").read_bytes()
+    plan.save(tmp_path / "plan")
+    assert (tmp_path / "plan" / "plan.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "expected"),
+    [
+        (lambda m, p: qtool.load("gone.onnx"), ModelError, "no such file"),
+        (lambda m, p: qtool.load("gone.pt2"), RecipeError, "then pass trust_code=True"),
+        (lambda m, p: qtool.load("gone.pt2", trust_code=True), ModelError, "no such file"),
+        (lambda m, p: qtool.load({"torch": "a:b", "input": {"x": ["N"]}}), RecipeError, "trust_c"),
+        (lambda m, p: qtool.load({"torch": "a:b", "inputs": {}}), RecipeError, 'mean "input"?'),
+        (lambda m, p: qtool.load(3), ModelError, "found a int, expected a path"),
+        (lambda m, p: qtool.load(Two()), ModelError, "a torch module needs `inputs`"),
+        (lambda m, p: qtool.load(Two(), "x"), ModelError, "found str, expected example tensors"),
+        (lambda m, p: qtool.load("a.onnx", IMAGE), ModelError, "only a torch module needs"),
+        (lambda m, p: qtool.quantize(m, []), DataError, "the data has no batch"),
+        (lambda m, p: qtool.quantize(m, [IMAGE]), DataError, "nothing for the input weight"),
+        (lambda m, p: qtool.quantize(m, [(WEIGHT, IMAGE)]), DataError, "float32 [4, 1, 6, 6]"),
+        (lambda m, p: qtool.quantize(m, [{"image": IMAGE}]), DataError, "for the input weight"),
+        (
+            lambda m, p: qtool.quantize(m, [(IMAGE, WEIGHT + 1j)]),
+            DataError,
+            "convert it to float32",
+        ),
+        (lambda m, p: qtool.quantize(m, [], method="mes"), RecipeError, 'did you mean "mse"?'),
+        (lambda m, p: qtool.quantize(m, [], bits={"weights": 3}), RecipeError, "only 8 and float"),
+        (lambda m, p: qtool.quantize(m, [], target="tpu"), RecipeError, "target: found"),
+        (lambda m, p: qtool.quantize(m, {"images": "gone"}), RecipeError, 'nothing at "'),
+        (
+            lambda m, p: qtool.quantize(m, [(IMAGE, WEIGHT)], bits={"layers": {"name:x": 8}}),
+            RecipeError,
+            "matches no node",
+        ),
+        (
+            lambda m, p: qtool.quantize(
+                m, [(IMAGE, WEIGHT)], bits={"weights": "float", "activations": "float"}
+            ),
+            UnsupportedError,
+            "there is nothing to quantize",
+        ),
+        (lambda m, p: qtool.simulate(m, p)(IMAGE), DataError, "given 1 by position; expected"),
+        (lambda m, p: qtool.simulate(m, p)(IMAGE, imag=WEIGHT), DataError, "and imag; expected"),
+        (lambda m, p: qtool.emit(m, p, "."), RecipeError, "is a folder; expected a file name"),
+    ],
+)
+def test_wrong_arguments(model, plan, call, kind, expected):
+    with pytest.raises(kind) as caught:
+        call(model, plan)
+    assert expected in str(caught.value)
+
+
+def test_a_plan_belongs_to_its_model(plan):
+    other = qtool.load(Two(), (IMAGE, WEIGHT))
+    for call in (qtool.simulate, lambda m, p: qtool.emit(m, p, "x.onnx")):
+        with pytest.raises(RecipeError, match="the plan was made for Two as another"):
+            call(other, plan)

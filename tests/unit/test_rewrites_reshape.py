@@ -1,0 +1,54 @@
+"""Reshapes to a computed shape become constant, the same for every batch size."""
+
+import numpy as np
+from models import Net, changed, feeds_for, ops, rewritten, run
+
+from qtool.graph import constant
+
+
+def flattened():
+    """What exporters write for ``x.view(len(x), -1)`` between a Conv and a Gemm."""
+    net = Net(opset=20, ir_version=10)
+    x = net.input("x", "N", 3, 8, 8)
+    y = net.add("Relu", net.add("Conv", x, net.weight(4, 3, 3, 3), name="conv"))
+    rows = net.add("Slice", net.add("Shape", y), *(net.const(np.array([v])) for v in (0, 1)))
+    shape = net.add("Concat", rows, net.const(np.array([144])), axis=0)
+    flat = net.add("Reshape", y, shape, name="flat")
+    return net.output(net.add("Gemm", flat, net.weight(144, 5)))
+
+
+def test_a_shape_computed_from_the_batch_becomes_constant():
+    model, count = changed(flattened(), "settle_reshapes")
+    assert count == 1
+    assert set(ops(model)) == {"Conv", "Relu", "Reshape", "Gemm"}
+    reshape = next(n for n in model.graph if n.op_type == "Reshape")
+    assert constant(reshape.inputs[1]).tolist() == [-1, 144]
+    assert reshape.name == "flat"
+
+
+def test_every_batch_size_still_fits():
+    net = flattened()
+    model, want = net.model(), net.proto()
+    rewritten(model, "settle_reshapes")
+    for rows in (1, 7):
+        feeds = feeds_for(model, rows)
+        for name, array in run(want, feeds).items():
+            # The same sums in the same order.
+            np.testing.assert_allclose(run(model, feeds)[name], array, atol=1e-6)
+
+
+def test_two_unknown_sizes_are_left():
+    net = Net(opset=20, ir_version=10)
+    x = net.input("x", "N", "T", 8)
+    shape = net.add("Concat", net.add("Shape", x, end=2), net.const(np.array([2, 4])), axis=0)
+    net.output(net.add("Reshape", x, shape))
+    model = net.model()
+    assert rewritten(model, "settle_reshapes") == {"settle_reshapes": 0}
+    assert "Shape" in ops(model)
+
+
+def test_a_constant_shape_is_left():
+    net = Net(opset=20, ir_version=10)
+    x = net.input("x", "N", 4, 8)
+    net.output(net.add("Reshape", x, net.const(np.array([0, 32]))))
+    assert changed(net, "settle_reshapes")[1] == 0
