@@ -56,7 +56,9 @@ ComputeDevice = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=1, help="CPU threads. [default: physical cores]"),
+    typer.Option(
+        "--threads", metavar="N", min=1, max=256, help="CPU threads. [default: physical cores]"
+    ),
 ]
 Plan = Annotated[
     Path | None,
