@@ -68,12 +68,12 @@ def total_macs(model: ir.Model) -> int:
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a model file with its external data."""
-    beside = [p for p in (Path(f"{path}.data"), Path(f"{path}_data")) if p.is_file()]
-    return sum(p.stat().st_size for p in (path, *beside))
+    """Size of a file that qtool wrote, with its external data."""
+    beside = Path(f"{path}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
-def size_part(float_path: Path, quantized_path: Path, model: ir.Model, plan: QuantPlan) -> Size:
+def size_part(before: int, quantized_path: Path, model: ir.Model, plan: QuantPlan) -> Size:
     """Bytes of both files and mean bits over all weights of weighted layers."""
     bits = count = payload = 0
     values = by_name(model.graph)
@@ -92,7 +92,7 @@ def size_part(float_path: Path, quantized_path: Path, model: ir.Model, plan: Qua
         count += elements
         bits += elements * width
         payload += (elements * width + 7) // 8
-    before, after = file_bytes(float_path), file_bytes(quantized_path)
+    after = file_bytes(quantized_path)
     return Size(
         float_bytes=before,
         quantized_bytes=after,

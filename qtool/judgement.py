@@ -1,6 +1,8 @@
 """After the file is written: what ONNX Runtime and the simulation say of it."""
 
 import importlib
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +220,25 @@ class Judge:
 
 
 def _import_torch() -> None:
-    """Torch takes a second to import; the verifying child is busy elsewhere for as long."""
-    importlib.import_module("qtool.parity")
+    """Torch takes a second to import; the verifying child is busy elsewhere for as long.
+
+    An exception out of a signal handler in the middle of it would abort the process: an
+    interruption waits for the end of the import.
+    """
+    waiting: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        importlib.import_module("qtool.parity")
+        return
+    held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for number in held:
+        signal.signal(number, lambda s, frame: waiting.append(s))
+    try:
+        importlib.import_module("qtool.parity")
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float | None) -> Accuracy:

@@ -87,7 +87,11 @@ def _compare_one(
     seen: Mapping[str, np.ndarray],
     counts: ParityCounts,
 ) -> None:
-    codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
+    codes = {
+        n.removesuffix("_quantized"): a
+        for n, a in seen.items()
+        if n.endswith("_quantized") and a.dtype.kind in "iu"
+    }
     feeds: dict[str, Any] = dict(inputs)
 
     def judge(count: Count, name: str, expected: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qtool import __version__
 from qtool.accounts import (
     environment,
+    file_bytes,
     instruction_sets,
     kernels_part,
     layers_part,
@@ -20,23 +21,23 @@ from qtool.accounts import (
     size_part,
     total_macs,
 )
-from qtool.calibrate import batch_size, observed_values
+from qtool.calibrate import batch_size, observed_values, weight_grids
 from qtool.calibrators import CALIBRATORS
 from qtool.emit import emit_qdq, save_model
-from qtool.errors import QtoolError, RecipeError
+from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, write_text_atomic
 from qtool.freeze import freeze
 from qtool.graph import macs
 from qtool.judgement import Judge, Judgement
-from qtool.plan import QuantPlan
+from qtool.plan import QuantPlan, same_shape
 from qtool.plan_io import read_plan, write_plan
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
-from qtool.stages import Stages, source_digest
+from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite
 
 
@@ -68,29 +69,31 @@ def run_ptq(
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
-    existed = out.exists()
+    made = first_missing(out)
     count = threads or default_threads()
     base = (source_digest(), str(environment()), str(count), device)
     stages = Stages(out / ".stages", fresh, base)
     scratch = out / ".stages" / "scratch"
-    try:
-        prepared = prepare(recipe, stages, seed, progress, trust_code)
-        part = _rewrite(recipe, prepared, stages)
-        plan = _annotate(prepared, stages)
-        plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        plan, emitted = _freeze_and_emit(prepared, plan, stages, scratch)
-        judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
-        found = judging.run(emitted)
-        report = _report(recipe, prepared, plan, stages, seed, part, found)
-        _write(recipe, plan, report, out, scratch)
-    except QtoolError:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with stages.alone():
+        try:
+            prepared = prepare(recipe, stages, seed, progress, trust_code)
+            part = _rewrite(recipe, prepared, stages)
+            plan = _annotate(prepared, stages)
+            plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            plan, emitted = _freeze_and_emit(prepared, plan, stages, scratch)
+            judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
+            found = judging.run(emitted)
+            report = _report(recipe, prepared, plan, stages, seed, part, found)
+            _write(recipe, plan, report, out, scratch)
+        except Exception:
+            # What was finished is kept after an interruption only; else nothing is left behind.
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return report
 
 
@@ -141,13 +144,17 @@ def _calibrate(
     with stages.stage("calibrate") as record:
         if plan_file is not None:
             given = read_plan(plan_file)
-            if set(given.grid_of) != set(plan.grid_of) or set(given.sites) != set(plan.sites):
+            if not same_shape(given, plan):
                 raise RecipeError(
-                    f"plan {plan_file}: it was made for another model, target or recipe; "
-                    "leave out --plan to calibrate"
+                    f"plan {plan_file}: it was made for another model, target or recipe (bits, "
+                    "granularity, layers); leave out --plan to calibrate"
                 )
             record.notes.append(f"grids taken from {plan_file}; nothing was calibrated")
-            return replace(plan, grids=given.grids)
+            # The weights are at hand: their grids are theirs, also after they were trained again.
+            weights = plan.stored.union(s.weight or "" for s in plan.sites.values())
+            taken = {k: g for k, g in given.grids.items() if k not in weights}
+            reused = replace(plan, grids={**plan.grids, **taken})
+            return weight_grids(prepared.loaded.model, reused)
         parts = (
             prepared.loaded.sha256,
             str(prepared.inputs),
@@ -155,7 +162,8 @@ def _calibrate(
             recipe.calibrate.model_dump_json(),
             recipe.bits.model_dump_json(),
             str(recipe.rewrite),
-            recipe.target,
+            repr(prepared.target),
+            repr((plan.sites, plan.grid_of, plan.stored)),
         )
 
         def make() -> QuantPlan:
@@ -225,7 +233,7 @@ def _report(
     found: Judgement,
 ) -> Report:
     path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded
-    size = size_part(loaded.path, path, loaded.model, plan)
+    size = size_part(loaded.size or file_bytes(loaded.path), path, loaded.model, plan)
     gates = judge(recipe.gates.model_dump(), found.accuracy, size, found.latency)
     calibration, judged = prepared.calibration, prepared.judged
     evaluation = DataPart(count=judged.count, sha256=judged.digest) if recipe.evaluate else None

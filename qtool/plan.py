@@ -89,6 +89,20 @@ class QuantPlan:
         return replace(self, log=(*self.log, line))
 
 
+def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
+    """True when two plans put the same values on grids of the same specs, found or not."""
+
+    def specs(plan: QuantPlan) -> dict[str, QuantSpec | None]:
+        return {value: plan.spec(value) for value in plan.grid_of}
+
+    return (
+        dict(a.grid_of) == dict(b.grid_of)
+        and dict(a.sites) == dict(b.sites)
+        and (a.passes, a.stored) == (b.passes, b.stored)
+        and specs(a) == specs(b)
+    )
+
+
 BINS = 4096
 
 

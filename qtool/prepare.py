@@ -132,6 +132,11 @@ def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_cod
     Raises:
         QtoolError: it needs labels and there are none, or its code is not there or not trusted.
     """
+    if judged.labels is None and recipe.gates.max_drop is not None and evaluate.metric is None:
+        raise recipe.error(
+            ("gates", "max_drop"),
+            f"the gate needs labels, but {evaluate.where} has none; give labels, or drop the gate",
+        )
     if evaluate.metric is None:
         return
     metric = find_metric(evaluate.metric, evaluate.code, trust_code)

@@ -1,6 +1,8 @@
 """Stages of a run: timed, remembered by the digest of what they were made from, reported."""
 
+import fcntl
 import hashlib
+import os
 import resource
 import sys
 import time
@@ -11,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from qtool.errors import RecipeError
 from qtool.files import atomic_path
 from qtool.report import Stage
 
@@ -40,6 +43,27 @@ class Stages:
     fresh: bool
     base: tuple[str, ...]
     done: list[Stage] = field(default_factory=list)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RecipeError: another run is writing there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RecipeError(
+                    f"--out {self.folder.parent}: another run is writing there; wait for it, or "
+                    "choose another folder"
+                ) from error
+            yield
+        finally:
+            os.close(held)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Record]:
@@ -93,6 +117,12 @@ class Stages:
         with atomic_path(path) as temporary:
             save(result, temporary)
         return result
+
+
+def first_missing(path: Path) -> Path | None:
+    """The topmost folder on the way to ``path`` that does not exist yet, or None."""
+    missing = [p for p in (path.absolute(), *path.absolute().parents) if not p.exists()]
+    return missing[-1] if missing else None
 
 
 def peak_rss_mb() -> int:

@@ -68,10 +68,7 @@ def run_tasks(
     with errors.open("w") as stderr, _child(jobs, stderr) as child:
         try:
             meanwhile()
-            if child.stdin is not None:
-                with suppress(BrokenPipeError):
-                    child.stdin.write("quiet\n")
-                    child.stdin.flush()
+            _say_quiet(child)
             for message in _messages(child):
                 if "progress" in message:
                     progress(*message["progress"])
@@ -102,6 +99,17 @@ def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
+
+
+def _say_quiet(child: "subprocess.Popen[str]") -> None:
+    """Tell the child that nothing else runs here; one that has failed already does not listen."""
+    if child.stdin is None:
+        raise AssertionError("the child has no stdin")
+    with suppress(BrokenPipeError):
+        child.stdin.write("quiet\n")
+    with suppress(BrokenPipeError):
+        # Closing flushes; left to the interpreter, its error would hide the child's own.
+        child.stdin.close()
 
 
 def _messages(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:

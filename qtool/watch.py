@@ -11,6 +11,8 @@ from qtool.plan import QuantPlan
 MACS = 1_000_000_000
 MOST_SAMPLES = 64
 
+INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8}
+
 
 def sample_count(model: ir.Model, available: int) -> int:
     """How many samples parity can afford."""
@@ -22,8 +24,10 @@ def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
     """Names of values in the emitted graph that parity looks at: codes, and float site outputs."""
     present = by_name(emitted.graph)
     names = [f"{v}_quantized" for v in plan.grid_of if v not in plan.codes]
-    names += [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
-    return tuple(n for n in names if n in present)
+    # A model may have a float value of that name; then its codes go by another, unwatched.
+    codes = [n for n in names if n in present and present[n].dtype in INTEGERS]
+    floats = [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
+    return (*codes, *(n for n in floats if n in present))
 
 
 def watched_model(emitted: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -5,7 +5,7 @@ protobuf: they are taken out while the C++ converter and shape inference run, an
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ class Loaded:
         sha256: digest of what the user gave (hex).
         notes: what loading changed or could not do, one sentence each.
         name: what the user gave where that is not ``path``: a factory, or a torch file.
+        size: bytes of ``path`` with its external data; 0 where that is just the file.
     """
 
     model: ir.Model
@@ -72,6 +73,7 @@ class Loaded:
     sha256: str
     notes: tuple[str, ...]
     name: str = ""
+    size: int = 0
 
     @property
     def shown(self) -> str:
@@ -100,13 +102,14 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
         ) from error
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
-    _check_external_data(model, path)
+    files = _check_external_data(model, path)
     # The graph outlives its file: what is written or run elsewhere must not point back to it.
     model = ir.external_data.load_to_model(model)
     _check_wiring(model, path)
     refuse_quantized(model, path)
     model, notes = settle(model, opset, path)
-    return Loaded(model, path, _digest(path), tuple(notes))
+    size = sum(file.stat().st_size for file in files)
+    return Loaded(model, path, digest_of(files), tuple(notes), size=size)
 
 
 def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
@@ -149,7 +152,9 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
         )
 
 
-def _check_external_data(model: ir.Model, path: Path) -> None:
+def _check_external_data(model: ir.Model, path: Path) -> list[Path]:
+    """The model's file and those its weights lie in; all there and long enough."""
+    files = [path]
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -165,6 +170,9 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
                 f'model {path}: the weights of "{value.name}" lie in {file}, which ends at byte '
                 f"{file.stat().st_size}, expected at least {end}; copy the file again"
             )
+        if file not in files:
+            files.append(file)
+    return files
 
 
 def _check_wiring(model: ir.Model, path: Path) -> None:
@@ -180,9 +188,13 @@ def _check_wiring(model: ir.Model, path: Path) -> None:
             )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the digests of several, in order (hex)."""
+    each = []
+    for path in files:
+        with path.open("rb") as stream:
+            each.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _heavy(model: ir.Model) -> dict[str, ir.TensorProtocol]:
