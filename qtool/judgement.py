@@ -3,7 +3,7 @@
 import importlib
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,12 @@ class Judge:
             return Accuracy(samples=judged.count, agreement=pair), None
         with self.stages.stage("simulate") as record:
             outputs["simulated"] = self._simulate(record)
-        found = judge_outputs(metric[1], outputs, judged.labels)
+            found = judge_outputs(metric[1], outputs, judged.labels)
+            if metric[0] in ("top1", "accuracy") and at_chance(found.values, judged.labels):
+                record.notes.append(
+                    "WARNING: the float model is no better than always naming one class, so the "
+                    "drop says nothing: check preprocess, and the order of the labels"
+                )
         both = (outputs["simulated"], outputs["quantized"])
         return _told(metric, found, judged.count, pair), _agreement(*both) if classes else None
 
@@ -254,6 +259,14 @@ def _told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float |
         agreement=pair,
         **{name: round(value, 6) for name, value in values.items()},
     )
+
+
+def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
+    """True when float top-1 (in %) does not beat the share of the most frequent label."""
+    if labels is None or "float" not in values or labels.ndim != 1 or len(labels) < 20:
+        return False
+    share = np.unique(labels, return_counts=True)[1].max() / len(labels)
+    return values["float"] <= 100 * float(share)
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float | None:
