@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qtool.graph import (
     attribute,
+    clip_limits,
     constant,
     dims,
     is_constant,
@@ -54,7 +55,6 @@ class _Draft:
     bits: Bits
     candidates: dict[str, tuple[ir.Node, OpRule, ir.Node]] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
-    owner: dict[ir.Value, ir.Node] = field(default_factory=dict)
     parent: dict[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> str:
@@ -160,8 +160,6 @@ def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
             last = follower
             taken.add(follower.name or "")
         draft.candidates[name] = (node, rule, last)
-        for value in last.outputs:
-            draft.owner[value] = node
 
 
 def _absorbed(follower: ir.Node, rule: OpRule, draft: _Draft) -> bool:
@@ -237,18 +235,6 @@ def _keeps_zero(node: ir.Node) -> bool:
         return True
     lo, hi = clip_limits(node)
     return lo is not None and hi is not None and lo <= 0 <= hi
-
-
-def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
-    """Limits of a Relu or Clip; None where a limit is computed at run time."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    found: list[float | None] = []
-    for index, default in ((1, float("-inf")), (2, float("inf"))):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        array = constant(value)
-        found.append(default if value is None else None if array is None else float(array))
-    return found[0], found[1]
 
 
 def _data(node: ir.Node, rule: OpRule) -> list[ir.Value]:

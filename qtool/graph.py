@@ -67,6 +67,18 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
+def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
+    """Limits of a Relu or Clip; None where a limit is computed at run time."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    found: list[float | None] = []
+    for index, default in ((1, float("-inf")), (2, float("inf"))):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        array = constant(value)
+        found.append(default if value is None else None if array is None else float(array))
+    return found[0], found[1]
+
+
 def known_dim(value: ir.Value | None, axis: int) -> int | None:
     """One dimension when it is a known integer."""
     shape = dims(value)
@@ -94,21 +106,36 @@ def nodes_by_name(graph: ir.Graph) -> dict[str, ir.Node]:
     return {n.name: n for n in graph if n.name}
 
 
+def nested(node: ir.Node) -> Iterator[ir.Graph]:
+    """The subgraphs of a node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 def captured(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Values of the outer graph that the bodies of If, Loop and Scan read."""
-    found: dict[int, ir.Value] = {}
-    for attr in node.attributes.values():
-        bodies = {ir.AttributeType.GRAPH: [attr.value], ir.AttributeType.GRAPHS: attr.value}
-        for body in bodies.get(attr.type, ()):
-            inner = {id(v) for v in all_values(body)}
-            for child in body:
-                for value in (*child.inputs, *captured(child)):
-                    if value is not None and id(value) not in inner:
-                        found[id(value)] = value
-            for value in body.outputs:
-                if id(value) not in inner:
-                    found[id(value)] = value
-    return tuple(found.values())
+    """Outer values that a node's subgraphs read, in order of first use."""
+    seen: dict[str, ir.Value] = {}
+    for graph in nested(node):
+        _outer(graph, set(), seen)
+    return tuple(seen.values())
+
+
+def _outer(graph: ir.Graph, known: set[int], seen: dict[str, ir.Value]) -> None:
+    known = known | {id(v) for v in graph.inputs} | {id(v) for v in graph.initializers.values()}
+    for node in graph:
+        known |= {id(v) for v in node.outputs}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.name and id(value) not in known:
+                seen.setdefault(value.name, value)
+        for inner in nested(node):
+            _outer(inner, known, seen)
+    for value in graph.outputs:
+        if value.name and id(value) not in known:
+            seen.setdefault(value.name, value)
 
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

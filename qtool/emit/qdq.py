@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
-from qtool.graph import by_name, constant, dims, is_constant, nodes_by_name
+from qtool.graph import by_name, clip_limits, dims, nodes_by_name
 from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan
 from qtool.targets import Target
@@ -72,8 +72,7 @@ class _Emitter:
     def run(self) -> None:
         """Place everything, then drop what nothing reads any more."""
         self._drop_unread()
-        values = by_name(self.graph)
-        self._drop_absorbed(values)
+        self._drop_absorbed()
         order = [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]
         codes: dict[ir.Value, ir.Value] = {}
         for value in order:
@@ -102,7 +101,7 @@ class _Emitter:
         producer = value.producer()
         return producer is not None and producer.name in self.on_codes
 
-    def _drop_absorbed(self, values: dict[str, ir.Value]) -> None:
+    def _drop_absorbed(self) -> None:
         """Remove the Relu or Clip of a site where saturation of its grid does the same."""
         nodes = nodes_by_name(self.graph)
         for site in self.plan.sites.values():
@@ -358,14 +357,9 @@ class _Emitter:
 
 def saturates(node: ir.Node, params: QuantParams) -> bool:
     """True when the grid's own saturation equals this Relu or Clip, code for code."""
-    limits = [0.0, np.inf] if node.op_type == "Relu" else [-np.inf, np.inf]
-    if node.op_type == "Clip":
-        for index in (1, 2):
-            if len(node.inputs) > index and node.inputs[index] is not None:
-                array = constant(node.inputs[index])
-                if array is None:
-                    return False
-                limits[index - 1] = float(array)
+    limits = clip_limits(node)
+    if None in limits:
+        return False
     lo, hi = (quantize(np.asarray(v, np.float64), params) for v in limits)
     return bool(lo <= params.spec.qmin and hi >= params.spec.qmax)
 
@@ -379,12 +373,3 @@ def save_model(model: ir.Model, path: Path) -> None:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.save(model, path)
-
-
-def float_bytes(model: ir.Model) -> int:
-    """Bytes of the float initializers that are left."""
-    return sum(
-        v.const_value.nbytes
-        for v in model.graph.initializers.values()
-        if is_constant(v) and v.const_value is not None and v.dtype == ir.DataType.FLOAT
-    )

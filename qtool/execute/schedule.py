@@ -1,12 +1,13 @@
 """Which nodes run for given feeds and outputs, in which slots, and when each value is dropped."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from qtool.errors import DataError, suggest
+from qtool.graph import by_name, captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,50 +45,9 @@ class Schedule:
     slots: int
 
 
-def nested(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs of a node."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def captured(node: ir.Node) -> list[ir.Value]:
-    """Outer values that a node's subgraphs read, in order of first use."""
-    seen: dict[str, ir.Value] = {}
-    for graph in nested(node):
-        _outer(graph, set(), seen)
-    return list(seen.values())
-
-
-def _outer(graph: ir.Graph, known: set[int], seen: dict[str, ir.Value]) -> None:
-    known = known | {id(v) for v in graph.inputs} | {id(v) for v in graph.initializers.values()}
-    for node in graph:
-        known |= {id(v) for v in node.outputs}
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value.name and id(value) not in known:
-                seen.setdefault(value.name, value)
-        for inner in nested(node):
-            _outer(inner, known, seen)
-    for value in graph.outputs:
-        if value.name and id(value) not in known:
-            seen.setdefault(value.name, value)
-
-
-def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every named value of a graph (not of its subgraphs)."""
-    values = {v.name: v for v in graph.inputs if v.name}
-    values.update(graph.initializers)
-    for node in graph:
-        values.update({v.name: v for v in node.outputs if v.name})
-    return values
-
-
 def _reads(node: ir.Node) -> tuple[ir.Value | None, ...]:
     own = [v if v is not None and v.name else None for v in node.inputs]
-    return (*own, *(captured(node) if any(True for _ in nested(node)) else ()))
+    return (*own, *captured(node))
 
 
 class _Builder:
@@ -150,7 +110,7 @@ def build(
     Raises:
         DataError: a name is not in the graph, or a graph input that is needed is not fed.
     """
-    known = graph_values(graph)
+    known = by_name(graph)
     for role, names in (("fed", fed), ("asked for", outputs), ("read raw", [v for _, v in raw])):
         for name in names:
             if name not in known:
