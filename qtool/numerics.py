@@ -49,7 +49,7 @@ class QuantSpec:
     """A grid that is asked for.
 
     Attributes:
-        bits: 2..16 for data, 32 for biases.
+        bits: 1..16 for data, 32 for biases; 1 bit has no grid of its own, only a Codebook.
         signed: codes around zero, else from 0 up.
         symmetric: the zero point is fixed (0 when signed). Signed symmetric grids are narrow:
             -(2^(bits-1) - 1) .. 2^(bits-1) - 1, so that -x is representable whenever x is.
@@ -75,6 +75,12 @@ class QuantSpec:
         """Largest code."""
         return 2 ** (self.bits - int(self.signed)) - 1
 
+    @property
+    def container(self) -> np.dtype:
+        """The integer type that holds the codes: the narrowest of 8, 16 and 32 bits."""
+        wide = next(size for size in (8, 16, 32) if self.bits <= size)
+        return np.dtype(f"{'' if self.signed else 'u'}int{wide}")
+
 
 @dataclass(frozen=True, eq=False)
 class QuantParams:
@@ -98,6 +104,28 @@ class QuantParams:
     def hi(self) -> np.ndarray:
         """Highest representable value, float64, shape of the scale."""
         return (self.spec.qmax - self.zero_point) * self.scale.astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook(QuantParams):
+    """A grid of which only some codes are used: the values are ``(level - zero_point) * scale``.
+
+    Attributes:
+        spec: its ``bits`` are those of an index into the levels.
+        levels: int32 [k], ascending, at most 2**bits (3 for ternary, where bits is 2).
+    """
+
+    levels: np.ndarray
+
+    @property
+    def lo(self) -> np.ndarray:
+        """Lowest value, float64, shape of the scale."""
+        return (self.levels[0] - self.zero_point) * self.scale.astype(np.float64)
+
+    @property
+    def hi(self) -> np.ndarray:
+        """Highest value, float64, shape of the scale."""
+        return (self.levels[-1] - self.zero_point) * self.scale.astype(np.float64)
 
 
 # A smaller scale would be a denormal float32 that runtimes flush to zero.
@@ -178,7 +206,17 @@ def quantize(
     where they are stored. 32-bit codes need a float64 ``x``.
     """
     scale, zero = align(params, x)
+    if isinstance(params, Codebook):
+        return _nearest(x / scale + zero, params.levels)
     return (rounding(x / scale) + zero).clip(params.spec.qmin, params.spec.qmax)
+
+
+def _nearest(x: Array, levels: np.ndarray) -> Array:
+    """The nearest level of each number; half-way between two, the upper one."""
+    level = x * 0 + float(levels[0])
+    for below, above in zip(levels, levels[1:], strict=False):
+        level = level + (x >= (float(below) + float(above)) / 2) * float(above - below)
+    return level
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
