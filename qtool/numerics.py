@@ -8,6 +8,7 @@ Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Eff
 Integer-Arithmetic-Only Inference", sec. 2.1, arXiv:1712.05877; ONNX operator QuantizeLinear.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -214,7 +215,7 @@ def quantize(
 def _nearest(x: Array, levels: np.ndarray) -> Array:
     """The nearest level of each number; half-way between two, the upper one."""
     level = x * 0 + float(levels[0])
-    for below, above in zip(levels, levels[1:], strict=False):
+    for below, above in itertools.pairwise(levels):
         level = level + (x >= (float(below) + float(above)) / 2) * float(above - below)
     return level
 
