@@ -4,7 +4,6 @@ Names stay: a value keeps its name, its codes are ``<name>_quantized``, what rea
 ``<name>_dequantized``, and Netron shows the network it showed before.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ from qtool.graph import by_name, clip_limits, dims, nodes_by_name
 from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan
 from qtool.targets import Target
-
-# Above this size protobuf is at risk, and weights go to a file of their own.
-EXTERNAL_BYTES = 1_500_000_000
 
 CONTAINERS = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
 
@@ -362,14 +358,3 @@ def saturates(node: ir.Node, params: QuantParams) -> bool:
         return False
     lo, hi = (quantize(np.asarray(v, np.float64), params) for v in limits)
     return bool(lo <= params.spec.qmin and hi >= params.spec.qmax)
-
-
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write the file; above 1.5 GB weights go to ``<name>.data`` beside it."""
-    total = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-    )
-    if total > EXTERNAL_BYTES:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    else:
-        ir.save(model, path)

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from qtool.accounts import kernels_part
 from qtool.annotate import Bits
-from qtool.emit import emit_qdq, qdq, save_model
+from qtool.emit import emit_qdq, save, save_model
 from qtool.graph import by_name, constant, nodes_by_name
 
 # Per builder: kernels ONNX Runtime runs, and how often it converts.
@@ -286,7 +286,7 @@ def test_bodies_read_what_they_captured(build):
 def test_large_weights_go_to_a_file_of_their_own(tmp_path, monkeypatch):
     emitted, _ = quantized(prepared(BUILDERS["residual"]()))
     save_model(emitted, tmp_path / "one.onnx")
-    monkeypatch.setattr(qdq, "EXTERNAL_BYTES", 100)
+    monkeypatch.setattr(save, "EXTERNAL_BYTES", 100)
     save_model(emitted, tmp_path / "two.onnx")
     assert not (tmp_path / "one.onnx.data").exists() and (tmp_path / "two.onnx.data").exists()
     feeds = feeds_for(emitted)
