@@ -1,0 +1,274 @@
+"""QOperator ONNX: the quantized operators themselves, without Q/DQ pairs around float ones.
+
+Made from the QDQ file, so that both hold one plan's codes, scales and names: each site's
+DequantizeLinears, its operator and its QuantizeLinear become the operator that ONNX Runtime would
+have fused them into. Operators of the domain ``com.microsoft`` are ONNX Runtime's.
+
+Source: ONNX operators QLinearConv, QLinearMatMul; ONNX Runtime ContribOperators.md.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.errors import UnsupportedError
+from qtool.graph import clip_limits, is_constant, nodes_by_name
+from qtool.numerics import QuantParams, quantize
+from qtool.plan import QuantPlan, Site
+
+EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
+class Codes(NamedTuple):
+    """An operand or a result in integers: its codes, scale and zero point in the graph."""
+
+    codes: ir.Value
+    scale: ir.Value
+    zero: ir.Value | None
+
+    @property
+    def parts(self) -> list[ir.Value | None]:
+        """In the order that nearly every operator wants them."""
+        return [self.codes, self.scale, self.zero]
+
+
+class Form(NamedTuple):
+    """What a site becomes: an operator, its inputs, and attributes it adds or does not know."""
+
+    op: str
+    inputs: list[ir.Value | None]
+    domain: str = "com.microsoft"
+    added: tuple[ir.Attr, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
+    """Replace Q/DQ pairs by quantized operators, in place; returns the model.
+
+    A site without such an operator keeps its pairs, which ONNX Runtime fuses as it does in QDQ
+    files. Weights that are widened from packed codes stay so: the runtime folds that at load.
+
+    Args:
+        emitted: what ``emit_qdq`` made of the plan.
+        plan: says which nodes compute in integers.
+
+    Raises:
+        UnsupportedError: a site reads or writes codes wider than 8 bits (exit 3).
+    """
+    nodes = nodes_by_name(emitted.graph)
+    for site in plan.sites.values():
+        # The integer mean of a GlobalAveragePool that writes floats is operators already.
+        if site.op in FORMS and site.name in nodes:
+            _replace(nodes[site.name], site, nodes, plan)
+    for name in plan.passes:
+        if name in nodes:
+            _on_codes(nodes[name])
+    _drop_unread(emitted.graph)
+    emitted.opset_imports.setdefault("com.microsoft", 1)
+    return emitted
+
+
+def _replace(node: ir.Node, site: Site, nodes: dict[str, ir.Node], plan: QuantPlan) -> None:
+    """Put the quantized operator in the place of one site's nodes."""
+    operands = [None if v is None else _dequantized(v) for v in node.inputs]
+    last = nodes.get(site.nodes[-1], node)
+    quantizer = _quantizer(last.outputs[0]) if site.output in plan.grid_of else None
+    found = None if quantizer is None else _written(quantizer)
+    for part in (*operands, found):
+        _check_width(site, part)
+    form = FORMS[site.op](operands, found)
+    kept = [a for name, a in node.attributes.items() if name not in form.without]
+    made = ir.Node(form.domain, form.op, form.inputs, [*kept, *form.added], name=node.name)
+    node.graph.insert_before(node, made)  # type: ignore[union-attr]
+    _take_over(made, node, last, quantizer, plan.params(site.output))
+
+
+def _check_width(site: Site, part: Codes | None) -> None:
+    dtype = part.codes.dtype if part is not None else None
+    if dtype not in (None, ir.DataType.INT32, *EIGHT_BITS):
+        raise UnsupportedError(
+            f'output.format: qoperator: "{site.name}" works on {str(dtype).lower()} codes, but '
+            f"there is a quantized {site.op} for 8 bits only; use format qdq, or 8 bits for this "
+            "layer"
+        )
+
+
+def _take_over(
+    made: ir.Node,
+    node: ir.Node,
+    last: ir.Node,
+    quantizer: ir.Node | None,
+    params: QuantParams | None,
+) -> None:
+    """Give the new operator the outputs and readers of the nodes it stands for; remove those."""
+    old = last.outputs[0] if quantizer is None else quantizer.outputs[0]
+    out, end = made.outputs[0], made.outputs[0]
+    out.type, out.shape = old.type, old.shape
+    if last is not node and quantizer is not None and params is not None:
+        # The activation was not absorbed: saturating is monotonous, so its limits act on codes.
+        end = _clip(made, last, params)
+        out.name = f"{last.outputs[0].name}_unclipped"
+    ir.convenience.replace_all_uses_with(old, end, replace_graph_outputs=old.is_graph_output())
+    end.name, end.type, end.shape = old.name, old.type, old.shape
+    for gone in dict.fromkeys(n for n in (quantizer, last, node) if n is not None):
+        gone.graph.remove(gone, safe=True)  # type: ignore[union-attr]
+
+
+def _clip(made: ir.Node, activation: ir.Node, params: QuantParams) -> ir.Value:
+    """A Clip on codes behind the operator that does what a Relu or Clip does to the values."""
+    graph, name = made.graph, activation.name
+    if graph is None:
+        raise AssertionError(f"{made.name} is in no graph")
+    bounds = []
+    for side, limit in zip(("min", "max"), clip_limits(activation), strict=True):
+        if limit is None:
+            raise AssertionError(f"{name} has computed limits")
+        code = quantize(np.asarray(limit, np.float64), params).astype(params.spec.container)
+        tensor = ir.Tensor(np.asarray(code), name=f"{name}_{side}_code")
+        bound = ir.Value(
+            name=tensor.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(()),
+            const_value=tensor,
+        )
+        graph.register_initializer(bound)
+        bounds.append(bound)
+    clip = ir.Node("", "Clip", [made.outputs[0], *bounds], name=name)
+    graph.insert_after(made, clip)
+    return clip.outputs[0]
+
+
+def _on_codes(node: ir.Node) -> None:
+    """Let an op that moves codes read and write them, where Q and DQ still stand around it."""
+    source = node.inputs[0]
+    if source is None or source.dtype in EIGHT_BITS or node.graph is None:
+        return
+    read, quantizers = _dequantized(source), [_quantizer(out) for out in node.outputs]
+    if read is None or read.codes.dtype not in EIGHT_BITS or None in quantizers:
+        return
+    node.replace_input_with(0, read.codes)
+    for out, quantizer in zip(node.outputs, quantizers, strict=True):
+        if quantizer is None or quantizer.graph is None:
+            continue
+        codes = quantizer.outputs[0]
+        ir.convenience.replace_all_uses_with(
+            codes, out, replace_graph_outputs=codes.is_graph_output()
+        )
+        quantizer.graph.remove(quantizer, safe=True)
+        out.name, out.type = codes.name, codes.type
+
+
+def _dequantized(value: ir.Value) -> Codes | None:
+    """What stands in front of the DequantizeLinear that makes this value, if one does."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    codes, scale, *zero = producer.inputs
+    if codes is None or scale is None:
+        raise AssertionError(f"{producer.name} lacks an input")
+    return Codes(codes, scale, zero[0] if zero else None)
+
+
+def _written(quantizer: ir.Node) -> Codes:
+    """The grid that a QuantizeLinear writes on."""
+    _, scale, zero = quantizer.inputs
+    if scale is None:
+        raise AssertionError(f"{quantizer.name} lacks a scale")
+    return Codes(quantizer.outputs[0], scale, zero)
+
+
+def _quantizer(value: ir.Value) -> ir.Node | None:
+    """The QuantizeLinear that alone reads this value, if one does."""
+    uses = [node for node, _ in value.uses()]
+    alone = len(uses) == 1 and uses[0].op_type == "QuantizeLinear" and not value.is_graph_output()
+    return uses[0] if alone else None
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove what only the replaced pairs read."""
+    for node in reversed(list(graph)):
+        if all(not out.uses() and not out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if is_constant(value) and not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+Operands = list[Codes | None]
+
+
+def _need(part: Codes | None) -> Codes:
+    if part is None:
+        raise AssertionError("an operand of an integer site is not dequantized codes")
+    return part
+
+
+def _bias(operands: Operands) -> list[ir.Value | None]:
+    """The bias: int32 codes on the grid s_x * s_w, which the operator knows by itself."""
+    given = operands[2] if len(operands) > 2 else None
+    return [] if given is None else [given.codes]
+
+
+def _conv(operands: Operands, out: Codes | None) -> Form:
+    x, w, y = _need(operands[0]), _need(operands[1]), _need(out)
+    inputs = [*x.parts, *w.parts, y.scale, y.zero, *_bias(operands)]
+    return Form("QLinearConv", inputs, "")
+
+
+def _matmul(operands: Operands, out: Codes | None) -> Form:
+    a, b = _need(operands[0]), _need(operands[1])
+    if out is not None:
+        return Form("QLinearMatMul", [*a.parts, *b.parts, out.scale, out.zero], "")
+    inputs = [a.codes, b.codes, a.scale, b.scale, a.zero, b.zero]
+    return Form("MatMulIntegerToFloat", inputs)
+
+
+def _gemm(operands: Operands, out: Codes | None) -> Form:
+    a, b = _need(operands[0]), _need(operands[1])
+    inputs = [*a.parts, *b.parts, *_bias(operands)]
+    if out is not None:
+        inputs += [None] * (7 - len(inputs)) + [out.scale, out.zero]
+    return Form("QGemm", inputs, without=("beta",))
+
+
+def _two(op: str) -> Callable[[Operands, Codes | None], Form]:
+    def form(operands: Operands, out: Codes | None) -> Form:
+        a, b, y = _need(operands[0]), _need(operands[1]), _need(out)
+        return Form(op, [*a.parts, *b.parts, y.scale, y.zero])
+
+    return form
+
+
+def _one(
+    op: str, added: tuple[ir.Attr, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[[Operands, Codes | None], Form]:
+    def form(operands: Operands, out: Codes | None) -> Form:
+        x, y = _need(operands[0]), _need(out)
+        return Form(op, [*x.parts, y.scale, y.zero], added=added, without=without)
+
+    return form
+
+
+def _concat(operands: Operands, out: Codes | None) -> Form:
+    y = _need(out)
+    each = [part for operand in operands for part in _need(operand).parts]
+    return Form("QLinearConcat", [y.scale, y.zero, *each])
+
+
+CHANNELS_FIRST = (ir.AttrInt64("channels_last", 0),)
+
+FORMS: dict[str, Callable[[Operands, Codes | None], Form]] = {
+    "Conv": _conv,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Add": _two("QLinearAdd"),
+    "Mul": _two("QLinearMul"),
+    "Concat": _concat,
+    "Sigmoid": _one("QLinearSigmoid"),
+    "LeakyRelu": _one("QLinearLeakyRelu"),
+    # The plan admits dilations of 1 only.
+    "AveragePool": _one("QLinearAveragePool", CHANNELS_FIRST, ("dilations",)),
+    "GlobalAveragePool": _one("QLinearGlobalAveragePool", CHANNELS_FIRST),
+}
