@@ -1,0 +1,245 @@
+"""QONNX: a float graph with ``Quant`` and ``BipolarQuant`` where values are rounded to a grid.
+
+The format of FPGA compilers, for any number of bits: nothing in it says integer, the operators say
+which numbers occur. Weights lie on their grids already, so ``Quant`` behind them changes nothing.
+Both operators are also given as functions of standard operators inside the file: ONNX Runtime
+runs it as it is, in floats, and compilers see only the operators.
+
+Source: Pappalardo et al. 2022, "QONNX: Representing Arbitrary-Precision Quantized Neural
+Networks", sec. 4, arXiv:2206.07527.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool import __version__
+from qtool.graph import by_name
+from qtool.numerics import Codebook, QuantParams, align, dequantize
+from qtool.plan import QuantPlan
+
+DOMAIN = "qonnx.custom_op.general"
+
+
+def emit_qonnx(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """A copy of the model that rounds where the plan does.
+
+    Args:
+        model: the rewritten float graph; unchanged.
+        plan: frozen: every grid is found, every weight and bias has codes.
+    """
+    copy = ir.Model(
+        model.graph.clone(),
+        ir_version=max(model.ir_version or 0, 10),
+        producer_name="qtool",
+        producer_version=__version__,
+        metadata_props=dict(model.metadata_props),
+    )
+    made = _Emitter(copy.graph, plan)
+    made.run()
+    opset = copy.graph.opset_imports[""]
+    for function in (quant_function(opset), bipolar_function(opset)):
+        if function.name in made.used:
+            copy.functions[function.identifier()] = function
+            copy.graph.opset_imports[DOMAIN] = 1
+    return copy
+
+
+class _Emitter:
+    """The graph being edited, the initializers made so far, and the operators used."""
+
+    def __init__(self, graph: ir.Graph, plan: QuantPlan) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.integer = plan.integer_nodes
+        self.used: set[str] = set()
+        self.shared: dict[str, ir.Value] = {}
+        self.taken: set[str | None] = {
+            v.name for v in (*graph.inputs, *graph.initializers.values())
+        }
+        for node in graph.all_nodes():
+            self.taken.update((node.name, *(v.name for v in node.outputs)))
+
+    def run(self) -> None:
+        """Round every value on a grid once: where it is made, or in front of its readers."""
+        for value in [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]:
+            producer = value.producer()
+            if value.name in self.plan.codes:
+                self._constant(value)
+            elif producer is None or producer.name not in self.plan.passes:
+                self._activation(value)
+        self.graph.sort()
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+
+    def _activation(self, value: ir.Value) -> None:
+        producer = value.producer()
+        in_integers = producer is not None and producer.name in self.integer
+        uses = [use for use in value.uses() if in_integers or use[0].name in self.integer]
+        output = value.is_graph_output() and in_integers
+        if not uses and not output:
+            return
+        rounded = self._rounded(value, value.name or "")
+        for reader, index in uses:
+            reader.replace_input_with(index, rounded)
+        if output:
+            for index, graph_output in enumerate(self.graph.outputs):
+                if graph_output is value:
+                    self.graph.outputs[index] = rounded
+            rounded.name, value.name = value.name, self._unique(f"{value.name}_float")
+
+    def _constant(self, value: ir.Value) -> None:
+        """An initializer's values on its grid; float readers keep its own, unless it is stored."""
+        name = value.name or ""
+        stored = name in self.plan.stored
+        uses = [use for use in value.uses() if stored or use[0].name in self.integer]
+        codes, params = self.plan.codes[name], self._grid(name)
+        array = np.asarray(dequantize(codes.astype(np.float64), params), np.float32)
+        if len(uses) == len(tuple(value.uses())) and not value.is_graph_output():
+            value.const_value, source = ir.Tensor(array, name=name), value
+        else:
+            source = self._initializer(f"{name}_on_grid", array)
+        rounded = self._rounded(source, name)
+        for reader, index in uses:
+            reader.replace_input_with(index, rounded)
+
+    def _rounded(self, value: ir.Value, name: str) -> ir.Value:
+        """``Quant`` or ``BipolarQuant`` behind a value, on the grid of ``name``."""
+        params = self._grid(name)
+        scale, zero = align(params, np.empty(value.shape.numpy() if name in self.plan.codes else 0))  # type: ignore[union-attr]
+        grid = self.plan.grid_of[name]
+        inputs = [value, self._initializer(f"{grid}_scale", scale)]
+        attributes: dict[str, Any] = {}
+        op = "BipolarQuant" if is_bipolar(params) else "Quant"
+        if op == "Quant":
+            bits = bits_of(params)
+            inputs.append(self._initializer(f"{grid}_zero_point", zero))
+            inputs.append(self._initializer(f"bits_{bits}", np.float32(bits)))
+            signed = params.spec.signed
+            narrow = signed and (params.spec.symmetric or isinstance(params, Codebook))
+            attributes = {"signed": int(signed), "narrow": int(narrow), "rounding_mode": "ROUND"}
+        self.used.add(op)
+        node = ir.Node(
+            DOMAIN,
+            op,
+            inputs,
+            [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()],
+            name=self._unique(f"{name}_{op}"),
+        )
+        self.graph.append(node)
+        out = node.outputs[0]
+        out.name, out.shape = self._unique(f"{name}_dequantized"), value.shape
+        out.type = ir.TensorType(ir.DataType.FLOAT)
+        return out
+
+    def _grid(self, name: str) -> QuantParams:
+        params = self.plan.params(name)
+        if params is None:
+            raise AssertionError(f"{name} has no grid")
+        return params
+
+    def _initializer(self, name: str, array: object) -> ir.Value:
+        if name not in self.shared:
+            data = np.asarray(array, np.float32, order="C")
+            tensor = ir.Tensor(data, name=self._unique(name))
+            self.shared[name] = ir.Value(
+                name=tensor.name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(self.shared[name])
+        return self.shared[name]
+
+    def _unique(self, base: str) -> str:
+        name, k = base, 0
+        while name in self.taken:
+            name, k = f"{base}_{k + 1}", k + 1
+        self.taken.add(name)
+        return name
+
+
+def is_bipolar(params: QuantParams) -> bool:
+    """True for a grid of two values, minus and plus the scale."""
+    return isinstance(params, Codebook) and params.levels.tolist() == [-1, 1]
+
+
+def bits_of(params: QuantParams) -> int:
+    """The width of ``Quant``: the grid's own, or the narrowest that holds a code book's levels."""
+    if not isinstance(params, Codebook):
+        return params.spec.bits
+    return int(np.abs(params.levels).max()).bit_length() + 1
+
+
+class _Body:
+    """A function's body being written: every call adds one node and returns its value."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+
+    def __call__(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        attrs = [
+            a if isinstance(a, ir.Attr) else ir.convenience.convert_attribute(k, a)
+            for k, a in attributes.items()
+        ]
+        node = ir.Node("", op, inputs, attrs)
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def number(self, value: float) -> ir.Value:
+        return self("Constant", value_float=float(value))
+
+    def function(
+        self,
+        name: str,
+        inputs: list[ir.Value],
+        out: ir.Value,
+        attributes: list[ir.Attr],
+        opset: int,
+    ) -> ir.Function:
+        graph = ir.Graph(inputs, [out], nodes=self.nodes, opset_imports={"": opset})
+        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
+
+
+def quant_function(opset: int) -> ir.Function:
+    """``Quant`` in standard operators: (clip(x / scale + zero, low, high) rounded - zero) * scale.
+
+    The zero point is added before rounding, as the format has it: where it is odd, a value half-way
+    between two codes goes the other way than in QuantizeLinear.
+    """
+    body = _Body()
+    x, scale, zero, bits = (ir.val(n) for n in ("x", "scale", "zeropt", "bitwidth"))
+    signed, narrow = (
+        body(
+            "Cast",
+            body("Constant", value_int=ir.RefAttr("value_int", name, ir.AttributeType.INT)),
+            to=ir.DataType.FLOAT.value,
+        )
+        for name in ("signed", "narrow")
+    )
+    one = body.number(1)
+    levels = body("Pow", body.number(2), body("Sub", bits, signed))
+    unsigned = body("Sub", one, signed)
+    high = body("Sub", body("Sub", levels, one), body("Mul", narrow, unsigned))
+    low = body("Mul", signed, body("Sub", narrow, levels))
+    steps = body("Add", body("Div", x, scale), zero)
+    codes = body("Round", body("Clip", steps, low, high))
+    out = body("Mul", body("Sub", codes, zero), scale)
+    attributes: list[ir.Attr] = [
+        ir.AttrInt64("signed", 1),
+        ir.AttrInt64("narrow", 1),
+        ir.AttrString("rounding_mode", "ROUND"),
+    ]
+    return body.function("Quant", [x, scale, zero, bits], out, attributes, opset)
+
+
+def bipolar_function(opset: int) -> ir.Function:
+    """``BipolarQuant`` in standard operators: the scale with the sign of x; zero counts as plus."""
+    body = _Body()
+    x, scale = ir.val("x"), ir.val("scale")
+    plus = body("GreaterOrEqual", x, body.number(0))
+    signs = body("Where", plus, body.number(1), body.number(-1))
+    return body.function("BipolarQuant", [x, scale], body("Mul", signs, scale), [], opset)
