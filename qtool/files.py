@@ -1,12 +1,16 @@
 """Files that appear whole or not at all: temporary name in the same folder, fsync, rename."""
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qtool.errors import RecipeError
+
+# Weights of more bytes than this lie in a file of their own, outside protobuf, and stay mapped.
+EXTERNAL_BYTES = 1_500_000_000
 
 
 @contextmanager
@@ -67,6 +71,15 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         RecipeError: the file cannot be written (says where and why).
     """
     write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the digests of several, in order (hex)."""
+    each = []
+    for path in paths:
+        with path.open("rb") as stream:
+            each.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _publish(temporary: Path, target: Path) -> None:

@@ -1,14 +1,21 @@
 """A whole graph in ONNX Runtime: for constants, and for statistics, where torch is 2-5 x slower."""
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.execute.ort_options import default_threads, session_options
+
+# Tensors of more bytes start at a page of their own in a file: readers want aligned numbers.
+SMALL = 256
 
 
 class OrtSession:
@@ -35,9 +42,10 @@ class OrtSession:
 
         options = session_options(threads or default_threads(), level)
         try:
-            self._session: Any = ort.InferenceSession(
-                _serialized(model, outputs), options, providers=["CPUExecutionProvider"]
-            )
+            with _returning(model, outputs), _source(model, options) as source:
+                self._session: Any = ort.InferenceSession(
+                    source, options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # the runtime raises one class per status, all of its own
             if not type(error).__module__.startswith("onnxruntime."):
                 raise
@@ -93,7 +101,9 @@ class OrtSession:
         self._buffers.clear()
 
 
-def _serialized(model: ir.Model, outputs: Sequence[str] | None) -> bytes:
+@contextmanager
+def _returning(model: ir.Model, outputs: Sequence[str] | None) -> Iterator[None]:
+    """While this lasts, the graph returns the named values."""
     graph = model.graph
     kept = list(graph.outputs)
     if outputs is not None:
@@ -102,8 +112,31 @@ def _serialized(model: ir.Model, outputs: Sequence[str] | None) -> bytes:
         graph.outputs.clear()
         graph.outputs.extend(wanted)
     try:
-        return ir.to_proto(model).SerializeToString()
+        yield
     finally:
         if outputs is not None:
             graph.outputs.clear()
             graph.outputs.extend(kept)
+
+
+@contextmanager
+def _source(model: ir.Model, options: Any) -> Iterator[bytes | str]:
+    """What the runtime loads the model from: its bytes, or a file that is gone afterwards.
+
+    Weights that lie in files are named, not copied: the runtime maps them itself. Where too many
+    others are left for protobuf, all go to a temporary file, which the runtime keeps mapped.
+    """
+    tensors = [v.const_value for v in model.graph.initializers.values()]
+    folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    inside = sum(t.nbytes for t in tensors if t and not isinstance(t, ir.ExternalTensor))
+    if inside <= files.EXTERNAL_BYTES and len(folders) <= 1:
+        for folder in folders:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", folder
+            )
+        yield ir.to_proto(model).SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
+        path = Path(scratch) / "model.onnx"
+        ir.save(model, path, external_data="weights", alignment=4096, align_threshold=SMALL)
+        yield str(path)

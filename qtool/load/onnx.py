@@ -2,10 +2,10 @@
 
 Opset is a loading matter: nothing behind this module changes it. Large weights never travel through
 protobuf: they are taken out while the C++ converter and shape inference run, and put back after.
+What lies in external data and how it stays there is told in ``big``.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,13 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from qtool import files
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph import captured
+from qtool.load.big import SMALL, settle_external
 from qtool.load.cast_like import cast_outright
 from qtool.load.half import widen
 from qtool.load.old_opsets import restore_meaning
-
-# Below this many bytes a tensor may be a shape or an axis that inference has to see.
-SMALL = 4096
 
 # DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
 OLDEST_OPSET = 13
@@ -80,6 +79,11 @@ class Loaded:
         """The model as messages and the report call it."""
         return self.name or str(self.path)
 
+    @property
+    def big(self) -> bool:
+        """Whether its weights stay mapped and only one session may be alive at a time."""
+        return self.size > files.EXTERNAL_BYTES
+
 
 def load_model(path: Path, opset: int = 21) -> Loaded:
     """Read an ONNX file for quantization.
@@ -95,21 +99,19 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     if not path.is_file():
         raise ModelError(f"model {path}: no such file; expected an .onnx file")
     try:
-        model = ir.load(path)
+        model = ir.load(path.absolute())
     except Exception as error:  # protobuf and onnx_ir raise many kinds for damaged bytes
         raise ModelError(
             f"model {path}: not a readable ONNX file ({error}); export it again"
         ) from error
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
-    files = _check_external_data(model, path)
-    # The graph outlives its file: what is written or run elsewhere must not point back to it.
-    model = ir.external_data.load_to_model(model)
+    parts = settle_external(model, path.absolute())
     _check_wiring(model, path)
     refuse_quantized(model, path)
     model, notes = settle(model, opset, path)
-    size = sum(file.stat().st_size for file in files)
-    return Loaded(model, path, digest_of(files), tuple(notes), size=size)
+    size = sum(part.stat().st_size for part in parts)
+    return Loaded(model, path, files.digest_of(parts), tuple(notes), size=size)
 
 
 def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
@@ -152,29 +154,6 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
         )
 
 
-def _check_external_data(model: ir.Model, path: Path) -> list[Path]:
-    """The model's file and those its weights lie in; all there and long enough."""
-    files = [path]
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        file, end = Path(tensor.path), (tensor.offset or 0) + tensor.nbytes
-        if not file.is_file():
-            raise ModelError(
-                f'model {path}: the weights of "{value.name}" lie in {file}, which is '
-                "missing; put the external data file beside the model"
-            )
-        if file.stat().st_size < end:
-            raise ModelError(
-                f'model {path}: the weights of "{value.name}" lie in {file}, which ends at byte '
-                f"{file.stat().st_size}, expected at least {end}; copy the file again"
-            )
-        if file not in files:
-            files.append(file)
-    return files
-
-
 def _check_wiring(model: ir.Model, path: Path) -> None:
     graph = model.graph
     given = {*graph.inputs, *graph.initializers.values()}
@@ -186,15 +165,6 @@ def _check_wiring(model: ir.Model, path: Path) -> None:
                 f'model {path}: node "{node.name or node.op_type}" reads "{value.name}", which '
                 "nothing makes; export it again"
             )
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the digests of several, in order (hex)."""
-    each = []
-    for path in files:
-        with path.open("rb") as stream:
-            each.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _heavy(model: ir.Model) -> dict[str, ir.TensorProtocol]:

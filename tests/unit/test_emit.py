@@ -21,9 +21,11 @@ from models import (
 )
 from onnx import TensorProto, helper
 
+from qtool import files
 from qtool.accounts import kernels_part
 from qtool.annotate import Bits
-from qtool.emit import emit_qdq, save, save_model
+from qtool.emit import emit_qdq, save_model
+from qtool.errors import RecipeError
 from qtool.graph import by_name, constant, nodes_by_name
 
 # Per builder: kernels ONNX Runtime runs, and how often it converts.
@@ -285,10 +287,17 @@ def test_bodies_read_what_they_captured(build):
 
 def test_large_weights_go_to_a_file_of_their_own(tmp_path, monkeypatch):
     emitted, _ = quantized(prepared(BUILDERS["residual"]()))
+    feeds = feeds_for(emitted)
+    want = run(emitted, feeds)["y"]
     save_model(emitted, tmp_path / "one.onnx")
-    monkeypatch.setattr(save, "EXTERNAL_BYTES", 100)
+    monkeypatch.setattr(files, "EXTERNAL_BYTES", 100)
     save_model(emitted, tmp_path / "two.onnx")
     assert not (tmp_path / "one.onnx.data").exists() and (tmp_path / "two.onnx.data").exists()
-    feeds = feeds_for(emitted)
     again = ir.external_data.load_to_model(ir.load(tmp_path / "two.onnx"))
-    np.testing.assert_array_equal(run(again, feeds)["y"], run(emitted, feeds)["y"])
+    np.testing.assert_array_equal(run(again, feeds)["y"], want)
+    lying = [v.const_value for v in emitted.graph.initializers.values()]
+    lying = [t for t in lying if isinstance(t, ir.ExternalTensor)]
+    assert lying and all(t.offset % 4096 == 0 and t.numpy().size == t.size for t in lying)
+    with pytest.raises(RecipeError, match="the float model's own weights lie there"):
+        save_model(emitted, tmp_path / "two.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
