@@ -218,7 +218,7 @@ def _integer_layer(plan: QuantPlan, site: Site, db: float | None) -> Layer:
         weight_bits=weight.spec.bits,
         activation_bits=read.spec.bits if read is not None else "float",
         granularity=weight.spec.granularity.name,
-        sqnr_db=None if db is None else round(db, 3),
+        sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
         bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
     )
 

@@ -1,20 +1,21 @@
 """Before anything is quantized: the model, its target, the data, the bits asked for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.annotate import Bits
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
-from qtool.errors import RecipeError, UnsupportedError, suggest
+from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.load import Loaded, bind_shapes, load_model
+from qtool.load.declare import declare
 from qtool.metrics import find_metric
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
-from qtool.recipe_model import TorchModel, as_torch, carries_code
+from qtool.recipe_model import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.steps import resolve_bits
@@ -85,6 +86,7 @@ def prepare(
         loaded = _load(recipe, stages, trust_code)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, loaded.shown)
+        check_first_output(loaded.model, loaded.shown)
         section = recipe.calibrate
         calibration = open_dataset(section, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
@@ -165,7 +167,7 @@ def _load(recipe: Recipe, stages: Stages, trust_code: bool) -> Loaded:
 
 
 def load_any(
-    model: Path | TorchModel,
+    model: Path | OnnxModel | TorchModel,
     place: Callable[[tuple[str, ...]], Path],
     opset: int,
     fresh: bool = False,
@@ -180,6 +182,12 @@ def load_any(
     """
     if isinstance(model, Path) and not carries_code(model):
         return load_model(model, opset)
+    if isinstance(model, OnnxModel):
+        loaded = load_model(model.onnx, opset)
+        if not model.input:
+            return loaded
+        note = declare(loaded.model, model.input, model.onnx)
+        return replace(loaded, notes=(*loaded.notes, note))
     torch = as_torch(model)
     from qtool.load.torch import TensorInput, TorchSource, load_torch
 
@@ -193,18 +201,60 @@ def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
     """The model's inputs as data must fit them.
 
     Raises:
-        UnsupportedError: an input that is not a tensor of known rank.
+        ModelError: an input's shape is not known; the recipe can say it.
+        UnsupportedError: there is no input, or one that no batch of numbers can feed.
     """
+    if not model.graph.inputs:
+        raise UnsupportedError(
+            f"model {name}: it has no inputs, so no data can calibrate it; export it with the "
+            "input that its result depends on"
+        )
     specs = {}
     for value in model.graph.inputs:
-        shape = dims(value)
-        if shape is None or value.dtype is None or value.name is None or not len(shape):
+        if isinstance(value.type, ir.SequenceType) or value.dtype in (None, ir.DataType.STRING):
+            found = "text" if value.dtype == ir.DataType.STRING else "no tensor"
             raise UnsupportedError(
-                f'model {name}: the input "{value.name}" has no known rank, or no batch axis; '
-                "export the model with input shapes"
+                f'model {name}: the input "{value.name}" is {found}, expected numbers; export the '
+                "model without what turns it into tensors"
             )
-        specs[value.name] = InputSpec(value.name, shape, str(value.dtype.numpy()))
+        shape = dims(value)
+        if shape is None:
+            raise ModelError(
+                f'model {name}: the input "{value.name}" has no known shape; write its sizes into '
+                "the recipe, N for the batch and any name for what each batch may choose: "
+                f"model: {{onnx: {name}, input: {{{value.name}: [N, 3, 224, 224]}}}}"
+            )
+        if not shape or 0 in shape:
+            found = "one number without a batch axis" if not shape else f"empty: {list(shape)}"
+            raise UnsupportedError(
+                f'model {name}: the input "{value.name}" is {found}; expected a batch of samples: '
+                "make it a constant, or export the model with a batch axis there"
+            )
+        specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))
     return specs
+
+
+def check_first_output(model: ir.Model, name: str) -> None:
+    """Refuse a first output by which two files cannot be compared sample by sample.
+
+    Raises:
+        UnsupportedError: it is not computed, no tensor of numbers, or a single number.
+    """
+    value = model.graph.outputs[0]
+    if value.producer() is None:
+        found = "an input" if value.is_graph_input() else "a constant"
+    elif isinstance(value.type, ir.SequenceType | ir.OptionalType):
+        found = "no tensor"
+    elif value.dtype == ir.DataType.STRING:
+        found = "text"
+    elif dims(value) == ():
+        found = "one number for the whole batch"
+    else:
+        return
+    raise UnsupportedError(
+        f'model {name}: the first output, "{value.name}", is {found}; it is what both files are '
+        "judged by: put an output that has numbers for every sample first"
+    )
 
 
 def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Record) -> Dataset:

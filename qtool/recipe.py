@@ -22,8 +22,8 @@ from qtool.data.section import DataSection
 from qtool.errors import RecipeError
 from qtool.recipe_checks import check_names, check_paths, refuse_later
 from qtool.recipe_errors import describe, explain
+from qtool.recipe_model import Model
 from qtool.recipe_model import Part as _Part
-from qtool.recipe_model import TorchModel
 from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
@@ -141,8 +141,8 @@ class Output(_Part):
 class Recipe(_Part):
     """Everything a run is asked to do. Paths are absolute once it is loaded."""
 
-    model: Annotated[Path, Field(strict=False)] | TorchModel
-    """The float ONNX file, a .pt2 or .pt file, or {torch: module:factory, ...}."""
+    model: Model
+    """The float ONNX file, a .pt2 or .pt file, {onnx: FILE, input: ..} or {torch: NAME, ..}."""
     target: str = "onnxruntime-cpu"
     """The runtime: a name of `qtool list targets`, or the path of a .yaml file."""
     calibrate: Calibrate

@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from qtool.catalog import KINDS, options_of
 from qtool.errors import suggest
 from qtool.recipe_errors import describe, explain
-from qtool.recipe_model import FILES
+from qtool.recipe_model import FILES, OnnxModel
 from qtool.recipe_yaml import Document, Path
 from qtool.usercode import is_function_name
 
@@ -191,6 +191,8 @@ def _model_paths(recipe: "Recipe") -> list[tuple[Path, str | None]]:
     model = recipe.model
     if isinstance(model, FilePath):
         return [(("model",), str(model))]
+    if isinstance(model, OnnxModel):
+        return [(("model", "onnx"), str(model.onnx))]
     file = model.torch if model.torch.endswith(FILES) else None
     named = {"torch": file, "weights": model.weights, "code": model.code}
     return [(("model", k), str(v)) for k, v in named.items() if v is not None]

@@ -1,4 +1,4 @@
-"""The recipe's model, where it is not an ONNX file: a torch network and how to call it."""
+"""The recipe's model: a file, an ONNX file with sizes, or a torch network and how to call it."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,7 +7,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -48,10 +50,13 @@ def _shape(found: Any) -> Any:
     return tuple(found)
 
 
+Shape = Annotated[tuple[int | str, ...], BeforeValidator(_shape)]
+
+
 class TorchInput(Part):
     """One input of a torch network; its shape alone is enough: [N, 3, 32, 32]."""
 
-    shape: Annotated[tuple[int | str, ...], BeforeValidator(_shape)]
+    shape: Shape
     """Sizes, the batch first; a name such as N for a dimension of any size."""
     dtype: Dtype = "float32"
     """The element type."""
@@ -65,6 +70,15 @@ class TorchInput(Part):
     def _to_yaml(self) -> Any:
         shape = list(self.shape)
         return shape if self.dtype == "float32" else {"shape": shape, "dtype": self.dtype}
+
+
+class OnnxModel(Part):
+    """An ONNX file and the sizes of dimensions that it leaves open."""
+
+    onnx: Annotated[Path, Field(strict=False)]
+    """The float ONNX file."""
+    input: dict[str, Shape] = Field(default_factory=dict)
+    """Input to its shape, the batch first; a name such as N for a dimension of any size."""
 
 
 class TorchModel(Part):
@@ -104,11 +118,26 @@ class TorchModel(Part):
         return self
 
 
-def carries_code(model: "Path | TorchModel") -> bool:
+def _form(found: Any) -> str:
+    """Which of the forms of a model is meant."""
+    if isinstance(found, OnnxModel) or (isinstance(found, dict) and "onnx" in found):
+        return "with sizes"
+    return "a network" if isinstance(found, dict | TorchModel) else "a file"
+
+
+Model = Annotated[
+    Annotated[Path, Field(strict=False), Tag("a file")]
+    | Annotated[OnnxModel, Tag("with sizes")]
+    | Annotated[TorchModel, Tag("a network")],
+    Discriminator(_form),
+]
+
+
+def carries_code(model: "Path | OnnxModel | TorchModel") -> bool:
     """Whether loading the model can run code of its own."""
-    return isinstance(model, TorchModel) or model.suffix in FILES
+    return isinstance(model, TorchModel) or (isinstance(model, Path) and model.suffix in FILES)
 
 
-def as_torch(model: "Path | TorchModel") -> TorchModel:
+def as_torch(model: "Path | OnnxModel | TorchModel") -> TorchModel:
     """A torch file named by its path alone, as the mapping it stands for."""
     return model if isinstance(model, TorchModel) else TorchModel(torch=str(model))

@@ -101,9 +101,9 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
         resolve(data, key)
     model = data.get("model")
     if isinstance(model, dict):
-        if not str(model.get("torch")).endswith(FILES):
+        if "onnx" not in model and not str(model.get("torch")).endswith(FILES):
             model.setdefault("code", ".")
-        for key in ("torch", "weights", "code"):
+        for key in ("onnx", "torch", "weights", "code"):
             resolve(model, key)
     for name in ("calibrate", "evaluate"):
         section = data.get(name)

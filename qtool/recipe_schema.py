@@ -38,6 +38,7 @@ def recipe_schema() -> dict[str, Any]:
     parts["TorchModel"]["properties"]["input"]["additionalProperties"] = {
         "anyOf": [shape, parts.pop("TorchInput")]
     }
+    parts["OnnxModel"]["properties"]["input"]["additionalProperties"] = shape
     parts.pop("Choice", None)
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 

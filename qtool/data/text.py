@@ -153,9 +153,10 @@ def _length(given: Text, roles: Mapping[str, str], inputs: Mapping[str, InputSpe
     known = next((size for size in fixed if isinstance(size, int)), None)
     length = given.length or known
     if length is None:
+        open_ = ", ".join(inputs[name].describe() for name in roles)
         raise DataError(
-            f"{given.path}: the model's inputs leave the number of tokens open; expected it in "
-            "the recipe: set `text: {length: 128}`"
+            f"{given.path}: the model leaves the number of tokens open ({open_}), and sentences do "
+            "not settle it; set `text: {length: 128}`"
         )
     for name in roles:
         if not inputs[name].fits((length,)):

@@ -242,7 +242,9 @@ def _sizes(given: Wav, spec: InputSpec) -> tuple[int, tuple[int, ...]]:
     if samples is None and isinstance(time, int):
         samples = time if how is None else samples_of(time, how)
     if samples is None:
-        raise DataError(f"{wrong}expected a length: set `wav: {{samples: 16000}}`")
+        raise DataError(
+            f"{wrong}recordings do not settle how long a sample is: set `wav: {{samples: 16000}}`"
+        )
     if how is None:
         own: tuple[int, ...] = (samples,)
     elif samples < shortest(how):

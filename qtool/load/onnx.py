@@ -123,8 +123,18 @@ def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]
     Raises:
         UnsupportedError: its opset cannot be raised (exit 3).
     """
+    try:
+        model.graph.sort()  # the runtime takes nodes in any order, the converter does not
+    except ValueError as error:
+        raise ModelError(f"model {path}: its nodes form a cycle; export it again") from error
     if model.functions:
-        passes.InlinePass()(model)
+        try:
+            passes.InlinePass()(model)
+        except Exception as error:  # a pass wraps whatever a function's body raises
+            raise ModelError(
+                f"model {path}: its functions cannot be put in place ({error}); export it again "
+                "without them"
+            ) from error
     passes.RemoveInitializersFromInputsPass()(model)
     before = model.opset_imports.get("", 1)
     model, notes = _upgraded(model, opset, path)
@@ -161,6 +171,11 @@ def _check_wiring(model: ir.Model, path: Path) -> None:
         for value in (*node.inputs, *captured(node)):
             if value is None or value.producer() is not None or value in given:
                 continue
+            sparse = onnx.load(path, load_external_data=False).graph.sparse_initializer
+            if value.name in [tensor.values.name for tensor in sparse]:
+                raise UnsupportedError(
+                    f'model {path}: the weights "{value.name}" are stored sparse; save them dense'
+                )
             raise ModelError(
                 f'model {path}: node "{node.name or node.op_type}" reads "{value.name}", which '
                 "nothing makes; export it again"

@@ -85,7 +85,7 @@ def test_columns_by_number_and_labels_over_the_whole_file(tmp_path):
 def test_lengths_names_and_types_of_inputs(tmp_path):
     given = write(tmp_path, "good\t1\n")
     lone = {"tokens": InputSpec("tokens", ("N", "T"), "int32")}
-    with pytest.raises(DataError, match=r"leave the number of tokens open.*length: 128"):
+    with pytest.raises(DataError, match=r"leaves the number of tokens open.*length: 128"):
         read(given, lone)
     data = read({**given, "length": 3}, lone)
     assert only(data, "tokens").tolist() == [[2, 6, 0]] and only(data, "tokens").dtype == np.int32

@@ -98,7 +98,9 @@ def test_raw_samples_take_the_model_s_length(tmp_path):
     assert rows(data).shape == (1, 1, 100) and rows(data).dtype == np.float32
     assert np.array_equal(rows(data)[0, 0], SIGNAL[:100].astype(np.float32))
     open_end = {"input": InputSpec("input", ("N", "T"), "float32")}
-    with pytest.raises(DataError, match=r"expected a length: set `wav: \{samples: 16000\}`"):
+    with pytest.raises(
+        DataError, match=r"do not settle how long a sample is: set `wav: \{samples: 16000\}`"
+    ):
         read(tmp_path, open_end)
     assert rows(read(tmp_path, open_end, samples=130)).shape == (1, 130)
 
