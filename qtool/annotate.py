@@ -10,8 +10,10 @@ unchanged.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
 
+from qtool.bits import Bits
 from qtool.graph import (
     attribute,
     clip_limits,
@@ -23,28 +25,12 @@ from qtool.graph import (
     sole_reader,
     weight_axis,
 )
-from qtool.numerics import PerChannel, PerTensor, QuantSpec
+from qtool.numerics import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
 from qtool.plan import QuantPlan, Site
 from qtool.targets import OpRule, Target
 
 # Below this many numbers the scales and nodes cost more than the codes save.
 STORED_SIZE = 1024
-
-
-@dataclass(frozen=True)
-class Bits:
-    """What the recipe asks for; None means float.
-
-    Attributes:
-        weights, activations: bits, or None.
-        granularity: ``tensor`` or ``channel`` for weights.
-        float_nodes: names of nodes that must stay float.
-    """
-
-    weights: int | None = 8
-    activations: int | None = 8
-    granularity: str = "channel"
-    float_nodes: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -107,38 +93,60 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
 def _store(nodes: Sequence[ir.Node], draft: _Draft, plan: QuantPlan) -> QuantPlan:
     """Keep large weights of float ops as codes, where the target can and every reader agrees."""
     wishes: dict[str, set[int]] = {}
+    widths: dict[str, int] = {}
     for node in nodes:
-        if node.name in draft.bits.float_nodes or node.name in plan.integer_nodes:
+        bits = draft.bits.of(node).weights
+        if bits is None or node.name in plan.integer_nodes:
             continue
-        for position, axis in draft.target.stores.get(node.op_type, {}).items():
+        for position, axis in _storable(node, draft).items():
             value = node.inputs[position] if position < len(node.inputs) else None
             if value is None or not is_constant(value) or value.dtype != ir.DataType.FLOAT:
                 continue
-            array = constant(value)
-            if array is not None and array.ndim and array.size >= STORED_SIZE:
-                wishes.setdefault(value.name or "", set()).add(axis % array.ndim)
+            shape = dims(value)
+            if shape and np.prod([int(str(d)) for d in shape]) >= STORED_SIZE:
+                name = value.name or ""
+                wishes.setdefault(name, set()).add(axis % len(shape))
+                widths[name] = max(widths.get(name, 0), bits)
     grids, grid_of = dict(plan.grids), dict(plan.grid_of)
     here = {id(n) for n in nodes}
     values = {v.name: v for n in nodes for v in n.inputs if v is not None and v.name in wishes}
     stored = set()
     for name, axes in wishes.items():
         floats = [u for u in values[name].uses() if u[0].name not in plan.integer_nodes]
-        agreed = all(
-            id(u) in here and p in draft.target.stores.get(u.op_type, {}) for u, p in floats
-        )
-        asked = all(u.name not in draft.bits.float_nodes for u, _ in floats)
+        agreed = all(id(u) in here and p in _storable(u, draft) for u, p in floats)
+        asked = all(draft.bits.of(u).weights is not None for u, _ in floats)
         if not agreed or not asked or values[name].is_graph_output():
             continue
         spec = plan.spec(name)
         if spec is None:
-            by_channel = len(axes) == 1 and draft.bits.granularity == "channel"
-            granularity = PerChannel(axes.pop()) if by_channel else PerTensor()
-            grids[name] = QuantSpec(draft.bits.weights or 8, True, True, granularity)
+            granularity = _granularity(values[name], axes, draft.bits)
+            grids[name] = replace(draft.target.weights, bits=widths[name], granularity=granularity)
             grid_of[name] = name
         elif not spec.symmetric:
             continue
         stored.add(name)
     return replace(plan, grids=grids, grid_of=grid_of, stored=frozenset(stored))
+
+
+def _storable(node: ir.Node, draft: _Draft) -> Mapping[int, int]:
+    """Input position -> axis of the scales, of weights a float op may have as codes."""
+    stores = draft.target.stores.get(node.op_type, {})
+    rule = draft.target.ops.get(node.op_type)
+    asked = draft.bits.of(node).activations is None and node.domain in ("", "ai.onnx")
+    if asked and rule is not None and rule.weight is not None:
+        return {**stores, rule.weight: weight_axis(node)}
+    return stores
+
+
+def _granularity(value: ir.Value, axes: Collection[int], bits: Bits) -> Granularity:
+    """How many scales the weights of a float op get; ``axes`` are those its readers want."""
+    if len(axes) != 1 or bits.granularity == "tensor":
+        return PerTensor()
+    axis, shape = next(iter(axes)), dims(value) or ()
+    reduced = 1 if axis == 0 else 0
+    if bits.granularity == "block" and len(shape) > 1 and int(str(shape[reduced])) > bits.block:
+        return PerBlock(reduced, bits.block)
+    return PerChannel(axis)
 
 
 def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
@@ -164,18 +172,19 @@ def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
 
 def _absorbed(follower: ir.Node, rule: OpRule, draft: _Draft) -> bool:
     """True when the activation behind an op vanishes into the op's output grid."""
-    asked = follower.name not in draft.bits.float_nodes
+    asked = draft.bits.integer(follower)
     return follower.op_type in rule.absorbs and _keeps_zero(follower) and asked
 
 
 def _rule(node: ir.Node, draft: _Draft) -> tuple[OpRule | None, str]:
-    if node.name in draft.bits.float_nodes:
-        return None, "the recipe asks for float (bits.layers)"
+    weights, activations = draft.bits.of(node)
+    if weights is None:
+        return None, "the recipe asks for float"
+    if activations is None:
+        return None, "the recipe asks for float activations"
     rule = draft.target.ops.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         return None, f"{draft.target.name} has no integer kernel for {node.op_type}"
-    if draft.bits.activations is None or draft.bits.weights is None:
-        return None, "the recipe asks for float weights or activations"
     defaults = {"transA": 0, "mode": {"Pad": "constant"}.get(node.op_type, "nearest")}
     for key, needed in rule.when.items():
         found = attribute(node, key, defaults.get(key))
@@ -320,30 +329,56 @@ def _hand_out(
                     draft.join(out.name or "", operand.name or "")
         weight = bias = None
         if rule.weight is not None:
-            weight, bias = _weight_specs(node, rule, draft.bits, fixed)
+            weight, bias = _weight_specs(node, rule, draft, fixed)
         nodes = tuple(dict.fromkeys((name, last.name or "")))
         sites[name] = Site(name, node.op_type, nodes, inputs, out.name or "", weight, bias)
-    act = replace(draft.target.activations, bits=draft.bits.activations or 8)
     grid_of = {value: draft.find(value) for value in draft.parent}
-    grids: dict[str, QuantSpec] = dict.fromkeys(grid_of.values(), act)
+    widths = _grid_widths(draft, chosen)
+    grids: dict[str, QuantSpec] = {
+        grid: replace(
+            draft.target.activations, bits=widths.get(grid, draft.target.activations.bits)
+        )
+        for grid in grid_of.values()
+    }
     grids.update(fixed)
     grid_of.update({name: name for name in fixed})
     return QuantPlan(sites=sites, passes=frozenset(passes), grid_of=grid_of, grids=grids)
 
 
+def _grid_widths(
+    draft: _Draft, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]]
+) -> dict[str, int]:
+    """Grid -> the finest width any of its readers asks for."""
+    widths: dict[str, int] = {}
+    for node, rule, _ in chosen.values():
+        if rule.form == "same_grid":
+            continue
+        asked = draft.bits.of(node).activations or 0
+        if rule.form != "weighted":
+            asked = max(asked, draft.target.activations.bits)
+        for value in _data(node, rule):
+            grid = draft.find(value.name or "")
+            widths[grid] = max(widths.get(grid, 0), asked)
+    return widths
+
+
 def _weight_specs(
-    node: ir.Node, rule: OpRule, bits: Bits, fixed: dict[str, QuantSpec]
+    node: ir.Node, rule: OpRule, draft: _Draft, fixed: dict[str, QuantSpec]
 ) -> tuple[str, str | None]:
+    bits = draft.bits
     weight = node.inputs[rule.weight or 1].name or ""  # type: ignore[union-attr]
     axis = weight_axis(node)
-    granularity = PerChannel(axis) if bits.granularity == "channel" else PerTensor()
-    fixed[weight] = QuantSpec(bits.weights or 8, True, True, granularity)
+    granularity = PerTensor() if bits.granularity == "tensor" else PerChannel(axis)
+    width = bits.of(node).weights or 8
+    if weight in fixed:  # shared with another node: the finer of two wishes
+        width = max(width, fixed[weight].bits)
+    fixed[weight] = replace(draft.target.weights, bits=width, granularity=granularity)
     bias = (
         node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
     )
     if bias is None or bias.name is None:
         return weight, None
-    along = PerChannel(0) if bits.granularity == "channel" else PerTensor()
+    along = PerTensor() if bits.granularity == "tensor" else PerChannel(0)
     fixed[bias.name] = QuantSpec(32, True, True, along)
     return weight, bias.name
 

@@ -28,6 +28,7 @@ from qtool.plan_io import write_plan
 from qtool.prepare import input_specs, load_any
 from qtool.recipe import Recipe, recipe_from_keywords
 from qtool.recipe_model import as_torch, carries_code
+from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
 from qtool.targets import Target, load_target
 
@@ -195,12 +196,13 @@ def quantize(
     graph = model._graph.clone()
     first, batches = _opened(data, recipe, model, trust_code)
     bind_shapes(graph, {name: first[name].shape for name in model.inputs})
-    asked = resolve_bits(recipe.bits, graph, recipe.error)
+    asked = resolve_bits(recipe.bits, graph, chosen, recipe.error)
     notes = rewrite(graph, chosen.rewrites if recipe.rewrite is None else recipe.rewrite, asked)
     plan = make_plan(graph, chosen, asked, model.name)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
     rows = batch_size(graph, observed_values(graph, plan), ROWS)
-    plan = freeze(graph, make_grids(graph, plan, batches(rows), calibrator, threads))
+    scheme = recipe.bits.scheme.build(SCHEMES)
+    plan = freeze(graph, make_grids(graph, plan, batches(rows), calibrator, scheme, threads))
     return Plan(model, plan, chosen, (*notes, *plan.log), graph)
 
 

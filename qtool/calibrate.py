@@ -7,6 +7,7 @@ the observed values as extra outputs; statistics are summed batch by batch and d
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +15,10 @@ import onnx_ir as ir
 from qtool.errors import DataError
 from qtool.execute.ort_session import OrtSession
 from qtool.graph import by_name, constant, dims
-from qtool.numerics import PerChannel, QuantSpec, params_from_range
+from qtool.numerics import QuantSpec
 from qtool.plan import BINS, QuantPlan, Stats
 from qtool.protocols import Calibrator
+from qtool.schemes import Binary, KMeans, Uniform
 
 # Elements of one value and batch that enter the histogram; limits are taken over all of them.
 SAMPLED = 1 << 14
@@ -155,14 +157,20 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
     return replace(plan, grids=grids)
 
 
-def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
-    """Min-max grids for weights, per tensor or per channel as their specs ask.
+def weight_grids(model: ir.Model, plan: QuantPlan, scheme: Any = None) -> QuantPlan:
+    """Grids for weights, per tensor, channel or block as their specs ask; codes where they are set.
+
+    Args:
+        model: the rewritten graph.
+        plan: weights have specs.
+        scheme: an entry of SCHEMES with its options, for weights of 2 to 7 bits; Uniform by
+            default. One bit is always Binary, 8 and more are always Uniform.
 
     Raises:
         DataError: a weight or bias is NaN or infinite (names the initializer).
     """
     values = by_name(model.graph)
-    grids = dict(plan.grids)
+    grids, codes = dict(plan.grids), dict(plan.codes)
     _refuse_bad_biases(values, plan)
     names = {s.weight: s.name for s in plan.sites.values() if s.weight is not None}
     for name, reader in {**dict.fromkeys(sorted(plan.stored), "a float op"), **names}.items():
@@ -172,16 +180,22 @@ def weight_grids(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         array = constant(values[name])
         if array is None:
             raise AssertionError(f"{name} is a weight without data")
-        axes = tuple(range(array.ndim))
-        if isinstance(spec.granularity, PerChannel):
-            axes = tuple(a for a in axes if a != spec.granularity.axis)
+        chosen = (
+            Uniform() if spec.bits >= 8 else Binary() if spec.bits == 1 else scheme or Uniform()
+        )
+        # Codes that become floats at load need not fit the integer kernels.
+        wide = {"level_bits": 16} if isinstance(chosen, KMeans) and name not in names else {}
         try:
-            grids[name] = params_from_range(array.min(axes), array.max(axes), spec)
+            if not np.isfinite(array).all():
+                raise ValueError("it holds NaN or infinite numbers")
+            grids[name], found = chosen(array, spec, **wide)
         except ValueError as error:
             raise DataError(
                 f'the weights "{name}" of node "{reader}": {error}; train or export the model again'
             ) from error
-    return replace(plan, grids=grids)
+        if found is not None:
+            codes[name] = found
+    return replace(plan, grids=grids, codes=codes)
 
 
 def _refuse_bad_biases(values: Mapping[str, ir.Value], plan: QuantPlan) -> None:

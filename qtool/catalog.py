@@ -15,6 +15,12 @@ def _calibrators() -> Mapping[str, Any]:
     return CALIBRATORS
 
 
+def _schemes() -> Mapping[str, Any]:
+    from qtool.schemes import SCHEMES
+
+    return SCHEMES
+
+
 def _ptq() -> Mapping[str, Any]:
     from qtool.ptq import PTQ_STEPS
 
@@ -53,6 +59,7 @@ def _preprocess() -> Mapping[str, Any]:
 
 KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "calibrators": _calibrators,
+    "schemes": _schemes,
     "ptq": _ptq,
     "rewrites": _rewrites,
     "targets": _targets,

@@ -4,6 +4,7 @@ Source: Jacob et al. 2018, sec. 2.4, arXiv:1712.05877: bias codes are int32 on t
 zero point 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,13 +35,15 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     values = by_name(model.graph)
     grids, codes = dict(plan.grids), dict(plan.codes)
     notes: list[str] = []
-    _widen_for_biases(values, plan, grids, notes)
+    for name in _widen_for_biases(values, plan, grids, notes):
+        codes.pop(name, None)
     for site in plan.sites.values():
         if site.weight is None:
             continue
         if site.weight not in codes:
+            params = _params(grids, site.weight)
             weight = _array(values, plan, site.weight)
-            codes[site.weight] = quantize(weight, _params(grids, site.weight)).astype(np.int8)
+            codes[site.weight] = quantize(weight, params).astype(params.container)
         if site.bias is not None:
             params = bias_params(plan, grids, site)
             grids[site.bias] = params
@@ -50,8 +53,7 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         if name in codes or constant(values[name]) is None:
             continue
         params = _params(grids, plan.grid_of[name])
-        container = np.int8 if params.spec.signed else np.uint8
-        codes[name] = quantize(_array(values, plan, name), params).astype(container)
+        codes[name] = quantize(_array(values, plan, name), params).astype(params.container)
     frozen = replace(plan, grids=grids, codes=codes)
     for line in notes:
         frozen = frozen.note(line)
@@ -68,7 +70,11 @@ def bias_params(plan: QuantPlan, grids: dict, site: Site) -> QuantParams:
     return QuantParams(spec, scale, np.zeros(scale.shape, np.int32))
 
 
-def _widen_for_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[str]) -> None:
+def _widen_for_biases(
+    values: dict, plan: QuantPlan, grids: dict, notes: list[str]
+) -> Sequence[str]:
+    """Change the grids of weights where a bias needs it; returns whose codes must be made anew."""
+    changed = []
     for site in plan.sites.values():
         if site.bias is None or site.weight is None:
             continue
@@ -82,10 +88,12 @@ def _widen_for_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[st
             # The next float32 up, so that the rounded scale cannot fall below the need again.
             wider = np.nextafter(least.astype(np.float32), np.float32(np.inf))
             grids[site.weight] = replace(w, scale=np.where(low, wider, w.scale).astype(np.float32))
+            changed.append(site.weight)
             notes.append(
                 f"{site.name}: {int(np.sum(low))} weight scales widened, since the bias would "
                 "leave the int32 range"
             )
+    return changed
 
 
 def _params(grids: dict, name: str) -> QuantParams:

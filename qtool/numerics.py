@@ -97,6 +97,11 @@ class QuantParams:
     zero_point: np.ndarray
 
     @property
+    def container(self) -> np.dtype:
+        """The integer type that holds the codes."""
+        return self.spec.container
+
+    @property
     def lo(self) -> np.ndarray:
         """Lowest representable value, float64, shape of the scale."""
         return (self.spec.qmin - self.zero_point) * self.scale.astype(np.float64)
@@ -117,6 +122,11 @@ class Codebook(QuantParams):
     """
 
     levels: np.ndarray
+
+    @property
+    def container(self) -> np.dtype:
+        """int8 where every level fits, else int16 (code books that become floats at load)."""
+        return np.dtype(np.int8 if np.abs(self.levels).max() <= 127 else np.int16)
 
     @property
     def lo(self) -> np.ndarray:

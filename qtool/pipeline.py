@@ -37,6 +37,7 @@ from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
+from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite
 
@@ -154,7 +155,7 @@ def _calibrate(
             weights = plan.stored.union(s.weight or "" for s in plan.sites.values())
             taken = {k: g for k, g in given.grids.items() if k not in weights}
             reused = replace(plan, grids={**plan.grids, **taken})
-            return weight_grids(prepared.loaded.model, reused)
+            return weight_grids(prepared.loaded.model, reused, recipe.bits.scheme.build(SCHEMES))
         parts = (
             prepared.loaded.sha256,
             str(prepared.inputs),
@@ -169,8 +170,8 @@ def _calibrate(
         def make() -> QuantPlan:
             return _grids(recipe, prepared, plan, threads, progress)
 
-        grids = stages.remembered(record, "grids", parts, make, _save_grids, _load_grids).grids
-        return replace(plan, grids=grids)
+        found = stages.remembered(record, "grids", parts, make, _save_grids, _load_grids)
+        return replace(plan, grids=found.grids, codes=found.codes, log=found.log)
 
 
 def _grids(
@@ -190,7 +191,8 @@ def _grids(
     stream = (b for b, _ in data.padded(rows)) if fixed else data.batches(rows)
     batches = ({name: batch[name] for name in prepared.inputs} for batch in stream)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
-    return make_grids(model, plan, batches, calibrator, threads, finished)
+    scheme = recipe.bits.scheme.build(SCHEMES)
+    return make_grids(model, plan, batches, calibrator, scheme, threads, finished)
 
 
 def _save_grids(plan: QuantPlan, path: Path) -> None:
@@ -291,6 +293,11 @@ class CheckResult:
     bytes: int
 
 
+def _width(plan: QuantPlan, value: str) -> int | str:
+    spec = plan.spec(value)
+    return "float" if spec is None else spec.bits
+
+
 # Float multiply-accumulates a second and core that a small convolution reaches; for estimates only.
 MACS_PER_SECOND = 2e10
 
@@ -318,11 +325,14 @@ def check(recipe: Recipe, progress: Progress = silent, *, trust_code: bool = Fal
         if name in plan.sites:
             site = plan.sites[name]
             weight = plan.spec(site.weight or "")
-            bits = f"W{weight.bits}A8" if weight else "A8"
+            bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
             fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
             rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
         elif name in plan.passes:
-            rows.append((name, "A8", f"{node.op_type}: moves codes, shares its input's grid"))
+            width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
+            rows.append(
+                (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
+            )
         elif name in plan.floats:
             rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
     each = sum(macs(node) for node in model.graph)

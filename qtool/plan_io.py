@@ -12,7 +12,7 @@ import numpy as np
 
 from qtool.errors import RecipeError
 from qtool.files import write_bytes_atomic, write_text_atomic
-from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
+from qtool.numerics import Codebook, PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.plan import QuantPlan, Site
 
 VERSION = 1
@@ -34,6 +34,8 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         if isinstance(grid, QuantParams):
             arrays[f"scale/{name}"] = grid.scale
             arrays[f"zero_point/{name}"] = grid.zero_point
+            if isinstance(grid, Codebook):
+                arrays[f"levels/{name}"] = grid.levels
             if grid.scale.ndim == 0:
                 grids[name] |= {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
     arrays.update({f"codes/{name}": a for name, a in plan.codes.items()})
@@ -110,7 +112,10 @@ def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quan
     spec = QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity, raw["scale_kind"])
     if f"scale/{name}" not in arrays:
         return spec
-    return QuantParams(spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])
+    found = (spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])
+    if f"levels/{name}" in arrays:
+        return Codebook(*found, arrays[f"levels/{name}"])
+    return QuantParams(*found)
 
 
 def _archive(arrays: dict[str, np.ndarray]) -> bytes:

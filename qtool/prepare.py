@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.annotate import Bits
+from qtool.bits import Bits
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
@@ -95,7 +95,7 @@ def prepare(
         )
         first = next(iter(calibration.take([0]).batches(1)))
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
-        bits = resolve_bits(recipe.bits, loaded.model, recipe.error)
+        bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
         progress("load", 1, 1)
     return Prepared(
         loaded, target, inputs, calibration, judged, judged_section, indices, bits, trust_code

@@ -28,7 +28,22 @@ from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
 
-Width = Literal[8, "float"]
+
+def _no_truth(found: Any) -> Any:
+    """True equals 1 in Python, but it is no width."""
+    if isinstance(found, bool):
+        raise ValueError(f"found {describe(found)}, expected 1 to 16 or float")
+    return found
+
+
+WeightWidth = Annotated[
+    Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float"],
+    BeforeValidator(_no_truth),
+]
+ActivationWidth = Annotated[
+    Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float"],
+    BeforeValidator(_no_truth),
+]
 
 
 class Choice(_Part):
@@ -88,8 +103,8 @@ class Evaluate(DataSection):
 class LayerBits(_Part):
     """The widths of the layers one pattern matches; an absent width is the recipe's own."""
 
-    weights: Width | None = None
-    activations: Width | None = None
+    weights: WeightWidth | None = None
+    activations: ActivationWidth | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -99,17 +114,23 @@ class LayerBits(_Part):
         return {"weights": found, "activations": found}
 
 
+class Block(_Part):
+    """One scale for so many weights along the reduction."""
+
+    block: Annotated[int, Field(ge=2)]
+
+
 class Bits(_Part):
     """Which grids are asked for."""
 
-    weights: Width = 8
-    """Width of the weights."""
-    activations: Width = 8
-    """Width of the activations."""
-    granularity: Literal["tensor", "channel"] = "channel"
-    """One weight scale for each tensor, or for each output channel."""
-    scheme: Literal["uniform"] = "uniform"
-    """How codes map to values."""
+    weights: WeightWidth = 8
+    """Width of the weights; 1 is binary."""
+    activations: ActivationWidth = 8
+    """Width of the activations that layers with weights read."""
+    granularity: Literal["tensor", "channel"] | Block = "channel"
+    """One weight scale for each tensor, each output channel, or {block: 32} weights."""
+    scheme: NamedChoice = Choice(name="uniform")
+    """How the codes of layers below 8 bits map to values: a name of `qtool list schemes`."""
     scale: Literal["float"] = "float"
     """Which scales are allowed."""
     layers: dict[str, LayerBits] = Field(default_factory=dict)

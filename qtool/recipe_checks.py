@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 Test = Callable[[Any], bool]
 
 
-def _width(smallest: int) -> Test:
-    return lambda found: type(found) is int and smallest <= found <= 16 and found != 8
-
-
 def _one_of(*words: str) -> Test:
     return lambda found: found in words
 
@@ -43,15 +39,7 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
         "input: {input: [N, 3, 32, 32]}}",
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
-    (("bits", "weights"), _width(1), "only 8 and float are in this version"),
-    (("bits", "activations"), _width(2), "only 8 and float are in this version"),
     (("bits", "activations"), _one_of("dynamic"), "dynamic is not in this version; use 8 or float"),
-    (
-        ("bits", "granularity"),
-        lambda found: isinstance(found, dict) and "block" in found,
-        "blocks are not in this version; use tensor or channel",
-    ),
-    (("bits", "scheme"), _one_of("kmeans", "binary", "ternary"), "only uniform is in this version"),
     (
         ("bits", "scale"),
         _one_of("power_of_two", "fixed_point", "double_shift"),
@@ -70,13 +58,7 @@ def refuse_later(document: Document) -> None:
     Raises:
         RecipeError: with the place and what to write instead.
     """
-    tests = list(_LATER)
-    layers = _get(document.data, ("bits", "layers"))
-    for pattern, widths in layers.items() if isinstance(layers, dict) else ():
-        path: Path = ("bits", "layers", pattern)
-        kinds = [(*path, key) for key in widths] if isinstance(widths, dict) else [path]
-        tests += [(kind, _width(1), "only 8 and float are in this version") for kind in kinds]
-    for path, test, text in tests:
+    for path, test, text in _LATER:
         found = _get(document.data, path)
         if found is not None and test(found):
             shown = "" if test is _anything else f"found {describe(found)}; "
@@ -101,6 +83,7 @@ def check_names(recipe: "Recipe", document: Document) -> None:
         RecipeError: unknown name or option, with the closest one that exists; gates that need data.
     """
     _choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
+    _choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
     for i, step in enumerate(recipe.ptq):
         _choice(step, "ptq", ("ptq", i), document)
     for i, name in enumerate(recipe.rewrite or ()):

@@ -1,5 +1,6 @@
 """pydantic's findings in the user's words: place, key, what was found and expected, remedy."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -99,11 +100,18 @@ def _mismatch(found: Any, expected: list[str]) -> str:
     return f"found {describe(found)}, expected {words}{hint}"
 
 
+def _run_together(listed: str) -> str:
+    """``2, 3, 4, 5 or float`` as ``2 to 5 or float``."""
+    return re.sub(
+        r"(\d+), (?:\d+, )+(\d+)(?: or (\d+))?", lambda m: f"{m[1]} to {m[3] or m[2]}", listed
+    )
+
+
 def _expected(finding: Any) -> str:
     """What pydantic wanted, as a noun phrase."""
     kind, context = finding["type"], finding.get("ctx", {})
     if kind == "literal_error":
-        return str(context["expected"]).replace("'", "")
+        return _run_together(str(context["expected"]).replace("'", ""))
     limits = {
         "greater_than": ("gt", "a number above"),
         "greater_than_equal": ("ge", "a number from"),

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from qtool.catalog import KINDS, options_of
 from qtool.data.section import READER_KEYS
-from qtool.recipe import Recipe, Width
+from qtool.recipe import ActivationWidth, Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 YAML_PATH = {"type": "string", "pattern": r"\.ya?ml$"}
@@ -19,6 +19,9 @@ def recipe_schema() -> dict[str, Any]:
     method = parts["Calibrate"]["properties"]["method"]
     del method["$ref"]
     method |= _choices("calibrators", parts)
+    scheme = parts["Bits"]["properties"]["scheme"]
+    del scheme["$ref"]
+    scheme |= _choices("schemes", parts)
     metric = parts["Evaluate"]["properties"]["metric"]
     own = {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}
     metric["anyOf"] = [{"enum": sorted(KINDS["metrics"]())}, own, {"type": "null"}]
@@ -26,7 +29,7 @@ def recipe_schema() -> dict[str, Any]:
     keys["rewrite"]["anyOf"][0]["items"] = {"enum": sorted(KINDS["rewrites"]())}
     del keys["target"]["type"]
     keys["target"]["anyOf"] = [{"enum": sorted(KINDS["targets"]())}, YAML_PATH]
-    width = TypeAdapter(Width).json_schema()
+    width = TypeAdapter(ActivationWidth).json_schema()
     layers = parts["Bits"]["properties"]["layers"]
     layers["additionalProperties"] = {"anyOf": [width, {"$ref": "#/$defs/LayerBits"}]}
     layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}

@@ -4,11 +4,13 @@ The pipeline times and remembers them; the Python API calls them as they are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import Bits, Widths
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.errors import RecipeError, UnsupportedError
@@ -19,20 +21,21 @@ from qtool.plan import QuantPlan
 from qtool.protocols import Calibrator
 from qtool.recipe import Bits as BitsAsked
 from qtool.rewrites import REWRITES
+from qtool.rewrites.separate_widths import separate_widths
 from qtool.targets import Target
 
 Say = Callable[[tuple[str, ...], str], RecipeError]
 """Makes the error about one key of the recipe."""
 
 
-def resolve_bits(asked: BitsAsked, model: ir.Model, error: Say) -> Bits:
+def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) -> Bits:
     """Resolve the layer patterns on the graph as it was read; the last match wins.
 
     Raises:
-        RecipeError: a pattern matches nothing, or the widths are not in this version.
+        RecipeError: a pattern matches nothing, or the target or the form has no such widths.
     """
-    everything = _is_float(("bits",), asked.weights, asked.activations, error)
-    widths: dict[str, bool] = {}
+    everything = _widths(("bits",), asked.weights, asked.activations, target, error)
+    layers: dict[str, Widths] = {}
     for pattern, layer in asked.layers.items():
         place = ("bits", "layers", pattern)
         try:
@@ -41,23 +44,41 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, error: Say) -> Bits:
             raise error(place, str(found).removeprefix("bits.layers: ")) from found
         weights = asked.weights if layer.weights is None else layer.weights
         activations = asked.activations if layer.activations is None else layer.activations
-        widths.update(dict.fromkeys(names, _is_float(place, weights, activations, error)))
+        layers.update(dict.fromkeys(names, _widths(place, weights, activations, target, error)))
+    block = None if isinstance(asked.granularity, str) else asked.granularity.block
+    if block is not None and everything.activations is not None:
+        raise error(
+            ("bits", "granularity"),
+            "integer kernels have one scale for a channel, not for a block; write "
+            "activations: float, or granularity: channel",
+        )
     return Bits(
-        granularity=asked.granularity,
-        float_nodes=frozenset(
-            node.name or "" for node in model.graph if widths.get(node.name or "", everything)
-        ),
+        *everything,
+        granularity=asked.granularity if isinstance(asked.granularity, str) else "block",
+        block=block or 0,
+        layers=layers,
     )
 
 
-def _is_float(place: tuple[str, ...], weights: object, activations: object, error: Say) -> bool:
-    if (weights == "float") != (activations == "float"):
+def _widths(
+    place: tuple[str, ...], weights: int | str, activations: int | str, target: Target, error: Say
+) -> Widths:
+    """Numbers where the recipe has numbers, None where it says float."""
+    if weights == "float" and activations != "float":
         raise error(
             place,
-            f"weights: {weights} with activations: {activations} is not in this version; "
-            "expected both 8 or both float",
+            f"weights: float with activations: {activations} has no kernel: codes are multiplied "
+            "by codes; write weights: 8, or both float",
         )
-    return weights == "float"
+    for key, found in (("weights", weights), ("activations", activations)):
+        lo, hi = target.widths[key]
+        if found != "float" and not lo <= int(found) <= hi:
+            raise error(
+                place,
+                f"{key}: {found}, but target {target.name} takes {lo} to {hi} bits (widths in its "
+                "file); choose one of these, float, or another target",
+            )
+    return Widths(*(None if found == "float" else int(found) for found in (weights, activations)))
 
 
 def rewrite(
@@ -79,7 +100,7 @@ def rewrite(
     """
     notes = []
     for name in names:
-        times = REWRITES[name](model, lambda node: node.name not in bits.float_nodes)
+        times = REWRITES[name](model, bits.integer)
         if times:
             notes.append(f"{name}: {times} times")
         if name == "fold_constants":
@@ -94,7 +115,7 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
     """The plan without grids.
 
     Args:
-        model: the rewritten graph.
+        model: the rewritten graph; changed where a value must be read at two widths.
         target: what the runtime executes.
         bits: what is asked for.
         name: the model, for messages.
@@ -103,6 +124,12 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
         UnsupportedError: there is nothing to quantize.
     """
     plan = annotate(model, target, bits)
+    if "LeakyRelu" in target.ops and separate_widths(
+        model, plan, lambda node: bits.of(node).activations
+    ):
+        plan = annotate(model, target, bits)
+    if plan.stored and None in (bits.activations, *(w.activations for w in bits.layers.values())):
+        return plan  # codes for weights only
     if not any(site.weight is not None for site in plan.sites.values()):
         left = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
         reasons = [f"{n}: {plan.floats[n]}" for n in left if n in plan.floats]
@@ -119,6 +146,7 @@ def make_grids(
     plan: QuantPlan,
     batches: Iterable[Mapping[str, np.ndarray]],
     calibrator: Calibrator,
+    scheme: Any = None,
     threads: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> QuantPlan:
@@ -128,15 +156,19 @@ def make_grids(
         model: the rewritten graph.
         plan: without grids.
         batches: the data, by input name; as many rows at a time as fit in memory.
-        calibrator: chooses the grids.
+        calibrator: chooses the grids of activations.
+        scheme: chooses those of weights of 2 to 7 bits; Uniform by default.
         threads: for ONNX Runtime.
         on_batch: told the rows of every batch.
     """
     # First, so that a weight that is not finite is named, and not the value it makes.
-    plan = weight_grids(model, plan)
+    plan = weight_grids(model, plan, scheme)
+    observed = observed_values(model, plan)
+    if not observed:
+        return plan.note("no activation has a grid, so no calibration sample was read")
     stats = collect(
         model,
-        observed_values(model, plan),
+        observed,
         batches,
         histograms=not isinstance(calibrator, MinMax),
         threads=threads,

@@ -53,6 +53,8 @@ class Target:
             behind a DequantizeLinear, also those that were meant to stay float.
         stores: op type -> input position -> axis of the scales, for weights of float ops that the
             file keeps as codes.
+        widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
+            for; absent: only the target's own.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Target:
     measured: str
     requantizes: tuple[str, ...] = ()
     stores: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def config_folder(kind: str) -> Path:
@@ -103,22 +106,37 @@ def load_target(name: str) -> Target:
 
 def _target(raw: Any, path: Path) -> Target:
     names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), names - {"requantizes", "stores"})
+    _known(raw, names, str(path), names - {"requantizes", "stores", "widths"})
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
     _typed(raw["ops"], dict, f"{path}: ops")
+    specs = {key: _spec(raw[key], f"{path}: {key}") for key in ("activations", "weights")}
     return Target(
         name=raw["name"],
         description=raw["description"],
         opset=_typed(raw["opset"], int, f"{path}: opset"),
-        activations=_spec(raw["activations"], f"{path}: activations"),
-        weights=_spec(raw["weights"], f"{path}: weights"),
+        activations=specs["activations"],
+        weights=specs["weights"],
         ops={op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()},
         rewrites=_list(raw["rewrites"], str, f"{path}: rewrites"),
         measured=raw["measured"],
         requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
+        widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
     )
+
+
+def _widths(raw: Any, specs: Mapping[str, QuantSpec], where: str) -> dict[str, tuple[int, int]]:
+    _known(raw, set(specs), where, needed=set())
+    found = {key: (spec.bits, spec.bits) for key, spec in specs.items()}
+    for key, ends in raw.items():
+        ends = _list(ends, int, f"{where}.{key}")
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1] <= 16:
+            raise RecipeError(
+                f"target {where}.{key}: expected [fewest, most] bits within 1 and 16, found {ends}"
+            )
+        found[key] = (ends[0], ends[1])
+    return found
 
 
 def _stores(raw: Any, where: str) -> dict[str, dict[int, int]]:

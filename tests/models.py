@@ -10,7 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import Bits
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq

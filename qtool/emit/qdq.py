@@ -4,6 +4,7 @@ Names stay: a value keeps its name, its codes are ``<name>_quantized``, what rea
 ``<name>_dequantized``, and Netron shows the network it showed before.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,9 @@ import onnx_ir as ir
 
 from qtool import __version__
 from qtool.graph import by_name, clip_limits, dims, nodes_by_name
-from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
+from qtool.numerics import PerBlock, PerChannel, QuantParams, align, mean_factor, quantize
 from qtool.plan import QuantPlan
 from qtool.targets import Target
-
-CONTAINERS = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
@@ -137,18 +136,27 @@ class _Emitter:
     def _scale(self, name: str) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of a value's grid; values on one grid share them."""
         params, grid = self._grid(name), self.plan.grid_of[name]
-        container = CONTAINERS[params.spec.bits, params.spec.signed]
         return (
             self._initializer(f"{grid}_scale", params.scale),
-            self._initializer(f"{grid}_zero_point", params.zero_point.astype(container)),
+            self._initializer(f"{grid}_zero_point", params.zero_point.astype(params.container)),
         )
 
     def _quantize(self, value: ir.Value) -> ir.Value:
+        """Codes of a value; those of a grid narrower than its container are clipped as codes."""
         scale, zero = self._scale(value.name or "")
         node = ir.Node(
             "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
         )
-        return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
+        spec = self._grid(value.name or "").spec
+        if spec.bits == 8 * spec.container.itemsize:
+            return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
+        wide = self._add(node, f"{value.name}_unclipped", zero.dtype, value.shape)
+        ends = [
+            self._initializer(f"code_{end}_of_{spec.container}", np.asarray(end, spec.container))
+            for end in (spec.qmin, spec.qmax)
+        ]
+        clip = ir.Node("", "Clip", [wide, *ends], name=f"{value.name}_Clip")
+        return self._add(clip, f"{value.name}_quantized", zero.dtype, value.shape)
 
     def _add(
         self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
@@ -309,8 +317,7 @@ class _Emitter:
         """Codes of an initializer, dequantized in front of its integer readers."""
         name = value.name or ""
         params = self._grid(name)
-        container = CONTAINERS[params.spec.bits, params.spec.signed]
-        codes = self._initializer(f"{name}_quantized", self.plan.codes[name].astype(container))
+        codes = self._codes(name, params)
         scale, zero = self._scale(name)
         axis = (
             params.spec.granularity.axis
@@ -318,7 +325,7 @@ class _Emitter:
             else None
         )
         if name in self.plan.stored:
-            self._widen(value, codes, params, axis)
+            self._widen(value, codes, params)
             if not value.uses():
                 return
         # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
@@ -330,22 +337,45 @@ class _Emitter:
             if reader.name in self.integer:
                 reader.replace_input_with(index, out)
 
-    def _widen(
-        self, value: ir.Value, codes: ir.Value, params: QuantParams, axis: int | None
-    ) -> None:
+    def _codes(self, name: str, params: QuantParams) -> ir.Value:
+        """The codes that kernels read, as the file holds or unpacks them."""
+        array = self.plan.codes[name].astype(params.container)
+        return self._initializer(f"{name}_quantized", array)
+
+    def _step(
+        self,
+        name: str,
+        op: str,
+        inputs: list[ir.Value],
+        attributes: list[ir.Attr],
+        shape: Sequence[int],
+    ) -> ir.Value:
+        """One float op on the way from codes to a weight."""
+        node = ir.Node("", op, inputs, attributes, name=f"{name}/{op}")
+        return self._add(node, f"{name}/{op}_output", ir.DataType.FLOAT, ir.Shape(shape))
+
+    def _widen(self, value: ir.Value, codes: ir.Value, params: QuantParams) -> None:
         """Codes times scales in front of the float readers; the runtime folds it at load."""
-        name = value.name or ""
-        shape = [1] * len(value.shape or ())
-        if axis is not None:
-            shape[axis] = -1
-        scale = params.scale.reshape(shape) if axis is not None else params.scale
-        column = self._initializer(f"{name}_scale_column", scale)
-        cast = ir.Node(
-            "", "Cast", [codes], [ir.AttrInt64("to", 1)], name=self._unique(f"{name}_Cast")
-        )
-        floats = self._add(cast, f"{name}_cast", ir.DataType.FLOAT, value.shape)
-        mul = ir.Node("", "Mul", [floats, column], name=self._unique(f"{name}_Mul"))
-        out = self._add(mul, f"{name}_widened", ir.DataType.FLOAT, value.shape)
+        name, shape = value.name or "", list(self.plan.codes[value.name or ""].shape)
+        granularity, to = params.spec.granularity, ir.AttrInt64("to", ir.DataType.FLOAT.value)
+        out = self._step(name, "Cast", [codes], [to], shape)
+        if params.zero_point.any():
+            zero = self._initializer(f"{name}_zero", align(params, np.empty(shape))[1])
+            out = self._step(name, "Sub", [out, zero], [], shape)
+        if isinstance(granularity, PerBlock) and shape[granularity.axis] % granularity.size == 0:
+            at, size = granularity.axis, granularity.size
+            split = [*shape[:at], shape[at] // size, size, *shape[at + 1 :]]
+            rows = self._initializer(f"{name}_blocks", np.asarray(split, np.int64))
+            out = self._step(name, "Reshape", [out, rows], [], split)
+            column = self._initializer(f"{name}_scale_column", np.expand_dims(params.scale, at + 1))
+            out = self._step(name, "Mul", [out, column], [], split)
+            whole = self._initializer(f"{name}_shape", np.asarray(shape, np.int64))
+            out = self._step(name, "Reshape", [out, whole], [], shape)
+        else:
+            column = self._initializer(
+                f"{name}_scale_column", align(params, np.empty(shape, np.float32))[0]
+            )
+            out = self._step(name, "Mul", [out, column], [], shape)
         for reader, index in list(value.uses()):
             if reader.name not in self.integer:
                 reader.replace_input_with(index, out)

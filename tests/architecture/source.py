@@ -16,14 +16,15 @@ FLOORS = {
     5: "cli",
     4: "pipeline judgement prepare steps api",
     3: "recipe catalog",
-    2: "load rewrites annotate calibrate calibrators ptq qat search freeze emit verify watch parity"
-    " accounts metrics data reporting",
-    1: "graph ends patterns execute plan report files stages usercode",
+    2: "load rewrites annotate calibrate calibrators schemes ptq qat search freeze emit verify"
+    " watch parity accounts metrics data reporting",
+    1: "graph bits ends patterns execute plan report files stages usercode",
     0: "numerics targets protocols errors",
 }  # fmt: skip
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts.split()}
 ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: (importer, imported)
     ("calibrate", "calibrators"): "calibrate gathers the statistics that a calibrator judges",
+    ("calibrate", "schemes"): "and hands weights to their scheme",
     ("pipeline", "prepare"): "the pipeline is told in three files: before, the stages, after",
     ("pipeline", "judgement"): "and after the file is written",
     ("pipeline", "steps"): "with the steps themselves apart,",

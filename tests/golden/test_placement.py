@@ -10,7 +10,8 @@ import pytest
 import yaml
 from models import BUILDERS, cpu, rewritten
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import Bits
 
 GOLDEN = Path(__file__).with_name("placement.yaml")
 

@@ -205,7 +205,7 @@ def test_nothing_to_quantize(case):
 
 def test_everything_asked_to_be_float(case):
     case.recipe["bits"] = {"layers": {"op:*": "float"}} | {"weights": "float"}
-    assert "expected both 8 or both float" in case.refused()
+    assert "write weights: 8, or both float" in case.refused()
     case.recipe["bits"] = {"weights": "float", "activations": "float"}
     assert "there is nothing to quantize" in case.refused(code=3)
 

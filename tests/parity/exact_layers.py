@@ -9,7 +9,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import FLOAT, Bits
 from qtool.emit import emit_qdq
 from qtool.execute.exact import ExactKernels
 from qtool.execute.ort_options import session_options
@@ -155,7 +156,7 @@ def frozen_plan(
     float_nodes: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """The case's plan on the given grids, with random integers as weights and bias."""
-    plan = annotate(model, TARGET, Bits(float_nodes=float_nodes))
+    plan = annotate(model, TARGET, Bits(layers=dict.fromkeys(float_nodes, FLOAT)))
     grids, codes = dict(plan.grids), {}
     given = dict(zip(case.operands, scales.inputs, strict=True))
     given |= dict(zip(case.inputs, scales.inputs, strict=True)) if case.convs else {}

@@ -11,7 +11,7 @@ from exact_layers import TARGET, feeds_of, frozen_plan, random_scales, tied_scal
 from models import BUILDERS, Net, bind, feeds_for, optimized, quantized, rewritten, run, sqnr
 from test_exact import BETWEEN, CASES, PASSES
 
-from qtool.annotate import Bits
+from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.emit.qoperator import to_operators
 from qtool.errors import UnsupportedError

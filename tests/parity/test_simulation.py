@@ -19,7 +19,7 @@ from models import (
     sqnr,
 )
 
-from qtool.annotate import Bits
+from qtool.bits import FLOAT, Bits
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph import macs
@@ -162,7 +162,7 @@ def test_a_float_op_reads_what_a_float_op_wrote(tmp_path):
 
 def test_a_float_op_behind_an_integer_op_reads_its_codes(tmp_path):
     model = network("residual", tmp_path)
-    plan = frozen_plan(model, Bits(float_nodes=frozenset({"Add5"})))
+    plan = frozen_plan(model, Bits(layers=dict.fromkeys({"Add5"}, FLOAT)))
     assert any(site.output in plan.grid_of for site in plan.sites.values())
     assert not raw_edges(model, plan) & {("Add5", v) for v in plan.grid_of}
 

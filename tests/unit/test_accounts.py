@@ -19,7 +19,7 @@ from qtool.accounts import (
     size_part,
     total_macs,
 )
-from qtool.annotate import Bits
+from qtool.bits import FLOAT, Bits
 from qtool.emit import save_model
 from qtool.numerics import PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.plan import QuantPlan, Site
@@ -63,7 +63,7 @@ def test_a_float_layer_counts_its_32_bits(tmp_path):
     x = net.conv(net.input("x", 1, 4, 8, 8), 4, 4, k=1, name="small")
     net.output(net.conv(x, 4, 4, k=3, name="large", out="y"))
     model = net.load(tmp_path)
-    emitted, plan = quantized(model, Bits(float_nodes=frozenset({"small"})))
+    emitted, plan = quantized(model, Bits(layers=dict.fromkeys({"small"}, FLOAT)))
     save_model(emitted, tmp_path / "q.onnx")
     size = size_part((tmp_path / "net.onnx").stat().st_size, tmp_path / "q.onnx", model, plan)
     assert size.weight_bits_mean == pytest.approx((16 * 32 + 144 * 8) / 160)
@@ -145,7 +145,7 @@ def test_conversions_at_the_edges_are_not_stray(tmp_path):
     """A float layer in the middle needs a pair of its own."""
     model = network("residual", tmp_path)
     middle = [n.name for n in model.graph if n.op_type == "Conv"][1]
-    emitted, plan = quantized(model, Bits(float_nodes=frozenset({middle})))
+    emitted, plan = quantized(model, Bits(layers=dict.fromkeys({middle}, FLOAT)))
     kernels = kernels_part(optimized(emitted, tmp_path), plan, [])
     assert kernels.stray_quantize == []
     assert kernels.float["Conv"] == 1
@@ -233,7 +233,7 @@ def test_a_matrix_pairs_along_its_reduction(x86, op, axis, risk):
 def test_layers_are_the_weighted_ones_in_order(tmp_path):
     model = network("residual", tmp_path)
     convs = [n.name for n in model.graph if n.op_type == "Conv"]
-    plan = frozen_plan(model, Bits(float_nodes=frozenset({convs[1]})))
+    plan = frozen_plan(model, Bits(layers=dict.fromkeys({convs[1]}, FLOAT)))
     layers = layers_part(model, plan, {convs[0]: 30.12345, convs[2]: None})
     assert [layer.name for layer in layers] == convs
     first, kept, third, _ = layers

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from models import BUILDERS, Net, cpu, rewritten
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import FLOAT, Bits
 from qtool.errors import RecipeError
 from qtool.numerics import PerChannel, PerTensor
 from qtool.patterns import nodes_matching
@@ -218,18 +219,17 @@ def test_float_nodes_stay_float_and_take_no_activation_along():
     net = BUILDERS["conv_bn_relu"]()
     model = net.model()
     rewritten(model, floats=frozenset({"Conv3"}))
-    plan = annotate(model, cpu(), Bits(float_nodes=frozenset({"Conv3", "Relu2"})))
-    assert plan.floats["Conv3"] == plan.floats["Relu2"] == "the recipe asks for float (bits.layers)"
+    plan = annotate(model, cpu(), Bits(layers=dict.fromkeys({"Conv3", "Relu2"}, FLOAT)))
+    assert plan.floats["Conv3"] == plan.floats["Relu2"] == "the recipe asks for float"
     assert plan.sites["Conv0"].nodes == ("Conv0",)
     assert not {"Conv3", "Relu2"} & plan.integer_nodes
     assert "c6" not in plan.grid_of
 
 
-@pytest.mark.parametrize("bits", [Bits(weights=None), Bits(activations=None)])
-def test_float_everywhere(bits):
-    plan = planned(BUILDERS["residual"](), bits)
+def test_float_everywhere():
+    plan = planned(BUILDERS["residual"](), Bits(None, None))
     assert not plan.sites and not plan.grid_of
-    assert plan.floats["Conv0"] == "the recipe asks for float weights or activations"
+    assert plan.floats["Conv0"] == "the recipe asks for float"
     assert len(plan.floats) == 8
 
 

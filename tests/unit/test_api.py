@@ -171,7 +171,7 @@ def test_the_file_is_the_one_of_the_pipeline(tmp_path, monkeypatch):
             "convert it to float32",
         ),
         (lambda m, p: qtool.quantize(m, [], method="mes"), RecipeError, 'did you mean "mse"?'),
-        (lambda m, p: qtool.quantize(m, [], bits={"weights": 3}), RecipeError, "only 8 and float"),
+        (lambda m, p: qtool.quantize(m, [], bits={"weights": 17}), RecipeError, "1 to 16 or"),
         (lambda m, p: qtool.quantize(m, [], target="tpu"), RecipeError, "target: found"),
         (lambda m, p: qtool.quantize(m, {"images": "gone"}), RecipeError, 'nothing at "'),
         (

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 from models import Net, bind, cpu, feeds_for
 
-from qtool.annotate import Bits, annotate
+from qtool.annotate import annotate
+from qtool.bits import Bits
 from qtool.calibrate import (
     BATCH_ELEMENTS,
     batch_size,

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from qtool import files
 from qtool.accounts import kernels_part
-from qtool.annotate import Bits
+from qtool.bits import FLOAT, Bits
 from qtool.emit import emit_qdq, save_model
 from qtool.errors import RecipeError
 from qtool.graph import by_name, constant, nodes_by_name
@@ -218,8 +218,8 @@ KEPT = [
 def test_a_layer_that_was_asked_float_is_float_in_the_runtime(op, tmp_path):
     floats = frozenset({"mid"})
     model = prepared(between(op), floats)
-    plan = frozen_plan(model, Bits(float_nodes=floats))
-    assert plan.floats["mid"] == "the recipe asks for float (bits.layers)"
+    plan = frozen_plan(model, Bits(layers=dict.fromkeys(floats, FLOAT)))
+    assert plan.floats["mid"] == "the recipe asks for float"
     emitted = emit_qdq(model, plan, cpu())
     ran = executed(emitted, tmp_path)
     kind = op.partition("+")[0]
@@ -240,7 +240,7 @@ def test_the_runtime_would_have_fused_it(tmp_path):
     """If this fails, the runtime has changed its ways, and Cast, Sub, Mul may be needless."""
     floats = frozenset({"mid"})
     model = prepared(between("Conv+Relu"), floats)
-    plan = frozen_plan(model, Bits(float_nodes=floats))
+    plan = frozen_plan(model, Bits(layers=dict.fromkeys(floats, FLOAT)))
     plain = emit_qdq(model, plan, replace(cpu(), requantizes=()))
     assert executed(plain, tmp_path)["QLinearConv"] == 3
 

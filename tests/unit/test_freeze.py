@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, sqnr
 
-from qtool.annotate import Bits
+from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.errors import DataError
 from qtool.graph import constant

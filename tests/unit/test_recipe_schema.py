@@ -39,7 +39,7 @@ CHANGES = [
     ({"evaluate": {"images": "train", "metric": "top5"}}, True),
     ({"evaluate": {"images": "train", "metric": "top9"}}, False),
     ({"bits": {"weights": "float", "layers": {"first": 8, "op:Conv": {"weights": 8}}}}, True),
-    ({"bits": {"weights": 7}}, False),
+    ({"bits": {"weights": 17}}, False),
     ({"bits": {"layers": {"conv": 8}}}, False),
     ({"rewrite": ["fold_batchnorm"]}, True),
     ({"rewrite": ["x"]}, False),

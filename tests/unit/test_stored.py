@@ -5,7 +5,8 @@ import onnx_ir as ir
 import pytest
 from models import Net, cpu, feeds_for, optimized, quantized, run, sqnr
 
-from qtool.annotate import STORED_SIZE, Bits, annotate
+from qtool.annotate import STORED_SIZE, annotate
+from qtool.bits import FLOAT, Bits
 from qtool.execute.simulate import Simulation
 
 
@@ -57,7 +58,7 @@ def test_a_small_one_and_one_that_another_op_reads_stay_float():
 
 
 def test_a_layer_asked_to_be_float_keeps_its_floats():
-    bits = Bits(float_nodes=frozenset({"embed"}))
+    bits = Bits(layers=dict.fromkeys({"embed"}, FLOAT))
     assert annotate(embedding().model(), cpu(), bits).stored == frozenset()
 
 

@@ -1,0 +1,58 @@
+"""Weights as rows that share a scale, and back."""
+
+import numpy as np
+
+from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantSpec
+
+
+def as_rows(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """The weights that share a scale in one row each, float64 [scales, weights in each].
+
+    The last block of a row may be short: NaN fills it.
+    """
+    granularity = spec.granularity
+    wide = weight.astype(np.float64)
+    if isinstance(granularity, PerTensor):
+        return wide.reshape(1, -1)
+    if isinstance(granularity, PerChannel):
+        return np.moveaxis(wide, granularity.axis, 0).reshape(weight.shape[granularity.axis], -1)
+    axis, size = granularity.axis % weight.ndim, granularity.size
+    blocks = -(-weight.shape[axis] // size)
+    fill = [(0, 0)] * weight.ndim
+    fill[axis] = (0, blocks * size - weight.shape[axis])
+    padded = np.pad(wide, fill, constant_values=np.nan)
+    shape = (*weight.shape[:axis], blocks, size, *weight.shape[axis + 1 :])
+    return np.moveaxis(padded.reshape(shape), axis + 1, -1).reshape(-1, size)
+
+
+def scale_shape(weight: np.ndarray, spec: QuantSpec) -> tuple[int, ...]:
+    """The shape in which one number per row is stored as a scale."""
+    granularity = spec.granularity
+    if isinstance(granularity, PerTensor):
+        return ()
+    if isinstance(granularity, PerChannel):
+        return (weight.shape[granularity.axis],)
+    shape = list(weight.shape)
+    shape[granularity.axis] = -(-shape[granularity.axis] // granularity.size)
+    return tuple(shape)
+
+
+def from_rows(rows: np.ndarray, weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """The inverse of :func:`as_rows`: rows of anything in the shape of the weights."""
+    granularity = spec.granularity
+    if isinstance(granularity, PerTensor):
+        return rows.reshape(weight.shape)
+    if isinstance(granularity, PerChannel):
+        axis = granularity.axis % weight.ndim
+        rest = [n for a, n in enumerate(weight.shape) if a != axis]
+        return np.moveaxis(rows.reshape(weight.shape[axis], *rest), 0, axis)
+    return _from_blocks(rows, weight.shape, granularity)
+
+
+def _from_blocks(rows: np.ndarray, shape: tuple[int, ...], granularity: PerBlock) -> np.ndarray:
+    axis, size = granularity.axis % len(shape), granularity.size
+    blocks = -(-shape[axis] // size)
+    parts = rows.reshape(*shape[:axis], blocks, *shape[axis + 1 :], size)
+    whole = np.moveaxis(parts, -1, axis + 1)
+    merged = whole.reshape(*shape[:axis], blocks * size, *shape[axis + 1 :])
+    return merged.take(range(shape[axis]), axis)

@@ -1,0 +1,61 @@
+"""Equal steps; the range is the weights' own at 8 bits, the one of least squared error below."""
+
+from dataclasses import KW_ONLY
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qtool.numerics import PerBlock, PerChannel, QuantParams, QuantSpec, params_from_range
+from qtool.schemes.rows import as_rows, scale_shape
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Equal steps between codes.
+
+    At 8 bits and more the range of a channel is that of its weights: clipping gains nothing there.
+    Below, the range is shrunk by the factor that leaves the smallest squared error; the full range
+    is among the candidates, so the error is never larger.
+
+    Args:
+        candidates: factors tried, evenly spaced from 1 down to 1 / candidates.
+    Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", sec. 3.1,
+        arXiv:2106.08295.
+    """
+
+    _: KW_ONLY
+    candidates: int = Field(default=80, ge=1)
+
+    def __call__(self, weight: np.ndarray, spec: QuantSpec) -> tuple[QuantParams, None]:
+        """The grid; codes are the nearest ones.
+
+        Raises:
+            ValueError: a weight is NaN or infinite.
+        """
+        if spec.bits >= 8 and not isinstance(spec.granularity, PerBlock):
+            axes = tuple(range(weight.ndim))
+            if isinstance(spec.granularity, PerChannel):
+                axes = tuple(a for a in axes if a != spec.granularity.axis % weight.ndim)
+            return params_from_range(weight.min(axes), weight.max(axes), spec), None
+        rows, shape = as_rows(weight, spec), scale_shape(weight, spec)
+        lo, hi = np.fmin.reduce(rows, 1), np.fmax.reduce(rows, 1)
+        factor = self._best_factors(rows, lo, hi, spec)
+        return params_from_range(
+            (factor * lo).reshape(shape), (factor * hi).reshape(shape), spec
+        ), None
+
+    def _best_factors(
+        self, rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, spec: QuantSpec
+    ) -> np.ndarray:
+        """For each row, the factor on its range with the smallest squared error."""
+        best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
+        for k in range(self.candidates, 0, -1):
+            factor = k / self.candidates
+            grid = params_from_range(factor * lo, factor * hi, spec)
+            scale, zero = grid.scale.astype(np.float64)[:, None], grid.zero_point[:, None]
+            codes = (np.rint(rows / scale) + zero).clip(spec.qmin, spec.qmax)
+            error = np.nansum(((codes - zero) * scale - rows) ** 2, 1)
+            better = error < least
+            best[better], least[better] = factor, error[better]
+        return best
