@@ -50,6 +50,7 @@ class _Emitter:
             if name in plan.passes and target.ops[node.op_type].on_codes
         }
         self.constants: dict[str, ir.Value] = {}
+        self.quantizers: set[ir.Node] = set()
         self.taken: set[str | None] = {
             v.name for v in (*graph.inputs, *graph.initializers.values())
         }
@@ -120,8 +121,10 @@ class _Emitter:
             raise AssertionError(f"{name} has no grid")
         return params
 
-    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+    def constant(self, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        """An initializer; asked twice for one name, the same one."""
         if name not in self.constants:
+            array = data if not isinstance(data, ir.TensorProtocol) else None
             tensor = ir.Tensor(np.asarray(array, order="C"), name=self._unique(name))
             value = ir.Value(
                 name=tensor.name,
@@ -147,6 +150,7 @@ class _Emitter:
         node = ir.Node(
             "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
         )
+        self.quantizers.add(node)
         spec = self._grid(value.name or "").spec
         if spec.bits == 8 * spec.container.itemsize:
             return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
@@ -254,7 +258,7 @@ class _Emitter:
         uses = [
             (node, index)
             for node, index in value.uses()
-            if node is not code.producer()
+            if node not in self.quantizers
             and node.name not in self.on_codes
             and (node.name in self.integer or made_in_integers)
         ]
