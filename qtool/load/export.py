@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from qtool.load.example import TensorInput
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 TRACED_OPSET = 20
+TRACING = "tracing"
+EXPORTERS = ("torch.export", TRACING)
+"""In the order they are tried."""
 
 
 @contextlib.contextmanager
@@ -65,8 +69,9 @@ def export_module(
     feeds: Mapping[str, torch.Tensor],
     outputs: Sequence[str],
     by_keyword: bool,
+    exporters: Sequence[str] = EXPORTERS,
 ) -> tuple[ir.Model, list[str]]:
-    """Export through torch.export, or else by tracing.
+    """Export through the first exporter that can.
 
     Args:
         module: in eval mode.
@@ -74,47 +79,70 @@ def export_module(
         feeds: example tensors by input name.
         outputs: names for what the module returns.
         by_keyword: whether the inputs are parameters of ``forward`` by their names.
+        exporters: of EXPORTERS, in the order they are tried; a scripted module is only traced.
 
     Returns:
         The graph, and a note where the older exporter was needed.
 
     Raises:
-        UnsupportedError: neither exporter can.
+        UnsupportedError: none of them can.
     """
-    notes: list[str] = []
-    args: tuple[Any, ...] = () if by_keyword else tuple(feeds.values())
-    kwargs = dict(feeds) if by_keyword else {}
-    names = {"input_names": list(feeds), "output_names": list(outputs)}
-    failed: Exception | None = None
-    if not isinstance(module, torch.jit.ScriptModule):
+    call = _Call(
+        module,
+        () if by_keyword else tuple(feeds.values()),
+        dict(feeds) if by_keyword else {},
+        inputs,
+        {"input_names": list(feeds), "output_names": list(outputs)},
+    )
+    if isinstance(module, torch.jit.ScriptModule):
+        exporters = [name for name in exporters if name == TRACING]
+    failed: dict[str, Exception] = {}
+    for name in exporters:
         try:
-            shapes = _dynamic(inputs)
-            with quiet(swallow=True):
-                program = torch.onnx.export(
-                    module,
-                    args,
-                    kwargs=kwargs,
-                    dynamo=True,
-                    optimize=False,
-                    verbose=False,
-                    dynamic_shapes=shapes if by_keyword else tuple(shapes.values()),
-                    **names,  # type: ignore[arg-type]
-                )
-            return _named(program.model), notes  # type: ignore[union-attr]
-        except Exception as error:  # the exporter raises kinds of its own, and what the model does
-            failed = error
-            notes.append(
-                "exported by tracing, because the exporter built on torch.export failed: "
-                f"{first_line(error)}; what the network decides in Python is fixed to one case"
-            )
-    try:
-        return _traced(module, args, kwargs, inputs, names), notes
-    except Exception as error:
-        first = f"torch.export: {first_line(failed)}; " if failed is not None else ""
-        raise UnsupportedError(
-            f"torch cannot export the network to ONNX ({first}tracing: {first_line(error)}); "
-            "change the module, or export it yourself and give the .onnx file"
-        ) from error
+            model = _traced(call) if name == TRACING else _exported(call)
+        except (
+            Exception
+        ) as error:  # the exporters raise kinds of their own, and what the model does
+            failed[name] = error
+            continue
+        return model, [
+            f"exported by tracing, because the exporter built on torch.export failed: "
+            f"{first_line(error)}; what the network decides in Python is fixed to one case"
+            for error in failed.values()
+        ]
+    told = "; ".join(f"{name}: {first_line(error)}" for name, error in failed.items())
+    raise UnsupportedError(
+        f"torch cannot export the network to ONNX ({told}); "
+        "change the module, or export it yourself and give the .onnx file"
+    ) from next(reversed(failed.values()), None)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a module is called while it is exported: args and kwargs as ``forward`` takes them."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: Sequence[TensorInput]
+    names: dict[str, list[str]]
+
+
+def _exported(call: _Call) -> ir.Model:
+    """The graph of the exporter that is built on torch.export, nodes named as tracing does."""
+    shapes = _dynamic(call.inputs)
+    with quiet(swallow=True):
+        program = torch.onnx.export(
+            call.module,
+            call.args,
+            kwargs=call.kwargs,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            dynamic_shapes=shapes if call.kwargs else tuple(shapes.values()),
+            **call.names,  # type: ignore[arg-type]
+        )
+    return _named(program.model)  # type: ignore[union-attr]
 
 
 def export_program(program: "torch.export.ExportedProgram") -> ir.Model:
@@ -160,31 +188,24 @@ def _dynamic(inputs: Sequence[TensorInput]) -> dict[str, dict[int, Any]]:
     return found
 
 
-def _traced(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    inputs: Sequence[TensorInput],
-    names: Mapping[str, list[str]],
-) -> ir.Model:
+def _traced(call: _Call) -> ir.Model:
     """The older exporter's graph; its nodes are already named after the module's paths."""
     with tempfile.TemporaryDirectory() as folder, quiet(swallow=True):
         path = Path(folder) / "traced.onnx"
         torch.onnx.export(
-            module,
-            args,
+            call.module,
+            call.args,
             str(path),
-            kwargs=kwargs or None,
+            kwargs=call.kwargs or None,
             dynamo=False,
             training=torch.onnx.TrainingMode.EVAL,
             do_constant_folding=False,
             opset_version=TRACED_OPSET,
             dynamic_axes={
                 given.name: {a: d for a, d in enumerate(given.shape) if isinstance(d, str)}
-                for given in inputs
+                for given in call.inputs
             },
-            input_names=names["input_names"],
-            output_names=names["output_names"],
+            **call.names,  # type: ignore[arg-type]
         )
         model = ir.external_data.load_to_model(ir.load(path))
     for node in model.graph.all_nodes():

@@ -20,7 +20,14 @@ from qtool.errors import ModelError
 from qtool.files import atomic_path
 from qtool.load.agreement import Run, compared, tried
 from qtool.load.example import TensorInput, by_name, random_tensor, random_tensors
-from qtool.load.export import evaluating, export_module, export_program, first_line, quiet
+from qtool.load.export import (
+    EXPORTERS,
+    evaluating,
+    export_module,
+    export_program,
+    first_line,
+    quiet,
+)
 from qtool.load.factory import build, guest_modules, import_factory
 from qtool.load.onnx import Loaded, load_model, settle
 from qtool.load.weights import load_weights
@@ -112,15 +119,26 @@ def load_torch(
 
 
 def export_to(
-    module: nn.Module, inputs: Sequence[TensorInput], path: Path, opset: int = 21
+    module: nn.Module,
+    inputs: Sequence[TensorInput],
+    path: Path,
+    opset: int = 21,
+    exporters: Sequence[str] = EXPORTERS,
 ) -> Loaded:
     """Write a module that is in memory as a float ONNX file, checked against it, and load it.
+
+    Args:
+        module: exported in eval mode; it gets its own mode back.
+        inputs: in the order of ``forward``.
+        path: the file to write.
+        opset: as for :func:`load_model`.
+        exporters: see :func:`export_module`.
 
     Raises:
         ModelError: it fails on inputs of these shapes.
         UnsupportedError: torch cannot export it, or the export computes something else.
     """
-    network, notes = _of_module(module, tuple(inputs), type(module).__name__)
+    network, notes = _of_module(module, tuple(inputs), type(module).__name__, exporters)
     with quiet(), evaluating(module):
         _write(network, notes, path, opset)
     return replace(_read(path, opset), name=type(module).__name__)
@@ -199,7 +217,10 @@ def _factory(source: TorchSource, module: nn.Module) -> tuple[_Network, list[str
 
 
 def _of_module(
-    module: nn.Module, inputs: tuple[TensorInput, ...], name: str
+    module: nn.Module,
+    inputs: tuple[TensorInput, ...],
+    name: str,
+    exporters: Sequence[str] = EXPORTERS,
 ) -> tuple[_Network, list[str]]:
     """A module that has been tried on inputs of the declared shapes."""
     if not inputs:
@@ -220,7 +241,7 @@ def _of_module(
 
     def graph() -> tuple[ir.Model, list[str]]:
         outputs = list(by_name(tried(run, examples, name)))
-        return export_module(module, inputs, examples, outputs, by_keyword)
+        return export_module(module, inputs, examples, outputs, by_keyword, exporters)
 
     return _Network(run, graph, others), []
 
