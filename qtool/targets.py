@@ -12,6 +12,7 @@ from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
 
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 OUTPUTS = ("quantized", "either")
+PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 18}  # and their opsets
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Target:
             file keeps as codes.
         widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
             for; absent: only the target's own.
+        packing: what the runtime computes once at load, names from PACKING: codes from int4 or
+            int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
+            and ``scales`` of biases as products. Codes that no form serves lie in containers.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Target:
     requantizes: tuple[str, ...] = ()
     stores: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    packing: tuple[str, ...] = ()
 
 
 def config_folder(kind: str) -> Path:
@@ -106,7 +111,7 @@ def load_target(name: str) -> Target:
 
 def _target(raw: Any, path: Path) -> Target:
     names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), names - {"requantizes", "stores", "widths"})
+    _known(raw, names, str(path), names - {"requantizes", "stores", "widths", "packing"})
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
     _typed(raw["ops"], dict, f"{path}: ops")
@@ -123,7 +128,19 @@ def _target(raw: Any, path: Path) -> Target:
         requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
         widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
+        packing=_packing(raw.get("packing", []), raw["opset"], f"{path}: packing"),
     )
+
+
+def _packing(raw: Any, opset: int, where: str) -> tuple[str, ...]:
+    forms = _list(raw, str, where)
+    for form in forms:
+        _one_of(form, tuple(PACKING), where)
+        if opset < PACKING[form]:
+            raise RecipeError(
+                f'target {where}: "{form}" needs opset {PACKING[form]}, the target has {opset}'
+            )
+    return forms
 
 
 def _widths(raw: Any, specs: Mapping[str, QuantSpec], where: str) -> dict[str, tuple[int, int]]:

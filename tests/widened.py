@@ -25,12 +25,11 @@ class Graph:
             self.constants[name] = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
         return self.constants[name]
 
-    def step(self, op, inputs, out, dtype, **attributes):
+    def step(self, op, inputs, out, **attributes):
         attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
         name = f"{out}:{len(self.nodes)}"
         node = ir.Node("", op, inputs, attrs, name=name)
         node.outputs[0].name = name
-        node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
         self.nodes.append(node)
         return node.outputs[0]
 
@@ -47,7 +46,8 @@ def model_of(codes, params, forms, shift=0) -> ir.Model:
     """A model that takes nothing and gives the widened codes and one more of their type."""
     store = Graph()
     value = widen(store, "w", codes, params, forms, shift)
-    out = store.step("Identity", [value], "y", codes.dtype)
+    out = store.step("Identity", [value], "y")
+    out.type = ir.TensorType(ir.DataType.from_numpy(codes.dtype))
     graph = ir.Graph(
         [],
         [out],

@@ -40,13 +40,11 @@ GROUP, CUBE = 8, (2, 2, 2)
 class Store(Protocol):
     """What widening asks of an emitter."""
 
-    def constant(self, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    def constant(self, name: str, data: np.ndarray | ir.Tensor) -> ir.Value:
         """An initializer; asked twice for one name, the same one."""
 
-    def step(
-        self, op: str, inputs: Sequence[ir.Value], out: str, dtype: np.dtype, **attributes: Any
-    ) -> ir.Value:
-        """The output, called ``out`` or nearly so, of a new node."""
+    def step(self, op: str, inputs: Sequence[ir.Value], out: str, **attributes: Any) -> ir.Value:
+        """The output, called ``out`` or nearly so, of a new node; its type is not known here."""
 
 
 def widen(
@@ -89,13 +87,12 @@ def form_of(
     codes: np.ndarray, params: QuantParams, forms: Sequence[str], shift: int = 0
 ) -> tuple[float, str]:
     """Bits per code in the file and the form: the smallest one, or ``container``."""
+    ends = (params.spec.qmin, params.spec.qmax)
     if isinstance(params, Codebook):
-        lo, hi = int(params.levels[0]), int(params.levels[-1])
-        width = index_bits(params.levels)
-    else:
-        lo, hi = params.spec.qmin, params.spec.qmax
-        width = bits_of(lo + shift, hi + shift)
-    native = bits_of(lo + shift, hi + shift)
+        ends = (int(params.levels[0]), int(params.levels[-1]))
+    lo, hi = (end + shift for end in ends)
+    native = bits_of(min(lo, -1) if codes.dtype.kind == "i" else lo, hi)
+    width = index_bits(params.levels) if isinstance(params, Codebook) else native
     # In this order one wins over later ones of its width: a narrow type takes the least memory.
     choices: list[tuple[float, str]] = [
         (w, form) for form, w in (("int2", 2), ("int4", 4)) if native <= w
@@ -175,7 +172,7 @@ def _narrow(codes: np.ndarray, width: int) -> ir.Tensor:
 
 def _cast(store: Store, value: ir.Value, out: str, dtype: np.dtype) -> ir.Value:
     to = ir.DataType.from_numpy(dtype).value
-    return store.step("Cast", [value], out, dtype, to=to)
+    return store.step("Cast", [value], out, to=to)
 
 
 def _joined(
@@ -194,14 +191,12 @@ def _joined(
             if at + bits == width and codes.dtype.kind == "i":
                 table -= (table >> bits - 1) << bits  # the sign is in the highest bit
             part = _looked_up(store, f"{name}_packed_{at}", packed, table << at, out, codes.dtype)
-        joined = part if joined is None else _or(store, name, joined, part, codes.dtype)
+        if joined is not None:
+            part = store.step("BitwiseOr", [joined, part], f"{name}_quantized/joined")
+        joined = part
     if joined is None:
         raise AssertionError(f"{name}: no planes for {width} bits")
     return joined
-
-
-def _or(store: Store, name: str, a: ir.Value, b: ir.Value, dtype: np.dtype) -> ir.Value:
-    return store.step("BitwiseOr", [a, b], f"{name}_quantized/joined", dtype)
 
 
 def _looked_up(
@@ -221,7 +216,7 @@ def _gather(
     array = table.astype(dtype)
     digest = hashlib.blake2b(array.tobytes() + str(array.shape).encode(), digest_size=6).hexdigest()
     wide = _cast(store, index, f"{out}/index", np.dtype(np.int32))
-    return store.step("Gather", [store.constant(f"codes_{digest}", array), wide], out, dtype)
+    return store.step("Gather", [store.constant(f"codes_{digest}", array), wide], out)
 
 
 def _indices(
@@ -248,7 +243,7 @@ def _indices(
     flags = unpack(np.arange(256), 1)
     chosen = f"{name}_quantized/bits_{bits}"
     flag = _looked_up(store, f"{name}_packed_{bits}", top[0], flags, chosen, np.dtype(bool))
-    return store.step("Where", [flag, upper, value], f"{name}_quantized/chosen", dtype)
+    return store.step("Where", [flag, upper, value], f"{name}_quantized/chosen")
 
 
 def _trits(store: Store, name: str, codes: np.ndarray, levels: np.ndarray) -> ir.Value:
@@ -264,8 +259,8 @@ def _shaped(store: Store, name: str, value: ir.Value, codes: np.ndarray, group: 
     if codes.size % group:
         ends = [store.constant(f"end_{n}", np.array([n])) for n in (0, codes.size)]
         flat = store.constant("shape_flat", np.array([-1]))
-        value = store.step("Reshape", [value, flat], f"{name}_quantized/flat", codes.dtype)
-        value = store.step("Slice", [value, *ends], f"{name}_quantized/cut", codes.dtype)
+        value = store.step("Reshape", [value, flat], f"{name}_quantized/flat")
+        value = store.step("Slice", [value, *ends], f"{name}_quantized/cut")
     words = "_".join(map(str, codes.shape))
     shape = store.constant(f"shape_{words}", np.array(codes.shape, np.int64))
-    return store.step("Reshape", [value, shape], f"{name}_quantized", codes.dtype)
+    return store.step("Reshape", [value, shape], f"{name}_quantized")

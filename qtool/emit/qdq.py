@@ -11,8 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
+from qtool.emit.float_weights import float_weights
+from qtool.emit.packing import widen
 from qtool.graph import by_name, clip_limits, dims, nodes_by_name
-from qtool.numerics import PerBlock, PerChannel, QuantParams, align, mean_factor, quantize
+from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan
 from qtool.targets import Target
 
@@ -44,6 +46,7 @@ class _Emitter:
         self.plan = plan
         self.integer = plan.integer_nodes
         self.requantizes = target.requantizes
+        self.packing = target.packing
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
@@ -140,8 +143,8 @@ class _Emitter:
         """Scale and zero point of a value's grid; values on one grid share them."""
         params, grid = self._grid(name), self.plan.grid_of[name]
         return (
-            self._initializer(f"{grid}_scale", params.scale),
-            self._initializer(f"{grid}_zero_point", params.zero_point.astype(params.container)),
+            self.constant(f"{grid}_scale", params.scale),
+            self.constant(f"{grid}_zero_point", params.zero_point.astype(params.container)),
         )
 
     def _quantize(self, value: ir.Value) -> ir.Value:
@@ -156,7 +159,7 @@ class _Emitter:
             return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
         wide = self._add(node, f"{value.name}_unclipped", zero.dtype, value.shape)
         ends = [
-            self._initializer(f"code_{end}_of_{spec.container}", np.asarray(end, spec.container))
+            self.constant(f"code_{end}_of_{spec.container}", np.asarray(end, spec.container))
             for end in (spec.qmin, spec.qmax)
         ]
         clip = ir.Node("", "Clip", [wide, *ends], name=f"{value.name}_Clip")
@@ -227,7 +230,7 @@ class _Emitter:
             return self._add(made, f"{node.name}/{op}_output", None, None)
 
         def constant_of(name: str, array: object, dtype: type) -> ir.Value:
-            return self._initializer(f"{node.name}/{name}", np.asarray(array, dtype))
+            return self.constant(f"{node.name}/{name}", np.asarray(array, dtype))
 
         rank = len(shape)
         last = step("Transpose", [code], perm=[0, *range(2, rank), 1])
@@ -301,7 +304,7 @@ class _Emitter:
         out = code
         steps: list[tuple[str, list[ir.Value], list[ir.Attr]]] = [("Cast", [], [to])]
         if params.zero_point:
-            zero = self._initializer(f"{grid}_zero", params.zero_point.astype(np.float32))
+            zero = self.constant(f"{grid}_zero", params.zero_point.astype(np.float32))
             steps.append(("Sub", [zero], []))
         steps.append(("Mul", [self._scale(value.name or "")[0]], []))
         for op, operands, attributes in steps:
@@ -329,7 +332,10 @@ class _Emitter:
             else None
         )
         if name in self.plan.stored:
-            self._widen(value, codes, params)
+            floats = float_weights(self, name, codes, self.plan.codes[name].shape, params)
+            for reader, index in list(value.uses()):
+                if reader.name not in self.integer:
+                    reader.replace_input_with(index, floats)
             if not value.uses():
                 return
         # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
@@ -344,45 +350,20 @@ class _Emitter:
     def _codes(self, name: str, params: QuantParams) -> ir.Value:
         """The codes that kernels read, as the file holds or unpacks them."""
         array = self.plan.codes[name].astype(params.container)
-        return self._initializer(f"{name}_quantized", array)
+        codes = widen(self, name, array, params, self.packing)
+        codes.type, codes.shape = (
+            ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            ir.Shape(array.shape),
+        )
+        return codes
 
-    def _step(
-        self,
-        name: str,
-        op: str,
-        inputs: list[ir.Value],
-        attributes: list[ir.Attr],
-        shape: Sequence[int],
-    ) -> ir.Value:
-        """One float op on the way from codes to a weight."""
-        node = ir.Node("", op, inputs, attributes, name=f"{name}/{op}")
-        return self._add(node, f"{name}/{op}_output", ir.DataType.FLOAT, ir.Shape(shape))
-
-    def _widen(self, value: ir.Value, codes: ir.Value, params: QuantParams) -> None:
-        """Codes times scales in front of the float readers; the runtime folds it at load."""
-        name, shape = value.name or "", list(self.plan.codes[value.name or ""].shape)
-        granularity, to = params.spec.granularity, ir.AttrInt64("to", ir.DataType.FLOAT.value)
-        out = self._step(name, "Cast", [codes], [to], shape)
-        if params.zero_point.any():
-            zero = self._initializer(f"{name}_zero", align(params, np.empty(shape))[1])
-            out = self._step(name, "Sub", [out, zero], [], shape)
-        if isinstance(granularity, PerBlock) and shape[granularity.axis] % granularity.size == 0:
-            at, size = granularity.axis, granularity.size
-            split = [*shape[:at], shape[at] // size, size, *shape[at + 1 :]]
-            rows = self._initializer(f"{name}_blocks", np.asarray(split, np.int64))
-            out = self._step(name, "Reshape", [out, rows], [], split)
-            column = self._initializer(f"{name}_scale_column", np.expand_dims(params.scale, at + 1))
-            out = self._step(name, "Mul", [out, column], [], split)
-            whole = self._initializer(f"{name}_shape", np.asarray(shape, np.int64))
-            out = self._step(name, "Reshape", [out, whole], [], shape)
-        else:
-            column = self._initializer(
-                f"{name}_scale_column", align(params, np.empty(shape, np.float32))[0]
-            )
-            out = self._step(name, "Mul", [out, column], [], shape)
-        for reader, index in list(value.uses()):
-            if reader.name not in self.integer:
-                reader.replace_input_with(index, out)
+    def step(self, op: str, inputs: Sequence[ir.Value], out: str, **attributes: Any) -> ir.Value:
+        """The output of a new node; without a type, which loading finds out."""
+        made = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+        node = ir.Node("", op, inputs, made, name=self._unique(f"{out}/{op}"))
+        self.graph.append(node)
+        node.outputs[0].name = self._unique(out)
+        return node.outputs[0]
 
 
 def saturates(node: ir.Node, params: QuantParams) -> bool:

@@ -111,6 +111,9 @@ EDITS = [
     (lambda r: r.update(name=3), "name: expected a text, found 3"),
     (lambda r: r.update(rewrites="fold_pad"), "rewrites: expected a list, found 'fold_pad'"),
     (lambda r: r.update(requantizes={}), "requantizes: expected a list, found {}"),
+    (lambda r: r.update(packing="int4"), "packing: expected a list, found 'int4'"),
+    (lambda r: r.update(packing=["int3"]), 'packing: "int3" is not one of int4, int2, bytes'),
+    (lambda r: r.update(packing=["int2"]), 'packing: "int2" needs opset 25, the target has 21'),
 ]
 
 
