@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.calibrators.mse import squared_error
 from qtool.errors import DataError
 from qtool.execute.ort_session import OrtSession
 from qtool.graph import by_name, constant, dims
 from qtool.numerics import QuantSpec
 from qtool.plan import BINS, QuantPlan, Stats
 from qtool.protocols import Calibrator
+from qtool.scales import snap_activation
 from qtool.schemes import Binary, KMeans, Uniform
 
 # Elements of one value and batch that enter the histogram; limits are taken over all of them.
@@ -151,7 +153,10 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
         if not isinstance(spec, QuantSpec):
             continue
         try:
-            grids[grid] = calibrator(seen, spec)
+            found = calibrator(seen, spec)
+            if spec.scale_kind in ("power_of_two", "double_shift"):
+                found = snap_activation(found, squared_error(seen))
+            grids[grid] = found
         except ValueError as error:
             raise DataError(f'calibrate: the value "{grid}": {error}') from error
     return replace(plan, grids=grids)

@@ -37,7 +37,7 @@ class MSE:
         best = params_from_range(stats.lo, stats.hi, spec)
         if not stats.histogram.any() or stats.lo == stats.hi:
             return best
-        score = _squared_error(stats) if self.p == 2 else _error(stats, self.p)
+        score = (squared_error(stats) if self.p == 2 else None) or _error(stats, self.p)
         full_lo, full_hi = min(stats.lo, 0.0), max(stats.hi, 0.0)
         factors = np.arange(self.candidates, 0, -1) / self.candidates
         error, lo, hi = score(best), full_lo, full_hi
@@ -57,8 +57,13 @@ class MSE:
         return best
 
 
-def _squared_error(stats: Stats) -> Callable[[QuantParams], float]:
-    """Sum of squared errors of a grid, from running moments: as many steps as it has levels."""
+def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
+    """Sum of squared errors of a grid, from running moments: as many steps as it has levels.
+
+    None where there is no histogram to take it from.
+    """
+    if not stats.histogram.any() or stats.lo == stats.hi:
+        return None
     edges, counts = _bins(stats)
     width = np.diff(edges)
     density = np.append(np.divide(counts, width, out=np.zeros_like(width), where=width > 0), 0.0)

@@ -170,9 +170,9 @@ def max_pool(
     n_outputs: int = 1,
 ) -> T | tuple[T, T]:
     """Largest value of each window, and its place in the flat input where that is asked for."""
-    if not x.is_floating_point():
-        y = max_pool(
-            x.double(),
+    if x.dtype in (torch.int8, torch.uint8):  # torch pools the wider integers only
+        found = max_pool(
+            x.int(),
             kernel_shape=kernel_shape,
             auto_pad=auto_pad,
             ceil_mode=ceil_mode,
@@ -182,13 +182,14 @@ def max_pool(
             strides=strides,
             n_outputs=n_outputs,
         )
-        return (y[0].to(x.dtype), y[1]) if isinstance(y, tuple) else y.to(x.dtype)
+        return (found[0].to(x.dtype), found[1]) if isinstance(found, tuple) else found.to(x.dtype)
     at = Windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     pool, size = _MAX_POOL[at.n], x.shape[2:]
     inner, shift = at.begin, [0] * at.n
     padded = x
     if not at.plain:
-        padded, inner, shift = pad_spatial(x, at.begin, at.reach, -math.inf), [0] * at.n, at.begin
+        lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+        padded, inner, shift = pad_spatial(x, at.begin, at.reach, lowest), [0] * at.n, at.begin
     if n_outputs == 1:
         return pool(padded, at.kernel, at.strides, inner, at.dilations)
     y, flat = pool(padded, at.kernel, at.strides, inner, at.dilations, return_indices=True)
@@ -219,14 +220,20 @@ def average_pool(
     if at.plain and max(at.dilations) == 1:
         include = bool(count_include_pad)
         return _AVG_POOL[at.n](x, at.kernel, at.strides, at.begin, False, include)
+    sums, counts = window_sums(x, at, count_include_pad)
+    return sums / counts
+
+
+def window_sums(x: T, at: Windows, count_include_pad: int) -> tuple[T, T]:
+    """Sum of each window of floats or integers, and how many elements its mean is over."""
     mask = x.new_ones(1, 1, *x.shape[2:])
     if count_include_pad:
-        mask = pad_spatial(mask, at.begin, at.end, 1.0)
+        mask = pad_spatial(mask, at.begin, at.end, 1)
         rest = [r - e for r, e in zip(at.reach, at.end, strict=True)]
         mask = pad_spatial(mask, [0] * at.n, rest)
     else:
         mask = pad_spatial(mask, at.begin, at.reach)
-    return at.sum(pad_spatial(x, at.begin, at.reach)) / at.sum(mask)
+    return at.sum(pad_spatial(x, at.begin, at.reach)), at.sum(mask)
 
 
 def lp_pool(

@@ -107,7 +107,7 @@ def resize(
     kind = coordinate_transformation_mode
     crop = kind == "tf_crop_and_resize"
     region = floats(roi) if crop and roi is not None else [0.0] * len(where) + [1.0] * len(where)
-    y = x if x.is_floating_point() else x.float()
+    y = x if x.is_floating_point() or mode == "nearest" else x.float()
     outside = torch.zeros([1] * x.dim(), dtype=torch.bool)
     for i, axis in enumerate(where):
         size, out, factor = x.shape[axis], outs[i], factors[i]
@@ -125,7 +125,7 @@ def resize(
             y = (y.movedim(axis, -1) @ matrix.t().to(x.device, y.dtype)).movedim(-1, axis)
     if crop and bool(outside.any()):
         y = torch.where(outside.to(x.device), torch.full_like(y, extrapolation_value), y)
-    return y if x.is_floating_point() else _integer(y, x.dtype)
+    return y if y.dtype == x.dtype else _integer(y, x.dtype)
 
 
 def _integer(y: T, dtype: torch.dtype) -> T:

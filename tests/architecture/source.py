@@ -16,10 +16,10 @@ FLOORS = {
     5: "cli",
     4: "pipeline judgement prepare steps api",
     3: "recipe catalog",
-    2: "load rewrites annotate calibrate calibrators schemes ptq qat search freeze emit verify"
+    2: "load rewrites annotate calibrate calibrators schemes snap ptq qat search freeze emit verify"
     " watch parity accounts metrics data reporting",
     1: "graph bits ends patterns execute plan report files stages usercode",
-    0: "numerics targets protocols errors",
+    0: "numerics scales targets protocols errors",
 }  # fmt: skip
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts.split()}
 ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: (importer, imported)

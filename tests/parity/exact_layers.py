@@ -1,7 +1,9 @@
 """One quantized op in ONNX Runtime and in ExactKernels, on grids that a test chooses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -233,14 +235,31 @@ class Found:
         return float(((values > 0) & (values < 255)).mean())
 
 
-def draw(case: Case, scales: Scales, seed: int, optimized: Path | None = None) -> Found:
-    """Compute a case on random codes both ways."""
+def told(plan: QuantPlan, kind: str) -> QuantPlan:
+    """The plan with another scale kind written on every grid; scales stay as they are."""
+    grids = {
+        name: replace(grid, spec=replace(grid.spec, scale_kind=kind))
+        for name, grid in plan.grids.items()
+        if isinstance(grid, QuantParams) and grid.spec.bits < 32
+    }
+    return replace(plan, grids={**plan.grids, **grids})
+
+
+def draw(
+    case: Case,
+    scales: Scales,
+    seed: int,
+    optimized: Path | None = None,
+    kernels_of: Callable[[ir.Model, QuantPlan], Any] = ExactKernels,
+    kind: str = "float",
+) -> Found:
+    """Compute a case on random codes both ways; ``kind`` is written on its grids."""
     rng = np.random.default_rng(seed)
     model = case.model()
-    plan = frozen_plan(case, model, scales, rng)
+    plan = told(frozen_plan(case, model, scales, rng), kind)
     seen = in_runtime(model, plan, feeds_of(case, plan, rng), optimized)
     codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
-    kernels = ExactKernels(model, plan)
+    kernels = kernels_of(model, plan)
     outputs = [v.name or "" for v in kernels.nodes["op"].outputs]
     runtime = [codes.get(n, seen.get(n)) for n in outputs]
     if "op" in plan.passes:

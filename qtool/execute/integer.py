@@ -1,0 +1,256 @@
+"""A whole plan in integers: codes in, codes out, int32 sums, integer multipliers and shifts.
+
+What hardware without floats computes. Everything that needs real numbers (multipliers, tables) is
+made when the network is built; while it runs, only the graph's inputs are quantized and its outputs
+dequantized. Beside the emitted file, layer by layer, its codes differ by at most one.
+
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", arXiv:1712.05877.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.errors import UnsupportedError
+from qtool.execute.executor import Executor
+from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
+from qtool.execute.integer_math import ROUNDINGS
+from qtool.graph import by_name, clip_limits, constant, is_constant, is_float, nodes_by_name
+from qtool.numerics import QuantParams, mean_factor, quantize
+from qtool.plan import QuantPlan, Site
+
+T = torch.Tensor
+
+
+class IntegerKernels:
+    """Sites and code-moving nodes of one frozen plan, in integers; kernels are built once."""
+
+    def __init__(self, model: ir.Model, plan: QuantPlan, rounding: str = "half_even") -> None:
+        """Prepare a plan.
+
+        Args:
+            model: the rewritten graph.
+            plan: frozen.
+            rounding: ``half_even`` as ONNX, ``half_away`` as gemmlowp, ``half_up`` as N2D2.
+        """
+        if rounding not in ROUNDINGS:
+            raise AssertionError(f"{rounding} is no rounding: {', '.join(ROUNDINGS)}")
+        self.model, self.plan, self.rounding = model, plan, rounding
+        self.nodes = nodes_by_name(model.graph)
+        self.opset = model.opset_imports.get("", 21)
+        self._kernels: dict[str, Kernel] = {}
+
+    def site(self, site: Site, codes: Mapping[str, np.ndarray]) -> T:
+        """Output of a site as parity compares it: codes, or floats where it writes floats."""
+        given = {
+            n: torch.from_numpy(a.astype(np.int32)) for n, a in codes.items() if n in site.inputs
+        }
+        found = self.integers(site, given)
+        return found if site.output in self.plan.grid_of else self.floats(site, found)
+
+    def integers(self, site: Site, codes: Mapping[str, T]) -> T:
+        """Output of a site: int32 codes, or sums of products where it writes floats."""
+        if site.name not in self._kernels:
+            self._kernels[site.name] = BUILDERS[site.op](self._work(site))
+        read = []
+        for name, _ in self._operands(site):
+            if name not in codes:
+                found = self.plan.codes[name].astype(np.int32)
+                read.append(torch.from_numpy(np.atleast_1d(found) if not found.ndim else found))
+            else:
+                read.append(codes[name])
+        return self._kernels[site.name](read)
+
+    def floats(self, site: Site, sums: T) -> T:
+        """The values of sums that no grid takes up: what is left to do outside, in floats."""
+        x = self._params(site.inputs[0])
+        if site.weight is None:
+            node = self.nodes[site.name]
+            shape = node.inputs[0].shape if node.inputs[0] is not None else None
+            size = [int(d) for d in (shape or ())[2:] if isinstance(d, int)]
+            return sums.float() * float(mean_factor(x, size))
+        scale = torch.from_numpy(np.asarray(x.scale * self._params(site.weight).scale))
+        along = [1] * sums.ndim
+        along[1 if site.op.startswith("Conv") else -1] = -1
+        return sums.float() * (scale.reshape(along) if scale.ndim else scale)
+
+    def moved(
+        self, name: str, codes: "np.ndarray | T", computed: Mapping[str, T] | None = None
+    ) -> list[T]:
+        """Outputs of a node that moves codes; zeros it adds are zero points.
+
+        Args:
+            name: of the node.
+            codes: of its first input.
+            computed: its other inputs that are no constants, such as a shape, by name.
+        """
+        node = self.nodes[name]
+        source = node.inputs[0]
+        zero = zero_of(self._params((source.name or "") if source is not None else ""))
+        others: list[T | None] = []
+        # A Pad's fill is zero, and needs no number.
+        for value in node.inputs[1 : 2 if node.op_type == "Pad" else None]:
+            array = constant(value)
+            if array is not None:
+                others.append(torch.from_numpy(np.array(array)))
+            else:
+                others.append(None if value is None else (computed or {})[value.name or ""])
+        given = torch.from_numpy(codes) if isinstance(codes, np.ndarray) else codes
+        # Shifted by the zero point, the zero that a Pad adds is the number 0.
+        found = call(node, self.opset, [given.to(torch.int32) - zero, *others])
+        return [part + zero for part in found]
+
+    def _params(self, name: str) -> QuantParams:
+        params = self.plan.params(name)
+        if params is None:
+            raise AssertionError(f"{name} has no grid")
+        return params
+
+    def _operands(self, site: Site) -> list[tuple[str, QuantParams]]:
+        """The activation operands of a site in its node's order, each as often as it is read."""
+        found = []
+        for value in self.nodes[site.name].inputs:
+            name = value.name or "" if value is not None else ""
+            params = self.plan.params(name)
+            if params is not None and name not in (site.weight, site.bias):
+                found.append((name, params))
+        return found
+
+    def _work(self, site: Site) -> Work:
+        y, held = self.plan.params(site.output), self.plan.codes
+        return Work(
+            self.nodes[site.name],
+            self.opset,
+            tuple(params for _, params in self._operands(site)),
+            y,
+            (0, 0) if y is None else self._limits(site, y),
+            self.rounding,
+            None if site.weight is None else held[site.weight],
+            None if site.bias is None else held[site.bias],
+            None if site.weight is None else self._params(site.weight),
+        )
+
+    def _limits(self, site: Site, y: QuantParams) -> tuple[int, int]:
+        """Codes that the output can have: its grid's, within those of a folded Relu or Clip."""
+        low, high = y.spec.qmin, y.spec.qmax
+        for name in site.nodes[1:]:
+            lo, hi = (np.asarray(v, np.float64) for v in clip_limits(self.nodes[name]))
+            low, high = max(low, int(quantize(lo, y))), min(high, int(quantize(hi, y)))
+        return low, high
+
+
+class IntegerNetwork:
+    """A whole network from input codes to output codes.
+
+    Floats may stand in front of the first codes and behind the last; between two integer kernels
+    they may not, and the constructor names the node.
+    """
+
+    def __init__(self, model: ir.Model, plan: QuantPlan, rounding: str = "half_even") -> None:
+        """Prepare a frozen plan; see IntegerKernels.
+
+        Raises:
+            UnsupportedError: a float op stands between integer kernels (names it).
+        """
+        self.kernels = IntegerKernels(model, plan, rounding)
+        self.model, self.plan = model, plan
+        self.executor = Executor(model)
+        self._refuse_floats_between()
+        values = by_name(model.graph)
+        inner = plan.integer_nodes
+        made = {o.name for n in model.graph if n.name in inner for o in n.outputs}
+        read = {v.name or "" for n in model.graph if n.name in inner for v in n.inputs if v}
+        self.entries = tuple(
+            name
+            for name in plan.grid_of
+            if name in read
+            and name not in made
+            and name not in plan.codes
+            and not is_constant(values[name])
+        )
+        last = {s.nodes[-1]: s.output for s in plan.sites.values()}
+        self.exits = tuple(
+            o.name or ""
+            for n in model.graph
+            if n.name in last or n.name in plan.passes
+            for o in n.outputs
+            if o.is_graph_output() or any(u.name not in inner for u, _ in o.uses())
+        )
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of the network by name, float32 where the float network's are.
+
+        Args:
+            feeds: the graph's inputs, floats.
+        """
+        with torch.inference_mode():
+            codes = self.run(self.quantized(feeds))
+            found = self.dequantized(codes)
+            outputs = self.executor({**feeds, **found})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def quantized(self, feeds: Mapping[str, np.ndarray]) -> dict[str, T]:
+        """Codes of the values where integers begin."""
+        floats = self.executor(feeds, None, self.entries)
+        return {
+            name: quantize(x, self.kernels._params(name)).to(torch.int32)
+            for name, x in floats.items()
+        }
+
+    def run(self, codes: Mapping[str, T]) -> dict[str, T]:
+        """Everything between: all codes by value name, and the sums that leave without a grid.
+
+        Args:
+            codes: int32, of ``entries``.
+        """
+        found = dict(codes)
+        for node in self.model.graph:
+            name = node.name or ""
+            if name in self.plan.sites:
+                site = self.plan.sites[name]
+                found[site.output] = self.kernels.integers(site, found)
+            elif name in self.plan.passes:
+                others = [v.name or "" for v in node.inputs[1:] if v and not is_constant(v)]
+                # A shape may depend on codes' shapes; cut there, no float is computed for it.
+                shapes = self.executor(found, None, others) if others else {}
+                source = node.inputs[0].name if node.inputs[0] is not None else ""
+                outs = self.kernels.moved(name, found[source or ""], shapes)
+                found.update({o.name or "": t for o, t in zip(node.outputs, outs, strict=True)})
+        return found
+
+    def dequantized(self, codes: Mapping[str, T]) -> dict[str, T]:
+        """Values of the codes and sums where integers end."""
+        sites = {s.output: s for s in self.plan.sites.values()}
+        found = {}
+        for name in self.exits:
+            params = self.plan.params(name)
+            if params is None:
+                found[name] = self.kernels.floats(sites[name], codes[name])
+            else:
+                found[name] = (codes[name].float() - zero_of(params)) * float(params.scale)
+        return found
+
+    def _refuse_floats_between(self) -> None:
+        inner = self.plan.integer_nodes
+        behind: set[str] = set()
+        for node in self.model.graph:
+            reads = [v.producer() for v in node.inputs if v is not None]
+            if any(p is not None and (p.name in inner or p.name in behind) for p in reads):
+                behind.add(node.name or "")
+        ahead: set[str] = set()
+        for node in reversed(list(self.model.graph)):
+            readers = [u for o in node.outputs for u, _ in o.uses()]
+            if any(u.name in inner or u.name in ahead for u in readers):
+                ahead.add(node.name or "")
+        for node in self.model.graph:
+            name = node.name or ""
+            if name in behind & ahead - inner and any(is_float(o) for o in node.outputs):
+                why = self.plan.floats.get(name, "it computes in float")
+                raise UnsupportedError(
+                    f'the integer-only reference stops at node "{name}" ({node.op_type}), which '
+                    f"stands between integer kernels: {why}; a network for integers alone needs "
+                    "another op there"
+                )

@@ -1,0 +1,243 @@
+"""Scales that hardware without floats can carry out: 2^-k, 2^-m + 2^-n, and x * 2^-p.
+
+Every rescaling of an integer network multiplies a sum by ``s_x * s_w / s_y``. Here are the forms
+such a multiplier may take (``as_integers``), how grids are brought to them, and the rule by which
+N2D2 rounds. Weights are rounded to codes *after* their scale was brought to a form, so the product
+of codes and scales is exact and nothing else has to make up for it: N2D2 gets the same by
+multiplying weights and bias by ``alpha / approximation``.
+
+Source: N2D2, CEA-LIST, "Quantization methodologies" (post-training quantization, activation scaling
+modes); Jacob et al. 2018, sec. 2.2, arXiv:1712.05877. Departure: N2D2 decides by the precision of
+the multiplier alone; of the neighbouring forms, N2D2's choice among them, we take the one that
+leaves the smallest squared error of the weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qtool.numerics import PerChannel, QuantParams, dequantize, quantize
+
+Numbers = np.ndarray | np.float64
+
+# N2D2 keeps a form that is smaller than the multiplier when it reaches this share of it.
+PRECISE = 0.98
+
+# Terms of a double shift lie no further apart: one of the two shifts a sum to the left.
+MOST_APART = 15
+
+# Largest p of x * 2^-p.
+MOST_SHIFT = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplier:
+    """Real numbers as integers that shift and multiply.
+
+    Attributes:
+        form: ``product``: factor * 2^-shift; ``shift``: 2^-shift; ``double``: (1 + 2^factor) *
+            2^-shift.
+        factor: int64, the numbers' shape; 0 throughout for ``shift``.
+        shift: int64, the same shape; negative shifts go left.
+    """
+
+    form: str
+    factor: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def value(self) -> np.ndarray:
+        """What the integers stand for, float64."""
+        if self.form == "product":
+            return np.ldexp(self.factor.astype(np.float64), -self.shift)
+        more = np.ldexp(1.0, self.factor) if self.form == "double" else 0.0
+        return np.ldexp(1.0 + more, -self.shift)
+
+
+def width_of(kind: str) -> int:
+    """Bits of x in ``fixed_point:<bits>``, its sign included; 0 for the other kinds."""
+    name, _, width = kind.partition(":")
+    return int(width) if name == "fixed_point" else 0
+
+
+def floor_log2(x: Numbers) -> np.ndarray:
+    """Largest k with 2^k <= x, int64, exact."""
+    return np.frexp(x)[1].astype(np.int64) - 1
+
+
+def ceil_log2(x: Numbers) -> np.ndarray:
+    """Smallest k with 2^k >= x, int64, exact."""
+    mantissa, exponent = np.frexp(x)
+    return exponent.astype(np.int64) - (mantissa == 0.5)
+
+
+def single_shift(alpha: Numbers) -> np.ndarray:
+    """N2D2's k of alpha ~ 2^-k: the power below where it is precise enough, else the one above."""
+    alpha = np.asarray(alpha, np.float64)
+    k = -floor_log2(alpha)
+    return k - (np.ldexp(1.0, -k) < PRECISE * alpha)
+
+
+def double_shift(alpha: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """N2D2's m <= n of alpha ~ 2^-m + 2^-n: greedy from below, the last doubled if imprecise."""
+    alpha = np.asarray(alpha, np.float64)
+    m = -floor_log2(alpha)
+    rest = alpha - np.ldexp(1.0, -m)
+    # A rest too small to carry is left out: twice half of the first term.
+    alone = rest < np.ldexp(1.0, -m - MOST_APART)
+    n = -floor_log2(np.where(alone, 1.0, rest))
+    sum_ = np.ldexp(1.0, -m) + np.ldexp(1.0, -n)
+    n = np.where(sum_ < PRECISE * alpha, n - 1, n)
+    return np.where(alone, m + 1, m), np.where(alone, m + 1, n)
+
+
+def fixed_point(alpha: Numbers, width: int) -> tuple[np.ndarray, int]:
+    """Integers x and one p with alpha ~ x * 2^-p; the largest alpha decides p.
+
+    Args:
+        alpha: positive.
+        width: bits of x with its sign: x < 2^(width - 1) - 1.
+
+    Returns:
+        x, int64, at least 1, and p, at most 50. The relative error of the largest alpha is at most
+        2^-(width - 1), that of one 2^-j as large 2^j times that.
+    """
+    alpha = np.asarray(alpha, np.float64)
+    largest, limit = float(alpha.max()), 2 ** (width - 1) - 1
+    p = min(width - 1 - int(floor_log2(np.float64(largest))), MOST_SHIFT)
+    while np.rint(np.ldexp(largest, p)) >= limit:
+        p -= 1
+    return np.maximum(np.rint(np.ldexp(alpha, p)), 1).astype(np.int64), p
+
+
+def normalized(alpha: Numbers, bits: int = 31) -> tuple[np.ndarray, np.ndarray]:
+    """Jacob's multiplier and shift: alpha ~ q * 2^-shift, q of exactly ``bits`` bits.
+
+    0.00724724... gives q = 1992157658 and a shift of 31 + 7.
+    """
+    mantissa, exponent = np.frexp(np.asarray(alpha, np.float64))
+    q = np.rint(np.ldexp(mantissa, bits)).astype(np.int64)
+    full = q == 2**bits
+    return np.where(full, q >> 1, q), bits - exponent.astype(np.int64) - full
+
+
+def as_integers(alpha: Numbers, kind: str, *, together: bool = False) -> Multiplier:
+    """The multiplier that an integer kernel uses for ``alpha``.
+
+    Args:
+        alpha: positive, float64, any shape.
+        kind: a grid's ``scale_kind``. Under ``power_of_two`` and ``double_shift`` alpha has that
+            form already, exactly; ``fixed_point:<bits>`` and ``float`` (31 bits) round to nearest.
+        together: one shift for all (terms that are added); ``float`` then rounds the smaller ones
+            more coarsely, to 2^-31 of the largest.
+
+    Raises:
+        ValueError: alpha is not of a form that allows no other.
+    """
+    alpha = np.asarray(alpha, np.float64)
+    if kind == "float" and not together:
+        return Multiplier("product", *normalized(alpha))
+    if kind == "float" or width_of(kind):
+        x, p = fixed_point(alpha, width_of(kind) or 32)
+        return Multiplier("product", x, np.full(alpha.shape, p, np.int64))
+    low = -floor_log2(alpha)
+    rest = alpha - np.ldexp(1.0, -low)
+    if not rest.any():
+        return Multiplier("shift", np.zeros_like(low), low)
+    alone = rest == 0
+    high = -floor_log2(np.where(alone, 1.0, rest))
+    low, high = np.where(alone, low + 1, low), np.where(alone, low + 1, high)
+    if kind != "double_shift" or np.any(np.ldexp(1.0, -low) + np.ldexp(1.0, -high) != alpha):
+        raise ValueError(f"{alpha} is not {kind}")
+    return Multiplier("double", high - low, high)
+
+
+def neighbours(alpha: Numbers, kind: str) -> tuple[np.ndarray, ...]:
+    """The numbers of a form just below and just above alpha, and N2D2's choice (float64)."""
+    alpha = np.asarray(alpha, np.float64)
+    if kind == "power_of_two":
+        return np.ldexp(1.0, floor_log2(alpha)), np.ldexp(1.0, ceil_log2(alpha))
+    if kind == "double_shift":
+        first = floor_log2(alpha)
+        unit = np.ldexp(1.0, first)
+        rest = alpha / unit - 1
+        least = np.ldexp(1.0, -MOST_APART)
+        below = np.where(rest < least, 0.0, np.ldexp(1.0, floor_log2(np.maximum(rest, least))))
+        above = np.where(rest > 0, np.ldexp(1.0, ceil_log2(np.maximum(rest, least))), 0.0)
+        m, n = double_shift(alpha)
+        rule = np.ldexp(1.0, -m) + np.ldexp(1.0, -n)
+        return unit * (1 + below), unit * (1 + above), rule
+    _, p = fixed_point(alpha, width_of(kind))
+    exact = np.ldexp(alpha, p)
+    limit = 2 ** (width_of(kind) - 1) - 2
+    low, high = (np.clip(f(exact), 1, limit) for f in (np.floor, np.ceil))
+    return np.ldexp(low, -p), np.ldexp(high, -p)
+
+
+def snap_weight(weight: np.ndarray, params: QuantParams, ratio: float | None) -> QuantParams:
+    """A weight's grid with scales of the form its spec asks for.
+
+    Of the neighbouring scales, each channel takes the one with the smallest squared error of its
+    weights; N2D2's choice is among them, so the error is never larger than that rule's.
+
+    Args:
+        weight: float.
+        params: the grid found; its ``scale_kind`` says the form.
+        ratio: s_x / s_y of the layer, for ``fixed_point``; None where it writes floats: then the
+            scale stays as it is.
+    """
+    kind = params.spec.scale_kind
+    if kind == "float" or (width_of(kind) and ratio is None):
+        return params
+    factor = ratio if width_of(kind) and ratio is not None else 1.0
+    best, error = params, np.full(params.scale.shape, np.inf)
+    for candidate in neighbours(params.scale * np.float64(factor), kind):
+        trial = replace(params, scale=(candidate / factor).astype(np.float32))
+        loss = _squared_error(weight, trial)
+        best = replace(best, scale=np.where(loss < error, trial.scale, best.scale))
+        error = np.minimum(loss, error)
+    return best
+
+
+def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:
+    """Sum of squared errors, one for each scale."""
+    wide = weight.astype(np.float64)
+    errors = np.square(dequantize(quantize(wide, params), params) - wide)
+    granularity = params.spec.granularity
+    if isinstance(granularity, PerChannel):
+        return np.moveaxis(errors, granularity.axis, 0).reshape(len(params.scale), -1).sum(1)
+    return np.asarray(errors.sum())
+
+
+def snap_activation(
+    params: QuantParams, error: Callable[[QuantParams], float] | None
+) -> QuantParams:
+    """An activation's grid with a power of two for a scale.
+
+    The powers around the scale that was found are tried with zero points from one end of the range
+    to the other, and the grid with the smallest error is taken; rounding up is among them.
+
+    Args:
+        params: the grid found, per tensor.
+        error: what a grid costs; None (only the range is known): the scale is rounded up, which
+            clips nothing.
+    """
+    scale = params.scale.astype(np.float64)
+    up = int(ceil_log2(scale))
+    candidates = _grids(params, (up,) if error is None else (up, up - 1, up - 2))
+    return min(candidates, key=error) if error is not None else candidates[0]
+
+
+def _grids(params: QuantParams, exponents: Sequence[int]) -> list[QuantParams]:
+    """The grid at each power of two, with every zero point that shows another part of the range."""
+    spec, found = params.spec, []
+    for exponent in exponents:
+        scale = np.float32(2.0**exponent)
+        ends = [spec.qmin - float(params.lo) / scale, spec.qmax - float(params.hi) / scale]
+        low, high = (int(np.clip(np.rint(end), spec.qmin, spec.qmax)) for end in ends)
+        step = max(abs(high - low) // 16, 1) * (1 if high >= low else -1)
+        zeros = [int(params.zero_point)] if spec.symmetric else [*range(low, high, step), high]
+        for zero in zeros:
+            found.append(QuantParams(spec, np.asarray(scale), np.asarray(zero, np.int32)))
+    return found

@@ -1,0 +1,56 @@
+"""Bring a plan's grids to the scale kind they ask for: found, but not yet rounded to codes."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph import by_name, constant
+from qtool.numerics import QuantParams, QuantSpec
+from qtool.plan import QuantPlan
+from qtool.scales import snap_weight
+
+
+def ask_scales(plan: QuantPlan, kind: str) -> QuantPlan:
+    """The plan whose integer sites ask for ``kind``; weights of float ops keep float scales.
+
+    Args:
+        plan: without grids.
+        kind: float | power_of_two | double_shift | fixed_point:<bits>.
+    """
+    grids = dict(plan.grids)
+    for value, grid in plan.grid_of.items():
+        spec = grids[grid]
+        if isinstance(spec, QuantSpec) and spec.bits < 32 and value not in plan.stored:
+            grids[grid] = replace(spec, scale_kind=kind)
+    return replace(plan, grids=grids)
+
+
+def snap_weights(model: ir.Model, plan: QuantPlan) -> QuantPlan:
+    """Weights' scales in the form that is asked for; codes that were made for others are dropped.
+
+    Activations' scales are a power of two by now, where that is asked for: the calibrator's grid
+    was moved there by what it costs the value.
+
+    Args:
+        model: the rewritten graph.
+        plan: every grid is found.
+    """
+    values = by_name(model.graph)
+    grids, codes = dict(plan.grids), dict(plan.codes)
+    for site in plan.sites.values():
+        found = grids.get(site.weight or "")
+        if not isinstance(found, QuantParams) or found.spec.scale_kind == "float":
+            continue
+        if found is not plan.grids[site.weight or ""]:
+            continue  # shared: it has the form its first reader needs
+        ratio = None
+        x, y = plan.params(site.inputs[0]), plan.params(site.output)
+        if x is not None and y is not None:
+            ratio = float(x.scale.astype(np.float64) / y.scale)
+        array = plan.values.get(site.weight or "", constant(values[site.weight or ""]))
+        if array is None:
+            raise AssertionError(f"{site.weight} has no data")
+        grids[site.weight or ""] = snap_weight(array, found, ratio)
+        codes.pop(site.weight or "", None)
+    return replace(plan, grids=grids, codes=codes)
