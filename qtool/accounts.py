@@ -128,7 +128,11 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernel
                 stray.append(node.name or op)
         elif op.startswith("QLinear") or op in INTEGER_KERNELS:
             integer[op] += 1
-        elif op not in MOVES and any(_holds_floats(v) for v in (*node.inputs, *node.outputs)):
+        elif (
+            op not in MOVES
+            and not _clips_codes(node)
+            and any(_holds_floats(v) for v in (*node.inputs, *node.outputs))
+        ):
             floating[op] += 1
     return Kernels(
         integer=dict(integer),
@@ -145,6 +149,12 @@ def _plain(value: ir.Value | None) -> str:
 
 def _holds_floats(value: ir.Value | None) -> bool:
     return value is not None and (value.dtype is None or value.dtype == ir.DataType.FLOAT)
+
+
+def _clips_codes(node: ir.Node) -> bool:
+    """True for a Clip whose limits are integers; the types of its data are not in the file."""
+    limits = [v.dtype for v in node.inputs[1:] if v is not None]
+    return node.op_type == "Clip" and bool(limits) and ir.DataType.FLOAT not in limits
 
 
 def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
