@@ -84,6 +84,7 @@ def check_names(recipe: "Recipe", document: Document) -> None:
     """
     _choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
     _choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
+    _scheme(recipe, document)
     for i, step in enumerate(recipe.ptq):
         _choice(step, "ptq", ("ptq", i), document)
     for i, name in enumerate(recipe.rewrite or ()):
@@ -100,6 +101,23 @@ def check_names(recipe: "Recipe", document: Document) -> None:
         )
     for pattern in recipe.bits.layers:
         _pattern(pattern, document)
+
+
+def _scheme(recipe: "Recipe", document: Document) -> None:
+    """Refuse a scheme whose values do not go with the bits asked for."""
+    name = recipe.bits.scheme.name
+    wanted = {"binary": 1, "ternary": 2}.get(name)
+    asked = {recipe.bits.weights, *(layer.weights for layer in recipe.bits.layers.values())}
+    if wanted is not None and not asked <= {wanted, 8, "float", None}:
+        raise document.error(
+            ("bits", "scheme"),
+            f"{name} weights take {wanted} bit{'s' * (wanted > 1)}; write weights: {wanted}",
+        )
+    if name != "uniform" and not asked - {8, "float", None}:
+        raise document.error(
+            ("bits", "scheme"),
+            f"{name} is for layers of less than 8 bits, and there are none; set bits.weights",
+        )
 
 
 def _pattern(pattern: str, document: Document) -> None:

@@ -151,6 +151,21 @@ def test_a_mistake_names_file_line_key_and_remedy(text, expected):
     assert message(text).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        ("{scheme: kmeans}", "kmeans is for layers of less than 8 bits, and there are none"),
+        ("{scheme: ternary, weights: 4}", "ternary weights take 2 bits; write weights: 2"),
+        ("{scheme: binary, weights: 1, layers: {first: 4}}", "binary weights take 1 bit;"),
+        ("{weights: 4, scheme: {ternary: {exat: true}}}", "exat"),
+        ("{weights: 4, scheme: kmean}", 'did you mean "kmeans"'),
+    ],
+)
+def test_a_scheme_goes_with_its_bits(bits, said):
+    text = f"model: net.onnx\ncalibrate: {{images: train}}\nbits: {bits}\n"
+    assert said in message(text)
+
+
 LATER = [
     ("bits.activations=dynamic", 'found "dynamic"; dynamic is not in this version; use 8 or float'),
     ("bits.scale=power_of_two", 'found "power_of_two"; only float is in this version'),

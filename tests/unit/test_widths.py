@@ -1,0 +1,223 @@
+"""Widths below 8 bits: who gets which grid, and that the file computes exactly the plan."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, run, sqnr
+
+from qtool.bits import FLOAT, Bits, Widths
+from qtool.calibrators import MinMax
+from qtool.emit import emit_qdq
+from qtool.errors import RecipeError
+from qtool.execute.exact import ExactKernels
+from qtool.execute.simulate import Simulation
+from qtool.freeze import freeze
+from qtool.load import infer_shapes
+from qtool.numerics import PerBlock, quantize
+from qtool.plan import QuantPlan
+from qtool.recipe import Bits as BitsAsked
+from qtool.schemes import SCHEMES
+from qtool.steps import make_grids, make_plan, resolve_bits
+
+
+def residual_net() -> Net:
+    """conv, then two blocks of two convs with identity shortcuts, pool, linear."""
+    net = Net()
+    x = net.input("x", "N", 3, 8, 8)
+    x = net.add("Relu", net.conv(x, 3, 8, name="stem"))
+    for k in range(2):
+        y = net.add("Relu", net.conv(x, 8, 8, name=f"a{k}"))
+        y = net.conv(y, 8, 8, name=f"b{k}")
+        x = net.add("Relu", net.add("Add", x, y, name=f"add{k}"))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    gemm = net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y", name="head")
+    return net.output(gemm)
+
+
+def planned(net: Net, bits: Bits, scheme=None) -> tuple[ir.Model, QuantPlan]:
+    """Rewritten, annotated, calibrated by min-max on random data, frozen."""
+    model = net.model()
+    bind(model, feeds_for(model))
+    infer_shapes(model)
+    plan = make_plan(model, cpu(), bits, "net")
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), scheme, 1)
+    return model, freeze(model, grids)
+
+
+def executed(emitted: ir.Model, folder: Path) -> Counter[str]:
+    return Counter(n.op_type for n in optimized(emitted, folder).graph)
+
+
+EDGES = {"stem": Widths(8, 8), "head": Widths(8, 8)}
+
+
+def test_layers_read_narrow_codes_and_sums_wide_ones():
+    _, plan = planned(residual_net(), Bits(4, 3, layers=EDGES))
+    widths = {s.name: plan.spec(s.inputs[0]).bits for s in plan.sites.values() if s.weight}
+    assert widths == {"stem": 8, "a0": 3, "b0": 3, "a1": 3, "b1": 3, "head": 8}
+    weights = {s.name: plan.spec(s.weight).bits for s in plan.sites.values() if s.weight}
+    assert weights == {"stem": 8, "a0": 4, "b0": 4, "a1": 4, "b1": 4, "head": 8}
+    for name in ("add0", "add1"):
+        assert all(plan.spec(v).bits == 8 for v in plan.sites[name].inputs)
+    # The residual stream is read by a sum and by a convolution: it is rounded twice, by LeakyRelu.
+    assert [s.op for s in plan.sites.values()].count("LeakyRelu") == 2
+
+
+def test_without_narrow_layers_nothing_is_added():
+    model, plan = planned(residual_net(), Bits(4, 8))
+    assert not any(n.op_type == "LeakyRelu" for n in model.graph) and plan.sites
+
+
+def test_a_shared_weight_takes_the_finer_width():
+    net = Net()
+    x, w = net.input("x", "N", 4, 6, 6), net.weight(4, 4, 1, 1)
+    x = net.add("Relu", net.add("Conv", x, w, name="one"))
+    net.output(net.add("Conv", x, w, name="two", out="y"))
+    _, plan = planned(net, Bits(2, 8, layers={"two": Widths(6, 8)}))
+    assert plan.spec(w).bits == 6
+
+
+def codes_of(emitted: ir.Model, feeds, names) -> dict[str, np.ndarray]:
+    """What the runtime computes for named values, every optimization on."""
+    copy = ir.Model(emitted.graph.clone(), ir_version=emitted.ir_version)
+    have = {v.name for v in copy.graph.outputs}
+    for node in copy.graph:
+        copy.graph.outputs.extend(v for v in node.outputs if v.name in names and v.name not in have)
+    return run(copy, feeds)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 8),
+    st.integers(2, 8),
+    st.sampled_from(["uniform", "kmeans"]),
+    st.sampled_from(["tensor", "channel"]),
+    st.booleans(),
+    st.sampled_from(["residual", "own", "transformer_mlp"]),
+)
+def test_the_file_computes_the_plan_to_the_last_bit(weights, acts, scheme, grain, edges, kind):
+    net = residual_net() if kind == "own" else BUILDERS[kind]()
+    bits = Bits(weights, acts, granularity=grain, layers=EDGES if edges and kind == "own" else {})
+    model, plan = planned(net, bits, SCHEMES[scheme]())
+    emitted = emit_qdq(model, plan, cpu())
+    feeds = feeds_for(model, seed=5)
+    names = {f"{v}_quantized" for v in plan.grid_of}
+    seen = codes_of(emitted, feeds, names)
+    codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
+    kernels = ExactKernels(model, plan)
+    compared = 0
+    for value, array in codes.items():
+        spec = plan.spec(value)
+        assert spec.qmin <= array.min() and array.max() <= spec.qmax
+    for site in plan.sites.values():
+        if site.output in codes and all(v in codes or v in plan.codes for v in site.inputs):
+            found = kernels.site(site, codes).numpy()
+            np.testing.assert_array_equal(found, codes[site.output].astype(np.float32))
+            compared += 1
+    assert compared or kind == "transformer_mlp"
+    simulated = Simulation(model, plan)(feeds, ["y"])["y"].numpy()
+    spread = np.abs(simulated).max()
+    # One code of difference may follow a tie; never more than a step of the coarsest grid.
+    assert np.abs(simulated - seen["y"]).mean() <= 0.02 * spread
+
+
+@pytest.mark.parametrize("weights", [8, 4, 2, 1])
+@pytest.mark.parametrize("acts", [8, 4])
+def test_narrow_layers_run_in_integer_kernels(weights, acts, tmp_path):
+    model, plan = planned(residual_net(), Bits(weights, acts, layers=EDGES))
+    ran = executed(emit_qdq(model, plan, cpu()), tmp_path)
+    assert ran["QLinearConv"] == 5 and ran["QGemm"] == 1 and ran["QLinearAdd"] == 2
+    assert not ran["Conv"] and not ran["Gemm"] and not ran["FusedConv"]
+    assert ran["QLinearLeakyRelu"] == (2 if acts == 4 else 0)
+
+
+@pytest.mark.parametrize("grain", ["tensor", "channel", "block"])
+@pytest.mark.parametrize("width", [8, 5, 4, 2, 1])
+def test_weight_only_files_compute_in_floats(width, grain, tmp_path):
+    net = Net()
+    x = net.input("x", "N", 64)
+    x = net.add("Relu", net.add("MatMul", x, net.weight(64, 48), name="one"))
+    net.output(net.add("Gemm", x, net.weight(32, 48), net.weight(32), transB=1, out="y"))
+    model, plan = planned(net, Bits(width, None, granularity=grain, block=16))
+    assert not plan.sites and len(plan.stored) == 2
+    if grain == "block":
+        found = {plan.spec(w).granularity for w in plan.stored}
+        assert found == {PerBlock(0, 16), PerBlock(1, 16)}
+    emitted = emit_qdq(model, plan, cpu())
+    feeds = feeds_for(model, seed=2)
+    want = Simulation(model, plan)(feeds, ["y"])["y"].numpy()
+    np.testing.assert_allclose(run(emitted, feeds)["y"], want, rtol=1e-4, atol=1e-5)
+    ran = executed(emitted, tmp_path)
+    # Everything in front of the products is folded when the file is loaded.
+    assert set(ran) <= {"Gemm", "FusedGemm", "MatMul", "Relu"}, ran
+    if width == 8:
+        assert sqnr(run(net.model(), feeds)["y"], want) > 35
+
+
+def test_more_bits_are_never_worse():
+    net = residual_net()
+    feeds = feeds_for(net.model(), seed=3)
+    float_out = run(net.model(), feeds)["y"]
+    found = []
+    for width in (8, 6, 4, 3, 2):
+        model, plan = planned(net, Bits(width, 8))
+        found.append(sqnr(float_out, Simulation(model, plan)(feeds, ["y"])["y"].numpy()))
+    assert found == sorted(found, reverse=True) and found[0] > 30
+
+
+def resolved(target=None, **asked) -> Bits:
+    model = residual_net().model()
+
+    def error(place, text):
+        return RecipeError(f"{'.'.join(place)}: {text}")
+
+    return resolve_bits(BitsAsked(**asked), model, target or cpu(), error)
+
+
+def test_patterns_resolve_to_widths():
+    bits = resolved(weights=4, activations=4, layers={"first": 8, "name:a*": {"weights": 2}})
+    assert bits.layers["stem"] == (8, 8) and bits.layers["a0"] == bits.layers["a1"] == (2, 4)
+    assert resolved(layers={"op:Gemm": "float"}).layers["head"] == FLOAT
+    assert resolved(weights=4, activations="float", granularity={"block": 8}).block == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"weights": "float"}, "bits: weights: float with activations: 8 has no kernel"),
+        ({"layers": {"first": {"weights": "float"}}}, "bits.layers.first: weights: float with"),
+        ({"weights": 12}, "weights: 12, but target onnxruntime-cpu takes 1 to 8 bits"),
+        ({"granularity": {"block": 8}}, "write activations: float, or granularity: channel"),
+        ({"layers": {"name:zzz": 4}}, "zzz"),
+    ],
+)
+def test_widths_that_cannot_be(asked, said):
+    with pytest.raises(RecipeError) as error:
+        resolved(**asked)
+    assert said in str(error.value)
+
+
+def test_simulation_rounds_the_weights_it_was_given(tmp_path: Path):
+    model, plan = planned(residual_net(), Bits(1, 8))
+    for site in plan.sites.values():
+        if site.weight:
+            assert set(np.unique(plan.codes[site.weight])) <= {-1, 1}
+            again = quantize(plan.codes[site.weight] * 1.0, plan.params(site.weight))
+            assert again.shape == plan.codes[site.weight].shape
+
+
+def test_rewritten_networks_take_every_width():
+    for name, build in BUILDERS.items():
+        model = build().model()
+        bind(model, feeds_for(model))
+        rewritten(model)
+        plan = make_plan(model, cpu(), Bits(3, 4), name)
+        grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+        emitted = emit_qdq(model, freeze(model, grids), cpu())
+        for value in run(emitted, feeds_for(model)).values():
+            assert np.isfinite(value).all()
