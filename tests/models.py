@@ -324,3 +324,13 @@ def sqnr(reference: np.ndarray, found: np.ndarray) -> float:
     """Signal to noise in dB."""
     noise = float(((reference - found) ** 2).sum())
     return 10 * float(np.log10(float((reference**2).sum()) / max(noise, 1e-30)))
+
+
+def scale_of(value: ir.Value) -> np.ndarray:
+    """A scale of an emitted file: an initializer, or the product of two that a bias has."""
+    producer = value.producer()
+    if producer is None:
+        return value.const_value.numpy()  # type: ignore[union-attr]
+    assert producer.op_type == "Mul"
+    left, right = (v.const_value.numpy() for v in producer.inputs)  # type: ignore[union-attr]
+    return left * right

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
+from qtool.emit.compact import compact
 from qtool.emit.float_weights import float_weights
 from qtool.emit.packing import widen
 from qtool.graph import by_name, clip_limits, dims, nodes_by_name
@@ -87,6 +88,8 @@ class _Emitter:
                 self._integer_mean(nodes_by_name(self.graph)[site.name], codes)
         for value, code in codes.items():
             self._dequantize(value, code)
+        if "scales" in self.packing:
+            compact(self.graph)
         self.graph.sort()
         self._drop_unread()
 

@@ -168,7 +168,20 @@ def _dequantized(value: ir.Value) -> Codes | None:
     codes, scale, *zero = producer.inputs
     if codes is None or scale is None:
         raise AssertionError(f"{producer.name} lacks an input")
-    return Codes(codes, scale, zero[0] if zero else None)
+    return Codes(codes, scale, zero[0] if zero else _zeros(producer, codes, scale))
+
+
+def _zeros(dequantizer: ir.Node, codes: ir.Value, scale: ir.Value) -> ir.Value | None:
+    """The zero point that a pair may leave out and an operator may not."""
+    if codes.dtype not in EIGHT_BITS or scale.shape is None or dequantizer.graph is None:
+        return None
+    name = f"{codes.name}_zero_point"
+    if name not in dequantizer.graph.initializers:
+        tensor = ir.Tensor(np.zeros(scale.shape.numpy(), codes.dtype.numpy()), name=name)
+        kind = ir.TensorType(codes.dtype)
+        zero = ir.Value(name=name, type=kind, shape=scale.shape, const_value=tensor)
+        dequantizer.graph.register_initializer(zero)
+    return dequantizer.graph.initializers[name]
 
 
 def _written(quantizer: ir.Node) -> Codes:

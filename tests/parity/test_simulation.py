@@ -16,13 +16,14 @@ from models import (
     quantized,
     rewritten,
     run,
+    scale_of,
     sqnr,
 )
 
 from qtool.bits import FLOAT, Bits
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
-from qtool.graph import macs
+from qtool.graph import by_name, macs
 from qtool.numerics import QuantParams, fake_quantize
 from qtool.parity import Count, compare, layer_noise
 from qtool.watch import MOST_SAMPLES, observable, sample_count, watched_model
@@ -109,7 +110,7 @@ def test_constants_are_those_of_the_file(name, tmp_path):
     assert plan.codes
     for constant in plan.codes:
         codes = held[f"{constant}_quantized"].const_value.numpy().astype(np.float64)
-        scale = held[f"{constant}_scale"].const_value.numpy().astype(np.float64)
+        scale = scale_of(by_name(emitted.graph)[f"{constant}_scale"]).astype(np.float64)
         params = plan.params(constant)
         shape = [1] * codes.ndim
         if scale.ndim:

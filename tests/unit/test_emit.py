@@ -17,6 +17,7 @@ from models import (
     quantized,
     rewritten,
     run,
+    scale_of,
     sqnr,
 )
 from onnx import TensorProto, helper
@@ -102,7 +103,7 @@ def test_scales_have_rank_0_and_are_shared_by_grids(name):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         value = node.name.removesuffix(f"_{node.op_type}")
-        scale = constant(node.inputs[1])
+        scale = scale_of(node.inputs[1])
         per_tensor = plan.spec(value).granularity.name == "tensor"
         assert scale.shape == (() if per_tensor else (plan.codes[value].shape[_axis(plan, value)],))
         assert scale.dtype == np.float32
