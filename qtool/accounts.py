@@ -67,10 +67,15 @@ def total_macs(model: ir.Model) -> int:
     return sum(macs(node) for node in model.graph)
 
 
+def written_files(path: Path) -> list[Path]:
+    """A model file that qtool wrote, and the file of its weights where there is one."""
+    beside = Path(f"{path}.data")
+    return [path, beside] if beside.is_file() else [path]
+
+
 def file_bytes(path: Path) -> int:
     """Size of a file that qtool wrote, with its external data."""
-    beside = Path(f"{path}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    return sum(file.stat().st_size for file in written_files(path))
 
 
 def size_part(before: int, quantized_path: Path, model: ir.Model, plan: QuantPlan) -> Size:
@@ -171,7 +176,9 @@ def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     for site in plan.sites.values():
         if site.weight is None or site.weight not in plan.codes:
             continue
-        for rows in _reductions(plan, site, plan.codes[site.weight].astype(np.int32)):
+        codes = plan.codes[site.weight]
+        # Wide enough for a sum of two codes, and no wider: a weight may be large.
+        for rows in _reductions(plan, site, codes.astype(f"i{2 * codes.itemsize}")):
             pairs = np.abs(rows[:, :-1] + rows[:, 1:])
             if pairs.size and int(pairs.max()) * 255 > 32767:
                 return True

@@ -4,7 +4,6 @@ The same functions as in ``qtool ptq``, called one after another; see docs/api.m
 """
 
 import itertools
-import os
 import shutil
 import tempfile
 import weakref
@@ -319,15 +318,10 @@ def emit(model: Model, plan: Plan, path: str | Path) -> Path:
         RecipeError: the plan was made for another model, or the file cannot be written.
     """
     _same(model, plan, "qtool.emit")
-    made = emit_qdq(plan._graph, plan.quantization, plan.target)
     target = Path(path)
     if target.is_dir():
         raise RecipeError(f"{target}: is a folder; expected a file name to write to")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".qtool-") as folder:
-        save_model(made, Path(folder) / target.name)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
-            os.replace(file, target.parent / file.name)
+    save_model(emit_qdq(plan._graph, plan.quantization, plan.target), target)
     return target
 
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qtool.calibrators.mse import squared_error
 from qtool.errors import DataError
 from qtool.execute.ort_session import OrtSession
-from qtool.graph import by_name, constant, dims
+from qtool.graph import by_name, constant, dims, let_go
 from qtool.numerics import QuantSpec
 from qtool.plan import BINS, QuantPlan, Stats
 from qtool.protocols import Calibrator
@@ -94,6 +94,7 @@ def collect(
 
     pending: Future[None] | None = None
     number = 0
+    let_go(model)  # the session maps them itself
     with OrtSession(model, wanted, threads) as session, ThreadPoolExecutor(1) as pool:
         for number, batch in enumerate(batches, 1):
             found = {**batch, **session.stream(batch)}

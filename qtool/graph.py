@@ -1,5 +1,6 @@
 """Questions about a graph. Read-only, no state: every function takes an ``onnx_ir`` object."""
 
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,16 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 def is_constant(value: ir.Value | None) -> bool:
     """True for an initializer (without loading its data)."""
     return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def let_go(model: ir.Model) -> None:
+    """Give back the memory of weights mapped from files; whoever reads them maps them again."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for value in model.graph.initializers.values():
+        mapped = getattr(value.const_value, "raw", None)
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def is_float(value: ir.Value | None) -> bool:

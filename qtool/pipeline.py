@@ -1,6 +1,5 @@
 """The order of the stages. A recipe chooses steps within a stage, never the order."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -20,15 +19,16 @@ from qtool.accounts import (
     model_part,
     size_part,
     total_macs,
+    written_files,
 )
 from qtool.calibrate import batch_size, observed_values, weight_grids
 from qtool.calibrators import CALIBRATORS
 from qtool.emit import emit_qdq, save_model
 from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
-from qtool.files import atomic_path, write_text_atomic
+from qtool.files import atomic_path, digest_of, write_text_atomic
 from qtool.freeze import freeze
-from qtool.graph import macs
+from qtool.graph import let_go, macs
 from qtool.judgement import Judge, Judgement
 from qtool.plan import QuantPlan, same_shape
 from qtool.plan_io import read_plan, write_plan
@@ -219,6 +219,7 @@ def _freeze_and_emit(
     with stages.stage("freeze") as record:
         plan = freeze(prepared.loaded.model, plan)
         record.notes += plan.log
+    let_go(prepared.loaded.model)
     with stages.stage("emit"):
         emitted = emit_qdq(prepared.loaded.model, plan, prepared.target)
         save_model(emitted, scratch / "model.onnx")
@@ -247,7 +248,7 @@ def _report(
         model=part,
         output=OutputPart(
             path="model.onnx",
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=digest_of(written_files(path)),
             opset=loaded.model.opset_imports[""],
         ),
         data=Data(
@@ -268,9 +269,12 @@ def _report(
 
 def _write(recipe: Recipe, plan: QuantPlan, report: Report, out: Path, scratch: Path) -> None:
     """Put the run folder's files in place, each whole or not at all; the report last."""
-    for path in sorted(scratch.glob("model.onnx*")):
+    written = written_files(scratch / "model.onnx")
+    for path in reversed(written):  # the weights first: a reader who finds the file finds them too
         with atomic_path(out / path.name) as temporary:
-            shutil.copyfile(path, temporary)
+            shutil.move(path, temporary)
+    if len(written) == 1:
+        (out / "model.onnx.data").unlink(missing_ok=True)  # of an earlier, larger model
     write_plan(plan, out)
     write_text_atomic(out / "recipe.yaml", recipe.dump())
     lines = [stage.model_dump_json(exclude_none=True) for stage in report.stages]

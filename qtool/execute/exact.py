@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.execute.kept import Kept
 from qtool.execute.ops import options_of, select
 from qtool.graph import attribute, by_name, constant, nodes_by_name, weight_axis
 from qtool.numerics import QuantParams, mean_factor
@@ -30,7 +31,7 @@ class ExactKernels:
         self.plan = plan
         self.nodes = nodes_by_name(model.graph)
         self.values = by_name(model.graph)
-        self._weights: dict[str, torch.Tensor] = {}
+        self._weights = Kept()
 
     def site(self, site: Site, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Output of a site: codes where its output has a grid, else float32 values.
@@ -117,13 +118,15 @@ class ExactKernels:
     def _accumulate(self, site: Site, node: ir.Node, x: torch.Tensor) -> torch.Tensor:
         """Sums of integer products, exact, as a float tensor; without bias."""
         name = site.weight or ""
-        if name not in self._weights:
-            array = torch.from_numpy(self.plan.codes[name].astype(np.float32))
-            axis = weight_axis(node)
-            rows = array.abs().movedim(axis, 0).flatten(1).sum(1)
-            wide = float(rows.max()) * 255 >= EXACT_SUM
-            self._weights[name] = array.double() if wide else array
-        weight = self._weights[name]
+
+        def widened() -> torch.Tensor:
+            codes = self.plan.codes[name]
+            others = tuple(a for a in range(codes.ndim) if a != weight_axis(node))
+            rows = np.abs(codes, dtype=np.int32).sum(others, dtype=np.int64)
+            wide = int(rows.max()) * 255 >= EXACT_SUM
+            return torch.from_numpy(codes.astype(np.float64 if wide else np.float32))
+
+        weight = self._weights(name, widened)
         inputs: list[torch.Tensor | None] = [x.to(weight.dtype), weight]
         return self._call(node, inputs)[0]
 

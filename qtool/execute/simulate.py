@@ -8,22 +8,24 @@ import onnx_ir as ir
 import torch
 
 from qtool.execute.executor import Executor
+from qtool.execute.kept import Kept
 from qtool.numerics import dequantize, fake_quantize
+from qtool.numerics_pieces import pieces
 from qtool.plan import QuantPlan
 
 
 class Simulation:
     """The network as the plan changes it: every value on a grid is rounded to it, in floats.
 
-    Weights and biases with codes are dequantized once. Differentiable nowhere: rounding has no
-    gradient of its own.
+    Weights and biases with codes are dequantized once, as far as they fit (``kept``).
+    Differentiable nowhere: rounding has no gradient of its own.
     """
 
     def __init__(self, model: ir.Model, plan: QuantPlan, device: str = "cpu") -> None:
         self.plan = plan
         self.executor = Executor(model, device)
         self.raw = raw_edges(model, plan)
-        self._constants: dict[str, torch.Tensor] = {}
+        self._constants = Kept()
 
     def __call__(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
@@ -35,9 +37,7 @@ class Simulation:
     def _observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
         name = value.name or ""
         if name in self.plan.codes:
-            if name not in self._constants:
-                self._constants[name] = constant_tensor(self.plan, name).to(tensor.device)
-            return self._constants[name]
+            return self._constants(name, lambda: constant_tensor(self.plan, name).to(tensor.device))
         params = self.plan.params(name)
         return tensor if params is None else fake_quantize(tensor, params)
 
@@ -47,9 +47,13 @@ def constant_tensor(plan: QuantPlan, name: str) -> torch.Tensor:
     params = plan.params(name)
     if params is None:
         raise AssertionError(f"{name} has codes but no grid")
-    return torch.from_numpy(
-        np.asarray(dequantize(plan.codes[name].astype(np.float64), params), np.float32)
-    )
+    codes = plan.codes[name]
+    values = np.empty(codes.shape, np.float32)
+    for part, grid in pieces(codes, params):
+        # Codes of 16 bits times a scale round once in either; biases need the wider one.
+        wide = np.float64 if codes.itemsize > 2 else np.float32
+        values[part] = dequantize(codes[part].astype(wide), grid)
+    return torch.from_numpy(values)
 
 
 def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:

@@ -56,7 +56,7 @@ def data(folder, path="data.npz", shape=("N", 3, 8, 8), indices=range(COUNT)) ->
 
 def optimize(folder, tmp_path) -> dict:
     file = {"model": str(folder / "quantized.onnx"), "optimized": str(tmp_path / "optimized.onnx")}
-    return {"kind": "optimize", "threads": 1, **file}
+    return {"kind": "optimize", "threads": 1, "big": False, **file}
 
 
 def evaluate(folder, tmp_path, file="float.onnx", **rest) -> dict:
@@ -72,7 +72,13 @@ def capture(folder, tmp_path, rows=1, **rest) -> dict:
 
 def latency(folder) -> dict:
     files = {"float": str(folder / "float.onnx"), "quantized": str(folder / "quantized.onnx")}
-    return {"kind": "latency", "feeds": str(folder / "feeds.npz"), "threads": 1, **files}
+    return {
+        "kind": "latency",
+        "big": False,
+        "feeds": str(folder / "feeds.npz"),
+        "threads": 1,
+        **files,
+    }
 
 
 def test_all_tasks_in_one_child(place, tmp_path):
