@@ -127,15 +127,19 @@ class _Emitter:
             raise AssertionError(f"{name} has no grid")
         return params
 
-    def constant(self, name: str, data: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    def constant(self, name: str, data: np.ndarray | ir.Tensor) -> ir.Value:
         """An initializer; asked twice for one name, the same one."""
         if name not in self.constants:
-            array = data if not isinstance(data, ir.TensorProtocol) else None
-            tensor = ir.Tensor(np.asarray(array, order="C"), name=self._unique(name))
+            tensor = (
+                ir.Tensor(np.asarray(data, order="C"))
+                if isinstance(data, np.ndarray | np.generic)
+                else data
+            )
+            tensor.name = self._unique(name)
             value = ir.Value(
                 name=tensor.name,
                 type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 const_value=tensor,
             )
             self.graph.register_initializer(value)

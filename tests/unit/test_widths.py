@@ -18,7 +18,7 @@ from qtool.execute.exact import ExactKernels
 from qtool.execute.simulate import Simulation
 from qtool.freeze import freeze
 from qtool.load import infer_shapes
-from qtool.numerics import PerBlock, quantize
+from qtool.numerics import PerBlock
 from qtool.plan import QuantPlan
 from qtool.recipe import Bits as BitsAsked
 from qtool.schemes import SCHEMES
@@ -27,7 +27,7 @@ from qtool.steps import make_grids, make_plan, resolve_bits
 
 def residual_net() -> Net:
     """conv, then two blocks of two convs with identity shortcuts, pool, linear."""
-    net = Net()
+    net = Net(opset=21)
     x = net.input("x", "N", 3, 8, 8)
     x = net.add("Relu", net.conv(x, 3, 8, name="stem"))
     for k in range(2):
@@ -74,7 +74,7 @@ def test_without_narrow_layers_nothing_is_added():
 
 
 def test_a_shared_weight_takes_the_finer_width():
-    net = Net()
+    net = Net(opset=21)
     x, w = net.input("x", "N", 4, 6, 6), net.weight(4, 4, 1, 1)
     x = net.add("Relu", net.add("Conv", x, w, name="one"))
     net.output(net.add("Conv", x, w, name="two", out="y"))
@@ -139,7 +139,7 @@ def test_narrow_layers_run_in_integer_kernels(weights, acts, tmp_path):
 @pytest.mark.parametrize("grain", ["tensor", "channel", "block"])
 @pytest.mark.parametrize("width", [8, 5, 4, 2, 1])
 def test_weight_only_files_compute_in_floats(width, grain, tmp_path):
-    net = Net()
+    net = Net(opset=21)
     x = net.input("x", "N", 64)
     x = net.add("Relu", net.add("MatMul", x, net.weight(64, 48), name="one"))
     net.output(net.add("Gemm", x, net.weight(32, 48), net.weight(32), transB=1, out="y"))
@@ -202,13 +202,11 @@ def test_widths_that_cannot_be(asked, said):
     assert said in str(error.value)
 
 
-def test_simulation_rounds_the_weights_it_was_given(tmp_path: Path):
-    model, plan = planned(residual_net(), Bits(1, 8))
+def test_binary_weights_are_signs():
+    _, plan = planned(residual_net(), Bits(1, 8))
     for site in plan.sites.values():
         if site.weight:
-            assert set(np.unique(plan.codes[site.weight])) <= {-1, 1}
-            again = quantize(plan.codes[site.weight] * 1.0, plan.params(site.weight))
-            assert again.shape == plan.codes[site.weight].shape
+            assert set(np.unique(plan.codes[site.weight])) == {-1, 1}
 
 
 def test_rewritten_networks_take_every_width():
