@@ -14,8 +14,8 @@ from qtool import __version__
 from qtool.emit.compact import compact
 from qtool.emit.float_weights import float_weights
 from qtool.emit.packing import widen
-from qtool.graph import by_name, clip_limits, dims, nodes_by_name
-from qtool.numerics import PerChannel, QuantParams, mean_factor, quantize
+from qtool.graph import by_name, code_limits, dims, nodes_by_name
+from qtool.numerics import PerChannel, QuantParams, mean_factor
 from qtool.plan import QuantPlan
 from qtool.targets import Target
 
@@ -55,6 +55,7 @@ class _Emitter:
         }
         self.constants: dict[str, ir.Value] = {}
         self.quantizers: set[ir.Node] = set()
+        self.limits: dict[str | None, tuple[int, int]] = {}
         self.taken: set[str | None] = {
             v.name for v in (*graph.inputs, *graph.initializers.values())
         }
@@ -104,16 +105,18 @@ class _Emitter:
         return producer is not None and producer.name in self.on_codes
 
     def _drop_absorbed(self) -> None:
-        """Remove the Relu or Clip of a site where saturation of its grid does the same."""
+        """Remove the Relu or Clip of a site; codes are clipped where its grid is wider."""
         nodes = nodes_by_name(self.graph)
         for site in self.plan.sites.values():
             params = self.plan.params(site.output)
             if len(site.nodes) < 2 or params is None:
                 continue
             first, last = nodes[site.nodes[0]], nodes[site.nodes[-1]]
-            if not saturates(last, params):
+            limits = code_limits(last, params)
+            if limits is None:
                 continue
             name, out = last.outputs[0].name, last.outputs[0]
+            self.limits[name] = limits
             ir.convenience.replace_all_uses_with(
                 out, first.outputs[0], replace_graph_outputs=out.is_graph_output()
             )
@@ -162,12 +165,14 @@ class _Emitter:
         )
         self.quantizers.add(node)
         spec = self._grid(value.name or "").spec
-        if spec.bits == 8 * spec.container.itemsize:
+        held, limits = np.iinfo(spec.container), self.limits.get(value.name, (spec.qmin, spec.qmax))
+        # A narrow signed grid leaves out one code of its container: nothing is clipped for that.
+        if limits[0] <= held.min + spec.symmetric * spec.signed and limits[1] >= held.max:
             return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
         wide = self._add(node, f"{value.name}_unclipped", zero.dtype, value.shape)
         ends = [
             self.constant(f"code_{end}_of_{spec.container}", np.asarray(end, spec.container))
-            for end in (spec.qmin, spec.qmax)
+            for end in limits
         ]
         clip = ir.Node("", "Clip", [wide, *ends], name=f"{value.name}_Clip")
         return self._add(clip, f"{value.name}_quantized", zero.dtype, value.shape)
@@ -371,12 +376,3 @@ class _Emitter:
         self.graph.append(node)
         node.outputs[0].name = self._unique(out)
         return node.outputs[0]
-
-
-def saturates(node: ir.Node, params: QuantParams) -> bool:
-    """True when the grid's own saturation equals this Relu or Clip, code for code."""
-    limits = clip_limits(node)
-    if None in limits:
-        return False
-    lo, hi = (quantize(np.asarray(v, np.float64), params) for v in limits)
-    return bool(lo <= params.spec.qmin and hi >= params.spec.qmax)

@@ -13,7 +13,7 @@ import torch
 
 from qtool.execute.kept import Kept
 from qtool.execute.ops import options_of, select
-from qtool.graph import attribute, by_name, constant, nodes_by_name, weight_axis
+from qtool.graph import attribute, by_name, code_limits, constant, nodes_by_name, weight_axis
 from qtool.numerics import QuantParams, mean_factor
 from qtool.plan import QuantPlan, Site
 
@@ -42,17 +42,20 @@ class ExactKernels:
         """
         node = self.nodes[site.name]
         with torch.inference_mode():
+            y = self.plan.params(site.output)
             if site.weight is not None:
-                return self._weighted(site, node, codes)
+                found = self._weighted(site, node, codes)
+                return found if y is None else found.clamp(*limits_of(self.nodes, site, y))
             inputs, grids = [], []
             for value in node.inputs:
                 if value is not None and (params := self.plan.params(value.name or "")) is not None:
                     array = codes.get(value.name or "", self.plan.codes.get(value.name or ""))
                     inputs.append(torch.from_numpy(np.asarray(array, np.float32)))
                     grids.append(params)
-            if self.plan.params(site.output) is None:
+            if y is None:
                 return float_mean(inputs[0], grids[0])
-            return KERNELS[node.op_type](node, inputs, grids, self._out(site))
+            found = KERNELS[node.op_type](node, inputs, grids, y)
+            return found.clamp(*limits_of(self.nodes, site, y))
 
     def moved(
         self, name: str, codes: np.ndarray, computed: Mapping[str, torch.Tensor] | None = None
@@ -87,12 +90,6 @@ class ExactKernels:
             raise AssertionError(f"{node.op_type} is not in the operator table")
         found = function(*inputs, **options)
         return list(found) if isinstance(found, tuple) else [found]
-
-    def _out(self, site: Site) -> QuantParams:
-        params = self.plan.params(site.output)
-        if params is None:
-            raise AssertionError(f"{site.name} writes codes but its output has no grid")
-        return params
 
     def _weighted(self, site: Site, node: ir.Node, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
         x, w = self.plan.params(site.inputs[0]), self.plan.params(site.weight or "")
@@ -129,6 +126,16 @@ class ExactKernels:
         weight = self._weights(name, widened)
         inputs: list[torch.Tensor | None] = [x.to(weight.dtype), weight]
         return self._call(node, inputs)[0]
+
+
+def limits_of(nodes: Mapping[str, ir.Node], site: Site, y: QuantParams) -> tuple[int, int]:
+    """Smallest and largest code a site writes: its grid's, within a folded Relu's or Clip's."""
+    low, high = y.spec.qmin, y.spec.qmax
+    for name in site.nodes[1:]:
+        found = code_limits(nodes[name], y)
+        if found is not None:
+            low, high = max(low, found[0]), min(high, found[1])
+    return low, high
 
 
 def _along(scale: np.ndarray, shape: Sequence[int]) -> torch.Tensor:

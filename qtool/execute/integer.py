@@ -15,10 +15,11 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import UnsupportedError
+from qtool.execute.exact import limits_of
 from qtool.execute.executor import Executor
 from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
 from qtool.execute.integer_math import ROUNDINGS
-from qtool.graph import by_name, clip_limits, constant, is_constant, is_float, nodes_by_name
+from qtool.graph import by_name, constant, is_constant, is_float, nodes_by_name
 from qtool.numerics import QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan, Site
 
@@ -126,20 +127,12 @@ class IntegerKernels:
             self.opset,
             tuple(params for _, params in self._operands(site)),
             y,
-            (0, 0) if y is None else self._limits(site, y),
+            (0, 0) if y is None else limits_of(self.nodes, site, y),
             self.rounding,
             None if site.weight is None else held[site.weight],
             None if site.bias is None else held[site.bias],
             None if site.weight is None else self._params(site.weight),
         )
-
-    def _limits(self, site: Site, y: QuantParams) -> tuple[int, int]:
-        """Codes that the output can have: its grid's, within those of a folded Relu or Clip."""
-        low, high = y.spec.qmin, y.spec.qmax
-        for name in site.nodes[1:]:
-            lo, hi = (np.asarray(v, np.float64) for v in clip_limits(self.nodes[name]))
-            low, high = max(low, int(quantize(lo, y))), min(high, int(quantize(hi, y)))
-        return low, high
 
 
 class IntegerNetwork:
