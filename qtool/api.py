@@ -89,6 +89,7 @@ def load(
     inputs: Any = None,
     *,
     trust_code: bool = False,
+    requantize: bool = False,
 ) -> Model:
     """Read a float network.
 
@@ -99,19 +100,25 @@ def load(
         inputs: for a torch module: one example tensor, several in a tuple, or a mapping of names
             to tensors. Their first dimension, the batch, stays dynamic.
         trust_code: allow files and mappings that run code of their own to do so.
+        requantize: turn an ONNX file that is quantized already back to floats first.
 
     Raises:
         ModelError: the file, the mapping or the module is wrong.
         RecipeError: it runs code and is not trusted, or the mapping has wrong keys.
-        UnsupportedError: torch cannot export it, or it is quantized already.
+        UnsupportedError: torch cannot export it, it is quantized already, or its quantization
+            cannot be turned back.
     """
     if not isinstance(source, str | Path | Mapping):
+        if requantize:
+            raise ModelError("requantize: found a torch module, expected an ONNX file")
         return _from_module(source, inputs)
     if inputs is not None:
         raise ModelError("inputs: only a torch module needs examples; leave them out")
     given: Any = dict(source) if isinstance(source, Mapping) else str(source)
     data = {"model": given, "calibrate": {"arrays": "in memory"}}
     model = recipe_from_keywords(data, "qtool.load", Path.cwd(), files=False).model
+    if requantize:
+        return _kept(lambda path: load_any(model, lambda parts: path, OPSET, requantize=True))
     if not carries_code(model):
         return _model(load_any(model, lambda parts: Path(), OPSET))
     if not trust_code:

@@ -52,6 +52,7 @@ def run_ptq(
     plan_file: Path | None = None,
     fresh: bool = False,
     trust_code: bool = False,
+    requantize: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Quantize a model after training and write the run folder.
@@ -65,6 +66,8 @@ def run_ptq(
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
         fresh: ignore the results of earlier runs.
         trust_code: whether the recipe may run code of its own; without it such a recipe is refused.
+        requantize: whether a quantized ONNX file is turned back to floats first, which are then
+            what the report calls float; without it such a file is refused.
         progress: told about every stage.
 
     Raises:
@@ -77,7 +80,7 @@ def run_ptq(
     scratch = out / ".stages" / "scratch"
     with stages.alone():
         try:
-            prepared = prepare(recipe, stages, seed, progress, trust_code)
+            prepared = prepare(recipe, stages, seed, progress, trust_code, requantize)
             part = _rewrite(recipe, prepared, stages)
             plan = _annotate(prepared, stages)
             plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
@@ -306,20 +309,27 @@ def _width(plan: QuantPlan, value: str) -> int | str:
 MACS_PER_SECOND = 2e10
 
 
-def check(recipe: Recipe, progress: Progress = silent, *, trust_code: bool = False) -> CheckResult:
+def check(
+    recipe: Recipe,
+    progress: Progress = silent,
+    *,
+    trust_code: bool = False,
+    requantize: bool = False,
+) -> CheckResult:
     """Read recipe, model and one sample, and make the plan; calibrate nothing.
 
     Args:
         recipe: what to do, paths absolute.
         progress: told about every stage.
         trust_code: whether the recipe may run code of its own.
+        requantize: whether a quantized ONNX file is turned back to floats first.
 
     Raises:
         QtoolError: as a run would.
     """
     with tempfile.TemporaryDirectory() as folder:
         stages = Stages(Path(folder), True, ())
-        prepared = prepare(recipe, stages, 0, progress, trust_code)
+        prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)
     _rewrite(recipe, prepared, stages)
     plan = _annotate(prepared, stages)
     model = prepared.loaded.model

@@ -10,7 +10,7 @@ from qtool.bits import Bits
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
-from qtool.load import Loaded, bind_shapes, load_model
+from qtool.load import Loaded, bind_shapes, load_model, load_requantized
 from qtool.load.declare import declare
 from qtool.metrics import find_metric
 from qtool.protocols import Progress
@@ -60,7 +60,12 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, stages: Stages, seed: int, progress: Progress, trust_code: bool = False
+    recipe: Recipe,
+    stages: Stages,
+    seed: int,
+    progress: Progress,
+    trust_code: bool = False,
+    requantize: bool = False,
 ) -> Prepared:
     """Read the model and open the data.
 
@@ -70,6 +75,7 @@ def prepare(
         seed: for the samples that are held out.
         progress: told about the stage.
         trust_code: whether the recipe may run code of its own.
+        requantize: whether a quantized ONNX file is turned back to floats first.
 
     Raises:
         QtoolError: the model, the data or a layer pattern does not fit.
@@ -83,7 +89,7 @@ def prepare(
                     f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
                     f"{suggest(name, REWRITES)}"
                 )
-        loaded = _load(recipe, stages, trust_code)
+        loaded = _load(recipe, stages, trust_code, requantize)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
@@ -150,7 +156,7 @@ def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_cod
         )
 
 
-def _load(recipe: Recipe, stages: Stages, trust_code: bool) -> Loaded:
+def _load(recipe: Recipe, stages: Stages, trust_code: bool, requantize: bool) -> Loaded:
     """The model of the recipe; a torch network is exported into the stages' folder first."""
     if carries_code(recipe.model) and not trust_code:
         name = as_torch(recipe.model).torch
@@ -163,6 +169,7 @@ def _load(recipe: Recipe, stages: Stages, trust_code: bool) -> Loaded:
         lambda parts: stages.place("float", parts, ".onnx"),
         recipe.output.opset,
         stages.fresh,
+        requantize,
     )
 
 
@@ -171,6 +178,7 @@ def load_any(
     place: Callable[[tuple[str, ...]], Path],
     opset: int,
     fresh: bool = False,
+    requantize: bool = False,
 ) -> Loaded:
     """Load an ONNX file, or a torch network, whose code is trusted, through an ONNX file.
 
@@ -179,16 +187,29 @@ def load_any(
         place: from what an export depends on to the file that keeps it.
         opset: the opset wanted.
         fresh: export again even where the file is there.
+        requantize: turn an ONNX file that is quantized back to floats first.
+
+    Raises:
+        RecipeError: ``requantize`` and the model is a torch network.
     """
+
+    def read(path: Path) -> Loaded:
+        return load_requantized(path, place, opset) if requantize else load_model(path, opset)
+
     if isinstance(model, Path) and not carries_code(model):
-        return load_model(model, opset)
+        return read(model)
     if isinstance(model, OnnxModel):
-        loaded = load_model(model.onnx, opset)
+        loaded = read(model.onnx)
         if not model.input:
             return loaded
         note = declare(loaded.model, model.input, model.onnx)
         return replace(loaded, notes=(*loaded.notes, note))
     torch = as_torch(model)
+    if requantize:
+        raise RecipeError(
+            f"requantize: found the torch network {torch.torch}, expected an ONNX file; leave the "
+            "option out"
+        )
     from qtool.load.torch import TensorInput, TorchSource, load_torch
 
     inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to look at.")],
     trust_code: options.TrustCode = False,
+    requantize: options.Requantize = False,
 ) -> None:
     """Print the plan (value, bits, why) and an estimate of time and memory; calibrate nothing."""
     with exit_codes():
@@ -25,7 +26,7 @@ def check(
         from qtool.pipeline import check as check_recipe
 
         with show_progress(quiet=False) as progress:
-            result = check_recipe(chosen, progress, trust_code=trust_code)
+            result = check_recipe(chosen, progress, trust_code=trust_code, requantize=requantize)
         print_result(_table(result))
 
 

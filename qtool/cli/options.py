@@ -71,6 +71,14 @@ TrustCode = Annotated[
         help="Allow what the recipe names to run code: torch models, readers of your own.",
     ),
 ]
+Requantize = Annotated[
+    bool,
+    typer.Option(
+        "--requantize",
+        help="Turn an ONNX file that is quantized already back to floats first; the report calls "
+        "what comes out of that float.",
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]

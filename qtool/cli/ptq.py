@@ -25,6 +25,7 @@ def ptq(
     threads: options.Threads = None,
     plan: options.Plan = None,
     trust_code: options.TrustCode = False,
+    requantize: options.Requantize = False,
     fresh: options.Fresh = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -46,6 +47,7 @@ def ptq(
                 plan_file=plan,
                 fresh=fresh,
                 trust_code=trust_code,
+                requantize=requantize,
                 progress=progress,
             )
         from qtool.cli.report import terminal_text

@@ -96,6 +96,19 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
         ModelError: missing, empty or damaged file (exit 2).
         UnsupportedError: already quantized, or an opset that cannot be raised (exit 3).
     """
+    model, parts = read_graph(path)
+    refuse_quantized(model, path)
+    model, notes = settle(model, opset, path)
+    size = sum(part.stat().st_size for part in parts)
+    return Loaded(model, path, files.digest_of(parts), tuple(notes), size=size)
+
+
+def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
+    """The graph of an ONNX file as it is, and the files it was read from; see ``big``.
+
+    Raises:
+        ModelError: missing, empty or damaged file (exit 2).
+    """
     if not path.is_file():
         raise ModelError(f"model {path}: no such file; expected an .onnx file")
     try:
@@ -108,10 +121,7 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
     parts = settle_external(model, path.absolute())
     _check_wiring(model, path)
-    refuse_quantized(model, path)
-    model, notes = settle(model, opset, path)
-    size = sum(part.stat().st_size for part in parts)
-    return Loaded(model, path, files.digest_of(parts), tuple(notes), size=size)
+    return model, parts
 
 
 def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
@@ -160,7 +170,8 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
         kinds = ", ".join(sorted({n.op_type for n in found}))
         raise UnsupportedError(
             f"model {path}: already quantized: {len(found)} nodes of kind {kinds}, the first is "
-            f'"{found[0].name}"; give the float model it was made from'
+            f'"{found[0].name}"; give the float model it was made from, or add --requantize '
+            "(requantize=True in Python) to turn it back to float first"
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from qtool.errors import ModelError
-from qtool.files import atomic_path
+from qtool.graph_save import save_model
 from qtool.load.agreement import Run, compared, tried
 from qtool.load.example import TensorInput, by_name, random_tensor, random_tensors
 from qtool.load.export import (
@@ -35,7 +35,6 @@ from qtool.load.weights import load_weights
 __all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]
 
 NOTES = "qtool.notes"
-EXTERNAL_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -305,7 +304,4 @@ def _write(network: _Network, notes: list[str], path: Path, opset: int) -> None:
     model, raised = settle(model, opset, path)
     notes = [*notes, *more, *raised, compared(network.run, network.feeds, model, path.name)]
     model.metadata_props[NOTES] = json.dumps(notes)
-    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    with atomic_path(path) as temporary:
-        external = f"{path.name}.data" if total > EXTERNAL_BYTES else None
-        ir.save(model, temporary, external_data=external)
+    save_model(model, path)
