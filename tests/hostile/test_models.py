@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from models import Net, big_conv, residual
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from qtool.errors import ModelError, UnsupportedError
 from qtool.execute.ort_session import OrtSession
@@ -88,6 +88,69 @@ def test_external_data_is_missing(external):
     (external.parent / "w").unlink()
     text = refused(external, ModelError)
     assert 'the weights of "c0"' in text and "put the external data file beside" in text
+
+
+def moved(path, **entries: str) -> None:
+    """Let the first weight say that it lies elsewhere."""
+    proto = onnx.load(path, load_external_data=False)
+    held = {e.key: e for e in proto.graph.initializer[0].external_data}
+    for key, value in entries.items():
+        held[key].value = value
+    path.write_bytes(proto.SerializeToString())
+
+
+def test_external_data_at_an_absolute_path(external):
+    moved(external, location=str(external.parent / "w"))
+    text = refused(external, ModelError)
+    assert f'the weights of "c0" lie in {external.parent}/w, an absolute path' in text
+
+
+@pytest.mark.parametrize("location", ["../w", "deep/../../w", "../{}/../w"])
+def test_external_data_outside_of_the_folder(location, external):
+    location = location.format(external.parent.name)
+    moved(external, location=location)
+    text = refused(external, ModelError)
+    assert f'"c0" lie in {location}, which leads out of the model\'s folder' in text
+
+
+def test_external_data_behind_a_link(external, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "w"
+    (external.parent / "w").rename(elsewhere)
+    (external.parent / "w").symlink_to(elsewhere)
+    text = refused(external, ModelError)
+    assert "a link out of the model's folder" in text and "put a copy of the file there" in text
+
+
+def test_external_data_with_hard_links(external):
+    (external.parent / "again").hardlink_to(external.parent / "w")
+    assert "which has 2 hard links; put a copy of it there" in refused(external, ModelError)
+
+
+@pytest.mark.parametrize(("key", "value"), [("offset", "200"), ("length", "40")])
+def test_external_data_that_does_not_fit(key, value, external):
+    moved(external, **{key: value})
+    text = refused(external, ModelError)
+    assert 'the weights of "c0"' in text and "expected" in text
+
+
+def test_external_data_in_a_body_is_missing(tmp_path):
+    inner = [helper.make_node("Mul", ["x", "k"], ["b"])]
+    info = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "k")
+    body = helper.make_graph(inner, "g", [], [info], [weight])
+    net = Net()
+    x = net.input("x", 4)
+    condition = net.add("Greater", net.add("ReduceSum", x, keepdims=0), net.const(0.0))
+    net.output(net.add("If", condition, out="y", then_branch=body, else_branch=body))
+    proto = net.proto()
+    for branch in proto.graph.node[-1].attribute:
+        tensor = branch.g.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="gone")
+    onnx.save(proto, tmp_path / "m.onnx")
+    text = refused(tmp_path / "m.onnx", ModelError)
+    assert 'the weights of "k" lie in' in text and "missing" in text
 
 
 def test_external_data_is_cut_short(external):

@@ -1,13 +1,17 @@
 """Reading ONNX files: what is upgraded, lifted, named, and that the meaning stays."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import psutil
 import pytest
 from models import Net, big_conv, feeds_for, residual, run
 from onnx import helper, numpy_helper
 
-from qtool.graph import dims, is_constant
+from qtool import files
+from qtool.graph import dims, is_constant, let_go
 from qtool.load import bind_shapes, load_model
 from qtool.load.onnx import SMALL, name_everything
 
@@ -163,6 +167,46 @@ def test_large_weights_survive_the_upgrade(external, tmp_path):
     assert [v.name for v in model.graph.inputs] == ["x"]
     assert set(model.graph.initializers) == {"c0", "c1"}
     assert dims(model.graph.outputs[0]) == ("N", 32, 6, 6)
+
+
+@pytest.mark.parametrize("location", ["w.bin", "deep/er/w.bin"])
+def test_large_external_weights_stay_in_their_file(location, tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    (tmp_path / location).parent.mkdir(parents=True, exist_ok=True)
+    proto = big_conv().proto()
+    onnx.save(proto, path, save_as_external_data=True, location=location, size_threshold=0)
+    held = {}
+    for limit in (1_500_000_000, 10_000):
+        monkeypatch.setattr(files, "EXTERNAL_BYTES", limit)
+        monkeypatch.chdir(tmp_path)  # a relative path leads to the same files
+        loaded = load_model(Path("m.onnx"))
+        tensors = {k: v.const_value for k, v in loaded.model.graph.initializers.items()}
+        held[limit] = {k for k, t in tensors.items() if isinstance(t, ir.ExternalTensor)}
+        assert loaded.notes == ("opset raised from 12 to 21",)
+        assert loaded.size == path.stat().st_size + (tmp_path / location).stat().st_size
+        for name, tensor in tensors.items():
+            want = next(t for t in proto.graph.initializer if t.name == name)
+            np.testing.assert_array_equal(
+                tensor.numpy(), numpy_helper.to_array(want, str(tmp_path))
+            )
+    # What may be a shape is read: inference has to see it.
+    assert held == {1_500_000_000: set(), 10_000: {"c0"}} and loaded.big
+
+
+def test_mapped_weights_give_their_memory_back(tmp_path, monkeypatch):
+    net = Net()
+    big = np.random.default_rng(0).normal(size=(2048, 4096)).astype(np.float32)
+    net.output(net.add("MatMul", net.input("x", "N", 2048), net.const(big), out="y"))
+    path = tmp_path / "m.onnx"
+    onnx.save(net.proto(), path, save_as_external_data=True, location="w", size_threshold=0)
+    monkeypatch.setattr(files, "EXTERNAL_BYTES", 10_000)
+    model = load_model(path).model
+    array = model.graph.initializers["c0"].const_value.numpy()
+    assert array.sum(dtype=np.float64) == big.sum(dtype=np.float64)
+    before = psutil.Process().memory_info().rss
+    let_go(model)
+    assert before - psutil.Process().memory_info().rss > 0.8 * big.nbytes
+    assert array.sum(dtype=np.float64) == big.sum(dtype=np.float64)
 
 
 def test_stale_shapes_are_inferred_again(tmp_path):

@@ -1,8 +1,11 @@
 """The verifying child: its tasks, what it says on the way, how it fails, what it never imports."""
 
+import io
 import json
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +14,7 @@ import psutil
 import pytest
 from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 
-from qtool import errors
+from qtool import errors, verify
 from qtool.emit import emit_qdq, save_model
 from qtool.errors import DataError, UnsupportedError
 from qtool.verify import FAILURES, ROUNDS, run_tasks
@@ -79,6 +82,36 @@ def latency(folder) -> dict:
         "threads": 1,
         **files,
     }
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most, loaded, told = [], [], []
+
+    class Session:
+        def get_inputs(self):
+            return []
+
+        def run(self, outputs, feeds):
+            most.append(len(alive))
+            return []
+
+    def session(path, threads):
+        made = Session()
+        alive.add(made)
+        loaded.append(Path(path).name)
+        return made
+
+    monkeypatch.setattr(verify, "_session", session)
+    monkeypatch.setattr(verify, "_tell", lambda **message: told.append(message["progress"]))
+    monkeypatch.setattr("sys.stdin", io.StringIO("quiet\n"))
+    result = verify._latency({**latency(place), "big": big})
+    assert max(most) == (1 if big else 2)
+    both = ["float.onnx", "quantized.onnx"]
+    assert loaded == (both * verify.BIG_ROUNDS if big else both)
+    assert [done for _, done, _ in told] == list(range(1, told[0][2] + 1))
+    assert result["runs"] * 2 + 2 + verify.WARM * len(loaded) == len(most)
 
 
 def test_all_tasks_in_one_child(place, tmp_path):
