@@ -85,6 +85,23 @@ def test_a_run_passes_and_writes_its_files(first):
     assert not [p for p in first.folder.rglob("*") if ".tmp-" in p.name or p.name == "scratch"]
 
 
+def test_a_quantized_file_is_refused_or_turned_back(first, recipe, tmp_path):
+    given = ("--recipe", recipe, "--model", first.folder / "model.onnx")
+    refused = ptq(tmp_path / "refused", *given)
+    assert refused.code == 3 and "add --requantize" in refused.err
+    again = ptq(tmp_path / "again", *given, "--requantize", "--json")
+    assert again.code == 0
+    assert any("this reconstruction" in note for note in again.notes("load"))
+    assert again.report["model"]["path"] == str(first.folder / "model.onnx")
+    # The float model now is the file that was quantized before, up to rounding.
+    found, before = again.report["accuracy"], first.report["accuracy"]
+    assert abs(found["float"] - before["quantized"]) <= 0.5
+    assert found["agreement"] > 98
+    assert again.report["kernels"]["integer"] == first.report["kernels"]["integer"]
+    checked = qtool("check", again.folder / "recipe.yaml", "--requantize")
+    assert checked.returncode == 0 and "integer kernel" in checked.stdout
+
+
 def test_json_prints_the_report_and_nothing_else(first):
     assert json.loads(first.out) == first.report
 

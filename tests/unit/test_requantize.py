@@ -28,9 +28,10 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+import qtool
 from qtool.annotate import annotate
 from qtool.bits import Bits
-from qtool.errors import UnsupportedError
+from qtool.errors import QtoolError, UnsupportedError
 from qtool.graph import constant, is_constant
 from qtool.load import load_model, load_requantized
 from qtool.load.onnx import QUANTIZED_OPS
@@ -370,3 +371,23 @@ def test_a_float_model_is_used_as_it_is(tmp_path):
     loaded = load_requantized(tmp_path / "f.onnx", lambda parts: tmp_path / "never.onnx")
     assert loaded.path == tmp_path / "f.onnx" and not (tmp_path / "never.onnx").exists()
     assert "nothing is quantized" in loaded.notes[-1]
+
+
+def test_the_python_api_keeps_the_float_file_as_long_as_the_model(tmp_path):
+    net = BUILDERS["residual"]()
+    feeds = feeds_for(net.model())
+    onnx.save(static(net, tmp_path, feeds), tmp_path / "q.onnx")
+    with pytest.raises(UnsupportedError, match="requantize=True in Python"):
+        qtool.load(tmp_path / "q.onnx")
+    model = qtool.load(tmp_path / "q.onnx", requantize=True)
+    assert model.name == str(tmp_path / "q.onnx") and model.path.is_file()
+    assert_computes(onnx.load(tmp_path / "q.onnx"), onnx.load(model.path), feeds)
+    plan = qtool.quantize(model, [feeds])
+    file = qtool.emit(model, plan, tmp_path / "again.onnx")
+    assert_computes(onnx.load(tmp_path / "q.onnx"), onnx.load(file), feeds)
+
+
+@pytest.mark.parametrize("found", ["net.pt2", None])
+def test_torch_networks_have_nothing_to_turn_back(found):
+    with pytest.raises(QtoolError, match=r"requantize: found.*expected an ONNX file"):
+        qtool.load(found or object(), requantize=True)
