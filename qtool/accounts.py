@@ -20,6 +20,7 @@ INTEGER_KERNELS = {
     "MatMulInteger",
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
     "QGemm",
     "NhwcMaxPool",
     "QAttention",
@@ -31,6 +32,7 @@ MOVES = {
     "Concat",
     "ConstantOfShape",
     "DepthToSpace",
+    "DynamicQuantizeLinear",
     "Expand",
     "Flatten",
     "Gather",
@@ -173,26 +175,30 @@ def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if not x86 or any("vnni" in name for name in isa):
         return False
-    for site in plan.sites.values():
-        if site.weight is None or site.weight not in plan.codes:
+    sites = ((site.weight, site.op) for site in plan.sites.values())
+    dynamic = ((name, "dynamic") for site in plan.dynamic.values() for name in site.weights)
+    for weight, op in (*sites, *dynamic):
+        if weight is None or weight not in plan.codes:
             continue
-        codes = plan.codes[site.weight]
+        codes = plan.codes[weight]
         # Wide enough for a sum of two codes, and no wider: a weight may be large.
-        for rows in _reductions(plan, site, codes.astype(f"i{2 * codes.itemsize}")):
+        for rows in _reductions(plan, weight, op, codes.astype(f"i{2 * codes.itemsize}")):
             pairs = np.abs(rows[:, :-1] + rows[:, 1:])
             if pairs.size and int(pairs.max()) * 255 > 32767:
                 return True
     return False
 
 
-def _reductions(plan: QuantPlan, site: Site, codes: np.ndarray) -> list[np.ndarray]:
+def _reductions(plan: QuantPlan, weight: str, op: str, codes: np.ndarray) -> list[np.ndarray]:
     """The weights of each output channel, [channels, reduced], in every order a kernel may use."""
+    if codes.ndim > 2 and op == "dynamic":
+        return [codes.reshape(-1, codes.shape[-1])]
     if codes.ndim > 2:
         return [codes.reshape(len(codes), -1), np.moveaxis(codes, 1, -1).reshape(len(codes), -1)]
-    spec = plan.spec(site.weight or "")
+    spec = plan.spec(weight)
     if spec is not None and isinstance(spec.granularity, PerChannel):
         return [np.moveaxis(codes, spec.granularity.axis, 0)]
-    return [codes.T] if site.op == "MatMul" else [codes, codes.T]
+    return [codes.T] if op == "MatMul" else [codes, codes.T]
 
 
 def layers_part(
@@ -216,7 +222,8 @@ def layers_part(
                 name=node.name or "",
                 op=node.op_type,
                 weight_bits=params.spec.bits if params is not None else "float",
-                activation_bits="float",
+                activation_bits="dynamic" if node.name in plan.dynamic else "float",
+                sqnr_db=_rounded(noise_db.get(node.name or "")),
                 granularity=params.spec.granularity.name if params is not None else None,
                 bytes=sum(a.nbytes for a in arrays if a is not None)
                 + sum(_bytes(plan, name, None) for name in stored),
@@ -235,9 +242,13 @@ def _integer_layer(plan: QuantPlan, site: Site, db: float | None) -> Layer:
         weight_bits=weight.spec.bits,
         activation_bits=read.spec.bits if read is not None else "float",
         granularity=weight.spec.granularity.name,
-        sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
+        sqnr_db=_rounded(db),
         bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
     )
+
+
+def _rounded(db: float | None) -> float | None:
+    return round(db, 3) if db is not None and np.isfinite(db) else None
 
 
 def _bytes(plan: QuantPlan, name: str | None, params: QuantParams | None) -> int:

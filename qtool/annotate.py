@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from qtool.annotate_dynamic import add_dynamic
 from qtool.bits import Bits
 from qtool.graph import (
     attribute,
@@ -87,7 +88,8 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
             )
     # In graph order: equal plans must give equal files.
     floats = {name: reasons[name] for n in nodes if (name := n.name or "") in reasons}
-    return _store(nodes, draft, replace(_hand_out(draft, chosen, wanted), floats=floats))
+    plan = replace(_hand_out(draft, chosen, wanted), floats=floats)
+    return add_dynamic(nodes, target, bits, _store(nodes, draft, plan))
 
 
 def _store(nodes: Sequence[ir.Node], draft: _Draft, plan: QuantPlan) -> QuantPlan:
@@ -177,7 +179,7 @@ def _absorbed(follower: ir.Node, rule: OpRule, draft: _Draft) -> bool:
 
 
 def _rule(node: ir.Node, draft: _Draft) -> tuple[OpRule | None, str]:
-    weights, activations = draft.bits.of(node)
+    weights, activations, _ = draft.bits.of(node)
     if weights is None:
         return None, "the recipe asks for float"
     if activations is None:
@@ -334,12 +336,8 @@ def _hand_out(
         sites[name] = Site(name, node.op_type, nodes, inputs, out.name or "", weight, bias)
     grid_of = {value: draft.find(value) for value in draft.parent}
     widths = _grid_widths(draft, chosen)
-    grids: dict[str, QuantSpec] = {
-        grid: replace(
-            draft.target.activations, bits=widths.get(grid, draft.target.activations.bits)
-        )
-        for grid in grid_of.values()
-    }
+    act = draft.target.activations
+    grids = {g: replace(act, bits=widths.get(g, act.bits)) for g in grid_of.values()}
     grids.update(fixed)
     grid_of.update({name: name for name in fixed})
     return QuantPlan(sites=sites, passes=frozenset(passes), grid_of=grid_of, grids=grids)

@@ -8,10 +8,15 @@ import onnx_ir as ir
 
 
 class Widths(NamedTuple):
-    """Bits of a layer's weights and of the activations it reads; None means float."""
+    """Bits of a layer's weights and of the activations it reads; None means float.
+
+    ``dynamic``: activations are floats to the plan, and get 8-bit grids inside the kernels that can
+    find them while they run.
+    """
 
     weights: int | None
     activations: int | None
+    dynamic: bool = False
 
 
 FLOAT = Widths(None, None)
@@ -22,8 +27,8 @@ class Bits:
     """What the recipe asks for; None means float.
 
     Attributes:
-        weights, activations: bits, or None. Activations are the inputs of layers with weights;
-            what lies between them (sums, pools) keeps at least the target's own width.
+        weights, activations, dynamic: as in Widths. Activations are the inputs of layers with
+            weights; what lies between them (sums, pools) keeps at least the target's own width.
         granularity: ``tensor`` or ``channel`` for weights, or ``block`` (of ``block`` weights along
             the reduction) for weights of layers that compute in floats.
         layers: node name -> its own widths.
@@ -31,13 +36,15 @@ class Bits:
 
     weights: int | None = 8
     activations: int | None = 8
+    dynamic: bool = False
     granularity: str = "channel"
     block: int = 32
     layers: Mapping[str, Widths] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> Widths:
         """The widths asked for one node."""
-        return self.layers.get(node.name or "", Widths(self.weights, self.activations))
+        everywhere = Widths(self.weights, self.activations, self.dynamic)
+        return self.layers.get(node.name or "", everywhere)
 
     def integer(self, node: ir.Node) -> bool:
         """True when the node may compute on codes."""

@@ -126,6 +126,7 @@ class Judge:
             "indices": [prepared.indices[k] for k in chosen],
             "batch": prepared.fixed_batch or 1,
         }
+        dynamic: dict[str, Any] = {"rows": 1} if self.plan.dynamic else {}
         evaluations = [
             {
                 "kind": "evaluate",
@@ -134,6 +135,7 @@ class Judge:
                 "out": str(self.scratch / f"{name}.npy"),
                 "indices": list(prepared.indices),
                 **data,
+                **(dynamic if name == "quantized" else {}),
             }
             for name, path in both.items()
         ]
@@ -141,7 +143,8 @@ class Judge:
         timing = {"feeds": str(self.scratch / "feeds.npz"), "threads": self.threads or 1}
         return [
             {"kind": "optimize", "threads": 1, "big": big, **optimize},
-            {"kind": "capture", **capture, **data},
+            # On several threads an LSTM finds grids for parts of a batch.
+            {"kind": "capture", **capture, **data, **({"threads": 1} if dynamic else {})},
             *evaluations,
             {"kind": "latency", "big": big, **timing, **both},
         ]
@@ -217,6 +220,13 @@ class Judge:
         first = self.model.graph.outputs[0].name or ""
         fits = batch_size(self.model, observed_values(self.model, self.plan), judged.count)
         parts, done = [], 0
+        if self.plan.dynamic:
+            fits = 1
+            rows = self.prepared.fixed_batch or "one sample"
+            record.notes.append(
+                "grids found while the network runs cover a whole batch, so outputs depend on what "
+                f"is in it; the file was judged on {rows} at a time"
+            )
         for batch, valid in judged.padded(self.prepared.fixed_batch or fits):
             feeds = {name: batch[name] for name in self.prepared.inputs}
             parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())

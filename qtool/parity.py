@@ -9,12 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor
 from qtool.graph import is_constant, nodes_by_name
 from qtool.numerics import dequantize, quantize
 from qtool.plan import QuantPlan
+from qtool.protocols import Observe
 
 
 @dataclass
@@ -71,7 +73,8 @@ def compare(
         saved: how many captures there are.
     """
     counts = ParityCounts()
-    kernels, executor = ExactKernels(model, plan), Executor(model)
+    kernels = ExactKernels(model, plan)
+    executor = Executor(model, instead=functions(plan))
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
             inputs = {n[2:]: archive[n] for n in archive.files if n.startswith("i:")}
@@ -123,18 +126,56 @@ def _compare_one(
             if out.name in codes:
                 judge(counts.integer, out.name, found)
                 feeds[out.name] = _values(plan, out.name, codes)
+
+    _compare_dynamic(model, plan, executor, seen, feeds, counts)
     rest = [v for v in codes if v not in feeds or v in inputs]
-
-    def as_stored(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-        name = value.name or ""
-        return constant_tensor(plan, name) if name in plan.stored else tensor
-
     with torch.inference_mode():
-        floats = executor(feeds, as_stored, rest) if rest else {}
+        floats = executor(feeds, _as_stored(plan), rest) if rest else {}
     for name in rest:
         params = plan.params(name)
         if params is not None:
             judge(counts.after_float, name, quantize(floats[name], params))
+
+
+def _as_stored(plan: QuantPlan) -> Observe:
+    """Lets float ops read their weights as the file widens them."""
+
+    def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        name = value.name or ""
+        return constant_tensor(plan, name) if name in plan.stored else tensor
+
+    return observe
+
+
+def _compare_dynamic(
+    model: ir.Model,
+    plan: QuantPlan,
+    executor: Executor,
+    seen: Mapping[str, np.ndarray],
+    feeds: dict[str, Any],
+    counts: ParityCounts,
+) -> None:
+    """Products whose inputs got grids while the file ran; what they wrote is added to ``feeds``."""
+    nodes = nodes_by_name(model.graph)
+
+    def value_of(name: str) -> torch.Tensor:
+        known = feeds.get(name, seen.get(name))
+        if known is not None:
+            return torch.tensor(known)
+        return executor(feeds, _as_stored(plan), [name])[name]
+
+    for site in plan.dynamic.values():
+        first = site.outputs[0]
+        if first not in seen:
+            continue
+        with torch.inference_mode():
+            expected = exact_site(model, plan, site, value_of, torch.tensor(seen[first]))
+        # An LSTM's gates are floats, and its state is rounded to 8 bits again.
+        count, bits = (counts.after_float, 8) if site.op == "LSTM" else (counts.integer, 16)
+        if off := count.add(*_as_codes(expected, seen[first], bits)):
+            counts.worst[first] = counts.worst.get(first, 0) + off
+        written = [v.name or "" for v in nodes[site.name].outputs]
+        feeds.update({name: seen[name] for name in written if name in seen})
 
 
 def _values(plan: QuantPlan, name: str, codes: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -144,9 +185,11 @@ def _values(plan: QuantPlan, name: str, codes: Mapping[str, np.ndarray]) -> np.n
     return np.asarray(dequantize(codes[name].astype(np.float32), params), np.float32)
 
 
-def _as_codes(expected: torch.Tensor, got: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Floats on a 16-bit scale of their own range, so that they can be compared like codes."""
-    step = max(float(np.abs(got).max()), 1e-30) / 2**15
+def _as_codes(
+    expected: torch.Tensor, got: np.ndarray, bits: int = 16
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Floats on a scale of their own range, so that they can be compared like codes."""
+    step = max(float(np.abs(got).max()), 1e-30) / 2 ** (bits - 1)
     return (expected / step).round(), np.rint(got / np.float32(step))
 
 
@@ -176,10 +219,14 @@ def layer_noise(
     Returns:
         Site name -> power of signal and noise over all batches.
     """
-    simulation = Simulation(model, plan)
-    sites = [s for s in plan.sites.values() if s.weight is not None]
-    found = {site.name: Noise() for site in sites}
-    wanted = {s.output for s in sites} | {s.inputs[0] for s in sites}
+    simulation, floats = Simulation(model, plan), Executor(model)
+    ends = {s.name: (s.inputs[0], s.output) for s in plan.sites.values() if s.weight is not None}
+    nodes = nodes_by_name(model.graph)
+    for dynamic in plan.dynamic.values():
+        named = next(v.name for v in nodes[dynamic.name].outputs if v.name)
+        ends[dynamic.name] = (dynamic.input, named or "")
+    found = {name: Noise() for name in ends}
+    wanted = {value for pair in ends.values() for value in pair}
     for batch in batches:
         kept: dict[str, torch.Tensor] = {}
 
@@ -189,11 +236,11 @@ def layer_noise(
             return tensor
 
         with torch.inference_mode():
-            simulation.executor(batch, keep)
-        for site in sites:
-            float_out = kept[site.output]
-            out = simulation({site.inputs[0]: kept[site.inputs[0]]}, [site.output])[site.output]
-            part = found[site.name]
+            floats(batch, keep)
+        for name, (read, written) in ends.items():
+            float_out = kept[written]
+            out = simulation({**batch, read: kept[read]}, [written])[written]
+            part = found[name]
             part.signal += float(float_out.double().square().sum())
             part.noise += float((float_out - out).double().square().sum())
     return found

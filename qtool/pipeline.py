@@ -347,6 +347,10 @@ def check(
             rows.append(
                 (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
             )
+        elif name in plan.dynamic:
+            weight = plan.spec(plan.dynamic[name].weights[0])
+            bits = f"W{weight.bits if weight else 8}Adynamic"
+            rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
         elif name in plan.floats:
             rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
     each = sum(macs(node) for node in model.graph)

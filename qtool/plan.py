@@ -35,6 +35,29 @@ class Site:
 
 
 @dataclass(frozen=True)
+class DynamicSite:
+    """A node that multiplies codes of its weights by codes of an input it rounds itself.
+
+    Its kernel finds the grid of the input while it runs, and reads and writes floats: to the rest
+    of the plan it is a float op with stored weights.
+
+    Attributes:
+        name: of the node.
+        op: its op type.
+        input: the float value it rounds.
+        outputs: float values, in the node's order; of an LSTM the first is what it writes at every
+            step, named also where nothing reads it.
+        weights: initializers it reads as codes.
+    """
+
+    name: str
+    op: str
+    input: str
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """All decisions about one model.
 
@@ -47,6 +70,7 @@ class QuantPlan:
         values: initializer name -> float array that replaces the model's own.
         absorbed: nodes folded away that the emitter skips (their work is in a grid or in codes).
         stored: initializers that float ops read, kept as codes and widened once at load.
+        dynamic: node name -> DynamicSite, in graph order.
         floats: node name -> why it stays in float.
         log: one line per finished step.
     """
@@ -59,6 +83,7 @@ class QuantPlan:
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     absorbed: frozenset[str] = frozenset()
     stored: frozenset[str] = frozenset()
+    dynamic: Mapping[str, DynamicSite] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
 
@@ -99,6 +124,7 @@ def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
         dict(a.grid_of) == dict(b.grid_of)
         and dict(a.sites) == dict(b.sites)
         and (a.passes, a.stored) == (b.passes, b.stored)
+        and dict(a.dynamic) == dict(b.dynamic)
         and specs(a) == specs(b)
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from qtool.errors import RecipeError
 from qtool.files import write_bytes_atomic, write_text_atomic
 from qtool.numerics import Codebook, PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.plan import QuantPlan, Site
+from qtool.plan import DynamicSite, QuantPlan, Site
 
 VERSION = 1
 
@@ -48,6 +48,7 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         "grids": grids,
         "absorbed": sorted(plan.absorbed),
         "stored": sorted(plan.stored),
+        "dynamic": [asdict(site) for site in plan.dynamic.values()],
         "floats": dict(plan.floats),
         "log": list(plan.log),
     }
@@ -74,6 +75,7 @@ def read_plan(path: Path) -> QuantPlan:
         with np.load(data, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         sites = [Site(**_tuples(raw)) for raw in document["sites"]]
+        dynamic = [DynamicSite(**_tuples(raw)) for raw in document["dynamic"]]
         return QuantPlan(
             sites={site.name: site for site in sites},
             passes=frozenset(document["passes"]),
@@ -83,6 +85,7 @@ def read_plan(path: Path) -> QuantPlan:
             values=_part(arrays, "values/"),
             absorbed=frozenset(document["absorbed"]),
             stored=frozenset(document["stored"]),
+            dynamic={site.name: site for site in dynamic},
             floats=dict(document["floats"]),
             log=tuple(document["log"]),
         )

@@ -41,7 +41,7 @@ WeightWidth = Annotated[
     BeforeValidator(_no_truth),
 ]
 ActivationWidth = Annotated[
-    Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float"],
+    Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float", "dynamic"],
     BeforeValidator(_no_truth),
 ]
 
@@ -111,6 +111,8 @@ class LayerBits(_Part):
     def _from_yaml(cls, found: Any) -> Any:
         if isinstance(found, Mapping):
             return found
+        if found == "dynamic":  # weights are no such thing
+            return {"activations": found}
         return {"weights": found, "activations": found}
 
 

@@ -39,7 +39,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
         "input: {input: [N, 3, 32, 32]}}",
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
-    (("bits", "activations"), _one_of("dynamic"), "dynamic is not in this version; use 8 or float"),
     (
         ("bits", "scale"),
         _one_of("power_of_two", "fixed_point", "double_shift"),

@@ -46,7 +46,7 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
         activations = asked.activations if layer.activations is None else layer.activations
         layers.update(dict.fromkeys(names, _widths(place, weights, activations, target, error)))
     block = None if isinstance(asked.granularity, str) else asked.granularity.block
-    if block is not None and everything.activations is not None:
+    if block is not None and (everything.activations is not None or everything.dynamic):
         raise error(
             ("bits", "granularity"),
             "integer kernels have one scale for a channel, not for a block; write "
@@ -70,15 +70,25 @@ def _widths(
             f"weights: float with activations: {activations} has no kernel: codes are multiplied "
             "by codes; write weights: 8, or both float",
         )
+    if activations == "dynamic" and not target.dynamic:
+        raise error(
+            place,
+            f"activations: dynamic, but target {target.name} has no kernel that finds grids while "
+            "it runs (dynamic in its file); write activations: 8, or choose another target",
+        )
     for key, found in (("weights", weights), ("activations", activations)):
         lo, hi = target.widths[key]
-        if found != "float" and not lo <= int(found) <= hi:
+        if not isinstance(found, str) and not lo <= int(found) <= hi:
             raise error(
                 place,
                 f"{key}: {found}, but target {target.name} takes {lo} to {hi} bits (widths in its "
                 "file); choose one of these, float, or another target",
             )
-    return Widths(*(None if found == "float" else int(found) for found in (weights, activations)))
+    return Widths(
+        None if isinstance(weights, str) else weights,
+        None if isinstance(activations, str) else activations,
+        activations == "dynamic",
+    )
 
 
 def rewrite(

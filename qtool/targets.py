@@ -11,6 +11,7 @@ from qtool.errors import RecipeError, suggest
 from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
 
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
+DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")
 OUTPUTS = ("quantized", "either")
 PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 18}  # and their opsets
 
@@ -54,6 +55,8 @@ class Target:
             behind a DequantizeLinear, also those that were meant to stay float.
         stores: op type -> input position -> axis of the scales, for weights of float ops that the
             file keeps as codes.
+        dynamic: op type -> the fewest weights from which a kernel that finds the grid of its input
+            while it runs is faster than float; absent ops have none.
         widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
             for; absent: only the target's own.
         packing: what the runtime computes once at load, names from PACKING: codes from int4 or
@@ -71,6 +74,7 @@ class Target:
     measured: str
     requantizes: tuple[str, ...] = ()
     stores: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    dynamic: Mapping[str, int] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     packing: tuple[str, ...] = ()
 
@@ -111,7 +115,7 @@ def load_target(name: str) -> Target:
 
 def _target(raw: Any, path: Path) -> Target:
     names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), names - {"requantizes", "stores", "widths", "packing"})
+    _known(raw, names, str(path), names - {"requantizes", "stores", "dynamic", "widths", "packing"})
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
     _typed(raw["ops"], dict, f"{path}: ops")
@@ -126,6 +130,7 @@ def _target(raw: Any, path: Path) -> Target:
         rewrites=_list(raw["rewrites"], str, f"{path}: rewrites"),
         measured=raw["measured"],
         requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
+        dynamic=_dynamic(raw.get("dynamic", {}), f"{path}: dynamic"),
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
         widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
         packing=_packing(raw.get("packing", []), raw["opset"], f"{path}: packing"),
@@ -154,6 +159,13 @@ def _widths(raw: Any, specs: Mapping[str, QuantSpec], where: str) -> dict[str, t
             )
         found[key] = (ends[0], ends[1])
     return found
+
+
+def _dynamic(raw: Any, where: str) -> dict[str, int]:
+    for op, least in _typed(raw, dict, where).items():
+        _one_of(op, DYNAMIC_OPS, where)
+        _typed(least, int, f"{where}.{op}")
+    return dict(raw)
 
 
 def _stores(raw: Any, where: str) -> dict[str, dict[int, int]]:

@@ -244,7 +244,10 @@ def _capture(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
-    """Save the first output on all samples. Keys: model, out, name, threads, and the data's."""
+    """Save the first output on all samples.
+
+    Keys: model, out, name, threads, rows (a batch; absent: as many as fit), and the data's.
+    """
     session = _session(task["model"], task["threads"])
     dataset = _dataset(task)
     fixed = next((s[1][0] for s in task["inputs"] if s[1] and isinstance(s[1][0], int)), None)
@@ -252,7 +255,11 @@ def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
         (int(np.prod([d for d in s[1][1:] if isinstance(d, int)])) for s in task["inputs"]),
         default=1,
     )
-    rows = fixed or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
+    rows = (
+        fixed
+        or task.get("rows")
+        or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
+    )
     first = [session.get_outputs()[0].name]
     saved: np.memmap | None = None
     done = 0

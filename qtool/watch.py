@@ -27,7 +27,9 @@ def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
     # A model may have a float value of that name; then its codes go by another, unwatched.
     codes = [n for n in names if n in present and present[n].dtype in INTEGERS]
     floats = [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
-    return (*codes, *(n for n in floats if n in present))
+    for dynamic in plan.dynamic.values():
+        floats += [dynamic.input, *dynamic.outputs]
+    return (*codes, *(n for n in dict.fromkeys(floats) if n in present))
 
 
 def watched_model(emitted: ir.Model, names: Sequence[str]) -> ir.Model:

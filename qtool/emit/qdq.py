@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qtool import __version__
 from qtool.emit.compact import compact
+from qtool.emit.dynamic import write_dynamic
 from qtool.emit.float_weights import float_weights
 from qtool.emit.packing import widen
 from qtool.graph import by_name, code_limits, dims, nodes_by_name
@@ -62,7 +63,7 @@ class _Emitter:
         for node in graph.all_nodes():
             self.taken.update((node.name, *(v.name for v in node.outputs)))
 
-    def _unique(self, base: str) -> str:
+    def unique(self, base: str) -> str:
         """``base``, or with a number behind it when the model already uses that name."""
         name, k = base, 0
         while name in self.taken:
@@ -74,6 +75,8 @@ class _Emitter:
         """Place everything, then drop what nothing reads any more."""
         self._drop_unread()
         self._drop_absorbed()
+        write_dynamic(self)
+        self._drop_unread()
         order = [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]
         codes: dict[ir.Value, ir.Value] = {}
         for value in order:
@@ -138,7 +141,7 @@ class _Emitter:
                 if isinstance(data, np.ndarray | np.generic)
                 else data
             )
-            tensor.name = self._unique(name)
+            tensor.name = self.unique(name)
             value = ir.Value(
                 name=tensor.name,
                 type=ir.TensorType(tensor.dtype),
@@ -180,10 +183,10 @@ class _Emitter:
     def _add(
         self, node: ir.Node, out: str, dtype: ir.DataType | None, shape: ir.Shape | None
     ) -> ir.Value:
-        node.name = self._unique(node.name or "")
+        node.name = self.unique(node.name or "")
         self.graph.append(node)
         value = node.outputs[0]
-        value.name, value.shape = self._unique(out), shape
+        value.name, value.shape = self.unique(out), shape
         value.type = ir.TensorType(dtype or ir.DataType.FLOAT)
         return value
 
@@ -202,7 +205,7 @@ class _Emitter:
         for out in node.outputs:
             # The old value object stays as the name that readers use; a new one carries the codes.
             code = ir.Value(
-                name=self._unique(f"{out.name}_quantized"),
+                name=self.unique(f"{out.name}_quantized"),
                 type=ir.TensorType(dtype or ir.DataType.UINT8),
                 shape=out.shape,
             )
@@ -336,7 +339,7 @@ class _Emitter:
         """Codes of an initializer, dequantized in front of its integer readers."""
         name = value.name or ""
         params = self._grid(name)
-        codes = self._codes(name, params)
+        codes = self.codes(name, params)
         scale, zero = self._scale(name)
         axis = (
             params.spec.granularity.axis
@@ -359,7 +362,7 @@ class _Emitter:
             if reader.name in self.integer:
                 reader.replace_input_with(index, out)
 
-    def _codes(self, name: str, params: QuantParams) -> ir.Value:
+    def codes(self, name: str, params: QuantParams) -> ir.Value:
         """The codes that kernels read, as the file holds or unpacks them."""
         array = self.plan.codes[name].astype(params.container)
         codes = widen(self, name, array, params, self.packing)
@@ -372,7 +375,7 @@ class _Emitter:
     def step(self, op: str, inputs: Sequence[ir.Value], out: str, **attributes: Any) -> ir.Value:
         """The output of a new node; without a type, which loading finds out."""
         made = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
-        node = ir.Node("", op, inputs, made, name=self._unique(f"{out}/{op}"))
+        node = ir.Node("", op, inputs, made, name=self.unique(f"{out}/{op}"))
         self.graph.append(node)
-        node.outputs[0].name = self._unique(out)
+        node.outputs[0].name = self.unique(out)
         return node.outputs[0]

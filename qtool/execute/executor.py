@@ -27,13 +27,20 @@ class Executor:
     Runs under the caller's grad mode: use ``torch.no_grad()`` where none is wanted.
     """
 
-    def __init__(self, model: ir.Model, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        device: str = "cpu",
+        instead: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
         """Prepare a model.
 
         Args:
             model: sorted, with named nodes; opset 7 or later, functions inlined.
             device: where floats are computed; shape arithmetic stays on the CPU.
+            instead: node name -> function that computes it in place of its operator's own.
         """
+        self._instead = instead or {}
         self._model = model
         self._device = torch.device(device)
         self._tensors: dict[str, tuple[Any, torch.Tensor]] = {}
@@ -142,7 +149,7 @@ class Executor:
         for name, option in options.items():
             if isinstance(option, torch.Tensor):
                 options[name] = self._settle(option)
-        return function, options
+        return self._instead.get(node.name or "", function), options
 
     def _feed(self, given: "np.ndarray | torch.Tensor") -> torch.Tensor:
         return self._settle(given if isinstance(given, torch.Tensor) else from_numpy(given))

@@ -40,6 +40,7 @@ class Layer:
             raise Unhandled(f"activations {sorted(unknown)}")
         self.x = x.transpose(0, 1) if layout else x
         self.layout, self.clip = layout, clip
+        self.seen: Callable[[Layer, int, int, T], T] | None = None
         self.steps, self.batch = self.x.shape[:2]
         self.lengths = None if lengths is None else lengths.to(x.device).long()
         self.reversed = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
@@ -62,7 +63,10 @@ class Layer:
             return self.x.new_zeros(self.batch, size)
         return (given.transpose(0, 1) if self.layout else given)[direction]
 
-    def _backwards(self, x: T) -> T:
+    def in_order(self, x: T, direction: int) -> T:
+        """A sequence [steps, batch, ...] as one direction walks through it, or back from that."""
+        if not self.reversed[direction]:
+            return x
         if self.lengths is None:
             return x.flip(0)
         batch = torch.arange(self.batch, device=x.device)
@@ -70,12 +74,11 @@ class Layer:
 
     def run(self, direction: int, w: T, bias: T | None, cell: Cell, state: tuple[T, ...]) -> T:
         """All steps of one direction: [steps, batch, hidden]; ``self.last`` is its final state."""
-        backwards = self.reversed[direction]
-        x = self._backwards(self.x) if backwards else self.x
-        projected = F.linear(x, w, bias)
+        projected = F.linear(self.in_order(self.x, direction), w, bias)
         outputs = []
         for t in range(self.steps):
-            new = cell(projected[t], state)
+            hidden = state[0] if self.seen is None else self.seen(self, direction, t, state[0])
+            new = cell(projected[t], (hidden, *state[1:]))
             if self.lengths is not None:
                 on = (t < self.lengths).unsqueeze(1)
                 outputs.append(torch.where(on, new[0], torch.zeros_like(new[0])))
@@ -85,7 +88,7 @@ class Layer:
                 state = new
         self.last = state
         y = torch.stack(outputs)
-        return self._backwards(y) if backwards else y
+        return self.in_order(y, direction)
 
     def results(self, sequences: list[T], *states: list[T]) -> tuple[T, ...]:
         """Y and the final states in the layout asked for."""
@@ -238,11 +241,17 @@ def lstm(
     hidden_size: int | None = None,
     input_forget: int = 0,
     layout: int = 0,
+    seen: Callable[[Layer, int, int, T], T] | None = None,
 ) -> tuple[T, ...]:
-    """Long short-term memory; gates in the order input, output, forget, cell; peepholes."""
+    """Long short-term memory; gates in the order input, output, forget, cell; peepholes.
+
+    ``seen``, no attribute of the operator, gives what the recurrence reads of the hidden state
+    (layer, direction, step, state).
+    """
     parameters = [*(activation_alpha or ()), *(activation_beta or ())]
     names = activations[: 6 if direction == "bidirectional" else 3]
     layer = Layer(x, sequence_lens, direction, layout, names, parameters, clip)
+    layer.seen = seen
     hidden, sequences = r.shape[-1], []
     finals: tuple[list[T], list[T]] = ([], [])
     for d in range(len(layer.reversed)):

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.execute.dynamic import functions
 from qtool.execute.executor import Executor
 from qtool.execute.kept import Kept
 from qtool.numerics import dequantize, fake_quantize
@@ -17,13 +18,15 @@ from qtool.plan import QuantPlan
 class Simulation:
     """The network as the plan changes it: every value on a grid is rounded to it, in floats.
 
-    Weights and biases with codes are dequantized once, as far as they fit (``kept``).
+    Inputs that get their grids while the network runs are rounded inside the nodes that read them,
+    on the grid of the batch at hand. Weights and biases with codes are dequantized once, as far as
+    they fit (``kept``).
     Differentiable nowhere: rounding has no gradient of its own.
     """
 
     def __init__(self, model: ir.Model, plan: QuantPlan, device: str = "cpu") -> None:
         self.plan = plan
-        self.executor = Executor(model, device)
+        self.executor = Executor(model, device, functions(plan))
         self.raw = raw_edges(model, plan)
         self._constants = Kept()
 

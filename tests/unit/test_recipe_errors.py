@@ -167,7 +167,6 @@ def test_a_scheme_goes_with_its_bits(bits, said):
 
 
 LATER = [
-    ("bits.activations=dynamic", 'found "dynamic"; dynamic is not in this version; use 8 or float'),
     ("bits.scale=power_of_two", 'found "power_of_two"; only float is in this version'),
     ("bits.budget={weights: 18%}", "mixed precision is not in this version; remove the key"),
     ("qat={images: train}", "`qtool qat` is not in this version; remove the section"),

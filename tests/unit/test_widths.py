@@ -181,7 +181,8 @@ def resolved(target=None, **asked) -> Bits:
 
 def test_patterns_resolve_to_widths():
     bits = resolved(weights=4, activations=4, layers={"first": 8, "name:a*": {"weights": 2}})
-    assert bits.layers["stem"] == (8, 8) and bits.layers["a0"] == bits.layers["a1"] == (2, 4)
+    assert bits.layers["stem"] == Widths(8, 8)
+    assert bits.layers["a0"] == bits.layers["a1"] == Widths(2, 4)
     assert resolved(layers={"op:Gemm": "float"}).layers["head"] == FLOAT
     assert resolved(weights=4, activations="float", granularity={"block": 8}).block == 8
 
