@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qtool.errors import DataError
 from qtool.graph import by_name, constant
 from qtool.numerics import PerChannel, QuantParams, quantize
+from qtool.numerics_pieces import codes_of
 from qtool.plan import QuantPlan, Site
 
 # Half the int32 range stays free for the products the bias is added to.
@@ -42,8 +43,7 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
             continue
         if site.weight not in codes:
             params = _params(grids, site.weight)
-            weight = _array(values, plan, site.weight)
-            codes[site.weight] = quantize(weight, params).astype(params.container)
+            codes[site.weight] = codes_of(_array(values, plan, site.weight), params)
         if site.bias is not None:
             params = bias_params(plan, grids, site)
             grids[site.bias] = params
@@ -53,7 +53,7 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         if name in codes or constant(values[name]) is None:
             continue
         params = _params(grids, plan.grid_of[name])
-        codes[name] = quantize(_array(values, plan, name), params).astype(params.container)
+        codes[name] = codes_of(_array(values, plan, name), params)
     frozen = replace(plan, grids=grids, codes=codes)
     for line in notes:
         frozen = frozen.note(line)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from qtool.numerics import PerBlock, PerChannel, QuantParams
+from qtool.numerics import PerBlock, PerChannel, QuantParams, quantize
 
 Grid = TypeVar("Grid", bound=QuantParams)
 
@@ -40,3 +40,11 @@ def pieces(array: np.ndarray, params: Grid) -> Iterator[tuple[slice | EllipsisTy
         if along:
             grid = replace(params, scale=params.scale[part], zero_point=params.zero_point[part])
         yield slice(start, stop), grid
+
+
+def codes_of(array: np.ndarray, params: QuantParams) -> np.ndarray:
+    """Codes of an array in their container; holds only a few rows of it as floats at a time."""
+    codes = np.empty(array.shape, params.container)
+    for part, grid in pieces(array, params):
+        codes[part] = quantize(array[part], grid)
+    return codes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qtool.errors import RecipeError
-from qtool.files import write_bytes_atomic, write_text_atomic
+from qtool.files import atomic_path, write_text_atomic
 from qtool.numerics import Codebook, PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.plan import DynamicSite, QuantPlan, Site
 
@@ -52,7 +52,8 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         "floats": dict(plan.floats),
         "log": list(plan.log),
     }
-    write_bytes_atomic(folder / "plan.npz", _archive(arrays))
+    with atomic_path(folder / "plan.npz") as temporary:
+        _archive(arrays, temporary)
     write_text_atomic(folder / "plan.json", json.dumps(document, indent=1) + "\n")
 
 
@@ -121,13 +122,11 @@ def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quan
     return QuantParams(*found)
 
 
-def _archive(arrays: dict[str, np.ndarray]) -> bytes:
-    """An .npz whose bytes depend on nothing but the arrays (numpy's carries the time of day)."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+def _archive(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write an .npz whose bytes depend on nothing but the arrays (numpy's has the time of day)."""
+    with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(arrays):
-            part = io.BytesIO()
-            np.lib.format.write_array(part, np.asarray(arrays[name]), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            archive.writestr(info, part.getvalue())
-    return stream.getvalue()
+            array = np.asarray(arrays[name])
+            with archive.open(info, "w", force_zip64=array.nbytes > 1 << 30) as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)

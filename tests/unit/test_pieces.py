@@ -15,7 +15,7 @@ from qtool.numerics import (
     QuantSpec,
     quantize,
 )
-from qtool.numerics_pieces import pieces
+from qtool.numerics_pieces import codes_of, pieces
 
 RNG = np.random.default_rng(0)
 SHAPES = [
@@ -44,6 +44,9 @@ def test_all_rows_with_their_grids(shape, granularity, grid, book, monkeypatch):
     for part, own in parts:
         assert type(own) is type(params)
         out[part] = quantize(array[part], own)
+    codes = codes_of(array, params)
+    assert codes.dtype == params.container
+    np.testing.assert_array_equal(codes, out)
     np.testing.assert_array_equal(out, quantize(array, params))
     assert (len(parts) > 1) == (array.size > 13)
 
