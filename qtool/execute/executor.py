@@ -158,6 +158,8 @@ class Executor:
         source = value.const_value
         if source is None:
             raise ModelError(f"the initializer {value.name!r} has no data")
+        if isinstance(source, ir.LazyTensor):  # too large to be kept
+            return self._settle(from_ir(source))
         name = str(value.name)
         known = self._tensors.get(name)
         if known is None or known[0] is not source:

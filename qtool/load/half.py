@@ -24,14 +24,28 @@ def widen(model: ir.Model) -> int:
     done = 0
     for value in low:
         if value.const_value is not None:
-            array = np.asarray(value.const_value.numpy()).astype(np.float32)
-            value.const_value = ir.Tensor(array, name=value.name)
+            value.const_value = _widened(value.const_value)
             done += 1
         value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in model.graph.all_nodes():
         _widen_attributes(node)
     _keep_borders(model.graph, borders)
     return max(done, 1)
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor in float32; one that lies in a file is widened anew each time it is read."""
+    name = tensor.name or ""
+
+    def widened() -> ir.Tensor:
+        wide = np.asarray(tensor.numpy()).astype(np.float32)
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+        return ir.Tensor(wide, name=name)
+
+    if not isinstance(tensor, ir.ExternalTensor):
+        return widened()
+    return ir.LazyTensor(widened, dtype=ir.DataType.FLOAT, shape=tensor.shape, name=name)
 
 
 def _widen_attributes(node: ir.Node) -> None:

@@ -24,7 +24,8 @@ TOKENS, SIDE, CLASSES, COUNT = 4, 16, 10, 16
 class Drawn:
     """A graph being written whose weights are drawn one at a time, when they are written."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: ir.DataType) -> None:
+        self.kind = kind
         self.nodes: list[ir.Node] = []
         self.weights: list[ir.Value] = []
 
@@ -35,10 +36,10 @@ class Drawn:
         def draw() -> ir.Tensor:
             array = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
             array *= np.float32(scale)
-            return ir.Tensor(array, name=name)
+            return ir.Tensor(array.astype(self.kind.numpy(), copy=False), name=name)
 
-        lazy = ir.LazyTensor(draw, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
-        kind = ir.TensorType(ir.DataType.FLOAT)
+        lazy = ir.LazyTensor(draw, dtype=self.kind, shape=ir.Shape(shape), name=name)
+        kind = ir.TensorType(self.kind)
         value = ir.Value(name=name, type=kind, shape=ir.Shape(shape), const_value=lazy)
         self.weights.append(value)
         return value
@@ -50,12 +51,17 @@ class Drawn:
         return self.nodes[-1].outputs[0]
 
 
-def write_model(path: Path, width: int, hidden: int, words: int, pairs: int) -> int:
+FLOAT = ir.DataType.FLOAT
+
+
+def write_model(
+    path: Path, width: int, hidden: int, words: int, pairs: int, kind: ir.DataType = FLOAT
+) -> int:
     """An embedding, two convolutions, and pairs of large products; returns the bytes of weights."""
-    net = Drawn()
+    net = Drawn(kind)
     ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["N", TOKENS]))
     shape = ir.Shape(["N", 3, SIDE, SIDE])
-    image = ir.Value(name="image", type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+    image = ir.Value(name="image", type=ir.TensorType(kind), shape=shape)
     axis = ir.Value(name="axis", const_value=ir.tensor(np.array([1]), name="axis"))
     seen = image
     for c_in, c_out in ((3, 16), (16, 32)):
@@ -70,7 +76,7 @@ def write_model(path: Path, width: int, hidden: int, words: int, pairs: int) -> 
         x = net.add("MatMul", x, net.weight(hidden, width, scale=(2 / hidden) ** 0.5))
     x = net.add("ReduceMean", x, axis, keepdims=0)
     y = net.add("Gemm", x, net.weight(CLASSES, width, scale=width**-0.5), transB=1)
-    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", CLASSES])
+    y.type, y.shape = ir.TensorType(kind), ir.Shape(["N", CLASSES])
     # An old opset: raising it must not drag the weights through protobuf.
     graph = ir.Graph(
         [ids, image],
@@ -85,7 +91,7 @@ def write_model(path: Path, width: int, hidden: int, words: int, pairs: int) -> 
     rng = np.random.default_rng(0)
     feeds = {
         "ids": rng.integers(0, words, (COUNT, TOKENS)),
-        "image": rng.standard_normal((COUNT, 3, SIDE, SIDE)).astype(np.float32),
+        "image": rng.standard_normal((COUNT, 3, SIDE, SIDE)).astype(kind.numpy()),
     }
     np.savez(path.parent / "data.npz", **feeds)
     recipe = {"model": path.name, "calibrate": {"arrays": "data.npz"}}
@@ -105,10 +111,10 @@ def outputs(path: Path) -> np.ndarray:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
+@pytest.fixture(params=[FLOAT, ir.DataType.FLOAT16])
+def small(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "m.onnx", width=64, hidden=256, words=300, pairs=2)
+    write_model(tmp_path / "m.onnx", 64, hidden=256, words=300, pairs=2, kind=request.param)
     return tmp_path
 
 
