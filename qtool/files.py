@@ -9,8 +9,11 @@ from pathlib import Path
 
 from qtool.errors import RecipeError
 
-# Weights of more bytes than this lie in a file of their own, outside protobuf, and stay mapped.
+# Weights of more bytes than this are written to a file of their own, outside protobuf.
 EXTERNAL_BYTES = 1_500_000_000
+
+# Weights in files of more bytes than this stay there, mapped; a smaller model is read at once.
+MAPPED_BYTES = 1 << 28
 
 
 @contextmanager

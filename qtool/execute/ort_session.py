@@ -123,13 +123,14 @@ def _returning(model: ir.Model, outputs: Sequence[str] | None) -> Iterator[None]
 def _source(model: ir.Model, options: Any) -> Iterator[bytes | str]:
     """What the runtime loads the model from: its bytes, or a file that is gone afterwards.
 
-    Weights that lie in files are named, not copied: the runtime maps them itself. Where too many
-    others are left for protobuf, all go to a temporary file, which the runtime keeps mapped.
+    Weights that lie in files are named, not copied: the runtime maps them itself. Where the others
+    are many, all go to a temporary file, which the runtime keeps mapped: as bytes they would be in
+    memory three times.
     """
     tensors = [v.const_value for v in model.graph.initializers.values()]
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     inside = sum(t.nbytes for t in tensors if t and not isinstance(t, ir.ExternalTensor))
-    if inside <= files.EXTERNAL_BYTES and len(folders) <= 1:
+    if inside <= files.MAPPED_BYTES and len(folders) <= 1:
         for folder in folders:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder

@@ -1,6 +1,6 @@
 """External data: where it may lie, and when it stays there.
 
-Weights of a model above ``files.EXTERNAL_BYTES`` stay mapped: every reader sees them as arrays, no
+Weights of a model above ``files.MAPPED_BYTES`` stay mapped: every reader sees them as arrays, no
 byte is copied, and ONNX Runtime is told the file instead of being handed the bytes.
 """
 
@@ -37,7 +37,7 @@ def settle_external(model: ir.Model, path: Path) -> list[Path]:
         if file not in found:
             found.append(file)
     # A small model outlives its file: what is written elsewhere must not point back to it.
-    large = sum(tensor.nbytes for tensor in held) > files.EXTERNAL_BYTES
+    large = sum(tensor.nbytes for tensor in held) > files.MAPPED_BYTES
     for graph in model.graphs():
         for value in graph.initializers.values():
             lying = value.const_value

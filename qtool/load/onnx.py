@@ -81,7 +81,7 @@ class Loaded:
 
     @property
     def big(self) -> bool:
-        """Whether its weights stay mapped and only one session may be alive at a time."""
+        """Whether only one session with its weights may be alive at a time."""
         return self.size > files.EXTERNAL_BYTES
 
 

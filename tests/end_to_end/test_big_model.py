@@ -120,7 +120,8 @@ def small(request, tmp_path, monkeypatch):
 
 def test_weights_that_stay_in_their_file_give_the_same_results(small, monkeypatch):
     ordinary = ptq("one")
-    monkeypatch.setattr(files, "EXTERNAL_BYTES", 20_000)
+    for limit in ("EXTERNAL_BYTES", "MAPPED_BYTES"):
+        monkeypatch.setattr(files, limit, 20_000)
     mapped = ptq("two")
     assert [p.name for p in (small / "one").glob("model*")] == ["model.onnx"]
     assert {p.name for p in (small / "two").glob("model*")} == {"model.onnx", "model.onnx.data"}

@@ -44,7 +44,7 @@ def mapped(tmp_path, monkeypatch) -> ir.Model:
     onnx.save(
         big_conv().proto(), path, save_as_external_data=True, location="deep/w", size_threshold=0
     )
-    monkeypatch.setattr(files, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 10_000)
     return load_model(path).model
 
 
@@ -60,7 +60,7 @@ def test_mapped_weights_are_named_not_copied(tmp_path, monkeypatch, told):
 def test_too_many_weights_in_memory_go_to_a_file_that_does_not_stay(tmp_path, monkeypatch, told):
     onnx.save(big_conv().proto(), tmp_path / "m.onnx")
     model = load_model(tmp_path / "m.onnx").model
-    monkeypatch.setattr(files, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 10_000)
     feeds = feeds_for(model)
     with OrtSession(model, threads=1) as session:
         assert isinstance(told[0], str) and not Path(told[0]).parent.exists()
