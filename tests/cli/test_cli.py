@@ -45,7 +45,7 @@ class Pipeline(types.ModuleType):
         options["progress"]("emit", 1, 1)
         return Report.model_validate(REPORT | {"passed": self.passed})
 
-    def check(self, recipe, progress, trust_code):
+    def check(self, recipe, progress, trust_code, requantize):
         rows = [("image", "u8", "model input"), ("/fc/Gemm weight", "float", "bits.layers.last")]
         return types.SimpleNamespace(rows=rows, seconds=130.0, bytes=300 * 2**20)
 
@@ -80,7 +80,8 @@ def test_ptq_prints_the_report_and_exits_0(pipeline):
 
 def test_every_option_reaches_the_pipeline(pipeline, folder):
     (folder / "plan.json").write_text("{}")
-    options = "--seed 3 --threads 2 --plan plan.json --fresh --out o --trust-code --quiet --json"
+    options = "--seed 3 --threads 2 --plan plan.json --fresh --out o --trust-code --requantize"
+    options += " --quiet --json"
     result = run("ptq", "--recipe", "int8.yaml", "--set", "calibrate.count=5", *options.split())
     assert result.exit_code == 0, result.output
     ((recipe, out, given),) = pipeline.calls
@@ -94,6 +95,7 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
         "plan_file": Path("plan.json"),
         "fresh": True,
         "trust_code": True,
+        "requantize": True,
     }
 
 
@@ -109,6 +111,7 @@ def test_without_options_the_defaults_are_passed(pipeline):
         "plan_file": None,
         "fresh": False,
         "trust_code": False,
+        "requantize": False,
     }
 
 
