@@ -55,7 +55,8 @@ class Layer:
         limit = self.clip
         if limit is None:
             return chosen
-        return [_clipped(f, limit) for f in chosen]
+        # An LSTM's third squashes its cell, which ONNX Runtime does not clip.
+        return [_clipped(f, limit) for f in chosen[:2]] + chosen[2:]
 
     def state(self, given: T | None, direction: int, size: int) -> T:
         """The initial state of one direction, zero by default."""
