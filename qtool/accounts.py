@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import WEIGHTED_OPS, by_name, constant, is_constant, macs, parameters
-from qtool.numerics import PerChannel, QuantParams
-from qtool.plan import QuantPlan, Site
-from qtool.report import Kernels, Layer, ModelPart, Size
+from qtool.accounts_size import FileParts
+from qtool.graph import WEIGHTED_OPS, is_constant, macs, parameters
+from qtool.numerics import PerChannel
+from qtool.plan import QuantPlan
+from qtool.report import Kernels, Layer, ModelPart
 
 # Kernels of ONNX Runtime that compute on codes.
 INTEGER_KERNELS = {
@@ -67,46 +69,6 @@ def model_part(name: Path | str, sha256: str, model: ir.Model) -> ModelPart:
 def total_macs(model: ir.Model) -> int:
     """Multiply-accumulates of one sample, as far as shapes are known."""
     return sum(macs(node) for node in model.graph)
-
-
-def written_files(path: Path) -> list[Path]:
-    """A model file that qtool wrote, and the file of its weights where there is one."""
-    beside = Path(f"{path}.data")
-    return [path, beside] if beside.is_file() else [path]
-
-
-def file_bytes(path: Path) -> int:
-    """Size of a file that qtool wrote, with its external data."""
-    return sum(file.stat().st_size for file in written_files(path))
-
-
-def size_part(before: int, quantized_path: Path, model: ir.Model, plan: QuantPlan) -> Size:
-    """Bytes of both files and mean bits over all weights of weighted layers."""
-    bits = count = payload = 0
-    values = by_name(model.graph)
-    weighted = {
-        node.inputs[1].name or ""
-        for node in model.graph
-        if node.op_type in WEIGHTED_OPS and node.inputs[1] is not None
-    }
-    for name in sorted(weighted | plan.stored):
-        tensor = values[name].const_value
-        if tensor is None or not is_constant(values[name]):
-            continue
-        elements = int(np.prod(tensor.shape.numpy()))
-        params = plan.params(name) if name in plan.codes else None
-        width = 32 if params is None else params.spec.bits
-        count += elements
-        bits += elements * width
-        payload += (elements * width + 7) // 8
-    after = file_bytes(quantized_path)
-    return Size(
-        float_bytes=before,
-        quantized_bytes=after,
-        compression=round(before / after, 4),
-        weight_bits_mean=round(bits / count, 4) if count else None,
-        weight_payload_bytes=payload if count else None,
-    )
 
 
 def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernels:
@@ -202,63 +164,48 @@ def _reductions(plan: QuantPlan, weight: str, op: str, codes: np.ndarray) -> lis
 
 
 def layers_part(
-    model: ir.Model, plan: QuantPlan, noise_db: Mapping[str, float | None]
+    model: ir.Model,
+    plan: QuantPlan,
+    noise_db: Mapping[str, float | None],
+    parts: Mapping[str, FileParts],
 ) -> list[Layer]:
-    """One row per weighted layer, in graph order; bytes of its codes, scales and bias."""
+    """One row per weighted layer, in graph order.
+
+    Args:
+        model: the rewritten float graph.
+        plan: frozen.
+        noise_db: signal to noise by node name.
+        parts: bytes in the file by node name.
+    """
     layers = []
     for node in model.graph:
         site = plan.sites.get(node.name or "")
         if site is not None and site.weight is not None:
-            layers.append(_integer_layer(plan, site, noise_db.get(site.name)))
-            continue
-        held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
-        stored = [v.name or "" for v in held if v.name in plan.stored]
-        if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
-            continue
-        params = plan.params(stored[0]) if stored else None
-        arrays = [constant(v) for v in held if v.name not in plan.stored]
+            weight, read = plan.params(site.weight), plan.params(site.inputs[0])
+        else:
+            held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
+            stored = [v.name or "" for v in held if v.name in plan.stored]
+            if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
+                continue
+            weight, read = plan.params(stored[0]) if stored else None, None
+        activations: int | Literal["float", "dynamic"] = "float" if read is None else read.spec.bits
+        db = noise_db.get(node.name or "")
+        found = parts.get(node.name or "", FileParts())
         layers.append(
             Layer(
                 name=node.name or "",
                 op=node.op_type,
-                weight_bits=params.spec.bits if params is not None else "float",
-                activation_bits="dynamic" if node.name in plan.dynamic else "float",
-                sqnr_db=_rounded(noise_db.get(node.name or "")),
-                granularity=params.spec.granularity.name if params is not None else None,
-                bytes=sum(a.nbytes for a in arrays if a is not None)
-                + sum(_bytes(plan, name, None) for name in stored),
+                weight_bits=weight.spec.bits if weight is not None else "float",
+                activation_bits="dynamic" if node.name in plan.dynamic else activations,
+                granularity=weight.spec.granularity.name if weight is not None else None,
+                sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
+                bytes=found.total - found.graph,
+                payload_bytes=found.payload,
+                scale_bytes=found.scales,
+                code_book_bytes=found.code_books,
             )
         )
     return layers
-
-
-def _integer_layer(plan: QuantPlan, site: Site, db: float | None) -> Layer:
-    weight, read = plan.params(site.weight or ""), plan.params(site.inputs[0])
-    if weight is None:
-        raise AssertionError(f"{site.name} has weights without a grid")
-    return Layer(
-        name=site.name,
-        op=site.op,
-        weight_bits=weight.spec.bits,
-        activation_bits=read.spec.bits if read is not None else "float",
-        granularity=weight.spec.granularity.name,
-        sqnr_db=_rounded(db),
-        bytes=_bytes(plan, site.weight, weight) + _bytes(plan, site.bias, None),
-    )
-
-
-def _rounded(db: float | None) -> float | None:
-    return round(db, 3) if db is not None and np.isfinite(db) else None
-
-
-def _bytes(plan: QuantPlan, name: str | None, params: QuantParams | None) -> int:
-    if name is None or name not in plan.codes:
-        return 0
-    grid = params or plan.params(name)
-    scales = 0 if grid is None else grid.scale.nbytes
-    zeros = 0 if params is None else params.zero_point.size
-    bits = 8 if grid is None else grid.spec.bits
-    return plan.codes[name].size * bits // 8 + scales + zeros
 
 
 def environment() -> dict[str, str | int | list[str]]:

@@ -29,14 +29,27 @@ def save_model(model: ir.Model, path: Path) -> None:
     values = list(model.graph.initializers.values())
     if sum(v.const_value.nbytes for v in values if v.const_value) <= files.EXTERNAL_BYTES:
         with files.atomic_path(path) as temporary:
-            ir.save(model, temporary)
+            _save(model, temporary)
         return
     data = path.absolute().with_name(f"{path.name}.data")
     _refuse_own(values, data)
     # The weights take their place first: a reader who finds the file finds them too.
     with files.atomic_path(path) as temporary, files.atomic_path(data) as weights:
         _move_out(values, weights, data)
-        ir.save(model, temporary)
+        _save(model, temporary)
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    """Write the file without saying types and shapes of initializers twice (5 % of a small one)."""
+    held = [v for v in model.graph.initializers.values() if not v.is_graph_input()]
+    said = [(v, v.type, v.shape) for v in held if not v.is_graph_output()]
+    for value, _, _ in said:
+        value.type = value.shape = None
+    try:
+        ir.save(model, path)
+    finally:
+        for value, kind, shape in said:
+            value.type, value.shape = kind, shape
 
 
 def _move_out(values: list[ir.Value], weights: Path, data: Path) -> None:

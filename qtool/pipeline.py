@@ -12,15 +12,13 @@ import onnx_ir as ir
 from qtool import __version__
 from qtool.accounts import (
     environment,
-    file_bytes,
     instruction_sets,
     kernels_part,
     layers_part,
     model_part,
-    size_part,
     total_macs,
-    written_files,
 )
+from qtool.accounts_size import file_bytes, file_parts, size_part, written_files
 from qtool.calibrate import batch_size, observed_values, weight_grids
 from qtool.calibrators import CALIBRATORS
 from qtool.emit import emit_qdq, save_model
@@ -89,7 +87,7 @@ def run_ptq(
             plan, emitted = _freeze_and_emit(prepared, plan, stages, scratch)
             judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
             found = judging.run(emitted)
-            report = _report(recipe, prepared, plan, stages, seed, part, found)
+            report = _report(recipe, prepared, plan, emitted, stages, seed, part, found)
             _write(recipe, plan, report, out, scratch)
         except Exception:
             # What was finished is kept after an interruption only; else nothing is left behind.
@@ -233,13 +231,15 @@ def _report(
     recipe: Recipe,
     prepared: Prepared,
     plan: QuantPlan,
+    emitted: ir.Model,
     stages: Stages,
     seed: int,
     part: ModelPart,
     found: Judgement,
 ) -> Report:
     path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded
-    size = size_part(loaded.size or file_bytes(loaded.path), path, loaded.model, plan)
+    whole, layers = file_parts(emitted)
+    size = size_part(loaded.size or file_bytes(loaded.path), path, loaded.model, plan, whole)
     gates = judge(recipe.gates.model_dump(), found.accuracy, size, found.latency)
     calibration, judged = prepared.calibration, prepared.judged
     evaluation = DataPart(count=judged.count, sha256=judged.digest) if recipe.evaluate else None
@@ -263,7 +263,7 @@ def _report(
         latency=found.latency,
         parity=found.parity,
         kernels=kernels_part(found.optimized, plan, instruction_sets()),
-        layers=layers_part(loaded.model, plan, found.noise),
+        layers=layers_part(loaded.model, plan, found.noise, layers),
         stages=stages.done,
         gates=gates,
         environment=environment(),

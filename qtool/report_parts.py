@@ -64,13 +64,20 @@ class Accuracy(Part):
 
 
 class Size(Part):
-    """Bytes of both files; `weight_payload_bytes` counts bits, not containers."""
+    """Bytes of both files; `weight_payload_bytes` counts the bits of weights.
+
+    The last four add up to the file: codes and float numbers, scales, code books, and the graph.
+    """
 
     float_bytes: int
     quantized_bytes: int
     compression: Number
     weight_bits_mean: Number | None = None
     weight_payload_bytes: int | None = None
+    payload_bytes: int | None = None
+    scale_bytes: int | None = None
+    code_book_bytes: int | None = None
+    graph_bytes: int | None = None
 
 
 class Latency(Part):
@@ -108,7 +115,11 @@ class Kernels(Part):
 
 
 class Layer(Part):
-    """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing."""
+    """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing.
+
+    `bytes` are what its constants take in the file: codes and float numbers (`payload_bytes`),
+    scales, and code books.
+    """
 
     name: str
     op: str
@@ -117,6 +128,9 @@ class Layer(Part):
     granularity: str | None = None
     sqnr_db: Number | None = None
     bytes: int | None = None
+    payload_bytes: int | None = None
+    scale_bytes: int | None = None
+    code_book_bytes: int | None = None
 
 
 class Stage(Part):

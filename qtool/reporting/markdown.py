@@ -92,6 +92,8 @@ def _results(report: Report) -> str:
         )
     if size:
         small = words.ratio(size.compression, "smaller", "larger")
+        held = words.parts(size)
+        small = f"{small}: {held}" if held else small
         cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
         rows.append(["file size", *cells, small])
     if timing:
@@ -140,10 +142,11 @@ def _folded_layers(report: Report) -> str:
             text(layer.granularity or ""),
             "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
             "" if layer.bytes is None else words.size(layer.bytes),
+            "" if layer.payload_bytes is None else words.size(layer.payload_bytes),
         ]
         for layer in report.layers[:FOLDED_LAYERS]
     ]
-    head = ["layer", "op", "bits w / a", "granularity", "SQNR dB", "bytes"]
+    head = ["layer", "op", "bits w / a", "granularity", "SQNR dB", "bytes", "of these codes"]
     rest = len(report.layers) - len(rows)
     more = f"\n\n{rest} more in report.html." if rest else ""
     return _fold(f"{len(report.layers)} layers", _table(head, rows, right=4) + more)

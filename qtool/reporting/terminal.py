@@ -101,6 +101,8 @@ def _results(report: Report) -> RenderableType:
     if report.size:
         size = report.size
         small = Text(words.ratio(size.compression, "smaller", "larger"))
+        if held := words.parts(size):
+            small.append(f"\n{held}", "dim")
         cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
     if report.latency:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from qtool.report import Accuracy, Gate, Latency, Layer, Report
+from qtool.report import Accuracy, Gate, Latency, Layer, Report, Size
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
@@ -36,6 +36,22 @@ def shorten(text: str, width: int) -> str:
 def size(count: float) -> str:
     """Return bytes with three significant digits and a decimal unit: 1.09 MB."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def held(found: Size) -> list[tuple[str, int]]:
+    """What the bytes of a file are, where it is known."""
+    named = (
+        ("codes and numbers", found.payload_bytes),
+        ("scales", found.scale_bytes),
+        ("code books", found.code_book_bytes),
+        ("graph", found.graph_bytes),
+    )
+    return [(name, count) for name, count in named if count]
+
+
+def parts(found: Size) -> str:
+    """The same in a line: codes and numbers 1.2 MB, scales 9.1 kB; empty where unknown."""
+    return ", ".join(f"{name} {size(count)}" for name, count in held(found))
 
 
 def amount(count: float) -> str:

@@ -134,7 +134,8 @@ def test_the_report_has_the_keys_of_the_contract(first):
     }
     assert report["size"].keys() == {
         *("float_bytes", "quantized_bytes", "compression", "weight_bits_mean"),
-        "weight_payload_bytes",
+        *("weight_payload_bytes", "payload_bytes", "scale_bytes", "code_book_bytes"),
+        "graph_bytes",
     }
     assert report["latency"].keys() == {
         *("threads", "batch", "float_ms", "quantized_ms", "speedup", "runs"),
@@ -152,6 +153,8 @@ def test_the_report_is_true_of_the_file(first):
     report, file = first.report, first.folder / "model.onnx"
     assert report["output"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert report["size"]["quantized_bytes"] == file.stat().st_size
+    names = ("payload_bytes", "scale_bytes", "code_book_bytes", "graph_bytes")
+    assert sum(report["size"][n] for n in names) == pytest.approx(file.stat().st_size, rel=0.01)
     assert report["output"]["opset"] == 21
     assert report["data"]["calibration"]["count"] == 96
     assert report["data"]["evaluation"]["count"] == report["accuracy"]["samples"] == 450

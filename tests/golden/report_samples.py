@@ -28,7 +28,9 @@ def sample(**changes):
             "drop_ci95": [-0.05, 0.29],
             "agreement": 98.4,
         },
-        "size": {"float_bytes": 1092222, "quantized_bytes": 290112, "compression": 3.76},
+        "size": {"float_bytes": 1092222, "quantized_bytes": 290112, "compression": 3.76}
+        | {"payload_bytes": 270000, "scale_bytes": 9100, "code_book_bytes": 0}
+        | {"graph_bytes": 11012},
         "latency": {
             "threads": 1,
             "batch": 1,

@@ -71,6 +71,8 @@ GOLDEN_TERMINAL = """\
                                                95 %: −0.05 to 0.29
  agreement (%)                          98.40  with float, 10000 samples
  file size      1.09 MB                290 kB  3.76x smaller
+                                               codes and numbers 270 kB, scales
+                                               9.10 kB, graph 11.0 kB
  latency        2.10 ms               1.00 ms  2.10x faster
                                                1 thread, batch 1
 
@@ -147,6 +149,15 @@ def test_html_shows_each_layer_and_the_verdict():
     assert text.count("/Conv</code>") == 12 + 3
     assert ">Failed</span>" in text
     assert "max_drop 1.7 (limit 1)" in text
+
+
+@pytest.mark.parametrize("fmt", ["terminal", "html", "markdown"])
+def test_the_parts_of_the_file_are_told_where_there_are_some(fmt):
+    shown = " ".join(render(sample(), fmt).split())
+    for words in ("codes and numbers", "270 kB", "scales", "9.10 kB", "graph"):
+        assert words in shown
+    assert "code books" not in shown
+    assert "codes and numbers" not in render(bare(), fmt)
 
 
 def test_markdown_says_the_verdict_first_and_keeps_its_tables_whole():

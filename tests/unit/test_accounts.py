@@ -1,26 +1,37 @@
 """What the report counts: bytes, kernels of the graph that really runs, saturation, layers."""
 
 import platform
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from models import BUILDERS, Net, bind, feeds_for, frozen_plan, optimized, quantized, rewritten, run
+from models import (
+    BUILDERS,
+    Net,
+    bind,
+    cpu,
+    feeds_for,
+    frozen_plan,
+    optimized,
+    quantized,
+    rewritten,
+    run,
+)
 
 from qtool import accounts
 from qtool.accounts import (
     environment,
-    file_bytes,
     instruction_sets,
     kernels_part,
     layers_part,
     model_part,
     saturation_risk,
-    size_part,
     total_macs,
 )
+from qtool.accounts_size import file_parts
 from qtool.bits import FLOAT, Bits
-from qtool.emit import save_model
+from qtool.emit import emit_qdq
 from qtool.numerics import PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.plan import QuantPlan, Site
 
@@ -42,39 +53,6 @@ def test_parameters_and_macs_by_hand(tmp_path):
     assert part.parameters == 4 * 3 * 9 + 4 + 20 + 5
     assert part.macs == total_macs(model) == 4 * 3 * 9 * 64 + 20
     assert (part.path, part.sha256) == (str(tmp_path / "net.onnx"), "abc")
-
-
-def test_size_adds_up(tmp_path):
-    model = network("conv_bn_relu", tmp_path)
-    emitted, plan = quantized(model)
-    save_model(emitted, tmp_path / "q.onnx")
-    size = size_part((tmp_path / "net.onnx").stat().st_size, tmp_path / "q.onnx", model, plan)
-    assert size.float_bytes == (tmp_path / "net.onnx").stat().st_size
-    assert size.quantized_bytes == (tmp_path / "q.onnx").stat().st_size
-    assert size.compression == pytest.approx(size.float_bytes / size.quantized_bytes, abs=1e-4)
-    assert size.weight_bits_mean == 8
-    # The first convolution may be widened to four input channels; codes are one byte each.
-    codes = [plan.codes[site.weight] for site in plan.sites.values() if site.weight]
-    assert size.weight_payload_bytes == sum(array.size for array in codes)
-
-
-def test_a_float_layer_counts_its_32_bits(tmp_path):
-    net = Net()
-    x = net.conv(net.input("x", 1, 4, 8, 8), 4, 4, k=1, name="small")
-    net.output(net.conv(x, 4, 4, k=3, name="large", out="y"))
-    model = net.load(tmp_path)
-    emitted, plan = quantized(model, Bits(layers=dict.fromkeys({"small"}, FLOAT)))
-    save_model(emitted, tmp_path / "q.onnx")
-    size = size_part((tmp_path / "net.onnx").stat().st_size, tmp_path / "q.onnx", model, plan)
-    assert size.weight_bits_mean == pytest.approx((16 * 32 + 144 * 8) / 160)
-    assert size.weight_payload_bytes == 16 * 4 + 144
-
-
-def test_external_data_is_part_of_the_file(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(b"12345")
-    assert file_bytes(tmp_path / "m.onnx") == 5
-    (tmp_path / "m.onnx.data").write_bytes(b"678")
-    assert file_bytes(tmp_path / "m.onnx") == 8
 
 
 @pytest.mark.parametrize(
@@ -234,7 +212,8 @@ def test_layers_are_the_weighted_ones_in_order(tmp_path):
     model = network("residual", tmp_path)
     convs = [n.name for n in model.graph if n.op_type == "Conv"]
     plan = frozen_plan(model, Bits(layers=dict.fromkeys({convs[1]}, FLOAT)))
-    layers = layers_part(model, plan, {convs[0]: 30.12345, convs[2]: None})
+    _, parts = file_parts(emit_qdq(model, plan, replace(cpu(), packing=())))
+    layers = layers_part(model, plan, {convs[0]: 30.12345, convs[2]: None}, parts)
     assert [layer.name for layer in layers] == convs
     first, kept, third, _ = layers
     assert (first.weight_bits, first.activation_bits, first.granularity) == (8, 8, "channel")
@@ -242,8 +221,11 @@ def test_layers_are_the_weighted_ones_in_order(tmp_path):
     assert (kept.weight_bits, kept.activation_bits, kept.granularity) == ("float", "float", None)
     assert kept.sqnr_db is None and third.sqnr_db is None
     codes = plan.codes[plan.sites[convs[0]].weight]
-    assert first.bytes == codes.size + 8 * (4 + 1) + 8 * (4 + 4)  # scales, zeros, bias with scales
-    assert kept.bytes == 8 * 8 * 9 * 4 + 8 * 4
+    assert first.payload_bytes == codes.size + 8 * 4  # and its bias
+    assert first.scale_bytes == 8 * (4 + 1) + 8 * 4  # scales and zero points, the bias's scales
+    assert first.code_book_bytes == 0
+    assert kept.payload_bytes == 8 * 8 * 9 * 4 + 8 * 4 and kept.scale_bytes == 0
+    assert first.bytes == first.payload_bytes + first.scale_bytes
 
 
 def test_environment_says_where_it_was_measured():
