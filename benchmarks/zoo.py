@@ -2,7 +2,8 @@
 
     python -m benchmarks.zoo [MODEL ...]
 
-Needs no data. Writes benchmarks/results/zoo.md.
+Models of benchmarks/zoo_models.py are ONNX files, those of benchmarks/zoo_torch.py go through each
+of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import onnx
 import onnxruntime as ort
 
 from benchmarks.machine import heading, results_folder, table
-from benchmarks.zoo_models import MODELS, Inputs
+from benchmarks.zoo_models import MODELS, REFUSED, Inputs, build
 from qtool.errors import QtoolError
 from qtool.execute.ort_options import session_options
 from qtool.metrics import sqnr_db
@@ -27,22 +30,43 @@ from qtool.recipe import recipe_from_options
 
 LEAST_DB = 20.0
 COUNT = 512
+OPEN = 14  # the size of a dimension that a model leaves open
+
+Arrays = dict[str, np.ndarray]
 
 
-def data(inputs: Inputs, count: int) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model.
+
+    Attributes:
+        db: SQNR of the first output against the float model, or None where there is no file.
+        kernels: integer kernels ONNX Runtime uses, in words.
+        verdict: "ok", or what is wrong.
+        failed: whether it is a failure.
+    """
+
+    db: float | None
+    kernels: str
+    verdict: str
+    failed: bool
+
+
+def data(inputs: Inputs, count: int) -> Arrays:
     """Random samples: normal floats, uniform integers, fair booleans."""
     rng = np.random.default_rng(3)
     found = {}
     for name, (shape, dtype, high) in inputs.items():
-        size = [count, *[d if isinstance(d, int) else 14 for d in shape[1:]]]
-        if dtype == "float32":
-            found[name] = rng.standard_normal(size).astype(np.float32)
+        size = [count, *[d if isinstance(d, int) else OPEN for d in shape[1:]]]
+        if dtype.startswith("float"):
+            found[name] = rng.standard_normal(size).astype(dtype)
         else:
             found[name] = rng.integers(0, high, size).astype(dtype)
     return found
 
 
-def outputs(path: Path, feeds: dict[str, np.ndarray], batch: int) -> np.ndarray:
+def outputs(path: Path, feeds: Arrays, batch: int) -> np.ndarray:
+    """The first output of an ONNX file, in float32."""
     session = ort.InferenceSession(
         str(path), session_options(1), providers=["CPUExecutionProvider"]
     )
@@ -51,84 +75,157 @@ def outputs(path: Path, feeds: dict[str, np.ndarray], batch: int) -> np.ndarray:
         session.run(None, {k: v[s : s + batch] for k, v in feeds.items()})[0]
         for s in range(0, rows, batch)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(parts).astype(np.float32)
 
 
-def one(name: str, folder: Path) -> list[object]:
-    model, inputs = MODELS[name]()
-    path = folder / f"{name}.onnx"
-    onnx.save(model, path)
-    feeds = data(inputs, COUNT)
-    np.savez(folder / f"{name}.npz", **feeds)  # type: ignore[arg-type]
-    first = next(iter(inputs.values()))[0][0]
-    batch = first if isinstance(first, int) else 8
-    expected = outputs(path, feeds, batch)
-    recipe = recipe_from_options(path, folder / f"{name}.npz")
+def judged(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = None) -> Outcome:
+    """Quantize one ONNX file on random data, load and run what is written, and compare.
+
+    Args:
+        path: the float model; the run's folder and data lie beside it.
+        feeds: samples by input name.
+        batch: rows at a time.
+        expected: the float model's first output; None computes it from the file.
+    """
+    np.savez(path.with_suffix(".npz"), **feeds)  # type: ignore[arg-type]
+    run = path.with_suffix("")
     try:
-        report = run_ptq(recipe, folder / name, threads=1)
+        report = run_ptq(recipe_from_options(path, path.with_suffix(".npz")), run, threads=1)
     except QtoolError as error:
-        return [name, "-", "-", f"{type(error).__name__}: {error}", _rival(path, feeds, folder)]
+        text = str(error).replace(f"model {path}: ", "")
+        refused = path.stem in REFUSED and error.exit_code == 3
+        return Outcome(None, "-", f"exit {error.exit_code}: {text}", not refused)
     except Exception as error:  # a crash is what the table is there to show
-        return [
-            name,
-            "-",
-            "-",
-            f"CRASH {type(error).__name__}: {error}",
-            _rival(path, feeds, folder),
-        ]
-    found = outputs(folder / name / "model.onnx", feeds, batch)
-    db = sqnr_db(expected, found)
+        return Outcome(None, "-", f"CRASH {type(error).__name__}: {error}", True)
+    if expected is None:
+        stood_in = sorted((run / ".stages").glob("float-*.onnx"))
+        expected = outputs(stood_in[0] if stood_in else path, feeds, batch)
+    db = sqnr_db(expected, outputs(run / "model.onnx", feeds, batch))
     kernels = report.kernels.integer if report.kernels else {}
-    words = ", ".join(f"{v} {k}" for k, v in kernels.items()) or "none"
     heard = {layer.name: layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None}
     worst = min(heard, key=lambda name: heard[name], default="-")
     verdict = "ok" if db >= LEAST_DB else f"BELOW {LEAST_DB:.0f} dB (worst {worst})"
     if not report.passed:
         verdict += ", PARITY"
-    return [name, f"{db:.1f}", words, verdict, _rival(path, feeds, folder)]
+    words = ", ".join(f"{count} {kind}" for kind, count in kernels.items()) or "none"
+    return Outcome(db, words, verdict, verdict != "ok")
 
 
-def _rival(path: Path, feeds: dict[str, np.ndarray], folder: Path) -> str:
-    """What onnxruntime's own quantizer makes of it."""
+def batch_of(inputs: Inputs) -> int:
+    """Rows at a time: what the first input insists on, or 8."""
+    first = next(iter(inputs.values()))[0][0]
+    return first if isinstance(first, int) else 8
+
+
+def of_onnx(name: str, folder: Path) -> Outcome:
+    """One model of the ONNX zoo."""
+    model, inputs = build(name)
+    onnx.save(model, folder / f"{name}.onnx")
+    return judged(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+
+
+def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
+    """One torch module through one exporter, against torch; None where torch cannot export it."""
+    import torch
+
+    from benchmarks.zoo_torch import MODULES
+    from qtool.load.torch import TensorInput, export_to
+
+    torch.manual_seed(0)
+    module, inputs = MODULES[name]()
+    path = folder / f"{name}.onnx"
+    given = [TensorInput(k, tuple(shape), dtype) for k, (shape, dtype, _) in inputs.items()]
+    try:
+        export_to(module, given, path, exporters=[exporter])
+    except QtoolError as error:
+        if "torch cannot export the network" in str(error):
+            return None
+        return Outcome(None, "-", f"exit {error.exit_code}: {error}", True)
+    feeds = data(inputs, COUNT)
+    batch, module = batch_of(inputs), module.eval()
+    parts = []
+    with torch.no_grad():
+        for s in range(0, COUNT, batch):
+            rows = {k: torch.from_numpy(v[s : s + batch]) for k, v in feeds.items()}
+            found = module(*rows.values())
+            first = next(iter(found.values())) if isinstance(found, Mapping) else found
+            parts.append(first.float().numpy())
+    return judged(path, feeds, batch, np.concatenate(parts))
+
+
+def rival(path: Path, feeds: Arrays, batch: int) -> str:
+    """What onnxruntime's own quantizer makes of the file."""
     from benchmarks.baseline import quantize
 
-    out = folder / f"{path.stem}-static.onnx"
+    out = path.with_name(f"{path.stem}-static.onnx")
     rows = len(next(iter(feeds.values())))
-    shape = ort.InferenceSession(str(path)).get_inputs()[0].shape
-    step = shape[0] if isinstance(shape[0], int) else 1
+    step = batch if batch != 8 else 1
     # The samples that qtool calibrates on: every second one.
     seen = {k: v[::2] for k, v in feeds.items()}
     batches = ({k: v[s : s + step] for k, v in seen.items()} for s in range(0, rows // 2, step))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantize(path, batches, out)
-        found = outputs(out, feeds, step if step > 1 else 8)
+        db = sqnr_db(outputs(path, feeds, batch), outputs(out, feeds, batch))
     except Exception as error:
         return f"fails: {type(error).__name__}"
-    expected = outputs(path, feeds, step if step > 1 else 8)
-    return f"{sqnr_db(expected, found):.1f} dB"
+    return "unchanged" if db == float("inf") else f"{db:.1f} dB"
+
+
+def _row(name: str, found: Outcome | None, other: str) -> list[object]:
+    if found is None:
+        return [name, "-", "-", "torch cannot export it so", "-"]
+    return [
+        name,
+        "-" if found.db is None else f"{found.db:.1f}",
+        found.kernels,
+        found.verdict,
+        other,
+    ]
 
 
 def main() -> None:
+    from benchmarks.zoo_torch import MODULES
+    from qtool.load.export import EXPORTERS
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    rows = []
-    for name in given.models or MODELS:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(one(name, Path(folder)))
-        print(*[str(c)[:110] for c in rows[-1]], sep=" | ", flush=True)
-    if given.models:
-        return
+    rows: dict[str, list[list[object]]] = {"onnx": [], **{name: [] for name in EXPORTERS}}
+    for kind, found in rows.items():
+        known = MODELS if kind == "onnx" else MODULES
+        for name in [n for n in known if not given.models or n in given.models]:
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                onnx_file = kind == "onnx"
+                outcome = of_onnx(name, folder) if onnx_file else of_torch(name, kind, folder)
+                inputs = build(name)[1] if onnx_file else MODULES[name]()[1]
+                other = (
+                    rival(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+                    if outcome is not None
+                    else "-"
+                )
+                found.append(_row(name, outcome, other))
+            print(kind, *[str(c)[:110] for c in found[-1]], sep=" | ", flush=True)
+    if not given.models:
+        (results_folder() / "zoo.md").write_text(_text(rows))
+
+
+def _text(rows: dict[str, list[list[object]]]) -> str:
+    header = ["model", "SQNR dB", "integer kernels", "verdict", "quantize_static"]
     text = heading("A zoo of constructs, W8A8", "python -m benchmarks.zoo")
     text += (
         "\nRandom weights and data, 256 calibration samples for both; SQNR of the first output "
-        f"against the float model on all {COUNT} samples, at least {LEAST_DB:.0f} dB.\n\n"
+        f"against the float model on all {COUNT} samples, at least {LEAST_DB:.0f} dB. For torch "
+        "modules the float model is torch itself; quantize_static gets the exported file and is "
+        "compared with that. Where there is nothing to quantize, qtool exits with code 3.\n"
     )
-    header = ["model", "SQNR dB", "integer kernels", "verdict", "quantize_static"]
-    (results_folder() / "zoo.md").write_text(text + table(header, rows))
+    for kind, found in rows.items():
+        title = "ONNX files" if kind == "onnx" else f"Torch modules, by {kind}"
+        text += f"\n## {title}\n\n{table(header, found)}"
+    return text
 
 
 if __name__ == "__main__":

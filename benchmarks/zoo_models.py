@@ -4,6 +4,7 @@ Each builder returns an ``onnx.ModelProto`` and its inputs: name -> (shape with 
 high), where ``high`` bounds integer inputs.
 """
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,13 @@ Inputs = dict[str, tuple[list[int | str], str, int]]
 Built = tuple[onnx.ModelProto, Inputs]
 
 rng = np.random.default_rng(7)
+
+
+def build(name: str) -> Built:
+    """One model of the zoo, the same whatever was built before it."""
+    global rng
+    rng = np.random.default_rng(list(name.encode()))
+    return MODELS[name]()
 
 
 def weight(*shape: int) -> np.ndarray:
@@ -427,6 +435,71 @@ def float16() -> Built:
     return _halved(grouped, TensorProto.FLOAT16)
 
 
+def bfloat16() -> Built:
+    """ONNX Runtime has no kernels for it: the float model is the float32 form."""
+    return _halved(grouped, TensorProto.BFLOAT16)
+
+
+def newest_operators() -> Built:
+    """RMSNormalization and Attention of opset 23."""
+    n = Net(opset=23, ir=11)
+    x = n.linear(n.input("x", ["N", 10, 32]), 32, 32)
+    q, k, v = (n.linear(x, 32, 32) for _ in range(3))
+    y = n.op("Attention", q, k, v, q_num_heads=4, kv_num_heads=4)
+    y = n.op("RMSNormalization", n.op("Add", x, y), n.const(1 + 0.1 * weight(32)), axis=-1)
+    return n.done(n.linear(n.op("Gelu", y), 8, 32))
+
+
+def captured_weights() -> Built:
+    """Weights of the outer graph that only a branch reads, beside one that both read."""
+    n = Net()
+    x = n.linear(n.input("x", ["N", 12]), 16, 12)
+    w, v = n.const(weight(16, 8)), n.const(weight(16, 8))
+    flag = n.op("Greater", n.op("ReduceMax", x, keepdims=0), n.const(np.float32(0)))
+    bodies = []
+    for name, held in (("then", w), ("other", v)):
+        node = helper.make_node("MatMul", [x, held], [f"{name}_out"], f"/{name}/MatMul")
+        out = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph([node], name, [], [out]))
+    y = n.op("If", flag, then_branch=bodies[0], else_branch=bodies[1])
+    return n.done(n.linear(n.op("Add", y, n.op("MatMul", x, w)), 4, 8))
+
+
+def optimized_by_onnxruntime() -> Built:
+    """The attention model as ONNX Runtime writes it: SkipLayerNormalization and other fused ops."""
+    import onnxruntime as ort
+
+    model, inputs = attention()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = f"{folder}/optimized.onnx"
+        options.log_severity_level = 3
+        ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return onnx.load(f"{folder}/optimized.onnx"), inputs
+
+
+def tree_ensemble() -> Built:
+    """Nothing to quantize: refused, with exit code 3."""
+    n = Net()
+    y = n.op(
+        "TreeEnsembleRegressor", n.input("x", ["N", 4]), domain="ai.onnx.ml", n_targets=1,
+        nodes_treeids=[0, 0, 0], nodes_nodeids=[0, 1, 2], nodes_featureids=[0, 0, 0],
+        nodes_values=[0.0, 0.0, 0.0], nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_truenodeids=[1, 0, 0], nodes_falsenodeids=[2, 0, 0], target_treeids=[0, 0],
+        target_nodeids=[1, 2], target_ids=[0, 0], target_weights=[1.0, 2.0],
+    )  # fmt: skip
+    return n.done(y)
+
+
+def preprocessing() -> Built:
+    """Nothing to quantize either."""
+    n = Net()
+    x = n.op("Cast", n.input("x", ["N", 12, 12, 3], "uint8", 256), to=TensorProto.FLOAT)
+    x = n.op("Transpose", n.op("Div", x, n.const(np.float32(255))), perm=[0, 3, 1, 2])
+    return n.done(n.op("Sub", x, n.const(np.full((3, 1, 1), 0.5, np.float32))))
+
+
 def microsoft_fused() -> Built:
     n = Net()
     x = n.conv(n.input("x", ["N", 3, 12, 12]), 8, 3, 3, 3, pads=[1] * 4)
@@ -444,6 +517,9 @@ def microsoft_fused() -> Built:
     return n.done(n.op("Gemm", y, n.const(weight(16, 4))))
 
 
+REFUSED = ("tree_ensemble", "preprocessing")
+"""Models in which there is nothing to quantize."""
+
 MODELS: dict[str, Callable[[], Built]] = {
     f.__name__: f
     for f in (
@@ -451,6 +527,7 @@ MODELS: dict[str, Callable[[], Built]] = {
         matmul_left, einsum, resize, squeeze_excite, hard_swish, dense_block, attention, lstm, gru,
         rnn, if_branches, loop, scan, produced_weights, shared_weights, tied_embedding,
         several_inputs_and_outputs, dynamic_shapes, fixed_batch, old_opset_7, upsample_9, resize_10,
-        float16, microsoft_fused,
+        float16, bfloat16, microsoft_fused, optimized_by_onnxruntime, newest_operators,
+        captured_weights, tree_ensemble, preprocessing,
     )
 }  # fmt: skip

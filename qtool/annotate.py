@@ -209,7 +209,7 @@ def _why_not_weighted(node: ir.Node, rule: OpRule) -> str:
         return "its weights are computed, not constant"
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weights are {weight.dtype}, not float32"
-    if dims(weight) is not None and 0 in (dims(weight) or ()):
+    if 0 in (dims(weight) or ()):
         return "its weights are empty"
     if is_constant(node.inputs[0]):
         return "its input is a constant"

@@ -117,16 +117,12 @@ def load(
     given: Any = dict(source) if isinstance(source, Mapping) else str(source)
     data = {"model": given, "calibrate": {"arrays": "in memory"}}
     model = recipe_from_keywords(data, "qtool.load", Path.cwd(), files=False).model
-    if requantize:
-        return _kept(lambda path: load_any(model, lambda parts: path, OPSET, requantize=True))
-    if not carries_code(model):
-        return _model(load_any(model, lambda parts: Path(), OPSET))
-    if not trust_code:
+    if carries_code(model) and not (trust_code or requantize):
         raise RecipeError(
             f"qtool.load: loading {as_torch(model).torch} runs the code it holds; read it first, "
             "then pass trust_code=True"
         )
-    return _kept(lambda path: load_any(model, lambda parts: path, OPSET))
+    return _kept(lambda path: load_any(model, lambda parts: path, OPSET, requantize=requantize))
 
 
 def _from_module(module: Any, inputs: Any) -> Model:

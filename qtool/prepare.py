@@ -10,8 +10,10 @@ from qtool.bits import Bits
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
+from qtool.graph_save import save_model
 from qtool.load import Loaded, bind_shapes, load_model, load_requantized
 from qtool.load.declare import declare
+from qtool.load.half import was_bfloat16
 from qtool.metrics import find_metric
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
@@ -194,7 +196,9 @@ def load_any(
     """
 
     def read(path: Path) -> Loaded:
-        return load_requantized(path, place, opset) if requantize else load_model(path, opset)
+        if requantize:
+            return load_requantized(path, place, opset)
+        return _runnable(load_model(path, opset), place)
 
     if isinstance(model, Path) and not carries_code(model):
         return read(model)
@@ -216,6 +220,16 @@ def load_any(
     return load_torch(
         TorchSource(torch.torch, torch.weights, inputs, torch.code), place, opset, fresh=fresh
     )
+
+
+def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
+    """The model with a file that ONNX Runtime can run: its float32 form, where it is bfloat16."""
+    if not was_bfloat16(loaded.model):
+        return loaded
+    path = place((loaded.sha256, "float32"))
+    save_model(loaded.model, path)
+    note = "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
+    return replace(loaded, path=path, name=loaded.shown, notes=(*loaded.notes, note))
 
 
 def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:

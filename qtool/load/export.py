@@ -8,6 +8,7 @@ import ast
 import contextlib
 import io
 import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -35,19 +36,39 @@ def quiet(swallow: bool = False) -> Iterator[None]:
     """Keep stdout for the result: what the block prints goes to stderr, or nowhere.
 
     Args:
-        swallow: drop it, with warnings and log lines; for the exporters' own chatter.
+        swallow: drop it, with warnings, log lines and what C++ prints; for the exporters' own
+            chatter.
     """
     with contextlib.ExitStack() as stack:
         target = io.StringIO() if swallow else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(target))
         if swallow:
             stack.enter_context(contextlib.redirect_stderr(target))
+            stack.enter_context(_deaf())
             before = logging.root.manager.disable
             logging.disable(logging.CRITICAL)
             stack.callback(logging.disable, before)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Drop what is written to the process's own stdout: torch prints graphs there from C++."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -188,26 +209,58 @@ def _dynamic(inputs: Sequence[TensorInput]) -> dict[str, dict[int, Any]]:
     return found
 
 
+@contextlib.contextmanager
+def _positional(call: _Call) -> Iterator[tuple[Any, ...]]:
+    """The arguments by position, for as long as ``forward`` takes them so.
+
+    The older exporter would add the defaults of all other parameters, as tensors: a flag then is a
+    tensor where torch wants a flag.
+    """
+    if not call.kwargs:
+        yield call.args
+        return
+    module: Any = call.module
+    own, forward = module.__dict__.get("forward"), module.forward
+    module.forward = lambda *given: forward(**dict(zip(call.kwargs, given, strict=True)))
+    try:
+        yield tuple(call.kwargs.values())
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 def _traced(call: _Call) -> ir.Model:
-    """The older exporter's graph; its nodes are already named after the module's paths."""
-    with tempfile.TemporaryDirectory() as folder, quiet(swallow=True):
-        path = Path(folder) / "traced.onnx"
-        torch.onnx.export(
-            call.module,
-            call.args,
-            str(path),
-            kwargs=call.kwargs or None,
-            dynamo=False,
-            training=torch.onnx.TrainingMode.EVAL,
-            do_constant_folding=False,
-            opset_version=TRACED_OPSET,
-            dynamic_axes={
-                given.name: {a: d for a, d in enumerate(given.shape) if isinstance(d, str)}
-                for given in call.inputs
-            },
-            **call.names,  # type: ignore[arg-type]
-        )
-        model = ir.external_data.load_to_model(ir.load(path))
+    """The older exporter's graph; its nodes are already named after the module's paths.
+
+    Attention's fused forms, which torch takes in eval mode, have no symbols there.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            quiet(swallow=True),
+            _positional(call) as args,
+        ):
+            path = Path(folder) / "traced.onnx"
+            torch.onnx.export(
+                call.module,
+                args,
+                str(path),
+                dynamo=False,
+                training=torch.onnx.TrainingMode.EVAL,
+                do_constant_folding=False,
+                opset_version=TRACED_OPSET,
+                dynamic_axes={
+                    given.name: {a: d for a, d in enumerate(given.shape) if isinstance(d, str)}
+                    for given in call.inputs
+                },
+                **call.names,  # type: ignore[arg-type]
+            )
+            model = ir.external_data.load_to_model(ir.load(path))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     for node in model.graph.all_nodes():
         parts = (node.name or "").split("/")
         for k in range(2, len(parts)):  # TorchScript numbers children without their container

@@ -4,12 +4,19 @@ import numpy as np
 import onnx_ir as ir
 
 LOW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_WAS_BFLOAT16 = "qtool.bfloat16"
+
+
+def was_bfloat16(model: ir.Model) -> bool:
+    """Whether :func:`widen` found bfloat16, for which ONNX Runtime has no kernels on the CPU."""
+    return _WAS_BFLOAT16 in model.meta
 
 
 def widen(model: ir.Model) -> int:
     """Turn every 16-bit float of the graph into float32, in place.
 
-    The graph's inputs and outputs keep their types: a Cast stands at each border.
+    The graph's float16 inputs and outputs keep their type: a Cast stands at each border. Those of
+    bfloat16, which neither numpy nor ONNX Runtime takes, become float32.
 
     Returns:
         How many initializers were widened; 0 means that nothing was changed.
@@ -20,7 +27,10 @@ def widen(model: ir.Model) -> int:
     low = [v for v in values.values() if v.dtype in LOW]
     if not low:
         return 0
-    borders = {v: v.dtype for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype in LOW}
+    if any(v.dtype == ir.DataType.BFLOAT16 for v in low):
+        model.meta[_WAS_BFLOAT16] = True
+    outside = (*model.graph.inputs, *model.graph.outputs)
+    borders = {v: ir.DataType.FLOAT16 for v in outside if v.dtype == ir.DataType.FLOAT16}
     done = 0
     for value in low:
         if value.const_value is not None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from qtool.errors import ModelError
 from qtool.graph_save import save_model
-from qtool.load.agreement import Run, compared, tried
+from qtool.load.agreement import Run, coarsest, compared, tried
 from qtool.load.example import TensorInput, by_name, random_tensor, random_tensors
 from qtool.load.export import (
     EXPORTERS,
@@ -301,7 +301,9 @@ def _program(source: TorchSource) -> tuple[_Network, list[str]]:
 def _write(network: _Network, notes: list[str], path: Path, opset: int) -> None:
     """Export, compare with torch, and write the file, with the notes inside."""
     model, more = network.graph()
+    computed_in = coarsest(model)
     model, raised = settle(model, opset, path)
-    notes = [*notes, *more, *raised, compared(network.run, network.feeds, model, path.name)]
+    told = compared(network.run, network.feeds, model, path.name, computed_in)
+    notes = [*notes, *more, *raised, told]
     model.metadata_props[NOTES] = json.dumps(notes)
     save_model(model, path)

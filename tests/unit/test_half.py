@@ -1,4 +1,4 @@
-"""16-bit float models become float32 inside; their inputs and outputs keep their types."""
+"""16-bit float models become float32 inside; float16 inputs and outputs keep their type."""
 
 import numpy as np
 import onnx
@@ -9,6 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.load import load_model
 from qtool.load.half import widen
+from qtool.metrics import sqnr_db
+from qtool.pipeline import run_ptq
+from qtool.recipe import recipe_from_options
 
 
 def low(kind: int, *, borders: bool) -> onnx.ModelProto:
@@ -32,7 +35,7 @@ def low(kind: int, *, borders: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("borders", [True, False])
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_widened_weights_are_exact_and_borders_stay(tmp_path, kind, borders):
+def test_widened_weights_are_exact_and_float16_borders_stay(tmp_path, kind, borders):
     proto = low(kind, borders=borders)
     onnx.save(proto, tmp_path / "low.onnx")
     loaded = load_model(tmp_path / "low.onnx")
@@ -44,7 +47,8 @@ def test_widened_weights_are_exact_and_borders_stay(tmp_path, kind, borders):
         np.testing.assert_array_equal(
             value.const_value.numpy(), numpy_helper.to_array(tensor).astype(np.float32)
         )
-    wanted = ir.DataType(kind) if borders else ir.DataType.FLOAT
+    kept = borders and kind == TensorProto.FLOAT16  # numpy has no bfloat16
+    wanted = ir.DataType(kind) if kept else ir.DataType.FLOAT
     assert model.graph.inputs[0].dtype == wanted and model.graph.outputs[0].dtype == wanted
     assert model.graph.outputs[0].name == "y"
 
@@ -57,6 +61,22 @@ def test_float16_runs_as_before(tmp_path):
     got = run(load_model(tmp_path / "low.onnx").model, feeds)["y"]
     # float16 keeps 11 bits: two products of eight terms
     np.testing.assert_allclose(got, want, atol=2e-2)
+
+
+def test_bfloat16_is_quantized_from_its_float32_form(tmp_path):
+    onnx.save(low(TensorProto.BFLOAT16, borders=True), tmp_path / "low.onnx")
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    recipe = recipe_from_options(tmp_path / "low.onnx", tmp_path / "x.npz")
+    report = run_ptq(recipe, tmp_path / "o", threads=1)
+    notes = report.stages[0].notes
+    assert any(note.startswith("bfloat16: the float model is its float32 form") for note in notes)
+    assert report.model.path == str(tmp_path / "low.onnx")
+    assert report.kernels is not None and not report.kernels.float
+    (float_form,) = (tmp_path / "o" / ".stages").glob("float-*.onnx")
+    want, got = (run(onnx.load(f), {"x": x})["y"] for f in (float_form, tmp_path / "o/model.onnx"))
+    assert want.dtype == got.dtype == np.float32
+    assert sqnr_db(want, got) > 25  # 8 bits twice
 
 
 def test_a_float32_model_is_left_alone():

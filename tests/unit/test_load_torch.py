@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
+from qtool.errors import UnsupportedError
 from qtool.execute.ort_session import OrtSession
 from qtool.load import export as exporting
 from qtool.load import torch as loading
@@ -176,6 +177,32 @@ def test_where_the_newer_exporter_fails_the_other_one_is_used_and_it_is_said(net
         model, notes = export_module(net, INPUTS, feeds, ["output"], True)
     assert ("/layer1/layer1.0/conv1/Conv", "Conv") in weighted(model)
     assert "exported by tracing" in notes[0] and "division by zero" in notes[0]
+
+
+def test_attention_is_traced_and_its_fused_form_stays_for_others(tmp_path):
+    module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    given = [TensorInput("src", ("N", 5, 8))]
+    loaded = export_to(module, given, tmp_path / "x.onnx", exporters=["tracing"])
+    assert any("torch and ONNX agree" in note for note in loaded.notes)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_16_bit_networks_are_judged_by_their_own_rounding(tmp_path, kind):
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(getattr(torch, kind))
+    loaded = export_to(module, [TensorInput("x", ("N", 64), kind)], tmp_path / "x.onnx")
+    found = loaded.model.graph.inputs[0].dtype
+    assert found is not None and found.name == ("FLOAT16" if kind == "float16" else "FLOAT")
+    note = next(note for note in loaded.notes if "torch and ONNX agree" in note)
+    # Rounded to 8 bits a bfloat16 network is further from the float32 graph than float32 allows.
+    assert (float(note.split()[7]) > 1e-3) == (kind == "bfloat16")
+
+
+def test_what_torch_prints_from_c_stays_off_stdout(tmp_path, capfd):
+    given = [TensorInput("x", ("N", 8))]
+    with pytest.raises(UnsupportedError, match="rms_norm"):
+        export_to(nn.RMSNorm(8), given, tmp_path / "x.onnx", exporters=["tracing"])
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("exporter", exporting.EXPORTERS)
