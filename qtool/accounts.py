@@ -76,8 +76,6 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernel
 
     A QuantizeLinear or DequantizeLinear is stray when the plan has integers on both of its sides.
     """
-    integer: Counter[str] = Counter()
-    floating: Counter[str] = Counter()
     stray = []
     made_in_integers = plan.integer_nodes
     writes = {site.output for site in plan.sites.values()}
@@ -95,10 +93,46 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernel
             )
             if not boundary:
                 stray.append(node.name or op)
-        elif op.startswith("QLinear") or op in INTEGER_KERNELS:
+    return _kernels(optimized, stray, saturation_risk(plan, isa))
+
+
+def file_kernels(optimized: ir.Model, isa: list[str]) -> Kernels:
+    """The same for a file without a plan, another tool's.
+
+    Stray are the QuantizeLinear and DequantizeLinear that face each other, and those around an op
+    that reads codes and writes codes and yet computes in floats. Whether pairs of products saturate
+    (see `saturation_risk`) is told by the largest int8 weight alone: above 64 they can.
+    """
+    stray: set[ir.Node] = set()
+    for node in optimized.graph:
+        before = [v.producer() for v in node.inputs if v is not None]
+        decoded = [n for n in before if n is not None and n.op_type == "DequantizeLinear"]
+        after = [n for out in node.outputs for n, _ in out.uses()]
+        coded = [n for n in after if n.op_type == "QuantizeLinear"]
+        if node.op_type == "QuantizeLinear":
+            back = {n for n in after if n.op_type == "DequantizeLinear"}
+            stray.update((node, *back) if back and len(back) == len(set(after)) else ())
+            stray.update((node, *decoded) if decoded else ())
+        elif decoded and coded and node.op_type != "DequantizeLinear":
+            stray.update((*decoded, *coded))
+    wide = (
+        v.const_value.numpy()
+        for v in optimized.graph.initializers.values()
+        if v.dtype == ir.DataType.INT8 and v.const_value is not None
+    )
+    risk = _adds_in_int16(isa) and any(a.size and np.abs(a.astype(int)).max() > 64 for a in wide)
+    return _kernels(optimized, [node.name or node.op_type for node in stray], risk)
+
+
+def _kernels(optimized: ir.Model, stray: list[str], risk: bool) -> Kernels:
+    integer: Counter[str] = Counter()
+    floating: Counter[str] = Counter()
+    for node in optimized.graph:
+        op = node.op_type
+        if op.startswith("QLinear") or op in INTEGER_KERNELS:
             integer[op] += 1
         elif (
-            op not in MOVES
+            op not in (*MOVES, "QuantizeLinear", "DequantizeLinear")
             and not _clips_codes(node)
             and any(_holds_floats(v) for v in (*node.inputs, *node.outputs))
         ):
@@ -107,7 +141,7 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernel
         integer=dict(integer),
         float=dict(floating),
         stray_quantize=sorted(stray),
-        saturation_risk=saturation_risk(plan, isa),
+        saturation_risk=risk,
     )
 
 
@@ -126,6 +160,11 @@ def _clips_codes(node: ir.Node) -> bool:
     return node.op_type == "Clip" and bool(limits) and ir.DataType.FLOAT not in limits
 
 
+def _adds_in_int16(isa: list[str]) -> bool:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and not any("vnni" in name for name in isa)
+
+
 def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     """True when this host adds pairs of u8 x s8 products in int16 and some pair can exceed it.
 
@@ -134,8 +173,7 @@ def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
     through kernel positions first, and pairs may start anywhere, so both orders and every neighbour
     count.
     """
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if not x86 or any("vnni" in name for name in isa):
+    if not _adds_in_int16(isa):
         return False
     sites = ((site.weight, site.op) for site in plan.sites.values())
     dynamic = ((name, "dynamic") for site in plan.dynamic.values() for name in site.weights)

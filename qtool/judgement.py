@@ -82,9 +82,7 @@ class Judge:
         with self.stages.stage("verify") as record:
             # Weights that went to a file of their own are read from there by this one too.
             ir.save(watched_model(emitted, names), self.scratch / "watched.onnx")
-            first = next(iter(judged.take([0]).padded(self.prepared.fixed_batch or 1)))[0]
-            feeds = {name: first[name] for name in self.prepared.inputs}
-            np.savez(self.scratch / "feeds.npz", **feeds)  # type: ignore[arg-type]
+            save_feeds(self.prepared, self.scratch / "feeds.npz")
             results = run_tasks(
                 self._tasks(names, chosen), self.scratch, self.progress, meanwhile=_import_torch
             )
@@ -108,14 +106,7 @@ class Judge:
         prepared = self.prepared
         quantized = str(self.scratch / "model.onnx")
         both = {"float": str(prepared.loaded.path), "quantized": quantized}
-        data = {
-            "section": prepared.section.model_dump(
-                mode="json", exclude_none=True, include=set(DataSection.model_fields)
-            ),
-            "inputs": [[s.name, list(s.shape), s.dtype] for s in prepared.inputs.values()],
-            "threads": self.threads or default_threads(),
-            "trust_code": prepared.trust_code,
-        }
+        data = data_keys(prepared, self.threads)
         captures = self.scratch / "parity"
         captures.mkdir()
         optimize = {"model": quantized, "optimized": str(self.scratch / "optimized.onnx")}
@@ -126,26 +117,14 @@ class Judge:
             "indices": [prepared.indices[k] for k in chosen],
             "batch": prepared.fixed_batch or 1,
         }
-        dynamic: dict[str, Any] = {"rows": 1} if self.plan.dynamic else {}
-        evaluations = [
-            {
-                "kind": "evaluate",
-                "name": name,
-                "model": path,
-                "out": str(self.scratch / f"{name}.npy"),
-                "indices": list(prepared.indices),
-                **data,
-                **(dynamic if name == "quantized" else {}),
-            }
-            for name, path in both.items()
-        ]
+        dynamic = bool(self.plan.dynamic)
         big = prepared.loaded.big
         timing = {"feeds": str(self.scratch / "feeds.npz"), "threads": self.threads or 1}
         return [
             {"kind": "optimize", "threads": 1, "big": big, **optimize},
             # On several threads an LSTM finds grids for parts of a batch.
             {"kind": "capture", **capture, **data, **({"threads": 1} if dynamic else {})},
-            *evaluations,
+            *evaluations(both, prepared, self.scratch, data, dynamic),
             {"kind": "latency", "big": big, **timing, **both},
         ]
 
@@ -185,9 +164,9 @@ class Judge:
         outputs: dict[str, np.ndarray] = {
             k: np.load(self.scratch / f"{k}.npy", mmap_mode="r") for k in ("float", "quantized")
         }
-        metric = self._metric()
+        metric = metric_of(self.recipe, self.prepared)
         classes = metric is None or metric[1].classes
-        pair = _agreement(outputs["float"], outputs["quantized"]) if classes else None
+        pair = agreement(outputs["float"], outputs["quantized"]) if classes else None
         if metric is None and pair is None:  # no classes: what differs from float says more
             metric = ("sqnr", METRICS["sqnr"])
         if metric is None:
@@ -195,21 +174,9 @@ class Judge:
         with self.stages.stage("simulate") as record:
             outputs["simulated"] = self._simulate(record)
             found = judge_outputs(metric[1], outputs, judged.labels)
-            if metric[0] in ("top1", "accuracy") and at_chance(found.values, judged.labels):
-                record.notes.append(
-                    "WARNING: the float model is no better than always naming one class, so the "
-                    "drop says nothing: check preprocess, and the order of the labels"
-                )
+            record.notes += chance_notes(metric[0], found, judged.labels)
         both = (outputs["simulated"], outputs["quantized"])
-        return _told(metric, found, judged.count, pair), _agreement(*both) if classes else None
-
-    def _metric(self) -> tuple[str, Metric] | None:
-        """The metric by name; None where there is nothing to hold outputs against."""
-        evaluate = self.recipe.evaluate
-        if evaluate is None or (evaluate.metric is None and self.prepared.judged.labels is None):
-            return None
-        name = evaluate.metric or "top1"
-        return name, find_metric(name, evaluate.code, self.prepared.trust_code)
+        return told(metric, found, judged.count, pair), agreement(*both) if classes else None
 
     def _simulate(self, record: Record) -> np.ndarray:
         """First output of the fake-quantized network on all judged samples."""
@@ -237,6 +204,59 @@ class Judge:
         return np.concatenate(parts)
 
 
+def data_keys(prepared: Prepared, threads: int | None) -> dict[str, Any]:
+    """What the verifying child needs to read the judged samples."""
+    return {
+        "section": prepared.section.model_dump(
+            mode="json", exclude_none=True, include=set(DataSection.model_fields)
+        ),
+        "inputs": [[s.name, list(s.shape), s.dtype] for s in prepared.inputs.values()],
+        "threads": threads or default_threads(),
+        "trust_code": prepared.trust_code,
+    }
+
+
+def evaluations(
+    both: Mapping[str, str],
+    prepared: Prepared,
+    scratch: Path,
+    data: Mapping[str, Any],
+    dynamic: bool,
+) -> list[dict[str, Any]]:
+    """Tasks that run each file, by name, on all judged samples.
+
+    Grids that are found at run time depend on the batch: such a file gets the samples one by one.
+    """
+    return [
+        {
+            "kind": "evaluate",
+            "name": name,
+            "model": path,
+            "out": str(scratch / f"{name}.npy"),
+            "indices": list(prepared.indices),
+            **data,
+            **({"rows": 1} if dynamic and name == "quantized" else {}),
+        }
+        for name, path in both.items()
+    ]
+
+
+def save_feeds(prepared: Prepared, path: Path) -> None:
+    """The batch that latency is timed on: one sample, or the model's own batch size."""
+    first = next(iter(prepared.judged.take([0]).padded(prepared.fixed_batch or 1)))[0]
+    feeds = {name: first[name] for name in prepared.inputs}
+    np.savez(path, **feeds)  # type: ignore[arg-type]
+
+
+def metric_of(recipe: Recipe, prepared: Prepared) -> tuple[str, Metric] | None:
+    """The metric by name; None where there is nothing to hold outputs against."""
+    evaluate = recipe.evaluate
+    if evaluate is None or (evaluate.metric is None and prepared.judged.labels is None):
+        return None
+    name = evaluate.metric or "top1"
+    return name, find_metric(name, evaluate.code, prepared.trust_code)
+
+
 def _import_torch() -> None:
     """Torch takes a second to import; the verifying child is busy elsewhere for as long.
 
@@ -259,7 +279,7 @@ def _import_torch() -> None:
         raise KeyboardInterrupt
 
 
-def _told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float | None) -> Accuracy:
+def told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float | None) -> Accuracy:
     """What the report says of accuracy; against the float model, float itself is left out."""
     ends = found.interval
     values = {k: v for k, v in found.values.items() if not (metric[1].reference and k == "float")}
@@ -282,7 +302,17 @@ def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
     return values["float"] <= 100 * float(share)
 
 
-def _agreement(a: np.ndarray, b: np.ndarray) -> float | None:
+def chance_notes(metric: str, found: Judged, labels: np.ndarray | None) -> list[str]:
+    """A warning where the float model has learned nothing that the data shows."""
+    if metric not in ("top1", "accuracy") or not at_chance(found.values, labels):
+        return []
+    return [
+        "WARNING: the float model is no better than always naming one class, so the drop says "
+        "nothing: check preprocess, and the order of the labels"
+    ]
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float | None:
     """Share of equal argmax in %, or None where the output has no classes."""
     if a.ndim < 2 or a.shape[1] < 2:
         return None

@@ -13,6 +13,7 @@ from qtool.cli.list import list_
 from qtool.cli.ptq import ptq
 from qtool.cli.report import report
 from qtool.cli.schema import schema
+from qtool.cli.verify import verify
 
 app = typer.Typer(
     name="qtool",
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
 app.command("report", short_help="Show one run, or compare several.")(report)
 app.command("check", short_help="Show what a recipe would do.")(check)
+app.command("verify", short_help="Judge any quantized file against its float model.")(verify)
 app.command("list", short_help="List what a recipe can name.")(list_)
 app.command("schema", short_help="Print the recipe's JSON schema.")(schema)
 

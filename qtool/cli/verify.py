@@ -1,0 +1,76 @@
+"""``qtool verify``: judge any quantized ONNX file against its float model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qtool.cli import options
+from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.progress import show_progress
+from qtool.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qtool.recipe import Recipe
+
+
+def verify(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The quantized ONNX file, of any tool.")
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FLOAT", help="The float model it was made from."),
+    ] = None,
+    data: options.Data = None,
+    recipe: options.RecipeFile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where report.json, .html and .md go. [default: nowhere]"
+        ),
+    ] = None,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    trust_code: options.TrustCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Judge a quantized file: accuracy, agreement, size, speed and the kernels that run it."""
+    with exit_codes():
+        chosen = _recipe(recipe, against, data, settings or [])
+        if out is not None and out.exists() and not out.is_dir():
+            raise RecipeError(f'--out: "{out}" is a file, expected a folder; choose another name')
+        from qtool.judgement_file import verify_file
+
+        with show_progress(quiet) as progress:
+            report = verify_file(
+                file,
+                chosen,
+                seed=seed,
+                threads=threads,
+                out=out,
+                trust_code=trust_code,
+                progress=progress,
+            )
+        from qtool.cli.report import terminal_text
+
+        print_result(report.to_json() if json else terminal_text(report, folder=out))
+        raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+
+
+def _recipe(
+    recipe: Path | None, against: Path | None, data: Path | None, settings: list[str]
+) -> "Recipe":
+    from qtool.recipe import load_recipe, recipe_from_options
+
+    if recipe is not None:
+        return load_recipe(recipe, settings, model=against, data=data)
+    if against is None or data is None:
+        found = "--against" if against is not None else "--data" if data is not None else "neither"
+        raise RecipeError(
+            f"found {found}, expected --against FLOAT and --data DIR, or --recipe R.yaml; give the "
+            "rest"
+        )
+    return recipe_from_options(against, data, settings)

@@ -1,0 +1,37 @@
+"""What the report counts of a file without a plan."""
+
+import numpy as np
+import pytest
+from models import Net
+
+from qtool.accounts import file_kernels
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_kernels_of_a_file_without_a_plan(between):
+    net = Net(opset=21)
+    s, z = net.const(np.float32(0.1)), net.const(np.uint8(0))
+    x = net.add("Relu", net.input("x", 2, 4))
+    q = net.add("QuantizeLinear", x, s, z, name="first")
+    q = net.add("Transpose", q) if between else q
+    d = net.add("DequantizeLinear", q, s, z, name="second")
+    e = net.add("QuantizeLinear", net.add("Exp", d), s, z, name="third")
+    e = net.add("Transpose", e) if between else e
+    f = net.add("DequantizeLinear", e, s, z, name="fourth")
+    net.output(net.add("Neg", f, out="y"))
+    found = file_kernels(net.model(), [])
+    # Exp reads codes and writes codes in floats; without an op between them a pair is no use.
+    want = ["second", "third"] if between else ["first", "fourth", "second", "third"]
+    assert found.stray_quantize == want
+    assert (found.integer, found.float) == ({}, {"Exp": 1, "Neg": 1, "Relu": 1})
+
+
+@pytest.mark.parametrize(("isa", "largest", "risk"), [
+    ([], 100, True), ([], 64, False), (["avx512_vnni"], 100, False)
+])  # fmt: skip
+def test_saturation_of_a_file_without_a_plan(isa, largest, risk, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    net = Net(opset=21)
+    w = net.const(np.array([[3, -largest]], np.int8))
+    net.output(net.add("Cast", w, to=1, out="y"))
+    assert file_kernels(net.model(), isa).saturation_risk is risk
