@@ -31,6 +31,7 @@ class Bits:
             weights; what lies between them (sums, pools) keeps at least the target's own width.
         granularity: ``tensor`` or ``channel`` for weights, or ``block`` (of ``block`` weights along
             the reduction) for weights of layers that compute in floats.
+        scale: form of the scales in integer layers, a ``scale_kind``.
         layers: node name -> its own widths.
     """
 
@@ -39,6 +40,7 @@ class Bits:
     dynamic: bool = False
     granularity: str = "channel"
     block: int = 32
+    scale: str = "float"
     layers: Mapping[str, Widths] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> Widths:

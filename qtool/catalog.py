@@ -21,6 +21,12 @@ def _schemes() -> Mapping[str, Any]:
     return SCHEMES
 
 
+def _scales() -> Mapping[str, Any]:
+    from qtool.snap import SCALES
+
+    return SCALES
+
+
 def _ptq() -> Mapping[str, Any]:
     from qtool.ptq import PTQ_STEPS
 
@@ -60,6 +66,7 @@ def _preprocess() -> Mapping[str, Any]:
 KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "calibrators": _calibrators,
     "schemes": _schemes,
+    "scales": _scales,
     "ptq": _ptq,
     "rewrites": _rewrites,
     "targets": _targets,

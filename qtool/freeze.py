@@ -15,6 +15,7 @@ from qtool.graph import by_name, constant
 from qtool.numerics import PerChannel, QuantParams, quantize
 from qtool.numerics_pieces import codes_of
 from qtool.plan import QuantPlan, Site
+from qtool.scales import ceil_log2
 
 # Half the int32 range stays free for the products the bias is added to.
 BIAS_LIMIT = 2**30
@@ -87,6 +88,8 @@ def _widen_for_biases(
         if np.any(low):
             # The next float32 up, so that the rounded scale cannot fall below the need again.
             wider = np.nextafter(least.astype(np.float32), np.float32(np.inf))
+            if w.spec.scale_kind != "float":  # a power of two times itself keeps its form
+                wider = np.ldexp(w.scale, ceil_log2(wider.astype(np.float64) / w.scale))
             grids[site.weight] = replace(w, scale=np.where(low, wider, w.scale).astype(np.float32))
             changed.append(site.weight)
             notes.append(

@@ -36,6 +36,7 @@ from qtool.recipe import Recipe
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
 from qtool.schemes import SCHEMES
+from qtool.snap import snap_weights
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite
 
@@ -156,7 +157,9 @@ def _calibrate(
             weights = plan.stored.union(s.weight or "" for s in plan.sites.values())
             taken = {k: g for k, g in given.grids.items() if k not in weights}
             reused = replace(plan, grids={**plan.grids, **taken})
-            return weight_grids(prepared.loaded.model, reused, recipe.bits.scheme.build(SCHEMES))
+            model = prepared.loaded.model
+            weighed = weight_grids(model, reused, recipe.bits.scheme.build(SCHEMES))
+            return snap_weights(model, weighed)
         parts = (
             prepared.loaded.sha256,
             str(prepared.inputs),

@@ -133,8 +133,9 @@ class Bits(_Part):
     """One weight scale for each tensor, each output channel, or {block: 32} weights."""
     scheme: NamedChoice = Choice(name="uniform")
     """How the codes of layers below 8 bits map to values: a name of `qtool list schemes`."""
-    scale: Literal["float"] = "float"
-    """Which scales are allowed."""
+    scale: NamedChoice | None = None
+    """Form of the scales: a name of `qtool list scales`, {fixed_point: {width: 16}}; absent: the
+    target's own."""
     layers: dict[str, LayerBits] = Field(default_factory=dict)
     """Pattern to widths: first, last, "name:GLOB", "op:TYPE"; the last match wins."""
 

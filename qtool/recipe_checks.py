@@ -39,11 +39,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
         "input: {input: [N, 3, 32, 32]}}",
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
-    (
-        ("bits", "scale"),
-        _one_of("power_of_two", "fixed_point", "double_shift"),
-        "only float is in this version",
-    ),
     (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
     (("qat",), _anything, "`qtool qat` is not in this version; remove the section"),
     (("output", "format"), _one_of("qoperator", "qonnx"), "only qdq is in this version"),
@@ -83,6 +78,8 @@ def check_names(recipe: "Recipe", document: Document) -> None:
     """
     _choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
     _choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
+    if recipe.bits.scale is not None:
+        _choice(recipe.bits.scale, "scales", ("bits", "scale"), document)
     _scheme(recipe, document)
     for i, step in enumerate(recipe.ptq):
         _choice(step, "ptq", ("ptq", i), document)

@@ -1,14 +1,79 @@
 """Bring a plan's grids to the scale kind they ask for: found, but not yet rounded to codes."""
 
-from dataclasses import replace
+from dataclasses import KW_ONLY, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from qtool.graph import by_name, constant
 from qtool.numerics import QuantParams, QuantSpec
 from qtool.plan import QuantPlan
 from qtool.scales import snap_weight
+
+
+@dataclass(frozen=True)
+class Float:
+    """Any scale; integer hardware multiplies by 31 bits and shifts, a pair for each channel.
+
+    Source: Jacob et al. 2018, sec. 2.2, arXiv:1712.05877.
+    """
+
+    kind = "float"
+
+
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """Every scale 2^k: a rescaling is one shift.
+
+    Activations take the power, and zero point, with the smallest squared error on their histogram;
+    weights, channel by channel, the one of the two neighbours that fits them better.
+
+    Source: N2D2, CEA-LIST, activation scaling mode "single-shift"; see docs/methods.md.
+    """
+
+    kind = "power_of_two"
+
+
+@dataclass(frozen=True)
+class DoubleShift:
+    """Scales of weights 2^n + 2^m, of activations 2^k: a rescaling is two shifts and one sum.
+
+    Source: N2D2, CEA-LIST, activation scaling mode "double-shift"; see docs/methods.md.
+    """
+
+    kind = "double_shift"
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Multipliers x * 2^-p: an integer for each channel, one shift for each layer.
+
+    Scales of activations stay as they are; the scale of each channel's weights makes its multiplier
+    exact. Sums, products and pools of activations round their multipliers to the same width.
+
+    Args:
+        width: bits of x with its sign.
+    Source: N2D2, CEA-LIST, activation scaling mode "fixed-point"; see docs/methods.md.
+    """
+
+    _: KW_ONLY
+    width: int = Field(default=16, ge=4, le=32)
+
+    @property
+    def kind(self) -> str:
+        """As a grid's spec holds it."""
+        return f"fixed_point:{self.width}"
+
+
+SCALES: dict[str, Any] = {
+    "float": Float,
+    "power_of_two": PowerOfTwo,
+    "double_shift": DoubleShift,
+    "fixed_point": FixedPoint,
+}
 
 
 def ask_scales(plan: QuantPlan, kind: str) -> QuantPlan:

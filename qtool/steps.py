@@ -22,6 +22,7 @@ from qtool.protocols import Calibrator
 from qtool.recipe import Bits as BitsAsked
 from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths
+from qtool.snap import SCALES, ask_scales, snap_weights
 from qtool.targets import Target
 
 Say = Callable[[tuple[str, ...], str], RecipeError]
@@ -45,6 +46,14 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
         weights = asked.weights if layer.weights is None else layer.weights
         activations = asked.activations if layer.activations is None else layer.activations
         layers.update(dict.fromkeys(names, _widths(place, weights, activations, target, error)))
+    scale = target.scale if asked.scale is None else asked.scale.build(SCALES).kind
+    integers = any(None not in widths for widths in (everything, *layers.values()))
+    if asked.scale is not None and scale != "float" and not integers:
+        raise error(
+            ("bits", "scale"),
+            f"{asked.scale.name} is about integer layers, and none is asked for; remove the key, "
+            "or write activations: 8",
+        )
     block = None if isinstance(asked.granularity, str) else asked.granularity.block
     if block is not None and (everything.activations is not None or everything.dynamic):
         raise error(
@@ -56,6 +65,7 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
         *everything,
         granularity=asked.granularity if isinstance(asked.granularity, str) else "block",
         block=block or 0,
+        scale=scale,
         layers=layers,
     )
 
@@ -138,6 +148,7 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
         model, plan, lambda node: bits.of(node).activations
     ):
         plan = annotate(model, target, bits)
+    plan = ask_scales(plan, bits.scale)
     if plan.stored and None in (bits.activations, *(w.activations for w in bits.layers.values())):
         return plan  # codes for weights only
     if not any(site.weight is not None for site in plan.sites.values()):
@@ -184,4 +195,4 @@ def make_grids(
         threads=threads,
         on_batch=on_batch,
     )
-    return choose_grids(plan, stats, calibrator)
+    return snap_weights(model, choose_grids(plan, stats, calibrator))

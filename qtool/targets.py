@@ -1,7 +1,7 @@
 """What a runtime executes in integers: data, read from ``configs/targets/*.yaml``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Target:
             while it runs is faster than float; absent ops have none.
         widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
             for; absent: only the target's own.
+        scale: form of the scales where the recipe asks for none, a ``scale_kind``.
         packing: what the runtime computes once at load, names from PACKING: codes from int4 or
             int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
             and ``scales`` of biases as products. Codes that no form serves lie in containers.
@@ -77,6 +78,7 @@ class Target:
     dynamic: Mapping[str, int] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     packing: tuple[str, ...] = ()
+    scale: str = "float"
 
 
 def config_folder(kind: str) -> Path:
@@ -115,7 +117,7 @@ def load_target(name: str) -> Target:
 
 def _target(raw: Any, path: Path) -> Target:
     names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), names - {"requantizes", "stores", "dynamic", "widths", "packing"})
+    _known(raw, names, str(path), {f.name for f in fields(Target) if _required(f)})
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
     _typed(raw["ops"], dict, f"{path}: ops")
@@ -133,8 +135,19 @@ def _target(raw: Any, path: Path) -> Target:
         dynamic=_dynamic(raw.get("dynamic", {}), f"{path}: dynamic"),
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
         widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
+        scale=_scale(raw.get("scale", "float"), f"{path}: scale"),
         packing=_packing(raw.get("packing", []), raw["opset"], f"{path}: packing"),
     )
+
+
+def _required(field_: Field[Any]) -> bool:
+    return field_.default is MISSING and field_.default_factory is MISSING
+
+
+def _scale(raw: Any, where: str) -> str:
+    kinds = ("float", "power_of_two", "double_shift", "fixed_point:16", "fixed_point:32")
+    _one_of(raw, kinds, where)
+    return str(raw)
 
 
 def _packing(raw: Any, opset: int, where: str) -> tuple[str, ...]:

@@ -159,15 +159,17 @@ def test_a_mistake_names_file_line_key_and_remedy(text, expected):
         ("{scheme: binary, weights: 1, layers: {first: 4}}", "binary weights take 1 bit;"),
         ("{weights: 4, scheme: {ternary: {exat: true}}}", "exat"),
         ("{weights: 4, scheme: kmean}", 'did you mean "kmeans"'),
+        ("{scale: power_of_too}", 'did you mean "power_of_two"'),
+        ("{scale: {fixed_point: {width: 2}}}", "bits.scale.fixed_point.width"),
+        ("{scale: {power_of_two: {width: 8}}}", "unknown option of power_of_two (it has none)"),
     ],
 )
-def test_a_scheme_goes_with_its_bits(bits, said):
+def test_schemes_and_scales_go_with_their_bits(bits, said):
     text = f"model: net.onnx\ncalibrate: {{images: train}}\nbits: {bits}\n"
     assert said in message(text)
 
 
 LATER = [
-    ("bits.scale=power_of_two", 'found "power_of_two"; only float is in this version'),
     ("bits.budget={weights: 18%}", "mixed precision is not in this version; remove the key"),
     ("qat={images: train}", "`qtool qat` is not in this version; remove the section"),
     ("output.format=qonnx", 'found "qonnx"; only qdq is in this version'),
