@@ -269,7 +269,8 @@ def _compute(work: Floating, node: ir.Node) -> bool:
     if not held.dtype.is_floating_point():
         return False
     factor = monomial(other)
-    if np.ndim(factor.number) > (rank(held.real) or 0):
+    known = rank(held.real)  # products have the rank of their scales at least
+    if known is not None and np.ndim(factor.number) > known:
         return False
     if node.op_type in ("Add", "Sub"):
         if factor.unknown:

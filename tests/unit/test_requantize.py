@@ -154,6 +154,34 @@ def test_packed_weights_of_our_own_files_become_constants(width, tmp_path):
     assert all(is_constant(n.inputs[1]) for n in found.graph if n.op_type == "Conv")
 
 
+def recurrent() -> Net:
+    """An LSTM and a product that is wide enough to be quantized at run time."""
+    net = Net(21)
+    weights = (net.weight(1, 256, 40), net.weight(1, 256, 64), net.weight(1, 512))
+    net.add("LSTM", net.input("x", 20, 3, 40), *weights, out="s h c", hidden_size=64)
+    h = net.add("Reshape", "h", net.const(np.array([3, 64])))
+    h = net.add("Add", net.add("MatMul", h, net.weight(64, 32)), net.weight(32), out="y")
+    return net.output(h, "s")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_recurrent_nets_on_grids_found_at_run_time(ours, tmp_path):
+    net = recurrent()
+    model = net.load(tmp_path)
+    feeds = feeds_for(model)
+    if ours:
+        proto = ir.to_proto(quantized(model, Bits(activations=None, dynamic=True))[0])
+    else:
+        onnx.save(net.proto(), tmp_path / "f.onnx")
+        kinds = ["LSTM", "MatMul"]
+        quantize_dynamic(tmp_path / "f.onnx", tmp_path / "d.onnx", op_types_to_quantize=kinds)
+        proto = onnx.load(tmp_path / "d.onnx")
+    assert "DynamicQuantizeLSTM" in [n.op_type for n in proto.graph.node]
+    found = back(proto, tmp_path)
+    assert sorted(ops(found)) == ["Add", "LSTM", "MatMul", "Reshape"]
+    assert_computes(proto, found, feeds)
+
+
 def test_files_of_which_half_the_nodes_are_quantized(tmp_path):
     net = BUILDERS["residual"]()
     feeds = feeds_for(net.model())
