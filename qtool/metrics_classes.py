@@ -62,18 +62,31 @@ def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
         raise DataError(
             f"the labels are {labels.dtype}; expected whole class numbers: save them as int64"
         )
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        raise DataError(
-            f"{int(outside.sum())} of {count} labels lie outside 0..{classes - 1} (found "
-            f"{int(labels.min())}..{int(labels.max())}), but the model's first output has "
-            f"{classes} classes: number the classes from 0, or give `labels` that fit the model"
-        )
+    refuse_outside(labels, classes)
     bad = np.isnan(outputs).any(axis=1)
     if bad.any():
         raise DataError(
             f"the model's first output is NaN for {int(bad.sum())} of {count} samples (first: "
             f"row {int(np.argmax(bad))}); expected numbers: check the model in float first"
+        )
+
+
+def refuse_outside(labels: np.ndarray, classes: int) -> None:
+    """Refuse class numbers that the model does not have; cheap enough to ask before a run.
+
+    Args:
+        labels: whole numbers [N].
+        classes: of the model's first output.
+
+    Raises:
+        DataError: naming how many labels, and which numbers were found.
+    """
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise DataError(
+            f"{int(outside.sum())} of {len(labels)} labels lie outside 0..{classes - 1} (found "
+            f"{int(labels.min())}..{int(labels.max())}), but the model's first output has "
+            f"{classes} classes: number the classes from 0, or give `labels` that fit the model"
         )
 
 

@@ -15,6 +15,7 @@ from qtool.load import Loaded, bind_shapes, load_model, load_requantized
 from qtool.load.declare import declare
 from qtool.load.half import was_bfloat16
 from qtool.metrics import find_metric
+from qtool.metrics_classes import refuse_outside
 from qtool.protocols import Progress
 from qtool.recipe import Evaluate, Recipe
 from qtool.recipe_model import OnnxModel, TorchModel, as_torch, carries_code
@@ -25,6 +26,9 @@ from qtool.targets import Target, load_target
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
 MOST_OVERLAP = 0.01
+
+# Metrics whose labels are class numbers, one for each sample.
+CLASS_METRICS = ("top1", "top5", "accuracy", "f1")
 
 # Samples held out of calibration when there is no evaluation set.
 HELD_OUT = 64
@@ -103,6 +107,7 @@ def prepare(
         )
         first = next(iter(calibration.take([0]).batches(1)))
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
+        _check_labels(recipe.evaluate, judged, loaded.model)
         bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
         progress("load", 1, 1)
     return Prepared(
@@ -156,6 +161,21 @@ def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_cod
             f"{evaluate.metric} needs labels, but {evaluate.where} has none; give labels, or use "
             "cosine or sqnr, which compare with the float model",
         )
+
+
+def _check_labels(evaluate: Evaluate | None, judged: Dataset, model: ir.Model) -> None:
+    """Refuse class numbers outside the model's classes before minutes of work, not after.
+
+    Raises:
+        DataError: there are such labels.
+    """
+    labels, shape = judged.labels, dims(model.graph.outputs[0])
+    if evaluate is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return
+    if evaluate.metric is not None and evaluate.metric not in CLASS_METRICS:
+        return
+    if shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1:
+        refuse_outside(labels, shape[1])
 
 
 def _load(recipe: Recipe, stages: Stages, trust_code: bool, requantize: bool) -> Loaded:

@@ -1,0 +1,201 @@
+"""Odd graphs through the real command: a file that loads, or exit 2 or 3 and one sentence."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from qtool.cli.main import app
+
+RNG = np.random.default_rng(0)
+W = (RNG.standard_normal((4, 3)) / 2).astype(np.float32)
+X = RNG.standard_normal((48, 4)).astype(np.float32)
+MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"], "mm")
+
+
+def node(op, inputs, outputs, **attributes):
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+def value(name, *shape, kind=TensorProto.FLOAT):
+    """A typed name; no sizes: no rank either."""
+    return helper.make_tensor_value_info(name, kind, list(shape) or None)
+
+
+ROWS, RESULT = value("x", "N", 4), value("y")
+
+
+def model(*nodes, inputs=(ROWS,), outputs=(RESULT,), constants=(), more=(), functions=()):
+    """A model that multiplies x by W, unless the nodes given do something else."""
+    weights = dict(constants) or {"w": W}
+    tensors = [numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()]
+    graph = helper.make_graph(nodes or [MATMUL], "g", list(inputs), list(outputs), tensors)
+    opsets = [helper.make_opsetid("", 17), *(helper.make_opsetid(*extra) for extra in more)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=list(functions))
+
+
+def branch(name):
+    """A body whose weights and node are called as those outside."""
+    inner = helper.make_node("MatMul", ["x", "w"], ["b"], "mm")
+    return helper.make_graph([inner], name, [], [value("b")], [numpy_helper.from_array(W + 1, "w")])
+
+
+def shadowing():
+    return model(
+        node("ReduceSum", "x", "s", keepdims=0), node("Greater", "s zero", "c"),
+        node("If", "c", "i", then_branch=branch("one"), else_branch=branch("two")),
+        MATMUL, node("Add", "y i", "z"),
+        outputs=[value("z")], constants={"w": W, "zero": np.float32(0)},
+    )  # fmt: skip
+
+
+def functions(calls="local"):
+    body = [node("MatMul", "a b", "t"), node("Relu", "t", "o")]
+    if calls == "itself":
+        body = [helper.make_node("Block", ["a", "b"], ["o"], domain="local")]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    block = helper.make_function("local", "Block", ["a", "b"], ["o"], body, sets)
+    call = helper.make_node("Block", ["x", "w"], ["y"], "call", domain="local")
+    return model(call, more=[("local", 1)], functions=[block])
+
+
+def renamed(name):
+    return model(
+        helper.make_node("MatMul", [name, f"{name}w"], [f"{name}y"], name),
+        inputs=[value(name, "N", 4)], outputs=[value(f"{name}y")], constants={f"{name}w": W},
+    )  # fmt: skip
+
+
+def sparse():
+    found = model()
+    del found.graph.initializer[:]
+    places = numpy_helper.from_array(np.array([1, 5]), "places")
+    values = numpy_helper.from_array(np.float32([1, 2]), "w")
+    found.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 3]))
+    return found
+
+
+def sequence(name):
+    return helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
+
+
+SPLIT = node("SplitToSequence", "y", "q", axis=1, keepdims=1)
+TEXT = node("Cast", "y", "t", to=TensorProto.STRING)
+MERGED = node("ConcatFromSequence", "x", "c", axis=0)
+PRODUCT = node("MatMul", "c w", "y")
+MEAN = node("ReduceMean", "y", "z", keepdims=0)
+
+REFUSED = {
+    "no nodes": (model(outputs=[value("x", "N", 4)]), 2, "no nodes"),
+    "no inputs": (
+        model(node("MatMul", "a w", "y"), inputs=(), constants={"a": X[:2], "w": W}),
+        3, "it has no inputs, so no data can calibrate it",
+    ),
+    "weights of no size": (
+        model(constants={"w": np.zeros((4, 0), np.float32)}), 3, "mm: its weights are empty",
+    ),
+    "input of no size": (
+        model(inputs=[value("x", "N", 0)], constants={"w": np.zeros((0, 3), np.float32)}),
+        3, 'the input "x" is empty',
+    ),
+    "batch of no size": (model(inputs=[value("x", 0, 4)]), 3, 'the input "x" is empty: [0, 4]'),
+    "scalar input": (
+        model(MATMUL, node("Mul", "y s", "z"), outputs=[value("z")], inputs=[
+            value("x", "N", 4), helper.make_tensor_value_info("s", TensorProto.FLOAT, [])]),
+        3, 'the input "s" is one number without a batch axis',
+    ),
+    "sequence input": (model(MERGED, PRODUCT, inputs=[sequence("x")]), 3, '"x" is no tensor'),
+    "text input": (
+        model(inputs=[value("x", "N", kind=TensorProto.STRING)]), 3, 'the input "x" is text',
+    ),
+    "no rank": (model(inputs=[value("x")]), 2, "input: {x: [N, 3, 224, 224]}}"),
+    "sequence output": (
+        model(MATMUL, SPLIT, outputs=[sequence("q")]), 3, 'the first output, "q", is no tensor',
+    ),
+    "text output": (
+        model(MATMUL, TEXT, outputs=[value("t", kind=TensorProto.STRING)]),
+        3, 'the first output, "t", is text',
+    ),
+    "constant first": (
+        model(outputs=[value("w", 4, 3), value("y")]), 3, 'the first output, "w", is a constant',
+    ),
+    "input first": (
+        model(outputs=[value("x", "N", 4), value("y")]), 3, 'the first output, "x", is an input',
+    ),
+    "one number": (
+        model(MATMUL, MEAN, outputs=[value("z")]), 3, "is one number for the whole batch",
+    ),
+    "weights with NaN": (model(constants={"w": W * np.nan}), 2, "NaN or infinite"),
+    "sparse weights": (sparse(), 3, 'the weights "w" are stored sparse; save them dense'),
+    "a cycle": (
+        model(node("Add", "x b", "a"), node("Relu", "a", "b"), node("MatMul", "b w", "y")),
+        2, "its nodes form a cycle",
+    ),
+    "a function that calls itself": (functions("itself"), 2, "its functions cannot be put in"),
+    "an unknown domain": (
+        model(MATMUL, helper.make_node("Magic", ["y"], ["z"], domain="mine"),
+              outputs=[value("z")], more=[("mine", 1)]),
+        3, "ONNX Runtime cannot load the model",
+    ),
+    "only a copy": (
+        model(node("Identity", "x", "y"), constants={"w": W}), 3, "there is nothing to quantize",
+    ),
+}  # fmt: skip
+WELL = {
+    "nodes in any order": model(node("Relu", "y", "z"), MATMUL, outputs=[value("z")]),
+    "names used again in bodies": shadowing(),
+    "functions": functions(),
+    "letters of all kinds": renamed("вес/重み é☃ \n<b>&"),
+    "products beyond float32": model(constants={"w": np.full((4, 3), 3e38, np.float32)}),
+    "long names": renamed("n" * 3000),
+    "weights that are inputs": model(inputs=[value("x", "N", 4), value("w", 4, 3)]),
+    "no names": model(node("MatMul", "x w", "h"), node("Relu", "h", "y")),
+    "an input as second output": model(outputs=[value("y"), value("x", "N", 4)]),
+    "a constant as second output": model(outputs=[value("y"), value("w", 4, 3)]),
+    "an output twice": model(outputs=[value("y"), value("y")]),
+    "a sequence as second output": model(MATMUL, SPLIT, outputs=[value("y"), sequence("q")]),
+    "minus zero": model(constants={"w": np.full((4, 3), -0.0, np.float32)}),
+    "denormals": model(constants={"w": np.full((4, 3), 1e-42, np.float32)}),
+    "many channels": model(constants={"w": RNG.standard_normal((4, 50000)).astype(np.float32)}),
+    "a dead branch": model(MATMUL, node("MatMul", "x w", "dead")),
+}
+FAST = list(WELL)[:4]
+
+
+def ptq(proto, folder):
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    np.savez(folder / "x.npz", x=X)
+    words = ["ptq", "--model", "m.onnx", "--data", "x.npz", "--out", "o", "--threads", "1"]
+    return CliRunner().invoke(app, [*words, "--quiet", "--json"])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_sentence(name, tmp_path):
+    proto, code, text = REFUSED[name]
+    if name == "no nodes":
+        del proto.graph.node[:]
+    found = ptq(proto, tmp_path)
+    assert found.exit_code == code, found.output
+    assert text in found.stderr and "Traceback" not in found.stderr
+    assert found.stdout == ""
+    assert not (tmp_path / "o" / "model.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # inf - inf, where products overflow
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in WELL]
+)
+def test_quantized_and_loads(name, tmp_path):
+    found = ptq(WELL[name], tmp_path)
+    assert found.exit_code == 0, found.output
+    quantized = tmp_path / "o" / "model.onnx"
+    session = ort.InferenceSession(str(quantized), providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: X[:2]})
+    assert "DequantizeLinear" in {n.op_type for n in onnx.load(quantized).graph.node}
