@@ -228,7 +228,9 @@ def layers_part(
             weight, read = plan.params(stored[0]) if stored else None, None
         activations: int | Literal["float", "dynamic"] = "float" if read is None else read.spec.bits
         db = noise_db.get(node.name or "")
-        found = parts.get(node.name or "", FileParts())
+        dynamic = plan.dynamic.get(node.name or "")
+        names = dynamic.nodes if dynamic is not None else (node.name or "",)
+        found = sum((parts[name] for name in names if name in parts), FileParts())
         layers.append(
             Layer(
                 name=node.name or "",

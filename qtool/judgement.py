@@ -4,6 +4,7 @@ import importlib
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,25 +181,26 @@ class Judge:
 
     def _simulate(self, record: Record) -> np.ndarray:
         """First output of the fake-quantized network on all judged samples."""
+        from qtool.execute.dynamic import one_thread
         from qtool.execute.simulate import Simulation
 
         judged = self.prepared.judged
         simulation = Simulation(self.model, self.plan, self.device)
         first = self.model.graph.outputs[0].name or ""
         fits = batch_size(self.model, observed_values(self.model, self.plan), judged.count)
-        parts, done = [], 0
+        rows = self.prepared.fixed_batch or (1 if self.plan.dynamic else fits)
         if self.plan.dynamic:
-            fits = 1
-            rows = self.prepared.fixed_batch or "one sample"
             record.notes.append(
                 "grids found while the network runs cover a whole batch, so outputs depend on what "
-                f"is in it; the file was judged on {rows} at a time"
+                f"is in it; the file was judged at batch {rows}"
             )
-        for batch, valid in judged.padded(self.prepared.fixed_batch or fits):
-            feeds = {name: batch[name] for name in self.prepared.inputs}
-            parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())
-            done += valid
-            self.progress("simulate", done, judged.count)
+        parts, done = [], 0
+        with one_thread() if rows == 1 else nullcontext():
+            for batch, valid in judged.padded(rows):
+                feeds = {name: batch[name] for name in self.prepared.inputs}
+                parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())
+                done += valid
+                self.progress("simulate", done, judged.count)
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
         return np.concatenate(parts)

@@ -123,6 +123,10 @@ def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
             f"{len(plan.sites)} integer sites, {len(plan.passes)} ops that move codes, "
             f"{len(plan.floats)} ops stay float"
         )
+        if plan.dynamic:
+            record.notes.append(
+                f"{len(plan.dynamic)} integer sites find the grids of their inputs while they run"
+            )
         if plan.stored:
             record.notes.append(f"{len(plan.stored)} weights of float ops are stored as codes")
         ops = {n.name: n.op_type for n in prepared.loaded.model.graph}

@@ -56,6 +56,11 @@ class DynamicSite:
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes in the file that read its codes, scales and bias."""
+        return (self.name, f"{self.name}/factor", f"{self.name}/bias")
+
 
 @dataclass(frozen=True)
 class QuantPlan:

@@ -57,11 +57,16 @@ def _product(make: Emitter, node: ir.Node, site: DynamicSite, grids: dict[ir.Val
     sums = make.step("MatMulInteger", [codes, rows, zero], f"{name}/sums")
     floats = make.step("Cast", [sums], f"{name}/floats", to=ir.DataType.FLOAT.value)
     column = make.constant(f"{weight}_scale", _params(make, weight).scale)
-    factor = make.step("Mul", [scale, column], f"{name}/factor")
+    factor = make.step("Mul", [scale, column], f"{name}/scale")
     result = make.step("Mul", [floats, factor], f"{name}/product")
+    readers = [sums, factor]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         result = make.step("Add", [result, node.inputs[2]], f"{name}/sum")
+        readers.append(result)
     _take_over(make, node, [(node.outputs[0], result)])
+    for value, called in zip(readers, site.nodes, strict=False):
+        if (reader := value.producer()) is not None:
+            reader.name = called
 
 
 def _grid_of(make: Emitter, x: ir.Value, name: str) -> Grid:
@@ -84,8 +89,8 @@ def _lstm(make: Emitter, node: ir.Node, site: DynamicSite) -> None:
         shape = [directions, gates] if found.ndim else [directions]
         scale = np.ascontiguousarray(np.broadcast_to(found, shape))
         given[position] = _codes(make, name, turned=True)
-        given.append(make.constant(f"{name}_scale_rows", scale))
-        given.append(make.constant(f"{name}_zero_rows", np.zeros(shape, np.int8)))
+        given.append(make.constant(f"{name}_rows_scale", scale))
+        given.append(make.constant(f"{name}_rows_zero", np.zeros(shape, np.int8)))
     known = [a for a in node.attributes.values() if a.name not in ("layout", "hidden_size")]
     known.append(ir.AttrInt64("hidden_size", make.plan.codes[site.weights[1]].shape[-1]))
     made = ir.Node(MICROSOFT, "DynamicQuantizeLSTM", given, known, num_outputs=3, name=site.name)

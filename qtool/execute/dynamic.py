@@ -6,7 +6,8 @@ LSTM rounds its input once and its state before every step.
 Source: ONNX operator DynamicQuantizeLinear; ONNX Runtime operator DynamicQuantizeLSTM.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def dynamic_lstm(x: Any, *others: Any, written: T | None = None, **options: Any)
 
     w, r, *rest = others
     return lstm(fake(x), w, r, *rest, seen=seen, **options)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: on one sample at a time, threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 FUNCTIONS: Mapping[str, Op] = {"Gemm": _gemm, "MatMul": _matmul, "LSTM": dynamic_lstm}
