@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from models import (
     BUILDERS,
@@ -152,6 +153,31 @@ def test_packed_weights_of_our_own_files_become_constants(width, tmp_path):
     found = back(emitted, tmp_path)
     assert_computes(emitted, found, feeds)
     assert all(is_constant(n.inputs[1]) for n in found.graph if n.op_type == "Conv")
+
+
+def as_optimized(proto, folder, level):
+    """The graph that onnxruntime makes of a file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel(level)
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx")
+
+
+def test_files_that_onnxruntime_optimized(tmp_path):
+    net = BUILDERS["conv_bn_relu"]()
+    feeds = feeds_for(net.model())
+    proto = static(net, tmp_path, feeds)
+    found = as_optimized(proto, tmp_path, 2)
+    assert {"QGemm", "QLinearGlobalAveragePool"} <= {n.op_type for n in found.graph.node}
+    assert_computes(found, back(found, tmp_path), feeds)
+    with pytest.raises(UnsupportedError, match="its channels come last"):
+        back(as_optimized(proto, tmp_path, 99), tmp_path)
+    quantize_dynamic(tmp_path / "f.onnx", tmp_path / "d.onnx", op_types_to_quantize=["Gemm"])
+    found = as_optimized(onnx.load(tmp_path / "d.onnx"), tmp_path, 2)
+    assert "DynamicQuantizeMatMul" in [n.op_type for n in found.graph.node]
+    assert_computes(found, back(found, tmp_path), feeds)
 
 
 def recurrent() -> Net:
