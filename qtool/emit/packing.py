@@ -26,8 +26,8 @@ import onnx_ir as ir
 
 from qtool.numerics import Codebook, QuantParams
 
-# Packing that saves fewer bytes than this costs as much in nodes and names.
-WORTH = 512
+# What a node and its names take in the file; a small tensor is smaller in a wider form.
+NODE = 100
 
 # Of the packed indices, for which tables of bytes may be larger than the levels themselves.
 TABLES = 0.03
@@ -86,26 +86,24 @@ def widen(
 def form_of(
     codes: np.ndarray, params: QuantParams, forms: Sequence[str], shift: int = 0
 ) -> tuple[float, str]:
-    """Bits per code in the file and the form: the smallest one, or ``container``."""
+    """Bits per code in the file and the form: the smallest, of ``forms`` and ``container``."""
     ends = (params.spec.qmin, params.spec.qmax)
     if isinstance(params, Codebook):
         ends = (int(params.levels[0]), int(params.levels[-1]))
     lo, hi = (end + shift for end in ends)
     native = bits_of(min(lo, -1) if codes.dtype.kind == "i" else lo, hi)
     width = index_bits(params.levels) if isinstance(params, Codebook) else native
-    # In this order one wins over later ones of its width: a narrow type takes the least memory.
-    choices: list[tuple[float, str]] = [
-        (w, form) for form, w in (("int2", 2), ("int4", 4)) if native <= w
-    ]
-    if width < 8:
-        choices.append((width, "bytes"))
-    if isinstance(params, Codebook) and len(params.levels) <= 3:
-        choices.append((1.6, "base3"))
     wide = codes.dtype.itemsize * 8
-    least = min((c for c in choices if c[1] in forms), default=None, key=lambda c: c[0])
-    if least is None or (wide - least[0]) * codes.size < 8 * WORTH:
-        return wide, "container"
-    return least
+    # (bits, form, nodes). In this order one wins over later ones of its size: it needs less memory.
+    choices: list[tuple[float, str, int]] = [(wide, "container", 0)]
+    choices += [(w, form, 1) for form, w in (("int2", 2), ("int4", 4)) if native <= w]
+    if width < 8:
+        choices.append((width, "bytes", 3 * len(planes(width))))
+    if isinstance(params, Codebook) and len(params.levels) <= 3:
+        choices.append((1.6, "base3", 5))
+    known = [c for c in choices if c[1] in ("container", *forms)]
+    bits, form, _ = min(known, key=lambda c: c[0] / 8 * codes.size + NODE * c[2])
+    return bits, form
 
 
 def index_bits(levels: np.ndarray) -> int:
@@ -181,7 +179,7 @@ def _joined(
     """Codes of ``width`` bits, their planes looked up and joined: [groups, 2, 2, 2]."""
     joined: ir.Value | None = None
     for (bits, at), packed in zip(planes(width), pack(codes, width), strict=True):
-        out = f"{name}_quantized/bits_{at}"
+        out = f"{name}/bits_{at}"
         if at == 0 and f"int{bits}" in forms:
             fields = unpack(packed, bits).reshape(-1, *CUBE).astype(np.uint8)
             part = store.constant(f"{name}_packed_{at}", _narrow(fields, bits))
@@ -192,7 +190,7 @@ def _joined(
                 table -= (table >> bits - 1) << bits  # the sign is in the highest bit
             part = _looked_up(store, f"{name}_packed_{at}", packed, table << at, out, codes.dtype)
         if joined is not None:
-            part = store.step("BitwiseOr", [joined, part], f"{name}_quantized/joined")
+            part = store.step("BitwiseOr", [joined, part], f"{name}/joined")
         joined = part
     if joined is None:
         raise AssertionError(f"{name}: no planes for {width} bits")
@@ -214,8 +212,9 @@ def _gather(
 ) -> ir.Value:
     """Rows of a table, which equal tables share; ONNX takes no indices narrower than int32."""
     array = table.astype(dtype)
-    digest = hashlib.blake2b(array.tobytes() + str(array.shape).encode(), digest_size=6).hexdigest()
-    wide = _cast(store, index, f"{out}/index", np.dtype(np.int32))
+    digest = hashlib.blake2b(array.tobytes() + str(array.shape).encode(), digest_size=5).hexdigest()
+    casts = [node.outputs[0] for node, _ in index.uses() if node.op_type == "Cast"]
+    wide = casts[0] if casts else _cast(store, index, f"{out}_index", np.dtype(np.int32))
     return store.step("Gather", [store.constant(f"codes_{digest}", array), wide], out)
 
 
@@ -224,7 +223,7 @@ def _indices(
 ) -> ir.Value:
     """Codes of a code book from packed indices: [groups, 2, 2, 2]."""
     index, width = np.searchsorted(levels, codes).astype(np.uint8), index_bits(levels)
-    out, dtype = f"{name}_quantized/codes", codes.dtype
+    out, dtype = f"{name}/codes", codes.dtype
     (bits, _), *others = planes(width)
     low, *top = pack(index, width)
     # Tables of bytes cost the least memory and time at load, but more in the file than the levels.
@@ -241,9 +240,9 @@ def _indices(
     # The highest bit chooses between two tables: half the memory of indices in int32.
     upper = _looked_up(store, f"{name}_packed", low, filled[fields + (1 << bits)], out, dtype)
     flags = unpack(np.arange(256), 1)
-    chosen = f"{name}_quantized/bits_{bits}"
+    chosen = f"{name}/bits_{bits}"
     flag = _looked_up(store, f"{name}_packed_{bits}", top[0], flags, chosen, np.dtype(bool))
-    return store.step("Where", [flag, upper, value], f"{name}_quantized/chosen")
+    return store.step("Where", [flag, upper, value], f"{name}/chosen")
 
 
 def _trits(store: Store, name: str, codes: np.ndarray, levels: np.ndarray) -> ir.Value:
@@ -251,7 +250,7 @@ def _trits(store: Store, name: str, codes: np.ndarray, levels: np.ndarray) -> ir
     packed = pack_trits(np.searchsorted(levels, codes))
     table = levels[np.minimum(unpack_trits(np.arange(3**5)), len(levels) - 1)]
     index = store.constant(f"{name}_packed", packed)
-    return _gather(store, index, table, f"{name}_quantized/codes", codes.dtype)
+    return _gather(store, index, table, f"{name}/codes", codes.dtype)
 
 
 def _shaped(store: Store, name: str, value: ir.Value, codes: np.ndarray, group: int) -> ir.Value:
@@ -259,8 +258,8 @@ def _shaped(store: Store, name: str, value: ir.Value, codes: np.ndarray, group: 
     if codes.size % group:
         ends = [store.constant(f"end_{n}", np.array([n])) for n in (0, codes.size)]
         flat = store.constant("shape_flat", np.array([-1]))
-        value = store.step("Reshape", [value, flat], f"{name}_quantized/flat")
-        value = store.step("Slice", [value, *ends], f"{name}_quantized/cut")
+        value = store.step("Reshape", [value, flat], f"{name}/flat")
+        value = store.step("Slice", [value, *ends], f"{name}/cut")
     words = "_".join(map(str, codes.shape))
     shape = store.constant(f"shape_{words}", np.array(codes.shape, np.int64))
     return store.step("Reshape", [value, shape], f"{name}_quantized")

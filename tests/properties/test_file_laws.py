@@ -83,7 +83,7 @@ def test_a_file_of_any_widths_computes_its_plan(net, data):
     model, plan = planned(net, data)
     forms = sorted(data.draw(st.sets(st.sampled_from(["int4", "bytes", "base3", "scales"]))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "WORTH", -(10**6))
+        patch.setattr(packing, "NODE", 0)
         packed = emit_qdq(model, plan, replace(cpu(), packing=tuple(forms)))
     plain = emit_qdq(model, plan, replace(cpu(), packing=()))
     feeds = feeds_for(model, seed=3)

@@ -51,9 +51,12 @@ def test_a_shifted_grid_may_need_another_form():
 
 
 def test_small_tensors_stay_as_they_are():
-    short = np.zeros(2 * packing.WORTH - 1, np.int8)
+    """A node costs as much as 200 codes of 4 bits save; three bits are smaller as four at first."""
+    short = np.zeros(2 * packing.NODE, np.int8)
     assert form_of(short, grid(4), ALL) == (8, "container")
     assert form_of(np.append(short, np.int8(0)), grid(4), ALL) == (4, "int4")
+    assert form_of(np.zeros(4000, np.int8), grid(3), AT_21) == (4, "int4")
+    assert form_of(np.zeros(4008, np.int8), grid(3), AT_21) == (3, "bytes")
 
 
 def test_wider_containers_are_packed_too():
@@ -112,7 +115,7 @@ FORMS = [(), ("int4",), ("bytes",), ("int4", "bytes"), ("base3",), ALL]
 @pytest.mark.parametrize("tables", [0.01, 1e9])
 def test_the_runtime_widens_every_form(name, forms, level, tables, monkeypatch):
     """Folded or computed at every run, for shapes that fill their bytes and shapes that do not."""
-    monkeypatch.setattr(packing, "WORTH", -(10**6))
+    monkeypatch.setattr(packing, "NODE", 0)
     monkeypatch.setattr(packing, "TABLES", tables)
     params, rng = GRIDS[name], np.random.default_rng(0)
     spec = params.spec

@@ -1,0 +1,62 @@
+"""A ResNet-18 with random weights whose activations stay in range: for speed, size and bits."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+WIDTHS = ((64, 1), (128, 2), (256, 2), (512, 2))
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _ in range(2))
+        self.short = nn.Sequential()
+        if stride > 1 or before != after:
+            down = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.short = nn.Sequential(down, nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norms[0](self.one(x)))
+        return torch.relu(self.norms[1](self.two(y)) + self.short(x))
+
+
+def resnet18(seed: int = 0) -> nn.Module:
+    """He et al. 2016, table 1; BatchNorm statistics come from one batch of noise."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)]
+    layers += [nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    before = 64
+    for width, stride in WIDTHS:
+        layers += [Block(before, width, stride), Block(width, width, 1)]
+        before = width
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(torch.randn(16, 3, 224, 224))
+    return net.eval()
+
+
+def write(path: Path) -> Path:
+    """The network as an ONNX file with an open batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            resnet18(),
+            (torch.randn(1, 3, 224, 224),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "N"}, "output": {0: "N"}},
+        )
+    return path
