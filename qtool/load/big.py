@@ -41,6 +41,9 @@ def settle_external(model: ir.Model, path: Path) -> list[Path]:
     for graph in model.graphs():
         for value in graph.initializers.values():
             lying = value.const_value
+            if isinstance(lying, ir.serde.TensorProtoTensor) and lying.nbytes > SMALL:
+                # Protobuf copies its bytes for every reader; this is the one copy.
+                value.const_value = ir.Tensor(lying.numpy(), name=lying.name, dtype=lying.dtype)
             if not isinstance(lying, ir.ExternalTensor):
                 continue
             if not large or lying.nbytes <= SMALL or graph is not model.graph:
