@@ -13,7 +13,8 @@ from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")
 OUTPUTS = ("quantized", "either")
-PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 18}  # and their opsets
+# Forms of codes and scales that a runtime may compute at load, and the opsets that have them.
+PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 18}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Target:
         scale: form of the scales where the recipe asks for none, a ``scale_kind``.
         packing: what the runtime computes once at load, names from PACKING: codes from int4 or
             int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
-            and ``scales`` of biases as products. Codes that no form serves lie in containers.
+            and ``scales`` of biases as products. A form is used where the file's opset has it;
+            codes that no form serves lie in containers.
     """
 
     name: str
@@ -136,7 +138,7 @@ def _target(raw: Any, path: Path) -> Target:
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
         widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
         scale=_scale(raw.get("scale", "float"), f"{path}: scale"),
-        packing=_packing(raw.get("packing", []), raw["opset"], f"{path}: packing"),
+        packing=_packing(raw.get("packing", []), f"{path}: packing"),
     )
 
 
@@ -150,15 +152,10 @@ def _scale(raw: Any, where: str) -> str:
     return str(raw)
 
 
-def _packing(raw: Any, opset: int, where: str) -> tuple[str, ...]:
-    forms = _list(raw, str, where)
-    for form in forms:
+def _packing(raw: Any, where: str) -> tuple[str, ...]:
+    for form in _list(raw, str, where):
         _one_of(form, tuple(PACKING), where)
-        if opset < PACKING[form]:
-            raise RecipeError(
-                f'target {where}: "{form}" needs opset {PACKING[form]}, the target has {opset}'
-            )
-    return forms
+    return tuple(raw)
 
 
 def _widths(raw: Any, specs: Mapping[str, QuantSpec], where: str) -> dict[str, tuple[int, int]]:

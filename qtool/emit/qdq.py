@@ -18,7 +18,7 @@ from qtool.emit.packing import widen
 from qtool.graph import by_name, code_limits, dims, nodes_by_name
 from qtool.numerics import PerChannel, QuantParams, mean_factor
 from qtool.plan import QuantPlan
-from qtool.targets import Target
+from qtool.targets import PACKING, Target
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
@@ -31,7 +31,7 @@ def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
     """
     copy = ir.Model(
         model.graph.clone(),
-        ir_version=max(model.ir_version or 0, 10),
+        ir_version=max(model.ir_version or 0, 13 if model.opset_imports.get("", 0) >= 25 else 10),
         producer_name="qtool",
         producer_version=__version__,
         metadata_props=dict(model.metadata_props),
@@ -48,7 +48,8 @@ class _Emitter:
         self.plan = plan
         self.integer = plan.integer_nodes
         self.requantizes = target.requantizes
-        self.packing = target.packing
+        opset = graph.opset_imports.get("", 0)
+        self.packing = [form for form in target.packing if PACKING[form] <= opset]
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()

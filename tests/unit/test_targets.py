@@ -113,7 +113,7 @@ EDITS = [
     (lambda r: r.update(requantizes={}), "requantizes: expected a list, found {}"),
     (lambda r: r.update(packing="int4"), "packing: expected a list, found 'int4'"),
     (lambda r: r.update(packing=["int3"]), 'packing: "int3" is not one of int4, int2, bytes'),
-    (lambda r: r.update(packing=["int2"]), 'packing: "int2" needs opset 25, the target has 21'),
+    (lambda r: r.update(packing=[4]), "packing: expected a text, found 4"),
 ]
 
 
