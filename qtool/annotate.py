@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.annotate_dynamic import add_dynamic
+from qtool.annotate_dynamic import add_dynamic, is_large
 from qtool.bits import Bits
 from qtool.graph import (
     attribute,
@@ -105,7 +105,8 @@ def _store(nodes: Sequence[ir.Node], draft: _Draft, plan: QuantPlan) -> QuantPla
             if value is None or not is_constant(value) or value.dtype != ir.DataType.FLOAT:
                 continue
             shape = dims(value)
-            if shape and np.prod([int(str(d)) for d in shape]) >= STORED_SIZE:
+            size = np.prod([int(str(d)) for d in shape or ()])
+            if shape and (size >= STORED_SIZE or is_large(node, draft.target, draft.bits)):
                 name = value.name or ""
                 wishes.setdefault(name, set()).add(axis % len(shape))
                 widths[name] = max(widths.get(name, 0), bits)

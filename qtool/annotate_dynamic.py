@@ -56,13 +56,23 @@ def add_dynamic(nodes: Iterable[ir.Node], target: Target, bits: Bits, plan: Quan
     return replace(plan, dynamic=found, floats=floats)
 
 
+def is_large(node: ir.Node, target: Target, bits: Bits) -> bool:
+    """True when the node may find grids while it runs, and has weights enough for that to pay."""
+    least = target.dynamic.get(node.op_type)
+    return bits.of(node).dynamic and least is not None and _size(node) >= least
+
+
+def _size(node: ir.Node) -> int:
+    shapes = [dims(node.inputs[position]) or () for position in WEIGHTS[node.op_type]]
+    return sum(int(np.prod([d for d in shape if isinstance(d, int)])) for shape in shapes)
+
+
 def _why_not(node: ir.Node, weights: tuple[str, ...], target: Target, plan: QuantPlan) -> str:
     held = [node.inputs[position] for position in WEIGHTS[node.op_type]]
     if not all(is_constant(value) for value in held):
         return "its weights are computed, not constant"
-    size = sum(int(np.prod([int(str(d)) for d in dims(value) or ()])) for value in held)
     least = target.dynamic[node.op_type]
-    if size < least:
+    if (size := _size(node)) < least:
         return f"with {size} weights, fewer than {least}, finding a grid costs more than it saves"
     if any(name not in plan.stored for name in weights):
         return "another reader of its weights, or the target, needs them as floats"

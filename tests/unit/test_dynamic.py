@@ -305,6 +305,18 @@ def test_a_small_lstm_only_stores_its_codes(monkeypatch):
     assert len(annotate(recurrent().model(), cpu(), DYNAMIC).stored) == 2
 
 
+def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
+    net = Net(21)
+    x = net.input("x", 10, "N", 1)
+    given = [net.const(net.rng.uniform(-0.1, 0.1, (1, 512, size))) for size in (1, 128)]
+    net.output(net.add("LSTM", x, *given, out="y", name="rnn", hidden_size=128))
+    emitted, plan = made(net.model())
+    assert plan.stored == set(plan.dynamic["rnn"].weights) == {"c0", "c1"}
+    assert kernels(emitted, plan, tmp_path) == {"DynamicQuantizeLSTM": 1}
+    feeds = feeds_for(net.model())
+    assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
+
+
 def asked(**bits: object) -> Bits:
     def error(place: tuple[str, ...], text: str) -> RecipeError:
         return RecipeError(f"{'.'.join(place)}: {text}")
