@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from qtool.accounts_size import FileParts
 from qtool.graph import WEIGHTED_OPS, is_constant, macs, parameters
-from qtool.numerics import PerChannel
 from qtool.plan import QuantPlan
 from qtool.report import Kernels, Layer, ModelPart
 
@@ -71,10 +70,15 @@ def total_macs(model: ir.Model) -> int:
     return sum(macs(node) for node in model.graph)
 
 
-def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernels:
+def kernels_part(optimized: ir.Model, plan: QuantPlan, saturating: list[str]) -> Kernels:
     """Count the kernels of the graph ONNX Runtime really executes.
 
     A QuantizeLinear or DequantizeLinear is stray when the plan has integers on both of its sides.
+
+    Args:
+        optimized: as the runtime wrote it.
+        plan: frozen.
+        saturating: layers in which pairs of products can leave int16.
     """
     stray = []
     made_in_integers = plan.integer_nodes
@@ -93,15 +97,15 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, isa: list[str]) -> Kernel
             )
             if not boundary:
                 stray.append(node.name or op)
-    return _kernels(optimized, stray, saturation_risk(plan, isa))
+    return _kernels(optimized, stray, saturating or False)
 
 
-def file_kernels(optimized: ir.Model, isa: list[str]) -> Kernels:
+def file_kernels(optimized: ir.Model, int16_pairs: bool) -> Kernels:
     """The same for a file without a plan, another tool's.
 
     Stray are the QuantizeLinear and DequantizeLinear that face each other, and those around an op
     that reads codes and writes codes and yet computes in floats. Whether pairs of products saturate
-    (see `saturation_risk`) is told by the largest int8 weight alone: above 64 they can.
+    on a host that adds them in int16 is told by the largest int8 weight alone: above 64 they can.
     """
     stray: set[ir.Node] = set()
     for node in optimized.graph:
@@ -120,11 +124,11 @@ def file_kernels(optimized: ir.Model, isa: list[str]) -> Kernels:
         for v in optimized.graph.initializers.values()
         if v.dtype == ir.DataType.INT8 and v.const_value is not None
     )
-    risk = _adds_in_int16(isa) and any(a.size and np.abs(a.astype(int)).max() > 64 for a in wide)
+    risk = int16_pairs and any(a.size and np.abs(a.astype(int)).max() > 64 for a in wide)
     return _kernels(optimized, [node.name or node.op_type for node in stray], risk)
 
 
-def _kernels(optimized: ir.Model, stray: list[str], risk: bool) -> Kernels:
+def _kernels(optimized: ir.Model, stray: list[str], risk: bool | list[str]) -> Kernels:
     integer: Counter[str] = Counter()
     floating: Counter[str] = Counter()
     for node in optimized.graph:
@@ -158,47 +162,6 @@ def _clips_codes(node: ir.Node) -> bool:
     """True for a Clip whose limits are integers; the types of its data are not in the file."""
     limits = [v.dtype for v in node.inputs[1:] if v is not None]
     return node.op_type == "Clip" and bool(limits) and ir.DataType.FLOAT not in limits
-
-
-def _adds_in_int16(isa: list[str]) -> bool:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and not any("vnni" in name for name in isa)
-
-
-def saturation_risk(plan: QuantPlan, isa: list[str]) -> bool:
-    """True when this host adds pairs of u8 x s8 products in int16 and some pair can exceed it.
-
-    x86 without VNNI (VPMADDUBSW) saturates 255 * w1 + 255 * w2 outside int16. Pairs are neighbours
-    along the reduction of one output channel; a convolution may walk through input channels or
-    through kernel positions first, and pairs may start anywhere, so both orders and every neighbour
-    count.
-    """
-    if not _adds_in_int16(isa):
-        return False
-    sites = ((site.weight, site.op) for site in plan.sites.values())
-    dynamic = ((name, "dynamic") for site in plan.dynamic.values() for name in site.weights)
-    for weight, op in (*sites, *dynamic):
-        if weight is None or weight not in plan.codes:
-            continue
-        codes = plan.codes[weight]
-        # Wide enough for a sum of two codes, and no wider: a weight may be large.
-        for rows in _reductions(plan, weight, op, codes.astype(f"i{2 * codes.itemsize}")):
-            pairs = np.abs(rows[:, :-1] + rows[:, 1:])
-            if pairs.size and int(pairs.max()) * 255 > 32767:
-                return True
-    return False
-
-
-def _reductions(plan: QuantPlan, weight: str, op: str, codes: np.ndarray) -> list[np.ndarray]:
-    """The weights of each output channel, [channels, reduced], in every order a kernel may use."""
-    if codes.ndim > 2 and op == "dynamic":
-        return [codes.reshape(-1, codes.shape[-1])]
-    if codes.ndim > 2:
-        return [codes.reshape(len(codes), -1), np.moveaxis(codes, 1, -1).reshape(len(codes), -1)]
-    spec = plan.spec(weight)
-    if spec is not None and isinstance(spec.granularity, PerChannel):
-        return [np.moveaxis(codes, spec.granularity.axis, 0)]
-    return [codes.T] if op == "MatMul" else [codes, codes.T]
 
 
 def layers_part(

@@ -204,7 +204,9 @@ def quantize(
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
     rows = batch_size(graph, observed_values(graph, plan), ROWS)
     scheme = recipe.bits.scheme.build(SCHEMES)
-    plan = freeze(graph, make_grids(graph, plan, batches(rows), calibrator, scheme, threads))
+    plan = freeze(
+        graph, make_grids(graph, plan, batches(rows), calibrator, scheme, threads, target=chosen)
+    )
     return Plan(model, plan, chosen, (*notes, *plan.log), graph)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.accounts import instruction_sets
 from qtool.calibrate import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.execute.ort_options import default_threads
+from qtool.judgement_integers import integer_only, saturating
 from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.plan import QuantPlan
 from qtool.prepare import Prepared
@@ -25,9 +27,11 @@ from qtool.report import (
     PARITY_SHARE_OFF,
     PARITY_SHARE_OFF_AFTER_FLOAT,
     Accuracy,
+    IntegerOnly,
     Latency,
     Parity,
 )
+from qtool.saturation import adds_pairs, at_risk
 from qtool.stages import Record, Stages
 from qtool.verify import run_tasks
 from qtool.watch import observable, sample_count, watched_model
@@ -40,6 +44,7 @@ class Judgement:
     Attributes:
         noise: weighted site -> dB that the layer loses by itself, None where nothing.
         optimized: the graph ONNX Runtime executes.
+        saturating: layers in which pairs of products can leave int16, here or on the target.
     """
 
     accuracy: Accuracy
@@ -48,6 +53,7 @@ class Judgement:
     parity_passed: bool
     optimized: ir.Model
     noise: dict[str, float | None]
+    saturating: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class Judge:
                 record.notes.append("latency: timed in turn, only one session alive at a time")
             record.notes.append(f"the file loads in {results[0]['load_seconds'] * 1e3:.0f} ms")
         parity, passed = self._parity(names, samples, results[1]["saved"])
+        if self.prepared.target.integer_only:
+            parity = parity.model_copy(update={"integer_only": self._integer_only(names, chosen)})
+        risky = self._saturating(names, results[1]["saved"])
         noise = self._noise(chosen[: max(1, samples // 2)])
         accuracy, end_to_end = self._accuracy()
         return Judgement(
@@ -101,6 +110,7 @@ class Judge:
             passed,
             ir.load(self.scratch / "optimized.onnx"),
             noise,
+            risky,
         )
 
     def _tasks(self, names: Sequence[str], chosen: Sequence[int]) -> list[dict[str, Any]]:
@@ -149,6 +159,30 @@ class Judge:
         )
         share = (integer.off + floats.off) / max(integer.total + floats.total, 1)
         return Parity(samples=samples, max_lsb=largest, share_off=share), passed
+
+    def _integer_only(self, names: Sequence[str], chosen: Sequence[int]) -> IntegerOnly:
+        """The reference without floats on the captured samples, beside the file's outputs."""
+        outputs = np.load(self.scratch / "quantized.npy", mmap_mode="r")
+        with self.stages.stage("integers") as record:
+            rows = [outputs[k : k + 1] for k in chosen]
+            found = integer_only(self.model, self.plan, self.scratch / "parity", names, rows)
+            record.notes.append(
+                f"the reference without floats: at most {found.max_lsb} apart from the file in a "
+                f"layer, {found.share_off:.2g} of all codes differ"
+            )
+        return found
+
+    def _saturating(self, names: Sequence[str], saved: int) -> list[str]:
+        """Layers whose pairs of products can leave int16 where they are added in int16."""
+        if not (self.prepared.target.int16_pairs or adds_pairs(instruction_sets())):
+            return []
+        found = at_risk(self.model, self.plan)
+        if found:
+            with self.stages.stage("saturation") as record:
+                record.notes += saturating(
+                    self.model, self.plan, self.scratch / "parity", names, saved
+                )
+        return found
 
     def _noise(self, chosen: Sequence[int]) -> dict[str, float | None]:
         from qtool.parity import layer_noise

@@ -25,6 +25,7 @@ from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
 from qtool.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.reporting import write_run_files
+from qtool.saturation import adds_pairs
 from qtool.stages import Stages
 from qtool.verify import run_tasks
 
@@ -63,7 +64,7 @@ def verify_file(
         latency = _measure(file, prepared, stages, scratch, threads, dynamic, progress)
         accuracy = _accuracy(recipe, prepared, stages, scratch)
         optimized = ir.load(scratch / "optimized.onnx")
-        kernels = file_kernels(optimized, instruction_sets())
+        kernels = file_kernels(optimized, adds_pairs(instruction_sets()))
     loaded, judged = prepared.loaded, prepared.judged
     size = _size(loaded.size, sum(part.stat().st_size for part in parts))
     gates = judge(recipe.gates.model_dump(), accuracy, size, latency)

@@ -1,6 +1,6 @@
 """Does the file compute what was simulated, layer by layer; and how much each layer loses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,12 @@ class ParityCounts:
 
 
 def compare(
-    model: ir.Model, plan: QuantPlan, folder: Path, names: Sequence[str], saved: int
+    model: ir.Model,
+    plan: QuantPlan,
+    folder: Path,
+    names: Sequence[str],
+    saved: int,
+    kernels_of: Callable[[ir.Model, QuantPlan], Any] = ExactKernels,
 ) -> ParityCounts:
     """Recompute every layer from the file's own inputs to it, and count the codes that differ.
 
@@ -71,9 +76,10 @@ def compare(
         folder: holds ``0.npz`` ...: ``i:<input>`` and ``o<k>`` for the k-th name.
         names: what was captured.
         saved: how many captures there are.
+        kernels_of: computes single layers: ExactKernels, or IntegerKernels.
     """
     counts = ParityCounts()
-    kernels = ExactKernels(model, plan)
+    kernels = kernels_of(model, plan)
     executor = Executor(model, instead=functions(plan))
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
@@ -86,7 +92,7 @@ def compare(
 def _compare_one(
     model: ir.Model,
     plan: QuantPlan,
-    kernels: ExactKernels,
+    kernels: Any,
     executor: Executor,
     inputs: Mapping[str, np.ndarray],
     seen: Mapping[str, np.ndarray],

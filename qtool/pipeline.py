@@ -12,7 +12,6 @@ import onnx_ir as ir
 from qtool import __version__
 from qtool.accounts import (
     environment,
-    instruction_sets,
     kernels_part,
     layers_part,
     model_part,
@@ -36,9 +35,8 @@ from qtool.recipe import Recipe
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
 from qtool.schemes import SCHEMES
-from qtool.snap import snap_weights
 from qtool.stages import Stages, first_missing, source_digest
-from qtool.steps import make_grids, make_plan, rewrite
+from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 
 
 def run_ptq(
@@ -163,7 +161,7 @@ def _calibrate(
             reused = replace(plan, grids={**plan.grids, **taken})
             model = prepared.loaded.model
             weighed = weight_grids(model, reused, recipe.bits.scheme.build(SCHEMES))
-            return snap_weights(model, weighed)
+            return settle_weights(model, weighed, prepared.target)
         parts = (
             prepared.loaded.sha256,
             str(prepared.inputs),
@@ -200,7 +198,7 @@ def _grids(
     batches = ({name: batch[name] for name in prepared.inputs} for batch in stream)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
     scheme = recipe.bits.scheme.build(SCHEMES)
-    return make_grids(model, plan, batches, calibrator, scheme, threads, finished)
+    return make_grids(model, plan, batches, calibrator, scheme, threads, finished, prepared.target)
 
 
 def _save_grids(plan: QuantPlan, path: Path) -> None:
@@ -269,7 +267,7 @@ def _report(
         size=size,
         latency=found.latency,
         parity=found.parity,
-        kernels=kernels_part(found.optimized, plan, instruction_sets()),
+        kernels=kernels_part(found.optimized, plan, found.saturating),
         layers=layers_part(loaded.model, plan, found.noise, layers),
         stages=stages.done,
         gates=gates,

@@ -91,6 +91,14 @@ class Latency(Part):
     runs: int
 
 
+class IntegerOnly(Part):
+    """The reference without floats against the file: layer by layer, and the classes it chooses."""
+
+    max_lsb: int
+    share_off: Number
+    agreement: Number | None = None
+
+
 class Parity(Part):
     """Integer-exact simulation against the file, layer by layer."""
 
@@ -98,15 +106,19 @@ class Parity(Part):
     max_lsb: int
     share_off: Number
     end_to_end_agreement: Number | None = None
+    integer_only: IntegerOnly | None = None
 
 
 class Kernels(Part):
-    """What the runtime executes: counts per operator, sorted by name."""
+    """What the runtime executes: counts per operator, sorted by name.
+
+    `saturation_risk` names the layers in which pairs of products can leave int16.
+    """
 
     integer: dict[str, int] = Field(default_factory=dict)
     float: dict[str, int] = Field(default_factory=dict)
     stray_quantize: list[str] = Field(default_factory=list)
-    saturation_risk: bool = False
+    saturation_risk: bool | list[str] = False
 
     @field_validator("integer", "float")
     @classmethod

@@ -14,6 +14,7 @@ from qtool.bits import Bits, Widths
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.errors import RecipeError, UnsupportedError
+from qtool.execute.between import refuse_floats_between
 from qtool.graph import WEIGHTED_OPS
 from qtool.load import infer_shapes
 from qtool.patterns import nodes_matching
@@ -22,6 +23,7 @@ from qtool.protocols import Calibrator
 from qtool.recipe import Bits as BitsAsked
 from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths
+from qtool.saturation import safe_scales
 from qtool.snap import SCALES, ask_scales, snap_weights
 from qtool.targets import Target
 
@@ -141,7 +143,8 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
         name: the model, for messages.
 
     Raises:
-        UnsupportedError: there is nothing to quantize.
+        UnsupportedError: there is nothing to quantize, or the target has no floats and the network
+            has one between integer layers.
     """
     plan = annotate(model, target, bits)
     if "LeakyRelu" in target.ops and separate_widths(
@@ -151,6 +154,8 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
     plan = ask_scales(plan, bits.scale)
     if plan.stored and None in (bits.activations, *(w.activations for w in bits.layers.values())):
         return plan  # codes for weights only
+    if target.integer_only:
+        refuse_floats_between(model, plan)
     if not any(site.weight is not None for site in plan.sites.values()):
         left = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
         reasons = [f"{n}: {plan.floats[n]}" for n in left if n in plan.floats]
@@ -170,6 +175,7 @@ def make_grids(
     scheme: Any = None,
     threads: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
+    target: Target | None = None,
 ) -> QuantPlan:
     """Statistics of one pass over the calibration data, and the grids they give.
 
@@ -181,6 +187,7 @@ def make_grids(
         scheme: chooses those of weights of 2 to 7 bits; Uniform by default.
         threads: for ONNX Runtime.
         on_batch: told the rows of every batch.
+        target: what the runtime executes, where scales depend on it.
     """
     # First, so that a weight that is not finite is named, and not the value it makes.
     plan = weight_grids(model, plan, scheme)
@@ -195,4 +202,11 @@ def make_grids(
         threads=threads,
         on_batch=on_batch,
     )
-    return snap_weights(model, choose_grids(plan, stats, calibrator))
+    return settle_weights(model, choose_grids(plan, stats, calibrator), target)
+
+
+def settle_weights(model: ir.Model, plan: QuantPlan, target: Target | None) -> QuantPlan:
+    """Scales of weights as recipe and target need them, once every grid is found."""
+    if target is not None and target.int16_pairs:
+        plan = safe_scales(model, plan)
+    return snap_weights(model, plan)

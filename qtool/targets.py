@@ -61,6 +61,10 @@ class Target:
         widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
             for; absent: only the target's own.
         scale: form of the scales where the recipe asks for none, a ``scale_kind``.
+        int16_pairs: pairs of products are added in 16 bits: scales of weights are made so wide
+            that none saturates.
+        integer_only: there are no floats between the first codes and the last; the report says how
+            the integer-only reference compares with the file.
         packing: what the runtime computes once at load, names from PACKING: codes from int4 or
             int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
             and ``scales`` of biases as products. A form is used where the file's opset has it;
@@ -81,6 +85,8 @@ class Target:
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     packing: tuple[str, ...] = ()
     scale: str = "float"
+    int16_pairs: bool = False
+    integer_only: bool = False
 
 
 def config_folder(kind: str) -> Path:
@@ -110,11 +116,30 @@ def load_target(name: str) -> Target:
                 f'target: "{name}" is not a target{suggest(name, known)} known: {", ".join(known)};'
                 " or give the path of a .yaml file"
             )
+    return _target(_whole(_read(path), path), path)
+
+
+def _read(path: Path) -> Any:
     try:
-        raw = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"target {path}: cannot be read: {error}") from error
-    return _target(raw, path)
+
+
+def _whole(raw: Any, path: Path) -> Any:
+    """The file's keys over those of the shipped target that it is ``like``; of that one only."""
+    if not isinstance(raw, dict) or "like" not in raw:
+        return raw
+    base = _typed(raw["like"], str, f"{path}: like")
+    _one_of(base, target_names(), f"{path}: like")
+    below = _read(config_folder("targets") / f"{base}.yaml")
+    if "like" in below:
+        raise RecipeError(f'target {path}: like: "{base}" is itself like another; name that one')
+    own = ("name", "description", "measured")  # nothing is measured by being like something
+    return {
+        **{key: value for key, value in below.items() if key not in own},
+        **{key: value for key, value in raw.items() if key != "like"},
+    }
 
 
 def _target(raw: Any, path: Path) -> Target:
@@ -137,6 +162,8 @@ def _target(raw: Any, path: Path) -> Target:
         dynamic=_dynamic(raw.get("dynamic", {}), f"{path}: dynamic"),
         stores=_stores(raw.get("stores", {}), f"{path}: stores"),
         widths=_widths(raw.get("widths", {}), specs, f"{path}: widths"),
+        int16_pairs=_typed(raw.get("int16_pairs", False), bool, f"{path}: int16_pairs"),
+        integer_only=_typed(raw.get("integer_only", False), bool, f"{path}: integer_only"),
         scale=_scale(raw.get("scale", "float"), f"{path}: scale"),
         packing=_packing(raw.get("packing", []), f"{path}: packing"),
     )

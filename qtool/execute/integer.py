@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.errors import UnsupportedError
+from qtool.execute.between import refuse_floats_between
 from qtool.execute.exact import limits_of
 from qtool.execute.executor import Executor
 from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
 from qtool.execute.integer_math import ROUNDINGS
-from qtool.graph import by_name, constant, is_constant, is_float, nodes_by_name
+from qtool.graph import by_name, constant, is_constant, nodes_by_name
 from qtool.numerics import QuantParams, mean_factor, quantize
 from qtool.plan import QuantPlan, Site
 
@@ -151,7 +151,7 @@ class IntegerNetwork:
         self.kernels = IntegerKernels(model, plan, rounding)
         self.model, self.plan = model, plan
         self.executor = Executor(model)
-        self._refuse_floats_between()
+        refuse_floats_between(model, plan)
         values = by_name(model.graph)
         inner = plan.integer_nodes
         made = {o.name for n in model.graph if n.name in inner for o in n.outputs}
@@ -225,25 +225,3 @@ class IntegerNetwork:
             else:
                 found[name] = (codes[name].float() - zero_of(params)) * float(params.scale)
         return found
-
-    def _refuse_floats_between(self) -> None:
-        inner = self.plan.integer_nodes
-        behind: set[str] = set()
-        for node in self.model.graph:
-            reads = [v.producer() for v in node.inputs if v is not None]
-            if any(p is not None and (p.name in inner or p.name in behind) for p in reads):
-                behind.add(node.name or "")
-        ahead: set[str] = set()
-        for node in reversed(list(self.model.graph)):
-            readers = [u for o in node.outputs for u, _ in o.uses()]
-            if any(u.name in inner or u.name in ahead for u in readers):
-                ahead.add(node.name or "")
-        for node in self.model.graph:
-            name = node.name or ""
-            if name in behind & ahead - inner and any(is_float(o) for o in node.outputs):
-                why = self.plan.floats.get(name, "it computes in float")
-                raise UnsupportedError(
-                    f'the integer-only reference stops at node "{name}" ({node.op_type}), which '
-                    f"stands between integer kernels: {why}; a network for integers alone needs "
-                    "another op there"
-                )

@@ -66,7 +66,17 @@ def _environment() -> Environment:
     environment.filters["basename"] = lambda path: PurePath(path).name
     for name in ("clean", "size", "amount", "milliseconds", "duration", "memory", "interval"):
         environment.filters[name] = getattr(words, name)
-    for name in ("metric", "score", "bits", "limit", "quality", "signed", "ratio", "held"):
+    for name in (
+        "metric",
+        "score",
+        "bits",
+        "limit",
+        "quality",
+        "signed",
+        "ratio",
+        "held",
+        "saturating",
+    ):
         environment.filters[name] = getattr(words, name)
     environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair)
     return environment

@@ -127,7 +127,7 @@ def _kernels(report: Report) -> str:
         parts.append(f"{title} {listed or 'none'}")
     parts.append(f"stray Q/DQ {len(report.kernels.stray_quantize)}")
     if report.kernels.saturation_risk:
-        parts.append("**saturation risk on this CPU**")
+        parts.append(f"**saturation risk** in {words.saturating(report.kernels.saturation_risk)}")
     return f"Kernels: {'; '.join(parts)}."
 
 

@@ -153,7 +153,7 @@ def _kernels(report: Report) -> Table | None:
     style = "yellow" if count else "dim"
     table.add_row(Text(f"{count} stray Q/DQ", style), Text(stray or "none left unfused", style))
     if kernels.saturation_risk:
-        risk = "8-bit products may saturate on this CPU (no VNNI): 7-bit weights avoid it"
+        risk = f"{words.saturating(kernels.saturation_risk)}: pairs of products may leave int16"
         table.add_row(Text("saturation", "red"), Text(risk))
     return table
 

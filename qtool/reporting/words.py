@@ -33,6 +33,14 @@ def shorten(text: str, width: int) -> str:
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
+def saturating(risk: bool | list[str]) -> str:
+    """Which layers may saturate: the first three by name; other tools' files do not say which."""
+    if isinstance(risk, bool):
+        return "some layers"
+    more = f" and {len(risk) - 3} more" if len(risk) > 3 else ""
+    return ", ".join(clean(name) for name in risk[:3]) + more
+
+
 def size(count: float) -> str:
     """Return bytes with three significant digits and a decimal unit: 1.09 MB."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))

@@ -16,8 +16,8 @@ FLOORS = {
     5: "cli",
     4: "pipeline judgement prepare steps api",
     3: "recipe catalog",
-    2: "load rewrites annotate calibrate calibrators schemes snap ptq qat search freeze emit verify"
-    " watch parity accounts metrics data reporting",
+    2: "load rewrites annotate calibrate calibrators schemes snap saturation ptq qat search freeze"
+    " emit verify watch parity accounts metrics data reporting",
     1: "graph bits ends patterns execute plan report files stages usercode",
     0: "numerics scales targets protocols errors",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the report counts: bytes, kernels of the graph that really runs, saturation, layers."""
+"""What the report counts: bytes, kernels of the graph that really runs, layers."""
 
 import platform
 from dataclasses import replace
@@ -26,7 +26,6 @@ from qtool.accounts import (
     kernels_part,
     layers_part,
     model_part,
-    saturation_risk,
     total_macs,
 )
 from qtool.accounts_size import file_parts
@@ -99,13 +98,15 @@ def by_hand(*nodes: tuple[str, str, str, str]) -> ir.Model:
 
 def test_a_stray_pair_is_named():
     """A layer of the plan that runs in float, its pair beside it; the file's edges are fine."""
-    plan = plan_with(PAIR)
+    plan = plan_with(np.full((1, 2, 1, 1), 127, np.int8))
     clean = [
         ("QuantizeLinear", "in", "x", "x_quantized"),
         ("QLinearConv", "s", "x_quantized", "y_quantized"),
         ("DequantizeLinear", "out", "y_quantized", "y"),
     ]
     kernels = kernels_part(by_hand(*clean), plan, [])
+    assert kernels.saturation_risk is False
+    assert kernels_part(by_hand(*clean), plan, ["s"]).saturation_risk == ["s"]
     assert (kernels.integer, kernels.float, kernels.stray_quantize) == ({"QLinearConv": 1}, {}, [])
     unfused = [
         clean[0],
@@ -137,75 +138,6 @@ def plan_with(codes: np.ndarray, op: str = "Conv", axis: int | None = 0) -> Quan
     grid = QuantParams(spec, np.ones(shape, np.float32), np.zeros(shape, np.int32))
     site = Site("s", op, ("s",), ("x",), "y", "w")
     return QuantPlan({"s": site}, grid_of={"w": "w"}, grids={"w": grid}, codes={"w": codes})
-
-
-@pytest.fixture
-def x86(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-
-
-def int8(*numbers, shape) -> np.ndarray:
-    return np.array(numbers, np.int8).reshape(shape)
-
-
-PAIR = int8(127, 127, shape=(1, 2, 1, 1))
-
-
-def test_two_large_weights_saturate_without_vnni(x86):
-    """Known answer: 255 * 127 * 2 = 64770 does not fit in int16."""
-    assert saturation_risk(plan_with(PAIR), ["avx2"])
-    assert saturation_risk(plan_with(-PAIR), ["avx2", "avx512f"])
-
-
-@pytest.mark.parametrize("isa", [["avx512_vnni"], ["avx2", "avx_vnni"]])
-def test_vnni_never_saturates(x86, isa):
-    assert not saturation_risk(plan_with(PAIR), isa)
-
-
-def test_other_processors_do_not_pair_in_int16(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not saturation_risk(plan_with(PAIR), [])
-
-
-def test_weights_up_to_63_never_saturate(x86):
-    codes = np.full((4, 8, 3, 3), 63, np.int8)
-    assert not saturation_risk(plan_with(codes), [])
-    codes[1, 2:4, 1, 1] = 65  # 63 + 65 = 128: 32640 still fits; 65 + 65 does not
-    assert saturation_risk(plan_with(codes), [])
-
-
-def test_the_limit_is_a_sum_of_128(x86):
-    assert not saturation_risk(plan_with(int8(127, 1, shape=(1, 2, 1, 1))), [])
-    assert saturation_risk(plan_with(int8(127, 2, shape=(1, 2, 1, 1))), [])
-
-
-def test_opposite_signs_cancel(x86):
-    assert not saturation_risk(plan_with(int8(127, -127, shape=(1, 2, 1, 1))), [])
-
-
-def test_only_weights_of_one_output_channel_pair(x86):
-    """The last weight of one channel and the first of the next never meet."""
-    codes = int8(0, 127, 127, 0, shape=(2, 2, 1, 1))
-    assert not saturation_risk(plan_with(codes), [])
-
-
-@pytest.mark.parametrize("place", [(0, slice(0, 2), 1, 1), (0, 1, 1, slice(0, 2))])
-def test_neighbours_in_either_order_pair(x86, place):
-    """Along input channels (channels last), and along the kernel (channels first)."""
-    codes = np.zeros((2, 4, 3, 3), np.int8)
-    codes[place] = 127
-    assert saturation_risk(plan_with(codes), [])
-
-
-@pytest.mark.parametrize(
-    ("op", "axis", "risk"),
-    [("Gemm", 0, True), ("Gemm", 1, False), ("MatMul", 1, False), ("Gemm", None, True)],
-)
-def test_a_matrix_pairs_along_its_reduction(x86, op, axis, risk):
-    codes = int8(100, 100, 0, 0, shape=(2, 2))  # a row of two large ones
-    assert saturation_risk(plan_with(codes, op, axis), []) is risk
-    if axis is not None:
-        assert saturation_risk(plan_with(codes.T.copy(), op, axis), []) is not risk
 
 
 def test_layers_are_the_weighted_ones_in_order(tmp_path):

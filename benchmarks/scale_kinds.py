@@ -1,0 +1,110 @@
+"""What scales without floats cost in accuracy: W8A8 with each kind of `qtool list scales`.
+
+    QTOOL_DATA=... python -m benchmarks.scale_kinds
+
+Calibrates once for all kinds and judges the files in ONNX Runtime. Writes
+benchmarks/results/scale_kinds.md.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+import qtool
+from benchmarks.machine import heading, results_folder, table
+from benchmarks.networks import NETWORKS, recipe
+from qtool.bits import Bits
+from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
+from qtool.calibrators import MSE
+from qtool.data import Dataset, open_dataset
+from qtool.emit import emit_qdq
+from qtool.execute.ort_session import OrtSession
+from qtool.freeze import freeze
+from qtool.load import bind_shapes
+from qtool.recipe import recipe_from_keywords
+from qtool.snap import snap_weights
+from qtool.steps import make_plan, rewrite
+from qtool.targets import load_target
+
+KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
+NAMES = ("resnet20", "mobilenet_v2", "squeezenet1_1", "fsdd_dscnn")
+# What N2D2 publishes for its own post-training quantization: single shift where it says no other.
+PUBLISHED = (
+    "N2D2's published drops, ImageNet, 1000 calibration images: MobileNetV2 70.95 -> 65.40 (single "
+    "shift) and 66.70 (fixed point), SqueezeNet 57.58 -> 54.98, ResNet-18 69.83 -> 68.78.\n"
+)
+
+
+def files(calibration: Dataset, model: qtool.Model) -> Iterator[tuple[str, ir.Model]]:
+    """The float file, then one for each kind; statistics are gathered once."""
+    yield "none", model._graph
+    target, graph = load_target("onnxruntime-cpu"), model._graph.clone()
+    first = next(iter(calibration.batches(1)))
+    bind_shapes(graph, {name: first[name].shape for name in model.inputs})
+    rewrite(graph, target.rewrites, Bits())
+    batches = ({n: batch[n] for n in model.inputs} for batch in calibration.batches(16))
+    stats = None
+    for kind in KINDS:
+        plan = weight_grids(graph, make_plan(graph, target, Bits(scale=kind), model.name))
+        if stats is None:
+            stats = collect(graph, observed_values(graph, plan), batches, histograms=True)
+        plan = snap_weights(graph, choose_grids(plan, stats, MSE()))
+        yield kind, emit_qdq(graph, freeze(graph, plan), target)
+
+
+def right(file: ir.Model, data: Dataset, inputs: list[str]) -> np.ndarray:
+    """Which samples the file classifies as their labels say."""
+    out = [file.graph.outputs[0].name or ""]
+    found = []
+    with OrtSession(file, out) as session:
+        for batch in data.batches(16):
+            scores = session.stream({name: batch[name] for name in inputs})[out[0]]
+            found.append(scores.reshape(len(scores), -1).argmax(1))
+    return np.concatenate(found) == np.asarray(data.labels)
+
+
+def measure(name: str, every: int) -> list[list[object]]:
+    """Float and quantized accuracy over all folds, and drops in points."""
+    kinds: dict[str, list[np.ndarray]] = {}
+    for fold in range(len(NETWORKS[name].folds)):
+        asked = recipe_from_keywords(recipe(NETWORKS[name], fold), "here", Path("/"), files=True)
+        model = qtool.load(str(asked.model))
+        if asked.evaluate is None:
+            raise AssertionError(f"{name} has no labels")
+        data = open_dataset(asked.evaluate, model.inputs)
+        if len(NETWORKS[name].folds) == 1 and data.count > 5000:
+            data = data.take(list(range(0, data.count, every)))
+        calibration = open_dataset(asked.calibrate, model.inputs)
+        for kind, file in files(calibration, model):
+            kinds.setdefault(kind, []).append(right(file, data, list(model.inputs)))
+    shares = {kind: 100 * np.concatenate(parts).mean() for kind, parts in kinds.items()}
+    count = sum(map(len, kinds["none"]))
+    rows: list[list[object]] = []
+    for kind in KINDS:
+        drop = shares["none"] - shares[kind]
+        rows.append(
+            [name, kind, count, f"{shares['none']:.2f}", f"{shares[kind]:.2f}", f"{drop:.2f}"]
+        )
+        print(*rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=5, help="of the CIFAR-10 test images")
+    parser.add_argument("names", nargs="*", default=NAMES)
+    chosen = parser.parse_args()
+    rows = [row for name in chosen.names for row in measure(name, chosen.every)]
+    header = ["network", "scales", "samples", "float %", "quantized %", "drop"]
+    text = heading("Scales without floats", "python -m benchmarks.scale_kinds")
+    text += "\nWeights int8 per channel, activations uint8, no step after calibration.\n\n"
+    text += table(header, rows) + "\n" + PUBLISHED
+    (results_folder() / "scale_kinds.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
