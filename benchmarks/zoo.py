@@ -1,14 +1,16 @@
 """Every construct quantized: does it load and run, how close is it, what does quantize_static do?
 
-    python -m benchmarks.zoo [MODEL ...]
+    python -m benchmarks.zoo [MODEL ...] [--fresh]
 
 Models of benchmarks/zoo_models.py are ONNX files, those of benchmarks/zoo_torch.py go through each
-of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md.
+of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md; finished rows are kept beside
+it, so a run that was cut off continues; models that are named, or all with --fresh, are redone.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import logging
 import tempfile
 import warnings
@@ -184,33 +186,56 @@ def _row(name: str, found: Outcome | None, other: str) -> list[object]:
     ]
 
 
+def measured(kind: str, name: str) -> list[object]:
+    """One row: the model in qtool, and its file in quantize_static.
+
+    Args:
+        kind: "onnx", or the name of a torch exporter.
+        name: the model's.
+    """
+    from benchmarks.zoo_torch import MODULES
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        is_file = kind == "onnx"
+        outcome = of_onnx(name, folder) if is_file else of_torch(name, kind, folder)
+        if outcome is None:
+            return _row(name, outcome, "-")
+        inputs = build(name)[1] if is_file else MODULES[name]()[1]
+        other = rival(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+        return _row(name, outcome, other)
+
+
 def main() -> None:
     from benchmarks.zoo_torch import MODULES
     from qtool.load.export import EXPORTERS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*")
+    parser.add_argument("--fresh", action="store_true", help="measure finished models again")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    rows: dict[str, list[list[object]]] = {"onnx": [], **{name: [] for name in EXPORTERS}}
-    for kind, found in rows.items():
-        known = MODELS if kind == "onnx" else MODULES
-        for name in [n for n in known if not given.models or n in given.models]:
-            with tempfile.TemporaryDirectory() as place:
-                folder = Path(place)
-                onnx_file = kind == "onnx"
-                outcome = of_onnx(name, folder) if onnx_file else of_torch(name, kind, folder)
-                inputs = build(name)[1] if onnx_file else MODULES[name]()[1]
-                other = (
-                    rival(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
-                    if outcome is not None
-                    else "-"
-                )
-                found.append(_row(name, outcome, other))
-            print(kind, *[str(c)[:110] for c in found[-1]], sep=" | ", flush=True)
-    if not given.models:
-        (results_folder() / "zoo.md").write_text(_text(rows))
+    store = results_folder() / "zoo.json"
+    kept: dict[str, dict[str, list[object]]] = {}
+    if store.is_file() and not given.fresh:
+        kept = json.loads(store.read_text())
+    known = {"onnx": list(MODELS), **{key: list(MODULES) for key in EXPORTERS}}
+    for kind, names in known.items():
+        rows = kept.setdefault(kind, {})
+        for name in names:
+            if name not in given.models if given.models else name in rows:
+                continue
+            rows[name] = measured(kind, name)
+            print(kind, *[str(c)[:110] for c in rows[name]], sep=" | ", flush=True)
+            kept[kind] = {name: rows[name] for name in names if name in rows}
+            rows = kept[kind]
+            store.write_text(json.dumps(kept, indent=1))
+    text = _text({kind: list(rows.values()) for kind, rows in kept.items()})
+    missing = sum(len(names) - len(kept[kind]) for kind, names in known.items())
+    if missing:
+        text += f"\n{missing} models are still to be measured.\n"
+    (results_folder() / "zoo.md").write_text(text)
 
 
 def _text(rows: dict[str, list[list[object]]]) -> str:
