@@ -65,10 +65,9 @@ def widen(
         forms: what the target folds, of int4, int2, bytes and base3; else containers stay.
         shift: added to every code, for kernels that want another weight zero point.
     """
-    moved = codes.astype(np.int32) + shift
+    moved = (codes.astype(np.int32) + shift).astype(codes.dtype) if shift else codes
     levels = params.levels + shift if isinstance(params, Codebook) else None
     width, form = form_of(codes, params, forms, shift)
-    moved = moved.astype(codes.dtype)
     if form == "base3" and levels is not None:
         value = _trits(store, name, moved, levels)
     elif form == "bytes" and levels is not None:
@@ -137,12 +136,12 @@ def pack(codes: np.ndarray, width: int) -> list[np.ndarray]:
         uint8 [groups * bits] for each of ``planes(width)``; the first code of a byte lies in its
         lowest bits, and codes behind the last one are 0.
     """
-    flat = codes.reshape(-1).astype(np.int64)
+    flat = codes.reshape(-1).astype(np.uint8)  # wraps: two's complement
     flat = np.pad(flat, (0, -len(flat) % GROUP))
     found = []
     for bits, at in planes(width):
         fields = (flat >> at & (1 << bits) - 1).reshape(-1, 8 // bits)
-        found.append((fields << np.arange(0, 8, bits)).sum(1).astype(np.uint8))
+        found.append(np.bitwise_or.reduce(fields << np.arange(0, 8, bits, dtype=np.uint8), 1))
     return found
 
 
@@ -153,9 +152,9 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
 
 def pack_trits(indices: np.ndarray) -> np.ndarray:
     """Five of 0, 1, 2 in a byte, the first counts 1, the next 3: uint8 [ceil(n / 5)]."""
-    flat = indices.reshape(-1).astype(np.int64)
+    flat = indices.reshape(-1).astype(np.uint8)
     fives = np.pad(flat, (0, -len(flat) % 5)).reshape(-1, 5)
-    return (fives * 3 ** np.arange(5)).sum(1).astype(np.uint8)
+    return (fives * (3 ** np.arange(5)).astype(np.uint8)).sum(1, dtype=np.uint8)
 
 
 def unpack_trits(packed: np.ndarray) -> np.ndarray:
