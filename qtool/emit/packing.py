@@ -146,8 +146,11 @@ def pack(codes: np.ndarray, width: int) -> list[np.ndarray]:
 
 
 def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    """The fields of bytes, from the lowest bits up: int64, shape of ``packed`` and [8 / bits]."""
-    return packed[..., None].astype(np.int64) >> np.arange(0, 8, bits) & (1 << bits) - 1
+    """The fields of bytes, from the lowest bits up: int16, shape of ``packed`` and [8 / bits]."""
+    return (
+        packed[..., None].astype(np.int16) >> np.arange(0, 8, bits, dtype=np.int16)
+        & (1 << bits) - 1
+    )
 
 
 def pack_trits(indices: np.ndarray) -> np.ndarray:
