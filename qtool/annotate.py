@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.annotate_dynamic import add_dynamic, is_large
+from qtool.annotate_target import positive_grids, private, without_fused
 from qtool.bits import Bits
 from qtool.graph import (
     attribute,
@@ -170,7 +171,7 @@ def _propose(nodes: Iterable[ir.Node], draft: _Draft) -> None:
         if follower is not None and _absorbed(follower, rule, draft):
             last = follower
             taken.add(follower.name or "")
-        draft.candidates[name] = (node, rule, last)
+        draft.candidates[name] = (node, without_fused(node, rule, draft.candidates), last)
 
 
 def _absorbed(follower: ir.Node, rule: OpRule, draft: _Draft) -> bool:
@@ -275,7 +276,7 @@ def _available(model: ir.Model, nodes: Iterable[ir.Node], draft: _Draft) -> set[
 
 
 def _wanted(nodes: list[ir.Node], draft: _Draft, available: set[ir.Value]) -> set[ir.Value]:
-    wanted: set[ir.Value] = set()
+    wanted = {v for v in available if v.is_graph_output()} if draft.bits.code_outputs else set()
     for node in reversed(nodes):
         if node.name not in draft.candidates:
             continue
@@ -328,7 +329,7 @@ def _hand_out(
             draft.find(out.name or "")
         if rule.form == "concat":
             for operand in operands:
-                if _private(operand, chosen):
+                if private(operand, chosen):
                     draft.join(out.name or "", operand.name or "")
         weight = bias = None
         if rule.weight is not None:
@@ -339,6 +340,9 @@ def _hand_out(
     widths = _grid_widths(draft, chosen)
     act = draft.target.activations
     grids = {g: replace(act, bits=widths.get(g, act.bits)) for g in grid_of.values()}
+    if draft.target.unsigned_where_positive:
+        for grid in positive_grids(chosen, grid_of):
+            grids[grid] = replace(grids[grid], signed=False)
     grids.update(fixed)
     grid_of.update({name: name for name in fixed})
     return QuantPlan(sites=sites, passes=frozenset(passes), grid_of=grid_of, grids=grids)
@@ -375,26 +379,8 @@ def _weight_specs(
     bias = (
         node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
     )
-    if bias is None or bias.name is None:
+    if bias is None or bias.name is None or draft.target.bias == "float":
         return weight, None
     along = PerTensor() if bits.granularity == "tensor" else PerChannel(0)
     fixed[bias.name] = QuantSpec(32, True, True, along)
     return weight, bias.name
-
-
-def _private(value: ir.Value, chosen: Mapping[str, tuple[ir.Node, OpRule, ir.Node]]) -> bool:
-    """True when nothing but the Concat behind it reads this value's codes.
-
-    Then the Concat's grid serves it best: values are rounded once, not twice, and the copy is free.
-    """
-    if sole_reader(value) is None or is_constant(value) or value.is_graph_input():
-        return False
-    producer = value.producer()
-    if producer is None:
-        return False
-    made = chosen.get(producer.name or "")
-    if made is not None and made[1].form == "same_grid":
-        if len(producer.outputs) > 1:
-            return False
-        return producer.inputs[0] is not None and _private(producer.inputs[0], chosen)
-    return True

@@ -33,6 +33,7 @@ class Bits:
             the reduction) for weights of layers that compute in floats.
         scale: form of the scales in integer layers, a ``scale_kind``.
         layers: node name -> its own widths.
+        code_outputs: the network's outputs are wanted as codes.
     """
 
     weights: int | None = 8
@@ -42,6 +43,7 @@ class Bits:
     block: int = 32
     scale: str = "float"
     layers: Mapping[str, Widths] = field(default_factory=dict)
+    code_outputs: bool = False
 
     def of(self, node: ir.Node) -> Widths:
         """The widths asked for one node."""

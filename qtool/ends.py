@@ -56,8 +56,6 @@ def _described(params: QuantParams) -> dict[str, Any]:
         "zero_point": int(params.zero_point),
         "low": params.spec.qmin,
         "high": params.spec.qmax,
-        "bits": params.spec.bits,
-        "symmetric": params.spec.symmetric,
     }
 
 
@@ -73,6 +71,9 @@ def read_ends(metadata: Mapping[str, str]) -> Ends:
 
 
 def _grid(found: Mapping[str, Any]) -> QuantParams:
-    spec = QuantSpec(found["bits"], not found["dtype"].startswith("u"), found["symmetric"])
+    low, high = found["low"], found["high"]
+    signed, bits = low < 0, (high - min(low, 0)).bit_length()
+    # A grid that leaves its lowest code out is a symmetric one.
+    spec = QuantSpec(bits, signed, symmetric=signed and low == -high)
     scale, zero = np.asarray(found["scale"], np.float32), np.asarray(found["zero_point"], np.int32)
     return QuantParams(spec, scale, zero)

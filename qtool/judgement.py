@@ -3,7 +3,7 @@
 import importlib
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from qtool.report import (
     PARITY_MAX_LSB,
     PARITY_SHARE_OFF,
     PARITY_SHARE_OFF_AFTER_FLOAT,
+    PARITY_SHARE_OFF_WIDE,
     Accuracy,
     IntegerOnly,
     Latency,
@@ -113,7 +114,7 @@ class Judge:
             risky,
         )
 
-    def _tasks(self, names: Sequence[str], chosen: Sequence[int]) -> list[dict[str, Any]]:
+    def _tasks(self, names: Iterable[str], chosen: Sequence[int]) -> list[dict[str, Any]]:
         prepared = self.prepared
         quantized = str(self.scratch / "model.onnx")
         both = {"float": str(prepared.loaded.path), "quantized": quantized}
@@ -139,28 +140,41 @@ class Judge:
             {"kind": "latency", "big": big, **timing, **both},
         ]
 
-    def _parity(self, names: Sequence[str], samples: int, saved: int) -> tuple[Parity, bool]:
+    def _parity(self, names: Mapping[str, str], samples: int, saved: int) -> tuple[Parity, bool]:
         from qtool.parity import compare
 
         with self.stages.stage("parity") as record:
-            counts = compare(self.model, self.plan, self.scratch / "parity", names, saved)
-            integer, floats = counts.integer, counts.after_float
+            in_floats = self.recipe.output.format == "qonnx"
+            folder = self.scratch / "parity"
+            counts = compare(self.model, self.plan, folder, names, saved, in_floats=in_floats)
+            integer, floats, wide = counts.integer, counts.after_float, counts.wide
             record.notes.append(
                 f"integer kernels: {integer.off} of {integer.total} codes differ; after float ops: "
                 f"{floats.off} of {floats.total}"
             )
+            if wide.total:
+                record.notes.append(
+                    f"values of more than 8 bits, computed in floats: {wide.off} of {wide.total} "
+                    f"codes differ, by {wide.largest} at most"
+                )
             for name, off in sorted(counts.worst.items(), key=lambda kv: -kv[1])[:5]:
                 record.notes.append(f"{name}: {off} codes differ")
-        largest = max(integer.largest, floats.largest)
+        largest = max(integer.largest, floats.largest, wide.largest)
         passed = (
             integer.share <= PARITY_SHARE_OFF
             and floats.share <= PARITY_SHARE_OFF_AFTER_FLOAT
+            and wide.share <= PARITY_SHARE_OFF_WIDE
             and largest <= PARITY_MAX_LSB
         )
-        share = (integer.off + floats.off) / max(integer.total + floats.total, 1)
-        return Parity(samples=samples, max_lsb=largest, share_off=share), passed
+        found = Parity(
+            samples=samples,
+            max_lsb=largest,
+            share_off=(integer.off + floats.off) / max(integer.total + floats.total, 1),
+            wide_share_off=wide.share if wide.total else None,
+        )
+        return found, passed
 
-    def _integer_only(self, names: Sequence[str], chosen: Sequence[int]) -> IntegerOnly:
+    def _integer_only(self, names: Mapping[str, str], chosen: Sequence[int]) -> IntegerOnly:
         """The reference without floats on the captured samples, beside the file's outputs."""
         outputs = np.load(self.scratch / "quantized.npy", mmap_mode="r")
         with self.stages.stage("integers") as record:
@@ -172,7 +186,7 @@ class Judge:
             )
         return found
 
-    def _saturating(self, names: Sequence[str], saved: int) -> list[str]:
+    def _saturating(self, names: Mapping[str, str], saved: int) -> list[str]:
         """Layers whose pairs of products can leave int16 where they are added in int16."""
         if not (self.prepared.target.int16_pairs or adds_pairs(instruction_sets())):
             return []

@@ -1,6 +1,6 @@
 """What the captures of a file say of integer hardware: the reference without floats, saturation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ def integer_only(
     model: ir.Model,
     plan: QuantPlan,
     folder: Path,
-    names: Sequence[str],
+    names: Mapping[str, str],
     outputs: Sequence[np.ndarray],
 ) -> IntegerOnly:
     """Run the plan without floats beside the file.
@@ -24,7 +24,7 @@ def integer_only(
         model: the rewritten graph.
         plan: frozen.
         folder: captures ``0.npz`` ..., as parity reads them.
-        names: what was captured.
+        names: what was captured, and which of the plan's values it is.
         outputs: the file's first output for each capture.
     """
     from qtool.execute.integer import IntegerKernels, IntegerNetwork
@@ -45,11 +45,11 @@ def integer_only(
 
 
 def saturating(
-    model: ir.Model, plan: QuantPlan, folder: Path, names: Sequence[str], saved: int
+    model: ir.Model, plan: QuantPlan, folder: Path, names: Mapping[str, str], saved: int
 ) -> list[str]:
     """Sentences about what int16 pairs take from the sums of layers, on captured samples."""
     _, seen = next(_captures(folder, names, saved))
-    codes = {name.removesuffix("_quantized"): array for name, array in seen.items()}
+    codes = {value: array for value, array in seen.items() if array.dtype.kind in "iu"}
     return [
         f"{found.name}: {100 * found.share:.2g} % of its sums saturate, by up to "
         f"{100 * found.largest:.2g} % of the largest"
@@ -58,10 +58,12 @@ def saturating(
 
 
 def _captures(
-    folder: Path, names: Sequence[str], saved: int
+    folder: Path, names: Mapping[str, str], saved: int
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """(inputs, watched values) of each captured batch."""
+    """(inputs, watched values by the plan's names) of each captured batch."""
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
             inputs = {n[2:]: archive[n] for n in archive.files if n.startswith("i:")}
-            yield inputs, {name: archive[f"o{j}"] for j, name in enumerate(names)}
+            seen = {value: archive[f"o{j}"] for j, value in enumerate(names.values())}
+            fed = {n[2:]: archive[n] for n in archive.files if n.startswith("c:")}
+            yield inputs, seen | fed

@@ -52,8 +52,9 @@ class QuantSpec:
     Attributes:
         bits: 1..16 for data, 32 for biases; 1 bit has no grid of its own, only a Codebook.
         signed: codes around zero, else from 0 up.
-        symmetric: the zero point is fixed (0 when signed). Signed symmetric grids are narrow:
-            -(2^(bits-1) - 1) .. 2^(bits-1) - 1, so that -x is representable whenever x is.
+        symmetric: the zero point is fixed (0 when signed).
+        narrow: a signed symmetric grid leaves out its lowest code, -2^(bits-1), so that -x is
+            representable whenever x is; False where a runtime's QuantizeLinear writes it.
         granularity: how many scales.
         scale_kind: float | power_of_two | fixed_point | double_shift.
     """
@@ -63,13 +64,14 @@ class QuantSpec:
     symmetric: bool
     granularity: Granularity = PerTensor()
     scale_kind: str = "float"
+    narrow: bool = True
 
     @property
     def qmin(self) -> int:
         """Smallest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+        return -(2 ** (self.bits - 1)) + int(self.symmetric and self.narrow)
 
     @property
     def qmax(self) -> int:

@@ -13,10 +13,9 @@ from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor
-from qtool.graph import is_constant, nodes_by_name
-from qtool.numerics import dequantize, quantize
-from qtool.plan import QuantPlan
-from qtool.protocols import Observe
+from qtool.graph import is_constant, is_float, nodes_by_name
+from qtool.numerics import QuantParams, align, dequantize, quantize
+from qtool.plan import QuantPlan, Site
 
 
 @dataclass
@@ -52,11 +51,13 @@ class ParityCounts:
     Attributes:
         integer: values written by integer kernels.
         after_float: values that float ops between integer kernels computed before rounding.
+        wide: values on grids of more than 8 bits, which are computed in floats throughout.
         worst: value name -> codes that differ.
     """
 
     integer: Count = field(default_factory=Count)
     after_float: Count = field(default_factory=Count)
+    wide: Count = field(default_factory=Count)
     worst: dict[str, int] = field(default_factory=dict)
 
 
@@ -64,124 +65,193 @@ def compare(
     model: ir.Model,
     plan: QuantPlan,
     folder: Path,
-    names: Sequence[str],
+    names: Mapping[str, str],
     saved: int,
     kernels_of: Callable[[ir.Model, QuantPlan], Any] = ExactKernels,
+    in_floats: bool = False,
 ) -> ParityCounts:
     """Recompute every layer from the file's own inputs to it, and count the codes that differ.
 
     Args:
         model: the rewritten float graph.
         plan: frozen.
-        folder: holds ``0.npz`` ...: ``i:<input>`` and ``o<k>`` for the k-th name.
-        names: what was captured.
+        folder: holds ``0.npz`` ...: ``i:<input>``, ``c:<input>`` where codes were fed, and ``o<k>``
+            for the k-th name.
+        names: what was captured, and which of the plan's values it is.
         saved: how many captures there are.
         kernels_of: computes single layers: ExactKernels, or IntegerKernels.
+        in_floats: the file computes on values, not on codes (QONNX).
     """
     counts = ParityCounts()
     kernels = kernels_of(model, plan)
     executor = Executor(model, instead=functions(plan))
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
-            inputs = {n[2:]: archive[n] for n in archive.files if n.startswith("i:")}
+            inputs, fed = (
+                {n[2:]: archive[n] for n in archive.files if n.startswith(kind)}
+                for kind in ("i:", "c:")
+            )
             seen = {name: archive[f"o{j}"] for j, name in enumerate(names)}
-        _compare_one(model, plan, kernels, executor, inputs, seen, counts)
+        written = {
+            value: seen[name]
+            for name, value in names.items()
+            if value in plan.grid_of and (in_floats or seen[name].dtype.kind in "iu")
+        }
+        codes = {v: _codes(plan, v, array) for v, array in (written | fed).items()}
+        sample = _Sample(model, plan, kernels, executor, counts, in_floats, inputs, seen, codes)
+        sample.sites()
+        sample.passes()
+        sample.dynamic()
+        sample.rest()
     return counts
 
 
-def _compare_one(
-    model: ir.Model,
-    plan: QuantPlan,
-    kernels: Any,
-    executor: Executor,
-    inputs: Mapping[str, np.ndarray],
-    seen: Mapping[str, np.ndarray],
-    counts: ParityCounts,
-) -> None:
-    codes = {
-        n.removesuffix("_quantized"): a
-        for n, a in seen.items()
-        if n.endswith("_quantized") and a.dtype.kind in "iu"
-    }
-    feeds: dict[str, Any] = dict(inputs)
+class _Sample:
+    """One batch: what the file was seen to compute, and what of it was judged."""
 
-    def judge(count: Count, name: str, expected: torch.Tensor) -> None:
-        if off := count.add(expected, codes[name]):
-            counts.worst[name] = counts.worst.get(name, 0) + off
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: QuantPlan,
+        kernels: Any,
+        executor: Executor,
+        counts: ParityCounts,
+        in_floats: bool,
+        inputs: Mapping[str, np.ndarray],
+        seen: Mapping[str, np.ndarray],
+        codes: Mapping[str, np.ndarray],
+    ) -> None:
+        self.model, self.plan, self.kernels, self.executor = model, plan, kernels, executor
+        self.counts, self.in_floats, self.inputs, self.seen = counts, in_floats, inputs, seen
+        self.codes = codes
+        self.feeds: dict[str, Any] = dict(inputs)
 
-    for site in plan.sites.values():
-        if any(v not in codes and v not in plan.codes for v in site.inputs):
-            continue
-        found = kernels.site(site, codes)
-        if site.output in codes:
-            judge(counts.integer, site.output, found)
-            feeds[site.output] = _values(plan, site.output, codes)
-        elif site.output in seen:
-            counts.integer.add(*_as_codes(found, seen[site.output]))
-            feeds[site.output] = seen[site.output]
-    nodes = nodes_by_name(model.graph)
-    for name in plan.passes:
-        node = nodes[name]
-        source = node.inputs[0].name if node.inputs[0] is not None else None
-        if source not in codes:
-            continue
-        shapes = [v.name or "" for v in node.inputs[1:] if v is not None and not is_constant(v)]
-        computed = executor(inputs, None, shapes) if shapes else {}
-        moved = kernels.moved(name, codes[source], computed)
-        for out, found in zip(node.outputs, moved, strict=True):
-            if out.name in codes:
-                judge(counts.integer, out.name, found)
-                feeds[out.name] = _values(plan, out.name, codes)
+    def sites(self) -> None:
+        """Judge what integer sites wrote; those that the file computes in floats, in floats."""
+        for site in self.plan.sites.values():
+            if any(v not in self.codes and v not in self.plan.codes for v in site.inputs):
+                continue
+            exact = not self.in_floats and self._on_codes(site)
+            if not exact and not self._fed(site):
+                continue
+            found = self.kernels.site(site, self.codes) if exact else self._in_floats(site)
+            if site.output in self.codes:
+                self._judge(self.counts.integer if exact else None, site.output, found)
+            elif site.output in self.seen:
+                self.counts.integer.add(*_as_codes(found, self.seen[site.output]))
+                self.feeds[site.output] = self.seen[site.output]
 
-    _compare_dynamic(model, plan, executor, seen, feeds, counts)
-    rest = [v for v in codes if v not in feeds or v in inputs]
-    with torch.inference_mode():
-        floats = executor(feeds, _as_stored(plan), rest) if rest else {}
-    for name in rest:
-        params = plan.params(name)
-        if params is not None:
-            judge(counts.after_float, name, quantize(floats[name], params))
+    def passes(self) -> None:
+        """Judge what ops moved."""
+        nodes = nodes_by_name(self.model.graph)
+        for name in self.plan.passes:
+            node = nodes[name]
+            source = (node.inputs[0].name if node.inputs[0] is not None else None) or ""
+            if source not in self.codes:
+                continue
+            shapes = [v.name or "" for v in node.inputs[1:] if v is not None and not is_constant(v)]
+            computed = self.executor(self.inputs, None, shapes) if shapes else {}
+            moved = self.kernels.moved(name, self.codes[source], computed)
+            for out, found in zip(node.outputs, moved, strict=True):
+                if (out.name or "") in self.codes:
+                    self._judge(self.counts.integer, out.name or "", found)
 
+    def dynamic(self) -> None:
+        """Judge products whose inputs got grids while the file ran."""
+        nodes = nodes_by_name(self.model.graph)
+        for site in self.plan.dynamic.values():
+            first = site.outputs[0]
+            if first not in self.seen:
+                continue
+            got = torch.tensor(self.seen[first])
+            with torch.inference_mode():
+                expected = exact_site(self.model, self.plan, site, self._value, got)
+            # An LSTM's gates are floats, and its state is rounded to 8 bits again.
+            lstm = site.op == "LSTM"
+            count = self.counts.after_float if lstm else self.counts.integer
+            if off := count.add(*_as_codes(expected, self.seen[first], 8 if lstm else 16)):
+                self.counts.worst[first] = self.counts.worst.get(first, 0) + off
+            written = [v.name or "" for v in nodes[site.name].outputs]
+            self.feeds.update({name: self.seen[name] for name in written if name in self.seen})
 
-def _as_stored(plan: QuantPlan) -> Observe:
-    """Lets float ops read their weights as the file widens them."""
-
-    def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-        name = value.name or ""
-        return constant_tensor(plan, name) if name in plan.stored else tensor
-
-    return observe
-
-
-def _compare_dynamic(
-    model: ir.Model,
-    plan: QuantPlan,
-    executor: Executor,
-    seen: Mapping[str, np.ndarray],
-    feeds: dict[str, Any],
-    counts: ParityCounts,
-) -> None:
-    """Products whose inputs got grids while the file ran; what they wrote is added to ``feeds``."""
-    nodes = nodes_by_name(model.graph)
-
-    def value_of(name: str) -> torch.Tensor:
-        known = feeds.get(name, seen.get(name))
+    def _value(self, name: str) -> torch.Tensor:
+        known = self.feeds.get(name, self.seen.get(name))
         if known is not None:
             return torch.tensor(known)
-        return executor(feeds, _as_stored(plan), [name])[name]
+        return self.executor(self.feeds, self._constant, [name])[name]
 
-    for site in plan.dynamic.values():
-        first = site.outputs[0]
-        if first not in seen:
-            continue
+    def rest(self) -> None:
+        """Judge what float ops computed before it was rounded."""
+        rest = [v for v in self.codes if v not in self.feeds or v in self.inputs]
         with torch.inference_mode():
-            expected = exact_site(model, plan, site, value_of, torch.tensor(seen[first]))
-        # An LSTM's gates are floats, and its state is rounded to 8 bits again.
-        count, bits = (counts.after_float, 8) if site.op == "LSTM" else (counts.integer, 16)
-        if off := count.add(*_as_codes(expected, seen[first], bits)):
-            counts.worst[first] = counts.worst.get(first, 0) + off
-        written = [v.name or "" for v in nodes[site.name].outputs]
-        feeds.update({name: seen[name] for name in written if name in seen})
+            floats = self.executor(self.feeds, self._constant, rest) if rest else {}
+        for name in rest:
+            params = self.plan.params(name)
+            if params is not None:
+                self._judge(None, name, self._rounded(floats[name], params))
+
+    def _judge(self, count: Count | None, name: str, expected: torch.Tensor) -> None:
+        spec = self.plan.spec(name)
+        if count is None:  # computed in floats: what may differ depends on how fine the steps are
+            wide = spec is not None and spec.bits > 8
+            count = self.counts.wide if wide else self.counts.after_float
+        if off := count.add(expected, self.codes[name]):
+            self.counts.worst[name] = self.counts.worst.get(name, 0) + off
+        self.feeds[name] = _values(self.plan, name, self.codes)
+
+    def _on_codes(self, site: Site) -> bool:
+        """False for a site that the file computes in floats, whatever lies around it.
+
+        That is one with an operand or a bias in floats, or with codes wider than 8 bits.
+        """
+        node = self.kernels.nodes[site.name]
+        read = [v.name or "" for v in node.inputs if v is not None and is_float(v)]
+        if any(self.plan.spec(name) is None for name in read):
+            return False
+        specs = [self.plan.spec(name) for name in (*site.inputs, site.output)]
+        return all(spec is None or spec.bits <= 8 for spec in specs)
+
+    def _fed(self, site: Site) -> bool:
+        """Whether the floats that a site reads beside codes were seen."""
+        read = self.kernels.nodes[site.name].inputs
+        named = [v.name for v in read if v is not None and not is_constant(v) and is_float(v)]
+        return all(name in self.codes or name in self.seen for name in named)
+
+    def _in_floats(self, site: Site) -> torch.Tensor:
+        """A site from its own inputs on torch: codes where it rounds, else values."""
+        read = [v.name or "" for v in self.kernels.nodes[site.name].inputs if v is not None]
+        feeds = {
+            name: _values(self.plan, name, self.codes) if name in self.codes else self.seen[name]
+            for name in read
+            if name in self.codes or name in self.seen
+        }
+        with torch.inference_mode():
+            found = self.executor(feeds, self._as_emitted, [site.output])[site.output]
+        params = self.plan.params(site.output)
+        return found if params is None else self._rounded(found, params)
+
+    def _rounded(self, found: torch.Tensor, params: QuantParams) -> torch.Tensor:
+        if not self.in_floats:
+            return quantize(found, params)
+        # QONNX adds the zero point before it rounds.
+        scale, zero = align(params, found)
+        return (found / scale + zero).clamp(params.spec.qmin, params.spec.qmax).round()
+
+    def _constant(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        name = value.name or ""
+        return constant_tensor(self.plan, name) if name in self.plan.stored else tensor
+
+    def _as_emitted(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        name = value.name or ""
+        return constant_tensor(self.plan, name) if name in self.plan.codes else tensor
+
+
+def _codes(plan: QuantPlan, name: str, array: np.ndarray) -> np.ndarray:
+    """Codes of a captured value, which is codes or, in QONNX files, lies on the grid."""
+    params = plan.params(name)
+    if params is None:
+        raise AssertionError(f"{name} was captured but its grid was not found")
+    return array if array.dtype.kind in "iu" else quantize(array, params)
 
 
 def _values(plan: QuantPlan, name: str, codes: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qtool import __version__
 from qtool.accounts import (
     environment,
+    instruction_sets,
     kernels_part,
     layers_part,
     model_part,
@@ -20,7 +21,8 @@ from qtool.accounts import (
 from qtool.accounts_size import file_bytes, file_parts, size_part, written_files
 from qtool.calibrate import batch_size, observed_values, weight_grids
 from qtool.calibrators import CALIBRATORS
-from qtool.emit import emit_qdq, save_model
+from qtool.emit import emit_model, save_model
+from qtool.ends import Ends
 from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, digest_of, write_text_atomic
@@ -32,11 +34,13 @@ from qtool.plan_io import read_plan, write_plan
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
+from qtool.recipe_target import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.reporting import write_run_files
 from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
+from qtool.targets import load_target
 
 
 def run_ptq(
@@ -70,6 +74,7 @@ def run_ptq(
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
+    recipe = settle(recipe, load_target(recipe.target))
     made = first_missing(out)
     count = threads or default_threads()
     base = (source_digest(), str(environment()), str(count), device)
@@ -83,10 +88,10 @@ def run_ptq(
             plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            plan, emitted = _freeze_and_emit(prepared, plan, stages, scratch)
+            plan, emitted, ends = _freeze_and_emit(recipe, prepared, plan, stages, scratch)
             judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
             found = judging.run(emitted)
-            report = _report(recipe, prepared, plan, emitted, stages, seed, part, found)
+            report = _report(recipe, prepared, plan, emitted, stages, seed, part, found, ends)
             _write(recipe, plan, report, out, scratch)
         except Exception:
             # What was finished is kept after an interruption only; else nothing is left behind.
@@ -220,16 +225,26 @@ def _load_grids(path: Path) -> QuantPlan:
 
 
 def _freeze_and_emit(
-    prepared: Prepared, plan: QuantPlan, stages: Stages, scratch: Path
-) -> tuple[QuantPlan, ir.Model]:
+    recipe: Recipe, prepared: Prepared, plan: QuantPlan, stages: Stages, scratch: Path
+) -> tuple[QuantPlan, ir.Model, Ends]:
+    model, target, output = prepared.loaded.model, prepared.target, recipe.output
     with stages.stage("freeze") as record:
         plan = freeze(prepared.loaded.model, plan)
         record.notes += plan.log
     let_go(prepared.loaded.model)
-    with stages.stage("emit"):
-        emitted = emit_qdq(prepared.loaded.model, plan, prepared.target)
+    with stages.stage("emit") as record:
+        emitted, ends, notes = emit_model(model, plan, target, output.format or "qdq", output.io)
+        if output.io == "quantized" and not ends.inputs and not ends.outputs:
+            raise recipe.error(("output", "io"), f"quantized: {'; '.join(notes)}; write io: float")
+        record.notes += notes
+        missing = [name for name in target.isa if name not in instruction_sets()]
+        if missing:
+            record.notes.append(
+                f"WARNING: files for {target.name} gain speed on processors with "
+                f"{', '.join(missing)}, which this one lacks; its latency is not theirs"
+            )
         save_model(emitted, scratch / "model.onnx")
-    return plan, emitted
+    return plan, emitted, ends
 
 
 def _report(
@@ -241,6 +256,7 @@ def _report(
     seed: int,
     part: ModelPart,
     found: Judgement,
+    ends: Ends,
 ) -> Report:
     path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded
     whole, layers = file_parts(emitted)
@@ -258,6 +274,8 @@ def _report(
             path="model.onnx",
             sha256=digest_of(written_files(path)),
             opset=loaded.model.opset_imports[""],
+            format=recipe.output.format,
+            **ends.described(),
         ),
         data=Data(
             calibration=DataPart(count=calibration.count, sha256=calibration.digest),
@@ -332,6 +350,7 @@ def check(
     Raises:
         QtoolError: as a run would.
     """
+    recipe = settle(recipe, load_target(recipe.target))
     with tempfile.TemporaryDirectory() as folder:
         stages = Stages(Path(folder), True, ())
         prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)

@@ -4,7 +4,7 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quan
     words = dict(raw["granularity"])
     kinds = {"tensor": PerTensor, "channel": PerChannel, "block": PerBlock}
     granularity = kinds[words.pop("kind")](**words)
-    spec = QuantSpec(raw["bits"], raw["signed"], raw["symmetric"], granularity, raw["scale_kind"])
+    raw = {**raw, "granularity": granularity}
+    spec = QuantSpec(**{f.name: raw[f.name] for f in fields(QuantSpec)})
     if f"scale/{name}" not in arrays:
         return spec
     found = (spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])

@@ -95,7 +95,7 @@ def prepare(
                     f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
                     f"{suggest(name, REWRITES)}"
                 )
-        loaded = _load(recipe, stages, trust_code, requantize)
+        loaded = _load(recipe, target, stages, trust_code, requantize)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
@@ -109,6 +109,7 @@ def prepare(
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         _check_labels(recipe.evaluate, judged, loaded.model)
         bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
+        bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
     return Prepared(
         loaded, target, inputs, calibration, judged, judged_section, indices, bits, trust_code
@@ -178,7 +179,9 @@ def _check_labels(evaluate: Evaluate | None, judged: Dataset, model: ir.Model) -
         refuse_outside(labels, shape[1])
 
 
-def _load(recipe: Recipe, stages: Stages, trust_code: bool, requantize: bool) -> Loaded:
+def _load(
+    recipe: Recipe, target: Target, stages: Stages, trust_code: bool, requantize: bool
+) -> Loaded:
     """The model of the recipe; a torch network is exported into the stages' folder first."""
     if carries_code(recipe.model) and not trust_code:
         name = as_torch(recipe.model).torch
@@ -189,7 +192,7 @@ def _load(recipe: Recipe, stages: Stages, trust_code: bool, requantize: bool) ->
     return load_any(
         recipe.model,
         lambda parts: stages.place("float", parts, ".onnx"),
-        recipe.output.opset,
+        recipe.output.opset or target.opset,
         stages.fresh,
         requantize,
     )

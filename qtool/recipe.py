@@ -27,6 +27,7 @@ from qtool.recipe_model import Part as _Part
 from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
+from qtool.targets import NEWEST_OPSET
 
 
 def _no_truth(found: Any) -> Any:
@@ -125,11 +126,11 @@ class Block(_Part):
 class Bits(_Part):
     """Which grids are asked for."""
 
-    weights: WeightWidth = 8
-    """Width of the weights; 1 is binary."""
-    activations: ActivationWidth = 8
-    """Width of the activations that layers with weights read."""
-    granularity: Literal["tensor", "channel"] | Block = "channel"
+    weights: WeightWidth | None = None
+    """Width of the weights; 1 is binary; absent: the target's own, mostly 8."""
+    activations: ActivationWidth | None = None
+    """Width of the activations that layers with weights read; absent: the target's own."""
+    granularity: Literal["tensor", "channel"] | Block | None = None
     """One weight scale for each tensor, each output channel, or {block: 32} weights."""
     scheme: NamedChoice = Choice(name="uniform")
     """How the codes of layers below 8 bits map to values: a name of `qtool list schemes`."""
@@ -154,12 +155,12 @@ class Gates(_Part):
 class Output(_Part):
     """The form of the file that is written."""
 
-    format: Literal["qdq"] = "qdq"
-    """QuantizeLinear and DequantizeLinear pairs around float operators."""
-    opset: Literal[21] = 21
-    """The ONNX opset of the file."""
-    io: Literal["float"] = "float"
-    """The type of the file's inputs and outputs."""
+    format: Literal["qdq", "qoperator", "qonnx"] | None = None
+    """Q/DQ pairs, quantized operators, or Quant nodes; absent: the target's own, mostly qdq."""
+    opset: Annotated[int, Field(ge=21, le=NEWEST_OPSET)] | None = None
+    """The ONNX opset of the file; absent: the target's own, mostly 21."""
+    io: Literal["float", "quantized"] = "float"
+    """Inputs and outputs as values, or as codes whose scales the file and the report say."""
 
 
 class Recipe(_Part):

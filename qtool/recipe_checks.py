@@ -41,8 +41,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
     (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
     (("qat",), _anything, "`qtool qat` is not in this version; remove the section"),
-    (("output", "format"), _one_of("qoperator", "qonnx"), "only qdq is in this version"),
-    (("output", "io"), _one_of("quantized"), "only float is in this version"),
 )
 
 

@@ -24,12 +24,29 @@ class ModelPart(Part):
     macs: int | None = None
 
 
+class Codes(Part):
+    """The grid of an input or output that is codes.
+
+    Codes are ``clip(round(value / scale) + zero_point, low, high)``, halves rounded to even.
+    """
+
+    dtype: str
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
 class OutputPart(Part):
     """The quantized file that was written (or, under `verify`, judged)."""
 
     path: str
     sha256: str
     opset: int
+    format: str | None = None
+    inputs: dict[str, Codes] | None = None
+    """Inputs that are codes, and on which grids; the file's metadata says the same."""
+    outputs: dict[str, Codes] | None = None
 
 
 class DataPart(Part):
@@ -105,6 +122,8 @@ class Parity(Part):
     samples: int
     max_lsb: int
     share_off: Number
+    wide_share_off: Number | None = None
+    """The share among values of more than 8 bits, which the file computes in floats."""
     end_to_end_agreement: Number | None = None
     integer_only: IntegerOnly | None = None
 

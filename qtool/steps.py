@@ -37,7 +37,11 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
     Raises:
         RecipeError: a pattern matches nothing, or the target or the form has no such widths.
     """
-    everything = _widths(("bits",), asked.weights, asked.activations, target, error)
+    own = (
+        target.weights.bits if asked.weights is None else asked.weights,
+        target.activations.bits if asked.activations is None else asked.activations,
+    )
+    everything = _widths(("bits",), *own, target, error)
     layers: dict[str, Widths] = {}
     for pattern, layer in asked.layers.items():
         place = ("bits", "layers", pattern)
@@ -45,8 +49,8 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
             names = nodes_matching(model, pattern)
         except RecipeError as found:
             raise error(place, str(found).removeprefix("bits.layers: ")) from found
-        weights = asked.weights if layer.weights is None else layer.weights
-        activations = asked.activations if layer.activations is None else layer.activations
+        weights = own[0] if layer.weights is None else layer.weights
+        activations = own[1] if layer.activations is None else layer.activations
         layers.update(dict.fromkeys(names, _widths(place, weights, activations, target, error)))
     scale = target.scale if asked.scale is None else asked.scale.build(SCALES).kind
     integers = any(None not in widths for widths in (everything, *layers.values()))
@@ -56,7 +60,8 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
             f"{asked.scale.name} is about integer layers, and none is asked for; remove the key, "
             "or write activations: 8",
         )
-    block = None if isinstance(asked.granularity, str) else asked.granularity.block
+    granularity = asked.granularity or target.weights.granularity.name
+    block = None if isinstance(granularity, str) else granularity.block
     if block is not None and (everything.activations is not None or everything.dynamic):
         raise error(
             ("bits", "granularity"),
@@ -65,7 +70,7 @@ def resolve_bits(asked: BitsAsked, model: ir.Model, target: Target, error: Say) 
         )
     return Bits(
         *everything,
-        granularity=asked.granularity if isinstance(asked.granularity, str) else "block",
+        granularity=granularity if isinstance(granularity, str) else "block",
         block=block or 0,
         scale=scale,
         layers=layers,

@@ -14,7 +14,13 @@ FORMS = ("weighted", "elementwise", "same_grid", "concat")
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")
 OUTPUTS = ("quantized", "either")
 # Forms of codes and scales that a runtime may compute at load, and the opsets that have them.
-PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 18}
+PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 13}
+FORMATS = ("qdq", "qoperator", "qonnx")
+BIASES = ("int32", "float")
+GRANULARITIES = ("channel", "tensor", "block")
+
+# The newest opset that ONNX Runtime 1.31 loads; the converter goes as far.
+NEWEST_OPSET = 26
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class OpRule:
         output: ``quantized`` when the kernel only writes codes, ``either`` when also floats.
         absorbs: activations that vanish into this op's output grid.
         on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
+        fused_into: weighted ops that add the other operand themselves, before they round: the
+            last one whose output only this op reads keeps it float (elementwise only).
         when: attribute name -> values the kernel needs; anything else stays float.
     """
 
@@ -40,7 +48,23 @@ class OpRule:
     output: str = "quantized"
     absorbs: tuple[str, ...] = ()
     on_codes: bool = False
+    fused_into: tuple[str, ...] = ()
     when: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightZeroPoint:
+    """Convolutions whose weights are stored moved by a zero point: the same grid, other kernels.
+
+    Attributes:
+        value: the zero point; codes are moved by as much.
+        min_k: only where at least so many products are summed for one output.
+        min_macs: only where the layer has at least so many multiply-accumulates.
+    """
+
+    value: int
+    min_k: int
+    min_macs: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,14 @@ class Target:
             int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
             and ``scales`` of biases as products. A form is used where the file's opset has it;
             codes that no form serves lie in containers.
+        granularities: how many scales for weights a recipe may ask for; absent: what the target's
+            own allows.
+        formats: the forms of file it reads, the default first.
+        opsets: the oldest and the newest opset it reads; absent: from its own to the newest.
+        isa: instruction sets (as the report names them) without which its files lose their speed.
+        bias: ``int32`` on the grid s_x * s_w, or ``float``.
+        unsigned_where_positive: values that cannot be negative get unsigned codes.
+        weight_zero_point: which weights are stored moved, or None.
     """
 
     name: str
@@ -87,6 +119,13 @@ class Target:
     scale: str = "float"
     int16_pairs: bool = False
     integer_only: bool = False
+    granularities: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("qdq",)
+    opsets: tuple[int, int] = (21, 21)
+    isa: tuple[str, ...] = ()
+    bias: str = "int32"
+    unsigned_where_positive: bool = False
+    weight_zero_point: WeightZeroPoint | None = None
 
 
 def config_folder(kind: str) -> Path:
@@ -143,16 +182,23 @@ def _whole(raw: Any, path: Path) -> Any:
 
 
 def _target(raw: Any, path: Path) -> Target:
-    names = {f.name for f in fields(Target)}
-    _known(raw, names, str(path), {f.name for f in fields(Target) if _required(f)})
+    _known(
+        raw,
+        {f.name for f in fields(Target)},
+        str(path),
+        {f.name for f in fields(Target) if _required(f)},
+    )
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
+    _one_of(raw.get("bias", "int32"), BIASES, f"{path}: bias")
     _typed(raw["ops"], dict, f"{path}: ops")
     specs = {key: _spec(raw[key], f"{path}: {key}") for key in ("activations", "weights")}
+    opset = _typed(raw["opset"], int, f"{path}: opset")
+    opsets = _opsets(raw.get("opsets", [opset, NEWEST_OPSET]), opset, f"{path}: opsets")
     return Target(
         name=raw["name"],
         description=raw["description"],
-        opset=_typed(raw["opset"], int, f"{path}: opset"),
+        opset=opset,
         activations=specs["activations"],
         weights=specs["weights"],
         ops={op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()},
@@ -166,6 +212,19 @@ def _target(raw: Any, path: Path) -> Target:
         integer_only=_typed(raw.get("integer_only", False), bool, f"{path}: integer_only"),
         scale=_scale(raw.get("scale", "float"), f"{path}: scale"),
         packing=_packing(raw.get("packing", []), f"{path}: packing"),
+        granularities=_names(
+            raw.get("granularities", [specs["weights"].granularity.name]),
+            GRANULARITIES,
+            f"{path}: granularities",
+        ),
+        formats=_names(raw.get("formats", ["qdq"]), FORMATS, f"{path}: formats"),
+        opsets=opsets,
+        isa=_list(raw.get("isa", []), str, f"{path}: isa"),
+        bias=raw.get("bias", "int32"),
+        unsigned_where_positive=_typed(
+            raw.get("unsigned_where_positive", False), bool, f"{path}: unsigned_where_positive"
+        ),
+        weight_zero_point=_moved(raw.get("weight_zero_point"), f"{path}: weight_zero_point"),
     )
 
 
@@ -205,6 +264,35 @@ def _dynamic(raw: Any, where: str) -> dict[str, int]:
     return dict(raw)
 
 
+def _names(raw: Any, known: tuple[str, ...], where: str) -> tuple[str, ...]:
+    found = _list(raw, str, where)
+    for name in found:
+        _one_of(name, known, where)
+    if not found:
+        raise RecipeError(f"target {where}: expected at least one of {', '.join(known)}")
+    return found
+
+
+def _opsets(raw: Any, opset: int, where: str) -> tuple[int, int]:
+    ends = _list(raw, int, where)
+    if len(ends) != 2 or not ends[0] <= opset <= ends[1] <= NEWEST_OPSET:
+        raise RecipeError(
+            f"target {where}: expected [oldest, newest] around its opset {opset} and up to "
+            f"{NEWEST_OPSET}, found {list(ends)}"
+        )
+    return ends[0], ends[1]
+
+
+def _moved(raw: Any, where: str) -> WeightZeroPoint | None:
+    if raw is None:
+        return None
+    _known(raw, {f.name for f in fields(WeightZeroPoint)}, where)
+    found = WeightZeroPoint(**{key: _typed(raw[key], int, f"{where}.{key}") for key in raw})
+    if found.value != -1:  # narrow codes leave one place free, below
+        raise RecipeError(f"target {where}.value: expected -1, found {found.value}")
+    return found
+
+
 def _stores(raw: Any, where: str) -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = {}
     for op, inputs in _typed(raw, dict, where).items():
@@ -226,19 +314,21 @@ def _rule(raw: Any, where: str) -> OpRule:
         raise RecipeError(f'target {where}: key "weight" is missing; form weighted needs it')
     lists = {
         key: _list(raw[key], kind, f"{where}.{key}")
-        for key, kind in (("inputs", int), ("absorbs", str))
+        for key, kind in (("inputs", int), ("absorbs", str), ("fused_into", str))
         if key in raw
     }
     return OpRule(**{**raw, **lists})
 
 
 def _spec(raw: Any, where: str) -> QuantSpec:
-    _known(raw, {"bits", "signed", "symmetric", "granularity"}, where)
+    needed = {"bits", "signed", "symmetric", "granularity"}
+    _known(raw, needed | {"narrow"}, where, needed)
     kinds: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(0)}
     _one_of(raw["granularity"], tuple(kinds), f"{where}.granularity")
     signed, symmetric = (_typed(raw[k], bool, f"{where}.{k}") for k in ("signed", "symmetric"))
     bits = _typed(raw["bits"], int, f"{where}.bits")
-    return QuantSpec(bits, signed, symmetric, kinds[raw["granularity"]])
+    narrow = _typed(raw.get("narrow", True), bool, f"{where}.narrow")
+    return QuantSpec(bits, signed, symmetric, kinds[raw["granularity"]], narrow=narrow)
 
 
 def _typed(raw: Any, kind: type, where: str) -> Any:

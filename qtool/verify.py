@@ -22,6 +22,7 @@ from qtool.protocols import Progress, silent
 
 if TYPE_CHECKING:
     from qtool.data import Dataset
+    from qtool.ends import Ends
 
 # Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MOST_SECONDS,
 # and more where a run is so short that LEAST_SECONDS are not filled.
@@ -172,7 +173,15 @@ def _dataset(task: dict[str, Any]) -> "Dataset":
 
 
 def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
-    return {i.name: batch[i.name] for i in session.get_inputs() if i.name in batch}
+    """What the file reads of a batch, as codes where it reads codes."""
+    found = _ends(session).feeds(batch)
+    return {i.name: found[i.name] for i in session.get_inputs() if i.name in found}
+
+
+def _ends(session: Any) -> "Ends":
+    from qtool.ends import read_ends
+
+    return read_ends(session.get_modelmeta().custom_metadata_map)
 
 
 def _optimize(task: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +245,8 @@ def _capture(task: dict[str, Any]) -> dict[str, Any]:
         feeds = _feeds(batch, session)
         found = _run(session, names, feeds, task["model"])
         arrays = {f"o{k}": array for k, array in enumerate(found)}
-        arrays.update({f"i:{name}": array for name, array in feeds.items()})
+        arrays.update({f"i:{name}": batch[name] for name in feeds})
+        arrays.update({f"c:{name}": feeds[name] for name in _ends(session).inputs})
         np.savez(Path(task["out"]) / f"{saved}.npz", **arrays)
         saved += 1
         _tell(progress=["parity capture", min(saved * rows, dataset.count), dataset.count])
@@ -260,11 +270,12 @@ def _evaluate(task: dict[str, Any]) -> dict[str, Any]:
         or task.get("rows")
         or int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, dataset.count))
     )
-    first = [session.get_outputs()[0].name]
+    first, ends = [session.get_outputs()[0].name], _ends(session)
     saved: np.memmap | None = None
     done = 0
     for batch, valid in dataset.padded(rows):
         found = _run(session, first, _feeds(batch, session), task["model"])[0][:valid]
+        found = ends.values(first[0], found)
         if saved is None:
             shape = (dataset.count, *found.shape[1:])
             saved = np.lib.format.open_memmap(task["out"], "w+", found.dtype, shape)

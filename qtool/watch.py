@@ -1,6 +1,6 @@
 """What parity looks at in the emitted file: a copy that also returns its codes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -11,7 +11,7 @@ from qtool.plan import QuantPlan
 MACS = 1_000_000_000
 MOST_SAMPLES = 64
 
-INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8}
+INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16}
 
 
 def sample_count(model: ir.Model, available: int) -> int:
@@ -20,19 +20,35 @@ def sample_count(model: ir.Model, available: int) -> int:
     return int(min(max(MACS // each, 2), MOST_SAMPLES, available))
 
 
-def observable(emitted: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
-    """Names of values in the emitted graph that parity looks at: codes, and float site outputs."""
-    present = by_name(emitted.graph)
-    names = [f"{v}_quantized" for v in plan.grid_of if v not in plan.codes]
-    # A model may have a float value of that name; then its codes go by another, unwatched.
-    codes = [n for n in names if n in present and present[n].dtype in INTEGERS]
+def observable(emitted: ir.Model, plan: QuantPlan) -> dict[str, str]:
+    """Values in the emitted graph that parity looks at, and which of the plan's they are.
+
+    Codes (``<value>_quantized``, or an output that is codes), in QONNX files the rounded values,
+    and what a site writes in floats.
+    """
+    present = {n: v for n, v in by_name(emitted.graph).items() if v.producer() is not None}
+    found = {}
+    for value in plan.grid_of:
+        if value in plan.codes:
+            continue
+        for name in (f"{value}_quantized", f"{value}_dequantized", value):
+            # A model may have a value of that name; then ours goes by another, unwatched.
+            if name in present and (present[name].dtype in INTEGERS or _rounded(present[name])):
+                found[name] = value
+                break
     floats = [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
     for dynamic in plan.dynamic.values():
         floats += [dynamic.input, *dynamic.outputs]
-    return (*codes, *(n for n in dict.fromkeys(floats) if n in present))
+    return found | {name: name for name in floats if name in present}
 
 
-def watched_model(emitted: ir.Model, names: Sequence[str]) -> ir.Model:
+def _rounded(value: ir.Value) -> bool:
+    """True for what an operator of QONNX makes."""
+    producer = value.producer()
+    return producer is not None and producer.op_type in ("Quant", "BipolarQuant")
+
+
+def watched_model(emitted: ir.Model, names: Iterable[str]) -> ir.Model:
     """A copy of the emitted model that also returns the named values."""
     copy = emitted.clone()
     values = by_name(copy.graph)

@@ -1,6 +1,42 @@
 """Writing quantized models. The emitter does no arithmetic: it places codes, scales and nodes."""
 
-from qtool.emit.qdq import emit_qdq
-from qtool.graph_save import save_model
+import onnx_ir as ir
 
-__all__ = ["emit_qdq", "save_model"]
+from qtool.emit.ends import quantize_ends
+from qtool.emit.qdq import emit_qdq
+from qtool.emit.qonnx import emit_qonnx
+from qtool.emit.qoperator import to_operators
+from qtool.ends import Ends
+from qtool.graph_save import save_model
+from qtool.plan import QuantPlan
+from qtool.targets import Target
+
+__all__ = ["emit_model", "emit_qdq", "save_model"]
+
+
+def emit_model(
+    model: ir.Model, plan: QuantPlan, target: Target, form: str = "qdq", io: str = "float"
+) -> tuple[ir.Model, Ends, list[str]]:
+    """The quantized model in one of the FORMATS.
+
+    Args:
+        model: the rewritten float graph; unchanged.
+        plan: frozen.
+        target: says what lies in the file, and how.
+        form: ``qdq``, ``qoperator`` or ``qonnx``.
+        io: ``quantized`` for inputs and outputs that are codes; not with qonnx, which has none.
+
+    Returns:
+        The model, the grids of inputs and outputs that are codes, and what stays float there.
+
+    Raises:
+        UnsupportedError: the form cannot say what the plan holds (exit 3).
+    """
+    if form == "qonnx":
+        return emit_qonnx(model, plan), Ends(), []
+    emitted = emit_qdq(model, plan, target)
+    if form == "qoperator":
+        emitted = to_operators(emitted, plan)
+    if io == "float":
+        return emitted, Ends(), []
+    return (emitted, *quantize_ends(emitted, plan))

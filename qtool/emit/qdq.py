@@ -14,6 +14,7 @@ from qtool import __version__
 from qtool.emit.compact import compact
 from qtool.emit.dynamic import write_dynamic
 from qtool.emit.float_weights import float_weights
+from qtool.emit.moved import moved_weights
 from qtool.emit.packing import widen
 from qtool.graph import by_name, code_limits, dims, nodes_by_name
 from qtool.numerics import PerChannel, QuantParams, mean_factor
@@ -50,6 +51,7 @@ class _Emitter:
         self.requantizes = target.requantizes
         opset = graph.opset_imports.get("", 0)
         self.packing = [form for form in target.packing if PACKING[form] <= opset]
+        self.moved = moved_weights(graph, plan, target)
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
@@ -156,9 +158,10 @@ class _Emitter:
     def _scale(self, name: str) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of a value's grid; values on one grid share them."""
         params, grid = self._grid(name), self.plan.grid_of[name]
+        zero = params.zero_point + self.moved.get(name, 0)
         return (
             self.constant(f"{grid}_scale", params.scale),
-            self.constant(f"{grid}_zero_point", params.zero_point.astype(params.container)),
+            self.constant(f"{grid}_zero_point", zero.astype(params.container)),
         )
 
     def _quantize(self, value: ir.Value) -> ir.Value:
@@ -366,7 +369,7 @@ class _Emitter:
     def codes(self, name: str, params: QuantParams) -> ir.Value:
         """The codes that kernels read, as the file holds or unpacks them."""
         array = self.plan.codes[name].astype(params.container)
-        codes = widen(self, name, array, params, self.packing)
+        codes = widen(self, name, array, params, self.packing, self.moved.get(name, 0))
         codes.type, codes.shape = (
             ir.TensorType(ir.DataType.from_numpy(array.dtype)),
             ir.Shape(array.shape),

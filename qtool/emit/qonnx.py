@@ -118,7 +118,8 @@ class _Emitter:
             inputs.append(self._initializer(f"{grid}_zero_point", zero))
             inputs.append(self._initializer(f"bits_{bits}", np.float32(bits)))
             signed = params.spec.signed
-            narrow = signed and (params.spec.symmetric or isinstance(params, Codebook))
+            lowest = 1 - 2 ** (params.spec.bits - 1)
+            narrow = params.spec.qmin == lowest or isinstance(params, Codebook)
             attributes = {"signed": int(signed), "narrow": int(narrow), "rounding_mode": "ROUND"}
         self.used.add(op)
         node = ir.Node(

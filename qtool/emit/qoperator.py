@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import clip_limits, is_constant, nodes_by_name
-from qtool.numerics import QuantParams, quantize
+from qtool.graph import is_constant, nodes_by_name
 from qtool.plan import QuantPlan, Site
 
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -61,7 +60,7 @@ def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
     for site in plan.sites.values():
         # The integer mean of a GlobalAveragePool that writes floats is operators already.
         if site.op in FORMS and site.name in nodes:
-            _replace(nodes[site.name], site, nodes, plan)
+            _replace(nodes[site.name], site, plan)
     for name in plan.passes:
         if name in nodes:
             _on_codes(nodes[name])
@@ -70,19 +69,26 @@ def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
     return emitted
 
 
-def _replace(node: ir.Node, site: Site, nodes: dict[str, ir.Node], plan: QuantPlan) -> None:
-    """Put the quantized operator in the place of one site's nodes."""
+def _replace(node: ir.Node, site: Site, plan: QuantPlan) -> None:
+    """Put the quantized operator in the place of one site's pairs and node."""
+    graph = node.graph
+    quantizer = _quantizer(node.outputs[0]) if site.output in plan.grid_of else None
+    if not isinstance(graph, ir.Graph) or (quantizer is None and site.output in plan.grid_of):
+        return  # an activation with computed limits stands between: a float operator
     operands = [None if v is None else _dequantized(v) for v in node.inputs]
-    last = nodes.get(site.nodes[-1], node)
-    quantizer = _quantizer(last.outputs[0]) if site.output in plan.grid_of else None
     found = None if quantizer is None else _written(quantizer)
     for part in (*operands, found):
         _check_width(site, part)
-    form = FORMS[site.op](operands, found)
+    form = FORMS[site.op]([_with_zero(graph, part) for part in operands], found)
     kept = [a for name, a in node.attributes.items() if name not in form.without]
     made = ir.Node(form.domain, form.op, form.inputs, [*kept, *form.added], name=node.name)
-    node.graph.insert_before(node, made)  # type: ignore[union-attr]
-    _take_over(made, node, last, quantizer, plan.params(site.output))
+    graph.insert_before(node, made)
+    old, out = (node if quantizer is None else quantizer).outputs[0], made.outputs[0]
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=old.is_graph_output())
+    out.name, out.type, out.shape = old.name, old.type, old.shape
+    for gone in (quantizer, node):
+        if gone is not None:
+            graph.remove(gone, safe=True)
 
 
 def _check_width(site: Site, part: Codes | None) -> None:
@@ -95,49 +101,19 @@ def _check_width(site: Site, part: Codes | None) -> None:
         )
 
 
-def _take_over(
-    made: ir.Node,
-    node: ir.Node,
-    last: ir.Node,
-    quantizer: ir.Node | None,
-    params: QuantParams | None,
-) -> None:
-    """Give the new operator the outputs and readers of the nodes it stands for; remove those."""
-    old = last.outputs[0] if quantizer is None else quantizer.outputs[0]
-    out, end = made.outputs[0], made.outputs[0]
-    out.type, out.shape = old.type, old.shape
-    if last is not node and quantizer is not None and params is not None:
-        # The activation was not absorbed: saturating is monotonous, so its limits act on codes.
-        end = _clip(made, last, params)
-        out.name = f"{last.outputs[0].name}_unclipped"
-    ir.convenience.replace_all_uses_with(old, end, replace_graph_outputs=old.is_graph_output())
-    end.name, end.type, end.shape = old.name, old.type, old.shape
-    for gone in dict.fromkeys(n for n in (quantizer, last, node) if n is not None):
-        gone.graph.remove(gone, safe=True)  # type: ignore[union-attr]
-
-
-def _clip(made: ir.Node, activation: ir.Node, params: QuantParams) -> ir.Value:
-    """A Clip on codes behind the operator that does what a Relu or Clip does to the values."""
-    graph, name = made.graph, activation.name
-    if graph is None:
-        raise AssertionError(f"{made.name} is in no graph")
-    bounds = []
-    for side, limit in zip(("min", "max"), clip_limits(activation), strict=True):
-        if limit is None:
-            raise AssertionError(f"{name} has computed limits")
-        code = quantize(np.asarray(limit, np.float64), params).astype(params.spec.container)
-        tensor = ir.Tensor(np.asarray(code), name=f"{name}_{side}_code")
-        bound = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(()),
-            const_value=tensor,
+def _with_zero(graph: ir.Graph, part: Codes | None) -> Codes | None:
+    """With the zero point that DequantizeLinear may leave out and quantized operators need."""
+    if part is None or part.zero is not None or part.codes.dtype not in EIGHT_BITS:
+        return part
+    array = np.zeros((), part.codes.dtype.numpy())
+    name = f"zero_of_{array.dtype}"
+    if name not in graph.initializers:
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(()), const_value=tensor
         )
-        graph.register_initializer(bound)
-        bounds.append(bound)
-    clip = ir.Node("", "Clip", [made.outputs[0], *bounds], name=name)
-    graph.insert_after(made, clip)
-    return clip.outputs[0]
+        graph.register_initializer(value)
+    return part._replace(zero=graph.initializers[name])
 
 
 def _on_codes(node: ir.Node) -> None:

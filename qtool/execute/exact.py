@@ -13,8 +13,15 @@ import torch
 
 from qtool.execute.kept import Kept
 from qtool.execute.ops import options_of, select
-from qtool.graph import attribute, by_name, code_limits, constant, nodes_by_name, weight_axis
-from qtool.numerics import QuantParams, mean_factor
+from qtool.graph import (
+    attribute,
+    by_name,
+    code_limits,
+    constant,
+    nodes_by_name,
+    weight_axis,
+)
+from qtool.numerics import QuantParams, align, mean_factor
 from qtool.plan import QuantPlan, Site
 
 # Sums of products below this are exact in float32.
@@ -91,6 +98,12 @@ class ExactKernels:
         found = function(*inputs, **options)
         return list(found) if isinstance(found, tuple) else [found]
 
+    def _grid(self, name: str) -> QuantParams:
+        params = self.plan.params(name)
+        if params is None:
+            raise AssertionError(f"{name} has no grid")
+        return params
+
     def _weighted(self, site: Site, node: ir.Node, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
         x, w = self.plan.params(site.inputs[0]), self.plan.params(site.weight or "")
         y = self.plan.params(site.output)
@@ -117,10 +130,10 @@ class ExactKernels:
         name = site.weight or ""
 
         def widened() -> torch.Tensor:
-            codes = self.plan.codes[name]
+            codes = self.plan.codes[name].astype(np.float64)
+            codes = codes - align(self._grid(name), codes)[1]
             others = tuple(a for a in range(codes.ndim) if a != weight_axis(node))
-            rows = np.abs(codes, dtype=np.int32).sum(others, dtype=np.int64)
-            wide = int(rows.max()) * 255 >= EXACT_SUM
+            wide = np.abs(codes).sum(others).max() * 255 >= EXACT_SUM
             return torch.from_numpy(codes.astype(np.float64 if wide else np.float32))
 
         weight = self._weights(name, widened)

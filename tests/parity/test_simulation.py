@@ -36,7 +36,9 @@ def network(name: str, tmp_path: Path) -> ir.Model:
     return model
 
 
-def captured(model: ir.Model, emitted: ir.Model, plan, folder: Path, count: int = 2) -> list[str]:
+def captured(
+    model: ir.Model, emitted: ir.Model, plan, folder: Path, count: int = 2
+) -> dict[str, str]:
     """Write what the verifying child writes: inputs and every watched value, sample by sample."""
     names = observable(emitted, plan)
     watched = watched_model(emitted, names)
@@ -45,7 +47,7 @@ def captured(model: ir.Model, emitted: ir.Model, plan, folder: Path, count: int 
         found = run(watched, feeds)
         arrays = {f"o{j}": found[name] for j, name in enumerate(names)}
         np.savez(folder / f"{k}.npz", **arrays, **{f"i:{n}": a for n, a in feeds.items()})
-    return list(names)
+    return names
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -65,7 +67,7 @@ def test_a_damaged_code_is_counted_where_it_is(tmp_path):
     emitted, plan = quantized(model)
     names = captured(model, emitted, plan, tmp_path, 1)
     site = list(plan.sites.values())[1]
-    index = names.index(f"{site.output}_quantized")
+    index = list(names).index(f"{site.output}_quantized")
     with np.load(tmp_path / "0.npz") as archive:
         arrays = {n: archive[n].copy() for n in archive.files}
     flat = arrays[f"o{index}"].reshape(-1)

@@ -6,6 +6,8 @@ import pytest
 
 from qtool.catalog import KINDS
 from qtool.recipe import Choice, LayerBits, load_recipe, recipe_from_options
+from qtool.recipe_target import settle
+from qtool.targets import load_target
 
 SMALL = "model: net.onnx\ncalibrate: {images: train}\n"
 FULL = """\
@@ -53,10 +55,13 @@ def test_a_small_recipe_gets_the_contract_defaults(folder):
     assert recipe.target == "onnxruntime-cpu"
     assert recipe.calibrate.method == Choice(name="mse")
     assert recipe.calibrate.count == 512
-    assert (recipe.bits.weights, recipe.bits.activations) == (8, 8)
-    assert recipe.bits.granularity == "channel"
+    assert (recipe.bits.weights, recipe.bits.activations) == (None, None)  # the target's
+    settled = settle(recipe, load_target(recipe.target))
+    assert (settled.bits.weights, settled.bits.activations) == (8, 8)
+    assert settled.bits.granularity == "channel"
+    assert (settled.output.format, settled.output.opset) == ("qdq", 21)
     assert (recipe.evaluate, recipe.rewrite, recipe.ptq) == (None, None, ())
-    assert (recipe.output.format, recipe.output.opset, recipe.output.io) == ("qdq", 21, "float")
+    assert recipe.output.io == "float"
 
 
 def test_a_full_recipe_keeps_every_value(folder):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ def place(tmp_path_factory):
     plan = frozen_plan(model)
     emitted = emit_qdq(model, plan, cpu())
     save_model(emitted, folder / "quantized.onnx")
-    names = observable(emitted, plan)
+    names = list(observable(emitted, plan))
     save_model(watched_model(emitted, names), folder / "watched.onnx")
     (folder / "names.json").write_text(json.dumps(names))
     images = np.random.default_rng(0).normal(0, 1, (COUNT, 3, 8, 8)).astype(np.float32)
@@ -92,6 +93,9 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
     class Session:
         def get_inputs(self):
             return []
+
+        def get_modelmeta(self):
+            return SimpleNamespace(custom_metadata_map={})
 
         def run(self, outputs, feeds):
             most.append(len(alive))
