@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
+from qtool.errors import UnsupportedError
 from qtool.graph import by_name
 from qtool.numerics import Codebook, QuantParams, align, dequantize
 from qtool.plan import QuantPlan
@@ -28,7 +29,15 @@ def emit_qonnx(model: ir.Model, plan: QuantPlan) -> ir.Model:
     Args:
         model: the rewritten float graph; unchanged.
         plan: frozen: every grid is found, every weight and bias has codes.
+
+    Raises:
+        UnsupportedError: an activation gets its grid while the file runs; Quant has constant scales.
     """
+    if plan.dynamic:
+        raise UnsupportedError(
+            f"output.format: qonnx has constant scales only, but {next(iter(plan.dynamic))} reads "
+            "dynamic activations; write activations: 8, or format: qdq"
+        )
     copy = ir.Model(
         model.graph.clone(),
         ir_version=max(model.ir_version or 0, 10),

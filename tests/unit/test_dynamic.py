@@ -13,7 +13,9 @@ from qtool.accounts import kernels_part
 from qtool.annotate import annotate
 from qtool.bits import Bits, Widths
 from qtool.emit import emit_qdq
-from qtool.errors import RecipeError
+from qtool.emit.qonnx import emit_qonnx
+from qtool.emit.qoperator import to_operators
+from qtool.errors import RecipeError, UnsupportedError
 from qtool.execute.dynamic import exact_site
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation
@@ -352,6 +354,15 @@ def test_what_a_recipe_can_ask_for():
 def test_what_it_cannot(bits, text):
     with pytest.raises(RecipeError, match=text.replace(".", r"\.")):
         asked(activations="dynamic", **bits)
+
+
+def test_other_formats():
+    model, feeds = recurrent().model(), feeds_for(recurrent().model())
+    emitted, plan = made(model)
+    want = run(emitted, feeds)["s"]
+    np.testing.assert_array_equal(run(to_operators(emitted, plan), feeds)["s"], want)
+    with pytest.raises(UnsupportedError, match="rnn reads dynamic activations"):
+        emit_qonnx(model, plan)
 
 
 def test_nothing_is_calibrated_where_no_activation_has_a_grid():
