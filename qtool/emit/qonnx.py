@@ -31,7 +31,7 @@ def emit_qonnx(model: ir.Model, plan: QuantPlan) -> ir.Model:
         plan: frozen: every grid is found, every weight and bias has codes.
 
     Raises:
-        UnsupportedError: an activation gets its grid while the file runs; Quant has constant scales.
+        UnsupportedError: a grid is found while the file runs, and scales of Quant are constant.
     """
     if plan.dynamic:
         raise UnsupportedError(
