@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -47,11 +49,13 @@ class Setting:
         bits: as in a recipe.
         memory: most memory after loading, over that of the int8 file.
         ends: the first and the last layer keep 8 bits.
+        opset: of the file.
     """
 
     bits: Mapping[str, Any]
     memory: float | None = None
     ends: bool = False
+    opset: int = 21
 
 
 ROWS = {
@@ -60,6 +64,7 @@ ROWS = {
     "4": Setting({"weights": 4}, 1.5),
     "3": Setting({"weights": 3}, 3.2),
     "2": Setting({"weights": 2}, 3.2),
+    "2, opset 25": Setting({"weights": 2}, 1.5, opset=25),
     "1 (binary)": Setting({"weights": 1, "scheme": "binary"}, 3.2),
     "ternary": Setting({"weights": 2, "scheme": "ternary"}, 3.2),
     "k-means 16": Setting({"weights": 4, "scheme": "kmeans"}, 2.0),
@@ -172,7 +177,7 @@ def limit(plan: Plan) -> float:
 
 def emitted(data: Material, setting: Setting, folder: Path, key: str) -> tuple[Path, Path, float]:
     """The packed file, the same plan's with codes in containers, and the limit of the first."""
-    model = qtool.load(data.model)
+    model = qtool.load(_at_opset(data.model, setting.opset, folder))
     bits = dict(setting.bits) | ({"layers": ENDS} if setting.ends else {})
     plan = qtool.quantize(model, data.batches, bits=bits, method="minmax", threads=2)
     paths = [folder / f"{key}-{kind}.onnx" for kind in ("packed", "plain")]
@@ -180,6 +185,15 @@ def emitted(data: Material, setting: Setting, folder: Path, key: str) -> tuple[P
         target = replace(plan.target, packing=forms)
         save_model(emit_qdq(plan._graph, plan.quantization, target), path)
     return paths[0], paths[1], limit(plan)
+
+
+def _at_opset(path: Path, opset: int, folder: Path) -> Path:
+    """The model itself, or a copy at a newer opset, which its file then keeps."""
+    if opset == 21:
+        return path
+    copy = folder / f"opset{opset}.onnx"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(path), opset), copy)
+    return copy
 
 
 def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from qtool.accounts_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.bits import FLOAT, Bits
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq, save_model
+from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.freeze import freeze
 from qtool.schemes import SCHEMES
@@ -83,9 +84,10 @@ def test_the_parts_add_up_to_the_file(bits, scheme, acts, tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_small_files_of_both_formats_add_up(name, tmp_path):
-    emitted, plan = quantized(network(BUILDERS[name]()))
-    for made in (emitted, to_operators(emitted.clone(), plan)):
+def test_small_files_of_every_format_add_up(name, tmp_path):
+    model = network(BUILDERS[name]())
+    emitted, plan = quantized(model)
+    for made in (emitted, to_operators(emitted.clone(), plan), emit_qonnx(model, plan)):
         save_model(made, tmp_path / "q.onnx")
         whole, _ = file_parts(made)
         assert whole.total == pytest.approx(file_bytes(tmp_path / "q.onnx"), rel=0.01)
