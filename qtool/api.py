@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ from qtool.calibrate import batch_size, observed_values
 from qtool.calibrators import CALIBRATORS
 from qtool.data import Dataset, InputSpec, open_dataset
 from qtool.emit import emit_qdq, save_model
-from qtool.errors import DataError, ModelError, RecipeError
+from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.freeze import freeze
 from qtool.load import Loaded, bind_shapes
 from qtool.plan import QuantPlan
 from qtool.plan_io import write_plan
 from qtool.prepare import input_specs, load_any
-from qtool.recipe import Recipe, recipe_from_keywords
+from qtool.recipe import Recipe, read_choice, recipe_from_keywords
 from qtool.recipe_model import as_torch, carries_code
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
@@ -286,26 +286,66 @@ def _named(batch: Any, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarray]
     return found
 
 
-def simulate(model: Model, plan: Plan, device: str = "cpu") -> "nn.Module":
+def simulate(
+    model: Model,
+    plan: Plan,
+    device: str = "cpu",
+    *,
+    quantizer: str | Mapping[str, Any] | None = None,
+    batchnorm: str = "live",
+) -> "nn.Module":
     """The quantized network as a torch module: every value on a grid is rounded to it.
 
     Its ``forward`` takes the model's inputs by position or by name, as tensors or arrays, and
-    returns the one output, or all in a tuple. Rounding has no gradient: outputs are detached.
+    returns the one output, or all in a tuple. Without a ``quantizer`` rounding has no gradient and
+    outputs are detached. With one the module trains in a loop of your own: weights, biases,
+    BatchNorm and the scales of all grids are parameters; call ``module.project()`` after every
+    step of the optimizer, and ``module.plan()`` for the plan learned, which :func:`emit` writes. In
+    evaluation mode it computes what the file will.
 
     Args:
         model: from :func:`load`.
-        plan: from :func:`quantize`, for this model.
+        plan: from :func:`quantize`, for this model; training starts there.
         device: where to compute.
+        quantizer: how grids learn: a name of ``qtool list quantizers``, or one with options.
+        batchnorm: for training: ``live`` (batch statistics), ``frozen`` (running ones), ``folded``
+            (into the weights, as the file has it).
 
     Raises:
-        RecipeError: the plan was made for another model.
+        RecipeError: the plan was made for another model, a name is unknown, or the plan has a grid
+            that cannot be trained.
     """
     _same(model, plan, "qtool.simulate")
+    if quantizer is not None:
+        return _trainable(model, plan, device, quantizer, batchnorm)
     from qtool.execute.module import SimulatedModule
     from qtool.execute.simulate import Simulation
 
     simulation = Simulation(plan._graph, plan.quantization, device)
     return SimulatedModule(simulation, tuple(model.inputs), model.outputs)
+
+
+def _trainable(
+    model: Model, plan: Plan, device: str, quantizer: str | Mapping[str, Any], batchnorm: str
+) -> "nn.Module":
+    from qtool.qat.module import TrainableModule
+    from qtool.qat.network import BATCHNORM, QatNetwork
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+
+    chosen = read_choice(quantizer, "quantizers", "qtool.simulate: quantizer")
+    if batchnorm not in BATCHNORM:
+        raise RecipeError(
+            f'qtool.simulate: batchnorm: found "{batchnorm}", expected one of '
+            f"{', '.join(BATCHNORM)}{suggest(batchnorm, BATCHNORM)}"
+        )
+
+    def finish(learned: QuantPlan) -> Plan:
+        return replace(plan, quantization=freeze(plan._graph, learned))
+
+    network = QatNetwork(
+        plan._graph, plan.quantization, chosen.build(QAT_QUANTIZERS), batchnorm, device
+    )
+    return TrainableModule(network, tuple(model.inputs), finish)
 
 
 def emit(model: Model, plan: Plan, path: str | Path) -> Path:

@@ -63,11 +63,18 @@ def _preprocess() -> Mapping[str, Any]:
     return {name: load_preprocess(name) for name in known_names()}
 
 
+def _quantizers() -> Mapping[str, Any]:
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+
+    return QAT_QUANTIZERS
+
+
 KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "calibrators": _calibrators,
     "schemes": _schemes,
     "scales": _scales,
     "ptq": _ptq,
+    "quantizers": _quantizers,
     "rewrites": _rewrites,
     "targets": _targets,
     "metrics": _metrics,

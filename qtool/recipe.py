@@ -20,7 +20,7 @@ from pydantic import (
 
 from qtool.data.section import DataSection
 from qtool.errors import RecipeError
-from qtool.recipe_checks import check_names, check_paths, refuse_later
+from qtool.recipe_checks import check_choice, check_names, check_paths, refuse_later
 from qtool.recipe_errors import describe, explain
 from qtool.recipe_model import Model
 from qtool.recipe_model import Part as _Part
@@ -76,6 +76,25 @@ def _choice(found: Any) -> Any:
         f"found {describe(found)}, expected a name, or one name with options: "
         "{name: {key: value}}"
     )
+
+
+def read_choice(found: Any, kind: str, place: str) -> Choice:
+    """A choice that was not written in a recipe, checked as one.
+
+    Args:
+        found: a name, or one name with options.
+        kind: of the catalog.
+        place: named in errors.
+
+    Raises:
+        RecipeError: an unknown name or option, or another form.
+    """
+    try:
+        chosen = _choice(found)
+    except ValueError as error:
+        raise RecipeError(f"{place}: {error}") from error
+    check_choice(chosen, kind, (), Document({}, {}, place))
+    return chosen
 
 
 NamedChoice = Annotated[Choice, BeforeValidator(_choice)]

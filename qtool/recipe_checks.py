@@ -74,13 +74,13 @@ def check_names(recipe: "Recipe", document: Document) -> None:
     Raises:
         RecipeError: unknown name or option, with the closest one that exists; gates that need data.
     """
-    _choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
-    _choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
+    check_choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
+    check_choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
     if recipe.bits.scale is not None:
-        _choice(recipe.bits.scale, "scales", ("bits", "scale"), document)
+        check_choice(recipe.bits.scale, "scales", ("bits", "scale"), document)
     _scheme(recipe, document)
     for i, step in enumerate(recipe.ptq):
-        _choice(step, "ptq", ("ptq", i), document)
+        check_choice(step, "ptq", ("ptq", i), document)
     for i, name in enumerate(recipe.rewrite or ()):
         _name(name, "rewrites", ("rewrite", i), document)
     if not recipe.target.endswith((".yaml", ".yml")):
@@ -125,7 +125,12 @@ def _pattern(pattern: str, document: Document) -> None:
     )
 
 
-def _choice(choice: "Choice", kind: str, path: Path, document: Document) -> None:
+def check_choice(choice: "Choice", kind: str, path: Path, document: Document) -> None:
+    """Check a name against its table, and its options against its entry.
+
+    Raises:
+        RecipeError: an unknown name or option, or a value an option does not take.
+    """
     entry = _name(choice.name, kind, path, document)
     path = (*path, choice.name)
     known = [option.name for option in options_of(entry)]

@@ -1,5 +1,6 @@
 """A simulation as a torch module, for anyone's loop."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,23 @@ from torch import nn
 
 from qtool.errors import DataError
 from qtool.execute.simulate import Simulation
+
+
+def by_input(
+    inputs: Sequence[str], values: Sequence[Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was given by position and by name, by name.
+
+    Raises:
+        DataError: an input is missing, unknown or given twice.
+    """
+    feeds = dict(zip(inputs, values, strict=False))
+    wrong = [name for name in named if name in feeds or name not in inputs]
+    missing = [name for name in inputs if name not in feeds and name not in named]
+    if wrong or missing or len(values) > len(inputs):
+        given = f"{len(values)} by position" + (f" and {', '.join(named)}" if named else "")
+        raise DataError(f"the network was given {given}; expected {', '.join(inputs)}, each once")
+    return {**feeds, **named}
 
 
 class SimulatedModule(nn.Module):
@@ -32,15 +50,7 @@ class SimulatedModule(nn.Module):
         Raises:
             DataError: an input is missing, unknown or given twice.
         """
-        feeds = dict(zip(self.inputs, values, strict=False))
-        wrong = [name for name in named if name in feeds or name not in self.inputs]
-        missing = [name for name in self.inputs if name not in feeds and name not in named]
-        if wrong or missing or len(values) > len(self.inputs):
-            given = f"{len(values)} by position" + (f" and {', '.join(named)}" if named else "")
-            raise DataError(
-                f"the network was given {given}; expected {', '.join(self.inputs)}, each once"
-            )
-        found = self.simulation({**feeds, **named}, self.outputs)
+        found = self.simulation(by_input(self.inputs, values, named), self.outputs)
         # Tensors of inference mode could not enter a graph of autograd later.
         tensors = tuple(found[name].clone() for name in self.outputs)
         return tensors[0] if len(tensors) == 1 else tensors

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from qtool.folded_norm import FoldedNorm
 from qtool.graph import attribute, constant, dims, is_constant, sole_reader, weight_axis
 from qtool.rewrites.edit import add_constant, drop, take_over
 
@@ -31,7 +32,8 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
     """Fold BatchNorm into the Conv, ConvTranspose or Gemm in front of it.
 
     A Pad of zeros in between is passed when the BatchNorm maps 0 to 0 (else borders would change).
-    Leaves ``meta["batchnorm"] = (beta, |gamma|)`` on the value, for data-free methods.
+    Leaves ``meta["batchnorm"] = (beta, |gamma|)`` on the value, for data-free methods, and on the
+    node ``meta["folded_norm"]``, for training that undoes the folding.
     """
     done = 0
     for norm in list(model.graph):
@@ -40,6 +42,7 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
             continue
         scale, shift = affine
         producer = _sole_source(norm)
+        kept = FoldedNorm.of(norm, producer)
         if producer is not None and producer.op_type == "Pad":
             passes = _pads_zeros(producer) and not shift.any()
             producer = _sole_source(producer) if passes else None
@@ -54,6 +57,8 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
         if beta is not None and gamma is not None:
             replacement.meta["batchnorm"] = (beta, np.abs(gamma))
         drop(norm)
+        alone = "folded_norm" not in producer.meta and producer.outputs[0] is replacement
+        producer.meta["folded_norm"] = kept if alone else None
         done += 1
     return done
 

@@ -18,7 +18,7 @@ FLOORS = {
     3: "recipe catalog",
     2: "load rewrites annotate calibrate calibrators schemes snap saturation ptq qat search freeze"
     " emit verify watch parity accounts metrics data reporting",
-    1: "graph bits ends patterns execute plan report files stages usercode",
+    1: "graph folded_norm bits ends patterns execute plan report files stages usercode",
     0: "numerics scales targets protocols errors",
 }  # fmt: skip
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts.split()}

@@ -1,0 +1,35 @@
+"""What folding a BatchNorm leaves behind, on its layer's ``meta["folded_norm"]``."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph import attribute, constant
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """A BatchNorm as it was before it was folded into the layer in front; all float64 [C].
+
+    Attributes:
+        gamma, beta, mean, var: its four vectors.
+        epsilon: added to ``var``.
+        bias: the layer's own, zeros where it had none.
+    """
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    epsilon: float
+    bias: np.ndarray
+
+    @classmethod
+    def of(cls, norm: ir.Node, layer: ir.Node | None) -> "FoldedNorm":
+        """What is about to be folded."""
+        gamma, beta, mean, var = (np.asarray(constant(v), np.float64) for v in norm.inputs[1:5])
+        bias = constant(layer.inputs[2]) if layer is not None and len(layer.inputs) > 2 else None
+        own = np.zeros(1) if bias is None else np.asarray(bias, np.float64).reshape(-1)
+        epsilon = float(attribute(norm, "epsilon", 1e-5))
+        return cls(gamma, beta, mean, var, epsilon, np.broadcast_to(own, gamma.shape))

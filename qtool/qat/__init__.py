@@ -1,0 +1,1 @@
+"""Quantization-aware training: the fake-quantized graph itself learns."""

@@ -1,0 +1,97 @@
+"""Modules that stand for one grid while training."""
+
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from qtool.numerics import PerChannel, QuantParams
+from qtool.qat.functions import as_scale, beside, learned_step, positive
+
+T = torch.Tensor
+
+
+class Quantizer(Protocol):
+    """What a module that stands for one grid offers beside ``forward(x)``.
+
+    Attributes:
+        scale: the scale as it is now: shape [] or [C] of weights, [1] of activations.
+    """
+
+    @property
+    def scale(self) -> T:
+        """See above."""
+
+    def __call__(self, x: T) -> T:
+        """``x`` on the grid, differentiable: straight-through or better."""
+
+    def project(self) -> None:
+        """Called after every optimizer step: bring parameters back to where they make sense."""
+
+    def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
+        """The grid learned and, for weights ``x``, the codes that calling rounds them to."""
+
+
+class LearnedScaleWeight(nn.Module):
+    """Weights on a symmetric grid with learned scales, shape [] or [C]."""
+
+    def __init__(self, params: QuantParams, weight: T, gradient_scale: float) -> None:
+        super().__init__()
+        self.params = params
+        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
+        per = weight.numel()
+        if isinstance(params.spec.granularity, PerChannel):
+            per //= weight.shape[params.spec.granularity.axis]
+        self.factor = gradient_scale / float(np.sqrt(per * params.spec.qmax))
+
+    def forward(self, x: T) -> T:
+        """``x`` on the grid."""
+        spec = self.params.spec
+        return learned_step(
+            x, beside(self.scale, x, self.params), spec.qmin, spec.qmax, self.factor
+        )
+
+    def project(self) -> None:
+        """Scales stay positive."""
+        positive(self.scale)
+
+    def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
+        """The grid, and the codes of ``x``."""
+        grid = replace(self.params, scale=as_scale(self.scale, self.params))
+        if x is None:
+            return None, grid
+        with torch.no_grad():
+            codes = (x / beside(self.scale, x, self.params)).clamp(grid.spec.qmin, grid.spec.qmax)
+            return codes.round(), grid
+
+
+class LearnedScaleActivation(nn.Module):
+    """Activations on a per-tensor grid with a learned scale; the zero point stays."""
+
+    zero: T
+
+    def __init__(self, params: QuantParams, gradient_scale: float) -> None:
+        super().__init__()
+        self.params = params
+        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
+        self.register_buffer("zero", torch.tensor([float(params.zero_point)]), persistent=False)
+        self.gradient_scale = gradient_scale
+
+    def forward(self, x: T) -> T:
+        """``x`` on the grid."""
+        spec = self.params.spec
+        features = x.numel() // max(x.shape[0], 1) if x.dim() else 1
+        factor = self.gradient_scale / float(np.sqrt(max(features, 1) * spec.qmax))
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            x, self.scale, self.zero, spec.qmin, spec.qmax, factor
+        )
+
+    def project(self) -> None:
+        """The scale stays positive."""
+        positive(self.scale)
+
+    def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
+        """The grid."""
+        return None, replace(self.params, scale=as_scale(self.scale, self.params))

@@ -1,0 +1,313 @@
+"""The fake-quantized graph as a torch module: weights, scales and BatchNorm learn."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qtool.errors import RecipeError
+from qtool.execute.executor import Executor
+from qtool.execute.simulate import raw_edges
+from qtool.folded_norm import FoldedNorm
+from qtool.graph import by_name, constant, nodes_by_name
+from qtool.numerics import Codebook, PerChannel, QuantParams
+from qtool.plan import QuantPlan, Site
+from qtool.qat.functions import straight_through
+
+T = torch.Tensor
+
+BATCHNORM = ("live", "frozen", "folded")
+
+
+class QatNetwork(nn.Module):
+    """One plan on its graph, differentiable; ``forward`` computes what the emitted file will.
+
+    The graph stays as the emitter will write it, with BatchNorm folded. Where a BatchNorm was
+    folded into a layer and learns on, the layer's weight here is the one before folding, and the
+    BatchNorm is computed behind the layer; :meth:`freeze` folds it into scales and biases, exactly:
+    codes keep their magnitude.
+
+    Attributes:
+        weights, biases, norms: learned, by position of their site; a layer has a bias or a norm.
+        weight_grids, activation_grids: the quantizers' modules.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: QuantPlan,
+        quantizer: Any,
+        batchnorm: str = "live",
+        device: str = "cpu",
+    ) -> None:
+        """Make the module.
+
+        Args:
+            model: the rewritten graph; read only.
+            plan: with grids of activations and weights; codes are not looked at.
+            quantizer: an entry of QAT_QUANTIZERS with its options.
+            batchnorm: ``live`` (batch statistics), ``frozen`` (running ones) or ``folded``.
+            device: where to compute.
+
+        Raises:
+            RecipeError: a grid cannot be trained (a code book, a scale that is not free, a grid
+                found at run time), or BatchNorm learns on with one scale for all channels.
+        """
+        super().__init__()
+        _check(plan, batchnorm)
+        self.plan, self.batchnorm = plan, batchnorm
+        self.executor = Executor(model, device)
+        self.raw = raw_edges(model, plan)
+        self.outputs = tuple(str(v.name) for v in model.graph.outputs)
+        self.weights = nn.ParameterDict()
+        self.biases = nn.ParameterDict()
+        self.norms = nn.ModuleDict()
+        self.weight_grids = nn.ModuleDict()
+        self.activation_grids = nn.ModuleDict()
+        self._sites: dict[str, Site] = {}
+        self._names: dict[str, str] = {}
+        self._hooks: dict[str, Any] = {}
+        values, nodes = by_name(model.graph), nodes_by_name(model.graph)
+        for site in plan.sites.values():
+            if site.weight is not None and site.weight not in self._hooks:
+                self._add_site(site, nodes[site.name], values, quantizer)
+        for name in sorted(plan.stored - self._hooks.keys()):
+            key = f"stored{len(self.weights)}"
+            self._add_weight(key, name, np.asarray(constant(values[name]), np.float32), quantizer)
+        self._add_activations(values, quantizer)
+        self.to(device)
+
+    def _add_site(
+        self, site: Site, node: ir.Node, values: Mapping[str, ir.Value], quantizer: Any
+    ) -> None:
+        key, weight_name = str(len(self._sites)), site.weight or ""
+        weight, params = np.asarray(constant(values[weight_name]), np.float32), None
+        norm = node.meta.get("folded_norm") if self.batchnorm != "folded" else None
+        if norm is not None and len(values[weight_name].uses()) > 1:
+            norm = None  # tied weights have one BatchNorm each; they train as they are
+        if norm is not None:
+            params = self._found(weight_name)
+            if not isinstance(params.spec.granularity, PerChannel):
+                raise RecipeError(
+                    f"{site.name} has one scale for all channels, into which its BatchNorm cannot "
+                    "be folded after training; use granularity: channel, or batchnorm: folded"
+                )
+            weight, params = unfolded(weight, params, norm)
+            self.norms[key] = LiveNorm(norm, self.batchnorm == "live", _Unit(self, key, site))
+            self._hooks[node.outputs[0].name or ""] = self.norms[key]
+        self._add_weight(key, weight_name, weight, quantizer, params)
+        self._sites[key] = site
+        if site.bias is not None:
+            bias = np.asarray(constant(values[site.bias]), np.float32)
+            if norm is None:
+                self.biases[key] = nn.Parameter(torch.tensor(bias))
+                self._hooks[site.bias] = _Bias(self, key, _Unit(self, key, site))
+            else:
+                self._hooks[site.bias] = torch.zeros_like
+
+    def _found(self, name: str) -> QuantParams:
+        params = self.plan.params(name)
+        if params is None:
+            raise AssertionError(f"{name} has no grid")
+        return params
+
+    def _add_weight(
+        self,
+        key: str,
+        name: str,
+        weight: np.ndarray,
+        quantizer: Any,
+        params: QuantParams | None = None,
+    ) -> None:
+        self.weights[key] = nn.Parameter(torch.tensor(weight))
+        self.weight_grids[key] = quantizer.weight(params or self._found(name), self.weights[key])
+        self._names[key] = name
+        self._hooks[name] = _Weight(self, key)
+
+    def _add_activations(self, values: Mapping[str, ir.Value], quantizer: Any) -> None:
+        constants = {v for s in self.plan.sites.values() for v in (s.weight, s.bias)}
+        self._grids: dict[str, str] = {}
+        keys: dict[str, str] = {}
+        for name, grid in self.plan.grid_of.items():
+            value, params = values[name], self.plan.params(name)
+            if name in constants or name in self.plan.stored or params is None:
+                continue
+            producer = value.producer()
+            if constant(value) is not None:
+                continue  # a constant operand keeps its calibrated grid
+            if grid not in keys:
+                keys[grid] = str(len(keys))
+                self.activation_grids[keys[grid]] = quantizer.activation(params)
+            if producer is None or producer.name not in self.plan.passes:
+                self._grids[name] = keys[grid]
+        self._grid_keys = keys
+
+    def forward(self, feeds: Mapping[str, Any]) -> dict[str, T]:
+        """Outputs by name for one batch of inputs by name."""
+        return self.executor(feeds, self._observe, self.outputs, self.raw)
+
+    def _observe(self, value: ir.Value, tensor: T) -> T:
+        name = value.name or ""
+        hook = self._hooks.get(name)
+        if hook is not None:
+            tensor = hook(tensor)
+        key = self._grids.get(name)
+        return tensor if key is None else self.activation_grids[key](tensor)
+
+    def project(self) -> None:
+        """After an optimizer step: scales back into their domain."""
+        for grids in (self.weight_grids, self.activation_grids):
+            for grid in grids.values():
+                grid.project()  # type: ignore[operator]
+
+    def freeze(self) -> QuantPlan:
+        """The plan with what was learned: grids, codes of weights, float biases in ``values``.
+
+        ``qtool.freeze.freeze`` then rounds the biases, which need the activations' final scales.
+        """
+        grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.values)
+        for grid, key in self._grid_keys.items():
+            grids[grid] = self.activation_grids[key].freeze()[1]  # type: ignore[operator]
+        for key, weight in self._names.items():
+            found, params = self.weight_grids[key].freeze(self.weights[key])  # type: ignore[operator]
+            array = found.detach().cpu().numpy().astype(params.container)
+            site = self._sites.get(key)
+            if key in self.norms:
+                factor, shift = self.norms[key].affine()  # type: ignore[operator]
+                array, params = refolded(array, params, factor)
+                values[(site.bias if site else None) or ""] = shift.astype(np.float32)
+            elif site is not None and site.bias is not None:
+                values[site.bias] = self.biases[key].detach().cpu().numpy()
+            codes[weight], grids[self.plan.grid_of[weight]] = array, params
+        return replace(self.plan, grids=grids, codes=codes, values=values)
+
+
+class _Weight:
+    """Puts a layer's fake-quantized weights in the place of the graph's."""
+
+    def __init__(self, network: QatNetwork, key: str) -> None:
+        self.network, self.key = network, key
+
+    def __call__(self, tensor: T) -> T:
+        return self.network.weight_grids[self.key](self.network.weights[self.key])
+
+
+class _Unit:
+    """The step of a layer's int32 bias: input scale times weight scales, without gradient."""
+
+    def __init__(self, network: QatNetwork, key: str, site: Site) -> None:
+        self.network, self.key = network, key
+        self.grid = network.plan.grid_of[site.inputs[0]]
+
+    def __call__(self) -> T:
+        network = self.network
+        x = network.activation_grids[network._grid_keys[self.grid]].scale
+        w = network.weight_grids[self.key].scale
+        return (x * w).detach()  # type: ignore[operator]
+
+
+class _Bias:
+    """Puts a layer's learned bias, rounded as the file will, in the place of the graph's."""
+
+    def __init__(self, network: QatNetwork, key: str, unit: _Unit) -> None:
+        self.network, self.key, self.unit = network, key, unit
+
+    def __call__(self, tensor: T) -> T:
+        unit = self.unit()
+        return straight_through(self.network.biases[self.key] / unit) * unit
+
+
+class LiveNorm(nn.Module):
+    """A BatchNorm behind a layer's raw output, channels along axis 1.
+
+    In evaluation its shift is rounded as the bias it will become; in training it is not.
+
+    Attributes:
+        live: batch statistics while training; else the running ones always.
+    """
+
+    mean: T
+    var: T
+
+    def __init__(
+        self, norm: FoldedNorm, live: bool, unit: Callable[[], T], momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.live, self.epsilon, self.momentum, self.unit = live, norm.epsilon, momentum, unit
+        self.gamma = nn.Parameter(torch.tensor(norm.gamma, dtype=torch.float32))
+        self.beta = nn.Parameter(torch.tensor(norm.beta, dtype=torch.float32))
+        # The layer's own bias only moves the mean.
+        mean = torch.tensor(norm.mean - norm.bias, dtype=torch.float32)
+        self.register_buffer("mean", mean)
+        self.register_buffer("var", torch.tensor(norm.var, dtype=torch.float32))
+
+    def forward(self, x: T) -> T:
+        """Normalized, scaled and shifted."""
+        if self.training and self.live:
+            vectors = (self.mean, self.var, self.gamma, self.beta)
+            return F.batch_norm(x, *vectors, True, self.momentum, self.epsilon)
+        factor = self.gamma / (self.var + self.epsilon).sqrt()
+        step = self.unit() * factor.detach()
+        shift = self.beta - self.mean * factor
+        # A dead channel (factor 0) keeps its shift.
+        rounded = straight_through(shift / torch.where(step == 0, 1.0, step)) * step
+        shift = torch.where(step == 0, shift, rounded)
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        return x * factor.reshape(shape) + shift.reshape(shape)
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(factor, shift) per channel, float64, in inference."""
+        gamma, beta, mean, var = (
+            t.detach().cpu().double().numpy() for t in (self.gamma, self.beta, self.mean, self.var)
+        )
+        factor = gamma / np.sqrt(var + self.epsilon)
+        return factor, beta - mean * factor
+
+
+def _check(plan: QuantPlan, batchnorm: str) -> None:
+    """Refuse what this module would train to something else than the file holds."""
+    for name, grid in plan.grids.items():
+        if isinstance(grid, Codebook):
+            raise RecipeError(
+                f'the code book of "{name}" cannot be trained yet; use uniform weights'
+            )
+        if grid.spec.scale_kind != "float" if isinstance(grid, QuantParams) else False:
+            raise RecipeError(f'the scale of "{name}" is not free; train with bits.scale: float')
+    if plan.dynamic:
+        raise RecipeError("grids found at run time cannot be trained; use activations: 8")
+
+
+def _along(factor: np.ndarray, params: QuantParams, rank: int) -> np.ndarray:
+    shape = [1] * rank
+    shape[getattr(params.spec.granularity, "axis", 0)] = -1
+    return factor.reshape(shape)
+
+
+def unfolded(
+    weight: np.ndarray, params: QuantParams, norm: FoldedNorm
+) -> tuple[np.ndarray, QuantParams]:
+    """Weights and per-channel grid before the BatchNorm was folded into them."""
+    factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
+    safe = np.where(factor == 0, 1.0, factor)
+    raw = (weight.astype(np.float64) / _along(safe, params, weight.ndim)).astype(np.float32)
+    scale = (params.scale.astype(np.float64) / np.abs(safe)).astype(np.float32)
+    return raw, replace(params, scale=scale)
+
+
+def refolded(
+    codes: np.ndarray, params: QuantParams, factor: np.ndarray
+) -> tuple[np.ndarray, QuantParams]:
+    """Fold a BatchNorm's factor per channel into the grid; codes keep their magnitude.
+
+    A negative factor turns the signs of a channel, which a narrow range allows; a factor of 0
+    leaves codes 0 and scale 1.
+    """
+    sign = _along(np.sign(factor), params, codes.ndim).astype(codes.dtype)
+    scale = params.scale.astype(np.float64) * np.abs(factor)
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    return codes * sign, replace(params, scale=scale)

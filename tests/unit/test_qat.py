@@ -1,0 +1,267 @@
+"""Training on the fake-quantized graph: gradients, exact folding, and a loop of one's own."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import Net, bind, cpu, feeds_for, rewritten, run
+
+import qtool
+from qtool.bits import Bits
+from qtool.calibrators import MinMax
+from qtool.emit import emit_qdq
+from qtool.errors import RecipeError
+from qtool.execute.simulate import Simulation
+from qtool.freeze import freeze
+from qtool.numerics import PerChannel, QuantParams, QuantSpec
+from qtool.plan import same_shape
+from qtool.qat.functions import learned_step, straight_through
+from qtool.qat.lsq import LSQ
+from qtool.qat.network import QatNetwork, refolded
+from qtool.steps import make_grids, make_plan
+
+
+def surrogate(x, s, lo, hi, residual):
+    """What straight-through differentiates: the rounding error held still."""
+    v = np.clip(x / s, lo, hi)
+    return (v + residual) * s
+
+
+@pytest.mark.parametrize(
+    ("value", "want"), [(1.3, -0.3), (5.0, 3.0), (-9.0, -4.0), (0.65 / 0.5, -0.3)]
+)
+def test_known_gradients_of_the_step(value, want):
+    scale = torch.tensor(1.0, requires_grad=True)
+    learned_step(torch.tensor([value]), scale, -4, 3).sum().backward()
+    assert float(scale.grad) == pytest.approx(want, abs=1e-6)
+
+
+def test_gradients_by_finite_differences():
+    rng = np.random.default_rng(0)
+    x, s = rng.normal(0, 3, 50), 0.7
+    residual = np.rint(np.clip(x / s, -4, 3)) - np.clip(x / s, -4, 3)
+    weight = rng.normal(size=50)
+    tx = torch.tensor(x, requires_grad=True)
+    ts = torch.tensor(s, dtype=torch.float64, requires_grad=True)
+    (learned_step(tx, ts, -4, 3) * torch.tensor(weight)).sum().backward()
+    eps = 1e-6
+    for k in range(50):
+        bumped = [np.where(np.arange(50) == k, x + d, x) for d in (eps, -eps)]
+        up, down = (surrogate(b, s, -4, 3, residual) @ weight for b in bumped)
+        assert float(tx.grad[k]) == pytest.approx((up - down) / (2 * eps), abs=1e-4)
+    up, down = (surrogate(x, s + d, -4, 3, residual) @ weight for d in (eps, -eps))
+    assert float(ts.grad) == pytest.approx((up - down) / (2 * eps), abs=1e-4)
+
+
+def test_activation_gradients_equal_those_of_weights():
+    """torch's fused kernel and the composition are the same function."""
+    spec = QuantSpec(4, False, False)
+    params = QuantParams(spec, np.float32(0.3), np.int32(3))
+    module = LSQ().activation(params)
+    x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 2
+    # Torch's kernel still counts the half step beyond each end as inside.
+    steps = x / 0.3
+    x = x[((steps < -3.5) | ((steps > -3) & (steps < 12)) | (steps > 12.5)).all(1)]
+    assert len(x) > 20
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    module(a).square().sum().backward()
+    scale = torch.tensor(0.3, requires_grad=True)
+    learned_step(b, scale, 0 - 3, 15 - 3, 1 / np.sqrt(10 * 15)).square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    assert float(module.scale.grad) == pytest.approx(float(scale.grad), rel=1e-4)
+
+
+def test_rounding_is_half_to_even_and_passes_gradients():
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5], requires_grad=True)
+    y = straight_through(x)
+    assert y.tolist() == [0, 2, 2, 0]
+    y.sum().backward()
+    assert x.grad.tolist() == [1] * 4
+
+
+def normed_net() -> Net:
+    """Convolutions with BatchNorm (one without bias), a residual sum, a linear layer."""
+    net = Net(opset=21)
+    x = net.input("x", "N", 3, 8, 8)
+    x = net.add("Relu", net.norm(net.conv(x, 3, 8, name="stem"), 8))
+    y = net.add("Relu", net.norm(net.conv(x, 8, 8, name="a"), 8))
+    y = net.norm(net.conv(y, 8, 8, name="b"), 8)
+    x = net.add("Relu", net.add("Add", x, y))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    return net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y"))
+
+
+def planned(net: Net, bits: Bits):
+    model = net.model()
+    bind(model, feeds_for(model))
+    rewritten(model)
+    plan = make_plan(model, cpu(), bits, "net")
+    grids = make_grids(model, plan, [feeds_for(model, seed=1, rows=8)], MinMax(), None, 1)
+    return model, freeze(model, grids)
+
+
+def logits(net: QatNetwork, feeds) -> torch.Tensor:
+    return net({k: torch.from_numpy(v) for k, v in feeds.items()})["y"]
+
+
+@pytest.mark.parametrize("batchnorm", ["live", "frozen", "folded"])
+@pytest.mark.parametrize("bits", [Bits(8, 8), Bits(4, 4), Bits(2, 3)], ids=["W8A8", "W4A4", "W2A3"])
+def test_before_training_it_is_the_plan(bits, batchnorm):
+    model, plan = planned(normed_net(), bits)
+    network = QatNetwork(model, plan, LSQ(), batchnorm).eval()
+    assert len(network.norms) == (0 if batchnorm == "folded" else 3)
+    again = freeze(model, network.freeze())
+    assert same_shape(again, plan)
+    for name, codes in plan.codes.items():
+        off = np.abs(again.codes[name].astype(int) - codes)
+        # Undoing and redoing the folding moves a weight by a rounding error of float32.
+        assert off.max() <= 1 and (off > 0).mean() < 0.01
+    feeds = feeds_for(model, seed=4, rows=4)
+    got = Simulation(model, again)(feeds, ["y"])["y"]
+    torch.testing.assert_close(logits(network, feeds).detach(), got, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batchnorm", ["live", "frozen", "folded"])
+def test_after_training_the_file_is_what_was_trained(batchnorm):
+    model, plan = planned(normed_net(), Bits(3, 4))
+    network = QatNetwork(model, plan, LSQ(), batchnorm)
+    feeds = feeds_for(model, seed=2, rows=16)
+    target = torch.randint(0, 5, (16,), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits(network.train(), feeds), target)
+        loss.backward()
+        optimizer.step()
+        network.project()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0]
+    learned = freeze(model, network.eval().freeze())
+    with torch.no_grad():
+        want = logits(network, feeds)
+    simulated = Simulation(model, learned)(feeds, ["y"])["y"]
+    torch.testing.assert_close(want, simulated, rtol=0, atol=1e-3 * float(want.abs().max()))
+    emitted = run(emit_qdq(model, learned, cpu()), feeds)["y"]
+    np.testing.assert_allclose(emitted, simulated, atol=1e-3 * float(want.abs().max()))
+
+
+def test_every_parameter_gets_a_gradient():
+    model, plan = planned(normed_net(), Bits(4, 4))
+    network = QatNetwork(model, plan, LSQ(), "live")
+    logits(network, feeds_for(model, rows=8)).square().sum().backward()
+    dead = [name for name, p in network.named_parameters() if p.grad is None]
+    assert not dead
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_folding_back_keeps_magnitudes():
+    codes = np.array([[3, -7], [5, 1], [2, 2]], np.int8)
+    spec = QuantSpec(4, True, True, PerChannel(0))
+    params = QuantParams(spec, np.array([0.1, 0.2, 0.3], np.float32), np.zeros(3, np.int32))
+    folded, grid = refolded(codes, params, np.array([2.0, -0.5, 0.0]))
+    assert folded.tolist() == [[3, -7], [-5, -1], [0, 0]]
+    np.testing.assert_allclose(grid.scale, [0.2, 0.1, 1.0], rtol=1e-6)
+    values = folded * grid.scale[:, None]
+    want = codes * params.scale[:, None] * np.array([[2.0], [-0.5], [0.0]])
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+
+
+def test_batch_statistics_move_only_when_live():
+    model, plan = planned(normed_net(), Bits(4, 4))
+    feeds = feeds_for(model, rows=8)
+    for batchnorm, moves in (("live", True), ("frozen", False)):
+        network = QatNetwork(model, plan, LSQ(), batchnorm)
+        before = network.norms["0"].mean.clone()
+        logits(network.train(), feeds)
+        assert torch.equal(before, network.norms["0"].mean) != moves
+        after = network.norms["0"].mean.clone()
+        logits(network.eval(), feeds)
+        assert torch.equal(after, network.norms["0"].mean)
+
+
+def test_scales_stay_positive():
+    model, plan = planned(normed_net(), Bits(4, 4))
+    network = QatNetwork(model, plan, LSQ())
+    with torch.no_grad():
+        for grid in (*network.weight_grids.values(), *network.activation_grids.values()):
+            grid.scale.fill_(-1.0)
+    network.project()
+    for grid in (*network.weight_grids.values(), *network.activation_grids.values()):
+        assert float(grid.scale.detach().min()) > 0
+
+
+def test_what_cannot_be_trained_is_refused():
+    model, plan = planned(normed_net(), Bits(1, 8))
+    with pytest.raises(RecipeError, match="code book"):
+        QatNetwork(model, plan, LSQ())
+    model, plan = planned(normed_net(), Bits(4, 8, granularity="tensor"))
+    with pytest.raises(RecipeError, match="one scale for all channels"):
+        QatNetwork(model, plan, LSQ(), "live")
+    assert QatNetwork(model, plan, LSQ(), "folded").weights
+    name = next(iter(plan.grids))
+    snapped = replace(plan.grids[name].spec, scale_kind="power_of_two")
+    grids = {**plan.grids, name: replace(plan.grids[name], spec=snapped)}
+    with pytest.raises(RecipeError, match="is not free"):
+        QatNetwork(model, replace(plan, grids=grids), LSQ(), "folded")
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    onnx.save(normed_net().proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3, 8, 8)).astype(np.float32)
+    plan = qtool.quantize(model, [x], bits={"weights": 3, "activations": 4})
+    teacher = torch.from_numpy(run(normed_net().proto(), {"x": x})["y"])
+    module = qtool.simulate(model, plan, quantizer="lsq")
+    scales = {id(p) for p in module.scales()}
+    rest = [p for p in module.parameters() if id(p) not in scales]
+    groups = [{"params": rest}, {"params": module.scales(), "lr": 1e-3}]
+    optimizer = torch.optim.Adam(groups, lr=3e-3)
+
+    def loss():
+        return torch.nn.functional.mse_loss(module(torch.from_numpy(x)), teacher)
+
+    with torch.no_grad():
+        before = float(loss())
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        module.project()
+    module.eval()
+    with torch.no_grad():
+        after = float(loss())
+    assert after < 0.5 * before
+    path = qtool.emit(model, module.plan(), tmp_path / "q.onnx")
+    got = run(onnx.load(path), {"x": x})["y"]
+    with torch.no_grad():
+        want = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"quantizer": "lqs"}, 'did you mean "lsq"'),
+        ({"quantizer": {"lsq": {"gradient": 1}}}, "gradient_scale"),
+        ({"quantizer": "lsq", "batchnorm": "alive"}, 'did you mean "live"'),
+        ({"quantizer": 3}, "expected a name"),
+    ],
+)
+def test_wrong_words(keywords, said, tmp_path):
+    onnx.save(normed_net().proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    plan = qtool.quantize(model, [np.zeros((2, 3, 8, 8), np.float32)])
+    with pytest.raises(RecipeError) as error:
+        qtool.simulate(model, plan, **keywords)
+    assert said in str(error.value)
+
+
+def test_the_table_of_quantizers_needs_no_torch():
+    code = "import sys; import qtool.qat.quantizers; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
