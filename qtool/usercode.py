@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from qtool.errors import DataError, RecipeError, suggest
+from qtool.errors import DataError, QtoolError, RecipeError, suggest
 
 _INSTALLED = (sys.prefix, sys.base_prefix)
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -25,7 +25,14 @@ def is_function_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def load_function(name: str, folder: str | None, *, trusted: bool, key: str) -> Callable[..., Any]:
+def load_function(
+    name: str,
+    folder: str | None,
+    *,
+    trusted: bool,
+    key: str,
+    kind: type[QtoolError] = DataError,
+) -> Callable[..., Any]:
     """Import the function a recipe names.
 
     Args:
@@ -33,58 +40,61 @@ def load_function(name: str, folder: str | None, *, trusted: bool, key: str) -> 
         folder: looked into before sys.path; the recipe's own.
         trusted: whether the user gave ``--trust-code``.
         key: the recipe's key, for messages.
+        kind: of error.
 
     Raises:
         RecipeError: the user did not give ``--trust-code``.
-        DataError: there is no such module or function, or importing it fails.
+        QtoolError: of the kind; there is no such module or function, or importing it fails.
     """
     if not is_function_name(name):
-        raise DataError(f"{key}: found {name!r}, expected module:function, such as mine:batches")
+        raise kind(f"{key}: found {name!r}, expected module:function, such as mine:batches")
     if not trusted:
         raise RecipeError(
             f"{key}: {name} is code that would run on this machine; expected your consent: read "
             "it, then add --trust-code"
         )
     place, _, attribute = name.partition(":")
-    with guarded(f"{key}: importing {place}"):
-        found = _import(place, folder, key)
+    with guarded(f"{key}: importing {place}", kind):
+        found = _import(place, folder, key, kind)
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [word for word in vars(found) if not word.startswith("_")]
-            raise DataError(
+            raise kind(
                 f"{key}: {place} ({getattr(found, '__file__', 'built in')}) has no `{part}`"
                 f"{suggest(part, known)}; expected a function: correct the name"
             )
         found = getattr(found, part)
     if not callable(found):
-        raise DataError(f"{key}: {name} is a {type(found).__name__}; expected a function")
+        raise kind(f"{key}: {name} is a {type(found).__name__}; expected a function")
     return found
 
 
-def _import(place: str, folder: str | None, key: str) -> Any:
+def _import(place: str, folder: str | None, key: str, kind: type[QtoolError]) -> Any:
     """Import a module, from ``folder`` where it is there."""
     top = place.partition(".")[0]
     importlib.invalidate_caches()
     beside = folder is not None and PathFinder.find_spec(top, [folder]) is not None
     if beside:
-        _forget_namesake(top, Path(str(folder)), key)
+        _forget_namesake(top, Path(str(folder)), key, kind)
         sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise
-        raise DataError(
+        raise kind(
             f"{key}: there is no module {error.name}; expected it in {folder} or on sys.path "
             "(PYTHONPATH): correct the name, or install it"
         ) from error
     finally:
         if beside:  # what the module imports later is still found, but hides nothing
-            sys.path.remove(str(folder))
-            sys.path.append(str(folder))
+            if str(folder) in sys.path:
+                sys.path.remove(str(folder))
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))
 
 
-def _forget_namesake(top: str, folder: Path, key: str) -> None:
+def _forget_namesake(top: str, folder: Path, key: str, kind: type[QtoolError]) -> None:
     """Drop a module of the same name that an earlier recipe brought from another folder."""
     known = sys.modules.get(top)
     if known is None:
@@ -94,7 +104,7 @@ def _forget_namesake(top: str, folder: Path, key: str) -> None:
         return
     installed = [*map(Path, _INSTALLED), Path(__file__).parent]
     if origin is None or any(Path(origin).is_relative_to(place) for place in installed):
-        raise DataError(
+        raise kind(
             f"{key}: {top} in {folder} has the name of a module that is already in use "
             f"({origin or 'built in'}); expected a name of its own: rename the file"
         )
@@ -103,24 +113,49 @@ def _forget_namesake(top: str, folder: Path, key: str) -> None:
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
-    """Run the user's code: its print goes to stderr, its exceptions become a DataError.
+def guest_modules(folder: Path | None) -> Iterator[None]:
+    """Leave ``sys.modules`` and ``sys.path`` as they were.
+
+    For code that is needed only while the block runs: modules imported from ``folder`` are
+    dropped behind it, and those of the same name that stepped aside come back.
+    """
+    modules, path = dict(sys.modules), list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - set(modules):
+            file = getattr(sys.modules[name], "__file__", None)
+            if folder is None or not isinstance(file, str):
+                continue
+            if Path(file).is_relative_to(folder) and "site-packages" not in Path(file).parts:
+                del sys.modules[name]
+        sys.modules.update(modules)
+
+
+@contextmanager
+def guarded(what: str, kind: type[QtoolError] = DataError) -> Iterator[None]:
+    """Run the user's code: its print goes to stderr, its exceptions become one sentence.
 
     Args:
         what: what is being done, for the message.
+        kind: of error.
 
     Raises:
-        DataError: naming the file and line of the user's code.
+        QtoolError: of the kind, naming the file and line of the user's code.
     """
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except DataError:
+    except QtoolError:
         raise
     except (Exception, SystemExit) as error:
-        raise DataError(
-            f"{what}: {_place(error)}raised {type(error).__name__}: {error}; expected it to "
-            "finish: correct your code"
+        lines = str(error).strip().splitlines()
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        raise kind(
+            f"{what}: {_place(error)}raised {type(error).__name__}: "
+            f"{lines[0] if lines else 'no message'}; expected it to finish: "
+            + (f"install {missing}" if missing else "correct your code")
         ) from error
 
 

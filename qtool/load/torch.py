@@ -28,9 +28,10 @@ from qtool.load.export import (
     first_line,
     quiet,
 )
-from qtool.load.factory import build, guest_modules, import_factory
+from qtool.load.factory import build, import_factory
 from qtool.load.onnx import Loaded, load_model, settle
 from qtool.load.weights import load_weights
+from qtool.usercode import guest_modules
 
 __all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]
 
@@ -93,7 +94,7 @@ def load_torch(
         ModelError: the model's own files or code are wrong (exit 2).
         UnsupportedError: torch cannot export it, or the export computes something else (exit 3).
     """
-    with quiet(), guest_modules(source.torch, source.folder):
+    with quiet(), guest_modules(source.folder):
         if source.is_file:
             file = Path(source.torch)
             digest = _digest([file])
@@ -108,11 +109,11 @@ def load_torch(
             module = None
             if source.weights is None:
                 # The factory may draw its parameters at random: they are part of what is made.
-                module = build(source.torch, factory, source.folder)
+                module = build(source.torch, factory)
                 digest = _digest_of(digest, module)
             path = _key(source, digest, place)
             if fresh or not path.is_file():
-                module = module or build(source.torch, factory, source.folder)
+                module = module or build(source.torch, factory)
                 _write(*_factory(source, module), path, opset)
     return replace(_read(path, opset), sha256=digest, name=source.torch)
 

@@ -9,7 +9,8 @@ from torch_nets import write_nets
 from typer.testing import CliRunner
 
 from qtool.cli.main import app
-from qtool.load.factory import build, guest_modules, import_factory
+from qtool.load.factory import build, import_factory
+from qtool.usercode import guest_modules
 
 RECIPE = """
 model: {torch: "nets:net", weights: w.pth, input: {image: [N, 3, 8, 8]}}
@@ -21,8 +22,8 @@ evaluate: {arrays: data.npz, metric: top1, take: {every: 2, offset: 1}}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_nets(tmp_path)
-    with guest_modules("nets:net", tmp_path):
-        net = build("nets:net", import_factory("nets:net", tmp_path)[0], tmp_path)
+    with guest_modules(tmp_path):
+        net = build("nets:net", import_factory("nets:net", tmp_path)[0])
     torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
     shapes = {"image": {0: torch.export.Dim("N")}}
     program = torch.export.export(net.eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=shapes)

@@ -8,9 +8,10 @@ from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.load.factory import build, guest_modules, import_factory
+from qtool.load.factory import build, import_factory
 from qtool.load.torch import TensorInput, TorchSource, export_to, load_torch
 from qtool.load.weights import load_weights
+from qtool.usercode import guest_modules
 
 
 @pytest.fixture
@@ -28,16 +29,20 @@ def refused(given, folder, kind=ModelError):
 
 
 FACTORIES = [
-    ("nest:net", 'torch: no module "nest" in "'),
-    ("nets:nett", 'has no "nett"; did you mean "net"?'),
-    ("nets:constant", '"nets:constant" is a int, expected a function'),
-    ("nets:raising", 'calling "nets:raising()" failed: ValueError: no such width ('),
-    ("nets:leaving", 'calling "nets:leaving()" failed: SystemExit: 0'),
-    ("nets:number", '"nets:number()" returned a int, expected a torch.nn.Module'),
-    ("nets:Net.forward", "failed: TypeError"),
-    ("broken:net", 'importing "broken" failed: SyntaxError'),
-    ("needy:net", 'importing "needy" failed: it needs "no_such_package"; install it'),
-    ("leaver:net", 'importing "leaver" failed: SystemExit: 3'),
+    ("nest:net", "torch: there is no module nest; expected it in "),
+    ("nets:nett", 'has no `nett`; did you mean "net"?'),
+    ("nets:constant", "nets:constant is a int; expected a function"),
+    ("nets:raising", "raised ValueError: no such width; "),
+    ("nets:leaving", "calling nets:leaving(): "),
+    ("nets:leaving", "raised SystemExit: 0"),
+    ("nets:number", "nets:number() returned a int; expected a torch.nn.Module"),
+    ("nets:Net.forward", "raised TypeError"),
+    ("broken:net", "broken.py:1 raised SyntaxError"),
+    ("needy:net", "raised ModuleNotFoundError: No module named 'no_such_package'; expected it to "),
+    ("needy:net", "finish: install no_such_package"),
+    ("leaver:net", "torch: importing leaver: "),
+    ("leaver:net", "raised SystemExit: 3"),
+    ("json:net", "has the name of a module that is already in use"),
 ]
 
 
@@ -46,6 +51,7 @@ def test_a_factory_that_gives_no_network(folder, name, expected):
     (folder / "broken.py").write_text("def net(:\n")
     (folder / "needy.py").write_text("import no_such_package\n")
     (folder / "leaver.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "json.py").write_text("def net(): 1\n")
     assert expected in refused(TorchSource(name, None, INPUTS, folder), folder)
 
 
@@ -53,7 +59,7 @@ def test_the_place_in_the_users_file_is_named(folder):
     line = (
         (folder / "nets.py").read_text().splitlines().index('    raise ValueError("no such width")')
     )
-    assert f"nets.py:{line + 1})" in refused(source(folder, "raising"), folder)
+    assert f"nets.py:{line + 1} raised" in refused(source(folder, "raising"), folder)
 
 
 def test_a_module_of_that_name_from_another_folder_is_not_taken(folder, tmp_path_factory):
@@ -63,7 +69,7 @@ def test_a_module_of_that_name_from_another_folder_is_not_taken(folder, tmp_path
 
     found = []
     for place, name in ((folder, "net"), (other, "only_here"), (folder, "net")):
-        with guest_modules(f"nets:{name}", place):
+        with guest_modules(place):
             found.append(import_factory(f"nets:{name}", place)[1])
     assert found[0] == found[2] == (folder / "blocks.py", folder / "nets.py")
     assert found[1] == (other / "nets.py",)
@@ -99,8 +105,8 @@ WEIGHTS = [
 @pytest.mark.parametrize(("make", "expected"), WEIGHTS)
 def test_weights_that_do_not_fit(folder, make, expected, monkeypatch):
     monkeypatch.chdir(folder)
-    with guest_modules("nets:net", folder):
-        net = build("nets:net", import_factory("nets:net", folder)[0], folder)
+    with guest_modules(folder):
+        net = build("nets:net", import_factory("nets:net", folder)[0])
         pickled = make(net)
         torch.save(pickled, folder / "w.pth")
     with pytest.raises(ModelError) as caught:

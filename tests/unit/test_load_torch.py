@@ -15,8 +15,9 @@ from qtool.execute.ort_session import OrtSession
 from qtool.load import export as exporting
 from qtool.load import torch as loading
 from qtool.load.export import evaluating, export_module
-from qtool.load.factory import build, guest_modules, import_factory
+from qtool.load.factory import build, import_factory
 from qtool.load.torch import TensorInput, TorchSource, export_to, load_torch
+from qtool.usercode import guest_modules
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def place(tmp_path):
 
 @pytest.fixture
 def net(folder):
-    with guest_modules("nets:net", folder):
-        return build("nets:net", import_factory("nets:net", folder)[0], folder).eval()
+    with guest_modules(folder):
+        return build("nets:net", import_factory("nets:net", folder)[0]).eval()
 
 
 def weighted(model):
