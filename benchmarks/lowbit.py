@@ -204,9 +204,10 @@ def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[
     want, got = (session(p).run(None, data.feeds) for p in (plain, packed))
     archive = folder / "feeds.npz"
     np.savez(archive, **one)  # type: ignore[arg-type]
+    floats = setting.bits.get("activations") == "float"
     memory: list[list[list[float]]] = [[], []]
     for _ in range(CHILDREN):
-        for k, path in enumerate((int8, packed)):
+        for k, path in enumerate((data.model if floats else int8, packed)):
             memory[k].append(loaded(path, archive))
     held = [[statistics.median(column) for column in zip(*m, strict=True)] for m in memory]
     ms = in_turn([data.model, int8, packed], one)
@@ -220,7 +221,7 @@ def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[
         "ms": [statistics.median(t) for t in ms],
         "over_float": statistics.median(a / b for a, b in zip(ms[0], ms[2], strict=True)),
         "over_int8": statistics.median(a / b for a, b in zip(ms[1], ms[2], strict=True)),
-        "int8": held[0],
+        "base": held[0],
         "packed": held[1],
     }
     for path in {packed, plain} - {int8}:
@@ -235,7 +236,7 @@ def written(cell: bool) -> str:
 def line(name: str, key: str, row: dict[str, Any]) -> list[object]:
     """One row of the table."""
     most = ROWS[key].memory
-    ratio = row["packed"][0] / row["int8"][0]
+    ratio = row["packed"][0] / row["base"][0]
     floats = ROWS[key].bits.get("activations") == "float"
     return [
         name,
@@ -247,16 +248,16 @@ def line(name: str, key: str, row: dict[str, Any]) -> list[object]:
         "-" if floats else f"{row['over_int8']:.2f}",
         written(row["plain_kernels"]) if floats else written(row["kernels"]),
         written(row["equal"]),
-        f"{row['packed'][2]:.0f} ({row['int8'][2]:.0f})",
+        f"{row['packed'][2]:.0f} ({row['base'][2]:.0f})",
         f"{row['packed'][0]:.1f}, {row['packed'][1]:.1f}",
-        f"{ratio:.2f}, {row['packed'][1] / row['int8'][1]:.2f}"
+        f"{ratio:.2f}, {row['packed'][1] / row['base'][1]:.2f}"
         + ("" if most is None else f" of {most}"),
     ]
 
 
 HEADER = [
     *("network", "weights", "file kB", "compression", "limit kB", "speed over float"),
-    *("over int8", "same kernels", "same bits", "load ms (int8)", "MB after load, after a run"),
+    *("over int8", "same kernels", "same bits", "load ms (int8's)", "MB after load, after a run"),
     "over int8's",
 ]
 NOTE = """
@@ -265,7 +266,8 @@ uint8 activations unless weights only; all layers at the width unless the ends k
 batch 1, the median over {rounds} rounds of the ratio of files run in turn. Same kernels: the
 operators of the graph that really runs are those of the int8 file, in its order (weights only:
 those of the file with plain codes). Same bits: all outputs on 8 to 16 samples equal those of the
-same plan with codes in int8 initializers. Memory is what a fresh process gains by loading, and by
+same plan with codes in int8 initializers. Load times and memory of rows with weights only stand
+beside the float file's. Memory is what a fresh process gains by loading, and by
 loading and one run; medians of {children} processes. The allocator keeps what folding used: with
 MALLOC_MMAP_THRESHOLD_=131072 in the environment a row takes about what the int8 file takes.
 ResNet-18 has random weights.
