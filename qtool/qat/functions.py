@@ -1,5 +1,7 @@
 """Rounding that gradients pass, on grids whose scale learns."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,12 +18,38 @@ def straight_through(x: T) -> T:
     return x + (x.round() - x).detach()
 
 
+class _ScaledRound(torch.autograd.Function):
+    """Rounds; the gradient grows where it points away from the rounded value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: T, delta: float) -> T:
+        rounded = x.round()
+        ctx.save_for_backward(x - rounded)
+        ctx.delta = delta
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: T) -> tuple[T, None]:
+        (rest,) = ctx.saved_tensors
+        g = gradients[0]
+        return g * (1 + ctx.delta * g.sign() * rest), None
+
+
+def scaled_round(x: T, delta: float) -> T:
+    """Rounded half to even; a gradient g becomes ``g * (1 + delta * sign(g) * (x - round(x)))``.
+
+    Source: Lee, Kim and Ham 2021, eq. 5, arXiv:2104.00903.
+    """
+    found: T = _ScaledRound.apply(x, delta)
+    return found
+
+
 def scaled_gradient(x: T, factor: float | T) -> T:
     """The same numbers; the gradient times ``factor``."""
     return x * factor + (x - x * factor).detach()
 
 
-def learned_step(x: T, scale: T, lo: int, hi: int, factor: float = 1.0) -> T:
+def learned_step(x: T, scale: T, lo: int, hi: int, factor: float = 1.0, delta: float = 0.0) -> T:
     """``round(clip(x / s, lo, hi)) * s``, with the gradients of LSQ for x and s.
 
     With respect to s: round(x/s) - x/s inside, lo below, hi above. A composition of few operations:
@@ -32,10 +60,14 @@ def learned_step(x: T, scale: T, lo: int, hi: int, factor: float = 1.0) -> T:
         scale: broadcasts against ``x``.
         lo, hi: the codes' limits, without zero point.
         factor: on the gradient of the scale.
+        delta: of :func:`scaled_round`, on x counted so that the grid is 1 (or -1 to 1) wide.
     Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3, arXiv:1902.08153.
     """
     step = scaled_gradient(scale, factor)
-    return straight_through((x / step).clamp(lo, hi)) * step
+    steps = (x / step).clamp(lo, hi)
+    if not delta:
+        return straight_through(steps) * step
+    return scaled_round(steps, delta / max(hi, -lo)) * step
 
 
 def beside(scale: T, x: T, params: QuantParams) -> T:

@@ -37,9 +37,11 @@ class Quantizer(Protocol):
 class LearnedScaleWeight(nn.Module):
     """Weights on a symmetric grid with learned scales, shape [] or [C]."""
 
-    def __init__(self, params: QuantParams, weight: T, gradient_scale: float) -> None:
+    def __init__(
+        self, params: QuantParams, weight: T, gradient_scale: float, delta: float = 0.0
+    ) -> None:
         super().__init__()
-        self.params = params
+        self.params, self.delta = params, delta
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
         per = weight.numel()
         if isinstance(params.spec.granularity, PerChannel):
@@ -50,7 +52,7 @@ class LearnedScaleWeight(nn.Module):
         """``x`` on the grid."""
         spec = self.params.spec
         return learned_step(
-            x, beside(self.scale, x, self.params), spec.qmin, spec.qmax, self.factor
+            x, beside(self.scale, x, self.params), spec.qmin, spec.qmax, self.factor, self.delta
         )
 
     def project(self) -> None:
@@ -68,25 +70,61 @@ class LearnedScaleWeight(nn.Module):
 
 
 class LearnedScaleActivation(nn.Module):
-    """Activations on a per-tensor grid with a learned scale; the zero point stays."""
+    """Activations on a per-tensor grid with a learned scale, and a zero point that may learn."""
 
     zero: T
 
-    def __init__(self, params: QuantParams, gradient_scale: float) -> None:
+    def __init__(
+        self, params: QuantParams, gradient_scale: float, learns_zero: bool = False
+    ) -> None:
         super().__init__()
         self.params = params
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
-        self.register_buffer("zero", torch.tensor([float(params.zero_point)]), persistent=False)
+        zero = torch.tensor([float(params.zero_point)])
+        if learns_zero and not params.spec.symmetric:
+            self.zero = nn.Parameter(zero)
+        else:
+            self.register_buffer("zero", zero, persistent=False)
         self.gradient_scale = gradient_scale
 
     def forward(self, x: T) -> T:
         """``x`` on the grid."""
         spec = self.params.spec
-        features = x.numel() // max(x.shape[0], 1) if x.dim() else 1
-        factor = self.gradient_scale / float(np.sqrt(max(features, 1) * spec.qmax))
+        factor = gradient_factor(x, spec.qmax, self.gradient_scale)
         return torch._fake_quantize_learnable_per_tensor_affine(
             x, self.scale, self.zero, spec.qmin, spec.qmax, factor
         )
+
+    def project(self) -> None:
+        """The scale stays positive, the zero point among the codes."""
+        positive(self.scale)
+        with torch.no_grad():
+            self.zero.clamp_(self.params.spec.qmin, self.params.spec.qmax)
+
+    def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
+        """The grid."""
+        zero = self.zero.detach().cpu().numpy().round().astype(np.int32)
+        return None, replace(
+            self.params,
+            scale=as_scale(self.scale, self.params),
+            zero_point=zero.reshape(self.params.zero_point.shape),
+        )
+
+
+class ScaledGradientActivation(nn.Module):
+    """Activations with a learned scale and gradients scaled element by element."""
+
+    def __init__(self, params: QuantParams, gradient_scale: float, delta: float) -> None:
+        super().__init__()
+        self.params, self.gradient_scale, self.delta = params, gradient_scale, delta
+        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
+
+    def forward(self, x: T) -> T:
+        """``x`` on the grid."""
+        spec, zero = self.params.spec, int(self.params.zero_point)
+        factor = gradient_factor(x, spec.qmax, self.gradient_scale)
+        lo, hi = spec.qmin - zero, spec.qmax - zero
+        return learned_step(x, self.scale, lo, hi, factor, self.delta)
 
     def project(self) -> None:
         """The scale stays positive."""
@@ -95,3 +133,9 @@ class LearnedScaleActivation(nn.Module):
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
         return None, replace(self.params, scale=as_scale(self.scale, self.params))
+
+
+def gradient_factor(x: T, qmax: int, scale: float) -> float:
+    """LSQ's factor on the gradient of an activation's scale, by the features of one sample."""
+    features = x.numel() // max(x.shape[0], 1) if x.dim() else 1
+    return scale / float(np.sqrt(max(features, 1) * qmax))

@@ -29,8 +29,20 @@ def fresh(code, folder):
     )
 
 
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+
+
+def test_the_example_of_training_runs_in_a_fresh_process(tmp_path):
+    _, code = examples()
+    done = fresh(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"loss ([\d.]+)", done.stdout)[1]) < 1.35  # ln 4 = 1.386 is chance
+    assert (tmp_path / "net_w3a4.onnx").is_file()
+
+
 def test_the_example_of_the_docs_runs_in_a_fresh_process(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+    code, _ = examples()
     assert len(code.splitlines()) <= 15
     done = fresh(code, tmp_path)
     assert done.returncode == 0, done.stderr

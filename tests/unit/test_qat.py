@@ -19,9 +19,13 @@ from qtool.execute.simulate import Simulation
 from qtool.freeze import freeze
 from qtool.numerics import PerChannel, QuantParams, QuantSpec
 from qtool.plan import same_shape
-from qtool.qat.functions import learned_step, straight_through
+from qtool.qat.clipped import ClippedActivation, SqueezedWeight
+from qtool.qat.ewgs import EWGS
+from qtool.qat.functions import learned_step, scaled_round, straight_through
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork, refolded
+from qtool.qat.quantizers import QAT_QUANTIZERS
+from qtool.qat.ste import STE
 from qtool.steps import make_grids, make_plan
 
 
@@ -182,6 +186,133 @@ def test_batch_statistics_move_only_when_live():
         after = network.norms["0"].mean.clone()
         logits(network.eval(), feeds)
         assert torch.equal(after, network.norms["0"].mean)
+
+
+def entry(name: str):
+    return QAT_QUANTIZERS[name]()
+
+
+@pytest.mark.parametrize("name", QAT_QUANTIZERS)
+@pytest.mark.parametrize("batchnorm", ["live", "folded"])
+def test_every_quantizer_trains_and_its_file_is_what_was_trained(name, batchnorm):
+    model, plan = planned(normed_net(), Bits(3, 4))
+    network = QatNetwork(model, plan, entry(name), batchnorm)
+    feeds = feeds_for(model, seed=2, rows=16)
+    target = torch.randint(0, 5, (16,), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits(network.train(), feeds), target)
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+        optimizer.step()
+        network.project()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < 0.9 * losses[0]
+    learned = freeze(model, network.eval().freeze())
+    with torch.no_grad():
+        want = logits(network, feeds)
+    simulated = Simulation(model, learned)(feeds, ["y"])["y"]
+    torch.testing.assert_close(want, simulated, rtol=0, atol=1e-3 * float(want.abs().max()))
+    emitted = run(emit_qdq(model, learned, cpu()), feeds)["y"]
+    np.testing.assert_allclose(emitted, simulated, atol=1e-3 * float(want.abs().max()))
+
+
+def clipped(calibrated: bool) -> ClippedActivation:
+    """Level 6 on 4 bits."""
+    spec = QuantSpec(4, False, False)
+    return ClippedActivation(QuantParams(spec, np.float32(0.4), np.int32(0)), calibrated)
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "value", "rounded", "gradient"),
+    [(False, 2.5, 2.4, 0.0), (False, 7.0, 6.0, 1.0), (True, 2.5, 2.4, -0.0166667), (True, 7, 6, 1)],
+)
+def test_known_answers_of_clipping_levels(calibrated, value, rounded, gradient):
+    module = clipped(calibrated)
+    y = module(torch.tensor([float(value)]))
+    y.sum().backward()
+    assert y.item() == pytest.approx(rounded, abs=1e-5)
+    assert module.alpha.grad.item() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_known_answer_of_dorefa():
+    spec = QuantSpec(4, True, True)
+    weight = torch.tensor([0.5, -0.2, 1.0])
+    module = SqueezedWeight(QuantParams(spec, np.float32(1), np.int32(0)), weight)
+    module.unit.fill_(1.0)
+    torch.testing.assert_close(module(weight), torch.tensor([0.6, -0.2, 1.0]))
+    codes, grid = module.freeze(weight)
+    assert codes.tolist() == [9, -3, 15] and grid.levels.tolist() == list(range(-15, 16, 2))
+
+
+def test_sat_keeps_the_variance():
+    spec = QuantSpec(2, True, True)
+    weight = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)) * 0.1
+    module = entry("sat").weight(QuantParams(spec, np.float32(1), np.int32(0)), weight).train()
+    for scale in (1.0, 5.0, 0.2):
+        assert float(module(weight * scale).var(correction=0)) == pytest.approx(
+            float(weight.var(correction=0)), rel=1e-3
+        )
+
+
+@pytest.mark.parametrize(("gradient", "want"), [(1.0, 1.06), (-1.0, -0.94)])
+def test_known_answer_of_ewgs(gradient, want):
+    x = torch.tensor([2.3], requires_grad=True)
+    scaled_round(x, 0.2).backward(torch.tensor([gradient]))
+    assert x.grad.item() == pytest.approx(want, abs=1e-6)
+
+
+def test_ewgs_without_delta_is_lsq():
+    found = []
+    for chosen in (EWGS(delta=0.0), LSQ()):
+        model, plan = planned(normed_net(), Bits(3, 4))
+        network = QatNetwork(model, plan, chosen, "folded")
+        logits(network, feeds_for(model, rows=4)).square().sum().backward()
+        found.append(network.weights["1"].grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_zero_points_learn_from_what_is_clipped():
+    params = QuantParams(QuantSpec(4, False, False), np.float32(0.5), np.int32(4))
+    module = entry("lsq_plus").activation(params)
+    module(torch.tensor([[0.2, -1.0, 1.3]])).sum().backward()
+    assert module.zero.grad.item() == 0
+    module.zero.grad = None
+    x = torch.tensor([[-9.0, 9.0, 0.1]])
+    module(x).sum().backward()
+    factor = 1 / np.sqrt(3 * 15)
+    assert module.zero.grad.item() == pytest.approx(2 * -0.5 * factor, rel=1e-4)
+    with torch.no_grad():
+        module.zero.fill_(99.4)
+    module.project()
+    assert int(module.freeze()[1].zero_point) == 15
+
+
+def test_moving_ranges_follow_the_data():
+    params = QuantParams(QuantSpec(8, False, False), np.float32(1 / 255), np.int32(0))
+    module = STE(ranges="ema", momentum=0.1).activation(params).train()
+    for hi in (1.0, 2.0, 3.0):
+        module(torch.tensor([[0.0, hi]]))
+    # 1, then 1 + 0.1, then 1.1 + 0.19: the known answer of an average of maxima.
+    assert module.limits[1].item() == pytest.approx(1.29, abs=1e-5)
+    assert float(module.freeze()[1].scale) == pytest.approx(1.29 / 255, rel=1e-4)
+    module.eval()(torch.tensor([[0.0, 50.0]]))
+    assert module.limits[1].item() == pytest.approx(1.29, abs=1e-5)
+    weight = STE(ranges="ema").weight(
+        QuantParams(QuantSpec(4, True, True, PerChannel(0)), np.ones(2, np.float32), np.zeros(2)),
+        torch.ones(2, 3),
+    )
+    weight.train()(torch.tensor([[0.7, -1.4, 0], [0, 2.8, 0]]))
+    assert weight.scale.tolist() == pytest.approx([0.2, 0.4])
+
+
+def test_straight_through_stops_outside_the_range():
+    params = QuantParams(QuantSpec(3, True, True), np.float32(1), np.int32(0))
+    x = torch.tensor([-5, -4.2, 0.3, 3.4, 9.0], requires_grad=True)
+    entry("ste").weight(params, x)(x).sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, 0, 0]
 
 
 def test_scales_stay_positive():

@@ -1,0 +1,114 @@
+"""Modules of PACT, DoReFa and SAT: learned clipping levels, squeezed weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from qtool.numerics import SMALLEST_SCALE, Codebook, QuantParams
+from qtool.qat.functions import as_scale, beside, positive, straight_through
+
+T = torch.Tensor
+
+
+class ClippedActivation(nn.Module):
+    """Activations clipped at a learned level, the value of the grid's highest code."""
+
+    def __init__(self, params: QuantParams, calibrated: bool) -> None:
+        """Make the module.
+
+        Args:
+            params: the grid that training starts from.
+            calibrated: inside the range the level's gradient is q - x/alpha (SAT's calibrated
+                gradient), else 0 (PACT).
+        """
+        super().__init__()
+        self.params, self.calibrated = params, calibrated
+        self.above = max(params.spec.qmax - int(params.zero_point), 1)
+        level = float(params.scale) * self.above
+        self.alpha = nn.Parameter(torch.tensor([level], dtype=torch.float32))
+
+    @property
+    def scale(self) -> T:
+        """The step that belongs to the level, shape [1]."""
+        return self.alpha / self.above
+
+    def forward(self, x: T) -> T:
+        """``x`` on the grid."""
+        spec, zero = self.params.spec, int(self.params.zero_point)
+        lo, hi = spec.qmin - zero, spec.qmax - zero
+        step = self.scale
+        if self.calibrated:
+            return straight_through((x / step).clamp(lo, hi)) * step
+        clipped = torch.minimum(torch.maximum(x, lo * step), hi * step)
+        rounded = (clipped / step).round().clamp(lo, hi) * step
+        return clipped + (rounded - clipped).detach()
+
+    def project(self) -> None:
+        """The level stays positive."""
+        positive(self.alpha)
+
+    def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
+        """The grid."""
+        return None, replace(self.params, scale=as_scale(self.scale, self.params))
+
+
+class SqueezedWeight(nn.Module):
+    """Weights through tanh on 2^k levels -1 .. 1 without 0, times a scale that does not learn."""
+
+    unit: T
+    variance: T
+
+    def __init__(self, params: QuantParams, weight: T, keeps_variance: bool = False) -> None:
+        """Make the module.
+
+        Args:
+            params: the grid that training starts from; of less than 8 bits.
+            weight: the layer's weights as training starts.
+            keeps_variance: choose the scale at every step so that the weights' variance stays.
+        """
+        super().__init__()
+        self.params, self.keeps_variance = params, keeps_variance
+        self.steps = 2**params.spec.bits - 1
+        start = weight.detach()
+        self.register_buffer("variance", start.var(correction=0))
+        rounded = self._levels(start).detach()
+        axis = getattr(params.spec.granularity, "axis", None)
+        # Least squares per channel: the levels times this are closest to the weights.
+        fit, size = (
+            product.sum() if axis is None else product.movedim(axis, 0).flatten(1).sum(1)
+            for product in (start * rounded, rounded.square())
+        )
+        self.register_buffer("unit", (fit / size).clamp(min=SMALLEST_SCALE * self.steps))
+
+    def _levels(self, x: T) -> T:
+        """Between -1 and 1, differentiable."""
+        squeezed = torch.tanh(x)
+        half = squeezed / (2 * squeezed.abs().amax().clamp(min=SMALLEST_SCALE)) + 0.5
+        return 2 * straight_through(half * self.steps) / self.steps - 1
+
+    @property
+    def scale(self) -> T:
+        """The step between a code and the next, shape [] or [C]."""
+        return self.unit / self.steps
+
+    def forward(self, x: T) -> T:
+        """``x`` on the levels."""
+        levels = self._levels(x)
+        if self.keeps_variance and self.training:
+            now = (levels.detach() * beside(self.unit, x, self.params)).var(correction=0)
+            self.unit = self.unit * (self.variance / now.clamp(min=1e-20)).sqrt()
+        return levels * beside(self.unit, x, self.params)
+
+    def project(self) -> None:
+        """Nothing learns here."""
+
+    def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
+        """The odd codes, and what they mean."""
+        odd = np.arange(-self.steps, self.steps + 1, 2, dtype=np.int32)
+        scale = as_scale(self.scale, self.params)
+        grid = Codebook(self.params.spec, scale, self.params.zero_point, odd)
+        if x is None:
+            return None, grid
+        return (self._levels(x).detach() * self.steps).round(), grid
