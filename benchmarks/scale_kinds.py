@@ -74,7 +74,8 @@ def measure(name: str, every: int) -> list[list[object]]:
         model = qtool.load(str(asked.model))
         if asked.evaluate is None:
             raise AssertionError(f"{name} has no labels")
-        data = open_dataset(asked.evaluate, model.inputs)
+        same = {"preprocess": asked.evaluate.preprocess or asked.calibrate.preprocess}
+        data = open_dataset(asked.evaluate.model_copy(update=same), model.inputs)
         if len(NETWORKS[name].folds) == 1 and data.count > 5000:
             data = data.take(list(range(0, data.count, every)))
         calibration = open_dataset(asked.calibrate, model.inputs)
