@@ -7,7 +7,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.bits import Bits
-from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, open_dataset, split
+from qtool.data import (
+    DataSection,
+    Dataset,
+    InputSpec,
+    drop_overlap,
+    open_dataset,
+    settle_sizes,
+    split,
+)
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph import dims
 from qtool.graph_save import save_model
@@ -84,7 +92,8 @@ def prepare(
         requantize: whether a quantized ONNX file is turned back to floats first.
 
     Raises:
-        QtoolError: the model, the data or a layer pattern does not fit.
+        QtoolError: the model, the data or a layer pattern does not fit; the samples have several
+            sizes where the model leaves one open.
     """
     with stages.stage("load") as record:
         progress("load", 0, 1)
@@ -106,6 +115,10 @@ def prepare(
             recipe, calibration, inputs, seed, trust_code, record
         )
         first = next(iter(calibration.take([0]).batches(1)))
+        other = next(iter(judged.take([0]).batches(1)))
+        for name, spec in inputs.items():
+            seen = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
+            settle_sizes(spec, seen.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         _check_labels(recipe.evaluate, judged, loaded.model)
         bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)

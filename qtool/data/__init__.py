@@ -11,6 +11,7 @@ from qtool.data.dataset import (
     Opening,
     Source,
     drop_overlap,
+    settle_sizes,
     split,
 )
 from qtool.data.images import open_images
@@ -40,6 +41,7 @@ __all__ = [
     "drop_overlap",
     "load_preprocess",
     "open_dataset",
+    "settle_sizes",
     "split",
 ]
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
+from qtool.data.dataset import (
+    Batch,
+    Dataset,
+    InputSpec,
+    Opening,
+    cast,
+    row_digest,
+    settle_sizes,
+    show_shape,
+)
 from qtool.data.npz import Column, read_columns
 from qtool.data.section import Arrays, DataSection
 from qtool.errors import DataError, suggest
@@ -82,12 +91,6 @@ class ArraySource:
     def _fit(self, name: str, parts: list[np.ndarray], positions: Sequence[int]) -> np.ndarray:
         """Join, cast and check one input's rows."""
         spec = self.specs[name]
-        shapes = {rows.shape[1:] for rows in parts}
-        if len(shapes) > 1:
-            raise DataError(
-                f"{self.name(positions[0])}..{self.name(positions[-1])}: rows for `{name}` have "
-                f"the shapes {sorted(shapes)}; expected one shape per batch: pad them"
-            )
         rows = cast(np.concatenate(parts), spec, self.name(positions[0]))
         if rows.dtype.kind == "f":
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
@@ -104,7 +107,8 @@ def open_arrays(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
     """Open saved arrays for the model's inputs.
 
     Raises:
-        DataError: a file is missing or damaged, an input has no array, or shapes do not fit.
+        DataError: a file is missing or damaged, an input has no array, shapes do not fit, or
+            files differ in a size that the model leaves open.
     """
     assert section.arrays is not None  # the section chose this reader
     given = section.arrays
@@ -120,6 +124,10 @@ def open_arrays(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
         inputs,
     )
     chosen, more = section.choose(ends[-1])
+    used = [source.files[k] for k in sorted({bisect_right(ends, position) for position in chosen})]
+    for name, spec in inputs.items():
+        shapes = [(file[name].path.name, file[name].shape[1:]) for file in used]
+        settle_sizes(spec, shapes, given.path)
     labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
     names = tuple(source.name(position) for position in chosen)
     return Dataset(

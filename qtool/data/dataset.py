@@ -1,7 +1,7 @@
 """A dataset: named samples in a fixed order, fetched in batches as they are needed."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -53,6 +53,36 @@ class InputSpec:
 def show_shape(shape: Sequence[int | str | None]) -> str:
     """A shape as messages show it; a dynamic dimension is its name or ``?``."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def settle_sizes(spec: InputSpec, found: Iterable[tuple[str, Sequence[int]]], where: str) -> None:
+    """Refuse samples that have several sizes where the model's input leaves its size open.
+
+    Args:
+        spec: the model's input.
+        found: names of samples and their shapes, without the batch axis; every shape fits.
+        where: the data, for messages.
+
+    Raises:
+        DataError: naming the dimension, its sizes and the line for the recipe.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for name, shape in found:
+        first.setdefault(tuple(shape), name)
+    for axis, sizes in enumerate(zip(*first, strict=True), 1):
+        if len(set(sizes)) < 2:
+            continue
+        at = dict(zip(reversed(sizes), reversed(list(first.values())), strict=True))
+        shown = ", ".join(f"{size} ({at[size]})" for size in sorted(at)[:3])
+        more = f" and {len(at) - 3} more sizes" if len(at) > 3 else ""
+        dim = spec.shape[axis] or f"dimension {axis}"
+        line = [spec.shape[0] or "N", *map(max, zip(*first, strict=True))]
+        raise DataError(
+            f"{where}: the model's input {spec.describe()} leaves {dim} open, and the samples do "
+            f"not settle it: {shown}{more}; expected one size, which the file is planned for: pad "
+            f"or cut the samples to it, and write it into the recipe, such as "
+            f"`model: {{.., input: {{{spec.name}: {show_shape(line)}}}}}`"
+        )
 
 
 def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:

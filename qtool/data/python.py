@@ -14,6 +14,7 @@ from qtool.data.dataset import (
     Opening,
     cast,
     row_digest,
+    settle_sizes,
     show_shape,
 )
 from qtool.data.options import Python
@@ -47,10 +48,10 @@ class PythonSource:
                 )
             waiting.append(row)
             if len(waiting) == size:
-                yield self._joined(waiting)
+                yield _joined(waiting)
                 waiting = []
         if waiting:
-            yield self._joined(waiting)
+            yield _joined(waiting)
 
     def digest(self, position: int) -> str:
         """The sha256 over the row of every input, as the model gets it."""
@@ -81,18 +82,6 @@ class PythonSource:
                     f"{self.where}: yielded {at} samples, {len(self.digests)} in the first pass; "
                     "expected the same in every call: fix the random seed and the order"
                 )
-
-    def _joined(self, rows: Sequence[Batch]) -> Batch:
-        joined = {}
-        for name in rows[0]:
-            shapes = {row[name].shape[1:] for row in rows}
-            if len(shapes) > 1:
-                raise DataError(
-                    f"{self.where}: samples for `{name}` have the shapes {sorted(shapes)}; "
-                    "expected one shape: pad them"
-                )
-            joined[name] = np.concatenate([row[name] for row in rows])
-        return joined
 
 
 @dataclass(frozen=True)
@@ -183,7 +172,8 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
 
     Raises:
         RecipeError: the code is not trusted.
-        DataError: there is no such function, it raises, or what it yields does not fit.
+        DataError: there is no such function, it raises, what it yields does not fit, or samples
+            differ in a size that the model leaves open.
     """
     assert section.python is not None  # the section chose this reader
     given = section.python
@@ -192,11 +182,13 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
     digests: list[str] = []
     labels: list[np.ndarray] = []
     labelled: set[bool] = set()
+    shapes: list[dict[str, tuple[int, ...]]] = []
     where = f"python: {given.function}"
     for batch in call():
         rows = _rows_in(batch)
         labelled.add(LABEL in batch)
         labels += [batch.pop(LABEL)] if LABEL in batch else []
+        shapes += [{name: values.shape[1:] for name, values in batch.items()}] * rows
         digests += [row_digest({n: v[k : k + 1] for n, v in batch.items()}) for k in range(rows)]
         if len(labelled) > 1 or len({values.shape[1:] for values in labels}) > 1:
             raise DataError(
@@ -206,6 +198,8 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
     if not digests:
         raise DataError(f"{where}: yielded no batch; expected at least one sample")
     chosen, notes = section.choose(len(digests))
+    for name, spec in inputs.items():
+        settle_sizes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
     every = np.concatenate(labels) if labels else None
     return Dataset(
         tuple(f"{given.function}[{k}]" for k in chosen),
@@ -215,6 +209,10 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
         None,
         notes,
     )
+
+
+def _joined(rows: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def _rows_in(batch: Batch) -> int:

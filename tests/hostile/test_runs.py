@@ -270,3 +270,27 @@ def test_a_damaged_plan(case):
     (case.folder / "plan.json").write_text("{")
     text = case.refused("--plan", "plan.json")
     assert "plan plan.json: not a readable plan" in text
+
+
+def test_a_size_that_calibration_and_evaluation_settle_differently(case):
+    net = Net(opset=21)
+    x = net.add("ReduceMean", net.add("MatMul", net.input("x", "N", "T", 4), net.weight(4, 8)),
+                net.const(np.array([1])), keepdims=0)  # fmt: skip
+    net.output(net.add("Gemm", x, net.weight(8, 2), out="y"))
+    onnx.save(net.proto(), case.folder / "net.onnx")
+    for name, size in (("train", 3), ("test", 6)):
+        x = np.random.default_rng(size).standard_normal((8, size, 4)).astype(np.float32)
+        np.savez(case.folder / f"{name}.npz", x=x)
+    case.recipe = {
+        "model": "net.onnx",
+        "calibrate": {"arrays": "train.npz"},
+        "evaluate": {"arrays": "test.npz"},
+    }
+    text = case.refused()
+    assert "leaves T open" in text and "3 (calibrate), 6 (evaluate)" in text
+    assert "{x: [N, 6, 4]}" in text
+    # The line itself: what is not of that size is named.
+    case.recipe["model"] = {"onnx": "net.onnx", "input": {"x": ["N", 6, 4]}}
+    assert "train.npz: array `x`: has shape [8, 3, 4]" in case.refused()
+    case.recipe["calibrate"] = {"arrays": "test.npz", "count": 4, "allow_overlap": True}
+    assert case.run()[0] in (0, 1)

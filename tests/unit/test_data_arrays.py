@@ -154,3 +154,34 @@ def test_an_input_type_numpy_lacks_is_explained(tmp_path):
     spec = {"input": InputSpec("input", ("N", 4), "bfloat16")}
     with pytest.raises(DataError, match="is bfloat16, which numpy data cannot be"):
         open_dataset(DataSection(arrays=save(tmp_path, x=X)), spec)
+
+
+OPEN = {"x": InputSpec("x", ("N", "T", 2), "float32")}
+
+
+def lengths(folder, *sizes):
+    for number, size in enumerate(sizes):
+        np.savez(folder / f"{number}.npz", x=np.ones((2, size, 2), np.float32))
+    return str(folder)
+
+
+def test_files_of_several_lengths_leave_an_open_size_unsettled(tmp_path):
+    path = lengths(tmp_path, 3, 5, 3, 4, 8)
+    words = (
+        r"`x` float32 \[N, T, 2\] leaves T open.* 3 \(0.npz\), 4 \(3.npz\), 5 \(1.npz\) and 1 more "
+        r"sizes; .*`model: {.., input: {x: \[N, 8, 2\]}}`"
+    )
+    with pytest.raises(DataError, match=words):
+        open_dataset(DataSection(arrays=path), OPEN)
+
+
+def test_a_size_without_a_name_is_told_by_its_axis(tmp_path):
+    specs = {"x": InputSpec("x", (None, None, 2), "float32")}
+    with pytest.raises(DataError, match=r"leaves dimension 1 open.*{x: \[N, 5, 2\]}"):
+        open_dataset(DataSection(arrays=lengths(tmp_path, 3, 5)), specs)
+
+
+def test_only_the_samples_that_are_taken_have_to_agree(tmp_path):
+    section = DataSection(arrays=lengths(tmp_path, 3, 3, 5), take={"every": 3, "offset": 0})
+    chosen = open_dataset(section, OPEN)
+    assert chosen.count == 2

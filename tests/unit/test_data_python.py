@@ -156,3 +156,16 @@ def test_arguments_the_function_does_not_have(tmp_path):
     module(tmp_path, GOOD)
     with pytest.raises(DataError, match=r"mine:batches: raised TypeError: .*sise"):
         read(tmp_path, args={"sise": 3})
+
+
+def test_samples_of_several_lengths_leave_an_open_size_unsettled(tmp_path):
+    text = "import numpy as np\ndef batches():\n    for size in (3, 3, 5):\n"
+    module(tmp_path, text + "        yield {'x': np.ones((2, size), 'f4')}\n")
+    specs = {"x": InputSpec("x", ("N", "T"), "float32")}
+    python = {"function": "mine:batches"}
+    section = DataSection(python=python, code=str(tmp_path))
+    words = r"leaves T open.*: 3 \(sample 0\), 5 \(sample 4\); .*`model: .*{x: \[N, 5\]}}`"
+    with pytest.raises(DataError, match=words):
+        open_dataset(section, specs, trust_code=True)
+    section = DataSection(python=python, code=str(tmp_path), count=1)
+    assert open_dataset(section, specs, trust_code=True).count == 1
