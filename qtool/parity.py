@@ -13,9 +13,12 @@ from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor
-from qtool.graph import is_constant, is_float, nodes_by_name
+from qtool.graph import constant, is_constant, is_float, nodes_by_name
 from qtool.numerics import QuantParams, align, dequantize, quantize
 from qtool.plan import QuantPlan, Site
+
+# Integer kernels of ONNX Runtime that write floats.
+WRITE_FLOATS = ("Gemm", "MatMul", "GlobalAveragePool")
 
 
 @dataclass
@@ -138,7 +141,8 @@ class _Sample:
             if site.output in self.codes:
                 self._judge(self.counts.integer if exact else None, site.output, found)
             elif site.output in self.seen:
-                self.counts.integer.add(*_as_codes(found, self.seen[site.output]))
+                count = self.counts.integer if exact else self.counts.after_float
+                count.add(*_as_codes(found, self.seen[site.output]))
                 self.feeds[site.output] = self.seen[site.output]
 
     def passes(self) -> None:
@@ -202,8 +206,11 @@ class _Sample:
     def _on_codes(self, site: Site) -> bool:
         """False for a site that the file computes in floats, whatever lies around it.
 
-        That is one with an operand or a bias in floats, or with codes wider than 8 bits.
+        That is one with an operand or a bias in floats, or with codes wider than 8 bits, or one
+        that writes floats where no integer kernel does.
         """
+        if site.output not in self.plan.grid_of and site.op not in WRITE_FLOATS:
+            return False
         node = self.kernels.nodes[site.name]
         read = [v.name or "" for v in node.inputs if v is not None and is_float(v)]
         if any(self.plan.spec(name) is None for name in read):
@@ -225,10 +232,31 @@ class _Sample:
             for name in read
             if name in self.codes or name in self.seen
         }
+        bias = self._rounded_bias(site)
+
+        def emitted(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+            return bias.get(value.name or "", self._as_emitted(value, tensor))
+
         with torch.inference_mode():
-            found = self.executor(feeds, self._as_emitted, [site.output])[site.output]
+            found = self.executor(feeds, emitted, [site.output])[site.output]
         params = self.plan.params(site.output)
         return found if params is None else self._rounded(found, params)
+
+    def _rounded_bias(self, site: Site) -> dict[str, torch.Tensor]:
+        """A float bias as ONNX Runtime uses it: rounded to int32 on the grid s_x * s_w.
+
+        It does so where the layer writes codes, and where it does not, not.
+        """
+        x, w = self.plan.params(site.inputs[0]), self.plan.params(site.weight or "")
+        read = self.kernels.nodes[site.name].inputs
+        value = read[2] if site.op in ("Conv", "Gemm") and len(read) > 2 else None
+        array = constant(value)
+        if value is None or array is None or x is None or w is None or site.bias is not None:
+            return {}
+        if site.output not in self.plan.grid_of:
+            return {}
+        scale = x.scale * w.scale
+        return {value.name or "": torch.from_numpy(np.rint(array / scale) * scale)}
 
     def _rounded(self, found: torch.Tensor, params: QuantParams) -> torch.Tensor:
         if not self.in_floats:

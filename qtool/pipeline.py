@@ -237,6 +237,11 @@ def _freeze_and_emit(
         if output.io == "quantized" and not ends.inputs and not ends.outputs:
             raise recipe.error(("output", "io"), f"quantized: {'; '.join(notes)}; write io: float")
         record.notes += notes
+        if target.runtime != "onnxruntime":
+            record.notes.append(
+                f"WARNING: kernels and latency in this report are those of ONNX Runtime, which "
+                f"checks the file; {target.runtime} has its own"
+            )
         missing = [name for name in target.isa if name not in instruction_sets()]
         if missing:
             record.notes.append(
@@ -264,6 +269,8 @@ def _report(
     gates = judge(recipe.gates.model_dump(), found.accuracy, size, found.latency)
     calibration, judged = prepared.calibration, prepared.judged
     evaluation = DataPart(count=judged.count, sha256=judged.digest) if recipe.evaluate else None
+    kernels = kernels_part(found.optimized, plan, found.saturating)
+    own = prepared.target.runtime == "onnxruntime"  # else its pairs are no business of ONNX Runtime
     return Report(
         qtool=__version__,
         command="ptq",
@@ -285,7 +292,7 @@ def _report(
         size=size,
         latency=found.latency,
         parity=found.parity,
-        kernels=kernels_part(found.optimized, plan, found.saturating),
+        kernels=kernels.model_copy(update={} if own else {"stray_quantize": []}),
         layers=layers_part(loaded.model, plan, found.noise, layers),
         stages=stages.done,
         gates=gates,

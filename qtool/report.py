@@ -55,7 +55,7 @@ PARITY_SHARE_OFF = 1e-5
 PARITY_SHARE_OFF_AFTER_FLOAT = 1e-3
 # Values of more than 8 bits are computed in floats throughout, and their steps are so fine that the
 # order of a sum decides now and then.
-PARITY_SHARE_OFF_WIDE = 5e-2
+PARITY_SHARE_OFF_WIDE = 1e-2
 WARN_DROP = 1.0
 ENVIRONMENT_ORDER = ("python", "torch", "onnxruntime", "cpu", "isa")
 

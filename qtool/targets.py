@@ -97,6 +97,8 @@ class Target:
             own allows.
         formats: the forms of file it reads, the default first.
         opsets: the oldest and the newest opset it reads; absent: from its own to the newest.
+        runtime: what executes the files; where that is not onnxruntime, kernels and latency in the
+            report are not its own.
         isa: instruction sets (as the report names them) without which its files lose their speed.
         bias: ``int32`` on the grid s_x * s_w, or ``float``.
         unsigned_where_positive: values that cannot be negative get unsigned codes.
@@ -122,6 +124,7 @@ class Target:
     granularities: tuple[str, ...] = ()
     formats: tuple[str, ...] = ("qdq",)
     opsets: tuple[int, int] = (21, 21)
+    runtime: str = "onnxruntime"
     isa: tuple[str, ...] = ()
     bias: str = "int32"
     unsigned_where_positive: bool = False
@@ -219,6 +222,7 @@ def _target(raw: Any, path: Path) -> Target:
         ),
         formats=_names(raw.get("formats", ["qdq"]), FORMATS, f"{path}: formats"),
         opsets=opsets,
+        runtime=_typed(raw.get("runtime", "onnxruntime"), str, f"{path}: runtime"),
         isa=_list(raw.get("isa", []), str, f"{path}: isa"),
         bias=raw.get("bias", "int32"),
         unsigned_where_positive=_typed(
