@@ -21,6 +21,7 @@ from qtool.load.big import SMALL, settle_external
 from qtool.load.cast_like import cast_outright
 from qtool.load.half import widen
 from qtool.load.old_opsets import restore_meaning
+from qtool.load.unfit import refuse_unfit
 
 # DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
 OLDEST_OPSET = 13
@@ -131,7 +132,8 @@ def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]
         The graph and what was changed, one sentence each.
 
     Raises:
-        UnsupportedError: its opset cannot be raised (exit 3).
+        UnsupportedError: its opset cannot be raised, or what it computes cannot be compared:
+            random numbers or text (exit 3).
     """
     try:
         model.graph.sort()  # the runtime takes nodes in any order, the converter does not
@@ -155,6 +157,7 @@ def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]
     if count := widen(model):
         notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
+    refuse_unfit(model, str(path))
     cast_outright(model)
     return model, notes
 

@@ -85,6 +85,12 @@ SPLIT = node("SplitToSequence", "y", "q", axis=1, keepdims=1)
 TEXT = node("Cast", "y", "t", to=TensorProto.STRING)
 MERGED = node("ConcatFromSequence", "x", "c", axis=0)
 PRODUCT = node("MatMul", "c w", "y")
+HARD = model(
+    MATMUL, helper.make_node("Dropout", ["y", "r", "t"], ["d"], "drop"), node("Relu", "d", "z"),
+    outputs=[value("z")], constants={"w": W, "r": np.float32(0.5), "t": np.array(True)},
+)  # fmt: skip
+NOISE = helper.make_node("RandomNormalLike", ["y"], ["n"], "noise")
+LOUD = model(MATMUL, NOISE, node("Add", "y n", "z"), outputs=[value("z")])
 MEAN = node("ReduceMean", "y", "z", keepdims=0)
 
 REFUSED = {
@@ -116,8 +122,17 @@ REFUSED = {
     ),
     "text output": (
         model(MATMUL, TEXT, outputs=[value("t", kind=TensorProto.STRING)]),
-        3, 'the first output, "t", is text',
+        3, '(Cast) makes text, "t"; expected numbers throughout',
     ),
+    "text inside": (
+        model(MATMUL, TEXT, node("Cast", "t", "z", to=1), outputs=[value("z")]), 3, "makes text",
+    ),
+    "text as second output": (
+        model(MATMUL, TEXT, outputs=[value("y"), value("t", kind=TensorProto.STRING)]),
+        3, "makes text",
+    ),
+    "training mode": (HARD, 3, 'node "drop" (Dropout) is in training mode, where it drops values'),
+    "noise": (LOUD, 3, 'node "noise" (RandomNormalLike) draws random numbers, so no two runs'),
     "constant first": (
         model(outputs=[value("w", 4, 3), value("y")]), 3, 'the first output, "w", is a constant',
     ),
@@ -159,6 +174,7 @@ WELL = {
     "minus zero": model(constants={"w": np.full((4, 3), -0.0, np.float32)}),
     "denormals": model(constants={"w": np.full((4, 3), 1e-42, np.float32)}),
     "many channels": model(constants={"w": RNG.standard_normal((4, 50000)).astype(np.float32)}),
+    "noise that nothing reads": model(MATMUL, NOISE),
     "a dead branch": model(MATMUL, node("MatMul", "x w", "dead")),
 }
 FAST = list(WELL)[:4]
