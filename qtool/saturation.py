@@ -98,12 +98,12 @@ def _any_order(codes: np.ndarray) -> list[np.ndarray]:
 
 
 def _pairing(plan: QuantPlan) -> list[Site]:
-    """Sites with 8-bit weights and unsigned 8-bit inputs."""
+    """Sites with signed 8-bit weights and unsigned 8-bit inputs: the pairing that saturates."""
     found = []
     for site in plan.sites.values():
         x, w = plan.spec(site.inputs[0]), plan.spec(site.weight or "")
         unsigned = x is None or (not x.signed and x.bits <= 8)
-        if w is not None and w.bits <= 8 and site.weight in plan.codes and unsigned:
+        if w is not None and w.signed and w.bits <= 8 and site.weight in plan.codes and unsigned:
             found.append(site)
     return found
 

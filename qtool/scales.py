@@ -193,11 +193,24 @@ def snap_weight(weight: np.ndarray, params: QuantParams, ratio: float | None) ->
     factor = ratio if width_of(kind) and ratio is not None else 1.0
     best, error = params, np.full(params.scale.shape, np.inf)
     for candidate in neighbours(params.scale * np.float64(factor), kind):
-        trial = replace(params, scale=(candidate / factor).astype(np.float32))
+        trial = _moved(params, (candidate / factor).astype(np.float32))
         loss = _squared_error(weight, trial)
-        best = replace(best, scale=np.where(loss < error, trial.scale, best.scale))
+        best = replace(
+            best,
+            scale=np.where(loss < error, trial.scale, best.scale),
+            zero_point=np.where(loss < error, trial.zero_point, best.zero_point),
+        )
         error = np.minimum(loss, error)
     return best
+
+
+def _moved(params: QuantParams, scale: np.ndarray) -> QuantParams:
+    """The grid at another scale; an asymmetric one begins where it began."""
+    spec, zero = params.spec, params.zero_point
+    if not spec.symmetric:
+        begin = np.rint(spec.qmin - params.lo / scale)
+        zero = np.clip(begin, spec.qmin, spec.qmax).astype(np.int32)
+    return replace(params, scale=scale, zero_point=zero)
 
 
 def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:

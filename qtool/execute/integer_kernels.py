@@ -19,7 +19,7 @@ from qtool.execute.integer_math import WIDEST, Rescale, common, divide, rescale,
 from qtool.execute.nn import Windows, window_sums
 from qtool.execute.ops import options_of, select
 from qtool.graph import attribute, weight_axis
-from qtool.numerics import QuantParams
+from qtool.numerics import QuantParams, align
 from qtool.scales import Multiplier, as_integers, normalized
 
 T = torch.Tensor
@@ -36,7 +36,7 @@ class Work:
         y: grid of the output, or None where plain sums are asked for.
         limits: smallest and largest code written, an absorbed Relu or Clip included.
         rounding: a name from ROUNDINGS.
-        weight, bias: codes of a weighted site, else None, and the weight's grid.
+        weight, bias: codes of a weighted site, else None; ``weight_grid`` is the weight's.
     """
 
     node: ir.Node
@@ -98,11 +98,12 @@ def weighted(work: Work) -> Kernel:
         raise AssertionError(f"{node.name} has no weights")
     zero = zero_of(x)
     reach = max(zero - x.spec.qmin, x.spec.qmax - zero)
-    rows = np.moveaxis(np.abs(work.weight.astype(np.int64)), weight_axis(node), 0)
+    held = work.weight.astype(np.int64) - align(w, work.weight)[1].astype(np.int64)
+    rows = np.moveaxis(np.abs(held), weight_axis(node), 0)
     sums = rows.reshape(len(rows), -1).sum(1) * reach
     bound = int((sums + (0 if work.bias is None else np.abs(work.bias.astype(np.int64)))).max())
     kind = torch.int32 if bound < 2**31 else torch.int64
-    weight = torch.from_numpy(work.weight.astype(np.int64)).to(kind)
+    weight = torch.from_numpy(held).to(kind)
     product = _product(node, weight, work.opset)
     # Channels lie along axis 1 of a convolution's output and along the last of a product's.
     along = [1 if node.op_type.startswith("Conv") else -1]

@@ -25,11 +25,13 @@ from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import UnsupportedError
+from qtool.execute.exact import ExactKernels
 from qtool.execute.integer import IntegerKernels, IntegerNetwork
 from qtool.execute.integer_kernels import BUILDERS as KERNELS
 from qtool.execute.integer_math import ROUNDINGS
 from qtool.freeze import freeze
 from qtool.snap import ask_scales, snap_weights
+from qtool.targets import load_target
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 SHIFTS = ("power_of_two", "double_shift")
@@ -264,6 +266,27 @@ def test_sixteen_bit_activations_need_wider_sums():
     kernel = KERNELS["MatMul"](Work(node, 21, (x,), y, (0, 65535), "half_even", weight, None, w))
     got = kernel([torch.full((1, 1000), 65535, dtype=torch.int32)])
     assert int(got) == round(65535 * 127 * 1000 * 1e-7)
+
+
+def test_weights_with_zero_points(tmp_path):
+    """uint8 weights, as the exact kernels have them."""
+    model, chosen = network("residual", tmp_path), load_target("npu-u8")
+    plan = annotate(model, chosen, Bits())
+    stats = collect(
+        model, observed_values(model, plan), [feeds_for(model)], histograms=True, threads=1
+    )
+    plan = freeze(model, weight_grids(model, choose_grids(plan, stats, MinMax())))
+    whole, exact = IntegerNetwork(model, plan), ExactKernels(model, plan)
+    with torch.inference_mode():
+        codes = whole.run(whole.quantized(feeds_for(model, seed=5)))
+    compared = 0
+    for site in plan.sites.values():
+        if site.output in plan.grid_of:
+            given = {n: codes[n].numpy() for n in site.inputs if n in codes}
+            apart = (exact.site(site, given) - codes[site.output]).abs()
+            assert apart.max() <= 1 and apart.count_nonzero() < 1e-3 * apart.numel() + 1
+            compared += 1
+    assert compared
 
 
 def test_a_kept_clip_limits_codes(tmp_path):

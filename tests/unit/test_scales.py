@@ -163,6 +163,18 @@ def test_codes_make_up_for_the_multiplier(kind):
     ).max() or kind.startswith("fixed")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_asymmetric_weights_begin_where_they_began(kind):
+    """uint8 weights, few of them below zero: a wider step needs another zero point."""
+    weight = np.random.default_rng(0).uniform(-0.1, 1.0, (3, 40)).astype(np.float32)
+    spec = QuantSpec(8, False, False, PerChannel(0), kind)
+    grid = params_from_range(weight.min(1), weight.max(1), spec)
+    found = snap_weight(weight, grid, 0.37)
+    assert np.abs(found.lo - grid.lo).max() <= found.scale.max()
+    assert np.all(error_of(weight, found) < 40 * found.scale**2)
+    assert found.zero_point.dtype == np.int32
+
+
 def test_a_layer_that_writes_floats_keeps_its_fixed_point_scales():
     weight = weights(4, 0)
     grid = grid_of(weight, "fixed_point:16")
