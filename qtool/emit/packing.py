@@ -14,7 +14,7 @@ Looking whole bytes up was chosen by measurement, on a random ResNet-18 with onn
 runtime keeps every intermediate until all is folded, and the allocator keeps that memory. Shift,
 mask and a Gather per code make five to eight intermediates of the size of the weights or of four
 times that, bytes two to four: 67 instead of 100 MB after loading at 4 bits, 39 instead of 87 at 1
-bit, and half the load time. The int8 file keeps 35 MB.
+bit, in two thirds of the load time. The int8 file keeps 35 MB.
 """
 
 import hashlib
