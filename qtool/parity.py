@@ -173,7 +173,8 @@ class _Sample:
             # An LSTM's gates are floats, and its state is rounded to 8 bits again.
             lstm = site.op == "LSTM"
             count = self.counts.after_float if lstm else self.counts.integer
-            if off := count.add(*_as_codes(expected, self.seen[first], 8 if lstm else 16)):
+            compared = (_as_codes if lstm else _in_steps)(expected, self.seen[first])
+            if off := count.add(*compared):
                 self.counts.worst[first] = self.counts.worst.get(first, 0) + off
             written = [v.name or "" for v in nodes[site.name].outputs]
             self.feeds.update({name: self.seen[name] for name in written if name in self.seen})
@@ -289,11 +290,25 @@ def _values(plan: QuantPlan, name: str, codes: Mapping[str, np.ndarray]) -> np.n
     return np.asarray(dequantize(codes[name].astype(np.float32), params), np.float32)
 
 
-def _as_codes(
-    expected: torch.Tensor, got: np.ndarray, bits: int = 16
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Floats on a scale of their own range, so that they can be compared like codes."""
-    step = max(float(np.abs(got).max()), 1e-30) / 2 ** (bits - 1)
+def _step(got: np.ndarray, bits: int) -> float:
+    """The step of a grid of so many bits over the array's own range."""
+    return max(float(np.abs(got).max()), 1e-30) / 2 ** (bits - 1)
+
+
+def _in_steps(expected: torch.Tensor, got: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """How many steps of 16 bits floats lie apart, beside zeros, for :class:`Count`.
+
+    Rounded each by itself, floats that differ in their last bit could fall into two codes.
+    """
+    found = torch.from_numpy(np.asarray(got, np.float32))
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    apart = torch.where(same, 0.0, (expected - found) / _step(got, 16)).round()
+    return apart, np.zeros(got.shape, np.float32)
+
+
+def _as_codes(expected: torch.Tensor, got: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Floats as 8-bit codes of their own range; finer differences show in the share of them."""
+    step = _step(got, 8)
     return (expected / step).round(), np.rint(got / np.float32(step))
 
 

@@ -25,7 +25,7 @@ from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph import by_name, macs
 from qtool.numerics import QuantParams, fake_quantize
-from qtool.parity import Count, compare, layer_noise
+from qtool.parity import Count, _in_steps, compare, layer_noise
 from qtool.watch import MOST_SAMPLES, observable, sample_count, watched_model
 
 
@@ -211,6 +211,18 @@ def test_counts_add_up():
     assert count.add(torch.tensor([1.0, 2, 3]), np.array([1, 2, 3], np.uint8)) == 0
     assert count.add(torch.tensor([1.0, 255]), np.array([3, 255], np.uint8)) == 1
     assert (count.total, count.off, count.largest, count.share) == (5, 1, 2, 0.2)
+
+
+def test_floats_differ_by_steps_of_their_range_and_not_by_the_code_they_round_to():
+    step = np.float32(1 / 2**15)
+    got = np.array([1, 2.5 * step, 3 * step], np.float32)
+    expected = torch.tensor([1.0, np.nextafter(got[1], np.float32(1)), 5 * step])
+    count = Count()
+    assert count.add(*_in_steps(expected, got)) == 1  # 2.5 steps and a bit: two codes, one value
+    assert (count.total, count.largest) == (3, 2)
+    odd = np.array([np.nan, np.inf, np.inf], np.float32)
+    count.add(*_in_steps(torch.tensor([np.nan, np.inf, 1.0]), odd))
+    assert (count.total, count.off) == (6, 2)
 
 
 def test_parity_affords_fewer_samples_of_a_large_network(tmp_path):
