@@ -368,7 +368,7 @@ class _Emitter:
 
     def codes(self, name: str, params: QuantParams) -> ir.Value:
         """The codes that kernels read, as the file holds or unpacks them."""
-        array = self.plan.codes[name].astype(params.container)
+        array = self.plan.codes[name].astype(params.container, copy=False)
         codes = widen(self, name, array, params, self.packing, self.moved.get(name, 0))
         codes.type, codes.shape = (
             ir.TensorType(ir.DataType.from_numpy(array.dtype)),
