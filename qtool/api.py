@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qtool.calibrate import batch_size, observed_values
 from qtool.calibrators import CALIBRATORS
 from qtool.data import Dataset, InputSpec, open_dataset
-from qtool.emit import emit_qdq, save_model
+from qtool.emit import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.freeze import freeze
 from qtool.load import Loaded, bind_shapes
@@ -27,6 +27,7 @@ from qtool.plan_io import write_plan
 from qtool.prepare import input_specs, load_any
 from qtool.recipe import Recipe, read_choice, recipe_from_keywords
 from qtool.recipe_model import as_torch, carries_code
+from qtool.recipe_target import settle
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
 from qtool.targets import Target, load_target
@@ -195,6 +196,7 @@ def quantize(
     """
     recipe = _recipe(model, data, target, bits, method, rewrites)
     chosen = load_target(recipe.target)
+    recipe = settle(recipe, chosen)
     graph = model._graph.clone()
     first, batches = _opened(data, recipe, model, trust_code)
     bind_shapes(graph, {name: first[name].shape for name in model.inputs})
@@ -349,7 +351,7 @@ def _trainable(
 
 
 def emit(model: Model, plan: Plan, path: str | Path) -> Path:
-    """Write the quantized network as a QDQ ONNX file, whole or not at all.
+    """Write the quantized network in its target's own form, mostly QDQ ONNX, whole or not at all.
 
     Args:
         model: from :func:`load`.
@@ -366,7 +368,8 @@ def emit(model: Model, plan: Plan, path: str | Path) -> Path:
     target = Path(path)
     if target.is_dir():
         raise RecipeError(f"{target}: is a folder; expected a file name to write to")
-    save_model(emit_qdq(plan._graph, plan.quantization, plan.target), target)
+    form = plan.target.formats[0]
+    save_model(emit_model(plan._graph, plan.quantization, plan.target, form)[0], target)
     return target
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from qtool import __version__, files
 from qtool.accounts import environment, file_kernels, instruction_sets, model_part
+from qtool.ends import read_ends
 from qtool.errors import UnsupportedError
 from qtool.judgement import (
     agreement,
@@ -101,12 +102,13 @@ def _check_ends(file: Path, quantized: ir.Model, prepared: Prepared) -> None:
         UnsupportedError: an input has another name or type than in the float model.
     """
     graph = prepared.loaded.model.graph
+    ends = read_ends(quantized.metadata_props)  # quantized on the way in, dequantized out
     for value in quantized.graph.inputs:
         if value.name in quantized.graph.initializers:
             continue
         spec = prepared.inputs.get(value.name or "")
         wants = "" if value.dtype is None else str(value.dtype.numpy())
-        if spec is None or spec.dtype != wants:
+        if spec is None or (spec.dtype != wants and value.name not in ends.inputs):
             found = f'"{value.name}" of {wants or "an unknown type"}'
             listed = ", ".join(s.describe() for s in prepared.inputs.values())
             raise UnsupportedError(
@@ -115,7 +117,7 @@ def _check_ends(file: Path, quantized: ir.Model, prepared: Prepared) -> None:
                 "inputs"
             )
     outputs = (graph.outputs[0], quantized.graph.outputs[0])
-    if outputs[0].dtype != outputs[1].dtype:
+    if outputs[0].dtype != outputs[1].dtype and outputs[1].name not in ends.outputs:
         raise UnsupportedError(
             f'{file}: its first output "{outputs[1].name}" holds {outputs[1].dtype}, expected '
             f"{outputs[0].dtype} as in {prepared.loaded.shown}; give a file with float outputs"

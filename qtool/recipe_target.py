@@ -50,6 +50,13 @@ def _check(recipe: Recipe, target: Target) -> None:
             f"{granularity}, but target {target.name} takes {', '.join(target.granularities)}; "
             "choose one of these, or another target",
         )
+    widths = (recipe.bits.activations, *(each.activations for each in recipe.bits.layers.values()))
+    if output.format == "qonnx" and "dynamic" in widths:
+        raise recipe.error(
+            ("output", "format"),
+            "qonnx holds grids that are known beforehand, not those of activations: dynamic; write "
+            "format: qdq",
+        )
     if output.format == "qonnx" and output.io == "quantized":
         raise recipe.error(
             ("output", "io"),
