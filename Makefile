@@ -7,10 +7,10 @@ READY := .venv/.ready
 RUN ?= runs/digits-int8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench size clean
+.PHONY: help demo demo-qat test slow check bench size clean
 
 help:                       ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 
 # torch's CPU build (200 MB, not gigabytes) has an index of its own: used where it answers.
 $(READY): pyproject.toml constraints.txt
@@ -27,6 +27,10 @@ recipes/digits/data: | $(READY)
 demo: $(READY) recipes/digits/data  ## quantize the digits network, print the table
 	$(BIN)/qtool ptq --recipe recipes/digits/int8.yaml --out $(RUN)
 	@echo "HTML report: $(abspath $(RUN))/report.html"
+
+demo-qat: $(READY) recipes/digits/data  ## train the digits network at 2-bit weights, print the table
+	$(BIN)/qtool qat --recipe recipes/digits/qat_w2a4.yaml --epochs 5 --out runs/digits-w2a4
+	@echo "HTML report: $(abspath runs/digits-w2a4)/report.html"
 
 test: $(READY)              ## the fast tests (under a minute)
 	$(BIN)/python -m pytest

@@ -25,7 +25,8 @@ from qtool.load import Loaded, bind_shapes
 from qtool.plan import QuantPlan
 from qtool.plan_io import write_plan
 from qtool.prepare import input_specs, load_any
-from qtool.recipe import Recipe, read_choice, recipe_from_keywords
+from qtool.recipe import Recipe, recipe_from_keywords
+from qtool.recipe_choice import read_choice
 from qtool.recipe_model import as_torch, carries_code
 from qtool.recipe_target import settle
 from qtool.schemes import SCHEMES

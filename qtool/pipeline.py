@@ -4,8 +4,9 @@ import json
 import shutil
 import tempfile
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -27,7 +28,7 @@ from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, digest_of, write_text_atomic
 from qtool.freeze import freeze
-from qtool.graph import let_go, macs
+from qtool.graph import let_go
 from qtool.judgement import Judge, Judgement
 from qtool.plan import QuantPlan, same_shape
 from qtool.plan_io import read_plan, write_plan
@@ -36,11 +37,13 @@ from qtool.protocols import Progress, silent
 from qtool.recipe import Recipe
 from qtool.recipe_target import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
+from qtool.report_parts import TrainingPart
 from qtool.reporting import write_run_files
 from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets import load_target
+from qtool.training import learn
 
 
 def run_ptq(
@@ -54,9 +57,11 @@ def run_ptq(
     fresh: bool = False,
     trust_code: bool = False,
     requantize: bool = False,
+    train: bool = False,
+    epochs: int | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Quantize a model after training and write the run folder.
+    """Quantize a model, after training or while it is trained on, and write the run folder.
 
     Args:
         recipe: what to do, paths absolute.
@@ -66,9 +71,9 @@ def run_ptq(
         threads: for ONNX Runtime; default the physical cores. Latency is timed on 1 unless given.
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
         fresh: ignore the results of earlier runs.
-        trust_code: whether the recipe may run code of its own; without it such a recipe is refused.
-        requantize: whether a quantized ONNX file is turned back to floats first, which are then
-            what the report calls float; without it such a file is refused.
+        trust_code: whether the recipe may run code of its own.
+        requantize: whether a quantized ONNX file is turned back to floats first.
+        train, epochs: see :func:`run_qat`.
         progress: told about every stage.
 
     Raises:
@@ -83,16 +88,15 @@ def run_ptq(
     with stages.alone():
         try:
             prepared = prepare(recipe, stages, seed, progress, trust_code, requantize)
-            part = _rewrite(recipe, prepared, stages)
-            plan = _annotate(prepared, stages)
+            part = rewritten(recipe, prepared, stages)
+            plan = make_annotated(prepared, stages)
             plan = _calibrate(recipe, prepared, plan, stages, count, plan_file, progress)
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            plan, emitted, ends = _freeze_and_emit(recipe, prepared, plan, stages, scratch)
-            judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
-            found = judging.run(emitted)
-            report = _report(recipe, prepared, plan, emitted, stages, seed, part, found, ends)
-            _write(recipe, plan, report, out, scratch)
+            lessons = None
+            if train:
+                more = (stages, epochs, seed, device, progress)
+                plan, lessons = learn(recipe, prepared, plan, *more)
+            judged = (threads, device, progress)
+            report = _finish(recipe, prepared, plan, stages, out, seed, part, lessons, *judged)
         except Exception:
             # What was finished is kept after an interruption only; else nothing is left behind.
             if made is not None:
@@ -103,7 +107,44 @@ def run_ptq(
     return report
 
 
-def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
+def _finish(
+    recipe: Recipe,
+    prepared: Prepared,
+    plan: QuantPlan,
+    stages: Stages,
+    out: Path,
+    seed: int,
+    part: ModelPart,
+    lessons: TrainingPart | None,
+    threads: int | None,
+    device: str,
+    progress: Progress,
+) -> Report:
+    """From the final plan to the files in the run folder."""
+    scratch = stages.folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    plan, emitted, ends = _freeze_and_emit(recipe, prepared, plan, stages, scratch)
+    judging = Judge(recipe, prepared, plan, stages, scratch, threads, device, progress)
+    found = judging.run(emitted)
+    report = _report(recipe, prepared, plan, emitted, stages, seed, part, found, ends, lessons)
+    _write(recipe, plan, report, out, scratch)
+    return report
+
+
+def run_qat(recipe: Recipe, out: Path, *, epochs: int | None = None, **options: Any) -> Report:
+    """As :func:`run_ptq`, and the calibrated plan learns before it is rounded.
+
+    Args:
+        recipe: what to do; its ``qat`` section says how to train.
+        out: the run folder.
+        epochs: instead of the recipe's.
+        options: as for :func:`run_ptq`.
+    """
+    return run_ptq(recipe, out, train=True, epochs=epochs, **options)
+
+
+def rewritten(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
     """Rewrite the graph in place; returns what it counted before convolutions change their form."""
     loaded = prepared.loaded
     part = model_part(loaded.shown, loaded.sha256, loaded.model)
@@ -118,7 +159,8 @@ def _rewrite(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:
     return part
 
 
-def _annotate(prepared: Prepared, stages: Stages) -> QuantPlan:
+def make_annotated(prepared: Prepared, stages: Stages) -> QuantPlan:
+    """The plan without grids."""
     with stages.stage("annotate") as record:
         loaded = prepared.loaded
         plan = make_plan(loaded.model, prepared.target, prepared.bits, loaded.shown)
@@ -262,6 +304,7 @@ def _report(
     part: ModelPart,
     found: Judgement,
     ends: Ends,
+    lessons: TrainingPart | None,
 ) -> Report:
     path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded
     whole, layers = file_parts(emitted)
@@ -273,7 +316,7 @@ def _report(
     own = prepared.target.runtime == "onnxruntime"  # else its pairs are no business of ONNX Runtime
     return Report(
         qtool=__version__,
-        command="ptq",
+        command="ptq" if lessons is None else "qat",
         seed=seed,
         passed=found.parity_passed and all(gate.passed for gate in gates),
         model=part,
@@ -286,6 +329,7 @@ def _report(
         ),
         data=Data(
             calibration=DataPart(count=calibration.count, sha256=calibration.digest),
+            training=lessons,
             evaluation=evaluation,
         ),
         accuracy=found.accuracy,
@@ -314,83 +358,3 @@ def _write(recipe: Recipe, plan: QuantPlan, report: Report, out: Path, scratch: 
     lines += [json.dumps({"plan": line}) for line in plan.log]
     write_text_atomic(out / "log.jsonl", "\n".join(lines) + "\n")
     write_run_files(report, out)
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What ``qtool check`` prints.
-
-    Attributes:
-        rows: (value, bits, why) in graph order.
-        seconds, bytes: a rough estimate for the whole run.
-    """
-
-    rows: tuple[tuple[str, str, str], ...]
-    seconds: float
-    bytes: int
-
-
-def _width(plan: QuantPlan, value: str) -> int | str:
-    spec = plan.spec(value)
-    return "float" if spec is None else spec.bits
-
-
-# Float multiply-accumulates a second and core that a small convolution reaches; for estimates only.
-MACS_PER_SECOND = 2e10
-
-
-def check(
-    recipe: Recipe,
-    progress: Progress = silent,
-    *,
-    trust_code: bool = False,
-    requantize: bool = False,
-) -> CheckResult:
-    """Read recipe, model and one sample, and make the plan; calibrate nothing.
-
-    Args:
-        recipe: what to do, paths absolute.
-        progress: told about every stage.
-        trust_code: whether the recipe may run code of its own.
-        requantize: whether a quantized ONNX file is turned back to floats first.
-
-    Raises:
-        QtoolError: as a run would.
-    """
-    recipe = settle(recipe, load_target(recipe.target))
-    with tempfile.TemporaryDirectory() as folder:
-        stages = Stages(Path(folder), True, ())
-        prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)
-    _rewrite(recipe, prepared, stages)
-    plan = _annotate(prepared, stages)
-    model = prepared.loaded.model
-    rows = []
-    for node in model.graph:
-        name = node.name or ""
-        if name in plan.sites:
-            site = plan.sites[name]
-            weight = plan.spec(site.weight or "")
-            bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
-            fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
-            rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
-        elif name in plan.passes:
-            width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
-            rows.append(
-                (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
-            )
-        elif name in plan.dynamic:
-            weight = plan.spec(plan.dynamic[name].weights[0])
-            bits = f"W{weight.bits if weight else 8}Adynamic"
-            rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
-        elif name in plan.floats:
-            rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
-    each = sum(macs(node) for node in model.graph)
-    passes = prepared.calibration.count + 4 * prepared.judged.count
-    weights = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-    )
-    names = observed_values(model, plan)
-    held = batch_size(model, names, prepared.calibration.count) * each // 100
-    return CheckResult(
-        tuple(rows), 6 + passes * (each / MACS_PER_SECOND + 5e-4), 450_000_000 + 6 * weights + held
-    )

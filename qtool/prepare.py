@@ -151,7 +151,7 @@ def _judged(
     judged = open_dataset(own, inputs, trust_code=trust_code)
     _check_metric(recipe.evaluate, judged, recipe, trust_code)
     record.notes += [f"evaluate: {note}" for note in judged.notes]
-    rest = _disjoint(recipe, calibration, judged, record)
+    rest = disjoint(recipe, recipe.calibrate, calibration, judged, record, "calibration")
     return rest, judged, own, tuple(range(judged.count))
 
 
@@ -328,24 +328,33 @@ def check_first_output(model: ir.Model, name: str) -> None:
     )
 
 
-def _disjoint(recipe: Recipe, calibration: Dataset, judged: Dataset, record: Record) -> Dataset:
-    """Calibration without the samples that evaluation has too."""
-    allowed = recipe.calibrate.allow_overlap or (
-        recipe.evaluate is not None and recipe.evaluate.allow_overlap
-    )
-    if allowed:
-        return calibration
-    rest, dropped = drop_overlap(calibration, judged)
+def disjoint(
+    recipe: Recipe,
+    section: DataSection,
+    dataset: Dataset,
+    judged: Dataset,
+    record: Record,
+    what: str,
+) -> Dataset:
+    """The samples of a section without those that evaluation has too.
+
+    Raises:
+        RecipeError: they share more than MOST_OVERLAP, or nothing would be left.
+    """
+    own = recipe.evaluate
+    if section.allow_overlap or (own is not None and own.allow_overlap):
+        return dataset
+    rest, dropped = drop_overlap(dataset, judged)
     if len(dropped) > MOST_OVERLAP * judged.count or (dropped and rest.count == 0):
         raise recipe.error(
             ("evaluate",),
-            f"{len(dropped)} of {judged.count} evaluation samples are calibration samples too "
+            f"{len(dropped)} of {judged.count} evaluation samples are {what} samples too "
             f"(first: {dropped[0]}), expected at most {MOST_OVERLAP:.0%}; "
             "give disjoint folders, use `take` to part one folder, or set allow_overlap: true",
         )
     if dropped:
         record.notes.append(
-            f"{len(dropped)} calibration samples are evaluation samples too and were dropped: "
+            f"{len(dropped)} {what} samples are evaluation samples too and were dropped: "
             + ", ".join(dropped[:5])
             + (" ..." if len(dropped) > 5 else "")
         )

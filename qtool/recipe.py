@@ -14,17 +14,18 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
 from qtool.data.section import DataSection
 from qtool.errors import RecipeError
-from qtool.recipe_checks import check_choice, check_names, check_paths, refuse_later
+from qtool.recipe_checks import check_names, check_paths, refuse_later
+from qtool.recipe_choice import Choice, NamedChoice
 from qtool.recipe_errors import describe, explain
 from qtool.recipe_model import Model
 from qtool.recipe_model import Part as _Part
 from qtool.recipe_options import make_absolute, override, put, use_data
+from qtool.recipe_qat import Qat
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
 from qtool.targets import NEWEST_OPSET
@@ -45,59 +46,6 @@ ActivationWidth = Annotated[
     Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float", "dynamic"],
     BeforeValidator(_no_truth),
 ]
-
-
-class Choice(_Part):
-    """A name from a table, with options: ``mse``, or ``{percentile: {q: 0.9999}}``."""
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_serializer
-    def _to_yaml(self) -> Any:
-        return {self.name: self.options} if self.options else self.name
-
-    def build(self, table: Mapping[str, Any]) -> Any:
-        """The entry of ``table`` with this name, made with these options."""
-        return table[self.name](**self.options)
-
-
-def _choice(found: Any) -> Any:
-    """What YAML holds for a choice, as the fields of :class:`Choice`."""
-    if isinstance(found, Choice):
-        return found
-    if isinstance(found, str):
-        return Choice(name=found)
-    if isinstance(found, Mapping) and len(found) == 1:
-        ((name, options),) = found.items()
-        if options is None or isinstance(options, Mapping):
-            return Choice(name=name, options=dict(options or {}))
-    raise ValueError(
-        f"found {describe(found)}, expected a name, or one name with options: "
-        "{name: {key: value}}"
-    )
-
-
-def read_choice(found: Any, kind: str, place: str) -> Choice:
-    """A choice that was not written in a recipe, checked as one.
-
-    Args:
-        found: a name, or one name with options.
-        kind: of the catalog.
-        place: named in errors.
-
-    Raises:
-        RecipeError: an unknown name or option, or another form.
-    """
-    try:
-        chosen = _choice(found)
-    except ValueError as error:
-        raise RecipeError(f"{place}: {error}") from error
-    check_choice(chosen, kind, (), Document({}, {}, place))
-    return chosen
-
-
-NamedChoice = Annotated[Choice, BeforeValidator(_choice)]
 
 
 class Calibrate(DataSection):
@@ -199,6 +147,8 @@ class Recipe(_Part):
     """Rewrites in order; absent: the target's own list."""
     ptq: Annotated[tuple[NamedChoice, ...], Field(strict=False)] = ()
     """Post-training steps in order."""
+    qat: Qat | None = None
+    """What `qtool qat` learns from, and how; other commands leave it alone."""
     gates: Gates = Gates()
     """Limits that decide the exit code."""
     output: Output = Output()

@@ -40,7 +40,6 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
     ),
     (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
     (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
-    (("qat",), _anything, "`qtool qat` is not in this version; remove the section"),
 )
 
 
@@ -79,6 +78,8 @@ def check_names(recipe: "Recipe", document: Document) -> None:
     if recipe.bits.scale is not None:
         check_choice(recipe.bits.scale, "scales", ("bits", "scale"), document)
     _scheme(recipe, document)
+    if recipe.qat is not None:
+        check_choice(recipe.qat.quantizer, "quantizers", ("qat", "quantizer"), document)
     for i, step in enumerate(recipe.ptq):
         check_choice(step, "ptq", ("ptq", i), document)
     for i, name in enumerate(recipe.rewrite or ()):
@@ -168,7 +169,11 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     wanted = _model_paths(recipe)
     if recipe.target.endswith((".yaml", ".yml")):
         wanted.append((("target",), recipe.target))
-    for name, section in (("calibrate", recipe.calibrate), ("evaluate", recipe.evaluate)):
+    for name, section in (
+        ("calibrate", recipe.calibrate),
+        ("evaluate", recipe.evaluate),
+        ("qat", recipe.qat),
+    ):
         if section is None:
             continue
         wanted += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]

@@ -105,7 +105,7 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
             model.setdefault("code", ".")
         for key in ("onnx", "torch", "weights", "code"):
             resolve(model, key)
-    for name in ("calibrate", "evaluate"):
+    for name in ("calibrate", "evaluate", "qat"):
         section = data.get(name)
         for key in PATH_KEYS:
             resolve(section, key)

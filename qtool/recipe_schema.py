@@ -19,6 +19,9 @@ def recipe_schema() -> dict[str, Any]:
     method = parts["Calibrate"]["properties"]["method"]
     del method["$ref"]
     method |= _choices("calibrators", parts)
+    quantizer = parts["Qat"]["properties"]["quantizer"]
+    del quantizer["$ref"]
+    quantizer |= _choices("quantizers", parts)
     scheme = parts["Bits"]["properties"]["scheme"]
     del scheme["$ref"]
     scheme |= _choices("schemes", parts)
@@ -33,7 +36,7 @@ def recipe_schema() -> dict[str, Any]:
     layers = parts["Bits"]["properties"]["layers"]
     layers["additionalProperties"] = {"anyOf": [width, {"$ref": "#/$defs/LayerBits"}]}
     layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}
-    for section in ("Calibrate", "Evaluate"):
+    for section in ("Calibrate", "Evaluate", "Qat"):
         for reader in ("arrays", "wav", "python"):
             parts[section]["properties"][reader]["anyOf"].append({"type": "string"})
         parts[section]["oneOf"] = [{"required": [reader]} for reader in READER_KEYS]

@@ -56,10 +56,32 @@ class DataPart(Part):
     sha256: str
 
 
+class TrainingEpoch(Part):
+    """One epoch; 0 is the plan before training.
+
+    `score` is judged on the held-out samples: top-1 in %, or without labels minus the loss against
+    the float network.
+    """
+
+    epoch: int
+    loss: float | None = None
+    score: float
+
+
+class TrainingPart(DataPart):
+    """What training learned from, and how it went."""
+
+    validation: int
+    quantizer: str
+    best: int
+    epochs: list[TrainingEpoch]
+
+
 class Data(Part):
     """The samples of each use; a use that did not happen is absent."""
 
     calibration: DataPart | None = None
+    training: TrainingPart | None = None
     evaluation: DataPart | None = None
 
 

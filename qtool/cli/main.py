@@ -11,6 +11,7 @@ from qtool import __version__
 from qtool.cli.check import check
 from qtool.cli.list import list_
 from qtool.cli.ptq import ptq
+from qtool.cli.qat import qat
 from qtool.cli.report import report
 from qtool.cli.schema import schema
 from qtool.cli.verify import verify
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
+app.command("qat", short_help="Train with quantization in the loop.")(qat)
 app.command("report", short_help="Show one run, or compare several.")(report)
 app.command("check", short_help="Show what a recipe would do.")(check)
 app.command("verify", short_help="Judge any quantized file against its float model.")(verify)

@@ -32,9 +32,9 @@ def ptq(
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
     with exit_codes():
-        chosen = _recipe(recipe, model, data, settings or [])
-        folder = out if out is not None else _default_out(recipe, model)
-        _check_options(folder, device, plan)
+        chosen = chosen_recipe(recipe, model, data, settings or [])
+        folder = out if out is not None else default_out(recipe, model)
+        check_options(folder, device, plan)
         from qtool.pipeline import run_ptq
 
         with show_progress(quiet) as progress:
@@ -56,9 +56,10 @@ def ptq(
         raise typer.Exit(PASSED if report.passed else GATE_FAILED)
 
 
-def _recipe(
+def chosen_recipe(
     recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
+    """The recipe of the options; without a file the defaults."""
     from qtool.recipe import load_recipe, recipe_from_options
 
     if recipe is not None:
@@ -71,12 +72,13 @@ def _recipe(
     return recipe_from_options(model, data, settings)
 
 
-def _default_out(recipe: Path | None, model: Path | None) -> Path:
+def default_out(recipe: Path | None, model: Path | None) -> Path:
+    """The run folder where none was asked for."""
     named = recipe if recipe is not None else model
     return Path("runs") / (named.stem if named is not None else "run")
 
 
-def _check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
+def check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
     """Refuse what would fail only after minutes of work."""
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f'--out: "{folder}" is a file, expected a folder; choose another name')

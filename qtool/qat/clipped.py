@@ -25,6 +25,7 @@ class ClippedActivation(nn.Module):
         """
         super().__init__()
         self.params, self.calibrated = params, calibrated
+        self.decays = not calibrated  # the paper's L2 penalty on alpha
         self.above = max(params.spec.qmax - int(params.zero_point), 1)
         level = float(params.scale) * self.above
         self.alpha = nn.Parameter(torch.tensor([level], dtype=torch.float32))
@@ -47,7 +48,7 @@ class ClippedActivation(nn.Module):
 
     def project(self) -> None:
         """The level stays positive."""
-        positive(self.alpha)
+        positive(self.alpha, float(self.params.scale) * self.above)
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qtool.numerics import SMALLEST_SCALE, PerChannel, QuantParams
+from qtool.numerics import PerChannel, QuantParams
 
 T = torch.Tensor
 
@@ -79,10 +79,14 @@ def beside(scale: T, x: T, params: QuantParams) -> T:
     return scale.reshape(shape)
 
 
-def positive(scale: T) -> None:
+# A learned scale stays above this share of the one it started from.
+FLOOR = 1 / 64
+
+
+def positive(scale: T, start: float | T) -> None:
     """Keep a learned scale away from zero: a change of sign would be a silent disaster."""
     with torch.no_grad():
-        scale.clamp_(min=SMALLEST_SCALE)
+        scale.copy_(torch.maximum(scale, torch.as_tensor(start, device=scale.device) * FLOOR))
 
 
 def as_scale(scale: T, params: QuantParams) -> np.ndarray:

@@ -57,7 +57,7 @@ class LearnedScaleWeight(nn.Module):
 
     def project(self) -> None:
         """Scales stay positive."""
-        positive(self.scale)
+        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
 
     def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
         """The grid, and the codes of ``x``."""
@@ -97,7 +97,7 @@ class LearnedScaleActivation(nn.Module):
 
     def project(self) -> None:
         """The scale stays positive, the zero point among the codes."""
-        positive(self.scale)
+        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
         with torch.no_grad():
             self.zero.clamp_(self.params.spec.qmin, self.params.spec.qmax)
 
@@ -128,7 +128,7 @@ class ScaledGradientActivation(nn.Module):
 
     def project(self) -> None:
         """The scale stays positive."""
-        positive(self.scale)
+        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""

@@ -19,7 +19,7 @@ class LSQ:
     """Learned step size: the scale's gradient is round(x/s) - x/s inside, the limit's code outside.
 
     The gradient of each scale is multiplied by 1 / sqrt(N * qmax), N being the weights or the
-    features it serves. Starts from the scales of calibration.
+    features it serves. Starts from the scales of calibration. Weights of 8 bits follow their range.
 
     Args:
         gradient_scale: multiplies that factor.
@@ -34,8 +34,11 @@ class LSQ:
 
     def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
         """The module of one layer's weights."""
+        from qtool.qat.fixed import FixedWeight
         from qtool.qat.grids import LearnedScaleWeight
 
+        if params.spec.bits >= 8:
+            return FixedWeight(params, follows=True)
         return LearnedScaleWeight(params, weight, self.gradient_scale)
 
     def activation(self, params: QuantParams) -> "Quantizer":

@@ -101,6 +101,9 @@ class QatNetwork(nn.Module):
             self.norms[key] = LiveNorm(norm, self.batchnorm == "live", _Unit(self, key, site))
             self._hooks[node.outputs[0].name or ""] = self.norms[key]
         self._add_weight(key, weight_name, weight, quantizer, params)
+        if node.meta.get("structural_zeros"):
+            mask = torch.from_numpy((weight != 0).astype(np.float32))
+            self.weights[key].register_hook(lambda grad: grad * mask.to(grad.device))
         self._sites[key] = site
         if site.bias is not None:
             bias = np.asarray(constant(values[site.bias]), np.float32)

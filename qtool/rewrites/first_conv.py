@@ -85,6 +85,7 @@ def space_to_depth_first_conv(model: ir.Model, quantized: Quantized) -> int:
         name = f"{conv.inputs[1].name}_blocks"  # type: ignore[union-attr]
         conv.replace_input_with(0, blocks)
         conv.replace_input_with(1, add_constant(model.graph, name, _blocks(weight)))
+        conv.meta["structural_zeros"] = True  # training must leave them alone
         kernel = [(k + 1) // 2 for k in weight.shape[2:]]
         set_attributes(conv, kernel_shape=kernel, strides=[1, 1], pads=[0, 0, 0, 0])
         done += 1

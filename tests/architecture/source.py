@@ -14,7 +14,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 FLOORS = {
     6: "__main__",
     5: "cli",
-    4: "pipeline judgement prepare steps api",
+    4: "pipeline judgement prepare steps training foresight api",
     3: "recipe catalog",
     2: "load rewrites annotate calibrate calibrators schemes snap saturation ptq qat search freeze"
     " emit verify watch parity accounts metrics data reporting",
@@ -28,6 +28,11 @@ ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: 
     ("pipeline", "prepare"): "the pipeline is told in three files: before, the stages, after",
     ("pipeline", "judgement"): "and after the file is written",
     ("pipeline", "steps"): "with the steps themselves apart,",
+    ("pipeline", "training"): "and training, which only `qtool qat` does,",
+    ("training", "prepare"): "on data held to the same rules",
+    ("foresight", "pipeline"): "a forecast goes the first steps of a run",
+    ("foresight", "prepare"): "on what is read in the same way",
+    ("qat", "data"): "the loop reads its batches in an order of its own",
     ("prepare", "steps"): "which resolve what the recipe asks for,",
     ("api", "steps"): "because the Python API calls the same ones",
     ("api", "prepare"): "on what is read in the same way",

@@ -53,7 +53,8 @@ class Pipeline(types.ModuleType):
 @pytest.fixture
 def pipeline(monkeypatch):
     fake = Pipeline()
-    monkeypatch.setitem(sys.modules, "qtool.pipeline", fake)
+    for name in ("qtool.pipeline", "qtool.foresight"):
+        monkeypatch.setitem(sys.modules, name, fake)
     return fake
 
 

@@ -1,0 +1,96 @@
+"""What a recipe would do, without calibrating: for ``qtool check``."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtool.calibrate import batch_size, observed_values
+from qtool.graph import macs
+from qtool.pipeline import make_annotated, rewritten
+from qtool.plan import QuantPlan
+from qtool.prepare import prepare
+from qtool.protocols import Progress, silent
+from qtool.recipe import Recipe
+from qtool.recipe_target import settle
+from qtool.stages import Stages
+from qtool.targets import load_target
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What ``qtool check`` prints.
+
+    Attributes:
+        rows: (value, bits, why) in graph order.
+        seconds, bytes: a rough estimate for the whole run.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    seconds: float
+    bytes: int
+
+
+def _width(plan: QuantPlan, value: str) -> int | str:
+    spec = plan.spec(value)
+    return "float" if spec is None else spec.bits
+
+
+# Float multiply-accumulates a second and core that a small convolution reaches; for estimates only.
+MACS_PER_SECOND = 2e10
+
+
+def check(
+    recipe: Recipe,
+    progress: Progress = silent,
+    *,
+    trust_code: bool = False,
+    requantize: bool = False,
+) -> CheckResult:
+    """Read recipe, model and one sample, and make the plan; calibrate nothing.
+
+    Args:
+        recipe: what to do, paths absolute.
+        progress: told about every stage.
+        trust_code: whether the recipe may run code of its own.
+        requantize: whether a quantized ONNX file is turned back to floats first.
+
+    Raises:
+        QtoolError: as a run would.
+    """
+    recipe = settle(recipe, load_target(recipe.target))
+    with tempfile.TemporaryDirectory() as folder:
+        stages = Stages(Path(folder), True, ())
+        prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)
+    rewritten(recipe, prepared, stages)
+    plan = make_annotated(prepared, stages)
+    model = prepared.loaded.model
+    rows = []
+    for node in model.graph:
+        name = node.name or ""
+        if name in plan.sites:
+            site = plan.sites[name]
+            weight = plan.spec(site.weight or "")
+            bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
+            fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
+            rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
+        elif name in plan.passes:
+            width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
+            rows.append(
+                (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
+            )
+        elif name in plan.dynamic:
+            weight = plan.spec(plan.dynamic[name].weights[0])
+            bits = f"W{weight.bits if weight else 8}Adynamic"
+            rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
+        elif name in plan.floats:
+            rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
+    each = sum(macs(node) for node in model.graph)
+    passes = prepared.calibration.count + 4 * prepared.judged.count
+    weights = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+    )
+    names = observed_values(model, plan)
+    held = batch_size(model, names, prepared.calibration.count) * each // 100
+    return CheckResult(
+        tuple(rows), 6 + passes * (each / MACS_PER_SECOND + 5e-4), 450_000_000 + 6 * weights + held
+    )

@@ -1,0 +1,62 @@
+"""The recipe's ``qat`` section: what the network learns from, and how."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from qtool.data.section import DataSection
+from qtool.recipe_choice import Choice, NamedChoice
+from qtool.recipe_model import Part
+
+
+class Distill(Part):
+    """The float network as teacher: loss = (1 - weight) * labels + weight * teacher."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the teacher; 1: labels are not looked at."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softens both distributions before they are compared."""
+
+
+class Augment(Part):
+    """Random changes of training images."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Shift by up to so many pixels; what comes in is black."""
+    flip: bool = False
+    """Mirror every second image left and right."""
+
+
+class Qat(DataSection):
+    """The samples that training sees, and how it learns; used by `qtool qat` alone."""
+
+    model_config = Part.model_config
+
+    quantizer: NamedChoice = Choice(name="lsq")
+    """How grids learn: a name of `qtool list quantizers`, or one with options."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """How often every sample is seen."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Samples of one step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov momentum 0.9."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Peak learning rate; it falls to 0 along half a cosine."""
+    scale_lr: Annotated[float, Field(ge=0)] | None = None
+    """That of scales; absent: lr / 100."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of weights alone."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs in which the rate rises."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient of all parameters together."""
+    batchnorm: Literal["live", "frozen", "folded"] = "live"
+    """Statistics of the batch, of the float network, or none: BatchNorm stays in the weights."""
+    distill: Distill | None = None
+    """A teacher; absent: labels alone, or without labels the teacher alone."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every label given to all classes alike."""
+    augment: Augment = Augment()
+    """Random changes of images."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the samples held out, class by class, to choose the best epoch."""

@@ -1,0 +1,199 @@
+"""What `qtool qat` does between calibration and rounding: the plan learns."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qtool.data import Dataset, open_dataset, split
+from qtool.data.preprocess import load_preprocess
+from qtool.data.section import DataSection
+from qtool.plan import QuantPlan
+from qtool.prepare import Prepared, disjoint
+from qtool.protocols import Progress
+from qtool.recipe import Recipe
+from qtool.recipe_qat import Qat
+from qtool.report_parts import TrainingEpoch, TrainingPart
+from qtool.stages import Record, Stages
+
+if TYPE_CHECKING:
+    from qtool.qat.train import Settings
+
+
+def learn(
+    recipe: Recipe,
+    prepared: Prepared,
+    plan: QuantPlan,
+    stages: Stages,
+    epochs: int | None,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> tuple[QuantPlan, TrainingPart]:
+    """The plan with learned grids, codes and biases, and what the report says of it.
+
+    Args:
+        recipe: has a ``qat`` section.
+        prepared: what the run reads.
+        plan: calibrated; training starts there.
+        stages: keeps the checkpoint, which a stopped run goes on from.
+        epochs: instead of the recipe's.
+        seed: of every random choice.
+        device: where to train.
+        progress: told about every step.
+
+    Raises:
+        QtoolError: the data cannot teach this network, or the plan cannot be trained.
+    """
+    section = recipe.qat
+    if section is None:
+        raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
+    with stages.stage("qat") as record:
+        data = _open(recipe, section, prepared, record)
+        lessons, validation = split(data, section.validation, seed)
+        fixed = prepared.fixed_batch
+        if fixed is not None and section.batch != fixed:
+            raise recipe.error(
+                ("qat", "batch"), f"the model has a fixed batch of {fixed}; write batch: {fixed}"
+            )
+        run = _Run(
+            recipe,
+            section,
+            prepared,
+            plan,
+            stages,
+            lessons,
+            validation,
+            epochs,
+            seed,
+            device,
+            progress,
+        )
+        return _train(run, record)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What :func:`learn` was given, and the two parts of its data."""
+
+    recipe: Recipe
+    section: Qat
+    prepared: Prepared
+    plan: QuantPlan
+    stages: Stages
+    lessons: Dataset
+    validation: Dataset
+    epochs: int | None
+    seed: int
+    device: str
+    progress: Progress
+
+
+def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> Dataset:
+    """Training samples, disjoint from those the file is judged on; without labels if not needed."""
+    own: DataSection = section
+    shared = recipe.calibrate.preprocess
+    if own.preprocess is None and own.images is not None and shared is not None:
+        own = own.model_copy(update={"preprocess": shared})
+    data = open_dataset(own, prepared.inputs, trust_code=prepared.trust_code)
+    record.notes += [f"qat: {note}" for note in data.notes]
+    return disjoint(recipe, section, data, prepared.judged, record, "training")
+
+
+def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
+    import torch
+
+    from qtool.execute.executor import Executor
+    from qtool.qat.network import QatNetwork
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.qat.train import train
+
+    torch.manual_seed(run.seed)
+    section, model = run.section, run.prepared.loaded.model
+    settings = _settings(run)
+    quantizer = section.quantizer.build(QAT_QUANTIZERS)
+    network = QatNetwork(model, run.plan, quantizer, section.batchnorm, run.device)
+    executor, first = Executor(model, run.device), str(model.graph.outputs[0].name)
+    keep = run.stages.place("qat", _parts(run), ".pt")
+    if run.stages.fresh:
+        keep.unlink(missing_ok=True)
+
+    def teacher(feeds: Mapping[str, Any]) -> Any:
+        return executor(feeds, None, [first])[first]
+
+    history = train(network, teacher, run.lessons, run.validation, settings, keep, run.progress)
+    best = max(range(len(history)), key=lambda k: (history[k].score, k))
+    if len(history) <= settings.epochs:
+        record.notes.append(
+            f"WARNING: the loss of epoch {len(history)} is no number; the plan of epoch {best} was "
+            "kept. Lower qat.lr, or equalize the network's channels first"
+        )
+    record.notes.append(
+        f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
+        f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
+    )
+    lines = [
+        TrainingEpoch(
+            epoch=e.number,
+            loss=None if e.loss is None else round(e.loss, 6),
+            score=round(e.score, 4),
+        )
+        for e in history
+    ]
+    part = TrainingPart(
+        count=run.lessons.count,
+        sha256=run.lessons.digest,
+        validation=run.validation.count,
+        quantizer=section.quantizer.name,
+        best=best,
+        epochs=lines,
+    )
+    return network.freeze(), part
+
+
+def _settings(run: "_Run") -> "Settings":
+    from qtool.qat.train import Settings
+
+    section, labels = run.section, run.lessons.labels
+    share = 1.0 if labels is None else section.distill.weight if section.distill else 0.0
+    return Settings(
+        epochs=run.epochs or section.epochs,
+        batch=min(section.batch, run.lessons.count),
+        optimizer=section.optimizer,
+        lr=section.lr,
+        scale_lr=section.scale_lr,
+        weight_decay=section.weight_decay,
+        warmup=section.warmup,
+        clip=section.clip,
+        label_smoothing=section.label_smoothing,
+        teacher=share,
+        temperature=section.distill.temperature if section.distill else 1.0,
+        crop=section.augment.crop,
+        flip=section.augment.flip,
+        fill=_black(section, run.recipe),
+        seed=run.seed,
+    )
+
+
+def _parts(run: "_Run") -> tuple[str, ...]:
+    """Everything a checkpoint depends on but the number of epochs, which may grow."""
+    plan, digest = run.plan, hashlib.sha256()
+    for name, grid in sorted(plan.grids.items()):
+        digest.update(f"{name} {grid}".encode())
+    for name, codes in sorted(plan.codes.items()):
+        digest.update(name.encode() + np.ascontiguousarray(codes).tobytes())
+    asked = run.section.model_dump_json(exclude={"epochs"})
+    loaded = run.prepared.loaded.sha256
+    return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, str(run.seed))
+
+
+def _black(section: Qat, recipe: Recipe) -> tuple[float, ...]:
+    """What a black pixel is for the network, per channel."""
+    how = section.preprocess or recipe.calibrate.preprocess
+    if how is None or not section.augment.crop:
+        return (0.0,)
+    known = load_preprocess(how) if isinstance(how, str) else how
+    mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (known.mean, known.std))
+    return tuple(float(v) for v in -mean / std)

@@ -1,0 +1,162 @@
+"""The training loop: it learns, resumes to the last bit, and keeps the best it has seen."""
+
+import numpy as np
+import pytest
+import torch
+from models import feeds_for
+from test_qat import normed_net, planned
+
+from qtool.bits import Bits
+from qtool.data import Dataset
+from qtool.errors import DataError, RecipeError
+from qtool.execute.executor import Executor
+from qtool.qat.augment import augmented
+from qtool.qat.lsq import LSQ
+from qtool.qat.network import QatNetwork
+from qtool.qat.train import Settings, distilled, rates, train
+
+
+class Rows:
+    """Arrays as a dataset's source."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x
+
+    def stream(self, positions, size):
+        for at in range(0, len(positions), size):
+            yield {"x": self.x[list(positions[at : at + size])]}
+
+    def digest(self, position):
+        return str(position)
+
+
+def dataset(count: int, seed: int, labelled: bool = True) -> Dataset:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, count)
+    x = rng.normal(0, 0.5, (count, 3, 8, 8)).astype(np.float32)
+    x[np.arange(count), labels % 3, labels] += 3  # a class is a bright row of one channel
+    names = tuple(map(str, range(count)))
+    return Dataset(names, Rows(x), tuple(range(count)), labels if labelled else None)
+
+
+def run(tmp_path, epochs: int, name="a", labelled=True, batchnorm="live", **options):
+    model, plan = planned(normed_net(), Bits(3, 4))
+    network = QatNetwork(model, plan, LSQ(), batchnorm)
+    executor = Executor(model)
+    settings = Settings(
+        **{"epochs": epochs, "batch": 32, "lr": 0.02, "teacher": 0.0 if labelled else 1.0} | options
+    )
+    history = train(
+        network,
+        lambda feeds: executor(feeds, None, ["y"])["y"],
+        dataset(200, 0, labelled),
+        dataset(60, 1, labelled),
+        settings,
+        tmp_path / name,
+    )
+    return network, history
+
+
+def test_it_learns_and_ends_with_the_best_epoch(tmp_path):
+    network, history = run(tmp_path, 6)
+    assert [e.number for e in history] == list(range(7)) and history[0].loss is None
+    assert max(e.score for e in history) > history[0].score + 20
+    losses = [e.loss for e in history[1:]]
+    assert losses[-1] < losses[0]
+    assert not network.training
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_run_ends_like_one_that_was_not(optimizer, tmp_path):
+    options = {"optimizer": optimizer, "crop": 1, "flip": True, "warmup": 1.0}
+    whole, history = run(tmp_path, 4, "whole", **options)
+    # Killed during the third epoch: what is left is the checkpoint of the second.
+    import qtool.qat.train as loop
+
+    saved = []
+    original = loop._Loop.save
+
+    def save(self, path):
+        original(self, path)
+        saved.append(path.read_bytes())
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    loop._Loop.save = save
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 4, "part", **options)
+    finally:
+        loop._Loop.save = original
+    resumed, again = run(tmp_path, 4, "part", **options)
+    assert [(e.number, e.loss, e.score) for e in again] == [
+        (e.number, e.loss, e.score) for e in history
+    ]
+    a, b = whole.state_dict(), resumed.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
+    _, two = run(tmp_path, 2)
+    _, four = run(tmp_path, 4)
+    assert [e.score for e in four[:3]] == [e.score for e in two] and len(four) == 5
+    with pytest.raises(RecipeError, match="4 epochs, more than the 1 asked for"):
+        run(tmp_path, 1)
+
+
+def test_without_labels_the_float_network_teaches(tmp_path):
+    network, history = run(tmp_path, 8, labelled=False, lr=0.003, batchnorm="frozen")
+    assert max(e.score for e in history) > history[0].score  # minus the loss: larger is better
+    assert all(e.score <= 0 for e in history)
+    with pytest.raises(DataError, match="one class number per sample"):
+        run(tmp_path, 1, "b", labelled=False, teacher=0.5)
+    assert network.norms
+
+
+def test_a_loss_that_is_no_number_stops_with_the_best_plan(tmp_path):
+    network, history = run(tmp_path, 5, lr=1e30, batchnorm="folded")
+    assert len(history) < 6
+    feeds = feeds_for(planned(normed_net(), Bits(3, 4))[0])
+    with torch.no_grad():
+        out = network({k: torch.from_numpy(v) for k, v in feeds.items()})["y"]
+    assert torch.isfinite(out).all()
+
+
+def test_rates_rise_then_fall_along_a_cosine():
+    settings = Settings(epochs=10, lr=0.1, warmup=2)
+    found = [rates(settings, e)[0] for e in (0, 1, 2, 6, 10)]
+    assert found[0] < 1e-3 and found[1] == pytest.approx(0.05, rel=1e-2)
+    assert found[2:] == pytest.approx([0.1, 0.05, 0.0], abs=1e-9)
+    assert rates(settings, 2)[2] == pytest.approx(0.001)
+    assert rates(Settings(epochs=10, lr=0.1, scale_lr=0.02), 0)[2] == pytest.approx(0.02)
+
+
+def test_distillation_has_its_known_answers():
+    out = torch.randn(6, 5, requires_grad=True)
+    same = distilled(out, out.detach(), 1.0)
+    same.backward()
+    assert abs(same.item()) < 1e-6 and out.grad.abs().max() < 1e-6
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    p, q = torch.softmax(a, 1), torch.tensor([[0.5, 0.5]])
+    want = float((q * (q / p).log()).sum())
+    assert distilled(a, b, 1.0).item() == pytest.approx(want, rel=1e-5)
+    assert distilled(torch.ones(2, 1), torch.zeros(2, 1), 1.0).item() == 1.0
+
+
+def test_crops_and_mirrors_only_move_pixels():
+    random = torch.Generator().manual_seed(0)
+    images = torch.arange(4 * 2 * 6 * 6, dtype=torch.float32).reshape(4, 2, 6, 6) + 1
+    fill = torch.tensor([-1.0, -2.0])
+    out = augmented(images, 2, True, fill, random)
+    assert out.shape == images.shape
+    for image, source in zip(out, images, strict=True):
+        for channel, black in ((0, -1.0), (1, -2.0)):
+            seen, known = (
+                set(image[channel].flatten().tolist()),
+                set(source[channel].flatten().tolist()),
+            )
+            assert seen <= known | {black}
+    assert torch.equal(augmented(images, 0, False, 0.0, random), images)
+    flipped = augmented(images, 0, True, 0.0, torch.Generator().manual_seed(1))
+    for image, source in zip(flipped, images, strict=True):
+        assert torch.equal(image, source) or torch.equal(image, source.flip(2))
