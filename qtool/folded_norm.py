@@ -26,10 +26,12 @@ class FoldedNorm:
     bias: np.ndarray
 
     @classmethod
-    def of(cls, norm: ir.Node, layer: ir.Node | None) -> "FoldedNorm":
-        """What is about to be folded."""
+    def of(cls, norm: ir.Node, layer: ir.Node | None) -> "FoldedNorm | None":
+        """What is about to be folded; None where it cannot be."""
         gamma, beta, mean, var = (np.asarray(constant(v), np.float64) for v in norm.inputs[1:5])
         bias = constant(layer.inputs[2]) if layer is not None and len(layer.inputs) > 2 else None
         own = np.zeros(1) if bias is None else np.asarray(bias, np.float64).reshape(-1)
+        if own.size not in (1, gamma.size):
+            return None  # a bias per row of a Gemm, which folding refuses too
         epsilon = float(attribute(norm, "epsilon", 1e-5))
         return cls(gamma, beta, mean, var, epsilon, np.broadcast_to(own, gamma.shape))
