@@ -75,6 +75,55 @@ class Scatter:
     y_ticks: list[Tick]
 
 
+@dataclass(frozen=True)
+class EpochBar:
+    """One epoch of training in both charts."""
+
+    score: float
+    loss: float
+    best: bool
+    tip: str
+
+
+@dataclass(frozen=True)
+class TrainingChart:
+    """Epochs in order: score of the held-out samples above, loss below."""
+
+    bars: list[EpochBar]
+    score_ticks: list[Tick]
+    loss_ticks: list[Tick]
+    by_labels: bool
+
+
+def training_chart(report: Report) -> TrainingChart | None:
+    """Place every epoch's bars; None where nothing was trained.
+
+    Without labels the score is minus the loss against the float network: less is better.
+    """
+    training = report.data.training
+    if training is None:
+        return None
+    by_labels = any(epoch.score > 0 for epoch in training.epochs)
+    score = ticks(max(abs(epoch.score) for epoch in training.epochs))
+    loss = ticks(max((epoch.loss or 0.0 for epoch in training.epochs), default=0.0), count=3)
+    bars = [
+        EpochBar(
+            score=_share(abs(epoch.score), score[-1]),
+            loss=_share(epoch.loss or 0.0, loss[-1]),
+            best=epoch.epoch == training.best,
+            tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
+            + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}"),
+        )
+        for epoch in training.epochs
+    ]
+    return TrainingChart(
+        bars=bars,
+        score_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
+        loss_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
+        by_labels=by_labels,
+    )
+
+
 def ticks(top: float, count: int = 6) -> list[float]:
     """Return round values from 0 to just above `top`, in at most `count` steps."""
     if top <= 0:

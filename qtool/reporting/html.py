@@ -26,6 +26,7 @@ def html(report: Report) -> str:
             parity_gates=parity_gates(report),
             points=unit_word(report.accuracy),
             chart=charts.layer_chart(report),
+            training=charts.training_chart(report),
             strip=charts.drop_strip(report.accuracy, report.gates),
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
