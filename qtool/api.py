@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from qtool.calibrate import batch_size, observed_values
 from qtool.calibrators import CALIBRATORS
-from qtool.data import Dataset, InputSpec, open_dataset
+from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
 from qtool.emit import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.freeze import freeze
@@ -234,7 +234,16 @@ def _opened(
     first = next(given, None)
     if first is None:
         raise DataError("qtool.quantize: the data has no batch; give at least one")
-    return first, lambda rows: itertools.chain([first], given)
+    known = first
+
+    def rest() -> Iterator[Batch]:
+        for k, batch in enumerate(given, 2):
+            for name, spec in model.inputs.items():
+                shapes = {"batch 1": known[name].shape[1:], f"batch {k}": batch[name].shape[1:]}
+                settle_sizes(spec, shapes.items(), "qtool.quantize")
+            yield batch
+
+    return first, lambda rows: itertools.chain([known], rest())
 
 
 def _recipe(

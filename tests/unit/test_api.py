@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from models import Net
 from torch import nn
 
 import qtool
@@ -31,6 +33,18 @@ def fresh(code, folder):
 
 def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+
+
+def test_batches_of_different_sizes_are_refused(tmp_path):
+    net = Net()
+    x = net.input("x", "N", "T", 8)
+    net.output(net.add("MatMul", x, net.weight(8, 4), out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    batches = [np.zeros((2, t, 8), np.float32) for t in (5, 7)]
+    with pytest.raises(DataError) as error:
+        qtool.quantize(model, batches)
+    assert "leaves T open" in str(error.value) and "batch 2" in str(error.value)
 
 
 def test_the_example_of_training_runs_in_a_fresh_process(tmp_path):
