@@ -43,7 +43,7 @@ from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets import load_target
-from qtool.training import learn
+from qtool.training import learn, refuse_several_processes
 
 
 def run_ptq(
@@ -141,6 +141,7 @@ def run_qat(recipe: Recipe, out: Path, *, epochs: int | None = None, **options: 
         epochs: instead of the recipe's.
         options: as for :func:`run_ptq`.
     """
+    refuse_several_processes()
     return run_ptq(recipe, out, train=True, epochs=epochs, **options)
 
 

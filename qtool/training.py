@@ -1,6 +1,7 @@
 """What `qtool qat` does between calibration and rounding: the plan learns."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,10 @@ import numpy as np
 from qtool.data import Dataset, open_dataset, split
 from qtool.data.preprocess import load_preprocess
 from qtool.data.section import DataSection
+from qtool.errors import DataError, RecipeError
+from qtool.graph import dims
+from qtool.metrics_classes import refuse_outside
+from qtool.numerics import QuantSpec
 from qtool.plan import QuantPlan
 from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
@@ -52,11 +57,17 @@ def learn(
         raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
     with stages.stage("qat") as record:
         data = _open(recipe, section, prepared, record)
+        _refuse(recipe, section, prepared, data)
         lessons, validation = split(data, section.validation, seed)
         fixed = prepared.fixed_batch
         if fixed is not None and section.batch != fixed:
             raise recipe.error(
                 ("qat", "batch"), f"the model has a fixed batch of {fixed}; write batch: {fixed}"
+            )
+        if fixed is not None and lessons.count < fixed:
+            raise DataError(
+                f"qat: {lessons.count} samples to learn from, fewer than the model's fixed batch "
+                f"of {fixed}; give more"
             )
         run = _Run(
             recipe,
@@ -100,6 +111,58 @@ def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> D
     data = open_dataset(own, prepared.inputs, trust_code=prepared.trust_code)
     record.notes += [f"qat: {note}" for note in data.notes]
     return disjoint(recipe, section, data, prepared.judged, record, "training")
+
+
+def refuse_several_processes() -> None:
+    """Raises RecipeError under torchrun: its processes would all write one run folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise RecipeError(
+            f"found WORLD_SIZE={count}: `qtool qat` trains in one process; start it without "
+            "torchrun, or unset WORLD_SIZE"
+        )
+
+
+def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> None:
+    """Raises QtoolError for labels or changes of images that do not fit the network."""
+    shape = dims(prepared.loaded.model.graph.outputs[0])
+    labels, share = data.labels, _teacher(section, data)
+    if share == 1 and section.label_smoothing:
+        why = "training has no labels to smooth here; leave it out"
+        raise recipe.error(("qat", "label_smoothing"), why)
+    if labels is None and section.distill and section.distill.weight < 1:
+        why = f"{section.where} has no labels for the rest of the loss; write 1"
+        raise recipe.error(("qat", "distill", "weight"), why)
+    if share < 1:
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(
+                "qat: training by labels needs one class number per sample; without them the float "
+                "network teaches: write distill: {weight: 1}"
+            )
+        if shape is None or len(shape) != 2 or shape[1] == 1:
+            raise DataError(
+                f"qat: the model's first output has shape {list(shape or ())}, but training by "
+                "labels needs [N, classes]; let the float network teach: distill: {weight: 1}"
+            )
+        if isinstance(shape[1], int):
+            refuse_outside(labels, shape[1])
+    how = section.preprocess or recipe.calibrate.preprocess
+    known = load_preprocess(how) if isinstance(how, str) else how
+    layout = known.layout if known is not None and section.images is not None else "nchw"
+    ranks = [len(spec.shape) for spec in prepared.inputs.values()]
+    if (section.augment.crop or section.augment.flip) and (ranks != [4] or layout != "nchw"):
+        found = ", ".join(spec.describe() for spec in prepared.inputs.values())
+        raise recipe.error(
+            ("qat", "augment"),
+            f"found {found}, expected one input of images [N, C, H, W]; leave augment out",
+        )
+
+
+def _teacher(section: Qat, data: Dataset) -> float:
+    """The float network's share of the loss."""
+    if data.labels is None:
+        return 1.0
+    return section.distill.weight if section.distill else 0.0
 
 
 def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
@@ -156,11 +219,11 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
 def _settings(run: "_Run") -> "Settings":
     from qtool.qat.train import Settings
 
-    section, labels = run.section, run.lessons.labels
-    share = 1.0 if labels is None else section.distill.weight if section.distill else 0.0
+    section = run.section
     return Settings(
         epochs=run.epochs or section.epochs,
         batch=min(section.batch, run.lessons.count),
+        fixed=run.prepared.fixed_batch is not None,
         optimizer=section.optimizer,
         lr=section.lr,
         scale_lr=section.scale_lr,
@@ -168,7 +231,7 @@ def _settings(run: "_Run") -> "Settings":
         warmup=section.warmup,
         clip=section.clip,
         label_smoothing=section.label_smoothing,
-        teacher=share,
+        teacher=_teacher(section, run.lessons),
         temperature=section.distill.temperature if section.distill else 1.0,
         crop=section.augment.crop,
         flip=section.augment.flip,
@@ -181,7 +244,13 @@ def _parts(run: "_Run") -> tuple[str, ...]:
     """Everything a checkpoint depends on but the number of epochs, which may grow."""
     plan, digest = run.plan, hashlib.sha256()
     for name, grid in sorted(plan.grids.items()):
-        digest.update(f"{name} {grid}".encode())
+        # Not their repr, which differs between grids just made and grids read from a file.
+        if isinstance(grid, QuantSpec):
+            digest.update(f"{name} {grid}".encode())
+            continue
+        digest.update(f"{name} {grid.spec}".encode())
+        digest.update(np.asarray(grid.scale, np.float32).tobytes())
+        digest.update(np.asarray(grid.zero_point, np.int32).tobytes())
     for name, codes in sorted(plan.codes.items()):
         digest.update(name.encode() + np.ascontiguousarray(codes).tobytes())
     asked = run.section.model_dump_json(exclude={"epochs"})

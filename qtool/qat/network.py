@@ -252,6 +252,11 @@ class LiveNorm(nn.Module):
     def forward(self, x: T) -> T:
         """Normalized, scaled and shifted."""
         if self.training and self.live:
+            if x.numel() == x.shape[1]:
+                raise RecipeError(
+                    "qat: a batch of 1 has no statistics for a BatchNorm of one pixel; use a "
+                    "larger batch, or batchnorm: frozen"
+                )
             vectors = (self.mean, self.var, self.gamma, self.beta)
             return F.batch_norm(x, *vectors, True, self.momentum, self.epsilon)
         factor = self.gamma / (self.var + self.epsilon).sqrt()

@@ -37,6 +37,7 @@ class Settings:
 
     epochs: int
     batch: int = 128
+    fixed: bool = False  # the network takes no other batch
     optimizer: str = "sgd"
     lr: float = 0.01
     scale_lr: float | None = None
@@ -192,6 +193,8 @@ class _Loop:
                         )
                         for k, v in feeds.items()
                     }
+                if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+                    labels = None  # the float network alone teaches and judges
                 known = None if labels is None else torch.from_numpy(np.asarray(labels, np.int64))
                 yield (
                     {k: v.to(self.device) for k, v in feeds.items()},
@@ -215,16 +218,21 @@ class _Loop:
     @torch.no_grad()
     def _score(self) -> float:
         self.network.eval()
-        hits, loss, count = 0.0, 0.0, 0
-        for feeds, labels in self._batches(self.validation):
+        hits, loss, count, judged = 0.0, 0.0, 0, False
+        data, total = self.validation, self.validation.count
+        if self.settings.fixed:  # filled up with its last sample, and cut off below
+            data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
+        for feeds, labels in self._batches(data):
             out = self.network(feeds)[self.network.outputs[0]]
-            rows = len(out)
-            if labels is not None and out.dim() == 2:
+            rows = min(len(out), total - count)
+            out, labels = out[:rows], None if labels is None else labels[:rows]
+            judged = labels is not None and out.dim() == 2 and out.shape[1] > 1
+            if judged:
                 hits += float((out.argmax(1) == labels).sum())
             else:
-                loss += float(distilled(out, self.teacher(feeds), 1.0)) * rows
+                loss += float(distilled(out, self.teacher(feeds)[:rows], 1.0)) * rows
             count += rows
-        return 100 * hits / count if self.validation.labels is not None else -loss / count
+        return 100 * hits / count if judged else -loss / count
 
     def finish(self) -> None:
         """Take the best parameters; average BatchNorm's statistics again where that helps."""
@@ -267,7 +275,12 @@ class _Loop:
         """Go on where a checkpoint of the same run ends, if there is one."""
         if not path.is_file():
             return
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # a damaged archive fails in many ways
+            raise RecipeError(
+                f"qat: the checkpoint {path} cannot be read; start anew with --fresh"
+            ) from error
         history = [Epoch(**epoch) for epoch in state["history"]]
         if len(history) - 1 > self.settings.epochs:
             raise RecipeError(

@@ -1,6 +1,7 @@
 """``qtool qat`` from the command line: what it trains, writes, remembers and refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import yaml
 from models import Net
 
 
-def qtool(*words: object) -> subprocess.CompletedProcess[str]:
+def qtool(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,53 @@ def test_ptq_leaves_the_section_alone(folder):
         ("qat.arrays=test.npz", "training samples too"),
         ("bits.weights=1", "code book"),
         ("bits.scale=power_of_two", "is not free"),
+        ("qat.arrays=five.npz", "5 of 10 labels lie outside 0..3"),
+        ("qat.arrays=words.npz", "one class number per sample"),
     ],
 )
 def test_what_it_refuses(folder, setting, said):
     words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "x", "--set", setting]
+    for name, labels in (("five", np.arange(10) % 2 * 7), ("words", np.array(["a"] * 10))):
+        x = np.random.default_rng(9).normal(size=(10, 1, 8, 8)).astype(np.float32)
+        np.savez(folder / f"{name}.npz", x=x, label=labels)
     done = qtool(*words)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert said in done.stderr and not (folder / "x").exists() and done.stdout == ""
+
+
+def test_it_refuses_several_processes_and_damaged_checkpoints(folder):
+    words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "w", "--epochs", 1]
+    alone = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
+    done = qtool(*words, env=alone | {"WORLD_SIZE": "2"})
+    assert done.returncode == 2 and "one process" in done.stderr and not (folder / "w").exists()
+    assert qtool(*words, env=alone).returncode == 0
+    (kept,) = (folder / "w" / ".stages").glob("qat-*.pt")
+    kept.write_bytes(kept.read_bytes()[:300])
+    done = qtool(*words, env=alone)
+    assert done.returncode == 2 and "--fresh" in done.stderr
+
+
+def test_a_fixed_batch_and_changes_of_what_is_no_image(tmp_path):
+    rng, net = np.random.default_rng(0), Net(opset=17)
+    x = net.add("Relu", net.add("Gemm", net.input("x", 32, 16), net.weight(16, 32)))
+    x = net.add("Reshape", x, net.const(np.array([32, 4, 8])))
+    x = net.add("Reshape", x, net.const(np.array([32, 32])))
+    net.output(net.add("Gemm", x, net.weight(32, 4), out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    for name, count in (("train", 110), ("test", 40)):
+        rows = rng.normal(size=(count, 16)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=rows, label=np.arange(count) % 4)
+    recipe = {
+        "model": "net.onnx",
+        "calibrate": {"arrays": "train.npz", "count": 64},
+        "evaluate": {"arrays": "test.npz"},
+        "qat": {"arrays": "train.npz", "epochs": 1, "batch": 32},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["qat", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "a"]
+    done = qtool(*words)
+    assert done.returncode == 0, done.stderr
+    done = qtool(*words, "--set", "qat.count=20")
+    assert done.returncode == 2 and "fewer than the model's fixed batch of 32" in done.stderr
+    done = qtool(*words, "--set", "qat.augment={crop: 2}")
+    assert done.returncode == 2 and "one input of images" in done.stderr
