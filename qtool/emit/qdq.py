@@ -21,6 +21,9 @@ from qtool.numerics import PerChannel, QuantParams, mean_factor
 from qtool.plan import QuantPlan
 from qtool.targets import PACKING, Target
 
+# ONNX Runtime 1.31 moves codes of 8 bits here, and has no kernel for (u)int16.
+BYTES_ONLY = ("Pad", "Resize", "SpaceToDepth", "DepthToSpace")
+
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
     """A copy of the model with the plan's codes in it.
@@ -56,6 +59,7 @@ class _Emitter:
             name
             for name, node in nodes_by_name(graph).items()
             if name in plan.passes and target.ops[node.op_type].on_codes
+            if not self._too_wide(node)
         }
         self.constants: dict[str, ir.Value] = {}
         self.quantizers: set[ir.Node] = set()
@@ -65,6 +69,11 @@ class _Emitter:
         }
         for node in graph.all_nodes():
             self.taken.update((node.name, *(v.name for v in node.outputs)))
+
+    def _too_wide(self, node: ir.Node) -> bool:
+        """True for 16-bit codes that ONNX Runtime cannot move: Q and DQ stay around."""
+        spec = self.plan.spec(node.outputs[0].name or "")
+        return node.op_type in BYTES_ONLY and spec is not None and spec.bits > 8
 
     def unique(self, base: str) -> str:
         """``base``, or with a number behind it when the model already uses that name."""

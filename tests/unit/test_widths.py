@@ -220,3 +220,15 @@ def test_rewritten_networks_take_every_width():
         emitted = emit_qdq(model, freeze(model, grids), cpu())
         for value in run(emitted, feeds_for(model)).values():
             assert np.isfinite(value).all()
+
+
+def test_codes_of_16_bits_are_padded_in_floats():
+    model = residual_net().model()
+    bind(model, feeds_for(model))
+    rewritten(model)
+    assert any(node.op_type == "Pad" for node in model.graph)
+    plan = make_plan(model, cpu(), Bits(8, 16), "net")
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+    feeds = feeds_for(model, seed=5)
+    found = run(emit_qdq(model, freeze(model, grids), cpu()), feeds)["y"]
+    assert np.abs(found - run(model, feeds)["y"]).max() < 0.05 * np.abs(found).max()
