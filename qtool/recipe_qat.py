@@ -22,7 +22,7 @@ class Augment(Part):
     """Random changes of training images."""
 
     crop: Annotated[int, Field(ge=0)] = 0
-    """Shift by up to so many pixels; what comes in is black."""
+    """Shift by up to so many pixels; what comes in is black, or 0 where there is no preprocess."""
     flip: bool = False
     """Mirror every second image left and right."""
 

@@ -220,10 +220,12 @@ def _settings(run: "_Run") -> "Settings":
     from qtool.qat.train import Settings
 
     section = run.section
+    last = run.prepared.loaded.model.graph.outputs[0].producer()
     return Settings(
         epochs=run.epochs or section.epochs,
         batch=min(section.batch, run.lessons.count),
         fixed=run.prepared.fixed_batch is not None,
+        probabilities=last is not None and last.op_type == "Softmax",
         optimizer=section.optimizer,
         lr=section.lr,
         scale_lr=section.scale_lr,

@@ -38,6 +38,7 @@ class Settings:
     epochs: int
     batch: int = 128
     fixed: bool = False  # the network takes no other batch
+    probabilities: bool = False  # the network ends in a Softmax
     optimizer: str = "sgd"
     lr: float = 0.01
     scale_lr: float | None = None
@@ -203,17 +204,21 @@ class _Loop:
 
     def _loss(self, feeds: Mapping[str, T], labels: T | None) -> T:
         settings = self.settings
-        out = self.network(feeds)[self.network.outputs[0]]
+        out = self._scores(self.network(feeds)[self.network.outputs[0]])
         parts = []
         if settings.teacher < 1 and labels is not None:
             by_label = F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
             parts.append((1 - settings.teacher) * by_label)
         if settings.teacher > 0:
             with torch.no_grad():
-                want = self.teacher(feeds)
+                want = self._scores(self.teacher(feeds))
             parts.append(settings.teacher * distilled(out, want, settings.temperature))
         total: T = torch.stack(parts).sum()
         return total
+
+    def _scores(self, out: T) -> T:
+        """Scores before a Softmax, up to a constant that no loss sees."""
+        return out.clamp(min=1e-12).log() if self.settings.probabilities else out
 
     @torch.no_grad()
     def _score(self) -> float:
@@ -230,7 +235,8 @@ class _Loop:
             if judged:
                 hits += float((out.argmax(1) == labels).sum())
             else:
-                loss += float(distilled(out, self.teacher(feeds)[:rows], 1.0)) * rows
+                want = self._scores(self.teacher(feeds)[:rows])
+                loss += float(distilled(self._scores(out), want, 1.0)) * rows
             count += rows
         return 100 * hits / count if judged else -loss / count
 

@@ -160,3 +160,13 @@ def test_crops_and_mirrors_only_move_pixels():
     flipped = augmented(images, 0, True, 0.0, torch.Generator().manual_seed(1))
     for image, source in zip(flipped, images, strict=True):
         assert torch.equal(image, source) or torch.equal(image, source.flip(2))
+
+
+def test_a_softmax_at_the_end_is_taken_back(tmp_path):
+    out = torch.randn(6, 5)
+    loop = Settings(epochs=1, probabilities=True)
+    from qtool.qat.train import _Loop
+
+    scores = _Loop._scores(type("L", (), {"settings": loop})(), torch.softmax(out, 1))
+    torch.testing.assert_close(torch.softmax(scores, 1), torch.softmax(out, 1))
+    assert torch.equal(_Loop._scores(type("L", (), {"settings": Settings(epochs=1)})(), out), out)
