@@ -12,7 +12,7 @@ import torch
 from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
-from qtool.execute.simulate import Simulation, constant_tensor
+from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph import constant, is_constant, is_float, nodes_by_name
 from qtool.numerics import QuantParams, align, dequantize, quantize
 from qtool.plan import QuantPlan, Site
@@ -187,13 +187,25 @@ class _Sample:
 
     def rest(self) -> None:
         """Judge what float ops computed before it was rounded."""
-        rest = [v for v in self.codes if v not in self.feeds or v in self.inputs]
+        given = [v for v in self.codes if v in self.inputs]
+        rest = [v for v in self.codes if v not in self.feeds]
+        floats = {name: torch.from_numpy(np.asarray(self.inputs[name])) for name in given}
         with torch.inference_mode():
-            floats = self.executor(self.feeds, self._constant, rest) if rest else {}
-        for name in rest:
+            if rest:
+                edges = raw_edges(self.model, self.plan)
+                floats |= self.executor(self.feeds, self._read, rest, edges)
+        for name in (*given, *rest):
             params = self.plan.params(name)
             if params is not None:
                 self._judge(None, name, self._rounded(floats[name], params))
+
+    def _read(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        """What readers of codes see: weights as the file has them, and inputs rounded."""
+        name = value.name or ""
+        if name in self.inputs and name in self.codes:
+            return torch.from_numpy(_values(self.plan, name, self.codes))
+        # A site whose input only moved is not seen to read codes in a QONNX file; it is judged here.
+        return (self._as_emitted if self.in_floats else self._constant)(value, tensor)
 
     def _judge(self, count: Count | None, name: str, expected: torch.Tensor) -> None:
         spec = self.plan.spec(name)
