@@ -204,7 +204,7 @@ class _Sample:
         name = value.name or ""
         if name in self.inputs and name in self.codes:
             return torch.from_numpy(_values(self.plan, name, self.codes))
-        # A site whose input only moved is not seen to read codes in a QONNX file; it is judged here.
+        # In a QONNX file nothing shows what moved codes: a site behind them is judged here.
         return (self._as_emitted if self.in_floats else self._constant)(value, tensor)
 
     def _judge(self, count: Count | None, name: str, expected: torch.Tensor) -> None:
