@@ -4,6 +4,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qtool.calibrate import batch_size, observed_values
 from qtool.graph import macs
 from qtool.pipeline import make_annotated, rewritten
@@ -28,6 +30,16 @@ class CheckResult:
     rows: tuple[tuple[str, str, str], ...]
     seconds: float
     bytes: int
+
+
+def _float_row(plan: QuantPlan, node: ir.Node) -> tuple[str, str]:
+    """Bits and reason of a node that computes in floats; its weights may be kept as codes."""
+    why = f"{node.op_type}: {plan.floats[node.name or '']}"
+    names = [v.name or "" for v in node.inputs if v is not None and v.name in plan.stored]
+    spec = plan.spec(names[0]) if names else None
+    if spec is None:
+        return "float", why
+    return f"W{spec.bits}", f"{why}; weights are codes, one scale per {spec.granularity.name}"
 
 
 def _width(plan: QuantPlan, value: str) -> int | str:
@@ -83,7 +95,7 @@ def check(
             bits = f"W{weight.bits if weight else 8}Adynamic"
             rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
         elif name in plan.floats:
-            rows.append((name, "float", f"{node.op_type}: {plan.floats[name]}"))
+            rows.append((name, *_float_row(plan, node)))
     each = sum(macs(node) for node in model.graph)
     passes = prepared.calibration.count + 4 * prepared.judged.count
     weights = sum(

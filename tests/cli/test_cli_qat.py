@@ -142,3 +142,13 @@ def test_a_fixed_batch_and_changes_of_what_is_no_image(tmp_path):
     assert done.returncode == 2 and "fewer than the model's fixed batch of 32" in done.stderr
     done = qtool(*words, "--set", "qat.augment={crop: 2}")
     assert done.returncode == 2 and "one input of images" in done.stderr
+
+
+def test_check_shows_weights_that_float_layers_keep_as_codes(folder):
+    asked = yaml.safe_load((folder / "r.yaml").read_text())
+    asked["bits"] = {"weights": 4, "activations": "float"}
+    (folder / "w4.yaml").write_text(yaml.safe_dump(asked))
+    done = qtool("check", folder / "w4.yaml")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("body ")]
+    assert " W4 " in line and "one scale per channel" in line
