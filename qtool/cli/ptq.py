@@ -1,7 +1,8 @@
 """``qtool ptq``: quantize a model with data and report on the file that was written."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
     from qtool.recipe import Recipe
+    from qtool.report import Report
 
 
 def ptq(
@@ -31,29 +33,60 @@ def ptq(
     quiet: options.Quiet = False,
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
+    quantize(
+        "run_ptq",
+        chosen=lambda: chosen_recipe(recipe, model, data, settings or []),
+        folder=out if out is not None else default_out(recipe, model),
+        device=device,
+        plan=plan,
+        json=json,
+        quiet=quiet,
+        seed=seed,
+        threads=threads,
+        fresh=fresh,
+        trust_code=trust_code,
+        requantize=requantize,
+    )
+
+
+def quantize(
+    run: str,
+    *,
+    chosen: Callable[[], "Recipe"],
+    folder: Path,
+    device: options.Device,
+    plan: Path | None,
+    json: bool,
+    quiet: bool,
+    **others: Any,
+) -> None:
+    """Do what ``qtool ptq`` and ``qtool qat`` share: check, run, print the report, exit.
+
+    Args:
+        run: the function of the pipeline.
+        chosen: reads the recipe.
+        folder: the run folder.
+        device, plan, json, quiet: the options of these names.
+        others: handed to the pipeline as they are.
+    """
     with exit_codes():
-        chosen = chosen_recipe(recipe, model, data, settings or [])
-        folder = out if out is not None else default_out(recipe, model)
+        recipe = chosen()
         check_options(folder, device, plan)
-        from qtool.pipeline import run_ptq
+        from qtool import pipeline
 
         with show_progress(quiet) as progress:
-            report = run_ptq(
-                chosen,
-                folder,
-                seed=seed,
-                device=device.value,
-                threads=threads,
-                plan_file=plan,
-                fresh=fresh,
-                trust_code=trust_code,
-                requantize=requantize,
-                progress=progress,
+            report = getattr(pipeline, run)(
+                recipe, folder, device=device.value, plan_file=plan, progress=progress, **others
             )
-        from qtool.cli.report import terminal_text
+        show(report, folder, json)
 
-        print_result(report.to_json() if json else terminal_text(report, folder=folder))
-        raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+
+def show(report: "Report", folder: Path | None, json: bool) -> None:
+    """Print a report and end with its exit code."""
+    from qtool.cli.report import terminal_text
+
+    print_result(report.to_json() if json else terminal_text(report, folder=folder))
+    raise typer.Exit(PASSED if report.passed else GATE_FAILED)
 
 
 def chosen_recipe(

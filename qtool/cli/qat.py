@@ -5,9 +5,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli import options
-from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
-from qtool.cli.progress import show_progress
-from qtool.cli.ptq import check_options, chosen_recipe, default_out
+from qtool.cli.ptq import chosen_recipe, default_out, quantize
 
 Epochs = Annotated[
     int | None,
@@ -33,27 +31,18 @@ def qat(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
-    with exit_codes():
-        chosen = chosen_recipe(recipe, model, data, settings or [])
-        folder = out if out is not None else default_out(recipe, model)
-        check_options(folder, device, plan)
-        from qtool.pipeline import run_qat
-
-        with show_progress(quiet) as progress:
-            report = run_qat(
-                chosen,
-                folder,
-                epochs=epochs,
-                seed=seed,
-                device=device.value,
-                threads=threads,
-                plan_file=plan,
-                fresh=fresh,
-                trust_code=trust_code,
-                requantize=requantize,
-                progress=progress,
-            )
-        from qtool.cli.report import terminal_text
-
-        print_result(report.to_json() if json else terminal_text(report, folder=folder))
-        raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+    quantize(
+        "run_qat",
+        chosen=lambda: chosen_recipe(recipe, model, data, settings or []),
+        folder=out if out is not None else default_out(recipe, model),
+        device=device,
+        plan=plan,
+        json=json,
+        quiet=quiet,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        fresh=fresh,
+        trust_code=trust_code,
+        requantize=requantize,
+    )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli import options
-from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.exits import exit_codes
 from qtool.cli.progress import show_progress
+from qtool.cli.ptq import show
 from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ def verify(
                 trust_code=trust_code,
                 progress=progress,
             )
-        from qtool.cli.report import terminal_text
-
-        print_result(report.to_json() if json else terminal_text(report, folder=out))
-        raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+        show(report, out, json)
 
 
 def _recipe(

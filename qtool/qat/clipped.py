@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, Codebook, QuantParams
-from qtool.qat.functions import as_scale, beside, positive, straight_through
+from qtool.qat.fixed import FixedWeight
+from qtool.qat.functions import FLOOR, as_scale, beside, keep_above, straight_through
 
 T = torch.Tensor
 
 
 class ClippedActivation(nn.Module):
     """Activations clipped at a learned level, the value of the grid's highest code."""
+
+    floor: T
 
     def __init__(self, params: QuantParams, calibrated: bool) -> None:
         """Make the module.
@@ -29,6 +32,7 @@ class ClippedActivation(nn.Module):
         self.above = max(params.spec.qmax - int(params.zero_point), 1)
         level = float(params.scale) * self.above
         self.alpha = nn.Parameter(torch.tensor([level], dtype=torch.float32))
+        self.register_buffer("floor", self.alpha.detach() * FLOOR, persistent=False)
 
     @property
     def scale(self) -> T:
@@ -48,7 +52,7 @@ class ClippedActivation(nn.Module):
 
     def project(self) -> None:
         """The level stays positive."""
-        positive(self.alpha, float(self.params.scale) * self.above)
+        keep_above(self.alpha, self.floor)
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
@@ -113,3 +117,12 @@ class SqueezedWeight(nn.Module):
         if x is None:
             return None, grid
         return (self._levels(x).detach() * self.steps).round(), grid
+
+
+def squeezed_weight(
+    params: QuantParams, weight: T, keeps_variance: bool = False
+) -> SqueezedWeight | FixedWeight:
+    """The module of squeezed weights; of 8 bits no int8 holds the odd levels, so they stay even."""
+    if params.spec.bits >= 8:
+        return FixedWeight(params, False)
+    return SqueezedWeight(params, weight, keeps_variance)

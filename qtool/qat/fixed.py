@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, QuantParams
-from qtool.qat.functions import as_scale, beside, straight_through
+from qtool.qat.functions import as_scale, beside, frozen_weight, straight_through
 
 T = torch.Tensor
 
@@ -43,11 +43,7 @@ class FixedWeight(nn.Module):
 
     def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
         """The grid, and the codes of ``x``."""
-        grid = replace(self.params, scale=as_scale(self.scale, self.params))
-        if x is None:
-            return None, grid
-        codes = (x / beside(self.scale, x, self.params)).clamp(grid.spec.qmin, grid.spec.qmax)
-        return codes.detach().round(), grid
+        return frozen_weight(x, self.scale, self.params)
 
 
 class FixedActivation(nn.Module):

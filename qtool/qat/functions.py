@@ -1,5 +1,6 @@
 """Rounding that gradients pass, on grids whose scale learns."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,25 +71,36 @@ def learned_step(x: T, scale: T, lo: int, hi: int, factor: float = 1.0, delta: f
     return scaled_round(steps, delta / max(hi, -lo)) * step
 
 
-def beside(scale: T, x: T, params: QuantParams) -> T:
-    """A scale of shape [] or [C] in a shape that broadcasts against the weights ``x``."""
+def beside(scale: Any, x: Any, params: QuantParams) -> Any:
+    """A scale of shape [] or [C] in a shape that broadcasts against weights: tensors or arrays."""
     if not isinstance(params.spec.granularity, PerChannel):
         return scale
-    shape = [1] * x.dim()
+    shape = [1] * x.ndim
     shape[params.spec.granularity.axis] = -1
     return scale.reshape(shape)
 
 
-# A learned scale stays above this share of the one it started from.
+# A learned scale stays above this share of the one it started from: a change of sign would be a
+# silent disaster.
 FLOOR = 1 / 64
 
 
-def positive(scale: T, start: float | T) -> None:
-    """Keep a learned scale away from zero: a change of sign would be a silent disaster."""
+def keep_above(scale: T, floor: T) -> None:
+    """Raise what fell below ``floor``, in place and without gradient."""
     with torch.no_grad():
-        scale.copy_(torch.maximum(scale, torch.as_tensor(start, device=scale.device) * FLOOR))
+        scale.copy_(torch.maximum(scale, floor))
 
 
 def as_scale(scale: T, params: QuantParams) -> np.ndarray:
     """A learned scale as the plan stores it: float32, the shape of the grid's own."""
     return scale.detach().cpu().numpy().astype(np.float32).reshape(params.scale.shape)
+
+
+def frozen_weight(x: T | None, scale: T, params: QuantParams) -> tuple[T | None, QuantParams]:
+    """The grid with the learned scale and, for weights ``x``, their nearest codes."""
+    grid = replace(params, scale=as_scale(scale, params))
+    if x is None:
+        return None, grid
+    with torch.no_grad():
+        codes = (x / beside(scale, x, params)).clamp(grid.spec.qmin, grid.spec.qmax)
+        return codes.round(), grid

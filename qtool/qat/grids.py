@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from qtool.numerics import PerChannel, QuantParams
-from qtool.qat.functions import as_scale, beside, learned_step, positive
+from qtool.qat.fixed import FixedWeight
+from qtool.qat.functions import FLOOR, as_scale, beside, frozen_weight, keep_above, learned_step
 
 T = torch.Tensor
 
@@ -37,12 +38,15 @@ class Quantizer(Protocol):
 class LearnedScaleWeight(nn.Module):
     """Weights on a symmetric grid with learned scales, shape [] or [C]."""
 
+    floor: T
+
     def __init__(
         self, params: QuantParams, weight: T, gradient_scale: float, delta: float = 0.0
     ) -> None:
         super().__init__()
         self.params, self.delta = params, delta
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
+        self.register_buffer("floor", self.scale.detach() * FLOOR, persistent=False)
         per = weight.numel()
         if isinstance(params.spec.granularity, PerChannel):
             per //= weight.shape[params.spec.granularity.axis]
@@ -57,21 +61,17 @@ class LearnedScaleWeight(nn.Module):
 
     def project(self) -> None:
         """Scales stay positive."""
-        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
+        keep_above(self.scale, self.floor)
 
     def freeze(self, x: T | None = None) -> tuple[T | None, QuantParams]:
         """The grid, and the codes of ``x``."""
-        grid = replace(self.params, scale=as_scale(self.scale, self.params))
-        if x is None:
-            return None, grid
-        with torch.no_grad():
-            codes = (x / beside(self.scale, x, self.params)).clamp(grid.spec.qmin, grid.spec.qmax)
-            return codes.round(), grid
+        return frozen_weight(x, self.scale, self.params)
 
 
 class LearnedScaleActivation(nn.Module):
     """Activations on a per-tensor grid with a learned scale, and a zero point that may learn."""
 
+    floor: T
     zero: T
 
     def __init__(
@@ -80,6 +80,7 @@ class LearnedScaleActivation(nn.Module):
         super().__init__()
         self.params = params
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
+        self.register_buffer("floor", self.scale.detach() * FLOOR, persistent=False)
         zero = torch.tensor([float(params.zero_point)])
         if learns_zero and not params.spec.symmetric:
             self.zero = nn.Parameter(zero)
@@ -97,7 +98,7 @@ class LearnedScaleActivation(nn.Module):
 
     def project(self) -> None:
         """The scale stays positive, the zero point among the codes."""
-        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
+        keep_above(self.scale, self.floor)
         with torch.no_grad():
             self.zero.clamp_(self.params.spec.qmin, self.params.spec.qmax)
 
@@ -111,13 +112,12 @@ class LearnedScaleActivation(nn.Module):
         )
 
 
-class ScaledGradientActivation(nn.Module):
-    """Activations with a learned scale and gradients scaled element by element."""
+class ScaledGradientActivation(LearnedScaleActivation):
+    """The same with gradients scaled element by element; the zero point stays."""
 
     def __init__(self, params: QuantParams, gradient_scale: float, delta: float) -> None:
-        super().__init__()
-        self.params, self.gradient_scale, self.delta = params, gradient_scale, delta
-        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
+        super().__init__(params, gradient_scale)
+        self.delta = delta
 
     def forward(self, x: T) -> T:
         """``x`` on the grid."""
@@ -126,13 +126,14 @@ class ScaledGradientActivation(nn.Module):
         lo, hi = spec.qmin - zero, spec.qmax - zero
         return learned_step(x, self.scale, lo, hi, factor, self.delta)
 
-    def project(self) -> None:
-        """The scale stays positive."""
-        positive(self.scale, torch.as_tensor(self.params.scale).reshape(self.scale.shape))
 
-    def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
-        """The grid."""
-        return None, replace(self.params, scale=as_scale(self.scale, self.params))
+def learned_weight(
+    params: QuantParams, weight: T, gradient_scale: float, delta: float = 0.0
+) -> Quantizer:
+    """The module of weights whose scale learns below 8 bits; those of 8 follow their range."""
+    if params.spec.bits >= 8:
+        return FixedWeight(params, follows=True)
+    return LearnedScaleWeight(params, weight, gradient_scale, delta)
 
 
 def gradient_factor(x: T, qmax: int, scale: float) -> float:

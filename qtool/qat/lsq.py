@@ -34,12 +34,9 @@ class LSQ:
 
     def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
         """The module of one layer's weights."""
-        from qtool.qat.fixed import FixedWeight
-        from qtool.qat.grids import LearnedScaleWeight
+        from qtool.qat.grids import learned_weight
 
-        if params.spec.bits >= 8:
-            return FixedWeight(params, follows=True)
-        return LearnedScaleWeight(params, weight, self.gradient_scale)
+        return learned_weight(params, weight, self.gradient_scale)
 
     def activation(self, params: QuantParams) -> "Quantizer":
         """The module of one activation grid."""

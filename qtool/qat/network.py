@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
 from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
-from qtool.qat.functions import straight_through
+from qtool.qat.functions import beside, straight_through
 
 T = torch.Tensor
 
@@ -59,7 +60,7 @@ class QatNetwork(nn.Module):
                 found at run time), or BatchNorm learns on with one scale for all channels.
         """
         super().__init__()
-        _check(plan, batchnorm)
+        _check(plan)
         self.plan, self.batchnorm = plan, batchnorm
         self.executor = Executor(model, device)
         self.raw = raw_edges(model, plan)
@@ -86,6 +87,7 @@ class QatNetwork(nn.Module):
         self, site: Site, node: ir.Node, values: Mapping[str, ir.Value], quantizer: Any
     ) -> None:
         key, weight_name = str(len(self._sites)), site.weight or ""
+        grid = self.plan.grid_of[site.inputs[0]]
         weight, params = np.asarray(constant(values[weight_name]), np.float32), None
         norm = node.meta.get("folded_norm") if self.batchnorm != "folded" else None
         if norm is not None and len(values[weight_name].uses()) > 1:
@@ -98,7 +100,8 @@ class QatNetwork(nn.Module):
                     "be folded after training; use granularity: channel, or batchnorm: folded"
                 )
             weight, params = unfolded(weight, params, norm)
-            self.norms[key] = LiveNorm(norm, self.batchnorm == "live", _Unit(self, key, site))
+            unit = partial(self._unit, key, grid)
+            self.norms[key] = LiveNorm(norm, self.batchnorm == "live", unit)
             self._hooks[node.outputs[0].name or ""] = self.norms[key]
         self._add_weight(key, weight_name, weight, quantizer, params)
         if node.meta.get("structural_zeros"):
@@ -109,7 +112,7 @@ class QatNetwork(nn.Module):
             bias = np.asarray(constant(values[site.bias]), np.float32)
             if norm is None:
                 self.biases[key] = nn.Parameter(torch.tensor(bias))
-                self._hooks[site.bias] = _Bias(self, key, _Unit(self, key, site))
+                self._hooks[site.bias] = partial(self._bias, key, grid)
             else:
                 self._hooks[site.bias] = torch.zeros_like
 
@@ -130,7 +133,7 @@ class QatNetwork(nn.Module):
         self.weights[key] = nn.Parameter(torch.tensor(weight))
         self.weight_grids[key] = quantizer.weight(params or self._found(name), self.weights[key])
         self._names[key] = name
-        self._hooks[name] = _Weight(self, key)
+        self._hooks[name] = partial(self._weight, key)
 
     def _add_activations(self, values: Mapping[str, ir.Value], quantizer: Any) -> None:
         constants = {v for s in self.plan.sites.values() for v in (s.weight, s.bias)}
@@ -162,6 +165,21 @@ class QatNetwork(nn.Module):
         key = self._grids.get(name)
         return tensor if key is None else self.activation_grids[key](tensor)
 
+    def _weight(self, key: str, tensor: T) -> T:
+        """A layer's fake-quantized weights, in the place of the graph's."""
+        found: T = self.weight_grids[key](self.weights[key])
+        return found
+
+    def _bias(self, key: str, grid: str, tensor: T) -> T:
+        """A layer's learned bias, rounded as the file will, in the place of the graph's."""
+        unit = self._unit(key, grid)
+        return straight_through(self.biases[key] / unit) * unit
+
+    def _unit(self, key: str, grid: str) -> T:
+        """The step of a layer's int32 bias: input scale times weight scales, without gradient."""
+        x, w = self.activation_grids[self._grid_keys[grid]].scale, self.weight_grids[key].scale
+        return (x * w).detach()  # type: ignore[operator]
+
     def project(self) -> None:
         """After an optimizer step: scales back into their domain."""
         for grids in (self.weight_grids, self.activation_grids):
@@ -188,41 +206,6 @@ class QatNetwork(nn.Module):
                 values[site.bias] = self.biases[key].detach().cpu().numpy()
             codes[weight], grids[self.plan.grid_of[weight]] = array, params
         return replace(self.plan, grids=grids, codes=codes, values=values)
-
-
-class _Weight:
-    """Puts a layer's fake-quantized weights in the place of the graph's."""
-
-    def __init__(self, network: QatNetwork, key: str) -> None:
-        self.network, self.key = network, key
-
-    def __call__(self, tensor: T) -> T:
-        return self.network.weight_grids[self.key](self.network.weights[self.key])
-
-
-class _Unit:
-    """The step of a layer's int32 bias: input scale times weight scales, without gradient."""
-
-    def __init__(self, network: QatNetwork, key: str, site: Site) -> None:
-        self.network, self.key = network, key
-        self.grid = network.plan.grid_of[site.inputs[0]]
-
-    def __call__(self) -> T:
-        network = self.network
-        x = network.activation_grids[network._grid_keys[self.grid]].scale
-        w = network.weight_grids[self.key].scale
-        return (x * w).detach()  # type: ignore[operator]
-
-
-class _Bias:
-    """Puts a layer's learned bias, rounded as the file will, in the place of the graph's."""
-
-    def __init__(self, network: QatNetwork, key: str, unit: _Unit) -> None:
-        self.network, self.key, self.unit = network, key, unit
-
-    def __call__(self, tensor: T) -> T:
-        unit = self.unit()
-        return straight_through(self.network.biases[self.key] / unit) * unit
 
 
 class LiveNorm(nn.Module):
@@ -277,23 +260,17 @@ class LiveNorm(nn.Module):
         return factor, beta - mean * factor
 
 
-def _check(plan: QuantPlan, batchnorm: str) -> None:
+def _check(plan: QuantPlan) -> None:
     """Refuse what this module would train to something else than the file holds."""
     for name, grid in plan.grids.items():
         if isinstance(grid, Codebook):
             raise RecipeError(
                 f'the code book of "{name}" cannot be trained yet; use uniform weights'
             )
-        if grid.spec.scale_kind != "float" if isinstance(grid, QuantParams) else False:
+        if isinstance(grid, QuantParams) and grid.spec.scale_kind != "float":
             raise RecipeError(f'the scale of "{name}" is not free; train with bits.scale: float')
     if plan.dynamic:
         raise RecipeError("grids found at run time cannot be trained; use activations: 8")
-
-
-def _along(factor: np.ndarray, params: QuantParams, rank: int) -> np.ndarray:
-    shape = [1] * rank
-    shape[getattr(params.spec.granularity, "axis", 0)] = -1
-    return factor.reshape(shape)
 
 
 def unfolded(
@@ -302,7 +279,7 @@ def unfolded(
     """Weights and per-channel grid before the BatchNorm was folded into them."""
     factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
     safe = np.where(factor == 0, 1.0, factor)
-    raw = (weight.astype(np.float64) / _along(safe, params, weight.ndim)).astype(np.float32)
+    raw = (weight.astype(np.float64) / beside(safe, weight, params)).astype(np.float32)
     scale = (params.scale.astype(np.float64) / np.abs(safe)).astype(np.float32)
     return raw, replace(params, scale=scale)
 
@@ -315,7 +292,7 @@ def refolded(
     A negative factor turns the signs of a channel, which a narrow range allows; a factor of 0
     leaves codes 0 and scale 1.
     """
-    sign = _along(np.sign(factor), params, codes.ndim).astype(codes.dtype)
+    sign = beside(np.sign(factor), codes, params).astype(codes.dtype)
     scale = params.scale.astype(np.float64) * np.abs(factor)
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     return codes * sign, replace(params, scale=scale)

@@ -25,9 +25,9 @@ class PACT:
 
     def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
         """The module of one layer's weights."""
-        from qtool.qat.dorefa import DoReFa
+        from qtool.qat.clipped import squeezed_weight
 
-        return DoReFa().weight(params, weight)
+        return squeezed_weight(params, weight)
 
     def activation(self, params: QuantParams) -> "Quantizer":
         """The module of one activation grid."""

@@ -27,12 +27,9 @@ class SAT:
 
     def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
         """The module of one layer's weights."""
-        from qtool.qat.clipped import SqueezedWeight
-        from qtool.qat.fixed import FixedWeight
+        from qtool.qat.clipped import squeezed_weight
 
-        if params.spec.bits >= 8:
-            return FixedWeight(params, False)
-        return SqueezedWeight(params, weight, keeps_variance=True)
+        return squeezed_weight(params, weight, keeps_variance=True)
 
     def activation(self, params: QuantParams) -> "Quantizer":
         """The module of one activation grid."""
