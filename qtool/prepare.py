@@ -145,14 +145,20 @@ def _judged(
         indices = tuple(place[p] for p in judged.positions)
         record.notes.append(f"no evaluate section: {judged.count} calibration samples held out")
         return rest, judged, section, indices
-    own: DataSection = recipe.evaluate
-    if own.preprocess is None and own.images is not None and section.preprocess is not None:
-        own = own.model_copy(update={"preprocess": section.preprocess})
+    own = with_preprocess(recipe.evaluate, section)
     judged = open_dataset(own, inputs, trust_code=trust_code)
     _check_metric(recipe.evaluate, judged, recipe, trust_code)
     record.notes += [f"evaluate: {note}" for note in judged.notes]
     rest = disjoint(recipe, recipe.calibrate, calibration, judged, record, "calibration")
     return rest, judged, own, tuple(range(judged.count))
+
+
+def with_preprocess(section: DataSection, calibrate: DataSection) -> DataSection:
+    """The section; images without a ``preprocess`` of their own take that of ``calibrate``."""
+    shared = calibrate.preprocess
+    if section.preprocess is not None or section.images is None or shared is None:
+        return section
+    return section.model_copy(update={"preprocess": shared})
 
 
 def _check_metric(evaluate: Evaluate, judged: Dataset, recipe: Recipe, trust_code: bool) -> None:

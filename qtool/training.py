@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qtool.data import Dataset, open_dataset, split
-from qtool.data.preprocess import load_preprocess
-from qtool.data.section import DataSection
+from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError, RecipeError
 from qtool.graph import dims
 from qtool.metrics_classes import refuse_outside
 from qtool.numerics import QuantSpec
 from qtool.plan import QuantPlan
-from qtool.prepare import Prepared, disjoint
+from qtool.prepare import Prepared, disjoint, with_preprocess
 from qtool.protocols import Progress
 from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
@@ -104,10 +103,7 @@ class _Run:
 
 def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> Dataset:
     """Training samples, disjoint from those the file is judged on; without labels if not needed."""
-    own: DataSection = section
-    shared = recipe.calibrate.preprocess
-    if own.preprocess is None and own.images is not None and shared is not None:
-        own = own.model_copy(update={"preprocess": shared})
+    own = with_preprocess(section, recipe.calibrate)
     data = open_dataset(own, prepared.inputs, trust_code=prepared.trust_code)
     record.notes += [f"qat: {note}" for note in data.notes]
     return disjoint(recipe, section, data, prepared.judged, record, "training")
@@ -146,8 +142,7 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
             )
         if isinstance(shape[1], int):
             refuse_outside(labels, shape[1])
-    how = section.preprocess or recipe.calibrate.preprocess
-    known = load_preprocess(how) if isinstance(how, str) else how
+    known = _preprocess(section, recipe)
     layout = known.layout if known is not None and section.images is not None else "nchw"
     ranks = [len(spec.shape) for spec in prepared.inputs.values()]
     if (section.augment.crop or section.augment.flip) and (ranks != [4] or layout != "nchw"):
@@ -171,7 +166,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     from qtool.execute.executor import Executor
     from qtool.qat.network import QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.train import train
+    from qtool.qat.train import best_of, train
 
     torch.manual_seed(run.seed)
     section, model = run.section, run.prepared.loaded.model
@@ -187,7 +182,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
         return executor(feeds, None, [first])[first]
 
     history = train(network, teacher, run.lessons, run.validation, settings, keep, run.progress)
-    best = max(range(len(history)), key=lambda k: (history[k].score, k))
+    best = best_of(history)
     if len(history) <= settings.epochs:
         record.notes.append(
             f"WARNING: the loss of epoch {len(history)} is no number; the plan of epoch {best} was "
@@ -262,9 +257,14 @@ def _parts(run: "_Run") -> tuple[str, ...]:
 
 def _black(section: Qat, recipe: Recipe) -> tuple[float, ...]:
     """What a black pixel is for the network, per channel."""
-    how = section.preprocess or recipe.calibrate.preprocess
-    if how is None or not section.augment.crop:
+    known = _preprocess(section, recipe)
+    if known is None or not section.augment.crop:
         return (0.0,)
-    known = load_preprocess(how) if isinstance(how, str) else how
     mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (known.mean, known.std))
     return tuple(float(v) for v in -mean / std)
+
+
+def _preprocess(section: Qat, recipe: Recipe) -> Preprocess | None:
+    """What is done to training images, as far as the recipe says it."""
+    how = section.preprocess or recipe.calibrate.preprocess
+    return load_preprocess(how) if isinstance(how, str) else how

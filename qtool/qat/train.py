@@ -142,7 +142,7 @@ class _Loop:
                 return False
         score = self._score()
         self.history.append(Epoch(number, loss, score, time.perf_counter() - start))
-        if score >= max(e.score for e in self.history):
+        if best_of(self.history) == number:
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         return True
 
@@ -296,6 +296,11 @@ class _Loop:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best = history, state["best"]
+
+
+def best_of(history: list[Epoch]) -> int:
+    """Number of the epoch with the highest score, the last of equals."""
+    return max(history, key=lambda epoch: (epoch.score, epoch.number)).number
 
 
 def distilled(out: T, want: T, temperature: float) -> T:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import qtool
 from qtool.catalog import KINDS
 from qtool.cli import exits
 from qtool.cli.main import app
@@ -55,6 +56,7 @@ def pipeline(monkeypatch):
     fake = Pipeline()
     for name in ("qtool.pipeline", "qtool.foresight"):
         monkeypatch.setitem(sys.modules, name, fake)
+        monkeypatch.setattr(qtool, name.rpartition(".")[2], fake, raising=False)
     return fake
 
 
