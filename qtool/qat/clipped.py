@@ -8,7 +8,16 @@ from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, Codebook, QuantParams
 from qtool.qat.fixed import FixedWeight
-from qtool.qat.functions import FLOOR, as_scale, beside, keep_above, straight_through
+from qtool.qat.functions import (
+    FLOOR,
+    StepRule,
+    as_scale,
+    beside,
+    code_limits,
+    keep_above,
+    learned_step,
+    straight_through,
+)
 
 T = torch.Tensor
 
@@ -29,7 +38,7 @@ class ClippedActivation(nn.Module):
         super().__init__()
         self.params, self.calibrated = params, calibrated
         self.decays = not calibrated  # the paper's L2 penalty on alpha
-        self.above = max(params.spec.qmax - int(params.zero_point), 1)
+        self.above = max(code_limits(params)[1], 1)
         level = float(params.scale) * self.above
         self.alpha = nn.Parameter(torch.tensor([level], dtype=torch.float32))
         self.register_buffer("floor", self.alpha.detach() * FLOOR, persistent=False)
@@ -41,14 +50,8 @@ class ClippedActivation(nn.Module):
 
     def forward(self, x: T) -> T:
         """``x`` on the grid."""
-        spec, zero = self.params.spec, int(self.params.zero_point)
-        lo, hi = spec.qmin - zero, spec.qmax - zero
-        step = self.scale
-        if self.calibrated:
-            return straight_through((x / step).clamp(lo, hi)) * step
-        clipped = torch.minimum(torch.maximum(x, lo * step), hi * step)
-        rounded = (clipped / step).round().clamp(lo, hi) * step
-        return clipped + (rounded - clipped).detach()
+        rule = StepRule(clips_alone=not self.calibrated)
+        return learned_step(x, self.scale, *code_limits(self.params), rule)
 
     def project(self) -> None:
         """The level stays positive."""

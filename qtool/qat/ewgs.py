@@ -40,6 +40,6 @@ class EWGS:
 
     def activation(self, params: QuantParams) -> "Quantizer":
         """The module of one activation grid."""
-        from qtool.qat.grids import ScaledGradientActivation
+        from qtool.qat.grids import LearnedScaleActivation
 
-        return ScaledGradientActivation(params, self.gradient_scale, self.delta)
+        return LearnedScaleActivation(params, self.gradient_scale, delta=self.delta)

@@ -2,11 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, QuantParams
-from qtool.qat.functions import as_scale, beside, frozen_weight, straight_through
+from qtool.qat.functions import (
+    as_scale,
+    beside,
+    code_limits,
+    frozen_weight,
+    learned_step,
+    straight_through,
+)
 
 T = torch.Tensor
 
@@ -63,7 +71,7 @@ class FixedActivation(nn.Module):
         super().__init__()
         self.params, self.momentum = params, momentum
         self.register_buffer("scale", torch.tensor(params.scale, dtype=torch.float32).reshape(1))
-        self.register_buffer("zero", torch.tensor([int(params.zero_point)], dtype=torch.int32))
+        self.register_buffer("zero", torch.tensor([float(params.zero_point)]))
         limits = torch.tensor([float(params.lo), float(params.hi)])
         self.register_buffer("limits", limits, persistent=momentum > 0)
 
@@ -74,7 +82,9 @@ class FixedActivation(nn.Module):
             seen = torch.stack(torch.aminmax(x.detach())).to(self.limits.dtype)
             self.limits = self.limits + self.momentum * (seen - self.limits)
             self._follow()
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, spec.qmin, spec.qmax)
+        if not self.momentum:
+            return learned_step(x, self.scale, *code_limits(self.params))
+        return learned_step(x, self.scale, spec.qmin, spec.qmax, zero=self.zero)
 
     def _follow(self) -> None:
         """The grid over the average limits; zero stays exact."""
@@ -84,14 +94,13 @@ class FixedActivation(nn.Module):
             self.scale = (torch.maximum(-lo, hi) / spec.qmax).clamp(min=SMALLEST_SCALE).reshape(1)
             return
         self.scale = ((hi - lo) / (spec.qmax - spec.qmin)).clamp(min=SMALLEST_SCALE).reshape(1)
-        zero = (spec.qmin - lo / self.scale).round().clamp(spec.qmin, spec.qmax)
-        self.zero = zero.to(torch.int32)
+        self.zero = (spec.qmin - lo / self.scale).round().clamp(spec.qmin, spec.qmax)
 
     def project(self) -> None:
         """Nothing learns here."""
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
-        zero = self.zero.cpu().numpy().reshape(self.params.zero_point.shape)
+        zero = self.zero.cpu().numpy().astype(np.int32).reshape(self.params.zero_point.shape)
         scale = as_scale(self.scale, self.params)
         return None, replace(self.params, scale=scale, zero_point=zero)

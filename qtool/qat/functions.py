@@ -1,10 +1,11 @@
 """Rounding that gradients pass, on grids whose scale learns."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from qtool.numerics import PerChannel, QuantParams
 
@@ -19,56 +20,111 @@ def straight_through(x: T) -> T:
     return x + (x.round() - x).detach()
 
 
-class _ScaledRound(torch.autograd.Function):
-    """Rounds; the gradient grows where it points away from the rounded value."""
+class _LearnedStep(torch.autograd.Function):
+    """Rounding to a grid in few passes over memory, which is all that such a step costs."""
 
     @staticmethod
-    def forward(ctx: Any, x: T, delta: float) -> T:
-        rounded = x.round()
-        ctx.save_for_backward(x - rounded)
-        ctx.delta = delta
-        return rounded
+    def forward(
+        ctx: Any, x: T, scale: T, zero: T | None, limits: tuple[int, int], rule: "StepRule"
+    ) -> T:
+        steps = x / scale
+        whole = None if zero is None else zero.detach().round()
+        if whole is not None:
+            steps += whole
+        y = steps.clamp(*limits).round_()
+        if whole is not None:
+            y -= whole
+        y *= scale
+        ctx.save_for_backward(steps, y, scale, whole)
+        ctx.limits, ctx.rule = limits, rule
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: T) -> tuple[T, None]:
-        (rest,) = ctx.saved_tensors
-        g = gradients[0]
-        return g * (1 + ctx.delta * g.sign() * rest), None
+    @once_differentiable
+    def backward(ctx: Any, dy: T) -> tuple[T, T | None, T | None, None, None]:
+        steps, y, scale, whole = ctx.saved_tensors
+        (lo, hi), rule = ctx.limits, ctx.rule
+        g = dy
+        if rule.delta:
+            codes = y / scale if whole is None else y / scale + whole
+            rest = steps.clamp(lo, hi) - codes
+            g = dy * (1 + (rule.delta / max(hi, -lo)) * dy.sign() * rest)
+        # Nothing passes at the limits or beyond.
+        dx = torch.ops.aten.hardtanh_backward(g, steps, lo, hi)
+        ds = dz = None
+        if ctx.needs_input_grad[1]:
+            # dy * code outside and dy * (code - x/s) inside, without a mask.
+            ds = _summed(dy, y, scale) / scale
+            ds -= _summed(dx, y, scale) / scale if rule.clips_alone else _summed(dx, steps, scale)
+            if whole is not None and not rule.clips_alone:
+                ds += whole * dx.sum_to_size(scale.shape)
+            ds = ds * rule.factor
+        if whole is not None and ctx.needs_input_grad[2]:
+            dz = (dx.sum() - dy.sum()).reshape(whole.shape) * scale.reshape(whole.shape)
+            dz = dz * rule.factor
+        return dx, ds, dz, None, None
 
 
-def scaled_round(x: T, delta: float) -> T:
-    """Rounded half to even; a gradient g becomes ``g * (1 + delta * sign(g) * (x - round(x)))``.
+def _summed(a: T, b: T, scale: T) -> T:
+    """Sum of products over what one scale serves, in the scale's shape."""
+    if scale.numel() == 1 and a.shape == b.shape and _same_order(a, b):
+        return torch.dot(_flat(a), _flat(b)).reshape(scale.shape)
+    return (a * b).sum_to_size(scale.shape)
 
-    Source: Lee, Kim and Ham 2021, eq. 5, arXiv:2104.00903.
+
+def _same_order(a: T, b: T) -> bool:
+    return a.stride() == b.stride() and (
+        a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _flat(x: T) -> T:
+    """All numbers in the order they lie in memory, without a copy."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """What gradients a step gives.
+
+    Attributes:
+        factor: on the gradients of scale and zero point.
+        delta: of EWGS; 0: none. A gradient g of x becomes g * (1 + delta * sign(g) * (x - q)), x
+            counted so that the grid is 1 (or -1 to 1) wide.
+        clips_alone: the scale learns from what is clipped alone (PACT).
     """
-    found: T = _ScaledRound.apply(x, delta)
-    return found
+
+    factor: float = 1.0
+    delta: float = 0.0
+    clips_alone: bool = False
 
 
-def scaled_gradient(x: T, factor: float | T) -> T:
-    """The same numbers; the gradient times ``factor``."""
-    return x * factor + (x - x * factor).detach()
-
-
-def learned_step(x: T, scale: T, lo: int, hi: int, factor: float = 1.0, delta: float = 0.0) -> T:
+def learned_step(
+    x: T, scale: T, lo: int, hi: int, rule: StepRule = StepRule(), zero: T | None = None
+) -> T:
     """``round(clip(x / s, lo, hi)) * s``, with the gradients of LSQ for x and s.
 
-    With respect to s: round(x/s) - x/s inside, lo below, hi above. A composition of few operations:
-    for weights, which are small; activations take torch's fused kernel.
+    With respect to s: round(x/s) - x/s inside, lo below, hi above. With a learned zero point z,
+    ``(round(clip(x / s + round(z), lo, hi)) - round(z)) * s``; with respect to z: -s outside.
 
     Args:
         x: any shape.
         scale: broadcasts against ``x``.
-        lo, hi: the codes' limits, without zero point.
-        factor: on the gradient of the scale.
-        delta: of :func:`scaled_round`, on x counted so that the grid is 1 (or -1 to 1) wide.
-    Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3, arXiv:1902.08153.
+        lo, hi: the codes' limits; without zero point where it does not learn.
+        rule: changes to the gradients.
+        zero: shape [1].
+    Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3, arXiv:1902.08153; of z:
+        Nagel et al. 2021, sec. 4.1, arXiv:2106.08295; delta: Lee, Kim and Ham 2021, eq. 5,
+        arXiv:2104.00903.
     """
-    step = scaled_gradient(scale, factor)
-    steps = (x / step).clamp(lo, hi)
-    if not delta:
-        return straight_through(steps) * step
-    return scaled_round(steps, delta / max(hi, -lo)) * step
+    found: T = _LearnedStep.apply(x, scale, zero, (lo, hi), rule)
+    return found
+
+
+def code_limits(params: QuantParams) -> tuple[int, int]:
+    """Lowest and highest code of a per-tensor grid, counted from the zero point."""
+    zero = int(params.zero_point)
+    return params.spec.qmin - zero, params.spec.qmax - zero
 
 
 def beside(scale: Any, x: Any, params: QuantParams) -> Any:

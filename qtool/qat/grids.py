@@ -9,7 +9,16 @@ from torch import nn
 
 from qtool.numerics import PerChannel, QuantParams
 from qtool.qat.fixed import FixedWeight
-from qtool.qat.functions import FLOOR, as_scale, beside, frozen_weight, keep_above, learned_step
+from qtool.qat.functions import (
+    FLOOR,
+    StepRule,
+    as_scale,
+    beside,
+    code_limits,
+    frozen_weight,
+    keep_above,
+    learned_step,
+)
 
 T = torch.Tensor
 
@@ -44,20 +53,19 @@ class LearnedScaleWeight(nn.Module):
         self, params: QuantParams, weight: T, gradient_scale: float, delta: float = 0.0
     ) -> None:
         super().__init__()
-        self.params, self.delta = params, delta
+        self.params = params
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
         self.register_buffer("floor", self.scale.detach() * FLOOR, persistent=False)
         per = weight.numel()
         if isinstance(params.spec.granularity, PerChannel):
             per //= weight.shape[params.spec.granularity.axis]
-        self.factor = gradient_scale / float(np.sqrt(per * params.spec.qmax))
+        self.rule = StepRule(gradient_scale / float(np.sqrt(per * params.spec.qmax)), delta)
 
     def forward(self, x: T) -> T:
         """``x`` on the grid."""
         spec = self.params.spec
-        return learned_step(
-            x, beside(self.scale, x, self.params), spec.qmin, spec.qmax, self.factor, self.delta
-        )
+        scale = beside(self.scale, x, self.params)
+        return learned_step(x, scale, spec.qmin, spec.qmax, self.rule)
 
     def project(self) -> None:
         """Scales stay positive."""
@@ -75,14 +83,19 @@ class LearnedScaleActivation(nn.Module):
     zero: T
 
     def __init__(
-        self, params: QuantParams, gradient_scale: float, learns_zero: bool = False
+        self,
+        params: QuantParams,
+        gradient_scale: float,
+        learns_zero: bool = False,
+        delta: float = 0.0,
     ) -> None:
         super().__init__()
-        self.params = params
+        self.params, self.delta = params, delta
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
         self.register_buffer("floor", self.scale.detach() * FLOOR, persistent=False)
         zero = torch.tensor([float(params.zero_point)])
-        if learns_zero and not params.spec.symmetric:
+        self.learns_zero = learns_zero and not params.spec.symmetric
+        if self.learns_zero:
             self.zero = nn.Parameter(zero)
         else:
             self.register_buffer("zero", zero, persistent=False)
@@ -91,10 +104,10 @@ class LearnedScaleActivation(nn.Module):
     def forward(self, x: T) -> T:
         """``x`` on the grid."""
         spec = self.params.spec
-        factor = gradient_factor(x, spec.qmax, self.gradient_scale)
-        return torch._fake_quantize_learnable_per_tensor_affine(
-            x, self.scale, self.zero, spec.qmin, spec.qmax, factor
-        )
+        rule = StepRule(gradient_factor(x, spec.qmax, self.gradient_scale), self.delta)
+        if self.learns_zero:
+            return learned_step(x, self.scale, spec.qmin, spec.qmax, rule, self.zero)
+        return learned_step(x, self.scale, *code_limits(self.params), rule)
 
     def project(self) -> None:
         """The scale stays positive, the zero point among the codes."""
@@ -110,21 +123,6 @@ class LearnedScaleActivation(nn.Module):
             scale=as_scale(self.scale, self.params),
             zero_point=zero.reshape(self.params.zero_point.shape),
         )
-
-
-class ScaledGradientActivation(LearnedScaleActivation):
-    """The same with gradients scaled element by element; the zero point stays."""
-
-    def __init__(self, params: QuantParams, gradient_scale: float, delta: float) -> None:
-        super().__init__(params, gradient_scale)
-        self.delta = delta
-
-    def forward(self, x: T) -> T:
-        """``x`` on the grid."""
-        spec, zero = self.params.spec, int(self.params.zero_point)
-        factor = gradient_factor(x, spec.qmax, self.gradient_scale)
-        lo, hi = spec.qmin - zero, spec.qmax - zero
-        return learned_step(x, self.scale, lo, hi, factor, self.delta)
 
 
 def learned_weight(

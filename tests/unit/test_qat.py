@@ -21,7 +21,7 @@ from qtool.numerics import PerChannel, QuantParams, QuantSpec
 from qtool.plan import same_shape
 from qtool.qat.clipped import ClippedActivation, SqueezedWeight
 from qtool.qat.ewgs import EWGS
-from qtool.qat.functions import learned_step, scaled_round, straight_through
+from qtool.qat.functions import StepRule, learned_step, straight_through
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork, refolded
 from qtool.qat.quantizers import QAT_QUANTIZERS
@@ -61,22 +61,44 @@ def test_gradients_by_finite_differences():
     assert float(ts.grad) == pytest.approx((up - down) / (2 * eps), abs=1e-4)
 
 
-def test_activation_gradients_equal_those_of_weights():
-    """torch's fused kernel and the composition are the same function."""
-    spec = QuantSpec(4, False, False)
-    params = QuantParams(spec, np.float32(0.3), np.int32(3))
-    module = LSQ().activation(params)
-    x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 2
-    # Torch's kernel still counts the half step beyond each end as inside.
-    steps = x / 0.3
-    x = x[((steps < -3.5) | ((steps > -3) & (steps < 12)) | (steps > 12.5)).all(1)]
-    assert len(x) > 20
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    module(a).square().sum().backward()
-    scale = torch.tensor(0.3, requires_grad=True)
-    learned_step(b, scale, 0 - 3, 15 - 3, 1 / np.sqrt(10 * 15)).square().sum().backward()
-    torch.testing.assert_close(a.grad, b.grad)
-    assert float(module.scale.grad) == pytest.approx(float(scale.grad), rel=1e-4)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_one_scale_equal_those_of_a_scale_per_channel_summed(layout):
+    """One scale for all takes dot products; several take sums of products."""
+    x = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=layout)
+    found = []
+    for shape in ([], [1], [3, 1, 1]):
+        leaf, scale = x.clone().requires_grad_(), torch.full(shape, 0.3, requires_grad=True)
+        learned_step(leaf, scale, -3, 12).square().sum().backward()
+        found.append((leaf.grad, float(scale.grad.sum())))
+    for other in found[1:]:
+        torch.testing.assert_close(other[0], found[0][0])
+        assert other[1] == pytest.approx(found[0][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("zero", [None, 3.2])
+@pytest.mark.parametrize("delta", [0.0, 0.3])
+@pytest.mark.parametrize("clips_alone", [False, True])
+def test_gradients_of_the_step_are_those_written_down(zero, delta, clips_alone):
+    """Element by element, from the definitions, in float64."""
+    g = torch.Generator().manual_seed(1)
+    x = (torch.randn(200, generator=g, dtype=torch.float64) * 4).requires_grad_()
+    s = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    z = None if zero is None else torch.tensor([zero], dtype=torch.float64, requires_grad=True)
+    w = torch.randn(200, generator=g, dtype=torch.float64)
+    y = learned_step(x, s, -4, 9, StepRule(0.5, delta, clips_alone), z)
+    y.backward(w)
+    at, whole = x.detach().numpy() / 0.7, round(zero or 0)
+    lo, hi = -4 - whole, 9 - whole
+    q = np.rint(np.clip(at, lo, hi))
+    np.testing.assert_allclose(y.detach().numpy(), q * 0.7, atol=1e-12)
+    inside = (at > lo) & (at < hi)
+    dx = w.numpy() * (1 + delta / 9 * np.sign(w.numpy()) * (at - q)) * inside
+    np.testing.assert_allclose(x.grad.numpy(), dx, atol=1e-12)
+    ds = w.numpy() * q - dx * (q if clips_alone else at)
+    assert float(s.grad) == pytest.approx(0.5 * ds.sum(), rel=1e-9)
+    if z is not None:
+        assert float(z.grad) == pytest.approx(-0.5 * 0.7 * (w.numpy() - dx).sum(), rel=1e-9)
 
 
 def test_rounding_is_half_to_even_and_passes_gradients():
@@ -259,8 +281,9 @@ def test_sat_keeps_the_variance():
 
 @pytest.mark.parametrize(("gradient", "want"), [(1.0, 1.06), (-1.0, -0.94)])
 def test_known_answer_of_ewgs(gradient, want):
-    x = torch.tensor([2.3], requires_grad=True)
-    scaled_round(x, 0.2).backward(torch.tensor([gradient]))
+    x = torch.tensor([0.3], requires_grad=True)
+    rule = StepRule(delta=0.2)
+    learned_step(x, torch.tensor(1.0), -1, 1, rule).backward(torch.tensor([gradient]))
     assert x.grad.item() == pytest.approx(want, abs=1e-6)
 
 
