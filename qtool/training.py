@@ -23,7 +23,7 @@ from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
 
 if TYPE_CHECKING:
-    from qtool.qat.train import Settings
+    from qtool.qat.settings import Settings
 
 
 def learn(
@@ -166,7 +166,8 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     from qtool.execute.executor import Executor
     from qtool.qat.network import QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.train import best_of, train
+    from qtool.qat.settings import best_of
+    from qtool.qat.train import train
 
     torch.manual_seed(run.seed)
     section, model = run.section, run.prepared.loaded.model
@@ -212,7 +213,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
 
 
 def _settings(run: "_Run") -> "Settings":
-    from qtool.qat.train import Settings
+    from qtool.qat.settings import Settings
 
     section = run.section
     last = run.prepared.loaded.model.graph.outputs[0].producer()

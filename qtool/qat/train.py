@@ -6,15 +6,14 @@ numbers as one that was not: every random choice is made from the seed and the e
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from qtool.data import Dataset
@@ -22,53 +21,15 @@ from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat.augment import augmented
+from qtool.qat.loss import Loss, Teacher, distilled
 from qtool.qat.network import LiveNorm, QatNetwork
+from qtool.qat.optimizer import make_optimizer, rates
+from qtool.qat.settings import Epoch, Settings, best_of
 
 T = torch.Tensor
-Teacher = Callable[[Mapping[str, T]], T]
 
 # Batches over which the statistics of BatchNorm are averaged again at the end.
 REESTIMATE = 50
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; the recipe's ``qat`` section says what each means."""
-
-    epochs: int
-    batch: int = 128
-    fixed: bool = False  # the network takes no other batch
-    probabilities: bool = False  # the network ends in a Softmax
-    optimizer: str = "sgd"
-    lr: float = 0.01
-    scale_lr: float | None = None
-    weight_decay: float = 1e-4
-    warmup: float = 0.0
-    clip: float | None = None
-    label_smoothing: float = 0.0
-    teacher: float = 1.0
-    temperature: float = 1.0
-    crop: int = 0
-    flip: bool = False
-    fill: tuple[float, ...] = (0.0,)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history.
-
-    Attributes:
-        number: from 1; 0 is the plan before training.
-        loss: mean over the epoch's batches; None before training.
-        score: on the validation samples: top-1 in % with labels, else minus the loss against the
-            teacher; larger is better.
-    """
-
-    number: int
-    loss: float | None
-    score: float
-    seconds: float
 
 
 def train(
@@ -119,7 +80,8 @@ class _Loop:
         settings: Settings,
         progress: Progress,
     ) -> None:
-        self.network, self.teacher, self.settings = network, teacher, settings
+        self.network, self.settings = network, settings
+        self.loss = Loss(network, teacher, settings)
         self.data, self.validation, self.progress = data, validation, progress
         self.device = next(network.parameters()).device
         labels = data.labels
@@ -127,7 +89,7 @@ class _Loop:
             raise DataError("qat: training by labels needs one class number per sample")
         # A short last batch would disturb the statistics of BatchNorm.
         self.steps = max(1, data.count // settings.batch)
-        self.optimizer = _optimizer(network, settings)
+        self.optimizer = make_optimizer(network, settings)
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
         self.diverged = False
@@ -161,7 +123,7 @@ class _Loop:
             ):
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(feeds, labels)
+            loss = self.loss(feeds, labels)
             loss.backward()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
@@ -202,24 +164,6 @@ class _Loop:
                     None if known is None else known.to(self.device),
                 )
 
-    def _loss(self, feeds: Mapping[str, T], labels: T | None) -> T:
-        settings = self.settings
-        out = self._scores(self.network(feeds)[self.network.outputs[0]])
-        parts = []
-        if settings.teacher < 1 and labels is not None:
-            by_label = F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
-            parts.append((1 - settings.teacher) * by_label)
-        if settings.teacher > 0:
-            with torch.no_grad():
-                want = self._scores(self.teacher(feeds))
-            parts.append(settings.teacher * distilled(out, want, settings.temperature))
-        total: T = torch.stack(parts).sum()
-        return total
-
-    def _scores(self, out: T) -> T:
-        """Scores before a Softmax, up to a constant that no loss sees."""
-        return out.clamp(min=1e-12).log() if self.settings.probabilities else out
-
     @torch.no_grad()
     def _score(self) -> float:
         self.network.eval()
@@ -235,8 +179,8 @@ class _Loop:
             if judged:
                 hits += float((out.argmax(1) == labels).sum())
             else:
-                want = self._scores(self.teacher(feeds)[:rows])
-                loss += float(distilled(self._scores(out), want, 1.0)) * rows
+                want = self.loss.wanted(feeds)[:rows]
+                loss += float(distilled(self.loss.scores(out), want, 1.0)) * rows
             count += rows
         return 100 * hits / count if judged else -loss / count
 
@@ -296,48 +240,3 @@ class _Loop:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best = history, state["best"]
-
-
-def best_of(history: list[Epoch]) -> int:
-    """Number of the epoch with the highest score, the last of equals."""
-    return max(history, key=lambda epoch: (epoch.score, epoch.number)).number
-
-
-def distilled(out: T, want: T, temperature: float) -> T:
-    """How far from the teacher: KL divergence of scores [N, C], times T^2; else squared error.
-
-    Source: Hinton et al. 2015, arXiv:1503.02531.
-    """
-    if out.dim() != 2 or out.shape[1] < 2:
-        return F.mse_loss(out, want)
-    a = F.log_softmax(out / temperature, 1)
-    b = F.log_softmax(want / temperature, 1)
-    return F.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2
-
-
-def rates(settings: Settings, epoch: float) -> tuple[float, float, float, float]:
-    """Learning rates of the four groups of parameters: a linear warm-up, then half a cosine."""
-    if epoch < settings.warmup:
-        share = (epoch + 1e-3) / settings.warmup
-    else:
-        rest = max(settings.epochs - settings.warmup, 1e-9)
-        share = 0.5 * (1 + math.cos(math.pi * min((epoch - settings.warmup) / rest, 1.0)))
-    scale = settings.lr / 100 if settings.scale_lr is None else settings.scale_lr
-    return settings.lr * share, settings.lr * share, scale * share, scale * share
-
-
-def _optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Optimizer:
-    """Weights decay; biases, norms and scales do not, but for the levels that say so (PACT)."""
-    grids = [*network.weight_grids.values(), *network.activation_grids.values()]
-    decaying = [p for g in grids if getattr(g, "decays", False) for p in g.parameters()]
-    scales = [p for g in grids if not getattr(g, "decays", False) for p in g.parameters()]
-    others = [*network.biases.parameters(), *network.norms.parameters()]
-    groups: list[dict[str, Any]] = [
-        {"params": list(network.weights.parameters()), "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        {"params": scales, "weight_decay": 0.0},
-        {"params": decaying, "weight_decay": settings.weight_decay},
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)

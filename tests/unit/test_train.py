@@ -11,9 +11,12 @@ from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.execute.executor import Executor
 from qtool.qat.augment import augmented
+from qtool.qat.loss import Loss, distilled
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
-from qtool.qat.train import Settings, distilled, rates, train
+from qtool.qat.optimizer import rates
+from qtool.qat.settings import Settings
+from qtool.qat.train import train
 
 
 class Rows:
@@ -162,11 +165,8 @@ def test_crops_and_mirrors_only_move_pixels():
         assert torch.equal(image, source) or torch.equal(image, source.flip(2))
 
 
-def test_a_softmax_at_the_end_is_taken_back(tmp_path):
+def test_a_softmax_at_the_end_is_taken_back():
     out = torch.randn(6, 5)
-    loop = Settings(epochs=1, probabilities=True)
-    from qtool.qat.train import _Loop
-
-    scores = _Loop._scores(type("L", (), {"settings": loop})(), torch.softmax(out, 1))
+    scores = Loss(None, None, Settings(epochs=1, probabilities=True)).scores(torch.softmax(out, 1))
     torch.testing.assert_close(torch.softmax(scores, 1), torch.softmax(out, 1))
-    assert torch.equal(_Loop._scores(type("L", (), {"settings": Settings(epochs=1)})(), out), out)
+    assert torch.equal(Loss(None, None, Settings(epochs=1)).scores(out), out)
