@@ -22,6 +22,7 @@ from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat.augment import augmented
 from qtool.qat.loss import Loss, Teacher, distilled
+from qtool.qat.memory import kept_memory
 from qtool.qat.network import LiveNorm, QatNetwork
 from qtool.qat.optimizer import make_optimizer, rates
 from qtool.qat.settings import Epoch, Settings, best_of
@@ -60,11 +61,12 @@ def train(
     """
     loop = _Loop(network, teacher, data, validation, settings, progress)
     loop.resume(keep)
-    for number in range(len(loop.history), settings.epochs + 1):
-        if loop.diverged or not loop.epoch(number):
-            break
-        loop.save(keep)
-    loop.finish()
+    with kept_memory():
+        for number in range(len(loop.history), settings.epochs + 1):
+            if loop.diverged or not loop.epoch(number):
+                break
+            loop.save(keep)
+        loop.finish()
     return loop.history
 
 
