@@ -17,6 +17,7 @@ from qtool.emit.float_weights import float_weights
 from qtool.emit.moved import moved_weights
 from qtool.emit.packing import widen
 from qtool.graph import by_name, code_limits, dims, nodes_by_name
+from qtool.graph_names import Names, add_initializer
 from qtool.numerics import PerChannel, QuantParams, mean_factor
 from qtool.plan import QuantPlan
 from qtool.targets import PACKING, Target
@@ -64,24 +65,12 @@ class _Emitter:
         self.constants: dict[str, ir.Value] = {}
         self.quantizers: set[ir.Node] = set()
         self.limits: dict[str | None, tuple[int, int]] = {}
-        self.taken: set[str | None] = {
-            v.name for v in (*graph.inputs, *graph.initializers.values())
-        }
-        for node in graph.all_nodes():
-            self.taken.update((node.name, *(v.name for v in node.outputs)))
+        self.unique = Names(graph).unique
 
     def _too_wide(self, node: ir.Node) -> bool:
         """True for 16-bit codes that ONNX Runtime cannot move: Q and DQ stay around."""
         spec = self.plan.spec(node.outputs[0].name or "")
         return node.op_type in BYTES_ONLY and spec is not None and spec.bits > 8
-
-    def unique(self, base: str) -> str:
-        """``base``, or with a number behind it when the model already uses that name."""
-        name, k = base, 0
-        while name in self.taken:
-            name, k = f"{base}_{k + 1}", k + 1
-        self.taken.add(name)
-        return name
 
     def run(self) -> None:
         """Place everything, then drop what nothing reads any more."""
@@ -148,20 +137,7 @@ class _Emitter:
     def constant(self, name: str, data: np.ndarray | ir.Tensor) -> ir.Value:
         """An initializer; asked twice for one name, the same one."""
         if name not in self.constants:
-            tensor = (
-                ir.Tensor(np.asarray(data, order="C"))
-                if isinstance(data, np.ndarray | np.generic)
-                else data
-            )
-            tensor.name = self.unique(name)
-            value = ir.Value(
-                name=tensor.name,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tensor.shape.numpy()),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(value)
-            self.constants[name] = value
+            self.constants[name] = add_initializer(self.graph, self.unique(name), data)
         return self.constants[name]
 
     def _scale(self, name: str) -> tuple[ir.Value, ir.Value]:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from qtool import __version__
 from qtool.errors import UnsupportedError
 from qtool.graph import by_name
+from qtool.graph_names import Names, add_initializer
 from qtool.numerics import Codebook, QuantParams, align, dequantize
 from qtool.plan import QuantPlan
 
@@ -64,11 +65,7 @@ class _Emitter:
         self.integer = plan.integer_nodes
         self.used: set[str] = set()
         self.shared: dict[str, ir.Value] = {}
-        self.taken: set[str | None] = {
-            v.name for v in (*graph.inputs, *graph.initializers.values())
-        }
-        for node in graph.all_nodes():
-            self.taken.update((node.name, *(v.name for v in node.outputs)))
+        self.unique = Names(graph).unique
 
     def run(self) -> None:
         """Round every value on a grid once: where it is made, or in front of its readers."""
@@ -97,7 +94,7 @@ class _Emitter:
             for index, graph_output in enumerate(self.graph.outputs):
                 if graph_output is value:
                     self.graph.outputs[index] = rounded
-            rounded.name, value.name = value.name, self._unique(f"{value.name}_float")
+            rounded.name, value.name = value.name, self.unique(f"{value.name}_float")
 
     def _constant(self, value: ir.Value) -> None:
         """An initializer's values on its grid; float readers keep its own, unless it is stored."""
@@ -136,11 +133,11 @@ class _Emitter:
             op,
             inputs,
             [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()],
-            name=self._unique(f"{name}_{op}"),
+            name=self.unique(f"{name}_{op}"),
         )
         self.graph.append(node)
         out = node.outputs[0]
-        out.name, out.shape = self._unique(f"{name}_dequantized"), value.shape
+        out.name, out.shape = self.unique(f"{name}_dequantized"), value.shape
         out.type = ir.TensorType(ir.DataType.FLOAT)
         return out
 
@@ -152,23 +149,9 @@ class _Emitter:
 
     def _initializer(self, name: str, array: object) -> ir.Value:
         if name not in self.shared:
-            data = np.asarray(array, np.float32, order="C")
-            tensor = ir.Tensor(data, name=self._unique(name))
-            self.shared[name] = ir.Value(
-                name=tensor.name,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tensor.shape),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(self.shared[name])
+            data = np.asarray(array, np.float32)
+            self.shared[name] = add_initializer(self.graph, self.unique(name), data)
         return self.shared[name]
-
-    def _unique(self, base: str) -> str:
-        name, k = base, 0
-        while name in self.taken:
-            name, k = f"{base}_{k + 1}", k + 1
-        self.taken.add(name)
-        return name
 
 
 def is_bipolar(params: QuantParams) -> bool:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
 from qtool.graph import is_constant, nodes_by_name
+from qtool.graph_names import add_initializer
 from qtool.plan import QuantPlan, Site
 
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -108,11 +109,7 @@ def _with_zero(graph: ir.Graph, part: Codes | None) -> Codes | None:
     array = np.zeros((), part.codes.dtype.numpy())
     name = f"zero_of_{array.dtype}"
     if name not in graph.initializers:
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(()), const_value=tensor
-        )
-        graph.register_initializer(value)
+        add_initializer(graph, name, array)
     return part._replace(zero=graph.initializers[name])
 
 
@@ -153,10 +150,8 @@ def _zeros(dequantizer: ir.Node, codes: ir.Value, scale: ir.Value) -> ir.Value |
         return None
     name = f"{codes.name}_zero_point"
     if name not in dequantizer.graph.initializers:
-        tensor = ir.Tensor(np.zeros(scale.shape.numpy(), codes.dtype.numpy()), name=name)
-        kind = ir.TensorType(codes.dtype)
-        zero = ir.Value(name=name, type=kind, shape=scale.shape, const_value=tensor)
-        dequantizer.graph.register_initializer(zero)
+        zeros = np.zeros(scale.shape.numpy(), codes.dtype.numpy())
+        add_initializer(dequantizer.graph, name, zeros)
     return dequantizer.graph.initializers[name]
 
 

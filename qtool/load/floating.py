@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
 from qtool.graph import clip_limits, constant, readers, sole_reader
+from qtool.graph_names import Names, add_initializer
 from qtool.load.ranges import Ranges
 from qtool.load.standing import (
     ONE,
@@ -32,6 +33,7 @@ class Floating:
         scalings: values made by a Mul that a constant weight in front of it may take over.
         cuts: Clips with a saturation that does no Relu's work: it cuts off outliers.
         widened: constants computed from codes, as the graph itself would.
+        unique: gives a name, with a number behind it when the graph already uses it.
         ranges: between which numbers float values are known to lie.
         path: of the model, for messages.
     """
@@ -44,35 +46,13 @@ class Floating:
         self.widened: set[ir.Value] = set()
         self._made: dict[tuple[object, ...], ir.Value] = {}
         self.ranges = Ranges()
-        graphs = [model.graph, *model.graph.subgraphs()]
-        self._taken: set[str | None] = {
-            v.name for g in graphs for v in (*g.inputs, *g.initializers.values())
-        }
-        for node in model.graph.all_nodes():
-            self._taken.update((node.name, *(v.name for v in node.outputs)))
+        self.unique = Names(model.graph).unique
 
     # -- edits
 
-    def unique(self, base: str) -> str:
-        """``base``, or with a number behind it when the graph already uses that name."""
-        name, k = base, 0
-        while name in self._taken:
-            name, k = f"{base}_{k + 1}", k + 1
-        self._taken.add(name)
-        return name
-
     def const(self, name: str, array: object, dtype: Any = np.float32) -> ir.Value:
         """A new initializer of the main graph, which all bodies see."""
-        name = self.unique(name)
-        tensor = ir.Tensor(np.asarray(array, dtype, order="C"), name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
-            const_value=tensor,
-        )
-        self.model.graph.register_initializer(value)
-        return value
+        return add_initializer(self.model.graph, self.unique(name), np.asarray(array, dtype))
 
     def add(
         self,

@@ -6,32 +6,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.graph_names import Names, add_initializer
+
 
 def unique(graph: ir.Graph, base: str) -> str:
     """``base``, or ``base_1``, ``base_2`` ... when the graph has a value or node so named."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers)
-    for node in graph:
-        taken.add(node.name)
-        taken.update(o.name for o in node.outputs)
-    name, k = base, 0
-    while name in taken:
-        k += 1
-        name = f"{base}_{k}"
-    return name
+    return Names(graph).unique(base)
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; its name starts with ``name`` and is unique."""
-    name = unique(graph, name)
-    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
+    return add_initializer(graph, unique(graph, name), array)
 
 
 def add_node(
