@@ -36,6 +36,7 @@ class OpRule:
         output: ``quantized`` when the kernel only writes codes, ``either`` when also floats.
         absorbs: activations that vanish into this op's output grid.
         on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
+        on_codes_bits: the widest codes it moves so; around wider ones Q and DQ stay.
         fused_into: weighted ops that add the other operand themselves, before they round: the
             last one whose output only this op reads keeps it float (elementwise only).
         when: attribute name -> values the kernel needs; anything else stays float.
@@ -48,6 +49,7 @@ class OpRule:
     output: str = "quantized"
     absorbs: tuple[str, ...] = ()
     on_codes: bool = False
+    on_codes_bits: int = 16
     fused_into: tuple[str, ...] = ()
     when: Mapping[str, Any] = field(default_factory=dict)
 
@@ -311,9 +313,12 @@ def _rule(raw: Any, where: str) -> OpRule:
     _known(raw, {f.name for f in fields(OpRule)}, where, needed={"form"})
     _one_of(raw["form"], FORMS, f"{where}.form")
     _one_of(raw.get("output", "quantized"), OUTPUTS, f"{where}.output")
-    for key, kind in (("weight", int), ("bias", int), ("on_codes", bool), ("when", dict)):
+    kinds = {"weight": int, "bias": int, "on_codes": bool, "on_codes_bits": int, "when": dict}
+    for key, kind in kinds.items():
         if key in raw:
             _typed(raw[key], kind, f"{where}.{key}")
+    if "on_codes_bits" in raw and not raw.get("on_codes"):
+        raise RecipeError(f"target {where}.on_codes_bits: of use only with on_codes: true")
     if raw["form"] == "weighted" and "weight" not in raw:
         raise RecipeError(f'target {where}: key "weight" is missing; form weighted needs it')
     lists = {

@@ -20,10 +20,7 @@ from qtool.graph import by_name, code_limits, dims, nodes_by_name
 from qtool.graph_names import Names, add_initializer
 from qtool.numerics import PerChannel, QuantParams, mean_factor
 from qtool.plan import QuantPlan
-from qtool.targets import PACKING, Target
-
-# ONNX Runtime 1.31 moves codes of 8 bits here, and has no kernel for (u)int16.
-BYTES_ONLY = ("Pad", "Resize", "SpaceToDepth", "DepthToSpace")
+from qtool.targets import PACKING, OpRule, Target
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
@@ -59,18 +56,17 @@ class _Emitter:
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
-            if name in plan.passes and target.ops[node.op_type].on_codes
-            if not self._too_wide(node)
+            if name in plan.passes and self._works_on_codes(node, target.ops[node.op_type])
         }
         self.constants: dict[str, ir.Value] = {}
         self.quantizers: set[ir.Node] = set()
         self.limits: dict[str | None, tuple[int, int]] = {}
         self.unique = Names(graph).unique
 
-    def _too_wide(self, node: ir.Node) -> bool:
-        """True for 16-bit codes that ONNX Runtime cannot move: Q and DQ stay around."""
+    def _works_on_codes(self, node: ir.Node, rule: OpRule) -> bool:
+        """Whether a same-grid op reads and writes codes, or Q and DQ stay around it."""
         spec = self.plan.spec(node.outputs[0].name or "")
-        return node.op_type in BYTES_ONLY and spec is not None and spec.bits > 8
+        return rule.on_codes and (spec is None or spec.bits <= rule.on_codes_bits)
 
     def run(self) -> None:
         """Place everything, then drop what nothing reads any more."""

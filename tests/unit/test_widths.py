@@ -1,6 +1,7 @@
 """Widths below 8 bits: who gets which grid, and that the file computes exactly the plan."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,22 @@ def test_codes_of_16_bits_are_padded_in_floats():
     feeds = feeds_for(model, seed=5)
     found = run(emit_qdq(model, freeze(model, grids), cpu()), feeds)["y"]
     assert np.abs(found - run(model, feeds)["y"]).max() < 0.05 * np.abs(found).max()
+
+
+@pytest.mark.parametrize(
+    ("bits", "most", "kind"), [(16, 8, "FLOAT"), (16, 16, "UINT16"), (8, 8, "UINT8")]
+)
+def test_the_target_says_how_wide_codes_an_op_moves(bits, most, kind):
+    net = Net(opset=21)
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 8, name="a"))
+    moved = net.add("DepthToSpace", x, blocksize=2, name="move")
+    model = net.output(net.conv(moved, 2, 4, name="b")).model()
+    bind(model, feeds_for(model))
+    rule = replace(cpu().ops["DepthToSpace"], on_codes_bits=most)
+    target = replace(cpu(), ops={**cpu().ops, "DepthToSpace": rule})
+    plan = make_plan(model, target, Bits(8, bits), "net")
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+    emitted = emit_qdq(model, freeze(model, grids), target)
+    infer_shapes(emitted)
+    move = next(node for node in emitted.graph if node.name == "move")
+    assert move.inputs[0].dtype == ir.DataType[kind]
