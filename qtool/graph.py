@@ -104,15 +104,6 @@ def code_limits(node: ir.Node, params: QuantParams) -> tuple[int, int] | None:
     return low, high
 
 
-def known_dim(value: ir.Value | None, axis: int) -> int | None:
-    """One dimension when it is a known integer."""
-    shape = dims(value)
-    if shape is None or not -len(shape) <= axis < len(shape):
-        return None
-    d = shape[axis]
-    return d if isinstance(d, int) else None
-
-
 def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
     """Inputs, initializers and node outputs of the main graph, in that order."""
     yield from graph.inputs

@@ -73,7 +73,6 @@ class QuantPlan:
         grids: grid id -> what is asked for (QuantSpec), later what was found (QuantParams).
         codes: initializer name -> final integers.
         values: initializer name -> float array that replaces the model's own.
-        absorbed: nodes folded away that the emitter skips (their work is in a grid or in codes).
         stored: initializers that float ops read, kept as codes and widened once at load.
         dynamic: node name -> DynamicSite, in graph order.
         floats: node name -> why it stays in float.
@@ -86,7 +85,6 @@ class QuantPlan:
     grids: Mapping[str, QuantSpec | QuantParams] = field(default_factory=dict)
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
-    absorbed: frozenset[str] = frozenset()
     stored: frozenset[str] = frozenset()
     dynamic: Mapping[str, DynamicSite] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)

@@ -72,13 +72,6 @@ def ceil_log2(x: Numbers) -> np.ndarray:
     return exponent.astype(np.int64) - (mantissa == 0.5)
 
 
-def single_shift(alpha: Numbers) -> np.ndarray:
-    """N2D2's k of alpha ~ 2^-k: the power below where it is precise enough, else the one above."""
-    alpha = np.asarray(alpha, np.float64)
-    k = -floor_log2(alpha)
-    return k - (np.ldexp(1.0, -k) < PRECISE * alpha)
-
-
 def double_shift(alpha: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """N2D2's m <= n of alpha ~ 2^-m + 2^-n: greedy from below, the last doubled if imprecise."""
     alpha = np.asarray(alpha, np.float64)

@@ -67,14 +67,7 @@ def test_shapes():
     values = graph.by_name(small().graph)
     assert graph.dims(values["x"]) == ("N", 3, 8, None)
     assert graph.rank(values["x"]) == 4 and graph.rank(None) is None
-    assert [graph.known_dim(values["x"], a) for a in (0, 1, -2, 3, 4, -5)] == [
-        None,
-        3,
-        8,
-        *[None] * 3,
-    ]
     assert graph.dims(ir.Value(name="unknown")) is None
-    assert graph.known_dim(ir.Value(name="unknown"), 0) is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from qtool.scales import (
     floor_log2,
     neighbours,
     normalized,
-    single_shift,
     snap_activation,
     snap_weight,
     width_of,
@@ -37,6 +36,12 @@ from qtool.scales import (
 KINDS = ("power_of_two", "double_shift", "fixed_point:16", "fixed_point:8")
 positive = st.floats(2.0**-40, 2.0**10)
 arrays = st.lists(st.floats(2.0**-20, 8.0), min_size=1, max_size=8).map(np.array)
+
+
+def single_shift(alpha: np.ndarray) -> np.ndarray:
+    """N2D2's k of alpha ~ 2^-k: the power below where it is precise enough, else the one above."""
+    k = -floor_log2(alpha)
+    return k - (np.ldexp(1.0, -k) < PRECISE * alpha)
 
 
 def test_known_answers():
