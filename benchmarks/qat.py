@@ -1,0 +1,264 @@
+"""Training with quantization in the loop: accuracy before, simulated and of the file.
+
+    QTOOL_DATA=... python -m benchmarks.qat [ROW ...] [--work DIR] [--fresh] [--device cuda]
+
+Every row is a `qtool qat` run in a folder of its own below --work; a stopped run goes on where it
+ended, finished rows are kept in benchmarks/results. Writes benchmarks/results/qat.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import heading, results_folder, table
+from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
+
+ENDS = {"first": 8, "last": 8}
+BOTH = {"weight": 0.5, "temperature": 4.0}
+IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": {"crop": 4, "flip": True}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row, or several where a run goes on.
+
+    Attributes:
+        network: a name of NETWORKS.
+        said: what the table calls it.
+        bits: as in a recipe.
+        qat: as in a recipe, without epochs.
+        epochs: at most so many, and the accuracy asked for then; the second goes on from the first.
+        within: the accuracy asked for is the float network's less these points.
+        torch: start from the .pth, with BatchNorm live.
+        extra: other parts of the recipe.
+    """
+
+    network: str
+    said: str
+    bits: Mapping[str, Any]
+    qat: Mapping[str, Any]
+    epochs: tuple[tuple[int, float | None], ...]
+    within: float | None = None
+    torch: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _low(weights: int, activations: int) -> dict[str, Any]:
+    return {"weights": weights, "activations": activations, "layers": ENDS}
+
+
+def _white(weights: int, granularity: str) -> Case:
+    bits = {"weights": weights, "activations": 8, "granularity": granularity, "layers": ENDS}
+    # One scale for all channels cannot take a BatchNorm in afterwards.
+    norm = "live" if granularity == "channel" else "folded"
+    qat = {**IMAGES, "lr": 0.005, "batchnorm": norm, "distill": BOTH}
+    within = 0.2 if weights == 8 else 0.5
+    said = f"W{weights}A8, weights per {granularity}"
+    return Case("resnet20", said, bits, qat, ((3, None),), within)
+
+
+CASES: dict[str, Case] = {
+    "resnet20_w4a4": Case(
+        "resnet20",
+        "W4A4, labels and teacher",
+        _low(4, 4),
+        {**IMAGES, "lr": 0.02, "distill": BOTH},
+        ((15, 91.3),),
+    ),
+    "resnet20_w2a2": Case(
+        "resnet20",
+        "W2A2, labels and teacher",
+        _low(2, 2),
+        {**IMAGES, "lr": 0.04, "distill": BOTH},
+        ((15, 85.0), (60, 87.5)),
+    ),
+    "resnet20_onnx_w4a4": Case(
+        "resnet20",
+        "ONNX only, W4A4, teacher alone",
+        _low(4, 4),
+        {**IMAGES, "lr": 0.005, "distill": {"weight": 1.0, "temperature": 4.0}},
+        ((15, 90.8),),
+        torch=False,
+    ),
+    "resnet20_w3a3": Case(
+        "resnet20",
+        "W3A3, labels and teacher",
+        _low(3, 3),
+        {**IMAGES, "lr": 0.02, "distill": BOTH},
+        ((20, 90.0),),
+    ),
+    "fsdd_w4a4": Case(
+        "fsdd_dscnn",
+        "W4A4, labels and teacher",
+        _low(4, 4),
+        {"lr": 0.01, "batch": 64, "distill": BOTH},
+        ((40, 98.3),),
+    ),
+    "sst2_w4a4": Case(
+        "sst2_transformer2l",
+        "W4A4, labels and teacher",
+        _low(4, 4),
+        {
+            "optimizer": "adamw",
+            "lr": 1e-4,
+            "batch": 64,
+            "distill": {"weight": 0.5, "temperature": 1.0},
+        },
+        ((20, 78.5),),
+    ),
+    "badly_scaled": Case(
+        "resnet20_badly_scaled",
+        "W8A8, weights per tensor, no equalization",
+        {"weights": 8, "activations": 8, "granularity": "tensor"},
+        {**IMAGES, "lr": 0.005, "batchnorm": "folded", "distill": BOTH},
+        ((3, 88.0),),
+        torch=False,
+        extra={"rewrite": ["fold_batchnorm"]},
+    ),
+    "white_w8_tensor": _white(8, "tensor"),
+    "white_w8_channel": _white(8, "channel"),
+    "white_w4_tensor": _white(4, "tensor"),
+    "white_w4_channel": _white(4, "channel"),
+    "resnet56_w4a4": Case(
+        "resnet56",
+        "W4A4, labels and teacher",
+        _low(4, 4),
+        {**IMAGES, "lr": 0.02, "distill": BOTH},
+        ((10, 92.9),),
+    ),
+}
+
+TORCH = {
+    "resnet20": ("resnet_cifar:resnet20", {"input": ["N", 3, 32, 32]}),
+    "resnet56": ("resnet_cifar:resnet56", {"input": ["N", 3, 32, 32]}),
+    "fsdd_dscnn": ("fsdd_net:dscnn", {"input": ["N", 1, 40, 61]}),
+    "sst2_transformer2l": (
+        "sst2_net:sst2",
+        {n: {"shape": ["N", 48], "dtype": "int64"} for n in ("input_ids", "attention_mask")},
+    ),
+}
+
+
+def full_recipe(case: Case) -> dict[str, Any]:
+    """The recipe of a case, paths absolute."""
+    root, network = data_folder(), NETWORKS[case.network]
+    found = recipe(network, 0, bits=dict(case.bits), **case.extra)
+    if case.torch:
+        factory, inputs = TORCH[case.network]
+        weights = (root / network.model).with_suffix(".pth")
+        found["model"] = {"torch": factory, "weights": str(weights), "input": inputs}
+    qat = dict(case.qat)
+    if "images" in qat:
+        qat["images"] = str(root / qat["images"])
+    else:  # the calibration samples are the first of those for training
+        qat["arrays"] = found["calibrate"]["arrays"]
+    return {**found, "qat": qat}
+
+
+def train(given: dict[str, Any], out: Path, epochs: int, *options: str) -> tuple[Any, float]:
+    """Report of one `qtool qat` run and its seconds; a failure ends the program."""
+    path = write_recipe(given, out.with_suffix(".yaml"))
+    command = [sys.executable, "-m", "qtool", "qat", "--recipe", str(path), "--out", str(out)]
+    command += ["--epochs", str(epochs), "--trust-code", "--json", *options]
+    paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    start = time.perf_counter()
+    with out.with_suffix(".log").open("w") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+    if done.returncode not in (0, 1):
+        said = out.with_suffix(".log").read_text()
+        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{said}")
+    return json.loads(done.stdout), time.perf_counter() - start
+
+
+def kept_part(report: Any, seconds: float) -> dict[str, Any]:
+    """What of a report the table needs."""
+    training = report["data"]["training"]
+    return {
+        "accuracy": report["accuracy"],
+        "parity": report.get("parity"),
+        "size": report["size"],
+        "latency": report.get("latency"),
+        "history": training["epochs"],
+        "best": training["best"],
+        "notes": [n for s in report["stages"] if s["name"] == "qat" for n in s["notes"]],
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-qat"))
+    parser.add_argument("--fresh", action="store_true", help="train finished rows again")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    store = results_folder() / ("qat.json" if given.device == "cpu" else f"qat_{given.device}.json")
+    for name in given.rows or CASES:
+        for epochs, _ in CASES[name].epochs:
+            key = f"{name}, {epochs} epochs"
+            if key in finished(store) and not given.fresh:
+                continue
+            options = ("--device", given.device, "--threads", given.threads)
+            found = train(full_recipe(CASES[name]), given.work / name, epochs, *options)
+            kept = {**finished(store), key: kept_part(*found)}  # another process may have written
+            store.write_text(json.dumps(kept, indent=1))
+            print(f"{key}: {kept[key]['accuracy']}", flush=True)
+    store.with_suffix(".md").write_text(page(finished(store)))
+
+
+def finished(store: Path) -> dict[str, Any]:
+    """Rows by name."""
+    return json.loads(store.read_text()) if store.is_file() else {}
+
+
+def page(kept: Mapping[str, Any]) -> str:
+    """The table."""
+    header = ["network", "case", "epochs", "float %", "simulated %", "file %", "at least", "met"]
+    header += ["best epoch", "parity: share off, max step", "size over float", "minutes"]
+    rows = []
+    for name, case in CASES.items():
+        for epochs, least in case.epochs:
+            row = kept.get(f"{name}, {epochs} epochs")
+            if row is not None:
+                rows.append(_line(case, epochs, least, row))
+    text = heading("Training with quantization in the loop", "python -m benchmarks.qat")
+    text += (
+        "\nFirst and last layer 8 bits in the rows below 8 bits. CIFAR rows learn from 15,000 "
+        "training images (5 % of them choose the best epoch) and are judged on all 10,000 test "
+        "images, which neither training nor the choice of an epoch has seen. Minutes are of the "
+        "whole command beside other work, not a measurement of speed.\n\n"
+    )
+    return text + table(header, rows)
+
+
+def _line(case: Case, epochs: int, least: float | None, row: Any) -> list[object]:
+    accuracy, parity = row["accuracy"], row["parity"]
+    wanted = least if least is not None else accuracy["float"] - (case.within or 0)
+    return [
+        case.network,
+        case.said,
+        epochs,
+        f"{accuracy['float']:.2f}",
+        f"{accuracy['simulated']:.2f}",
+        f"{accuracy['quantized']:.2f}",
+        f"{wanted:.2f}",
+        "yes" if accuracy["quantized"] >= wanted else "NO",
+        f"{row['best']} of {len(row['history']) - 1}",
+        f"{parity['share_off']:.1e}, {parity['max_lsb']}",
+        f"1/{row['size']['compression']:.1f}",
+        f"{row['seconds'] / 60:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
