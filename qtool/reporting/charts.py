@@ -22,24 +22,24 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class LayerBar:
-    """One layer in both charts; `rank` is 1 for the worst, 0 for the unmarked."""
+class TwoBars:
+    """One layer or epoch: a bar above and one below; `rank` is 1 for the worst, 0 for no mark."""
 
-    layer: Layer
-    sqnr: float
-    bytes: float
-    quality: str
-    rank: int
+    above: float
+    below: float
+    tone: str
     tip: str
+    rank: int = 0
 
 
 @dataclass(frozen=True)
-class LayerChart:
-    """Layers in graph order: signal to noise above, bytes below, one shared axis."""
+class TwoCharts:
+    """Two charts under one another with one shared axis; `title` says what the upper one shows."""
 
-    bars: list[LayerBar]
-    sqnr_ticks: list[Tick]
-    byte_ticks: list[Tick]
+    title: str
+    bars: list[TwoBars]
+    above_ticks: list[Tick]
+    below_ticks: list[Tick]
 
 
 @dataclass(frozen=True)
@@ -75,28 +75,8 @@ class Scatter:
     y_ticks: list[Tick]
 
 
-@dataclass(frozen=True)
-class EpochBar:
-    """One epoch of training in both charts."""
-
-    score: float
-    loss: float
-    best: bool
-    tip: str
-
-
-@dataclass(frozen=True)
-class TrainingChart:
-    """Epochs in order: score of the held-out samples above, loss below."""
-
-    bars: list[EpochBar]
-    score_ticks: list[Tick]
-    loss_ticks: list[Tick]
-    by_labels: bool
-
-
-def training_chart(report: Report) -> TrainingChart | None:
-    """Place every epoch's bars; None where nothing was trained.
+def training_chart(report: Report) -> TwoCharts | None:
+    """Epochs in order, score of the held-out samples above, loss below; None without training.
 
     Without labels the score is minus the loss against the float network: less is better.
     """
@@ -107,20 +87,20 @@ def training_chart(report: Report) -> TrainingChart | None:
     score = ticks(max(abs(epoch.score) for epoch in training.epochs))
     loss = ticks(max((epoch.loss or 0.0 for epoch in training.epochs), default=0.0), count=3)
     bars = [
-        EpochBar(
-            score=_share(abs(epoch.score), score[-1]),
-            loss=_share(epoch.loss or 0.0, loss[-1]),
-            best=epoch.epoch == training.best,
+        TwoBars(
+            above=_share(abs(epoch.score), score[-1]),
+            below=_share(epoch.loss or 0.0, loss[-1]),
+            tone="good" if epoch.epoch == training.best else "plain",
             tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
             + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}"),
         )
         for epoch in training.epochs
     ]
-    return TrainingChart(
+    return TwoCharts(
+        title="Top-1 in %" if by_labels else "Loss against the float network",
         bars=bars,
-        score_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
-        loss_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
-        by_labels=by_labels,
+        above_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
+        below_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
     )
 
 
@@ -134,8 +114,8 @@ def ticks(top: float, count: int = 6) -> list[float]:
     return [step * index for index in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def layer_chart(report: Report) -> LayerChart | None:
-    """Place every layer's bars; None where no layer was measured."""
+def layer_chart(report: Report) -> TwoCharts | None:
+    """Layers in graph order, signal to noise above, bytes below; None where none was measured."""
     layers = report.layers
     if not any(layer.sqnr_db is not None or layer.bytes for layer in layers):
         return None
@@ -145,20 +125,22 @@ def layer_chart(report: Report) -> LayerChart | None:
     if len(layers) <= MARKED_LAYERS:
         marked = marked[:1]
     bars = [
-        LayerBar(
-            layer=layer,
-            sqnr=_share(layer.sqnr_db or 0.0, sqnr[-1]),
-            bytes=_share(layer.bytes or 0, weight[-1]),
-            quality=words.quality(layer.sqnr_db),
-            rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
+        TwoBars(
+            above=_share(layer.sqnr_db or 0.0, sqnr[-1]),
+            below=_share(layer.bytes or 0, weight[-1]),
+            tone=words.quality(layer.sqnr_db),
             tip=_tip(layer),
+            rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
         )
         for layer in layers
     ]
-    return LayerChart(
+    return TwoCharts(
+        title="Signal to quantization noise in dB, higher is better",
         bars=bars,
-        sqnr_ticks=[Tick(_share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
-        byte_ticks=[Tick(_share(value, weight[-1]), _plain(words.size(value))) for value in weight],
+        above_ticks=[Tick(_share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
+        below_ticks=[
+            Tick(_share(value, weight[-1]), _plain(words.size(value))) for value in weight
+        ],
     )
 
 

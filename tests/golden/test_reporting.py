@@ -15,6 +15,7 @@ from qtool.report import Report
 from qtool.reporting import FORMATS, render, write_run_files
 from qtool.reporting.charts import drop_strip, layer_chart, ticks
 from qtool.reporting.compare import compare
+from qtool.reporting.html import html
 from qtool.reporting.terminal import print_report
 
 
@@ -266,9 +267,24 @@ def test_run_files_are_written_all_or_none(tmp_path, monkeypatch):
 def test_chart_marks_the_worst_and_keeps_within_its_box():
     chart = layer_chart(sample())
     assert [bar.rank for bar in chart.bars[-3:]] == [3, 2, 1]
-    assert all(0 <= bar.sqnr <= 100 and 0 <= bar.bytes <= 100 for bar in chart.bars)
+    assert all(0 <= bar.above <= 100 and 0 <= bar.below <= 100 for bar in chart.bars)
     assert layer_chart(bare()) is None
     assert drop_strip(None, []) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "title"), [([71.2, 80.0], "Top-1 in %"), ([-0.7, -0.5], "Loss against the float")]
+)
+def test_training_stands_in_two_charts_like_the_layers(scores, title):
+    epochs = [
+        {"epoch": k, "score": s, **({"loss": 1.5} if k else {})} for k, s in enumerate(scores)
+    ]
+    training = {"count": 5, "sha256": "0", "validation": 2, "quantizer": "lsq", "best": 1}
+    page = html(sample(data={"training": {**training, "epochs": epochs}}))
+    assert page.count('<div class="chart">') == 2
+    assert f"<h3>{title}" in page and ", 2 held-out samples, after each epoch" in page
+    assert "<span>before</span><span>1 epochs</span><span>end</span>" in page
+    assert '<div class="good" title="epoch 1: ' in page
 
 
 @pytest.mark.parametrize("top", [0.0, 1e-9, 0.3, 1.0, 38.0, 41.0, 1e9])
