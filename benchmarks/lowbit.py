@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +21,16 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-import onnxruntime as ort
 
 import qtool
 from benchmarks import resnet18
-from benchmarks.machine import heading, results_folder, table
+from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
 from benchmarks.networks import NETWORKS, absolute, data_folder
+from benchmarks.timing import in_turn, inputs_of, session
 from qtool.accounts_size import file_bytes, weight_widths
 from qtool.api import Plan
-from qtool.data import DataSection, InputSpec, open_dataset
+from qtool.data import DataSection, open_dataset
 from qtool.emit import emit_qdq, save_model
-from qtool.execute.ort_options import session_options
 
 Feeds = dict[str, np.ndarray]
 
@@ -95,16 +93,9 @@ print(json.dumps([after - before, held() - before, 1e3 * seconds]))
 """
 
 
-def session(path: Path, optimized: Path | None = None) -> ort.InferenceSession:
-    options = session_options(1)
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def kernels(path: Path, folder: Path) -> list[str]:
     """Operators of the graph that really runs, in order."""
-    session(path, folder / "optimized.onnx")
+    session(path, optimized=folder / "optimized.onnx")
     return [node.op_type for node in ir.load(folder / "optimized.onnx").graph]
 
 
@@ -119,21 +110,10 @@ def loaded(path: Path, feeds: Path) -> list[float]:
     return found
 
 
-def in_turn(paths: list[Path], feeds: Feeds) -> list[list[float]]:
+def speeds(paths: list[Path], feeds: Feeds) -> list[list[float]]:
     """Milliseconds of each file in each round, its fastest run; one thread, batch 1."""
-    runs = [session(p) for p in paths]
-    times: list[list[float]] = [[] for _ in runs]
-    for round_ in range(ROUNDS + 1):
-        for k, run in enumerate(runs):
-            found: list[float] = []
-            end = time.perf_counter() + SECONDS
-            while time.perf_counter() < end or len(found) < 5:
-                start = time.perf_counter()
-                run.run(None, feeds)
-                found.append(time.perf_counter() - start)
-            if round_:
-                times[k].append(1e3 * min(found))
-    return times
+    times = in_turn([session(p) for p in paths], feeds, ROUNDS + 1, SECONDS, 5, min)
+    return [warm for _, *warm in times]
 
 
 @dataclass(frozen=True)
@@ -155,10 +135,7 @@ def material(name: str, folder: Path) -> Material:
     network = NETWORKS[name]
     path = data_folder() / network.model
     section = DataSection.model_validate({**absolute(network.folds[0][0]), "count": 64})
-    kinds = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-    specs = {
-        i.name: InputSpec(i.name, tuple(i.shape), kinds[i.type]) for i in session(path).get_inputs()
-    }
+    specs = inputs_of(session(path))
     found = [{n: b[n] for n in specs} for b in open_dataset(section, specs).batches(16)]
     return Material(path, found[:3], found[3])
 
@@ -210,7 +187,7 @@ def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[
         for k, path in enumerate((data.model if floats else int8, packed)):
             memory[k].append(loaded(path, archive))
     held = [[statistics.median(column) for column in zip(*m, strict=True)] for m in memory]
-    ms = in_turn([data.model, int8, packed], one)
+    ms = speeds([data.model, int8, packed], one)
     row = {
         "bytes": file_bytes(packed),
         "float_bytes": file_bytes(data.model),
@@ -295,7 +272,7 @@ def main() -> None:
     given = parser.parse_args()
     data_folder()
     store = results_folder() / "lowbit.json"
-    kept = json.loads(store.read_text()) if store.is_file() else {}
+    kept = kept_rows(store)
     for name in given.networks or NAMES:
         waiting = [k for k in ROWS if given.fresh or f"{name}/{k}" not in kept]
         if not waiting:
@@ -307,7 +284,7 @@ def main() -> None:
             for key in waiting:
                 row = measure(data, ROWS[key], folder, int8)
                 kept[f"{name}/{key}"] = row
-                store.write_text(json.dumps(kept, indent=1))
+                keep_rows(store, kept)
                 print(line(name, key, row), flush=True)
     write(kept)
 

@@ -1,9 +1,11 @@
-"""What a table was measured on, and how tables are written."""
+"""What a table was measured on, and how tables and their rows are kept."""
 
 import datetime
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qtool.accounts import environment
 
@@ -27,6 +29,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def kept_rows(store: Path) -> dict[str, Any]:
+    """What :func:`keep_rows` wrote; empty where it has not written."""
+    return json.loads(store.read_text()) if store.is_file() else {}
+
+
+def keep_rows(store: Path, rows: dict[str, Any]) -> None:
+    """Write what is finished, so that a stopped benchmark goes on from there."""
+    store.write_text(json.dumps(rows, indent=1))
 
 
 def results_folder() -> Path:

@@ -16,28 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from benchmarks.baseline import quantize
-from benchmarks.machine import heading, results_folder, table
+from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
-from qtool.data import DataSection, InputSpec, open_dataset
-from qtool.execute.ort_options import session_options
+from benchmarks.timing import in_turn, inputs_of, session
+from qtool.data import DataSection, open_dataset
 from qtool.metrics import METRICS, agreement, paired_interval
 from qtool.recipe import load_recipe
 
 ROUNDS = 5
-
-
-def inputs_of(session: ort.InferenceSession) -> dict[str, InputSpec]:
-    kinds = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-    return {i.name: InputSpec(i.name, tuple(i.shape), kinds[i.type]) for i in session.get_inputs()}
-
-
-def session(path: Path, threads: int) -> ort.InferenceSession:
-    return ort.InferenceSession(
-        str(path), session_options(threads), providers=["CPUExecutionProvider"]
-    )
 
 
 def outputs(path: Path, section: DataSection) -> tuple[np.ndarray, np.ndarray]:
@@ -59,17 +47,7 @@ def speeds(paths: list[Path], section: DataSection, threads: int, batch: int) ->
     for run in runs:
         for _ in range(5):
             run.run(None, feeds)
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(ROUNDS):
-        for k, run in enumerate(runs):
-            found: list[float] = []
-            end = time.perf_counter() + 0.5
-            while time.perf_counter() < end or len(found) < 10:
-                start = time.perf_counter()
-                run.run(None, feeds)
-                found.append(time.perf_counter() - start)
-            times[k].append(1e3 * statistics.median(found))
-    return times
+    return in_turn(runs, feeds, ROUNDS, 0.5, 10, statistics.median)
 
 
 def measure(name: str, network: Network, method: str, folder: Path) -> dict[str, Any]:
@@ -136,13 +114,13 @@ def main() -> None:
     given = parser.parse_args()
     data_folder()
     store = results_folder() / "ptq_int8.json"
-    kept = json.loads(store.read_text()) if store.is_file() else {}
+    kept = kept_rows(store)
     for name in given.networks or NETWORKS:
         if name in kept and not given.fresh and not given.networks:
             continue
         with tempfile.TemporaryDirectory() as folder:
             kept[name] = measure(name, NETWORKS[name], given.method, Path(folder))
-        store.write_text(json.dumps(kept, indent=1))
+        keep_rows(store, kept)
         print(_row(name, kept[name]), flush=True)
     write(kept)
 
