@@ -44,6 +44,7 @@ from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets import load_target
 from qtool.training import learn, refuse_several_processes
+from qtool.training_checks import refuse_early
 
 
 def run_ptq(
@@ -80,6 +81,8 @@ def run_ptq(
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
     recipe = settle(recipe, load_target(recipe.target))
+    if train:
+        refuse_early(recipe, trust_code)
     made = first_missing(out)
     count = threads or default_threads()
     base = (source_digest(), str(environment()), str(count), device)

@@ -119,5 +119,5 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
 
 def _runs_code(section: dict[str, Any]) -> bool:
     """Whether a data section names code of the user's own."""
-    metric = section.get("metric")
-    return "python" in section or (isinstance(metric, str) and is_function_name(metric))
+    own = (section.get("metric"), section.get("loss"))
+    return "python" in section or any(isinstance(n, str) and is_function_name(n) for n in own)

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from qtool.data.section import DataSection
 from qtool.recipe_choice import Choice, NamedChoice
 from qtool.recipe_model import Part
+from qtool.usercode import is_function_name
 
 
 class Distill(Part):
@@ -52,6 +53,8 @@ class Qat(DataSection):
     """Largest norm of the gradient of all parameters together."""
     batchnorm: Literal["live", "frozen", "folded"] = "live"
     """Statistics of the batch, of the float network, or none: BatchNorm stays in the weights."""
+    loss: str | None = None
+    """module:function of your own instead of cross entropy; needs --trust-code."""
     distill: Distill | None = None
     """A teacher; absent: labels alone, or without labels the teacher alone."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -60,3 +63,10 @@ class Qat(DataSection):
     """Random changes of images."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the samples held out, class by class, to choose the best epoch."""
+
+    @field_validator("loss")
+    @classmethod
+    def _names_a_function(cls, found: str | None) -> str | None:
+        if found is not None and not is_function_name(found):
+            raise ValueError(f'found "{found}", expected module:function, such as mine:focal')
+        return found

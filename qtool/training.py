@@ -21,6 +21,7 @@ from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
+from qtool.training_checks import asked_loss, refuse_own_loss
 
 if TYPE_CHECKING:
     from qtool.qat.settings import Settings
@@ -121,15 +122,17 @@ def refuse_several_processes() -> None:
 
 def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> None:
     """Raises QtoolError for labels or changes of images that do not fit the network."""
+    refuse_own_loss(recipe, section, data)
     shape = dims(prepared.loaded.model.graph.outputs[0])
     labels, share = data.labels, _teacher(section, data)
     if share == 1 and section.label_smoothing:
         why = "training has no labels to smooth here; leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
-    if labels is None and section.distill and section.distill.weight < 1:
+    no_loss = labels is None and section.loss is None
+    if no_loss and section.distill and section.distill.weight < 1:
         why = f"{section.where} has no labels for the rest of the loss; write 1"
         raise recipe.error(("qat", "distill", "weight"), why)
-    if share < 1:
+    if share < 1 and section.loss is None:
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
                 "qat: training by labels needs one class number per sample; without them the float "
@@ -155,7 +158,7 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
 
 def _teacher(section: Qat, data: Dataset) -> float:
     """The float network's share of the loss."""
-    if data.labels is None:
+    if data.labels is None and section.loss is None:
         return 1.0
     return section.distill.weight if section.distill else 0.0
 
@@ -229,6 +232,7 @@ def _settings(run: "_Run") -> "Settings":
         warmup=section.warmup,
         clip=section.clip,
         label_smoothing=section.label_smoothing,
+        loss=asked_loss(section, run.prepared),
         teacher=_teacher(section, run.lessons),
         temperature=section.distill.temperature if section.distill else 1.0,
         crop=section.augment.crop,
@@ -252,6 +256,8 @@ def _parts(run: "_Run") -> tuple[str, ...]:
     for name, codes in sorted(plan.codes.items()):
         digest.update(name.encode() + np.ascontiguousarray(codes).tobytes())
     asked = run.section.model_dump_json(exclude={"epochs"})
+    own = asked_loss(run.section, run.prepared)
+    asked += own.digest if own is not None else ""
     loaded = run.prepared.loaded.sha256
     return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, str(run.seed))
 

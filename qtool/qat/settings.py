@@ -1,6 +1,10 @@
 """What training is asked to do, and what it tells of an epoch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qtool.qat.own_loss import OwnLoss
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Settings:
     warmup: float = 0.0
     clip: float | None = None
     label_smoothing: float = 0.0
+    loss: "OwnLoss | None" = None  # cross entropy
     teacher: float = 1.0
     temperature: float = 1.0
     crop: int = 0

@@ -21,7 +21,7 @@ from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat.augment import augmented
-from qtool.qat.loss import Loss, Teacher, distilled
+from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
 from qtool.qat.network import LiveNorm, QatNetwork
 from qtool.qat.optimizer import make_optimizer, rates
@@ -87,7 +87,8 @@ class _Loop:
         self.data, self.validation, self.progress = data, validation, progress
         self.device = next(network.parameters()).device
         labels = data.labels
-        if settings.teacher < 1 and (labels is None or labels.ndim != 1):
+        by_class = settings.teacher < 1 and settings.loss is None
+        if by_class and (labels is None or labels.ndim != 1):
             raise DataError("qat: training by labels needs one class number per sample")
         # A short last batch would disturb the statistics of BatchNorm.
         self.steps = max(1, data.count // settings.batch)
@@ -158,9 +159,7 @@ class _Loop:
                         )
                         for k, v in feeds.items()
                     }
-                if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-                    labels = None  # the float network alone teaches and judges
-                known = None if labels is None else torch.from_numpy(np.asarray(labels, np.int64))
+                known = known_labels(labels, settings.loss is not None)
                 yield (
                     {k: v.to(self.device) for k, v in feeds.items()},
                     None if known is None else known.to(self.device),
@@ -174,15 +173,15 @@ class _Loop:
         if self.settings.fixed:  # filled up with its last sample, and cut off below
             data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
         for feeds, labels in self._batches(data):
-            out = self.network(feeds)[self.network.outputs[0]]
+            found = self.network(feeds)
+            out = found[self.network.outputs[0]]
             rows = min(len(out), total - count)
             out, labels = out[:rows], None if labels is None else labels[:rows]
-            judged = labels is not None and out.dim() == 2 and out.shape[1] > 1
+            judged = are_classes(labels, out)
             if judged:
                 hits += float((out.argmax(1) == labels).sum())
             else:
-                want = self.loss.wanted(feeds)[:rows]
-                loss += float(distilled(self.loss.scores(out), want, 1.0)) * rows
+                loss += self.loss.distance(feeds, found, labels, rows) * rows
             count += rows
         return 100 * hits / count if judged else -loss / count
 

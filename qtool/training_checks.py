@@ -1,0 +1,46 @@
+"""What `qtool qat` refuses before it trains: most of it before any work."""
+
+from qtool.data import Dataset
+from qtool.errors import DataError
+from qtool.prepare import Prepared
+from qtool.qat.own_loss import OwnLoss, own_loss
+from qtool.recipe import Recipe
+from qtool.recipe_qat import Qat
+
+
+def refuse_early(recipe: Recipe, trust_code: bool) -> None:
+    """Raise for what the recipe's ``qat`` section asks and this run cannot do.
+
+    Args:
+        recipe: paths absolute.
+        trust_code: whether the recipe may run code of its own.
+
+    Raises:
+        RecipeError: the loss is not trusted, not there, or would not be looked at.
+    """
+    section = recipe.qat
+    if section is None or section.loss is None:
+        return
+    if section.distill is not None and section.distill.weight == 1:
+        why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"
+        raise recipe.error(("qat", "distill", "weight"), why)
+    if section.label_smoothing:
+        why = "belongs to cross entropy; smooth labels in your own loss, and leave it out"
+        raise recipe.error(("qat", "label_smoothing"), why)
+    own_loss(section.loss, section.code, trust_code)
+
+
+def asked_loss(section: Qat, prepared: Prepared) -> OwnLoss | None:
+    """The loss of the user's own, if the recipe names one."""
+    if section.loss is None:
+        return None
+    return own_loss(section.loss, section.code, prepared.trust_code)
+
+
+def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:
+    """Raise DataError for labels that no tensor holds."""
+    labels = data.labels
+    if section.loss is not None and labels is not None and labels.dtype.kind not in "iuf":
+        raise DataError(
+            f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers"
+        )
