@@ -28,6 +28,17 @@ class Augment(Part):
     """Mirror every second image left and right."""
 
 
+class Oscillation(Part):
+    """Weights of at most 4 bits whose codes jump to and fro: counted, and what is asked for."""
+
+    dampen: Annotated[float, Field(ge=0)] = 0.0
+    """Pulls weights to their rounded values; the loss gets so many times their squared distance."""
+    freeze: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fix what jumps back in more than this share of steps; begins at 0.1; absent: nothing."""
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """What the newest step counts in that share."""
+
+
 class Qat(DataSection):
     """The samples that training sees, and how it learns; used by `qtool qat` alone."""
 
@@ -61,6 +72,10 @@ class Qat(DataSection):
     """Share of every label given to all classes alike."""
     augment: Augment = Augment()
     """Random changes of images."""
+    oscillation: Oscillation | None = None
+    """Count oscillating weights, dampen them, freeze them; absent: none of it."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Judge and keep a moving average of the network, of which each step keeps so much."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the samples held out, class by class, to choose the best epoch."""
 

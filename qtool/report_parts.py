@@ -60,21 +60,30 @@ class TrainingEpoch(Part):
     """One epoch; 0 is the plan before training.
 
     `score` is judged on the held-out samples: top-1 in %, or without labels minus the loss against
-    the float network.
+    the float network. `oscillating` and `frozen` are as in `training`, when the epoch ended.
     """
 
     epoch: int
     loss: float | None = None
     score: float
+    oscillating: float | None = None
+    frozen: float | None = None
 
 
 class TrainingPart(DataPart):
-    """What training learned from, and how it went."""
+    """What training learned from, and how it went.
+
+    Where `qat.oscillation` asks for them, shares of the weights of at most 4 bits after the last
+    epoch, 0 to 1: those whose code jumped back in more than 0.5 % of the latest steps, and those
+    that were fixed.
+    """
 
     validation: int
     quantizer: str
     best: int
     epochs: list[TrainingEpoch]
+    oscillating: float | None = None
+    frozen: float | None = None
 
 
 class Data(Part):

@@ -24,7 +24,7 @@ from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, refuse_own_loss
 
 if TYPE_CHECKING:
-    from qtool.qat.settings import Settings
+    from qtool.qat.settings import Epoch, Settings
 
 
 def learn(
@@ -196,29 +196,47 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
         f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
         f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
     )
-    lines = [
-        TrainingEpoch(
-            epoch=e.number,
-            loss=None if e.loss is None else round(e.loss, 6),
-            score=round(e.score, 4),
+    part = _part(run, best, history)
+    if part.oscillating is not None:
+        frozen = "" if part.frozen is None else f", {part.frozen:.2%} were frozen"
+        record.notes.append(
+            f"{part.oscillating:.2%} of the weights of at most 4 bits oscillated when training "
+            f"ended{frozen}"
         )
-        for e in history
-    ]
-    part = TrainingPart(
-        count=run.lessons.count,
-        sha256=run.lessons.digest,
-        validation=run.validation.count,
-        quantizer=section.quantizer.name,
-        best=best,
-        epochs=lines,
-    )
     return network.freeze(), part
 
 
+def _part(run: "_Run", best: int, history: "list[Epoch]") -> TrainingPart:
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 6)
+
+    lines = [
+        TrainingEpoch(
+            epoch=e.number,
+            loss=rounded(e.loss),
+            score=round(e.score, 4),
+            oscillating=rounded(e.oscillating),
+            frozen=rounded(e.frozen),
+        )
+        for e in history
+    ]
+    return TrainingPart(
+        count=run.lessons.count,
+        sha256=run.lessons.digest,
+        validation=run.validation.count,
+        quantizer=run.section.quantizer.name,
+        best=best,
+        epochs=lines,
+        oscillating=lines[-1].oscillating,
+        frozen=lines[-1].frozen,
+    )
+
+
 def _settings(run: "_Run") -> "Settings":
-    from qtool.qat.settings import Settings
+    from qtool.qat.settings import Oscillation, Settings
 
     section = run.section
+    asked = section.oscillation
     last = run.prepared.loaded.model.graph.outputs[0].producer()
     return Settings(
         epochs=run.epochs or section.epochs,
@@ -239,6 +257,8 @@ def _settings(run: "_Run") -> "Settings":
         flip=section.augment.flip,
         fill=_black(section, run.recipe),
         seed=run.seed,
+        oscillation=None if asked is None else Oscillation(**asked.model_dump()),
+        ema=section.ema,
     )
 
 

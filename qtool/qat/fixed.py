@@ -39,12 +39,17 @@ class FixedWeight(nn.Module):
         """``x`` on the grid."""
         spec = self.params.spec
         if self.follows and self.training:
-            axis = getattr(spec.granularity, "axis", None)
-            size = x.detach().abs()
-            found = size.amax() if axis is None else size.movedim(axis, 0).flatten(1).amax(1)
-            self.scale = (found / spec.qmax).clamp(min=SMALLEST_SCALE)
+            self.follow(x)
         step = beside(self.scale, x, self.params)
         return straight_through((x / step).clamp(spec.qmin, spec.qmax)) * step
+
+    def follow(self, x: T) -> None:
+        """Take the scale from the largest magnitude of ``x``."""
+        spec = self.params.spec
+        axis = getattr(spec.granularity, "axis", None)
+        size = x.detach().abs()
+        found = size.amax() if axis is None else size.movedim(axis, 0).flatten(1).amax(1)
+        self.scale = (found / spec.qmax).clamp(min=SMALLEST_SCALE)
 
     def project(self) -> None:
         """Nothing learns here."""
@@ -101,6 +106,8 @@ class FixedActivation(nn.Module):
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
-        zero = self.zero.cpu().numpy().astype(np.int32).reshape(self.params.zero_point.shape)
+        # Rounded: an average of networks (qat.ema) has an average here.
+        zero = self.zero.cpu().numpy().round().astype(np.int32)
+        zero = zero.reshape(self.params.zero_point.shape)
         scale = as_scale(self.scale, self.params)
         return None, replace(self.params, scale=scale, zero_point=zero)

@@ -8,6 +8,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Oscillation:
+    """What to do about oscillating weights; :mod:`qtool.qat.oscillation` counts them.
+
+    Attributes:
+        dampen: last factor on the squared distance of weights to their rounded values; 0: none.
+        freeze: last frequency above which a weight is fixed; None: none is.
+        momentum: of the frequency, weight of the newest step.
+    """
+
+    dampen: float = 0.0
+    freeze: float | None = None
+    momentum: float = 0.01
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to train; the recipe's ``qat`` section says what each means."""
 
@@ -29,6 +44,8 @@ class Settings:
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)
     seed: int = 0
+    oscillation: Oscillation | None = None  # not even counted
+    ema: float | None = None  # what the average judged keeps at every step
 
 
 @dataclass(frozen=True)
@@ -40,12 +57,16 @@ class Epoch:
         loss: mean over the epoch's batches; None before training.
         score: on the validation samples: top-1 in % with labels, else minus the loss against the
             teacher; larger is better.
+        oscillating, frozen: shares of the weights of at most 4 bits as it ended, 0 to 1; None where
+            they are not asked for, or before training.
     """
 
     number: int
     loss: float | None
     score: float
     seconds: float
+    oscillating: float | None = None
+    frozen: float | None = None
 
 
 def best_of(history: list[Epoch]) -> int:

@@ -7,7 +7,7 @@ numbers as one that was not: every random choice is made from the seed and the e
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat.augment import augmented
+from qtool.qat.average import Average
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
 from qtool.qat.network import LiveNorm, QatNetwork
 from qtool.qat.optimizer import make_optimizer, rates
+from qtool.qat.oscillation import Oscillations
 from qtool.qat.settings import Epoch, Settings, best_of
 
 T = torch.Tensor
@@ -46,6 +48,8 @@ def train(
 
     The plan before training competes too, so that training never makes the validation score worse.
     Stops at a loss that is not finite, with the best parameters so far.
+
+    With ``settings.ema`` the moving average is judged and kept in place of the network itself.
 
     Args:
         network: what learns.
@@ -93,6 +97,9 @@ class _Loop:
         # A short last batch would disturb the statistics of BatchNorm.
         self.steps = max(1, data.count // settings.batch)
         self.optimizer = make_optimizer(network, settings)
+        asked, ema = settings.oscillation, settings.ema
+        self.oscillations = None if asked is None else Oscillations(network, asked)
+        self.average = None if ema is None else Average(network, ema)
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
         self.diverged = False
@@ -105,11 +112,24 @@ class _Loop:
             if loss is None:
                 self.diverged = True
                 return False
-        score = self._score()
-        self.history.append(Epoch(number, loss, score, time.perf_counter() - start))
-        if best_of(self.history) == number:
-            self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        shares = self.oscillations.shares() if self.oscillations and number else (None, None)
+        with self._judged():
+            score = self._score()
+            self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
+            if best_of(self.history) == number:
+                self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         return True
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Within, the network is the one that may be kept: its average, if there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place_of(self.network):
+            if self.oscillations is not None:
+                self.oscillations.hold()  # the averages still remember weights before freezing
+            yield
 
     def _train_one(self, number: int) -> float | None:
         settings, network = self.settings, self.network
@@ -119,24 +139,36 @@ class _Loop:
         total, done = torch.zeros((), device=self.device), 0
         network.train()
         for feeds, labels in self._batches(shuffled, random):
-            for group, rate in zip(
-                self.optimizer.param_groups,
-                rates(settings, number - 1 + done / self.steps),
-                strict=True,
-            ):
+            at = number - 1 + done / self.steps
+            for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(feeds, labels)
-            loss.backward()
+            self._with_dampening(loss, at / settings.epochs).backward()
+            if self.oscillations is not None:
+                self.oscillations.take_gradients()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             self.optimizer.step()
             network.project()
             total, done = total + loss.detach(), done + 1
-            at = (number - 1) * self.steps + done
-            self.progress("train", at, settings.epochs * self.steps, self._news())
+            self._observe_step((number - 1) * self.steps + done)
+            steps = (number - 1) * self.steps + done
+            self.progress("train", steps, settings.epochs * self.steps, self._news())
         mean = float(total) / done
         return mean if math.isfinite(mean) else None
+
+    def _with_dampening(self, loss: T, share: float) -> T:
+        """The loss and what holds oscillations back."""
+        dampening = None if self.oscillations is None else self.oscillations.dampening(share)
+        return loss if dampening is None else loss + dampening
+
+    def _observe_step(self, steps: int) -> None:
+        """After so many optimizer steps since training began."""
+        if self.oscillations is not None:
+            self.oscillations.step(steps / (self.settings.epochs * self.steps))
+        if self.average is not None:
+            self.average.step(self.network, steps)
 
     def _news(self) -> str:
         last = self.history[-1]
@@ -219,6 +251,10 @@ class _Loop:
             "best": self.best,
             "history": [asdict(epoch) for epoch in self.history],
         }
+        if self.oscillations is not None:
+            state["oscillations"] = self.oscillations.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.state
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
 
@@ -241,3 +277,7 @@ class _Loop:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best = history, state["best"]
+        if self.oscillations is not None:
+            self.oscillations.load_state_dict(state["oscillations"])
+        if self.average is not None:
+            self.average.state = state["average"]

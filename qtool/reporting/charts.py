@@ -92,7 +92,8 @@ def training_chart(report: Report) -> TwoCharts | None:
             below=_share(epoch.loss or 0.0, loss[-1]),
             tone="good" if epoch.epoch == training.best else "plain",
             tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
-            + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}"),
+            + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}")
+            + _restless(epoch.oscillating, epoch.frozen),
         )
         for epoch in training.epochs
     ]
@@ -102,6 +103,12 @@ def training_chart(report: Report) -> TwoCharts | None:
         above_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
         below_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
     )
+
+
+def _restless(oscillating: float | None, frozen: float | None) -> str:
+    """Shares of weights, as words that go on a line."""
+    shares = (("oscillating", oscillating), ("frozen", frozen))
+    return "".join(f", {share:.2%} {name}" for name, share in shares if share is not None)
 
 
 def ticks(top: float, count: int = 6) -> list[float]:
