@@ -34,7 +34,8 @@ class QatNetwork(nn.Module):
     codes keep their magnitude.
 
     Attributes:
-        weights, biases, norms: learned, by position of their site; a layer has a bias or a norm.
+        weights, norms: learned, by position of their site; tied weights are one.
+        biases: learned, by position among them; a layer has a bias or a norm.
         weight_grids, activation_grids: the quantizers' modules.
     """
 
@@ -72,11 +73,13 @@ class QatNetwork(nn.Module):
         self.activation_grids = nn.ModuleDict()
         self._sites: dict[str, Site] = {}
         self._names: dict[str, str] = {}
+        self._biases: dict[str, str] = {}
         self._hooks: dict[str, Any] = {}
         values, nodes = by_name(model.graph), nodes_by_name(model.graph)
         for site in plan.sites.values():
             if site.weight is not None and site.weight not in self._hooks:
                 self._add_site(site, nodes[site.name], values, quantizer)
+        self._add_biases(values)
         for name in sorted(plan.stored - self._hooks.keys()):
             key = f"stored{len(self.weights)}"
             self._add_weight(key, name, np.asarray(constant(values[name]), np.float32), quantizer)
@@ -87,10 +90,9 @@ class QatNetwork(nn.Module):
         self, site: Site, node: ir.Node, values: Mapping[str, ir.Value], quantizer: Any
     ) -> None:
         key, weight_name = str(len(self._sites)), site.weight or ""
-        grid = self.plan.grid_of[site.inputs[0]]
         weight, params = np.asarray(constant(values[weight_name]), np.float32), None
         norm = node.meta.get("folded_norm") if self.batchnorm != "folded" else None
-        if norm is not None and len(values[weight_name].uses()) > 1:
+        if any(len(values[name].uses()) > 1 for name in (weight_name, site.bias) if name):
             norm = None  # tied weights have one BatchNorm each; they train as they are
         if norm is not None:
             params = self._found(weight_name)
@@ -100,7 +102,7 @@ class QatNetwork(nn.Module):
                     "be folded after training; use granularity: channel, or batchnorm: folded"
                 )
             weight, params = unfolded(weight, params, norm)
-            unit = partial(self._unit, key, grid)
+            unit = partial(self._unit, key, self.plan.grid_of[site.inputs[0]])
             self.norms[key] = LiveNorm(norm, self.batchnorm == "live", unit)
             self._hooks[node.outputs[0].name or ""] = self.norms[key]
         self._add_weight(key, weight_name, weight, quantizer, params)
@@ -108,13 +110,22 @@ class QatNetwork(nn.Module):
             mask = torch.from_numpy((weight != 0).astype(np.float32))
             self.weights[key].register_hook(lambda grad: grad * mask.to(grad.device))
         self._sites[key] = site
-        if site.bias is not None:
-            bias = np.asarray(constant(values[site.bias]), np.float32)
-            if norm is None:
-                self.biases[key] = nn.Parameter(torch.tensor(bias))
-                self._hooks[site.bias] = partial(self._bias, key, grid)
-            else:
-                self._hooks[site.bias] = torch.zeros_like
+
+    def _add_biases(self, values: Mapping[str, ir.Value]) -> None:
+        """The biases of all sites: tied weights have one each; the norm behind a layer has its own.
+
+        Layers that still share a bias have one code array, on the grid of the last (see freeze).
+        """
+        keys = {site.weight: key for key, site in self._sites.items()}
+        for name, site in {s.bias: s for s in self.plan.sites.values() if s.bias}.items():
+            key, bias = keys[site.weight], str(len(self.biases))
+            if key in self.norms:
+                self._hooks[name] = torch.zeros_like
+                continue
+            array = np.asarray(constant(values[name]), np.float32)
+            self.biases[bias], self._biases[bias] = nn.Parameter(torch.tensor(array)), name
+            grid = self.plan.grid_of[site.inputs[0]]
+            self._hooks[name] = partial(self._bias, bias, key, grid)
 
     def _found(self, name: str) -> QuantParams:
         params = self.plan.params(name)
@@ -170,10 +181,10 @@ class QatNetwork(nn.Module):
         found: T = self.weight_grids[key](self.weights[key])
         return found
 
-    def _bias(self, key: str, grid: str, tensor: T) -> T:
+    def _bias(self, bias: str, key: str, grid: str, tensor: T) -> T:
         """A layer's learned bias, rounded as the file will, in the place of the graph's."""
         unit = self._unit(key, grid)
-        return straight_through(self.biases[key] / unit) * unit
+        return straight_through(self.biases[bias] / unit) * unit
 
     def _unit(self, key: str, grid: str) -> T:
         """The step of a layer's int32 bias: input scale times weight scales, without gradient."""
@@ -202,9 +213,8 @@ class QatNetwork(nn.Module):
                 factor, shift = self.norms[key].affine()  # type: ignore[operator]
                 array, params = refolded(array, params, factor)
                 values[(site.bias if site else None) or ""] = shift.astype(np.float32)
-            elif site is not None and site.bias is not None:
-                values[site.bias] = self.biases[key].detach().cpu().numpy()
             codes[weight], grids[self.plan.grid_of[weight]] = array, params
+        values |= {n: self.biases[key].detach().cpu().numpy() for key, n in self._biases.items()}
         return replace(self.plan, grids=grids, codes=codes, values=values)
 
 

@@ -189,6 +189,52 @@ def test_after_training_the_file_is_what_was_trained(batchnorm):
     assert_the_file_is_what_was_trained(network, model, feeds)
 
 
+def tied_net(weights: bool) -> Net:
+    """Two Convs and a Gemm with one bias; the Convs may have one weight, too."""
+    net = Net(opset=21)
+    bias, weight = net.const(np.linspace(-1, 1, 5, dtype=np.float32), "b"), net.weight(5, 5, 3, 3)
+    x = net.input("x", "N", 5, 8, 8)
+    x = net.add("Relu", net.add("Conv", x, weight, bias, pads=[1] * 4, name="first"))
+    other = weight if weights else net.const(np.full((5, 5, 3, 3), 0.003, np.float32), "v")
+    x = net.add("Relu", net.add("Conv", x, other, bias, pads=[1] * 4, name="second"))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    return net.output(net.add("Gemm", x, net.weight(5, 5), bias, transB=1, out="y"))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_tied_biases_are_parted_and_every_one_learns(weights):
+    model, plan = planned(tied_net(weights), Bits(3, 4))
+    biases = {site.bias for site in plan.sites.values() if site.bias}
+    assert (
+        len(biases) == 3 and len({s.weight for s in plan.sites.values() if s.weight}) == 3 - weights
+    )
+    network = QatNetwork(model, plan, LSQ())
+    feeds = feeds_for(model, seed=2, rows=16)
+    with torch.no_grad():
+        assert torch.equal(
+            logits(network.eval(), feeds), Simulation(model, plan)(feeds, ["y"])["y"]
+        )
+    losses = trained(network, feeds)
+    assert losses[-1] < losses[0]
+    values = network.freeze().values
+    assert len({values[name].tobytes() for name in biases}) == 3
+    assert_the_file_is_what_was_trained(network, model, feeds)
+
+
+def test_biases_that_no_rewrite_parted_are_one_on_the_last_layers_grid():
+    model = tied_net(weights=False).model()
+    feeds = feeds_for(model, seed=2, rows=16)
+    bind(model, feeds)
+    rewritten(model, "fold_constants")
+    plan = make_plan(model, cpu(), Bits(3, 4), "net")
+    plan = freeze(model, make_grids(model, plan, [feeds], MinMax(), None, 1))
+    assert {site.bias for site in plan.sites.values() if site.bias} == {"b"}
+    network = QatNetwork(model, plan, LSQ())
+    assert len(network.biases) == 1
+    trained(network, feeds)
+    assert_the_file_is_what_was_trained(network, model, feeds)
+
+
 def test_every_parameter_gets_a_gradient():
     model, plan = planned(normed_net(), Bits(4, 4))
     network = QatNetwork(model, plan, LSQ(), "live")
