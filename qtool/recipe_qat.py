@@ -17,6 +17,8 @@ class Distill(Part):
     """Share of the teacher; 1: labels are not looked at."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softens both distributions before they are compared."""
+    blocks: Annotated[float, Field(ge=0)] = 0.0
+    """Factor on the squared error of block outputs, relative to the float network's; 0: none."""
 
 
 class Augment(Part):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +182,8 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     if run.stages.fresh:
         keep.unlink(missing_ok=True)
 
-    def teacher(feeds: Mapping[str, Any]) -> Any:
-        return executor(feeds, None, [first])[first]
+    def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
+        return executor(feeds, None, list(dict.fromkeys((first, *more))))
 
     history = train(network, teacher, run.lessons, run.validation, settings, keep, run.progress)
     best = best_of(history)
@@ -253,6 +253,7 @@ def _settings(run: "_Run") -> "Settings":
         loss=asked_loss(section, run.prepared),
         teacher=_teacher(section, run.lessons),
         temperature=section.distill.temperature if section.distill else 1.0,
+        blocks=section.distill.blocks if section.distill else 0.0,
         crop=section.augment.crop,
         flip=section.augment.flip,
         fill=_black(section, run.recipe),

@@ -41,6 +41,4 @@ def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:
     """Raise DataError for labels that no tensor holds."""
     labels = data.labels
     if section.loss is not None and labels is not None and labels.dtype.kind not in "iuf":
-        raise DataError(
-            f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers"
-        )
+        raise DataError(f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers")

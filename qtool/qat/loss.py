@@ -1,16 +1,19 @@
 """What training makes small: a loss of labels, the distance to the float network, or both."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from qtool.errors import RecipeError
+from qtool.qat.blocks import block_error
 from qtool.qat.network import QatNetwork
 from qtool.qat.settings import Settings
 
 T = torch.Tensor
-Teacher = Callable[[Mapping[str, T]], T]
+# The float network's first output for inputs by name, and more of its values, by name.
+Teacher = Callable[[Mapping[str, T], Sequence[str]], Mapping[str, T]]
 
 
 class Loss:
@@ -21,40 +24,53 @@ class Loss:
 
         Args:
             network: what learns.
-            teacher: first output of the float network for a batch of inputs.
+            teacher: values of the float network for a batch of inputs.
             settings: how much of what.
+
+        Raises:
+            RecipeError: blocks are to be compared, and the network has none.
         """
         self.network, self.teacher, self.settings = network, teacher, settings
+        self.blocks = network.blocks if settings.blocks else ()
+        if settings.blocks and not self.blocks:
+            raise RecipeError(
+                "qat.distill.blocks: the network has neither a residual sum nor two quantized "
+                "layers with weights; leave it out"
+            )
 
     def __call__(self, feeds: Mapping[str, T], labels: T | None) -> T:
         """Differentiable, rank 0."""
-        return self.of(self.network(feeds), labels, self.taught(feeds))
+        found, taught = self.network(feeds, self.blocks), self.taught(feeds)
+        loss = self.of(found, labels, taught)
+        if taught is not None and self.blocks:
+            loss = loss + self.settings.blocks * block_error(found, taught, self.blocks)
+        return loss
 
     @torch.no_grad()
-    def taught(self, feeds: Mapping[str, T]) -> T | None:
-        """The float network's first output, where the loss looks at it."""
+    def taught(self, feeds: Mapping[str, T]) -> Mapping[str, T] | None:
+        """The float network's first output and blocks, where the loss looks at them."""
         own = self.settings.loss
         wanted = self.settings.teacher > 0 or (own is not None and own.wants_teacher)
-        return self.teacher(feeds) if wanted else None
+        return self.teacher(feeds, self.blocks) if wanted or self.blocks else None
 
-    def of(self, found: Mapping[str, T], labels: T | None, taught: T | None) -> T:
-        """The loss of what the network found; rank 0.
+    def of(self, found: Mapping[str, T], labels: T | None, taught: Mapping[str, T] | None) -> T:
+        """The loss of what the network found, blocks left out; rank 0.
 
         Args:
             found: the network's outputs by name.
             labels: class numbers [N]; for a loss of the user's own any tensor.
-            taught: the float network's first output, see :meth:`taught`.
+            taught: the float network's first output by name, see :meth:`taught`.
         """
-        settings, parts = self.settings, []
-        out = self.scores(found[self.network.outputs[0]])
+        settings, parts, first = self.settings, [], self.network.outputs[0]
+        out, want = self.scores(found[first]), None if taught is None else taught[first]
         if settings.loss is not None:
             outputs = {name: found[name] for name in self.network.outputs}
-            parts.append((1 - settings.teacher) * settings.loss(outputs, labels, taught))
+            parts.append((1 - settings.teacher) * settings.loss(outputs, labels, want))
         elif settings.teacher < 1 and labels is not None:
             by_label = F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
             parts.append((1 - settings.teacher) * by_label)
-        if settings.teacher > 0 and taught is not None:
-            by_teacher = distilled(out, self.scores(taught), settings.temperature)
+        if settings.teacher > 0 and want is not None:
+            by_teacher = distilled(out, self.scores(want), settings.temperature)
             parts.append(settings.teacher * by_teacher)
         total: T = torch.stack(parts).sum()
         return total
@@ -74,14 +90,14 @@ class Loss:
         if self.settings.loss is None:
             out = self.scores(found[self.network.outputs[0]])[:rows]
             return float(distilled(out, self.wanted(feeds)[:rows], 1.0))
-        taught = self.taught(feeds)
-        cut = {name: tensor[:rows] for name, tensor in found.items()}
-        return float(self.of(cut, labels, None if taught is None else taught[:rows]))
+        taught = self.taught(feeds) or {}
+        ours, theirs = ({k: v[:rows] for k, v in part.items()} for part in (found, taught))
+        return float(self.of(ours, labels, theirs or None))
 
     @torch.no_grad()
     def wanted(self, feeds: Mapping[str, T]) -> T:
         """The float network's scores."""
-        return self.scores(self.teacher(feeds))
+        return self.scores(self.teacher(feeds, ())[self.network.outputs[0]])
 
     def scores(self, out: T) -> T:
         """Scores before a Softmax, up to a constant that no loss sees."""

@@ -1,6 +1,6 @@
 """The fake-quantized graph as a torch module: weights, scales and BatchNorm learn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
 from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
+from qtool.qat.blocks import block_outputs
 from qtool.qat.functions import beside, straight_through
 
 T = torch.Tensor
@@ -37,6 +38,7 @@ class QatNetwork(nn.Module):
         weights, norms: learned, by position of their site; tied weights are one.
         biases: learned, by position among them; a layer has a bias or a norm.
         weight_grids, activation_grids: the quantizers' modules.
+        blocks: values that end a block of the network, by name.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class QatNetwork(nn.Module):
         self.executor = Executor(model, device)
         self.raw = raw_edges(model, plan)
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
+        self.blocks = block_outputs(model, plan)
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
         self.norms = nn.ModuleDict()
@@ -164,9 +167,13 @@ class QatNetwork(nn.Module):
                 self._grids[name] = keys[grid]
         self._grid_keys = keys
 
-    def forward(self, feeds: Mapping[str, Any]) -> dict[str, T]:
-        """Outputs by name for one batch of inputs by name."""
-        return self.executor(feeds, self._observe, self.outputs, self.raw)
+    def forward(self, feeds: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, T]:
+        """Outputs by name for a batch of inputs by name, then ``more`` values, as readers see them.
+
+        A layer's output is what a BatchNorm folded into the layer makes of it.
+        """
+        names = tuple(dict.fromkeys((*self.outputs, *more)))
+        return self.executor(feeds, self._observe, names, self.raw)
 
     def _observe(self, value: ir.Value, tensor: T) -> T:
         name = value.name or ""

@@ -40,6 +40,7 @@ class Settings:
     loss: "OwnLoss | None" = None  # cross entropy
     teacher: float = 1.0
     temperature: float = 1.0
+    blocks: float = 0.0
     crop: int = 0
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)

@@ -53,7 +53,7 @@ def train(
 
     Args:
         network: what learns.
-        teacher: first output of the float network for a batch of inputs.
+        teacher: values of the float network for a batch of inputs.
         data: what it learns from, with labels unless ``settings.teacher`` is 1.
         validation: samples that choose the best epoch.
         settings: how.

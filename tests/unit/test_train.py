@@ -56,7 +56,7 @@ def run(
     )
     history = train(
         network,
-        lambda feeds: executor(feeds, None, ["y"])["y"],
+        lambda feeds, more: executor(feeds, None, ["y", *more]),
         dataset(200, 0, labelled),
         dataset(60, 1, labelled),
         settings,
