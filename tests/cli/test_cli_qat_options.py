@@ -67,3 +67,39 @@ def test_what_a_loss_of_ones_own_does_not_go_with(folder, setting, said):
     (folder / "my_loss.py").write_text(LOSSES)
     done = asked(folder, "no", "qat.loss=my_loss:half", setting)
     assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_oscillating_weights_are_told_of_and_frozen(folder):
+    asked_for = ("qat.oscillation={dampen: 0.001, freeze: 0.02, momentum: 0.05}", "qat.ema=0.9")
+    done = asked(folder, "f", *asked_for)
+    assert done.returncode == 0, done.stderr
+    found = report(folder, "f")
+    training, parity = found["data"]["training"], found["parity"]
+    assert 0 < training["oscillating"] < 1 and 0 < training["frozen"] < 1
+    last = training["epochs"][-1]
+    assert (last["oscillating"], last["frozen"]) == (training["oscillating"], training["frozen"])
+    assert "frozen" not in training["epochs"][0] and parity["share_off"] == 0
+    said = f"{training['frozen']:.2%} were frozen"
+    for name in ("report.html", "report.md"):
+        assert said in (folder / "f" / name).read_text(), name
+    assert said in " ".join(done.stdout.split())
+    assert f"{training['frozen']:.2%} frozen" in (folder / "f" / "report.html").read_text()
+    again = qtool("qat", "--recipe", folder / "f/recipe.yaml", "--out", folder / "f2")
+    assert again.returncode == 0, again.stderr
+    assert report(folder, "f2")["output"] == found["output"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["qat.oscillation={}", "qat.quantizer=pact"], "expected lsq, lsq_plus, ewgs or ste"),
+        (["qat.oscillation={}", "bits.weights=8"], "found no weights of 4 bits or fewer"),
+        (["qat.oscillation={damp: 1}"], "qat.oscillation"),
+        (["qat.oscillation.freeze=0"], "qat.oscillation.freeze"),
+        (["qat.ema=1"], "qat.ema"),
+    ],
+)
+def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, said):
+    done = asked(folder, "no", *settings)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert said in done.stderr and not (folder / "no").exists()
