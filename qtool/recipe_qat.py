@@ -28,6 +28,8 @@ class Augment(Part):
     """Shift by up to so many pixels; what comes in is black, or 0 where there is no preprocess."""
     flip: bool = False
     """Mirror every second image left and right."""
+    colour: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Brightness, contrast and saturation change by a random factor up to so far from 1."""
 
 
 class Oscillation(Part):

@@ -24,7 +24,10 @@ from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, refuse_own_loss
 
 if TYPE_CHECKING:
-    from qtool.qat.settings import Epoch, Settings
+    from qtool.qat.settings import Epoch, Pixels, Settings
+
+# Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
+LUMA = (0.299, 0.587, 0.114)
 
 
 def learn(
@@ -148,12 +151,17 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
     known = _preprocess(section, recipe)
     layout = known.layout if known is not None and section.images is not None else "nchw"
     ranks = [len(spec.shape) for spec in prepared.inputs.values()]
-    if (section.augment.crop or section.augment.flip) and (ranks != [4] or layout != "nchw"):
+    augment = section.augment
+    changed = augment.crop or augment.flip or augment.colour
+    if changed and (ranks != [4] or layout != "nchw"):
         found = ", ".join(spec.describe() for spec in prepared.inputs.values())
         raise recipe.error(
             ("qat", "augment"),
             f"found {found}, expected one input of images [N, C, H, W]; leave augment out",
         )
+    if augment.colour and (known is None or section.images is None):
+        why = "needs to know the pixels; expected images and the preprocess that made them inputs"
+        raise recipe.error(("qat", "augment", "colour"), f"{why}: write both, or leave it out")
 
 
 def _teacher(section: Qat, data: Dataset) -> float:
@@ -257,6 +265,8 @@ def _settings(run: "_Run") -> "Settings":
         crop=section.augment.crop,
         flip=section.augment.flip,
         fill=_black(section, run.recipe),
+        colour=section.augment.colour,
+        pixels=_pixels(section, run.recipe),
         seed=run.seed,
         oscillation=None if asked is None else Oscillation(**asked.model_dump()),
         ema=section.ema,
@@ -290,6 +300,19 @@ def _black(section: Qat, recipe: Recipe) -> tuple[float, ...]:
         return (0.0,)
     mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (known.mean, known.std))
     return tuple(float(v) for v in -mean / std)
+
+
+def _pixels(section: Qat, recipe: Recipe) -> "Pixels":
+    """How pixels become the network's inputs, as far as it matters."""
+    from qtool.qat.settings import Pixels
+
+    known = _preprocess(section, recipe)
+    if known is None or not section.augment.colour:
+        return Pixels()
+    mean, std = (np.broadcast_to(np.asarray(v), known.channels) for v in (known.mean, known.std))
+    unit = 255 if known.dtype == "uint8" else 255 * known.scale
+    luma = (1.0,) if known.channels == 1 else LUMA[:: -1 if known.color == "bgr" else 1]
+    return Pixels(tuple(map(float, unit / std)), tuple(map(float, -mean / std)), luma)
 
 
 def _preprocess(section: Qat, recipe: Recipe) -> Preprocess | None:

@@ -23,6 +23,20 @@ class Oscillation:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """How pixels p between 0 and 1 become inputs: p * scale + offset.
+
+    Attributes:
+        scale, offset: one number for each channel, or one for all.
+        luma: the channels' shares of a pixel's gray; they sum to 1.
+    """
+
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    luma: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to train; the recipe's ``qat`` section says what each means."""
 
@@ -44,6 +58,8 @@ class Settings:
     crop: int = 0
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)
+    colour: float = 0.0
+    pixels: Pixels = Pixels()
     seed: int = 0
     oscillation: Oscillation | None = None  # not even counted
     ema: float | None = None  # what the average judged keeps at every step

@@ -22,6 +22,7 @@ from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat.augment import augmented
 from qtool.qat.average import Average
+from qtool.qat.colour import jittered
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
 from qtool.qat.network import LiveNorm, QatNetwork
@@ -184,6 +185,9 @@ class _Loop:
             for batch in stream:
                 labels = batch.pop("label", None)
                 feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+                if random is not None and settings.colour:
+                    colour = (settings.colour, settings.pixels, random)
+                    feeds = {k: jittered(v, *colour) for k, v in feeds.items()}
                 if random is not None and (settings.crop or settings.flip):
                     feeds = {
                         k: augmented(

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_cli_qat import folder, qtool
 
 assert folder  # a fixture
@@ -48,6 +50,8 @@ def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     [
         ("qat.loss=focal", "expected module:function"),
         ("qat.loss=not_there:focal", "add --trust-code"),
+        ("qat.distill={blocks: -1}", "qat.distill.blocks"),
+        ("qat.augment={colour: 2}", "qat.augment.colour"),
     ],
 )
 def test_what_is_refused_before_any_work(folder, setting, said):
@@ -103,3 +107,41 @@ def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, sai
     done = asked(folder, "no", *settings)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert said in done.stderr and not (folder / "no").exists()
+
+
+def test_colour_needs_the_pixels_behind_the_inputs(folder):
+    done = asked(folder, "no", "qat.augment={colour: 0.2}")
+    assert done.returncode == 2 and "preprocess that made them" in done.stderr, done.stderr
+    assert not (folder / "no").exists()
+
+
+def test_images_train_with_colours_changed(folder):
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        (folder / "pictures" / str(k)).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 80, (8, 8), np.uint8)
+            pixels[2 * k : 2 * k + 2] += 150
+            Image.fromarray(pixels).save(folder / "pictures" / str(k) / f"{i}.png")
+    (folder / "images.yaml").write_text(
+        """
+        model: net.onnx
+        calibrate:
+          images: pictures
+          take: {every: 2, offset: 1}
+          preprocess: {color: gray, mean: [0.3], std: [0.2]}
+        evaluate: {images: pictures, take: {every: 2}}
+        qat:
+          images: pictures
+          take: {every: 2, offset: 1}
+          epochs: 2
+          batch: 16
+          augment: {crop: 1, colour: 0.3}
+        """
+    )
+    words = ("qat", "--recipe", folder / "images.yaml", "--out")
+    for out, more in (("c1", ()), ("c2", ()), ("c3", ("--set", "qat.augment.colour=0"))):
+        done = qtool(*words, folder / out, *more)
+        assert done.returncode == 0, done.stderr
+    found = [report(folder, k)["data"]["training"]["epochs"] for k in ("c1", "c2", "c3")]
+    assert found[0] == found[1] != found[2]
