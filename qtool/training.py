@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qtool.data import Dataset, open_dataset, split
+from qtool.data import Dataset, open_dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError, RecipeError
 from qtool.graph import dims
@@ -21,7 +21,7 @@ from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
-from qtool.training_checks import asked_loss, refuse_own_loss
+from qtool.training_checks import asked_loss, parted, refuse_own_loss
 
 if TYPE_CHECKING:
     from qtool.qat.settings import Epoch, Pixels, Settings
@@ -61,7 +61,7 @@ def learn(
     with stages.stage("qat") as record:
         data = _open(recipe, section, prepared, record)
         _refuse(recipe, section, prepared, data)
-        lessons, validation = split(data, section.validation, seed)
+        lessons, validation = parted(recipe, section, data, seed)
         fixed = prepared.fixed_batch
         if fixed is not None and section.batch != fixed:
             raise recipe.error(

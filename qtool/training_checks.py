@@ -1,6 +1,8 @@
 """What `qtool qat` refuses before it trains: most of it before any work."""
 
-from qtool.data import Dataset
+import math
+
+from qtool.data import Dataset, split
 from qtool.errors import DataError
 from qtool.prepare import Prepared
 from qtool.qat.own_loss import OwnLoss, own_loss
@@ -42,3 +44,21 @@ def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:
     labels = data.labels
     if section.loss is not None and labels is not None and labels.dtype.kind not in "iuf":
         raise DataError(f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers")
+
+
+def parted(recipe: Recipe, section: Qat, data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """What is learned from, and what is held out to choose the best epoch.
+
+    Raises:
+        RecipeError: ``qat.validation`` is a share that leaves one of the two empty.
+        DataError: there is one sample alone.
+    """
+    held, count = round(section.validation * data.count), data.count
+    if count > 1 and not 0 < held < count:
+        least, most = 1 / count, math.floor(1000 * (count - 1) / count) / 1000
+        raise recipe.error(
+            ("qat", "validation"),
+            f"{section.validation} of {count} samples is {held}, expected at least one sample to "
+            f"learn from and one to hold out; write a share from {least:.2g} to {most:g}",
+        )
+    return split(data, section.validation, seed)

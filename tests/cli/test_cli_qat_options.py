@@ -27,6 +27,14 @@ def report(folder, out):
     return json.loads((folder / out / "report.json").read_text())
 
 
+@pytest.mark.parametrize(("share", "held"), [(0.999, 20), (0.02, 0)])
+def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
+    done = asked(folder, "no", "qat.count=20", f"qat.validation={share}")
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert f"qat.validation: {share} of 20 samples is {held}" in done.stderr
+    assert "write a share from 0.05 to 0.95" in done.stderr and not (folder / "no").exists()
+
+
 def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     (folder / "my_loss.py").write_text(LOSSES)
     words = ["--set", "qat.loss=my_loss:half", "--set", "qat.epochs=2"]
