@@ -4,6 +4,8 @@ import json
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from qtool.plan import QuantPlan, same_shape
 from qtool.plan_io import read_plan, write_plan
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
+from qtool.qat import processes
 from qtool.recipe import Recipe
 from qtool.recipe_target import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
@@ -43,8 +46,9 @@ from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets import load_target
-from qtool.training import learn, refuse_several_processes
+from qtool.training import learn
 from qtool.training_checks import refuse_early
+from qtool.training_shared import help_learn
 
 
 def run_ptq(
@@ -85,8 +89,7 @@ def run_ptq(
         refuse_early(recipe, trust_code)
     made = first_missing(out)
     count = threads or default_threads()
-    base = (source_digest(), str(environment()), str(count), device)
-    stages = Stages(out / ".stages", fresh, base)
+    stages = _stages(out, fresh, count, device)
     scratch = out / ".stages" / "scratch"
     with stages.alone():
         try:
@@ -108,6 +111,11 @@ def run_ptq(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def _stages(out: Path, fresh: bool, threads: int, device: str) -> Stages:
+    base = (source_digest(), str(environment()), str(threads), device)
+    return Stages(out / ".stages", fresh, base)
 
 
 def _finish(
@@ -135,17 +143,42 @@ def _finish(
     return report
 
 
-def run_qat(recipe: Recipe, out: Path, *, epochs: int | None = None, **options: Any) -> Report:
+def run_qat(
+    recipe: Recipe, out: Path, *, epochs: int | None = None, device: str = "cpu", **options: Any
+) -> Report | None:
     """As :func:`run_ptq`, and the calibrated plan learns before it is rounded.
+
+    Of several processes that torchrun started, the first does this; the others help it to train,
+    and return None.
 
     Args:
         recipe: what to do; its ``qat`` section says how to train.
         out: the run folder.
         epochs: instead of the recipe's.
-        options: as for :func:`run_ptq`.
+        device, options: as for :func:`run_ptq`.
     """
-    refuse_several_processes()
-    return run_ptq(recipe, out, train=True, epochs=epochs, **options)
+    with processes.joined(device):
+        if processes.rank() == 0:
+            return run_ptq(recipe, out, train=True, epochs=epochs, device=device, **options)
+        _help(recipe, out, device, options)
+        return None
+
+
+def _help(recipe: Recipe, out: Path, device: str, options: Mapping[str, Any]) -> None:
+    """Train with the first process."""
+    recipe, seed = settle(recipe, load_target(recipe.target)), options.get("seed", 0)
+    threads = options.get("threads") or default_threads()
+    stages = _stages(out, False, threads, device)  # it holds models that the first one exported
+    allowed = [options.get(key, False) for key in ("trust_code", "requantize")]
+
+    def make() -> Prepared:
+        prepared = prepare(recipe, stages, seed, silent, *allowed)
+        rewritten(recipe, prepared, stages)
+        return prepared
+
+    # Where the first process ended early, it says why.
+    with suppress(processes.Lost):
+        help_learn(recipe, make, seed, device)
 
 
 def rewritten(recipe: Recipe, prepared: Prepared, stages: Stages) -> ModelPart:

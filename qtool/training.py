@@ -1,27 +1,27 @@
 """What `qtool qat` does between calibration and rounding: the plan learns."""
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qtool.data import Dataset, open_dataset
+from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
-from qtool.errors import DataError, RecipeError
+from qtool.errors import DataError
 from qtool.graph import dims
 from qtool.metrics_classes import refuse_outside
 from qtool.numerics import QuantSpec
 from qtool.plan import QuantPlan
-from qtool.prepare import Prepared, disjoint, with_preprocess
+from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
+from qtool.qat import processes
 from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, parted, refuse_own_loss
+from qtool.training_shared import make_network, open_section, refuse_shares, tell
 
 if TYPE_CHECKING:
     from qtool.qat.settings import Epoch, Pixels, Settings
@@ -72,6 +72,7 @@ def learn(
                 f"qat: {lessons.count} samples to learn from, fewer than the model's fixed batch "
                 f"of {fixed}; give more"
             )
+        refuse_shares(recipe, min(section.batch, lessons.count), fixed)
         run = _Run(
             recipe,
             section,
@@ -107,20 +108,9 @@ class _Run:
 
 def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> Dataset:
     """Training samples, disjoint from those the file is judged on; without labels if not needed."""
-    own = with_preprocess(section, recipe.calibrate)
-    data = open_dataset(own, prepared.inputs, trust_code=prepared.trust_code)
+    data = open_section(recipe, section, prepared)
     record.notes += [f"qat: {note}" for note in data.notes]
     return disjoint(recipe, section, data, prepared.judged, record, "training")
-
-
-def refuse_several_processes() -> None:
-    """Raises RecipeError under torchrun: its processes would all write one run folder."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count != "1":
-        raise RecipeError(
-            f"found WORLD_SIZE={count}: `qtool qat` trains in one process; start it without "
-            "torchrun, or unset WORLD_SIZE"
-        )
 
 
 def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> None:
@@ -174,25 +164,16 @@ def _teacher(section: Qat, data: Dataset) -> float:
 def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     import torch
 
-    from qtool.execute.executor import Executor
-    from qtool.qat.network import QatNetwork
-    from qtool.qat.quantizers import QAT_QUANTIZERS
     from qtool.qat.settings import best_of
     from qtool.qat.train import train
 
     torch.manual_seed(run.seed)
-    section, model = run.section, run.prepared.loaded.model
-    settings = _settings(run)
-    quantizer = section.quantizer.build(QAT_QUANTIZERS)
-    network = QatNetwork(model, run.plan, quantizer, section.batchnorm, run.device)
-    executor, first = Executor(model, run.device), str(model.graph.outputs[0].name)
+    section, settings = run.section, _settings(run)
+    network, teacher = make_network(section, run.prepared, run.plan, run.device)
     keep = run.stages.place("qat", _parts(run), ".pt")
     if run.stages.fresh:
         keep.unlink(missing_ok=True)
-
-    def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
-        return executor(feeds, None, list(dict.fromkeys((first, *more))))
-
+    tell(run.plan, settings, keep, run.prepared.loaded.sha256, run.lessons)
     history = train(network, teacher, run.lessons, run.validation, settings, keep, run.progress)
     best = best_of(history)
     if len(history) <= settings.epochs:
@@ -200,6 +181,8 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
             f"WARNING: the loss of epoch {len(history)} is no number; the plan of epoch {best} was "
             "kept. Lower qat.lr, or equalize the network's channels first"
         )
+    if processes.count() > 1:
+        record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")
     record.notes.append(
         f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
         f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
@@ -290,7 +273,9 @@ def _parts(run: "_Run") -> tuple[str, ...]:
     own = asked_loss(run.section, run.prepared)
     asked += own.digest if own is not None else ""
     loaded = run.prepared.loaded.sha256
-    return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, str(run.seed))
+    # Sums over processes round in another order.
+    choices = (str(run.seed), str(processes.count()))
+    return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, *choices)
 
 
 def _black(section: Qat, recipe: Recipe) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ def exit_codes() -> Iterator[None]:
         _say(f"error: {error}")
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        _say("interrupted")
+        _say(": ".join(["interrupted", *map(str, error.args)]))
         raise typer.Exit(INTERRUPTED) from error
     except OSError as error:
         if error.errno in _USERS:

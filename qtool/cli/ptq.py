@@ -81,8 +81,10 @@ def quantize(
         show(report, folder, json)
 
 
-def show(report: "Report", folder: Path | None, json: bool) -> None:
-    """Print a report and end with its exit code."""
+def show(report: "Report | None", folder: Path | None, json: bool) -> None:
+    """Print a report and end with its exit code; without one, another process has it."""
+    if report is None:
+        raise typer.Exit(PASSED)
     from qtool.cli.report import terminal_text
 
     print_result(report.to_json() if json else terminal_text(report, folder=folder))

@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from qtool.cli import options
+from qtool.cli.exits import exit_codes
 from qtool.cli.ptq import chosen_recipe, default_out, quantize
+from qtool.qat.processes import expected
 
 Epochs = Annotated[
     int | None,
@@ -31,6 +33,8 @@ def qat(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
+    with exit_codes():
+        first = expected()[0] == 0  # of several processes one shows what happens
     quantize(
         "run_qat",
         chosen=lambda: chosen_recipe(recipe, model, data, settings or []),
@@ -38,7 +42,7 @@ def qat(
         device=device,
         plan=plan,
         json=json,
-        quiet=quiet,
+        quiet=quiet or not first,
         epochs=epochs,
         seed=seed,
         threads=threads,

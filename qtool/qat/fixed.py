@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, QuantParams
+from qtool.qat import processes
 from qtool.qat.functions import (
     as_scale,
     beside,
@@ -85,6 +86,7 @@ class FixedActivation(nn.Module):
         spec = self.params.spec
         if self.momentum and self.training:
             seen = torch.stack(torch.aminmax(x.detach())).to(self.limits.dtype)
+            seen = processes.widest(seen)
             self.limits = self.limits + self.momentum * (seen - self.limits)
             self._follow()
         if not self.momentum:

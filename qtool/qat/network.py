@@ -18,6 +18,7 @@ from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
 from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
+from qtool.qat import processes, synced
 from qtool.qat.blocks import block_outputs
 from qtool.qat.functions import beside, straight_through
 
@@ -231,7 +232,8 @@ class LiveNorm(nn.Module):
     In evaluation its shift is rounded as the bias it will become; in training it is not.
 
     Attributes:
-        live: batch statistics while training; else the running ones always.
+        live: batch statistics while training, over the batches of all processes; else the running
+            ones always.
     """
 
     mean: T
@@ -252,6 +254,8 @@ class LiveNorm(nn.Module):
     def forward(self, x: T) -> T:
         """Normalized, scaled and shifted."""
         if self.training and self.live:
+            if processes.count() > 1:
+                return self._synced(x)
             if x.numel() == x.shape[1]:
                 raise RecipeError(
                     "qat: a batch of 1 has no statistics for a BatchNorm of one pixel; use a "
@@ -267,6 +271,14 @@ class LiveNorm(nn.Module):
         shift = torch.where(step == 0, shift, rounded)
         shape = [1, -1, *[1] * (x.dim() - 2)]
         return x * factor.reshape(shape) + shift.reshape(shape)
+
+    def _synced(self, x: T) -> T:
+        """As torch's own in training, over the rows of all processes."""
+        y, mean, var, counted = synced.batch_norm(x, self.gamma, self.beta, self.epsilon)
+        with torch.no_grad():
+            self.mean.lerp_(mean, self.momentum)
+            self.var.lerp_(var * counted / (counted - 1), self.momentum)
+        return y
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """(factor, shift) per channel, float64, in inference."""

@@ -4,6 +4,7 @@ A run that was stopped at any moment goes on from its last finished epoch, and e
 numbers as one that was not: every random choice is made from the seed and the epoch.
 """
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
+from qtool.qat import processes
 from qtool.qat.augment import augmented
 from qtool.qat.average import Average
 from qtool.qat.colour import jittered
@@ -52,6 +54,9 @@ def train(
 
     With ``settings.ema`` the moving average is judged and kept in place of the network itself.
 
+    Several processes (:mod:`qtool.qat.processes`) train as one does: each takes its rows of every
+    batch, and the first alone judges and writes.
+
     Args:
         network: what learns.
         teacher: values of the float network for a batch of inputs.
@@ -70,7 +75,8 @@ def train(
         for number in range(len(loop.history), settings.epochs + 1):
             if loop.diverged or not loop.epoch(number):
                 break
-            loop.save(keep)
+            if processes.rank() == 0:
+                loop.save(keep)
         loop.finish()
     return loop.history
 
@@ -97,6 +103,10 @@ class _Loop:
             raise DataError("qat: training by labels needs one class number per sample")
         # A short last batch would disturb the statistics of BatchNorm.
         self.steps = max(1, data.count // settings.batch)
+        batch = min(settings.batch, data.count)
+        mine = slice(processes.rank(), None, processes.count())
+        self.part, self.rows = (batch, mine), len(range(batch)[mine])
+        processes.share_tensors(network.state_dict().values())
         self.optimizer = make_optimizer(network, settings)
         asked, ema = settings.oscillation, settings.ema
         self.oscillations = None if asked is None else Oscillations(network, asked)
@@ -115,7 +125,7 @@ class _Loop:
                 return False
         shares = self.oscillations.shares() if self.oscillations and number else (None, None)
         with self._judged():
-            score = self._score()
+            score = processes.share(self._score)
             self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
             if best_of(self.history) == number:
                 self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -136,23 +146,24 @@ class _Loop:
         settings, network = self.settings, self.network
         random = torch.Generator().manual_seed((settings.seed << 20) + number)
         order = torch.randperm(self.data.count, generator=random).numpy()
-        shuffled = self.data.take(order[: self.steps * settings.batch])
         total, done = torch.zeros((), device=self.device), 0
         network.train()
-        for feeds, labels in self._batches(shuffled, random):
+        for feeds, labels in self._batches(self._mine(order), self.rows, random):
             at = number - 1 + done / self.steps
             for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(feeds, labels)
+            # A mean over this process's rows; all of them sum to that over the batch.
+            loss = self.loss(feeds, labels) * (self.rows / self.part[0])
             self._with_dampening(loss, at / settings.epochs).backward()
+            loss = processes.add_up_gradients(network.parameters(), loss.detach())
             if self.oscillations is not None:
                 self.oscillations.take_gradients()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             self.optimizer.step()
             network.project()
-            total, done = total + loss.detach(), done + 1
+            total, done = total + loss, done + 1
             self._observe_step((number - 1) * self.steps + done)
             steps = (number - 1) * self.steps + done
             self.progress("train", steps, settings.epochs * self.steps, self._news())
@@ -160,9 +171,9 @@ class _Loop:
         return mean if math.isfinite(mean) else None
 
     def _with_dampening(self, loss: T, share: float) -> T:
-        """The loss and what holds oscillations back."""
+        """The loss and this process's part of what holds oscillations back."""
         dampening = None if self.oscillations is None else self.oscillations.dampening(share)
-        return loss if dampening is None else loss + dampening
+        return loss if dampening is None else loss + dampening * (self.rows / self.part[0])
 
     def _observe_step(self, steps: int) -> None:
         """After so many optimizer steps since training began."""
@@ -176,12 +187,17 @@ class _Loop:
         loss = "" if last.loss is None else f", loss {last.loss:.3f}"
         return f"epoch {last.number}: validation {last.score:.2f}{loss}"
 
+    def _mine(self, order: np.ndarray) -> Dataset:
+        """This process's rows of every whole batch, the samples being in this order."""
+        whole = order[: self.steps * self.part[0]].reshape(self.steps, -1)
+        return self.data.take(whole[:, self.part[1]].ravel())
+
     def _batches(
-        self, data: Dataset, random: torch.Generator | None = None
+        self, data: Dataset, size: int, random: torch.Generator | None = None
     ) -> Iterator[tuple[dict[str, T], T | None]]:
         """Inputs and class numbers on the device, augmented where ``random`` is given."""
         settings = self.settings
-        with closing(data.batches(settings.batch)) as stream:  # type: ignore[type-var]
+        with closing(data.batches(size)) as stream:  # type: ignore[type-var]
             for batch in stream:
                 labels = batch.pop("label", None)
                 feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
@@ -189,12 +205,8 @@ class _Loop:
                     colour = (settings.colour, settings.pixels, random)
                     feeds = {k: jittered(v, *colour) for k, v in feeds.items()}
                 if random is not None and (settings.crop or settings.flip):
-                    feeds = {
-                        k: augmented(
-                            v, settings.crop, settings.flip, torch.tensor(settings.fill), random
-                        )
-                        for k, v in feeds.items()
-                    }
+                    how = (settings.crop, settings.flip, torch.tensor(settings.fill), random)
+                    feeds = {k: augmented(v, *how, self.part) for k, v in feeds.items()}
                 known = known_labels(labels, settings.loss is not None)
                 yield (
                     {k: v.to(self.device) for k, v in feeds.items()},
@@ -208,7 +220,7 @@ class _Loop:
         data, total = self.validation, self.validation.count
         if self.settings.fixed:  # filled up with its last sample, and cut off below
             data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
-        for feeds, labels in self._batches(data):
+        for feeds, labels in self._batches(data, self.settings.batch):
             found = self.network(feeds)
             out = found[self.network.outputs[0]]
             rows = min(len(out), total - count)
@@ -227,9 +239,9 @@ class _Loop:
         norms = [m for m in self.network.modules() if isinstance(m, LiveNorm) and m.live]
         if not norms or len(self.history) < 2:
             return
-        before = self._score()
+        before = processes.share(self._score)
         self._reestimate(norms)
-        if self._score() < before:
+        if processes.share(self._score) < before:
             self.network.load_state_dict(self.best)
         self.network.eval()
 
@@ -238,7 +250,8 @@ class _Loop:
         """Running statistics become the plain mean over the batches."""
         momenta = [norm.momentum for norm in norms]
         self.network.train()
-        for k, (feeds, _) in enumerate(self._batches(self.data)):
+        data = self._mine(np.arange(self.data.count))
+        for k, (feeds, _) in enumerate(self._batches(data, self.rows)):
             if k == min(REESTIMATE, self.steps):
                 break
             for norm in norms:
@@ -264,10 +277,13 @@ class _Loop:
 
     def resume(self, path: Path) -> None:
         """Go on where a checkpoint of the same run ends, if there is one."""
-        if not path.is_file():
+        kept = processes.share(lambda: path.read_bytes() if path.is_file() else None)
+        if kept is None:
             return
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(kept), map_location=self.device, weights_only=True
+            )
         except Exception as error:  # a damaged archive fails in many ways
             raise RecipeError(
                 f"qat: the checkpoint {path} cannot be read; start anew with --fresh"

@@ -106,16 +106,49 @@ def test_what_it_refuses(folder, setting, said):
     assert said in done.stderr and not (folder / "x").exists() and done.stdout == ""
 
 
-def test_it_refuses_several_processes_and_damaged_checkpoints(folder):
+def test_it_refuses_half_a_group_and_damaged_checkpoints(folder):
     words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "w", "--epochs", 1]
     alone = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
     done = qtool(*words, env=alone | {"WORLD_SIZE": "2"})
-    assert done.returncode == 2 and "one process" in done.stderr and not (folder / "w").exists()
+    assert done.returncode == 2 and "torchrun" in done.stderr and not (folder / "w").exists()
     assert qtool(*words, env=alone).returncode == 0
     (kept,) = (folder / "w" / ".stages").glob("qat-*.pt")
     kept.write_bytes(kept.read_bytes()[:300])
     done = qtool(*words, env=alone)
     assert done.returncode == 2 and "--fresh" in done.stderr
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    """Two processes on a port that the system chooses."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    line += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "qtool", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
+
+
+def test_two_processes_write_what_one_writes(folder):
+    words = ["qat", "--recipe", folder / "r.yaml", "--json", "--epochs", 2]
+    one, two = qtool(*words, "--out", folder / "1"), torchrun(*words, "--out", folder / "2")
+    assert two.returncode == 0, two.stderr
+    found, want = json.loads(two.stdout), json.loads(one.stdout)  # one object, of one process
+    assert found["data"]["training"]["sha256"] == want["data"]["training"]["sha256"]
+    epochs = (report["data"]["training"]["epochs"] for report in (found, want))
+    for ours, theirs in zip(*epochs, strict=True):
+        # The order of sums alone differs.
+        assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
+        assert ours["score"] == pytest.approx(theirs["score"], abs=7)  # one of 15 samples
+    assert found["parity"]["share_off"] == 0 and "train: " in two.stderr
+    kept = [sorted(p.name.split("-")[0] for p in folder.glob(f"{k}/**/*")) for k in (1, 2)]
+    assert kept[0] == kept[1] and kept[1].count("model.onnx") == 1
+
+
+def test_an_error_ends_all_processes(folder):
+    words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "y"]
+    done = torchrun(*words, "--set", "bits.weights=1", "--json")
+    # torchrun itself ends with 1, and says with what its processes ended.
+    assert done.returncode == 1 and done.stdout == "" and not (folder / "y").exists()
+    assert done.stderr.count("qtool: error:") == 1 and "code book" in done.stderr
+    assert "exitcode  : 2" in done.stderr
 
 
 def test_a_fixed_batch_and_changes_of_what_is_no_image(tmp_path):
