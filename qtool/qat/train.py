@@ -202,7 +202,7 @@ class _Loop:
                 labels = batch.pop("label", None)
                 feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
                 if random is not None and settings.colour:
-                    colour = (settings.colour, settings.pixels, random)
+                    colour = (settings.colour, settings.pixels, random, self.part)
                     feeds = {k: jittered(v, *colour) for k, v in feeds.items()}
                 if random is not None and (settings.crop or settings.flip):
                     how = (settings.crop, settings.flip, torch.tensor(settings.fill), random)
