@@ -80,6 +80,8 @@ class Qat(DataSection):
     """Count oscillating weights, dampen them, freeze them; absent: none of it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Judge and keep a moving average of the network, of which each step keeps so much."""
+    tensorboard: bool = False
+    """Write event files into the run folder's tensorboard folder; needs qtool[tensorboard]."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the samples held out, class by class, to choose the best epoch."""
 

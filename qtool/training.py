@@ -174,7 +174,11 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     if run.stages.fresh:
         keep.unlink(missing_ok=True)
     tell(run.plan, settings, keep, run.prepared.loaded.sha256, run.lessons)
-    history = train(network, teacher, run.lessons, run.validation, settings, keep, run.progress)
+    board = None
+    if section.tensorboard:
+        board = run.stages.folder.parent / "tensorboard" / keep.stem
+    parts = (run.lessons, run.validation, settings, keep, run.progress, board)
+    history = train(network, teacher, *parts)
     best = best_of(history)
     if len(history) <= settings.epochs:
         record.notes.append(
@@ -269,7 +273,7 @@ def _parts(run: "_Run") -> tuple[str, ...]:
         digest.update(np.asarray(grid.zero_point, np.int32).tobytes())
     for name, codes in sorted(plan.codes.items()):
         digest.update(name.encode() + np.ascontiguousarray(codes).tobytes())
-    asked = run.section.model_dump_json(exclude={"epochs"})
+    asked = run.section.model_dump_json(exclude={"epochs", "tensorboard"})
     own = asked_loss(run.section, run.prepared)
     asked += own.digest if own is not None else ""
     loaded = run.prepared.loaded.sha256

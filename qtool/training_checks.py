@@ -1,6 +1,7 @@
 """What `qtool qat` refuses before it trains: most of it before any work."""
 
 import math
+from importlib.util import find_spec
 
 from qtool.data import Dataset, split
 from qtool.errors import DataError
@@ -18,10 +19,16 @@ def refuse_early(recipe: Recipe, trust_code: bool) -> None:
         trust_code: whether the recipe may run code of its own.
 
     Raises:
-        RecipeError: the loss is not trusted, not there, or would not be looked at.
+        RecipeError: the loss is not trusted, not there, or would not be looked at; TensorBoard is
+            asked for and not installed.
     """
     section = recipe.qat
-    if section is None or section.loss is None:
+    if section is None:
+        return
+    if section.tensorboard and find_spec("tensorboard") is None:
+        why = "needs the package tensorboard, which is not installed; expected it"
+        raise recipe.error(("qat", "tensorboard"), f"{why}: pip install 'qtool[tensorboard]'")
+    if section.loss is None:
         return
     if section.distill is not None and section.distill.weight == 1:
         why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"

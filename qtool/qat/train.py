@@ -24,6 +24,7 @@ from qtool.protocols import Progress, silent
 from qtool.qat import processes
 from qtool.qat.augment import augmented
 from qtool.qat.average import Average
+from qtool.qat.board import Board, recorded
 from qtool.qat.colour import jittered
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
@@ -46,6 +47,7 @@ def train(
     settings: Settings,
     keep: Path,
     progress: Progress = silent,
+    board: Path | None = None,
 ) -> list[Epoch]:
     """Train in place; the network ends with the parameters of the best epoch on ``validation``.
 
@@ -65,13 +67,17 @@ def train(
         settings: how.
         keep: the file of the checkpoint; read if it is there.
         progress: told about every step.
+        board: folder for TensorBoard's event files; None: none are written.
 
     Raises:
         DataError: the labels are not class numbers, or there is nothing to learn from.
     """
     loop = _Loop(network, teacher, data, validation, settings, progress)
     loop.resume(keep)
-    with kept_memory():
+    with (
+        kept_memory(),
+        recorded(board, loop.history, loop.steps, settings) as loop.board,
+    ):
         for number in range(len(loop.history), settings.epochs + 1):
             if loop.diverged or not loop.epoch(number):
                 break
@@ -113,6 +119,7 @@ class _Loop:
         self.average = None if ema is None else Average(network, ema)
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
+        self.board: Board | None = None
         self.diverged = False
 
     def epoch(self, number: int) -> bool:
@@ -127,6 +134,8 @@ class _Loop:
         with self._judged():
             score = processes.share(self._score)
             self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
+            if self.board is not None:
+                self.board.epoch(self.history[-1])
             if best_of(self.history) == number:
                 self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         return True
@@ -166,6 +175,8 @@ class _Loop:
             total, done = total + loss, done + 1
             self._observe_step((number - 1) * self.steps + done)
             steps = (number - 1) * self.steps + done
+            if self.board is not None:
+                self.board.step(steps, loss)
             self.progress("train", steps, settings.epochs * self.steps, self._news())
         mean = float(total) / done
         return mean if math.isfinite(mean) else None

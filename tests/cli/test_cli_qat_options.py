@@ -1,6 +1,7 @@
 """``qtool qat``: what it learns by and how it tells of it, from the command line."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -153,3 +154,26 @@ def test_images_train_with_colours_changed(folder):
         assert done.returncode == 0, done.stderr
     found = [report(folder, k)["data"]["training"]["epochs"] for k in ("c1", "c2", "c3")]
     assert found[0] == found[1] != found[2]
+
+
+def test_tensorboard_changes_nothing_else(folder):
+    settings = ("qat.epochs=2", "qat.tensorboard=true")
+    assert asked(folder, "t1", "qat.epochs=2").returncode == 0
+    before = report(folder, "t1")
+    done = asked(folder, "t1", *settings)  # goes on from the finished training
+    assert done.returncode == 0, done.stderr
+    assert report(folder, "t1")["data"] == before["data"]
+    (events,) = (folder / "t1" / "tensorboard").glob("qat-*/events.out.tfevents.*")
+    assert b"loss/epoch" in events.read_bytes() and b"score" in events.read_bytes()
+
+
+def test_tensorboard_is_missed_before_any_work(folder):
+    (folder / "hidden").mkdir(exist_ok=True)
+    hide = "import importlib.util as u; f = u.find_spec\n"
+    hide += "u.find_spec = lambda name, *a: None if name == 'tensorboard' else f(name, *a)\n"
+    (folder / "hidden" / "sitecustomize.py").write_text(hide)
+    env = os.environ | {"PYTHONPATH": str(folder / "hidden")}
+    words = ("--out", folder / "no", "--set", "qat.tensorboard=true")
+    done = qtool("qat", "--recipe", folder / "r.yaml", *words, env=env)
+    assert done.returncode == 2 and "pip install 'qtool[tensorboard]'" in done.stderr, done.stderr
+    assert not (folder / "no").exists()

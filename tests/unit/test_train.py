@@ -46,7 +46,14 @@ def dataset(count: int, seed: int, labelled: bool = True) -> Dataset:
 
 
 def run(
-    tmp_path, epochs: int, name="a", labelled=True, batchnorm="live", quantizer=None, **options
+    tmp_path,
+    epochs: int,
+    name="a",
+    labelled=True,
+    batchnorm="live",
+    quantizer=None,
+    board=None,
+    **options,
 ):
     model, plan = planned(normed_net(), Bits(3, 4))
     network = QatNetwork(model, plan, quantizer or LSQ(), batchnorm)
@@ -61,6 +68,7 @@ def run(
         dataset(60, 1, labelled),
         settings,
         tmp_path / name,
+        board=board,
     )
     return network, history
 
