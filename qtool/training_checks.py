@@ -6,23 +6,28 @@ from importlib.util import find_spec
 from qtool.data import Dataset, split
 from qtool.errors import DataError
 from qtool.prepare import Prepared
+from qtool.qat import trainable
 from qtool.qat.own_loss import OwnLoss, own_loss
 from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
+from qtool.recipe_yaml import Path as KeyPath
+from qtool.snap import SCALES
+from qtool.targets import load_target
 
 
 def refuse_early(recipe: Recipe, trust_code: bool) -> None:
     """Raise for what the recipe's ``qat`` section asks and this run cannot do.
 
     Args:
-        recipe: paths absolute.
+        recipe: settled, paths absolute.
         trust_code: whether the recipe may run code of its own.
 
     Raises:
-        RecipeError: the loss is not trusted, not there, or would not be looked at; TensorBoard is
-            asked for and not installed.
+        RecipeError: the bits give grids that cannot be trained; the loss is not trusted, not there,
+            or would not be looked at; TensorBoard is asked for and not installed.
     """
     section = recipe.qat
+    _refuse_grids(recipe)
     if section is None:
         return
     if section.tensorboard and find_spec("tensorboard") is None:
@@ -37,6 +42,30 @@ def refuse_early(recipe: Recipe, trust_code: bool) -> None:
         why = "belongs to cross entropy; smooth labels in your own loss, and leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
     own_loss(section.loss, section.code, trust_code)
+
+
+def _refuse_grids(recipe: Recipe) -> None:
+    """Refuse what QatNetwork would refuse after calibration: code books, scales, dynamic grids."""
+    bits = recipe.bits
+    places: dict[KeyPath, tuple[object, object]] = {("bits",): (bits.weights, bits.activations)}
+    for pattern, layer in bits.layers.items():
+        widths = (layer.weights or bits.weights, layer.activations or bits.activations)
+        places["bits", "layers", pattern] = widths
+    if bits.scheme.name != "uniform":
+        why = f"{bits.scheme.name}: a code book {trainable.CODE_BOOK}"
+        raise recipe.error(("bits", "scheme"), why)
+    for place, (weights, activations) in places.items():
+        if weights == 1:
+            why = f"1: a code book {trainable.CODE_BOOK} of 2 bits or more"
+            raise recipe.error((*place, "weights"), why)
+        if activations == "dynamic":
+            raise recipe.error((*place, "activations"), f"dynamic: {trainable.DYNAMIC}")
+    integers = any("float" not in widths for widths in places.values())
+    target = load_target(recipe.target)
+    asked = target.scale if bits.scale is None else bits.scale.build(SCALES).kind
+    if integers and asked != "float":
+        whose = "" if bits.scale is not None else f"target {target.name} has "
+        raise recipe.error(("bits", "scale"), f"{whose}{asked}: the scale {trainable.SCALE}")
 
 
 def asked_loss(section: Qat, prepared: Prepared) -> OwnLoss | None:

@@ -18,7 +18,7 @@ from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
 from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
-from qtool.qat import processes, synced
+from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
 from qtool.qat.functions import beside, straight_through
 
@@ -293,13 +293,11 @@ def _check(plan: QuantPlan) -> None:
     """Refuse what this module would train to something else than the file holds."""
     for name, grid in plan.grids.items():
         if isinstance(grid, Codebook):
-            raise RecipeError(
-                f'the code book of "{name}" cannot be trained yet; use uniform weights'
-            )
+            raise RecipeError(f'the code book of "{name}" {trainable.CODE_BOOK}')
         if isinstance(grid, QuantParams) and grid.spec.scale_kind != "float":
-            raise RecipeError(f'the scale of "{name}" is not free; train with bits.scale: float')
+            raise RecipeError(f'the scale of "{name}" {trainable.SCALE}')
     if plan.dynamic:
-        raise RecipeError("grids found at run time cannot be trained; use activations: 8")
+        raise RecipeError(trainable.DYNAMIC)
 
 
 def unfolded(

@@ -36,6 +36,25 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
     assert "write a share from 0.05 to 0.95" in done.stderr and not (folder / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["bits.weights=1"], "bits.weights: 1: a code book cannot be trained yet"),
+        (["bits.scheme=kmeans"], "bits.scheme: kmeans: a code book cannot be trained yet"),
+        (["bits.weights=2", "bits.scheme=ternary"], "bits.scheme: ternary: a code book"),
+        (["bits.layers={last: {weights: 1}}"], "bits.layers.last.weights: 1: a code book"),
+        (["bits.scale=power_of_two"], "bits.scale: power_of_two: the scale is not free"),
+        (["target=integer-only", "bits={weights: 8}"], "target integer-only has power_of_two: the"),
+        (["bits.activations=dynamic"], "bits.activations: dynamic: grids found at run time"),
+    ],
+)
+def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folder, settings, said):
+    (folder / "broken.onnx").write_bytes(b"no model")
+    done = asked(folder, "no", "model=broken.onnx", *settings)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert not (folder / "no").exists()
+
+
 def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     (folder / "my_loss.py").write_text(LOSSES)
     words = ["--set", "qat.loss=my_loss:half", "--set", "qat.epochs=2"]
