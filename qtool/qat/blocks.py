@@ -7,6 +7,7 @@ import torch
 
 from qtool.graph import by_name, is_constant, is_float, sole_reader
 from qtool.plan import QuantPlan
+from qtool.qat import processes
 
 T = torch.Tensor
 
@@ -57,9 +58,12 @@ def block_error(found: Mapping[str, T], taught: Mapping[str, T], names: Sequence
     Returns:
         Rank 0; 0 where both agree, 1 for outputs of 0.
     """
-    errors = []
-    for name in names:
-        want = taught[name].float()
-        power = want.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        errors.append((found[name].float() - want).square().mean() / power)
-    return torch.stack(errors).mean()
+    wanted = [taught[name].float() for name in names]
+    powers = torch.stack([want.square().mean() for want in wanted])
+    powers = processes.mean_over_rows(powers, len(wanted[0]))
+    powers = powers.clamp(min=torch.finfo(torch.float32).tiny)
+    errors = [
+        (found[name].float() - want).square().mean()
+        for name, want in zip(names, wanted, strict=True)
+    ]
+    return (torch.stack(errors) / powers).mean()

@@ -143,6 +143,16 @@ def gather(tensor: "torch.Tensor") -> "torch.Tensor":
     return torch.stack(found)
 
 
+def mean_over_rows(mean: "torch.Tensor", rows: int) -> "torch.Tensor":
+    """Means [K] over this process's rows become those over the rows of all processes."""
+    if count() == 1:
+        return mean
+    import torch
+
+    total = add_up(torch.cat([mean * rows, mean.new_full((1,), rows)]))
+    return total[:-1] / total[-1]
+
+
 def widest(limits: "torch.Tensor") -> "torch.Tensor":
     """(lowest, highest) over all processes."""
     if count() == 1:

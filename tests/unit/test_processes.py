@@ -13,6 +13,7 @@ from test_train import run
 from qtool.errors import RecipeError
 from qtool.numerics import PerTensor, QuantParams, QuantSpec
 from qtool.qat import processes, synced
+from qtool.qat.blocks import block_error
 from qtool.qat.fixed import FixedActivation
 
 OPTIONS = {"batch": 31, "crop": 1, "flip": True, "clip": 1.0, "warmup": 1.0, "optimizer": "sgd"}
@@ -69,6 +70,15 @@ def check_ranges(rank: int) -> None:
     torch.testing.assert_close(grids[0].limits, (start + torch.stack([low, high])) / 2)
 
 
+def check_blocks(rank: int) -> None:
+    """The error of blocks is measured in units of the whole batch."""
+    a, b, *_ = batch()
+    want = block_error({"a": a, "b": b}, {"a": b, "b": a}, ("a", "b"))
+    ours = [{"a": x[rank::2], "b": y[rank::2]} for x, y in ((a, b), (b, a))]
+    part = block_error(*ours, ("a", "b")) * (len(a[rank::2]) / len(a))
+    torch.testing.assert_close(processes.add_up(part), want)
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     """What each of the two processes does."""
     told = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
@@ -78,6 +88,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     with processes.joined("cpu"):
         check_norm(rank)
         check_ranges(rank)
+        check_blocks(rank)
         network, history = run(folder, 3, "whole", **OPTIONS)
         for tensor in network.state_dict().values():  # equal to the last bit
             assert torch.equal(*processes.gather(tensor.float()))
