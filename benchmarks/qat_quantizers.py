@@ -1,0 +1,68 @@
+"""Every quantizer of `qtool list quantizers` on resnet20 at W2A2: 5,000 images, 6 epochs, 3 seeds.
+
+    QTOOL_DATA=... python -m benchmarks.qat_quantizers [NAME ...] [--work DIR]
+
+Finished runs are kept in benchmarks/results; a stopped one goes on. Writes
+benchmarks/results/qat_quantizers.md.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.qat import CASES, full_recipe, kept_part, train
+from qtool.qat.quantizers import QAT_QUANTIZERS
+
+EPOCHS, IMAGES, SEEDS = 6, 5000, (0, 1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-qat-quantizers"))
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    store = results_folder() / "qat_quantizers.json"
+    for seed in SEEDS:
+        for name in given.names or QAT_QUANTIZERS:
+            key = f"{name}, seed {seed}"
+            if key in kept_rows(store):
+                continue
+            case = CASES["resnet20_w2a2"]
+            case = replace(case, qat={**case.qat, "quantizer": name, "count": IMAGES})
+            options = ("--seed", str(seed), "--threads", given.threads)
+            found = train(full_recipe(case), given.work / f"{name}-{seed}", EPOCHS, *options)
+            kept = {**kept_rows(store), key: kept_part(*found)}
+            keep_rows(store, kept)
+            print(f"{key}: {kept[key]['accuracy']}", flush=True)
+    store.with_suffix(".md").write_text(page(kept_rows(store)))
+
+
+def page(kept: Mapping[str, Any]) -> str:
+    """The table."""
+    rows = []
+    for name in QAT_QUANTIZERS:
+        runs = [r for s in SEEDS if (r := kept.get(f"{name}, seed {s}"))]
+        if runs:
+            found = [r["accuracy"]["quantized"] for r in runs]
+            each = ", ".join(f"{v:.2f}" for v in found)
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            rows.append((statistics.mean(found), [name, each, f"{spread:.2f}"]))
+    ordered = [[n, f"{mean:.2f}", *rest] for mean, (n, *rest) in sorted(rows, reverse=True)]
+    title = f"Quantizers at W2A2: resnet20, {IMAGES} images, {EPOCHS} epochs"
+    text = heading(title, "python -m benchmarks.qat_quantizers")
+    text += (
+        "\nEnds at 8 bits, labels and teacher, BatchNorm live, one learning rate for all; judged "
+        "on the 10,000 test images; % of the file in ONNX Runtime.\n\n"
+    )
+    return text + table(["quantizer", "mean %", "seeds %", "deviation"], ordered)
+
+
+if __name__ == "__main__":
+    main()
