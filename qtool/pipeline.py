@@ -86,7 +86,7 @@ def run_ptq(
     """
     recipe = settle(recipe, load_target(recipe.target))
     if train:
-        refuse_early(recipe, trust_code)
+        refuse_early(recipe, trust_code, device)
     made = first_missing(out)
     count = threads or default_threads()
     stages = _stages(out, fresh, count, device)

@@ -66,6 +66,8 @@ class Qat(DataSection):
     """Epochs in which the rate rises."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient of all parameters together."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products while training; grids and losses are always float32."""
     batchnorm: Literal["live", "frozen", "folded"] = "live"
     """Statistics of the batch, of the float network, or none: BatchNorm stays in the weights."""
     loss: str | None = None

@@ -244,6 +244,7 @@ def _settings(run: "_Run") -> "Settings":
         weight_decay=section.weight_decay,
         warmup=section.warmup,
         clip=section.clip,
+        precision=section.precision,
         label_smoothing=section.label_smoothing,
         loss=asked_loss(section, run.prepared),
         teacher=_teacher(section, run.lessons),

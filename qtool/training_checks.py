@@ -15,21 +15,29 @@ from qtool.snap import SCALES
 from qtool.targets import load_target
 
 
-def refuse_early(recipe: Recipe, trust_code: bool) -> None:
+def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     """Raise for what the recipe's ``qat`` section asks and this run cannot do.
 
     Args:
         recipe: settled, paths absolute.
         trust_code: whether the recipe may run code of its own.
+        device: where it would train.
 
     Raises:
         RecipeError: the bits give grids that cannot be trained; the loss is not trusted, not there,
-            or would not be looked at; TensorBoard is asked for and not installed.
+            or would not be looked at; TensorBoard is asked for and not installed; the device has
+            no bfloat16.
     """
     section = recipe.qat
     _refuse_grids(recipe)
     if section is None:
         return
+    if section.precision == "bfloat16" and device != "cpu":
+        import torch
+
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            why = f"found bfloat16, which {torch.cuda.get_device_name()} does not compute with"
+            raise recipe.error(("qat", "precision"), f"{why}; expected float32: write that")
     if section.tensorboard and find_spec("tensorboard") is None:
         why = "needs the package tensorboard, which is not installed; expected it"
         raise recipe.error(("qat", "tensorboard"), f"{why}: pip install 'qtool[tensorboard]'")

@@ -102,6 +102,7 @@ def make_network(
         RecipeError: the plan cannot be trained.
     """
     from qtool.execute.executor import Executor
+    from qtool.qat.functions import widened
     from qtool.qat.network import QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
@@ -111,7 +112,7 @@ def make_network(
     executor, first = Executor(model, device), str(model.graph.outputs[0].name)
 
     def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
-        return executor(feeds, None, list(dict.fromkeys((first, *more))))
+        return executor(feeds, widened, list(dict.fromkeys((first, *more))))
 
     return network, teacher
 

@@ -12,6 +12,14 @@ from qtool.numerics import PerChannel, QuantParams
 T = torch.Tensor
 
 
+def widened(value: Any, tensor: T) -> T:
+    """An observer for executors: what torch.autocast computed in bfloat16, as float32.
+
+    Grids, BatchNorm and operators that autocast leaves alone then see float32 alone.
+    """
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
 def straight_through(x: T) -> T:
     """Rounded half to even; the gradient of the identity.
 

@@ -1,6 +1,8 @@
 """What training makes small: a loss of labels, the distance to the float network, or both."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +42,18 @@ class Loss:
 
     def __call__(self, feeds: Mapping[str, T], labels: T | None) -> T:
         """Differentiable, rank 0."""
-        found, taught = self.network(feeds, self.blocks), self.taught(feeds)
+        with self._precision(feeds):
+            found, taught = self.network(feeds, self.blocks), self.taught(feeds)
         loss = self.of(found, labels, taught)
         if taught is not None and self.blocks:
             loss = loss + self.settings.blocks * block_error(found, taught, self.blocks)
         return loss
+
+    def _precision(self, feeds: Mapping[str, T]) -> AbstractContextManager[Any]:
+        """Within, products of both networks are computed as the settings say; losses never are."""
+        if self.settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(next(iter(feeds.values())).device.type, torch.bfloat16)
 
     @torch.no_grad()
     def taught(self, feeds: Mapping[str, T]) -> Mapping[str, T] | None:

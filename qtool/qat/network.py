@@ -20,7 +20,7 @@ from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
-from qtool.qat.functions import beside, straight_through
+from qtool.qat.functions import beside, straight_through, widened
 
 T = torch.Tensor
 
@@ -178,7 +178,7 @@ class QatNetwork(nn.Module):
 
     def _observe(self, value: ir.Value, tensor: T) -> T:
         name = value.name or ""
-        hook = self._hooks.get(name)
+        hook, tensor = self._hooks.get(name), widened(value, tensor)
         if hook is not None:
             tensor = hook(tensor)
         key = self._grids.get(name)

@@ -50,6 +50,7 @@ class Settings:
     weight_decay: float = 1e-4
     warmup: float = 0.0
     clip: float | None = None
+    precision: str = "float32"  # of products in training; or bfloat16
     label_smoothing: float = 0.0
     loss: "OwnLoss | None" = None  # cross entropy
     teacher: float = 1.0

@@ -80,6 +80,7 @@ def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
         ("qat.loss=not_there:focal", "add --trust-code"),
         ("qat.distill={blocks: -1}", "qat.distill.blocks"),
         ("qat.augment={colour: 2}", "qat.augment.colour"),
+        ("qat.precision=half", "qat.precision"),
     ],
 )
 def test_what_is_refused_before_any_work(folder, setting, said):
@@ -196,3 +197,16 @@ def test_tensorboard_is_missed_before_any_work(folder):
     done = qtool("qat", "--recipe", folder / "r.yaml", *words, env=env)
     assert done.returncode == 2 and "pip install 'qtool[tensorboard]'" in done.stderr, done.stderr
     assert not (folder / "no").exists()
+
+
+def test_bfloat16_with_a_teacher_and_blocks(folder):
+    done = asked(
+        folder,
+        "b",
+        "qat.epochs=2",
+        "qat.precision=bfloat16",
+        "qat.distill={weight: 0.5, blocks: 0.1}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = report(folder, "b")
+    assert found["parity"]["share_off"] == 0 and found["accuracy"]["quantized"] > 60
