@@ -182,8 +182,9 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     best = best_of(history)
     if len(history) <= settings.epochs:
         record.notes.append(
-            f"WARNING: the loss of epoch {len(history)} is no number; the plan of epoch {best} was "
-            "kept. Lower qat.lr, or equalize the network's channels first"
+            f"WARNING: stopped, for the loss of epoch {len(history)} is no number or twice that of "
+            f"the first; the plan of epoch {best} was kept. Lower qat.lr, or equalize the "
+            "network's channels first: rewrite: [fold_batchnorm, equalize]"
         )
     if processes.count() > 1:
         record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")

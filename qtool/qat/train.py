@@ -37,6 +37,10 @@ T = torch.Tensor
 
 # Batches over which the statistics of BatchNorm are averaged again at the end.
 REESTIMATE = 50
+# An epoch whose loss is so many times that of the first one learns nothing any more.
+DIVERGED = 2.0
+# Steps between looks at the loss: on a GPU a look waits for it.
+LOOK = 50
 
 
 def train(
@@ -52,7 +56,8 @@ def train(
     """Train in place; the network ends with the parameters of the best epoch on ``validation``.
 
     The plan before training competes too, so that training never makes the validation score worse.
-    Stops at a loss that is not finite, with the best parameters so far.
+    Stops at a loss that is not finite, or twice that of the first epoch, with the best parameters
+    so far.
 
     With ``settings.ema`` the moving average is judged and kept in place of the network itself.
 
@@ -123,11 +128,12 @@ class _Loop:
         self.diverged = False
 
     def epoch(self, number: int) -> bool:
-        """Train one epoch (none for 0) and judge it; False when the loss is no number any more."""
+        """Train one epoch (none for 0) and judge it; False when training has diverged."""
         start, loss = time.perf_counter(), None
         if number:
             loss = self._train_one(number)
-            if loss is None:
+            first = self.history[1].loss if number > 1 else None
+            if loss is None or (first is not None and loss > DIVERGED * first > 0):
                 self.diverged = True
                 return False
         shares = self.oscillations.shares() if self.oscillations and number else (None, None)
@@ -174,6 +180,8 @@ class _Loop:
             network.project()
             total, done = total + loss, done + 1
             self._observe_step((number - 1) * self.steps + done)
+            if done % LOOK == 0 and not math.isfinite(float(total)):
+                return None
             steps = (number - 1) * self.steps + done
             if self.board is not None:
                 self.board.step(steps, loss)

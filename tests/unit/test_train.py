@@ -8,6 +8,7 @@ import torch
 from models import feeds_for
 from test_qat import normed_net, planned
 
+import qtool.qat.train as loop
 from qtool.bits import Bits
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
@@ -96,8 +97,6 @@ def test_a_stopped_run_ends_like_one_that_was_not(options, tmp_path):
     options = {"crop": 1, "flip": True, "warmup": 1.0} | options
     whole, history = run(tmp_path, 4, "whole", **options)
     # Killed during the third epoch: what is left is the checkpoint of the second.
-    import qtool.qat.train as loop
-
     saved = []
     original = loop._Loop.save
 
@@ -136,9 +135,17 @@ def test_without_labels_the_float_network_teaches(tmp_path):
     assert network.norms
 
 
+def test_a_loss_that_rises_stops_with_the_best_plan(tmp_path, monkeypatch):
+    losses = {1: 1.0, 2: 1.9, 3: 2.1}  # the third is more than twice the first
+    monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
+    _, history = run(tmp_path, 8)
+    assert [e.loss for e in history] == [None, 1.0, 1.9]
+
+
 def test_a_loss_that_is_no_number_stops_with_the_best_plan(tmp_path):
     network, history = run(tmp_path, 5, lr=1e30, batchnorm="folded")
     assert len(history) < 6
+    assert all(e.loss is None or np.isfinite(e.loss) for e in history)
     feeds = feeds_for(planned(normed_net(), Bits(3, 4))[0])
     with torch.no_grad():
         out = network({k: torch.from_numpy(v) for k, v in feeds.items()})["y"]
