@@ -180,12 +180,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     parts = (run.lessons, run.validation, settings, keep, run.progress, board)
     history = train(network, teacher, *parts)
     best = best_of(history)
-    if len(history) <= settings.epochs:
-        record.notes.append(
-            f"WARNING: stopped, for the loss of epoch {len(history)} is no number or twice that of "
-            f"the first; the plan of epoch {best} was kept. Lower qat.lr, or equalize the "
-            "network's channels first: rewrite: [fold_batchnorm, equalize]"
-        )
+    record.notes += warnings_of(history, settings.epochs)
     if processes.count() > 1:
         record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")
     record.notes.append(
@@ -200,6 +195,32 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
             f"ended{frozen}"
         )
     return network.freeze(), part
+
+
+def warnings_of(history: "list[Epoch]", epochs: int) -> list[str]:
+    """What the user must know of a training that ended early, or in vain.
+
+    Args:
+        history: epochs judged, the plan before training first.
+        epochs: asked for.
+    """
+    from qtool.qat.settings import best_of
+
+    best = best_of(history)
+    if len(history) <= epochs:
+        return [
+            f"WARNING: stopped, for the loss of epoch {len(history)} is no number or twice that of "
+            f"the first; the plan of epoch {best} was kept. Lower qat.lr, or equalize the "
+            "network's channels first: rewrite: [fold_batchnorm, equalize]"
+        ]
+    if best == 0:
+        return [
+            f"WARNING: no epoch was better than the plan before training ({history[0].score:.2f} "
+            "on the held-out samples), which was kept. Where that is far from the float network, "
+            "lower qat.lr, try optimizer: adamw, or equalize channels of very different sizes: "
+            "rewrite: [fold_batchnorm, equalize]"
+        ]
+    return []
 
 
 def _part(run: "_Run", best: int, history: "list[Epoch]") -> TrainingPart:

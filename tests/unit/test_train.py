@@ -21,6 +21,7 @@ from qtool.qat.optimizer import rates
 from qtool.qat.settings import Oscillation, Settings
 from qtool.qat.ste import STE
 from qtool.qat.train import train
+from qtool.training import warnings_of
 
 
 class Rows:
@@ -140,6 +141,19 @@ def test_a_loss_that_rises_stops_with_the_best_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
     _, history = run(tmp_path, 8)
     assert [e.loss for e in history] == [None, 1.0, 1.9]
+
+
+def test_what_a_training_in_vain_says():
+    def history(*scores):
+        return [Epoch(k, 1.0 if k else None, score, 1.0) for k, score in enumerate(scores)]
+
+    assert warnings_of(history(10.0, 20.0, 15.0), 2) == []
+    assert warnings_of(history(10.0, 10.0), 1) == []  # of equals the later one is kept
+    for scores, epochs in (((20.0, 15.0, 10.0), 2), ((20.0, 30.0), 4)):
+        (said,) = warnings_of(history(*scores), epochs)
+        assert said.startswith("WARNING") and "equalize" in said
+    assert "(20.00 on the held-out" in warnings_of(history(20.0, 15.0), 1)[0]
+    assert "epoch 2 is no number" in warnings_of(history(20.0, 30.0), 4)[0]
 
 
 def test_a_loss_that_is_no_number_stops_with_the_best_plan(tmp_path):
