@@ -64,8 +64,9 @@ class Qat(DataSection):
     """Of weights alone."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
     """Epochs in which the rate rises."""
-    clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the gradient of all parameters together."""
+    clip: Annotated[float, Field(ge=0)] | None = None
+    """Largest norm of the gradient of all parameters together; 0: any. Absent: any where BatchNorm
+    learns with statistics of the batch, else 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions and matrix products while training; grids and losses are always float32."""
     batchnorm: Literal["live", "frozen", "folded"] = "live"

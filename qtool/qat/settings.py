@@ -49,7 +49,7 @@ class Settings:
     scale_lr: float | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.0
-    clip: float | None = None
+    clip: float | None = None  # 0: none; None: as the network needs it
     precision: str = "float32"  # of products in training; or bfloat16
     label_smoothing: float = 0.0
     loss: "OwnLoss | None" = None  # cross entropy

@@ -29,7 +29,7 @@ from qtool.qat.colour import jittered
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
 from qtool.qat.network import LiveNorm, QatNetwork
-from qtool.qat.optimizer import make_optimizer, rates
+from qtool.qat.optimizer import default_clip, make_optimizer, rates
 from qtool.qat.oscillation import Oscillations
 from qtool.qat.settings import Epoch, Settings, best_of
 
@@ -122,6 +122,7 @@ class _Loop:
         asked, ema = settings.oscillation, settings.ema
         self.oscillations = None if asked is None else Oscillations(network, asked)
         self.average = None if ema is None else Average(network, ema)
+        self.clip = default_clip(network) if settings.clip is None else settings.clip
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
         self.board: Board | None = None
@@ -159,11 +160,11 @@ class _Loop:
 
     def _train_one(self, number: int) -> float | None:
         settings, network = self.settings, self.network
-        random = torch.Generator().manual_seed((settings.seed << 20) + number)
-        order = torch.randperm(self.data.count, generator=random).numpy()
+        random = self._random(number)
+        lessons = self._mine(self._order(random))
         total, done = torch.zeros((), device=self.device), 0
         network.train()
-        for feeds, labels in self._batches(self._mine(order), self.rows, random):
+        for feeds, labels in self._batches(lessons, self.rows, random):
             at = number - 1 + done / self.steps
             for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
@@ -174,8 +175,8 @@ class _Loop:
             loss = processes.add_up_gradients(network.parameters(), loss.detach())
             if self.oscillations is not None:
                 self.oscillations.take_gradients()
-            if settings.clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            if self.clip:
+                nn.utils.clip_grad_norm_(network.parameters(), self.clip)
             self.optimizer.step()
             network.project()
             total, done = total + loss, done + 1
@@ -205,6 +206,13 @@ class _Loop:
         last = self.history[-1]
         loss = "" if last.loss is None else f", loss {last.loss:.3f}"
         return f"epoch {last.number}: validation {last.score:.2f}{loss}"
+
+    def _random(self, number: int) -> torch.Generator:
+        """The source of every choice of one epoch."""
+        return torch.Generator().manual_seed((self.settings.seed << 20) + number)
+
+    def _order(self, random: torch.Generator) -> np.ndarray:
+        return torch.randperm(self.data.count, generator=random).numpy()
 
     def _mine(self, order: np.ndarray) -> Dataset:
         """This process's rows of every whole batch, the samples being in this order."""
@@ -266,10 +274,10 @@ class _Loop:
 
     @torch.no_grad()
     def _reestimate(self, norms: list[LiveNorm]) -> None:
-        """Running statistics become the plain mean over the batches."""
+        """Running statistics become the plain mean over batches as mixed as those of training."""
         momenta = [norm.momentum for norm in norms]
         self.network.train()
-        data = self._mine(np.arange(self.data.count))
+        data = self._mine(self._order(self._random(0)))
         for k, (feeds, _) in enumerate(self._batches(data, self.rows)):
             if k == min(REESTIMATE, self.steps):
                 break

@@ -17,8 +17,8 @@ from qtool.qat.augment import augmented
 from qtool.qat.loss import Loss, distilled
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
-from qtool.qat.optimizer import rates
-from qtool.qat.settings import Oscillation, Settings
+from qtool.qat.optimizer import default_clip, rates
+from qtool.qat.settings import Epoch, Oscillation, Settings
 from qtool.qat.ste import STE
 from qtool.qat.train import train
 from qtool.training import warnings_of
@@ -141,6 +141,24 @@ def test_a_loss_that_rises_stops_with_the_best_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
     _, history = run(tmp_path, 8)
     assert [e.loss for e in history] == [None, 1.0, 1.9]
+
+
+@pytest.mark.parametrize(("batchnorm", "want"), [("live", 0), ("frozen", 1), ("folded", 1)])
+def test_gradients_are_clipped_where_no_batchnorm_holds_them(batchnorm, want):
+    model, plan = planned(normed_net(), Bits(3, 4))
+    assert default_clip(QatNetwork(model, plan, LSQ(), batchnorm)) == want
+
+
+@pytest.mark.parametrize(("clip", "far"), [(0.0, True), (None, False), (0.01, False)])
+def test_one_step_moves_no_further_than_rate_times_clip(clip, far, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
+    options = {"batchnorm": "folded", "weight_decay": 0.0, "batch": 190, "scale_lr": 0.0}
+    start, _ = run(tmp_path, 1, "start", lr=1e-12, **options)
+    moved, _ = run(tmp_path, 1, "moved", lr=0.01, clip=clip, **options)
+    pairs = zip(start.parameters(), moved.parameters(), strict=True)
+    distance = float(torch.cat([(b - a).detach().ravel() for a, b in pairs]).norm())
+    # Nesterov's first step is 1.9 times the gradient.
+    assert (distance > 1.9 * 0.01 * (clip or 1.0) * 1.001) == far
 
 
 def test_what_a_training_in_vain_says():
