@@ -11,6 +11,10 @@ from qtool.numerics import PerChannel, QuantParams
 
 T = torch.Tensor
 
+# On grids with more steps the two sums of a scale's gradient are so large beside their difference
+# that float32 does not hold it.
+WIDE = 255
+
 
 def widened(value: Any, tensor: T) -> T:
     """An observer for executors: what torch.autocast computed in bfloat16, as float32.
@@ -60,7 +64,12 @@ class _LearnedStep(torch.autograd.Function):
         # Nothing passes at the limits or beyond.
         dx = torch.ops.aten.hardtanh_backward(g, steps, lo, hi)
         ds = dz = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and hi - lo > WIDE:
+            ds = _summed(dy - dx, y, scale) / scale
+            if not rule.clips_alone:
+                ds = ds + _summed(dx, steps.clamp(lo, hi).round_().sub_(steps), scale)
+            ds = ds * rule.factor
+        elif ctx.needs_input_grad[1]:
             # dy * code outside and dy * (code - x/s) inside, without a mask.
             ds = _summed(dy, y, scale) / scale
             ds -= _summed(dx, y, scale) / scale if rule.clips_alone else _summed(dx, steps, scale)

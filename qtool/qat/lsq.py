@@ -25,8 +25,7 @@ class LSQ:
         gradient_scale: multiplies that factor.
     Source: Esser et al. 2020, arXiv:1902.08153. Departures: weights per channel count N
         per channel; scales start from the calibrated ones, not 2 mean|v| / sqrt(qmax); an
-        asymmetric grid keeps its zero point; of activations, half a step beyond each end counts as
-        inside, as in torch's kernel.
+        asymmetric grid keeps its zero point.
     """
 
     _: KW_ONLY
