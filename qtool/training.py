@@ -26,6 +26,10 @@ from qtool.training_shared import make_network, open_section, refuse_shares, tel
 if TYPE_CHECKING:
     from qtool.qat.settings import Epoch, Pixels, Settings
 
+ADVICE = (
+    "lower qat.lr, try optimizer: adamw, or equalize the network first (channels of one layer that "
+    "differ a hundredfold share a grid badly; cross-layer equalization makes them alike)"
+)
 # Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -210,15 +214,13 @@ def warnings_of(history: "list[Epoch]", epochs: int) -> list[str]:
     if len(history) <= epochs:
         return [
             f"WARNING: stopped, for the loss of epoch {len(history)} is no number or twice that of "
-            f"the first; the plan of epoch {best} was kept. Lower qat.lr, or equalize the "
-            "network's channels first: rewrite: [fold_batchnorm, equalize]"
+            f"the first; the plan of epoch {best} was kept: {ADVICE}"
         ]
     if best == 0:
         return [
             f"WARNING: no epoch was better than the plan before training ({history[0].score:.2f} "
-            "on the held-out samples), which was kept. Where that is far from the float network, "
-            "lower qat.lr, try optimizer: adamw, or equalize channels of very different sizes: "
-            "rewrite: [fold_batchnorm, equalize]"
+            "on the held-out samples), which was kept. Where that is far from the float network: "
+            + ADVICE
         ]
     return []
 
