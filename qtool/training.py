@@ -20,7 +20,7 @@ from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
-from qtool.training_checks import asked_loss, parted, refuse_own_loss
+from qtool.training_checks import asked_loss, parted, refuse_codes, refuse_own_loss
 from qtool.training_shared import make_network, open_section, refuse_shares, tell
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> D
 def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> None:
     """Raises QtoolError for labels or changes of images that do not fit the network."""
     refuse_own_loss(recipe, section, data)
-    shape = dims(prepared.loaded.model.graph.outputs[0])
-    labels, share = data.labels, _teacher(section, data)
+    first = prepared.loaded.model.graph.outputs[0]
+    labels, share, shape = data.labels, _teacher(section, data), dims(first)
+    refuse_codes(section, first, share)
     if share == 1 and section.label_smoothing:
         why = "training has no labels to smooth here; leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)

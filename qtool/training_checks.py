@@ -3,8 +3,11 @@
 import math
 from importlib.util import find_spec
 
+import onnx_ir as ir
+
 from qtool.data import Dataset, split
 from qtool.errors import DataError
+from qtool.graph import is_float
 from qtool.prepare import Prepared
 from qtool.qat import trainable
 from qtool.qat.own_loss import OwnLoss, own_loss
@@ -88,6 +91,22 @@ def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:
     labels = data.labels
     if section.loss is not None and labels is not None and labels.dtype.kind not in "iuf":
         raise DataError(f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers")
+
+
+def refuse_codes(section: Qat, output: ir.Value, share: float) -> None:
+    """Raise DataError where the loss looks at a first output that has no gradient.
+
+    Args:
+        section: what is asked for.
+        output: the model's first.
+        share: of the loss that is the float network's.
+    """
+    looked_at = section.loss is None or share > 0
+    if looked_at and output.dtype is not None and not is_float(output):
+        raise DataError(
+            f"qat: the model's first output is {output.dtype.name.lower()}, expected real numbers, "
+            "which have gradients; end the model before it rounds or takes the largest (ArgMax)"
+        )
 
 
 def parted(recipe: Recipe, section: Qat, data: Dataset, seed: int) -> tuple[Dataset, Dataset]:

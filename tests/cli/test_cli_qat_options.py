@@ -4,6 +4,7 @@ import json
 import os
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from test_cli_qat import folder, qtool
@@ -52,6 +53,19 @@ def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folde
     (folder / "broken.onnx").write_bytes(b"no model")
     done = asked(folder, "no", "model=broken.onnx", *settings)
     assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert not (folder / "no").exists()
+
+
+@pytest.mark.parametrize("settings", [[], ["qat.distill={weight: 1}"]])
+def test_a_model_that_ends_in_class_numbers_is_refused(folder, settings):
+    proto = onnx.load(folder / "net.onnx")
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.append(onnx.helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, "N"))
+    onnx.save(proto, folder / "argmax.onnx")
+    done = asked(folder, "no", "model=argmax.onnx", "evaluate.metric=accuracy", *settings)
+    assert done.returncode == 2 and "first output is int64" in done.stderr, done.stderr
     assert not (folder / "no").exists()
 
 
