@@ -17,7 +17,7 @@ class DoReFa:
     """w = 2 q(tanh w / (2 max|tanh w|) + 1/2) - 1, with 2^k levels and none at 0.
 
     Activations keep their calibrated range. Layers of 8 bits, whose odd levels no int8 holds, train
-    as with ste.
+    as with ste; so does a first convolution on blocks, whose kernel is filled up with zeros.
 
     Source: Zhou et al. 2016, "DoReFa-Net", sec. 2.3, arXiv:1606.06160. Departures: a scale per
         channel (or tensor), fitted to the weights that training starts from, which a trained

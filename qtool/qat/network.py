@@ -20,6 +20,8 @@ from qtool.numerics import Codebook, PerChannel, QuantParams
 from qtool.plan import QuantPlan, Site
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
+from qtool.qat.clipped import SqueezedWeight
+from qtool.qat.fixed import FixedWeight
 from qtool.qat.functions import beside, straight_through, widened
 
 T = torch.Tensor
@@ -111,6 +113,9 @@ class QatNetwork(nn.Module):
             self._hooks[node.outputs[0].name or ""] = self.norms[key]
         self._add_weight(key, weight_name, weight, quantizer, params)
         if node.meta.get("structural_zeros"):
+            squeezed = self.weight_grids[key]
+            if isinstance(squeezed, SqueezedWeight):  # it has no level at 0
+                self.weight_grids[key] = FixedWeight(squeezed.params, False)
             mask = torch.from_numpy((weight != 0).astype(np.float32))
             self.weights[key].register_hook(lambda grad: grad * mask.to(grad.device))
         self._sites[key] = site

@@ -334,6 +334,24 @@ def test_known_answer_of_dorefa():
     assert codes.tolist() == [9, -3, 15] and grid.levels.tolist() == list(range(-15, 16, 2))
 
 
+@pytest.mark.parametrize("name", QAT_QUANTIZERS)
+def test_zeros_that_fill_up_a_kernel_stay_zeros(name):
+    """A stride of 2 becomes one on 2 x 2 blocks; the kernel of 7 x 7 becomes 8 x 8."""
+    net = Net(opset=21)
+    x = net.conv(net.input("x", "N", 3, 16, 16), 3, 8, 7, strides=[2, 2], name="stem")
+    x = net.add("Flatten", net.add("GlobalAveragePool", net.add("Relu", net.norm(x, 8))))
+    net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y"))
+    model, plan = planned(net, Bits(4, 4))
+    stem = plan.sites["stem"].weight
+    network = QatNetwork(model, plan, QAT_QUANTIZERS[name]())
+    filled = network.weights["0"].detach().numpy() == 0
+    assert filled.shape == (8, 12, 4, 4) and filled.sum() >= 8 * 3 * 15
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    logits(network.train(), feeds_for(model)).square().sum().backward()
+    optimizer.step()
+    assert not network.freeze().codes[stem][filled].any()
+
+
 def test_sat_keeps_the_variance():
     spec = QuantSpec(2, True, True)
     weight = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)) * 0.1
