@@ -214,8 +214,9 @@ def warnings_of(history: "list[Epoch]", epochs: int) -> list[str]:
     best = best_of(history)
     if len(history) <= epochs:
         return [
-            f"WARNING: stopped, for the loss of epoch {len(history)} is no number or twice that of "
-            f"the first; the plan of epoch {best} was kept: {ADVICE}"
+            f"WARNING: stopped, for the loss of epoch {len(history)} is no number, or twice that "
+            "of the first with a worse score than before training; the plan of epoch "
+            f"{best} was kept: {ADVICE}"
         ]
     if best == 0:
         return [

@@ -37,7 +37,8 @@ T = torch.Tensor
 
 # Batches over which the statistics of BatchNorm are averaged again at the end.
 REESTIMATE = 50
-# An epoch whose loss is so many times that of the first one learns nothing any more.
+# An epoch whose loss is so many times that of the first one, with a network worse than before
+# training, learns nothing any more.
 DIVERGED = 2.0
 # Steps between looks at the loss: on a GPU a look waits for it.
 LOOK = 50
@@ -56,8 +57,8 @@ def train(
     """Train in place; the network ends with the parameters of the best epoch on ``validation``.
 
     The plan before training competes too, so that training never makes the validation score worse.
-    Stops at a loss that is not finite, or twice that of the first epoch, with the best parameters
-    so far.
+    Stops, with the best parameters so far, at a loss that is not finite, or at one twice that of
+    the first epoch with a score below that of the plan before training.
 
     With ``settings.ema`` the moving average is judged and kept in place of the network itself.
 
@@ -133,19 +134,32 @@ class _Loop:
         start, loss = time.perf_counter(), None
         if number:
             loss = self._train_one(number)
-            first = self.history[1].loss if number > 1 else None
-            if loss is None or (first is not None and loss > DIVERGED * first > 0):
+            if loss is None:
                 self.diverged = True
                 return False
         shares = self.oscillations.shares() if self.oscillations and number else (None, None)
         with self._judged():
             score = processes.share(self._score)
+            self.diverged = not math.isfinite(score) or self._rises(loss, score)
+            if self.diverged and number:
+                return False
+            if self.diverged:
+                raise DataError(
+                    "qat: the calibrated network gives no numbers for the held-out samples"
+                )
             self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
             if self.board is not None:
                 self.board.epoch(self.history[-1])
             if best_of(self.history) == number:
                 self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         return True
+
+    def _rises(self, loss: float | None, score: float) -> bool:
+        """Whether an epoch ended far above the loss of the first and below the plan's score."""
+        first = self.history[1].loss if len(self.history) > 1 else None
+        if loss is None or first is None or score >= self.history[0].score:
+            return False
+        return loss > DIVERGED * first > 0
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -162,6 +176,7 @@ class _Loop:
         settings, network = self.settings, self.network
         random = self._random(number)
         lessons = self._mine(self._order(random))
+        torch.manual_seed((settings.seed << 20) + number)  # for a loss that draws numbers
         total, done = torch.zeros((), device=self.device), 0
         network.train()
         for feeds, labels in self._batches(lessons, self.rows, random):
@@ -268,7 +283,7 @@ class _Loop:
             return
         before = processes.share(self._score)
         self._reestimate(norms)
-        if processes.share(self._score) < before:
+        if not processes.share(self._score) >= before:
             self.network.load_state_dict(self.best)
         self.network.eval()
 
@@ -276,7 +291,9 @@ class _Loop:
     def _reestimate(self, norms: list[LiveNorm]) -> None:
         """Running statistics become the plain mean over batches as mixed as those of training."""
         momenta = [norm.momentum for norm in norms]
-        self.network.train()
+        self.network.eval()  # nothing else may move
+        for norm in norms:
+            norm.train()
         data = self._mine(self._order(self._random(0)))
         for k, (feeds, _) in enumerate(self._batches(data, self.rows)):
             if k == min(REESTIMATE, self.steps):

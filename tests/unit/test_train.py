@@ -136,11 +136,24 @@ def test_without_labels_the_float_network_teaches(tmp_path):
     assert network.norms
 
 
-def test_a_loss_that_rises_stops_with_the_best_plan(tmp_path, monkeypatch):
-    losses = {1: 1.0, 2: 1.9, 3: 2.1}  # the third is more than twice the first
+@pytest.mark.parametrize(
+    ("scores", "epochs"),
+    [((50, 60, 40, 40), 2), ((50, 60, 40, 55), 4), ((50, np.nan, 60, 60), 0)],
+    ids=["worse than before", "better than before", "no number"],
+)
+def test_a_loss_that_rises_stops_with_the_best_plan(scores, epochs, tmp_path, monkeypatch):
+    losses = {1: 1.0, 2: 1.9, 3: 2.1, 4: 2.0}  # the third is more than twice the first
+    found = iter((*scores, 70, 70, 70))
     monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
-    _, history = run(tmp_path, 8)
-    assert [e.loss for e in history] == [None, 1.0, 1.9]
+    monkeypatch.setattr(loop._Loop, "_score", lambda self: next(found))
+    _, history = run(tmp_path, 4)
+    assert [e.number for e in history] == list(range(epochs + 1))
+
+
+def test_a_plan_that_gives_no_numbers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop._Loop, "_score", lambda self: float("nan"))
+    with pytest.raises(DataError, match="gives no numbers"):
+        run(tmp_path, 1)
 
 
 @pytest.mark.parametrize(("batchnorm", "want"), [("live", 0), ("frozen", 1), ("folded", 1)])
