@@ -74,9 +74,9 @@ CASES: dict[str, Case] = {
     ),
     "resnet20_w2a2": Case(
         "resnet20",
-        "W2A2, teacher alone",
+        "W2A2, labels and teacher",
         _low(2, 2),
-        {**IMAGES, "lr": 0.04, "distill": {"weight": 1.0, "temperature": 4.0}},
+        {**IMAGES, "lr": 0.04, "distill": {"weight": 0.5, "temperature": 1.0}},
         ((15, 85.0), (60, 87.5)),
     ),
     "resnet20_onnx_w4a4": Case(
@@ -120,8 +120,9 @@ CASES: dict[str, Case] = {
         {
             **IMAGES,
             "optimizer": "adamw",  # steps alike for channels of all sizes, as SGD's are not
-            "lr": 1e-4,
-            "scale_lr": 1e-5,
+            "lr": 2e-4,
+            "scale_lr": 2e-5,
+            "batch": 32,
             "batchnorm": "folded",
             "distill": BOTH,
         },

@@ -50,13 +50,13 @@ def test_training_ends_with_averaged_weights(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(loop, "Average", lambda *given: kept.append(Average(*given)) or kept[-1])
     monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
-    network, history = run(tmp_path, 6, batchnorm="folded", ema=0.9)
+    network, history = run(tmp_path, 6, batchnorm="folded", ema=0.9, lr=0.1)
     (average,) = kept
     found = network.state_dict()
     assert found.keys() == average.state.keys()
     assert all(torch.equal(found[k], average.state[k]) for k in found)
     own = torch.load(tmp_path / "a", weights_only=True)["network"]
     assert not torch.equal(own["weights.0"], found["weights.0"])
-    plain, _ = run(tmp_path, 6, "plain", batchnorm="folded")
+    plain, _ = run(tmp_path, 6, "plain", batchnorm="folded", lr=0.1)
     assert all(torch.equal(v, own[k]) for k, v in plain.state_dict().items())
     assert history[-1].score > history[0].score + 10
