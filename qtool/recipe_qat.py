@@ -51,7 +51,8 @@ class Qat(DataSection):
     quantizer: NamedChoice = Choice(name="lsq")
     """How grids learn: a name of `qtool list quantizers`, or one with options."""
     epochs: Annotated[int, Field(ge=1)] = 10
-    """How often every sample is seen."""
+    """How often the samples are gone through, in random order; those left that fill no batch are
+    left out of that round."""
     batch: Annotated[int, Field(ge=1)] = 128
     """Samples of one step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
