@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.numerics import QuantParams
@@ -28,12 +28,6 @@ class STE:
     _: KW_ONLY
     ranges: Literal["fixed", "ema"] = "fixed"
     momentum: float = Field(default=0.01, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _momentum_moves(self) -> "STE":
-        if self.ranges == "fixed" and self.momentum != 0.01:
-            raise ValueError("momentum belongs to ranges: ema; write both, or leave it out")
-        return self
 
     def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
         """The module of one layer's weights."""

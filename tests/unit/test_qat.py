@@ -488,7 +488,6 @@ def test_a_loop_of_ones_own(tmp_path):
         ({"quantizer": {"lsq": {"gradient": 1}}}, "gradient_scale"),
         ({"quantizer": "lsq", "batchnorm": "alive"}, 'did you mean "live"'),
         ({"quantizer": 3}, "expected a name"),
-        ({"quantizer": {"ste": {"momentum": 0.2}}}, "belongs to ranges: ema"),
     ],
 )
 def test_wrong_words(keywords, said, tmp_path):
