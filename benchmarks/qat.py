@@ -76,7 +76,7 @@ CASES: dict[str, Case] = {
         "resnet20",
         "W2A2, labels and teacher",
         _low(2, 2),
-        {**IMAGES, "lr": 0.04, "distill": {"weight": 0.5, "temperature": 1.0}},
+        {**IMAGES, "lr": 0.04, "distill": BOTH},
         ((15, 85.0), (60, 87.5)),
     ),
     "resnet20_onnx_w4a4": Case(
@@ -120,9 +120,9 @@ CASES: dict[str, Case] = {
         {
             **IMAGES,
             "optimizer": "adamw",  # steps alike for channels of all sizes, as SGD's are not
-            "lr": 2e-4,
-            "scale_lr": 2e-5,
-            "batch": 32,
+            "lr": 3e-4,
+            "scale_lr": 3e-5,
+            "batch": 16,
             "batchnorm": "folded",
             "distill": BOTH,
         },
