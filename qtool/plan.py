@@ -118,10 +118,14 @@ class QuantPlan:
 
 
 def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
-    """True when two plans put the same values on grids of the same specs, found or not."""
+    """True when two plans put the same values on grids of the same specs, found or not.
+
+    Whether a grid is narrow does not count: training widens those of weights.
+    """
 
     def specs(plan: QuantPlan) -> dict[str, QuantSpec | None]:
-        return {value: plan.spec(value) for value in plan.grid_of}
+        found = {value: plan.spec(value) for value in plan.grid_of}
+        return {v: s if s is None else replace(s, narrow=True) for v, s in found.items()}
 
     return (
         dict(a.grid_of) == dict(b.grid_of)

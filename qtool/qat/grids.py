@@ -128,9 +128,13 @@ class LearnedScaleActivation(nn.Module):
 def learned_weight(
     params: QuantParams, weight: T, gradient_scale: float, delta: float = 0.0
 ) -> Quantizer:
-    """The module of weights whose scale learns below 8 bits; those of 8 follow their range."""
+    """The module of weights whose scale learns below 8 bits; those of 8 follow their range.
+
+    Below 8 bits all codes are used, -2 to 1 at 2 bits: a third more levels than -1 to 1.
+    """
     if params.spec.bits >= 8:
         return FixedWeight(params, follows=True)
+    params = replace(params, spec=replace(params.spec, narrow=False))
     return LearnedScaleWeight(params, weight, gradient_scale, delta)
 
 

@@ -205,10 +205,13 @@ class QatNetwork(nn.Module):
         return (x * w).detach()  # type: ignore[operator]
 
     def project(self) -> None:
-        """After an optimizer step: scales back into their domain."""
+        """After an optimizer step: scales and BatchNorm's factors back into their domain."""
         for grids in (self.weight_grids, self.activation_grids):
             for grid in grids.values():
                 grid.project()  # type: ignore[operator]
+        with torch.no_grad():
+            for norm in self.norms.values():
+                norm.gamma.clamp_(min=0)  # type: ignore[operator]
 
     def freeze(self) -> QuantPlan:
         """The plan with what was learned: grids, codes of weights, float biases in ``values``.
@@ -249,10 +252,12 @@ class LiveNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.live, self.epsilon, self.momentum, self.unit = live, norm.epsilon, momentum, unit
-        self.gamma = nn.Parameter(torch.tensor(norm.gamma, dtype=torch.float32))
+        # Signs of channels stand in the layer's weights, see unfolded.
+        sign = np.where(norm.gamma < 0, -1.0, 1.0)
+        self.gamma = nn.Parameter(torch.tensor(np.abs(norm.gamma), dtype=torch.float32))
         self.beta = nn.Parameter(torch.tensor(norm.beta, dtype=torch.float32))
         # The layer's own bias only moves the mean.
-        mean = torch.tensor(norm.mean - norm.bias, dtype=torch.float32)
+        mean = torch.tensor(sign * (norm.mean - norm.bias), dtype=torch.float32)
         self.register_buffer("mean", mean)
         self.register_buffer("var", torch.tensor(norm.var, dtype=torch.float32))
 
@@ -308,23 +313,26 @@ def _check(plan: QuantPlan) -> None:
 def unfolded(
     weight: np.ndarray, params: QuantParams, norm: FoldedNorm
 ) -> tuple[np.ndarray, QuantParams]:
-    """Weights and per-channel grid before the BatchNorm was folded into them."""
-    factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
+    """Weights and per-channel grid before the BatchNorm was folded into them, but for its signs.
+
+    Signs stay with the weights, so that what is folded in later is positive and any code, also the
+    lowest, which has no opposite, stays what it is.
+    """
+    factor = np.abs(norm.gamma) / np.sqrt(norm.var + norm.epsilon)
     safe = np.where(factor == 0, 1.0, factor)
     raw = (weight.astype(np.float64) / beside(safe, weight, params)).astype(np.float32)
-    scale = (params.scale.astype(np.float64) / np.abs(safe)).astype(np.float32)
+    scale = (params.scale.astype(np.float64) / safe).astype(np.float32)
     return raw, replace(params, scale=scale)
 
 
 def refolded(
     codes: np.ndarray, params: QuantParams, factor: np.ndarray
 ) -> tuple[np.ndarray, QuantParams]:
-    """Fold a BatchNorm's factor per channel into the grid; codes keep their magnitude.
+    """Fold a BatchNorm's factors [C], none negative, into the grid; codes stay.
 
-    A negative factor turns the signs of a channel, which a narrow range allows; a factor of 0
-    leaves codes 0 and scale 1.
+    A factor of 0 leaves codes 0 and scale 1.
     """
-    sign = beside(np.sign(factor), codes, params).astype(codes.dtype)
-    scale = params.scale.astype(np.float64) * np.abs(factor)
+    alive = beside(factor > 0, codes, params).astype(codes.dtype)
+    scale = params.scale.astype(np.float64) * factor
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    return codes * sign, replace(params, scale=scale)
+    return codes * alive, replace(params, scale=scale)
