@@ -120,9 +120,9 @@ CASES: dict[str, Case] = {
         {
             **IMAGES,
             "optimizer": "adamw",  # steps alike for channels of all sizes, as SGD's are not
-            "lr": 3e-4,
-            "scale_lr": 3e-5,
-            "batch": 16,
+            "lr": 2e-4,
+            "scale_lr": 2e-5,
+            "batch": 32,
             "batchnorm": "folded",
             "distill": BOTH,
         },
