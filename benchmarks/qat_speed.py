@@ -36,11 +36,10 @@ class FloatSteps(nn.Module):
     def __init__(self, module: TrainableModule) -> None:
         super().__init__()
         self.network = module.network
-        named = {name: key for key, name in self.network._names.items()}
-        sites = {s.bias: key for key, s in self.network._sites.items() if s.bias}
+        network = self.network
         self.constants: dict[str, nn.Parameter] = {
-            **{name: self.network.weights[key] for name, key in named.items()},
-            **{n: self.network.biases[k] for n, k in sites.items() if k in self.network.biases},
+            **{name: network.weights[key] for key, name in network._names.items()},
+            **{name: network.biases[key] for key, name in network._biases.items()},
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
