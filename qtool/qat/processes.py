@@ -77,6 +77,10 @@ def joined(device: str) -> Iterator[None]:
         raise RecipeError(f"the processes of torchrun cannot reach each other: {error}") from error
     try:
         yield
+        # Nobody leaves while another may still hear from it: gloo's threads would be torn down
+        # under it.
+        with _noticing_the_lost():
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 

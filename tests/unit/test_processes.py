@@ -121,6 +121,7 @@ def stopped_after(folder: Path, last: int) -> None:
         loop._Loop.epoch = original
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
