@@ -1,6 +1,5 @@
 """``qtool ptq``: quantize a model with data and report on the file that was written."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +34,11 @@ def ptq(
     """Quantize a model after training, write it, and report what the file does."""
     quantize(
         "run_ptq",
-        chosen=lambda: chosen_recipe(recipe, model, data, settings or []),
-        folder=out if out is not None else default_out(recipe, model),
+        recipe,
+        model,
+        data,
+        out,
+        settings or [],
         device=device,
         plan=plan,
         json=json,
@@ -51,9 +53,12 @@ def ptq(
 
 def quantize(
     run: str,
+    recipe: Path | None,
+    model: Path | None,
+    data: Path | None,
+    out: Path | None,
+    settings: list[str],
     *,
-    chosen: Callable[[], "Recipe"],
-    folder: Path,
     device: options.Device,
     plan: Path | None,
     json: bool,
@@ -64,19 +69,18 @@ def quantize(
 
     Args:
         run: the function of the pipeline.
-        chosen: reads the recipe.
-        folder: the run folder.
-        device, plan, json, quiet: the options of these names.
+        recipe, model, data, out, settings, device, plan, json, quiet: the options of these names.
         others: handed to the pipeline as they are.
     """
+    folder = out if out is not None else default_out(recipe, model)
     with exit_codes():
-        recipe = chosen()
+        chosen = chosen_recipe(recipe, model, data, settings)
         check_options(folder, device, plan)
         from qtool import pipeline
 
         with show_progress(quiet) as progress:
             report = getattr(pipeline, run)(
-                recipe, folder, device=device.value, plan_file=plan, progress=progress, **others
+                chosen, folder, device=device.value, plan_file=plan, progress=progress, **others
             )
         show(report, folder, json)
 

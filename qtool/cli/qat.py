@@ -6,7 +6,7 @@ import typer
 
 from qtool.cli import options
 from qtool.cli.exits import exit_codes
-from qtool.cli.ptq import chosen_recipe, default_out, quantize
+from qtool.cli.ptq import quantize
 from qtool.qat.processes import expected
 
 Epochs = Annotated[
@@ -37,8 +37,11 @@ def qat(
         first = expected()[0] == 0  # of several processes one shows what happens
     quantize(
         "run_qat",
-        chosen=lambda: chosen_recipe(recipe, model, data, settings or []),
-        folder=out if out is not None else default_out(recipe, model),
+        recipe,
+        model,
+        data,
+        out,
+        settings or [],
         device=device,
         plan=plan,
         json=json,

@@ -26,7 +26,7 @@ class Average:
             decay: what each step keeps of the average, above 0 and below 1.
         """
         self.decay = decay
-        self.state = _copied(network)
+        self.state = copied(network)
 
     def step(self, network: nn.Module, steps: int) -> None:
         """Take in the network after an optimizer step.
@@ -48,7 +48,7 @@ class Average:
     @contextmanager
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
         """The network has the averages within, and its own parameters again behind."""
-        own = _copied(network)
+        own = copied(network)
         network.load_state_dict(self.state)
         try:
             yield
@@ -56,5 +56,6 @@ class Average:
             network.load_state_dict(own)
 
 
-def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
+def copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The network's ``state_dict`` as it is now, which later steps leave alone."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -1,17 +1,14 @@
 """Grids that do not learn: straight-through rounding on fixed or moving ranges."""
 
-from dataclasses import replace
-
-import numpy as np
 import torch
 from torch import nn
 
 from qtool.numerics import SMALLEST_SCALE, QuantParams
 from qtool.qat import processes
 from qtool.qat.functions import (
-    as_scale,
     beside,
     code_limits,
+    frozen_activation,
     frozen_weight,
     learned_step,
     straight_through,
@@ -108,8 +105,4 @@ class FixedActivation(nn.Module):
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
-        # Rounded: an average of networks (qat.ema) has an average here.
-        zero = self.zero.cpu().numpy().round().astype(np.int32)
-        zero = zero.reshape(self.params.zero_point.shape)
-        scale = as_scale(self.scale, self.params)
-        return None, replace(self.params, scale=scale, zero_point=zero)
+        return None, frozen_activation(self.scale, self.zero, self.params)

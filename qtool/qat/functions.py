@@ -174,6 +174,18 @@ def frozen_weight(x: T | None, scale: T, params: QuantParams) -> tuple[T | None,
     grid = replace(params, scale=as_scale(scale, params))
     if x is None:
         return None, grid
-    with torch.no_grad():
-        codes = (x / beside(scale, x, params)).clamp(grid.spec.qmin, grid.spec.qmax)
-        return codes.round(), grid
+    return nearest_codes(x, scale, params), grid
+
+
+@torch.no_grad()
+def nearest_codes(x: T, scale: T, params: QuantParams) -> T:
+    """Codes of weights on a symmetric grid of this scale, as floats."""
+    spec = params.spec
+    return (x / beside(scale, x, params)).clamp_(spec.qmin, spec.qmax).round_()
+
+
+def frozen_activation(scale: T, zero: T, params: QuantParams) -> QuantParams:
+    """The grid with what was learned; the zero point, a real number in training, rounded."""
+    whole = zero.detach().cpu().numpy().round().astype(np.int32)
+    whole = whole.reshape(params.zero_point.shape)
+    return replace(params, scale=as_scale(scale, params), zero_point=whole)

@@ -12,9 +12,9 @@ from qtool.qat.fixed import FixedWeight
 from qtool.qat.functions import (
     FLOOR,
     StepRule,
-    as_scale,
     beside,
     code_limits,
+    frozen_activation,
     frozen_weight,
     keep_above,
     learned_step,
@@ -117,12 +117,7 @@ class LearnedScaleActivation(nn.Module):
 
     def freeze(self, x: T | None = None) -> tuple[None, QuantParams]:
         """The grid."""
-        zero = self.zero.detach().cpu().numpy().round().astype(np.int32)
-        return None, replace(
-            self.params,
-            scale=as_scale(self.scale, self.params),
-            zero_point=zero.reshape(self.params.zero_point.shape),
-        )
+        return None, frozen_activation(self.scale, self.zero, self.params)
 
 
 def learned_weight(

@@ -14,7 +14,7 @@ from torch import nn
 
 from qtool.errors import RecipeError
 from qtool.qat.fixed import FixedWeight
-from qtool.qat.functions import beside
+from qtool.qat.functions import beside, nearest_codes
 from qtool.qat.grids import LearnedScaleWeight
 from qtool.qat.network import QatNetwork
 from qtool.qat.settings import Oscillation
@@ -87,8 +87,7 @@ class Oscillations(nn.Module):
     def _codes(self) -> T:
         found = []
         for layer in self._layers:
-            spec = layer.grid.params.spec
-            codes = (layer.weight / layer.step()).clamp_(spec.qmin, spec.qmax).round_()
+            codes = nearest_codes(layer.weight, layer.grid.scale, layer.grid.params)
             found.append(codes.to(torch.int8).reshape(-1))
         return torch.cat(found)
 
@@ -216,7 +215,6 @@ def _follows(layer: _Layer) -> bool:
 def _distance(layer: _Layer) -> T:
     """Squared distance of the clipped weights to their rounded values, summed; rank 0."""
     spec, step = layer.grid.params.spec, layer.step()
-    with torch.no_grad():
-        rounded = (layer.weight / step).clamp_(spec.qmin, spec.qmax).round_() * step
+    rounded = nearest_codes(layer.weight, layer.grid.scale, layer.grid.params) * step
     clipped = layer.weight.clamp(spec.qmin * step, spec.qmax * step)
     return (clipped - rounded).square().sum()

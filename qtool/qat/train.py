@@ -23,7 +23,7 @@ from qtool.files import atomic_path
 from qtool.protocols import Progress, silent
 from qtool.qat import processes
 from qtool.qat.augment import augmented
-from qtool.qat.average import Average
+from qtool.qat.average import Average, copied
 from qtool.qat.board import Board, recorded
 from qtool.qat.colour import jittered
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
@@ -118,6 +118,7 @@ class _Loop:
         batch = min(settings.batch, data.count)
         mine = slice(processes.rank(), None, processes.count())
         self.part, self.rows = (batch, mine), len(range(batch)[mine])
+        self.share = self.rows / batch
         processes.share_tensors(network.state_dict().values())
         self.optimizer = make_optimizer(network, settings)
         asked, ema = settings.oscillation, settings.ema
@@ -151,7 +152,7 @@ class _Loop:
             if self.board is not None:
                 self.board.epoch(self.history[-1])
             if best_of(self.history) == number:
-                self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+                self.best = copied(self.network)
         return True
 
     def _rises(self, loss: float | None, score: float) -> bool:
@@ -176,7 +177,7 @@ class _Loop:
         settings, network = self.settings, self.network
         random = self._random(number)
         lessons = self._mine(self._order(random))
-        torch.manual_seed((settings.seed << 20) + number)  # for a loss that draws numbers
+        torch.manual_seed(random.initial_seed())  # for a loss that draws numbers
         total, done = torch.zeros((), device=self.device), 0
         network.train()
         for feeds, labels in self._batches(lessons, self.rows, random):
@@ -185,7 +186,7 @@ class _Loop:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             # A mean over this process's rows; all of them sum to that over the batch.
-            loss = self.loss(feeds, labels) * (self.rows / self.part[0])
+            loss = self.loss(feeds, labels) * self.share
             self._with_dampening(loss, at / settings.epochs).backward()
             loss = processes.add_up_gradients(network.parameters(), loss.detach())
             if self.oscillations is not None:
@@ -195,10 +196,10 @@ class _Loop:
             self.optimizer.step()
             network.project()
             total, done = total + loss, done + 1
-            self._observe_step((number - 1) * self.steps + done)
+            steps = (number - 1) * self.steps + done
+            self._observe_step(steps)
             if done % LOOK == 0 and not math.isfinite(float(total)):
                 return None
-            steps = (number - 1) * self.steps + done
             if self.board is not None:
                 self.board.step(steps, loss)
             self.progress("train", steps, settings.epochs * self.steps, self._news())
@@ -208,7 +209,7 @@ class _Loop:
     def _with_dampening(self, loss: T, share: float) -> T:
         """The loss and this process's part of what holds oscillations back."""
         dampening = None if self.oscillations is None else self.oscillations.dampening(share)
-        return loss if dampening is None else loss + dampening * (self.rows / self.part[0])
+        return loss if dampening is None else loss + dampening * self.share
 
     def _observe_step(self, steps: int) -> None:
         """After so many optimizer steps since training began."""
