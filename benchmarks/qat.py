@@ -22,7 +22,9 @@ from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
 
 ENDS = {"first": 8, "last": 8}
 BOTH = {"weight": 0.5, "temperature": 4.0}
-IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": {"crop": 4, "flip": True}}
+MOVED: dict[str, Any] = {"crop": 4, "flip": True}
+IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": MOVED}
+MIXED = {"images": "cifar10/train", "augment": {**MOVED, "mixup": 0.4, "cutmix": 0.4}}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ CASES: dict[str, Case] = {
         "resnet20",
         "W2A2, labels and teacher",
         _low(2, 2),
-        {**IMAGES, "lr": 0.04, "distill": BOTH},
+        {**MIXED, "lr": 0.04, "precision": "bfloat16", "distill": BOTH},
         ((15, 85.0), (60, 87.5)),
     ),
     "resnet20_onnx_w4a4": Case(

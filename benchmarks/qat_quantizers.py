@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
-from benchmarks.qat import CASES, full_recipe, kept_part, train
+from benchmarks.qat import CASES, IMAGES, full_recipe, kept_part, train
 from qtool.qat.quantizers import QAT_QUANTIZERS
 
-EPOCHS, IMAGES, SEEDS = 6, 5000, (0, 1, 2)
+EPOCHS, COUNT, SEEDS = 6, 5000, (0, 1, 2)
 
 
 def main() -> None:
@@ -35,7 +35,8 @@ def main() -> None:
             if key in kept_rows(store):
                 continue
             case = CASES["resnet20_w2a2"]
-            case = replace(case, qat={**case.qat, "quantizer": name, "count": IMAGES})
+            # Too few steps for mixed images to pay.
+            case = replace(case, qat={**case.qat, **IMAGES, "quantizer": name, "count": COUNT})
             options = ("--seed", str(seed), "--threads", given.threads)
             found = train(full_recipe(case), given.work / f"{name}-{seed}", EPOCHS, *options)
             kept = {**kept_rows(store), key: kept_part(*found)}
@@ -55,7 +56,7 @@ def page(kept: Mapping[str, Any]) -> str:
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             rows.append((statistics.mean(found), [name, each, f"{spread:.2f}"]))
     ordered = [[n, f"{mean:.2f}", *rest] for mean, (n, *rest) in sorted(rows, reverse=True)]
-    title = f"Quantizers at W2A2: resnet20, {IMAGES} images, {EPOCHS} epochs"
+    title = f"Quantizers at W2A2: resnet20, {COUNT} images, {EPOCHS} epochs"
     text = heading(title, "python -m benchmarks.qat_quantizers")
     text += (
         "\nEnds at 8 bits, labels and teacher, BatchNorm live, one learning rate for all; judged "

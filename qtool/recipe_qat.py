@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from qtool.data.section import DataSection
 from qtool.recipe_choice import Choice, NamedChoice
@@ -30,6 +30,19 @@ class Augment(Part):
     """Mirror every second image left and right."""
     colour: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Brightness, contrast and saturation change by a random factor up to so far from 1."""
+    mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the images that are blended with another one, and so are their labels."""
+    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the images that get a box of another one, and its label by the box's area."""
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> "Augment":
+        if self.mixup + self.cutmix > 1:
+            both = self.mixup + self.cutmix
+            raise ValueError(
+                f"found mixup and cutmix of {both:g} of the images together, expected at most 1"
+            )
+        return self
 
 
 class Oscillation(Part):

@@ -73,6 +73,8 @@ class TrainingEpoch(Part):
 class TrainingPart(DataPart):
     """What training learned from, and how it went.
 
+    `float_score` is the float network's on the same held-out samples, where the score is top-1.
+
     Where `qat.oscillation` asks for them, shares of the weights of at most 4 bits after the last
     epoch, 0 to 1: those whose code jumped back in more than 0.5 % of the latest steps, and those
     that were fixed.
@@ -81,6 +83,7 @@ class TrainingPart(DataPart):
     validation: int
     quantizer: str
     best: int
+    float_score: float | None = None
     epochs: list[TrainingEpoch]
     oscillating: float | None = None
     frozen: float | None = None

@@ -17,7 +17,7 @@ from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
 from qtool.qat import processes
 from qtool.recipe import Recipe
-from qtool.recipe_qat import Qat
+from qtool.recipe_qat import Augment, Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, parted, refuse_codes, refuse_own_loss
@@ -30,6 +30,8 @@ ADVICE = (
     "lower qat.lr, try optimizer: adamw, or equalize the network first (channels of one layer that "
     "differ a hundredfold share a grid badly; cross-layer equalization makes them alike)"
 )
+# A trained network this many points of top-1 below the float one calls for advice.
+FAR = 5.0
 # Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -147,8 +149,7 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
     layout = known.layout if known is not None and section.images is not None else "nchw"
     ranks = [len(spec.shape) for spec in prepared.inputs.values()]
     augment = section.augment
-    changed = augment.crop or augment.flip or augment.colour
-    if changed and (ranks != [4] or layout != "nchw"):
+    if augment != Augment() and (ranks != [4] or layout != "nchw"):
         found = ", ".join(spec.describe() for spec in prepared.inputs.values())
         raise recipe.error(
             ("qat", "augment"),
@@ -183,16 +184,16 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     if section.tensorboard:
         board = run.stages.folder.parent / "tensorboard" / keep.stem
     parts = (run.lessons, run.validation, settings, keep, run.progress, board)
-    history = train(network, teacher, *parts)
+    history, float_score = train(network, teacher, *parts)
     best = best_of(history)
-    record.notes += warnings_of(history, settings.epochs)
+    record.notes += warnings_of(history, settings.epochs, float_score)
     if processes.count() > 1:
         record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")
     record.notes.append(
         f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
         f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
     )
-    part = _part(run, best, history)
+    part = _part(run, best, history, float_score)
     if part.oscillating is not None:
         frozen = "" if part.frozen is None else f", {part.frozen:.2%} were frozen"
         record.notes.append(
@@ -202,12 +203,13 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     return network.freeze(), part
 
 
-def warnings_of(history: "list[Epoch]", epochs: int) -> list[str]:
+def warnings_of(history: "list[Epoch]", epochs: int, float_score: float | None = None) -> list[str]:
     """What the user must know of a training that ended early, or in vain.
 
     Args:
         history: epochs judged, the plan before training first.
         epochs: asked for.
+        float_score: of the float network on the same samples, where the score is top-1 in %.
     """
     from qtool.qat.settings import best_of
 
@@ -224,10 +226,17 @@ def warnings_of(history: "list[Epoch]", epochs: int) -> list[str]:
             "on the held-out samples), which was kept. Where that is far from the float network: "
             + ADVICE
         ]
+    if float_score is not None and float_score - history[best].score > FAR:
+        return [
+            f"WARNING: the best epoch has {history[best].score:.2f} on the held-out samples, the "
+            f"float network {float_score:.2f}: train longer, give more bits, {ADVICE}"
+        ]
     return []
 
 
-def _part(run: "_Run", best: int, history: "list[Epoch]") -> TrainingPart:
+def _part(
+    run: "_Run", best: int, history: "list[Epoch]", float_score: float | None
+) -> TrainingPart:
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 6)
 
@@ -247,6 +256,7 @@ def _part(run: "_Run", best: int, history: "list[Epoch]") -> TrainingPart:
         validation=run.validation.count,
         quantizer=run.section.quantizer.name,
         best=best,
+        float_score=None if float_score is None else round(float_score, 4),
         epochs=lines,
         oscillating=lines[-1].oscillating,
         frozen=lines[-1].frozen,
@@ -280,6 +290,8 @@ def _settings(run: "_Run") -> "Settings":
         flip=section.augment.flip,
         fill=_black(section, run.recipe),
         colour=section.augment.colour,
+        mixup=section.augment.mixup,
+        cutmix=section.augment.cutmix,
         pixels=_pixels(section, run.recipe),
         seed=run.seed,
         oscillation=None if asked is None else Oscillation(**asked.model_dump()),

@@ -49,6 +49,11 @@ def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     if section.distill is not None and section.distill.weight == 1:
         why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"
         raise recipe.error(("qat", "distill", "weight"), why)
+    if section.augment.mixup or section.augment.cutmix:
+        why = (
+            "mixed images have two labels each, a loss of your own takes one; leave one of both out"
+        )
+        raise recipe.error(("qat", "augment"), why)
     if section.label_smoothing:
         why = "belongs to cross entropy; smooth labels in your own loss, and leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)

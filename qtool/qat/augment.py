@@ -1,12 +1,45 @@
-"""Random crops and mirrors of image batches, from torch alone."""
+"""Random changes of training images, from torch alone; crops and mirrors are here."""
 
 import torch
 import torch.nn.functional as F
+
+from qtool.qat.colour import jittered
+from qtool.qat.mixing import Pairs, mixed, partners
+from qtool.qat.settings import Settings
 
 T = torch.Tensor
 
 
 def augmented(
+    feeds: dict[str, T],
+    labels: T | None,
+    settings: Settings,
+    random: torch.Generator,
+    part: tuple[int, slice],
+) -> tuple[dict[str, T], T | Pairs | None]:
+    """One batch as training sees it: colours, crops and mirrors, then pairs.
+
+    Args:
+        feeds: inputs by name, on the CPU; where anything is to change, one input [N, C, H, W].
+        labels: class numbers [N], or None.
+        settings: what to change.
+        random: the source of every choice.
+        part: as for :func:`moved`.
+    """
+    if settings.colour:
+        colour = (settings.colour, settings.pixels, random, part)
+        feeds = {k: jittered(v, *colour) for k, v in feeds.items()}
+    if settings.crop or settings.flip:
+        how = (settings.crop, settings.flip, torch.tensor(settings.fill), random)
+        feeds = {k: moved(v, *how, part) for k, v in feeds.items()}
+    if not (settings.mixup or settings.cutmix):
+        return feeds, labels
+    ((name, images),) = feeds.items()
+    images, own = mixed(images, settings.mixup, settings.cutmix, random, part)
+    return {name: images}, None if labels is None else Pairs(labels, partners(labels), own)
+
+
+def moved(
     images: T,
     crop: int,
     flip: bool,

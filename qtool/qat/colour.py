@@ -25,7 +25,7 @@ def jittered(
         strength: 0 (nothing changes) to 1.
         pixels: how pixels of 0 to 1 became ``images``; undone first and redone in the end.
         random: the source of every choice.
-        part: as for :func:`qtool.qat.augment.augmented`.
+        part: as for :func:`qtool.qat.augment.moved`.
     Source: torchvision's ColorJitter without hue. Departure: one order for all images.
     """
     total, mine = part or (len(images), slice(None))

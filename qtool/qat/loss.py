@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from qtool.errors import RecipeError
 from qtool.qat.blocks import block_error
+from qtool.qat.mixing import Pairs
 from qtool.qat.network import QatNetwork
 from qtool.qat.settings import Settings
 
@@ -40,7 +41,7 @@ class Loss:
                 "layers with weights; leave it out"
             )
 
-    def __call__(self, feeds: Mapping[str, T], labels: T | None) -> T:
+    def __call__(self, feeds: Mapping[str, T], labels: T | Pairs | None) -> T:
         """Differentiable, rank 0."""
         with self._precision(feeds):
             found, taught = self.network(feeds, self.blocks), self.taught(feeds)
@@ -62,27 +63,39 @@ class Loss:
         wanted = self.settings.teacher > 0 or (own is not None and own.wants_teacher)
         return self.teacher(feeds, self.blocks) if wanted or self.blocks else None
 
-    def of(self, found: Mapping[str, T], labels: T | None, taught: Mapping[str, T] | None) -> T:
+    def of(
+        self, found: Mapping[str, T], labels: T | Pairs | None, taught: Mapping[str, T] | None
+    ) -> T:
         """The loss of what the network found, blocks left out; rank 0.
 
         Args:
             found: the network's outputs by name.
-            labels: class numbers [N]; for a loss of the user's own any tensor.
+            labels: class numbers [N], two of each of mixed images; for a loss of the user's own
+                any tensor.
             taught: the float network's first output by name, see :meth:`taught`.
         """
         settings, parts, first = self.settings, [], self.network.outputs[0]
         out, want = self.scores(found[first]), None if taught is None else taught[first]
-        if settings.loss is not None:
-            outputs = {name: found[name] for name in self.network.outputs}
-            parts.append((1 - settings.teacher) * settings.loss(outputs, labels, want))
-        elif settings.teacher < 1 and labels is not None:
-            by_label = F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
+        by_label = self._by_label(found, out, labels, want) if settings.teacher < 1 else None
+        if by_label is not None:
             parts.append((1 - settings.teacher) * by_label)
         if settings.teacher > 0 and want is not None:
             by_teacher = distilled(out, self.scores(want), settings.temperature)
             parts.append(settings.teacher * by_teacher)
         total: T = torch.stack(parts).sum()
         return total
+
+    def _by_label(
+        self, found: Mapping[str, T], out: T, labels: T | Pairs | None, want: T | None
+    ) -> T | None:
+        settings = self.settings
+        if isinstance(labels, Pairs):
+            return labels.cross_entropy(out, settings.label_smoothing)
+        if settings.loss is not None:
+            return settings.loss({k: found[k] for k in self.network.outputs}, labels, want)
+        if labels is None:
+            return None
+        return F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
 
     @torch.no_grad()
     def distance(

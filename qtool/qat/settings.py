@@ -60,6 +60,8 @@ class Settings:
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)
     colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     pixels: Pixels = Pixels()
     seed: int = 0
     oscillation: Oscillation | None = None  # not even counted

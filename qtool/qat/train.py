@@ -25,9 +25,9 @@ from qtool.qat import processes
 from qtool.qat.augment import augmented
 from qtool.qat.average import Average, copied
 from qtool.qat.board import Board, recorded
-from qtool.qat.colour import jittered
 from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
 from qtool.qat.memory import kept_memory
+from qtool.qat.mixing import Pairs
 from qtool.qat.network import LiveNorm, QatNetwork
 from qtool.qat.optimizer import default_clip, make_optimizer, rates
 from qtool.qat.oscillation import Oscillations
@@ -53,7 +53,7 @@ def train(
     keep: Path,
     progress: Progress = silent,
     board: Path | None = None,
-) -> list[Epoch]:
+) -> tuple[list[Epoch], float | None]:
     """Train in place; the network ends with the parameters of the best epoch on ``validation``.
 
     The plan before training competes too, so that training never makes the validation score worse.
@@ -75,11 +75,16 @@ def train(
         progress: told about every step.
         board: folder for TensorBoard's event files; None: none are written.
 
+    Returns:
+        The epochs judged, the plan before training first, and the float network's score on the
+        same samples; None where the score is not top-1.
+
     Raises:
         DataError: the labels are not class numbers, or there is nothing to learn from.
     """
     loop = _Loop(network, teacher, data, validation, settings, progress)
     loop.resume(keep)
+    loop.float_score = processes.share(loop.judge_float)
     with (
         kept_memory(),
         recorded(board, loop.history, loop.steps, settings) as loop.board,
@@ -90,7 +95,7 @@ def train(
             if processes.rank() == 0:
                 loop.save(keep)
         loop.finish()
-    return loop.history
+    return loop.history, loop.float_score
 
 
 class _Loop:
@@ -127,6 +132,7 @@ class _Loop:
         self.clip = default_clip(network) if settings.clip is None else settings.clip
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
+        self.float_score: float | None = None
         self.board: Board | None = None
         self.diverged = False
 
@@ -180,7 +186,7 @@ class _Loop:
         torch.manual_seed(random.initial_seed())  # for a loss that draws numbers
         total, done = torch.zeros((), device=self.device), 0
         network.train()
-        for feeds, labels in self._batches(lessons, self.rows, random):
+        for feeds, labels in self._lessons(lessons, random):
             at = number - 1 + done / self.steps
             for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
@@ -221,7 +227,8 @@ class _Loop:
     def _news(self) -> str:
         last = self.history[-1]
         loss = "" if last.loss is None else f", loss {last.loss:.3f}"
-        return f"epoch {last.number}: validation {last.score:.2f}{loss}"
+        wanted = "" if self.float_score is None else f" (float {self.float_score:.2f})"
+        return f"epoch {last.number}: validation {last.score:.2f}{wanted}{loss}"
 
     def _random(self, number: int) -> torch.Generator:
         """The source of every choice of one epoch."""
@@ -235,46 +242,64 @@ class _Loop:
         whole = order[: self.steps * self.part[0]].reshape(self.steps, -1)
         return self.data.take(whole[:, self.part[1]].ravel())
 
-    def _batches(
-        self, data: Dataset, size: int, random: torch.Generator | None = None
-    ) -> Iterator[tuple[dict[str, T], T | None]]:
-        """Inputs and class numbers on the device, augmented where ``random`` is given."""
-        settings = self.settings
+    def _read(self, data: Dataset, size: int) -> Iterator[tuple[dict[str, T], T | None]]:
+        """Inputs and class numbers, on the CPU."""
         with closing(data.batches(size)) as stream:  # type: ignore[type-var]
             for batch in stream:
                 labels = batch.pop("label", None)
                 feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
-                if random is not None and settings.colour:
-                    colour = (settings.colour, settings.pixels, random, self.part)
-                    feeds = {k: jittered(v, *colour) for k, v in feeds.items()}
-                if random is not None and (settings.crop or settings.flip):
-                    how = (settings.crop, settings.flip, torch.tensor(settings.fill), random)
-                    feeds = {k: augmented(v, *how, self.part) for k, v in feeds.items()}
-                known = known_labels(labels, settings.loss is not None)
-                yield (
-                    {k: v.to(self.device) for k, v in feeds.items()},
-                    None if known is None else known.to(self.device),
-                )
+                yield feeds, known_labels(labels, self.settings.loss is not None)
+
+    def _batches(self, data: Dataset, size: int) -> Iterator[tuple[dict[str, T], T | None]]:
+        """Inputs and class numbers on the device."""
+        for feeds, labels in self._read(data, size):
+            yield self._moved(feeds), None if labels is None else labels.to(self.device)
+
+    def _lessons(
+        self, data: Dataset, random: torch.Generator
+    ) -> Iterator[tuple[dict[str, T], T | Pairs | None]]:
+        """Inputs, changed at random, and class numbers on the device."""
+        for feeds, labels in self._read(data, self.rows):
+            changed, known = augmented(feeds, labels, self.settings, random, self.part)
+            yield self._moved(changed), None if known is None else known.to(self.device)
+
+    def _moved(self, feeds: dict[str, T]) -> dict[str, T]:
+        return {k: v.to(self.device) for k, v in feeds.items()}
+
+    def _held_out(self) -> Iterator[tuple[dict[str, T], T | None, int]]:
+        """Inputs of a batch, labels of its first rows, and how many these are; the rest fills."""
+        data, total, count = self.validation, self.validation.count, 0
+        if self.settings.fixed:  # filled up with its last sample
+            data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
+        for feeds, labels in self._batches(data, self.settings.batch):
+            rows = min(len(next(iter(feeds.values()))), total - count)
+            yield feeds, None if labels is None else labels[:rows], rows
+            count += rows
 
     @torch.no_grad()
     def _score(self) -> float:
         self.network.eval()
-        hits, loss, count, judged = 0.0, 0.0, 0, False
-        data, total = self.validation, self.validation.count
-        if self.settings.fixed:  # filled up with its last sample, and cut off below
-            data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
-        for feeds, labels in self._batches(data, self.settings.batch):
+        hits, loss, judged = 0, 0.0, False
+        for feeds, labels, rows in self._held_out():
             found = self.network(feeds)
-            out = found[self.network.outputs[0]]
-            rows = min(len(out), total - count)
-            out, labels = out[:rows], None if labels is None else labels[:rows]
+            out = found[self.network.outputs[0]][:rows]
             judged = are_classes(labels, out)
             if judged:
-                hits += float((out.argmax(1) == labels).sum())
+                hits += _hits(out, labels)
             else:
                 loss += self.loss.distance(feeds, found, labels, rows) * rows
-            count += rows
-        return 100 * hits / count if judged else -loss / count
+        return (100 * hits if judged else -loss) / self.validation.count
+
+    @torch.no_grad()
+    def judge_float(self) -> float | None:
+        """Top-1 of the float network in %; None where labels or outputs are no classes."""
+        hits = 0
+        for feeds, labels, rows in self._held_out():
+            out = self.loss.wanted(feeds)[:rows]
+            if not are_classes(labels, out):
+                return None
+            hits += _hits(out, labels)
+        return 100 * hits / self.validation.count
 
     def finish(self) -> None:
         """Take the best parameters; average BatchNorm's statistics again where that helps."""
@@ -346,3 +371,8 @@ class _Loop:
             self.oscillations.load_state_dict(state["oscillations"])
         if self.average is not None:
             self.average.state = state["average"]
+
+
+def _hits(out: T, labels: T | None) -> int:
+    """How many rows of scores [N, C] are highest at their label [N]."""
+    return 0 if labels is None else int((out.argmax(1) == labels).sum())

@@ -98,11 +98,18 @@ def training_chart(report: Report) -> TwoCharts | None:
         for epoch in training.epochs
     ]
     return TwoCharts(
-        title="Top-1 in %" if by_labels else "Loss against the float network",
+        title=_title(by_labels, training.float_score),
         bars=bars,
         above_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
         below_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
     )
+
+
+def _title(by_labels: bool, float_score: float | None) -> str:
+    """What the bars above are."""
+    if not by_labels:
+        return "Loss against the float network"
+    return "Top-1 in %" if float_score is None else f"Top-1 in %; float network {float_score:.2f}"
 
 
 def _restless(oscillating: float | None, frozen: float | None) -> str:

@@ -94,6 +94,7 @@ def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
         ("qat.loss=not_there:focal", "add --trust-code"),
         ("qat.distill={blocks: -1}", "qat.distill.blocks"),
         ("qat.augment={colour: 2}", "qat.augment.colour"),
+        ("qat.augment={mixup: 0.5, cutmix: 0.75}", "1.25 of the images together, expected at most"),
         ("qat.precision=half", "qat.precision"),
     ],
 )
@@ -108,6 +109,7 @@ def test_what_is_refused_before_any_work(folder, setting, said):
     [
         ("qat.distill={weight: 1}", "qat.loss none"),
         ("qat.label_smoothing=0.1", "belongs to cross entropy"),
+        ("qat.augment={mixup: 0.5}", "two labels each"),
     ],
 )
 def test_what_a_loss_of_ones_own_does_not_go_with(folder, setting, said):
@@ -183,11 +185,15 @@ def test_images_train_with_colours_changed(folder):
         """
     )
     words = ("qat", "--recipe", folder / "images.yaml", "--out")
-    for out, more in (("c1", ()), ("c2", ()), ("c3", ("--set", "qat.augment.colour=0"))):
-        done = qtool(*words, folder / out, *more)
+    others = {"c3": "colour=0", "c4": "mixup=0.4", "c5": "cutmix=0.4"}
+    for out, more in {"c1": None, "c2": None, **others}.items():
+        setting = () if more is None else ("--set", f"qat.augment.{more}")
+        done = qtool(*words, folder / out, *setting)
         assert done.returncode == 0, done.stderr
-    found = [report(folder, k)["data"]["training"]["epochs"] for k in ("c1", "c2", "c3")]
-    assert found[0] == found[1] != found[2]
+    found = [report(folder, f"c{k}")["data"]["training"] for k in range(1, 6)]
+    assert found[0] == found[1] and found[0]["float_score"] > 0
+    losses = [training["epochs"][1]["loss"] for training in found[1:]]
+    assert len(set(losses)) == 4
 
 
 def test_tensorboard_changes_nothing_else(folder):

@@ -13,7 +13,8 @@ from qtool.bits import Bits
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.execute.executor import Executor
-from qtool.qat.augment import augmented
+from qtool.protocols import silent
+from qtool.qat.augment import moved
 from qtool.qat.loss import Loss, distilled
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
@@ -63,7 +64,7 @@ def run(
     settings = Settings(
         **{"epochs": epochs, "batch": 32, "lr": 0.02, "teacher": 0.0 if labelled else 1.0} | options
     )
-    history = train(
+    history, _ = train(
         network,
         lambda feeds, more: executor(feeds, None, ["y", *more]),
         dataset(200, 0, labelled),
@@ -95,7 +96,7 @@ def test_it_learns_and_ends_with_the_best_epoch(tmp_path):
     ids=["sgd", "adamw", "steadied", "following"],
 )
 def test_a_stopped_run_ends_like_one_that_was_not(options, tmp_path):
-    options = {"crop": 1, "flip": True, "warmup": 1.0} | options
+    options = {"crop": 1, "flip": True, "warmup": 1.0, "mixup": 0.2, "cutmix": 0.2} | options
     whole, history = run(tmp_path, 4, "whole", **options)
     # Killed during the third epoch: what is left is the checkpoint of the second.
     saved = []
@@ -187,6 +188,36 @@ def test_what_a_training_in_vain_says():
     assert "epoch 2 is no number" in warnings_of(history(20.0, 30.0), 4)[0]
 
 
+@pytest.mark.parametrize(("float_score", "advised"), [(90.0, True), (64.9, False), (None, False)])
+def test_a_network_that_stays_far_below_the_float_one_calls_for_advice(float_score, advised):
+    history = [Epoch(k, 1.0, score, 1.0) for k, score in enumerate((10.0, 60.0, 55.0))]
+    said = warnings_of(history, 2, float_score)
+    assert len(said) == advised
+    if advised:
+        assert "60.00 on the held-out samples, the float network 90.00" in said[0]
+        assert "equalize" in said[0]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_float_network_is_judged_on_the_same_samples(labelled):
+    model, plan = planned(normed_net(), Bits(3, 4))
+    executor, held = Executor(model), dataset(50, 1, labelled)
+    found = loop._Loop(
+        QatNetwork(model, plan, LSQ()),
+        lambda feeds, more: executor(feeds, None, ["y", *more]),
+        dataset(64, 0, labelled),
+        held,
+        Settings(epochs=1, batch=32, fixed=True, teacher=0.0 if labelled else 1.0),
+        silent,
+    ).judge_float()
+    if not labelled:
+        assert found is None
+        return
+    feeds = {"x": torch.from_numpy(held.source.x)}
+    out = executor(feeds, None, ["y"])["y"].numpy()
+    assert found == pytest.approx(100 * (out.argmax(1) == held.labels).mean())
+
+
 def test_a_loss_that_is_no_number_stops_with_the_best_plan(tmp_path):
     network, history = run(tmp_path, 5, lr=1e30, batchnorm="folded")
     assert len(history) < 6
@@ -222,7 +253,7 @@ def test_crops_and_mirrors_only_move_pixels():
     random = torch.Generator().manual_seed(0)
     images = torch.arange(4 * 2 * 6 * 6, dtype=torch.float32).reshape(4, 2, 6, 6) + 1
     fill = torch.tensor([-1.0, -2.0])
-    out = augmented(images, 2, True, fill, random)
+    out = moved(images, 2, True, fill, random)
     assert out.shape == images.shape
     for image, source in zip(out, images, strict=True):
         for channel, black in ((0, -1.0), (1, -2.0)):
@@ -231,8 +262,8 @@ def test_crops_and_mirrors_only_move_pixels():
                 set(source[channel].flatten().tolist()),
             )
             assert seen <= known | {black}
-    assert torch.equal(augmented(images, 0, False, 0.0, random), images)
-    flipped = augmented(images, 0, True, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(moved(images, 0, False, 0.0, random), images)
+    flipped = moved(images, 0, True, 0.0, torch.Generator().manual_seed(1))
     for image, source in zip(flipped, images, strict=True):
         assert torch.equal(image, source) or torch.equal(image, source.flip(2))
 
