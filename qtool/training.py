@@ -30,6 +30,10 @@ ADVICE = (
     "lower qat.lr, try optimizer: adamw, or equalize the network first (channels of one layer that "
     "differ a hundredfold share a grid badly; cross-layer equalization makes them alike)"
 )
+ANEW = (
+    "training began anew: the one kept in this folder was of another model, recipe, data, seed, "
+    "number of processes or version of qtool"
+)
 # A trained network this many points of top-1 below the float one calls for advice.
 FAR = 5.0
 # Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
@@ -179,6 +183,8 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     keep = run.stages.place("qat", _parts(run), ".pt")
     if run.stages.fresh:
         keep.unlink(missing_ok=True)
+    elif not keep.is_file() and any(keep.parent.glob(f"qat-*{keep.suffix}")):
+        record.notes.append(ANEW)
     tell(run.plan, settings, keep, run.prepared.loaded.sha256, run.lessons)
     board = None
     if section.tensorboard:

@@ -154,6 +154,16 @@ def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, sai
     assert said in done.stderr and not (folder / "no").exists()
 
 
+def test_training_that_does_not_go_on_says_so(folder):
+    def notes() -> str:
+        return str([stage["notes"] for stage in report(folder, "anew")["stages"]])
+
+    for lr, anew in ((0.01, False), (0.01, False), (0.02, True)):
+        done = asked(folder, "anew", "qat.epochs=1", f"qat.lr={lr}")
+        assert done.returncode == 0, done.stderr
+        assert ("training began anew" in notes()) == anew
+
+
 def test_colour_needs_the_pixels_behind_the_inputs(folder):
     done = asked(folder, "no", "qat.augment={colour: 0.2}")
     assert done.returncode == 2 and "preprocess that made them" in done.stderr, done.stderr
