@@ -59,8 +59,9 @@ def page(kept: Mapping[str, Any]) -> str:
     title = f"Quantizers at W2A2: resnet20, {COUNT} images, {EPOCHS} epochs"
     text = heading(title, "python -m benchmarks.qat_quantizers")
     text += (
-        "\nEnds at 8 bits, labels and teacher, BatchNorm live, one learning rate for all; judged "
-        "on the 10,000 test images; % of the file in ONNX Runtime.\n\n"
+        "\nEnds at 8 bits, labels and teacher, BatchNorm live, one learning rate for all, products "
+        "in bfloat16 while training; judged on the 10,000 test images; % of the file in ONNX "
+        "Runtime.\n\n"
     )
     return text + table(["quantizer", "mean %", "seeds %", "deviation"], ordered)
 

@@ -4,7 +4,7 @@ Source: Jacob et al. 2018, sec. 2.4, arXiv:1712.05877: bias codes are int32 on t
 zero point 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,20 +12,25 @@ import onnx_ir as ir
 
 from qtool.errors import DataError
 from qtool.graph import by_name, constant
-from qtool.numerics import PerChannel, QuantParams, quantize
+from qtool.numerics import PerChannel, QuantParams, QuantSpec, dequantize, quantize
 from qtool.numerics_pieces import codes_of
 from qtool.plan import QuantPlan, Site
 from qtool.scales import ceil_log2
 
 # Half the int32 range stays free for the products the bias is added to.
 BIAS_LIMIT = 2**30
+# float32, in which runtimes scale the sum, holds all whole numbers up to here.
+EXACT_LIMIT = 2**23
+# Products of scales are no denormals from here on.
+LEAST_SCALE = 2.0**-60
 
 
 def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     """Compute all codes.
 
     A bias that would leave the int32 range widens the weight scale of its channel first (a channel
-    of near-zero weights with a large bias); the plan's log says where.
+    of near-zero weights with a large bias); the plan's log says where. A channel without any
+    weights, whose scale means nothing else, gets the one that its bias is finest on.
 
     Args:
         model: the rewritten graph.
@@ -37,8 +42,10 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     values = by_name(model.graph)
     grids, codes = dict(plan.grids), dict(plan.codes)
     notes: list[str] = []
-    for name in _widen_for_biases(values, plan, grids, notes):
-        codes.pop(name, None)
+    for name in _fit_to_biases(values, plan, grids, notes):
+        if name in codes:  # training or a scheme found them; no array holds what they mean now
+            meant = dequantize(codes[name], _params(plan.grids, name))
+            codes[name] = codes_of(meant, _params(grids, name))
     for site in plan.sites.values():
         if site.weight is None:
             continue
@@ -71,11 +78,9 @@ def bias_params(plan: QuantPlan, grids: dict, site: Site) -> QuantParams:
     return QuantParams(spec, scale, np.zeros(scale.shape, np.int32))
 
 
-def _widen_for_biases(
-    values: dict, plan: QuantPlan, grids: dict, notes: list[str]
-) -> Sequence[str]:
-    """Change the grids of weights where a bias needs it; returns whose codes must be made anew."""
-    changed = []
+def _fit_to_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[str]) -> Sequence[str]:
+    """Change the grids of weights where biases need it; returns whose codes must be made anew."""
+    changed, fitted = [], set()
     for site in plan.sites.values():
         if site.bias is None or site.weight is None:
             continue
@@ -84,6 +89,14 @@ def _widen_for_biases(
         least = bias / (BIAS_LIMIT * x.scale.astype(np.float64))
         if not isinstance(w.spec.granularity, PerChannel):
             least = least.max()
+        empty = _empty(values, plan, site.weight, w) & (least > 0)
+        if np.any(empty) and w.spec.scale_kind == "float":
+            finest = np.maximum(least * (BIAS_LIMIT / EXACT_LIMIT), LEAST_SCALE)
+            if site.weight in fitted:  # tied weights: another bias has been here
+                finest = np.maximum(finest, w.scale)
+            w = replace(w, scale=np.where(empty, finest, w.scale).astype(np.float32))
+            grids[site.weight] = w
+            fitted.add(site.weight)
         low = least > w.scale
         if np.any(low):
             # The next float32 up, so that the rounded scale cannot fall below the need again.
@@ -99,7 +112,17 @@ def _widen_for_biases(
     return changed
 
 
-def _params(grids: dict, name: str) -> QuantParams:
+def _empty(values: dict, plan: QuantPlan, name: str, w: QuantParams) -> np.ndarray:
+    """Where no weight is left of those that one scale serves, shape of the scale."""
+    known = plan.codes.get(name)
+    rows = _array(values, plan, name) if known is None else known
+    granularity = w.spec.granularity
+    if isinstance(granularity, PerChannel):
+        return np.asarray(~np.moveaxis(rows, granularity.axis, 0).reshape(len(w.scale), -1).any(1))
+    return np.asarray(not rows.any())
+
+
+def _params(grids: Mapping[str, QuantSpec | QuantParams], name: str) -> QuantParams:
     grid = grids[name]
     if not isinstance(grid, QuantParams):
         raise AssertionError(f"the grid of {name} was not calibrated")

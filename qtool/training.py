@@ -32,9 +32,10 @@ ADVICE = (
 )
 ANEW = (
     "training began anew: the one kept in this folder was of another model, recipe, data, seed, "
-    "number of processes or version of qtool"
+    "device, number of threads or processes, or version of qtool or its libraries"
 )
-# A trained network this many points of top-1 below the float one calls for advice.
+# A trained network this many points of top-1 below the float one calls for advice, if that is more
+# than two samples.
 FAR = 5.0
 # Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
 LUMA = (0.299, 0.587, 0.114)
@@ -192,7 +193,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     parts = (run.lessons, run.validation, settings, keep, run.progress, board)
     history, float_score = train(network, teacher, *parts)
     best = best_of(history)
-    record.notes += warnings_of(history, settings.epochs, float_score)
+    record.notes += warnings_of(history, settings.epochs, float_score, run.validation.count)
     if processes.count() > 1:
         record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")
     record.notes.append(
@@ -209,13 +210,16 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     return network.freeze(), part
 
 
-def warnings_of(history: "list[Epoch]", epochs: int, float_score: float | None = None) -> list[str]:
+def warnings_of(
+    history: "list[Epoch]", epochs: int, float_score: float | None = None, held_out: int = 100
+) -> list[str]:
     """What the user must know of a training that ended early, or in vain.
 
     Args:
         history: epochs judged, the plan before training first.
         epochs: asked for.
         float_score: of the float network on the same samples, where the score is top-1 in %.
+        held_out: how many these are.
     """
     from qtool.qat.settings import best_of
 
@@ -232,7 +236,7 @@ def warnings_of(history: "list[Epoch]", epochs: int, float_score: float | None =
             "on the held-out samples), which was kept. Where that is far from the float network: "
             + ADVICE
         ]
-    if float_score is not None and float_score - history[best].score > FAR:
+    if float_score is not None and float_score - history[best].score > max(FAR, 200 / held_out):
         return [
             f"WARNING: the best epoch has {history[best].score:.2f} on the held-out samples, the "
             f"float network {float_score:.2f}: train longer, give more bits, {ADVICE}"

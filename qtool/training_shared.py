@@ -126,7 +126,8 @@ def refuse_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
         fixed: the batch size the model insists on, or None.
 
     Raises:
-        RecipeError: the model takes no part of a batch, or a process would have no sample.
+        RecipeError: the model takes no part of a batch, or a process would have no sample, or no
+            two to mix.
     """
     count = processes.count()
     if count > 1 and fixed is not None:
@@ -138,3 +139,7 @@ def refuse_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
         raise recipe.error(
             ("qat", "batch"), f"found {batch} samples for {count} processes; use fewer processes"
         )
+    augment = recipe.qat.augment if recipe.qat else None
+    if augment is not None and (augment.mixup or augment.cutmix) and batch // count < 2:
+        why = f"found a batch of {batch} for {count} processes, expected 2 images or more for each"
+        raise recipe.error(("qat", "augment"), f"{why}, one to be mixed with another")

@@ -32,7 +32,7 @@ class Pairs:
             for labels in (self.first, self.second)
         )
         first, second = by_class
-        return torch.lerp(second, first, self.share).mean()
+        return torch.lerp(second, first, self.share.to(out.dtype)).mean()
 
     def to(self, device: torch.device) -> "Pairs":
         """The same on another device."""

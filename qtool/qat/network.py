@@ -16,7 +16,7 @@ from qtool.execute.executor import Executor
 from qtool.execute.simulate import raw_edges
 from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
-from qtool.numerics import Codebook, PerChannel, QuantParams
+from qtool.numerics import Codebook, PerChannel, QuantParams, fake_quantize
 from qtool.plan import QuantPlan, Site
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
@@ -27,6 +27,8 @@ from qtool.qat.functions import beside, straight_through, widened
 T = torch.Tensor
 
 BATCHNORM = ("live", "frozen", "folded")
+# A scale on which no sum of products reaches a code, and no product of scales is a denormal.
+NOTHING = 2.0**-60
 
 
 class QatNetwork(nn.Module):
@@ -159,18 +161,25 @@ class QatNetwork(nn.Module):
         constants = {v for s in self.plan.sites.values() for v in (s.weight, s.bias)}
         self._grids: dict[str, str] = {}
         keys: dict[str, str] = {}
+        operands: dict[str, QuantParams] = {}
         for name, grid in self.plan.grid_of.items():
             value, params = values[name], self.plan.params(name)
             if name in constants or name in self.plan.stored or params is None:
                 continue
             producer = value.producer()
             if constant(value) is not None:
-                continue  # a constant operand keeps its calibrated grid
+                operands[name] = params
+                continue
             if grid not in keys:
                 keys[grid] = str(len(keys))
                 self.activation_grids[keys[grid]] = quantizer.activation(params)
             if producer is None or producer.name not in self.plan.passes:
                 self._grids[name] = keys[grid]
+        for name, params in operands.items():  # on a grid that learns, or the calibrated one
+            if self.plan.grid_of[name] in keys:
+                self._grids[name] = keys[self.plan.grid_of[name]]
+            else:
+                self._hooks[name] = partial(fake_quantize, params=params)
         self._grid_keys = keys
 
     def forward(self, feeds: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, T]:
@@ -330,8 +339,12 @@ def refolded(
 ) -> tuple[np.ndarray, QuantParams]:
     """Fold a BatchNorm's factors [C], none negative, into the grid; codes stay.
 
-    A factor of 0 leaves codes 0 and scale 1.
+    A factor of 0 leaves codes 0 and scale 1; those of a code book, which may have no level 0, stay,
+    on a scale that leaves nothing of their products.
     """
+    if isinstance(params, Codebook):
+        scale = np.maximum(params.scale * factor, NOTHING).astype(np.float32)
+        return codes, replace(params, scale=scale)
     alive = beside(factor > 0, codes, params).astype(codes.dtype)
     scale = params.scale.astype(np.float64) * factor
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)

@@ -63,7 +63,7 @@ def train(
     With ``settings.ema`` the moving average is judged and kept in place of the network itself.
 
     Several processes (:mod:`qtool.qat.processes`) train as one does: each takes its rows of every
-    batch, and the first alone judges and writes.
+    batch, and the first alone judges and writes. (Mixed images are of one process's rows.)
 
     Args:
         network: what learns.

@@ -154,6 +154,12 @@ def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, sai
     assert said in done.stderr and not (folder / "no").exists()
 
 
+def test_images_that_have_no_partner_are_refused(folder):
+    done = asked(folder, "no", "qat.batch=1", "qat.augment={mixup: 1}")
+    assert done.returncode == 2 and "a batch of 1 for 1 processes" in done.stderr, done.stderr
+    assert "qat.augment" in done.stderr and not (folder / "no").exists()
+
+
 def test_training_that_does_not_go_on_says_so(folder):
     def notes() -> str:
         return str([stage["notes"] for stage in report(folder, "anew")["stages"]])

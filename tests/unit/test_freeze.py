@@ -94,6 +94,35 @@ def test_dead_channels_have_finite_scales(granularity, bias):
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
 
 
+@BOTH
+def test_the_bias_of_a_channel_without_weights_is_not_rounded_to_the_input_scale(granularity):
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(0, 0.2, (8, 4, 3, 3)), rng.normal(size=8)
+    weight[slice(None) if granularity == "tensor" else 5] = 0
+    plan = frozen_plan(two_convs(weight, bias).model(), Bits(4, 2, granularity=granularity))
+    scale = plan.params("b").scale.astype(np.float64)
+    found = plan.codes["b"] * scale
+    empty = slice(None) if granularity == "tensor" else 5
+    np.testing.assert_allclose(found[empty], bias[empty], rtol=1e-5)
+    assert np.abs(plan.codes["b"]).max() <= 2**23 + 1
+    np.testing.assert_allclose(found, bias, atol=float(scale.max()) / 2 * 1.001)
+
+
+def test_tied_weights_without_a_weight_take_a_scale_both_biases_fit_on():
+    net = Net()
+    w, x = net.weight(4, 4, 3, 3, name="w"), net.input("x", "N", 4, 6, 6)
+    zeros = net.const(np.zeros((4, 4, 3, 3), np.float32), "zeros")
+    large, small = (net.const(np.full(4, v, np.float32), n) for n, v in (("l", 9.0), ("s", 1e-3)))
+    x = net.add("Relu", net.add("Conv", x, w, pads=[1] * 4))
+    for bias in (large, small):
+        x = net.add("Relu", net.add("Conv", x, zeros, bias, pads=[1] * 4))
+    net.output(net.add("Conv", x, net.weight(2, 4, 1, 1)))
+    plan = frozen_plan(net.model())
+    for name, value in (("l", 9.0), ("s", 1e-3)):
+        found = plan.codes[name] * plan.params(name).scale.astype(np.float64)
+        np.testing.assert_allclose(found, value, rtol=1e-2)
+
+
 def test_a_layer_of_zeros_runs():
     net = two_convs(np.zeros((8, 4, 3, 3)), np.zeros(8))
     emitted, plan = quantized(net.model())

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from models import Net, bind, cpu, feeds_for, rewritten, run
+from test_freeze import two_convs
 
 import qtool
 from qtool.bits import Bits
@@ -258,6 +259,15 @@ def test_biases_that_no_rewrite_parted_are_one_on_the_last_layers_grid():
     assert_the_file_is_what_was_trained(network, model, feeds)
 
 
+def test_constant_operands_are_rounded_as_in_the_file():
+    rng = np.random.default_rng(0)
+    model, plan = planned(two_convs(middle=rng.normal(0, 1, (1, 8, 1, 1))), Bits(4, 4))
+    network, feeds = QatNetwork(model, plan, LSQ()).eval(), feeds_for(model, rows=8)
+    simulated = Simulation(model, freeze(model, network.freeze()))(feeds, ["y"])["y"]
+    with torch.no_grad():
+        torch.testing.assert_close(logits(network, feeds), simulated, rtol=0, atol=1e-5)
+
+
 def test_every_parameter_gets_a_gradient():
     model, plan = planned(normed_net(), Bits(4, 4))
     network = QatNetwork(model, plan, LSQ(), "live")
@@ -305,6 +315,27 @@ def test_every_quantizer_trains_and_its_file_is_what_was_trained(name, batchnorm
     losses = trained(network, feeds)
     assert min(losses[-5:]) < 0.9 * losses[0]
     assert_the_file_is_what_was_trained(network, model, feeds)
+
+
+@pytest.mark.parametrize("name", ["lsq", "pact"])
+@pytest.mark.parametrize("gamma", [0.0, 1e-12])
+def test_a_channel_whose_norm_died_keeps_its_shift_and_the_others_what_they_learned(name, gamma):
+    model, plan = planned(normed_net(), Bits(3, 2))
+    network = QatNetwork(model, plan, entry(name), "live")
+    feeds = feeds_for(model, seed=2, rows=16)
+    trained(network, feeds)
+    for norm in network.norms.values():
+        norm.gamma.data[1], norm.beta.data[1] = gamma, 0.37
+    assert_the_file_is_what_was_trained(network, model, feeds)
+    before = network.freeze()
+    after = freeze(model, before)
+    for key in network.norms:
+        weight = network._names[key]
+        others = [k for k in range(len(before.codes[weight])) if k != 1]
+        assert before.codes[weight][others].any()
+        np.testing.assert_array_equal(after.codes[weight][others], before.codes[weight][others])
+        levels = getattr(after.params(weight), "levels", None)
+        assert levels is None or np.isin(after.codes[weight], levels).all()
 
 
 def clipped(calibrated: bool) -> ClippedActivation:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_train import run
 
+import qtool.qat.train as loop
 from qtool.qat.mixing import Pairs, mixed, partners
 from qtool.recipe_qat import Augment
 
@@ -72,6 +73,7 @@ def test_the_loss_of_a_pair_is_that_of_its_soft_label(smoothing):
     hot = [F.one_hot(labels, 5).float() for labels in (first, second)]
     soft = share[:, None] * hot[0] + (1 - share[:, None]) * hot[1]
     found = Pairs(first, second, share).cross_entropy(out, smoothing)
+    assert Pairs(first, second, share).cross_entropy(out.half(), smoothing).dtype == torch.float16
     torch.testing.assert_close(found, F.cross_entropy(out, soft, label_smoothing=smoothing))
 
 
@@ -81,17 +83,31 @@ def test_more_than_all_images_cannot_be_mixed():
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_it_trains_on_pairs_and_goes_on_where_it_stopped(labelled, tmp_path):
+def test_it_trains_on_pairs_and_goes_on_where_it_stopped(labelled, tmp_path, monkeypatch):
     options = {"mixup": 0.3, "cutmix": 0.3, "labelled": labelled, "crop": 1}
-    _, history = run(tmp_path, 4, "whole", **options)
+    whole, history = run(tmp_path, 4, "whole", **options)
     assert history[4].loss < history[1].loss
     _, plain = run(tmp_path, 2, "plain", **options | {"mixup": 0.0, "cutmix": 0.0})
     assert plain[1].loss != history[1].loss
-    _, again = run(tmp_path, 4, "whole", **options)
-    assert [e.score for e in again] == [e.score for e in history]
+    saves, save = [], loop._Loop.save
+
+    def stops(self, path):
+        save(self, path)
+        saves.append(path)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(loop._Loop, "save", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 4, "part", **options)
+    resumed, again = run(tmp_path, 4, "part", **options)
+    assert [(e.loss, e.score) for e in again] == [(e.loss, e.score) for e in history]
+    a, b = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_batch_of_one_is_its_own_partner():
+def test_an_image_alone_stays_as_it_is():
     images = numbered(1)
     out, _ = mixed(images, 0.5, 0.5, generator())
     assert torch.equal(out, images)

@@ -188,13 +188,19 @@ def test_what_a_training_in_vain_says():
     assert "epoch 2 is no number" in warnings_of(history(20.0, 30.0), 4)[0]
 
 
-@pytest.mark.parametrize(("float_score", "advised"), [(90.0, True), (64.9, False), (None, False)])
-def test_a_network_that_stays_far_below_the_float_one_calls_for_advice(float_score, advised):
+@pytest.mark.parametrize(
+    ("float_score", "held_out", "advised"),
+    [(90.0, 100, True), (64.9, 100, False), (None, 100, False), (90.0, 6, False), (95, 6, True)],
+)
+def test_a_network_that_stays_far_below_the_float_one_calls_for_advice(
+    float_score, held_out, advised
+):
     history = [Epoch(k, 1.0, score, 1.0) for k, score in enumerate((10.0, 60.0, 55.0))]
-    said = warnings_of(history, 2, float_score)
+    said = warnings_of(history, 2, float_score, held_out)
     assert len(said) == advised
     if advised:
-        assert "60.00 on the held-out samples, the float network 90.00" in said[0]
+        wanted = f"60.00 on the held-out samples, the float network {float_score:.2f}"
+        assert wanted in said[0]
         assert "equalize" in said[0]
 
 
