@@ -7,6 +7,7 @@ ended, finished rows are kept in benchmarks/results. Writes benchmarks/results/q
 """
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -76,7 +77,7 @@ CASES: dict[str, Case] = {
     ),
     "resnet20_w2a2": Case(
         "resnet20",
-        "W2A2, labels and teacher",
+        "W2A2, labels and teacher, mixed images",
         _low(2, 2),
         {**MIXED, "lr": 0.04, "precision": "bfloat16", "distill": BOTH},
         ((15, 85.0), (60, 87.5)),
@@ -200,6 +201,7 @@ def kept_part(report: Any, seconds: float) -> dict[str, Any]:
         "best": training["best"],
         "notes": [n for s in report["stages"] if s["name"] == "qat" for n in s["notes"]],
         "seconds": seconds,
+        "date": str(datetime.date.today()),
     }
 
 
@@ -230,6 +232,7 @@ def page(kept: Mapping[str, Any]) -> str:
     """The table."""
     header = ["network", "case", "epochs", "float %", "simulated %", "file %", "at least", "met"]
     header += ["best epoch", "parity: share off, max step", "size over float", "minutes"]
+    header += ["measured"]
     rows = []
     for name, case in CASES.items():
         for epochs, least in case.epochs:
@@ -263,6 +266,7 @@ def _line(case: Case, epochs: int, least: float | None, row: Any) -> list[object
         f"{parity['share_off']:.1e}, {parity['max_lsb']}",
         f"1/{row['size']['compression']:.1f}",
         f"{row['seconds'] / 60:.0f}",
+        row["date"],
     ]
 
 
