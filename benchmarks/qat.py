@@ -25,7 +25,7 @@ ENDS = {"first": 8, "last": 8}
 BOTH = {"weight": 0.5, "temperature": 4.0}
 MOVED: dict[str, Any] = {"crop": 4, "flip": True}
 IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": MOVED}
-MIXED = {"images": "cifar10/train", "augment": {**MOVED, "mixup": 0.4, "cutmix": 0.4}}
+MIXED = {**IMAGES, "augment": {**MOVED, "mixup": 0.4, "cutmix": 0.4}}
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ def main() -> None:
 def page(kept: Mapping[str, Any]) -> str:
     """The table."""
     header = ["network", "case", "epochs", "float %", "simulated %", "file %", "at least", "met"]
-    header += ["best epoch", "parity: share off, max step", "size over float", "minutes"]
-    header += ["measured"]
+    header += ["best epoch", "parity: share off, max step", "size over float"]
+    header += ["minutes", "measured"]
     rows = []
     for name, case in CASES.items():
         for epochs, least in case.epochs:

@@ -12,7 +12,14 @@ import onnx_ir as ir
 
 from qtool.errors import DataError
 from qtool.graph import by_name, constant
-from qtool.numerics import PerChannel, QuantParams, QuantSpec, dequantize, quantize
+from qtool.numerics import (
+    NEGLIGIBLE_SCALE,
+    PerChannel,
+    QuantParams,
+    QuantSpec,
+    dequantize,
+    quantize,
+)
 from qtool.numerics_pieces import codes_of
 from qtool.plan import QuantPlan, Site
 from qtool.scales import ceil_log2
@@ -21,8 +28,6 @@ from qtool.scales import ceil_log2
 BIAS_LIMIT = 2**30
 # float32, in which runtimes scale the sum, holds all whole numbers up to here.
 EXACT_LIMIT = 2**23
-# Products of scales are no denormals from here on.
-LEAST_SCALE = 2.0**-60
 
 
 def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
@@ -91,7 +96,7 @@ def _fit_to_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[str])
             least = least.max()
         empty = _empty(values, plan, site.weight, w) & (least > 0)
         if np.any(empty) and w.spec.scale_kind == "float":
-            finest = np.maximum(least * (BIAS_LIMIT / EXACT_LIMIT), LEAST_SCALE)
+            finest = np.maximum(least * (BIAS_LIMIT / EXACT_LIMIT), NEGLIGIBLE_SCALE)
             if site.weight in fitted:  # tied weights: another bias has been here
                 finest = np.maximum(finest, w.scale)
             w = replace(w, scale=np.where(empty, finest, w.scale).astype(np.float32))
@@ -109,7 +114,7 @@ def _fit_to_biases(values: dict, plan: QuantPlan, grids: dict, notes: list[str])
                 f"{site.name}: {int(np.sum(low))} weight scales widened, since the bias would "
                 "leave the int32 range"
             )
-    return changed
+    return list(dict.fromkeys(changed))  # tied weights may have changed twice
 
 
 def _empty(values: dict, plan: QuantPlan, name: str, w: QuantParams) -> np.ndarray:

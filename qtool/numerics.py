@@ -143,6 +143,9 @@ class Codebook(QuantParams):
 
 # A smaller scale would be a denormal float32 that runtimes flush to zero.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**10
+# Weights on such a scale leave nothing of their sums, and its product with an activation's scale is
+# no denormal either.
+NEGLIGIBLE_SCALE = 2.0**-60
 
 
 def params_from_range(lo: Array, hi: Array, spec: QuantSpec) -> QuantParams:

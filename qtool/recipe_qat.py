@@ -35,6 +35,11 @@ class Augment(Part):
     cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the images that get a box of another one, and its label by the box's area."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether any image is mixed with another one."""
+        return self.mixup + self.cutmix > 0
+
     @model_validator(mode="after")
     def _one_way_to_mix(self) -> "Augment":
         if self.mixup + self.cutmix > 1:

@@ -49,7 +49,7 @@ def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     if section.distill is not None and section.distill.weight == 1:
         why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"
         raise recipe.error(("qat", "distill", "weight"), why)
-    if section.augment.mixup or section.augment.cutmix:
+    if section.augment.mixes:
         why = (
             "mixed images have two labels each, a loss of your own takes one; leave one of both out"
         )

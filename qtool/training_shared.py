@@ -139,7 +139,6 @@ def refuse_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
         raise recipe.error(
             ("qat", "batch"), f"found {batch} samples for {count} processes; use fewer processes"
         )
-    augment = recipe.qat.augment if recipe.qat else None
-    if augment is not None and (augment.mixup or augment.cutmix) and batch // count < 2:
+    if recipe.qat is not None and recipe.qat.augment.mixes and batch // count < 2:
         why = f"found a batch of {batch} for {count} processes, expected 2 images or more for each"
         raise recipe.error(("qat", "augment"), f"{why}, one to be mixed with another")

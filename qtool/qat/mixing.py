@@ -27,11 +27,10 @@ class Pairs:
 
     def cross_entropy(self, out: T, smoothing: float) -> T:
         """Of scores [N, C] with both classes, each by its share; mean, rank 0."""
-        by_class = (
+        first, second = (
             F.cross_entropy(out, labels, reduction="none", label_smoothing=smoothing)
             for labels in (self.first, self.second)
         )
-        first, second = by_class
         return torch.lerp(second, first, self.share.to(out.dtype)).mean()
 
     def to(self, device: torch.device) -> "Pairs":

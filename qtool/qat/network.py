@@ -16,7 +16,7 @@ from qtool.execute.executor import Executor
 from qtool.execute.simulate import raw_edges
 from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
-from qtool.numerics import Codebook, PerChannel, QuantParams, fake_quantize
+from qtool.numerics import NEGLIGIBLE_SCALE, Codebook, PerChannel, QuantParams, fake_quantize
 from qtool.plan import QuantPlan, Site
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
@@ -27,8 +27,6 @@ from qtool.qat.functions import beside, straight_through, widened
 T = torch.Tensor
 
 BATCHNORM = ("live", "frozen", "folded")
-# A scale on which no sum of products reaches a code, and no product of scales is a denormal.
-NOTHING = 2.0**-60
 
 
 class QatNetwork(nn.Module):
@@ -343,7 +341,7 @@ def refolded(
     on a scale that leaves nothing of their products.
     """
     if isinstance(params, Codebook):
-        scale = np.maximum(params.scale * factor, NOTHING).astype(np.float32)
+        scale = np.maximum(params.scale * factor, NEGLIGIBLE_SCALE).astype(np.float32)
         return codes, replace(params, scale=scale)
     alive = beside(factor > 0, codes, params).astype(codes.dtype)
     scale = params.scale.astype(np.float64) * factor

@@ -1,5 +1,7 @@
 """Final integers: biases on s_x * s_w, overflow, dead channels, constants, NaN."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, sqnr
@@ -7,6 +9,7 @@ from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, 
 from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.errors import DataError
+from qtool.freeze import freeze
 from qtool.graph import constant
 from qtool.numerics import PerTensor
 
@@ -121,6 +124,27 @@ def test_tied_weights_without_a_weight_take_a_scale_both_biases_fit_on():
     for name, value in (("l", 9.0), ("s", 1e-3)):
         found = plan.codes[name] * plan.params(name).scale.astype(np.float64)
         np.testing.assert_allclose(found, value, rtol=1e-2)
+
+
+def test_codes_of_tied_weights_are_made_anew_once_where_both_biases_do_not_fit():
+    net = Net()
+    tied = np.random.default_rng(0).normal(0, 0.2, (4, 4, 3, 3)).astype(np.float32)
+    tied[2] *= 1e-9
+    x, w = net.input("x", "N", 4, 6, 6), net.const(tied, "tied")
+    both = [  # the second bias needs a little more than the first
+        net.add("Conv", x, w, net.const(np.asarray([0, 0, value, 0], np.float32)), pads=[1] * 4)
+        for value in (500.0, 510.0)
+    ]
+    model = net.output(net.add("Conv", net.add("Add", *both), net.weight(2, 4, 1, 1))).model()
+    plan = frozen_plan(model)
+    grid, codes = plan.params("tied"), plan.codes["tied"].copy()
+    codes[2] = 100  # learned, on half the scale that the biases fit on
+    narrow = replace(grid, scale=np.where(np.arange(4) == 2, grid.scale / 2, grid.scale))
+    learned = freeze(
+        model, replace(plan, grids={**plan.grids, "tied": narrow}, codes={"tied": codes})
+    )
+    codes[2] = 50
+    np.testing.assert_array_equal(learned.codes["tied"], codes)
 
 
 def test_a_layer_of_zeros_runs():
