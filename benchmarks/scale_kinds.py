@@ -16,14 +16,14 @@ import onnx_ir as ir
 import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import NETWORKS, recipe
-from qtool.bits import Bits
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MSE
 from qtool.data import Dataset, open_dataset
 from qtool.emit import emit_qdq
 from qtool.execute.ort_session import OrtSession
-from qtool.freeze import freeze
 from qtool.load import bind_shapes
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.recipe import recipe_from_keywords
 from qtool.snap import snap_weights
 from qtool.steps import make_plan, rewrite

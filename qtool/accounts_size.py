@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qtool.graph import WEIGHTED_OPS, by_name, is_constant
 from qtool.graph_save import is_said_elsewhere
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 from qtool.report import Size
 
 SCALES = re.compile(r"_(scale|scale_column|zero_point|zero)(_\d+)?$")

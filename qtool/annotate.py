@@ -15,7 +15,6 @@ import onnx_ir as ir
 
 from qtool.annotate_dynamic import add_dynamic, is_large
 from qtool.annotate_target import positive_grids, private, without_fused
-from qtool.bits import Bits
 from qtool.graph import (
     attribute,
     clip_limits,
@@ -27,8 +26,9 @@ from qtool.graph import (
     sole_reader,
     weight_axis,
 )
-from qtool.numerics import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
-from qtool.plan import QuantPlan, Site
+from qtool.quant.bit_widths import Bits
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
 from qtool.targets import OpRule, Target
 
 # Below this many numbers the scales and nodes cost more than the codes save.

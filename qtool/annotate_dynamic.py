@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.bits import Bits
 from qtool.graph import attribute, dims, is_constant, rank
-from qtool.numerics import PerBlock, PerChannel
-from qtool.plan import DynamicSite, QuantPlan
+from qtool.quant.bit_widths import Bits
+from qtool.quant.plan import DynamicSite, QuantPlan
+from qtool.quant.primitives import PerBlock, PerChannel
 from qtool.targets import Target
 
 # Input positions of the weights.

@@ -20,11 +20,11 @@ from qtool.calibrators import CALIBRATORS
 from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
 from qtool.emit import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
-from qtool.freeze import freeze
 from qtool.load import Loaded, bind_shapes
-from qtool.plan import QuantPlan
-from qtool.plan_io import write_plan
 from qtool.prepare import input_specs, load_any
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
+from qtool.quant.plan_io import write_plan
 from qtool.recipe import Recipe, recipe_from_keywords
 from qtool.recipe_choice import read_choice
 from qtool.recipe_model import as_torch, carries_code

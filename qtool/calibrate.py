@@ -16,10 +16,10 @@ from qtool.calibrators.mse import squared_error
 from qtool.errors import DataError
 from qtool.execute.ort_session import OrtSession
 from qtool.graph import by_name, constant, dims, let_go
-from qtool.numerics import QuantSpec
-from qtool.plan import BINS, QuantPlan, Stats
 from qtool.protocols import Calibrator
-from qtool.scales import snap_activation
+from qtool.quant.plan import BINS, QuantPlan, Stats
+from qtool.quant.primitives import QuantSpec
+from qtool.quant.scale_formats import snap_activation
 from qtool.schemes import Binary, KMeans, Uniform
 
 # Elements of one value and batch that enter the histogram; limits are taken over all of them.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qtool.numerics import QuantParams, QuantSpec, dequantize, quantize
+from qtool.quant.primitives import QuantParams, QuantSpec, dequantize, quantize
 
 KEY = "qtool.io"
 

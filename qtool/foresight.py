@@ -9,9 +9,9 @@ import onnx_ir as ir
 from qtool.calibrate import batch_size, observed_values
 from qtool.graph import macs
 from qtool.pipeline import make_annotated, rewritten
-from qtool.plan import QuantPlan
 from qtool.prepare import prepare
 from qtool.protocols import Progress, silent
+from qtool.quant.plan import QuantPlan
 from qtool.recipe import Recipe
 from qtool.recipe_target import settle
 from qtool.stages import Stages

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.numerics import QuantParams, quantize
+from qtool.quant.primitives import QuantParams, quantize
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -18,9 +18,9 @@ from qtool.data import DataSection
 from qtool.execute.ort_options import default_threads
 from qtool.judgement_integers import integer_only, saturating
 from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
-from qtool.plan import QuantPlan
 from qtool.prepare import Prepared
 from qtool.protocols import Progress
+from qtool.quant.plan import QuantPlan
 from qtool.recipe import Recipe
 from qtool.report import (
     PARITY_MAX_LSB,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 from qtool.report_parts import IntegerOnly
 from qtool.saturation import simulate
 

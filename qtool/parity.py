@@ -14,8 +14,8 @@ from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph import constant, is_constant, is_float, nodes_by_name
-from qtool.numerics import QuantParams, align, dequantize, quantize
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import QuantParams, align, dequantize, quantize
 
 # Integer kernels of ONNX Runtime that write floats.
 WRITE_FLOATS = ("Gemm", "MatMul", "GlobalAveragePool")

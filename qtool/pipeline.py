@@ -29,14 +29,14 @@ from qtool.ends import Ends
 from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, digest_of, write_text_atomic
-from qtool.freeze import freeze
 from qtool.graph import let_go
 from qtool.judgement import Judge, Judgement
-from qtool.plan import QuantPlan, same_shape
-from qtool.plan_io import read_plan, write_plan
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
 from qtool.qat import processes
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan, same_shape
+from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe import Recipe
 from qtool.recipe_target import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge

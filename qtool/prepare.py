@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.bits import Bits
 from qtool.data import (
     DataSection,
     Dataset,
@@ -25,6 +24,7 @@ from qtool.load.half import was_bfloat16
 from qtool.metrics import find_metric
 from qtool.metrics_classes import refuse_outside
 from qtool.protocols import Progress
+from qtool.quant.bit_widths import Bits
 from qtool.recipe import Evaluate, Recipe
 from qtool.recipe_model import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES

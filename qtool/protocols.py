@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from qtool.data import Dataset
-    from qtool.numerics import QuantParams, QuantSpec
-    from qtool.plan import QuantPlan, Stats
+    from qtool.quant.plan import QuantPlan, Stats
+    from qtool.quant.primitives import QuantParams, QuantSpec
 
 Observe = Callable[["ir.Value", Any], Any]
 """The executor's one hook: ``observe(value, tensor) -> tensor``; readers see what it returns."""

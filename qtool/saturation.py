@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph import attribute, nodes_by_name, weight_axis
-from qtool.numerics import PerChannel, QuantParams
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import PerChannel, QuantParams
 
 LIMIT = 2**15 - 1
 

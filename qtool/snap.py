@@ -9,9 +9,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.graph import by_name, constant
-from qtool.numerics import QuantParams, QuantSpec
-from qtool.plan import QuantPlan
-from qtool.scales import snap_weight
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import QuantParams, QuantSpec
+from qtool.quant.scale_formats import snap_weight
 
 
 @dataclass(frozen=True)

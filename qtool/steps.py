@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.annotate import annotate
-from qtool.bits import Bits, Widths
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.errors import RecipeError, UnsupportedError
@@ -18,8 +17,9 @@ from qtool.execute.between import refuse_floats_between
 from qtool.graph import WEIGHTED_OPS
 from qtool.load import infer_shapes
 from qtool.patterns import nodes_matching
-from qtool.plan import QuantPlan
 from qtool.protocols import Calibrator
+from qtool.quant.bit_widths import Bits, Widths
+from qtool.quant.plan import QuantPlan
 from qtool.recipe import Bits as BitsAsked
 from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from qtool.errors import RecipeError, suggest
-from qtool.numerics import Granularity, PerChannel, PerTensor, QuantSpec
+from qtool.quant.primitives import Granularity, PerChannel, PerTensor, QuantSpec
 
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")

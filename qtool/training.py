@@ -11,11 +11,11 @@ from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
 from qtool.graph import dims
 from qtool.metrics_classes import refuse_outside
-from qtool.numerics import QuantSpec
-from qtool.plan import QuantPlan
 from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
 from qtool.qat import processes
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import QuantSpec
 from qtool.recipe import Recipe
 from qtool.recipe_qat import Augment, Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart

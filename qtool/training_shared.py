@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
-from qtool.plan import QuantPlan
 from qtool.prepare import Prepared, with_preprocess
 from qtool.qat import processes
+from qtool.quant.plan import QuantPlan
 from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 

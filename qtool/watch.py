@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from qtool.graph import by_name, macs
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 
 # Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.
 MACS = 1_000_000_000

@@ -11,13 +11,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
-from qtool.freeze import freeze
 from qtool.load import bind_shapes, infer_shapes, load_model
-from qtool.plan import QuantPlan
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
 from qtool.rewrites import REWRITES
 from qtool.targets import Target, load_target
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 from models import run
 
 from qtool.emit.packing import widen
-from qtool.numerics import Codebook, QuantParams, QuantSpec
+from qtool.quant.primitives import Codebook, QuantParams, QuantSpec
 
 ONE, ZERO = np.float32(1), np.int32(0)
 

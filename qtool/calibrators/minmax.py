@@ -4,8 +4,8 @@ from dataclasses import KW_ONLY
 
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import QuantParams, QuantSpec, params_from_range
-from qtool.plan import Stats
+from qtool.quant.plan import Stats
+from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import QuantParams, QuantSpec, fake_quantize, params_from_range
-from qtool.plan import Stats
+from qtool.quant.plan import Stats
+from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params_from_range
 
 
 @dataclass(frozen=True)

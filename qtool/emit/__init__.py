@@ -8,7 +8,7 @@ from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.ends import Ends
 from qtool.graph_save import save_model
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 from qtool.targets import Target
 
 __all__ = ["emit_model", "emit_qdq", "save_model"]

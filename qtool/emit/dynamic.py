@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from qtool.emit.packing import Store
 from qtool.graph import attribute
-from qtool.numerics import QuantParams
-from qtool.plan import DynamicSite, QuantPlan
+from qtool.quant.plan import DynamicSite, QuantPlan
+from qtool.quant.primitives import QuantParams
 
 MICROSOFT = "com.microsoft"
 

@@ -5,8 +5,8 @@ import json
 import onnx_ir as ir
 
 from qtool.ends import KEY, Ends
-from qtool.numerics import QuantParams
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import QuantParams
 
 
 def quantize_ends(emitted: ir.Model, plan: QuantPlan) -> tuple[Ends, list[str]]:

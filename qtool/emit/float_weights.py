@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.emit.packing import Store
-from qtool.numerics import PerBlock, QuantParams, align
+from qtool.quant.primitives import PerBlock, QuantParams, align
 
 
 def float_weights(

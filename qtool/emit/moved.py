@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph import attribute, macs, nodes_by_name
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
 from qtool.targets import Target, WeightZeroPoint
 
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from qtool.numerics import Codebook, QuantParams
+from qtool.quant.primitives import Codebook, QuantParams
 
 # What a node and its names take in the file; a small tensor is smaller in a wider form.
 NODE = 100

@@ -18,8 +18,8 @@ from qtool import __version__
 from qtool.errors import UnsupportedError
 from qtool.graph import by_name
 from qtool.graph_names import Names, add_initializer
-from qtool.numerics import Codebook, QuantParams, align, dequantize
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import Codebook, QuantParams, align, dequantize
 
 DOMAIN = "qonnx.custom_op.general"
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from qtool.errors import UnsupportedError
 from qtool.graph import is_constant, nodes_by_name
 from qtool.graph_names import add_initializer
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
 
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 

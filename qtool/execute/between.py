@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
 from qtool.graph import is_float
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 
 
 def refuse_floats_between(model: ir.Model, plan: QuantPlan) -> None:

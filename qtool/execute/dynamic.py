@@ -20,8 +20,8 @@ from qtool.execute.ops import options_of
 from qtool.execute.quant import dynamic_quantize_linear
 from qtool.execute.recurrent import Layer, lstm
 from qtool.graph import attribute, nodes_by_name
-from qtool.numerics import QuantParams
-from qtool.plan import DynamicSite, QuantPlan
+from qtool.quant.plan import DynamicSite, QuantPlan
+from qtool.quant.primitives import QuantParams
 
 
 def fake(x: T) -> T:

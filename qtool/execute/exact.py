@@ -21,8 +21,8 @@ from qtool.graph import (
     nodes_by_name,
     weight_axis,
 )
-from qtool.numerics import QuantParams, align, mean_factor
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import QuantParams, align, mean_factor
 
 # Sums of products below this are exact in float32.
 EXACT_SUM = 2**24

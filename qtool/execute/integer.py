@@ -20,8 +20,8 @@ from qtool.execute.executor import Executor
 from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
 from qtool.execute.integer_math import ROUNDINGS
 from qtool.graph import by_name, constant, is_constant, nodes_by_name
-from qtool.numerics import QuantParams, mean_factor, quantize
-from qtool.plan import QuantPlan, Site
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import QuantParams, mean_factor, quantize
 
 T = torch.Tensor
 

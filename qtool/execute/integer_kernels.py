@@ -19,8 +19,8 @@ from qtool.execute.integer_math import WIDEST, Rescale, common, divide, rescale,
 from qtool.execute.nn import Windows, window_sums
 from qtool.execute.ops import options_of, select
 from qtool.graph import attribute, weight_axis
-from qtool.numerics import QuantParams, align
-from qtool.scales import Multiplier, as_integers, normalized
+from qtool.quant.primitives import QuantParams, align
+from qtool.quant.scale_formats import Multiplier, as_integers, normalized
 
 T = torch.Tensor
 Kernel = Callable[[Sequence[T]], T]

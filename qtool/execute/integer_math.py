@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qtool.scales import Multiplier
+from qtool.quant.scale_formats import Multiplier
 
 T = torch.Tensor
 

@@ -10,9 +10,9 @@ import torch
 from qtool.execute.dynamic import functions
 from qtool.execute.executor import Executor
 from qtool.execute.kept import Kept
-from qtool.numerics import dequantize, fake_quantize
-from qtool.numerics_pieces import pieces
-from qtool.plan import QuantPlan
+from qtool.quant.chunked import pieces
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import dequantize, fake_quantize
 
 
 class Simulation:

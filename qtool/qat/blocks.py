@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 
 from qtool.graph import by_name, is_constant, is_float, sole_reader
-from qtool.plan import QuantPlan
 from qtool.qat import processes
+from qtool.quant.plan import QuantPlan
 
 T = torch.Tensor
 

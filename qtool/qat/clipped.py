@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtool.numerics import SMALLEST_SCALE, Codebook, QuantParams
 from qtool.qat.fixed import FixedWeight
 from qtool.qat.functions import (
     FLOOR,
@@ -18,6 +17,7 @@ from qtool.qat.functions import (
     learned_step,
     straight_through,
 )
+from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantParams
 
 T = torch.Tensor
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import QuantParams
+from qtool.quant.primitives import QuantParams
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from qtool.numerics import SMALLEST_SCALE, QuantParams
 from qtool.qat import processes
 from qtool.qat.functions import (
     beside,
@@ -13,6 +12,7 @@ from qtool.qat.functions import (
     learned_step,
     straight_through,
 )
+from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
 
 T = torch.Tensor
 

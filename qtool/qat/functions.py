@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from qtool.numerics import PerChannel, QuantParams
+from qtool.quant.primitives import PerChannel, QuantParams
 
 T = torch.Tensor
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtool.numerics import PerChannel, QuantParams
 from qtool.qat.fixed import FixedWeight
 from qtool.qat.functions import (
     FLOOR,
@@ -19,6 +18,7 @@ from qtool.qat.functions import (
     keep_above,
     learned_step,
 )
+from qtool.quant.primitives import PerChannel, QuantParams
 
 T = torch.Tensor
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qtool.execute.module import by_input
-from qtool.plan import QuantPlan
 from qtool.qat.network import QatNetwork
+from qtool.quant.plan import QuantPlan
 
 
 class TrainableModule(nn.Module):

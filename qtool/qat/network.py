@@ -16,13 +16,19 @@ from qtool.execute.executor import Executor
 from qtool.execute.simulate import raw_edges
 from qtool.folded_norm import FoldedNorm
 from qtool.graph import by_name, constant, nodes_by_name
-from qtool.numerics import NEGLIGIBLE_SCALE, Codebook, PerChannel, QuantParams, fake_quantize
-from qtool.plan import QuantPlan, Site
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
 from qtool.qat.clipped import SqueezedWeight
 from qtool.qat.fixed import FixedWeight
 from qtool.qat.functions import beside, straight_through, widened
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import (
+    NEGLIGIBLE_SCALE,
+    Codebook,
+    PerChannel,
+    QuantParams,
+    fake_quantize,
+)
 
 T = torch.Tensor
 
@@ -223,7 +229,7 @@ class QatNetwork(nn.Module):
     def freeze(self) -> QuantPlan:
         """The plan with what was learned: grids, codes of weights, float biases in ``values``.
 
-        ``qtool.freeze.freeze`` then rounds the biases, which need the activations' final scales.
+        ``qtool.quant.freeze.freeze`` then rounds the biases, which need the activations' final scales.
         """
         grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.values)
         for grid, key in self._grid_keys.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import QuantParams
+from qtool.quant.primitives import QuantParams
 
 if TYPE_CHECKING:
     import torch

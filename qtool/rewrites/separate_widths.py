@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from qtool.graph import nodes_by_name
-from qtool.plan import QuantPlan
+from qtool.quant.plan import QuantPlan
 
 
 def separate_widths(

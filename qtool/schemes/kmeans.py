@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import SMALLEST_SCALE, Codebook, QuantSpec
+from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantSpec
 from qtool.schemes.rows import as_rows, from_rows, scale_shape
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantSpec
+from qtool.quant.primitives import PerBlock, PerChannel, PerTensor, QuantSpec
 
 
 def as_rows(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:

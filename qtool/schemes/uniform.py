@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.numerics import PerBlock, PerChannel, QuantParams, QuantSpec, params_from_range
+from qtool.quant.primitives import PerBlock, PerChannel, QuantParams, QuantSpec, params_from_range
 from qtool.schemes.rows import as_rows, scale_shape
 
 

@@ -93,7 +93,15 @@ def main() -> None:
         "dorefa": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=dorefa"],
         "ewgs": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=ewgs"],
         "ste": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=ste"],
-        "lsq_plus": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=lsq_plus"],
+        "lsq_plus": [
+            "qat",
+            "--recipe",
+            str(QAT),
+            "--epochs",
+            "1",
+            "--set",
+            "qat.quantizer=lsq_plus",
+        ],
     }.items():
         if options.only in name:
             print(f"{name}: {run(options.out / 'run', words)}", flush=True)

@@ -28,7 +28,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
 @pytest.mark.parametrize(
     ("check", "module", "text", "complaint"),
     [
-        (FLOORS, "numerics", "import qtool.plan", "(floor 0) imports qtool.plan"),
+        (FLOORS, "numerics", "import qtool.quant.plan", "(floor 0) imports qtool.plan"),
         (FLOORS, "plan", LAZY_EMIT, "imports qtool.emit.qdq"),
         (FLOORS, "freeze", "from qtool import annotate", "imports qtool.annotate"),
         (FLOORS, "data.images", "import qtool.verify", "imports qtool.verify"),
@@ -37,7 +37,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
         (FLOORS, "graph", "from . import plan", "absolute imports only"),
         (FLOORS, "plan", "import qtool.helpers", "imports qtool.helpers"),
         (FLOORS, "helpers", "", "stands on no floor"),
-        (FLOORS, "", "from qtool.plan import QuantPlan", "imports qtool.plan"),
+        (FLOORS, "", "from qtool.quant.plan import QuantPlan", "imports qtool.plan"),
         (FENCES, "freeze", "from onnx import numpy_helper", "allowed in ('load', 'emit')"),
         (FENCES, "load.onnx", "import onnxruntime", "imports onnxruntime"),
         (FENCES, "execute.ops", "import onnxruntime as ort", "imports onnxruntime"),
@@ -64,7 +64,7 @@ def test_a_check_can_fail(check, module, text, complaint):
         (FLOORS, "verify", "from qtool.data import images\nimport qtool.report"),
         (FLOORS, "plan", "from qtool.graph import f\nimport onnx_ir, torch"),
         (FLOORS, "ptq.gptq", "import qtool.ptq.reconstruct"),
-        (FLOORS, "protocols", "if TYPE_CHECKING:\n    from qtool.plan import QuantPlan"),
+        (FLOORS, "protocols", "if TYPE_CHECKING:\n    from qtool.quant.plan import QuantPlan"),
         (FENCES, "load.onnx", "from onnx import version_converter"),
         (FENCES, "execute.ort", "import onnxruntime"),
         (FENCES, "cli.qat", "def f():\n    import torch"),

@@ -13,7 +13,7 @@ import yaml
 from models import BUILDERS, cpu, rewritten
 
 from qtool.annotate import annotate
-from qtool.bits import Bits
+from qtool.quant.bit_widths import Bits
 from qtool.targets import Target, load_target, target_names
 
 GOLDEN = Path(__file__).with_name("placement.yaml")

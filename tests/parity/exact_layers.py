@@ -12,15 +12,15 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotate import annotate
-from qtool.bits import FLOAT, Bits
 from qtool.emit import emit_qdq
 from qtool.execute.exact import ExactKernels
 from qtool.execute.ort_options import session_options
-from qtool.freeze import freeze
 from qtool.load import infer_shapes
 from qtool.load.onnx import name_everything
-from qtool.numerics import PerTensor, QuantParams, dequantize
-from qtool.plan import QuantPlan
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.targets import load_target
 from qtool.watch import observable, watched_model
 

@@ -20,7 +20,6 @@ from test_exact import BETWEEN, CASES, PASSES, WIDE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
@@ -29,7 +28,8 @@ from qtool.execute.exact import ExactKernels
 from qtool.execute.integer import IntegerKernels, IntegerNetwork
 from qtool.execute.integer_kernels import BUILDERS as KERNELS
 from qtool.execute.integer_math import ROUNDINGS
-from qtool.freeze import freeze
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.snap import ask_scales, snap_weights
 from qtool.targets import load_target
 
@@ -254,7 +254,7 @@ def test_sixteen_bit_activations_need_wider_sums():
     import onnx_ir as ir
 
     from qtool.execute.integer_kernels import Work
-    from qtool.numerics import PerTensor, QuantParams, QuantSpec
+    from qtool.quant.primitives import PerTensor, QuantParams, QuantSpec
 
     node = ir.Node("", "MatMul", [ir.Value(name="a"), ir.Value(name="b")], name="mm")
     act = QuantSpec(16, False, False)

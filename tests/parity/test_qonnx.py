@@ -11,9 +11,9 @@ from models import BUILDERS, Net, bind, feeds_for, frozen_plan, rewritten, run
 
 from qtool.emit.qonnx import DOMAIN, bipolar_function, emit_qonnx, quant_function
 from qtool.execute.simulate import Simulation
-from qtool.freeze import freeze
 from qtool.graph import constant, nodes_by_name
-from qtool.numerics import Codebook, QuantParams, QuantSpec, quantize
+from qtool.quant.freeze import freeze
+from qtool.quant.primitives import Codebook, QuantParams, QuantSpec, quantize
 
 
 def prepared(net: Net) -> ir.Model:

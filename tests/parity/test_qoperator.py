@@ -11,12 +11,12 @@ from exact_layers import TARGET, feeds_of, frozen_plan, random_scales, tied_scal
 from models import BUILDERS, Net, bind, feeds_for, optimized, quantized, rewritten, run, sqnr
 from test_exact import BETWEEN, CASES, PASSES
 
-from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.emit.qoperator import to_operators
 from qtool.errors import UnsupportedError
 from qtool.execute.ort_options import session_options
-from qtool.numerics import QuantParams, QuantSpec
+from qtool.quant.bit_widths import Bits
+from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.watch import observable, watched_model
 
 ALL = {**CASES, **{f"{name} between convs": c for name, c in BETWEEN.items()}, **PASSES}

@@ -9,14 +9,14 @@ import pytest
 from models import BUILDERS, Net, bind, feeds_for, run, sqnr
 
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_model
 from qtool.execute.simulate import Simulation
-from qtool.freeze import freeze
 from qtool.graph import constant
 from qtool.load import infer_shapes
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES
 from qtool.targets import Target, load_target, target_names
 

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as npst
 from qtool.calibrate import summarize
 from qtool.calibrators import CALIBRATORS, MSE, MinMax
 from qtool.calibrators.percentile import quantile
-from qtool.numerics import QuantSpec, fake_quantize
-from qtool.plan import BINS, Stats
+from qtool.quant.plan import BINS, Stats
+from qtool.quant.primitives import QuantSpec, fake_quantize
 
 VALUES = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-10, 10, width=32) | st.just(0.0)
 ARRAYS = npst.arrays(np.float32, st.integers(1, 60), elements=VALUES)

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import Net, bind, cpu, feeds_for, rewritten, run
 
-from qtool.bits import Bits, Widths
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq, packing
 from qtool.execute.exact import ExactKernels
-from qtool.freeze import freeze
-from qtool.plan import QuantPlan
+from qtool.quant.bit_widths import Bits, Widths
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
 from qtool.watch import watched_model

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtool.numerics import (
+from qtool.quant.primitives import (
     PerBlock,
     PerChannel,
     PerTensor,

@@ -29,10 +29,10 @@ from qtool.accounts import (
     total_macs,
 )
 from qtool.accounts_size import file_parts
-from qtool.bits import FLOAT, Bits
 from qtool.emit import emit_qdq
-from qtool.numerics import PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.plan import QuantPlan, Site
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
 
 
 def network(name: str, tmp_path) -> ir.Model:

@@ -5,12 +5,12 @@ import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, quantized, rewritten
 
 from qtool.accounts_size import file_bytes, file_parts, size_part, weight_bytes
-from qtool.bits import FLOAT, Bits
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq, save_model
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
-from qtool.freeze import freeze
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.freeze import freeze
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
 

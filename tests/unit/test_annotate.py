@@ -6,10 +6,10 @@ import pytest
 from models import BUILDERS, Net, cpu, rewritten
 
 from qtool.annotate import annotate
-from qtool.bits import FLOAT, Bits
 from qtool.errors import RecipeError
-from qtool.numerics import PerChannel, PerTensor
 from qtool.patterns import nodes_matching
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.primitives import PerChannel, PerTensor
 
 LONELY = "its neighbours compute in float, so codes would be converted for nothing"
 

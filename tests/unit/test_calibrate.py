@@ -10,7 +10,6 @@ import pytest
 from models import Net, bind, cpu, feeds_for
 
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.calibrate import (
     BATCH_ELEMENTS,
     batch_size,
@@ -23,8 +22,9 @@ from qtool.calibrate import (
 from qtool.calibrators import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.errors import DataError
 from qtool.execute.executor import Executor
-from qtool.numerics import QuantParams, QuantSpec
-from qtool.plan import QuantPlan, Stats
+from qtool.quant.bit_widths import Bits
+from qtool.quant.plan import QuantPlan, Stats
+from qtool.quant.primitives import QuantParams, QuantSpec
 
 RNG = np.random.default_rng(2)
 

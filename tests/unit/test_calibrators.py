@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from qtool.calibrate import summarize
 from qtool.calibrators import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.calibrators.percentile import quantile
-from qtool.numerics import QuantSpec, fake_quantize
-from qtool.plan import Stats
+from qtool.quant.plan import Stats
+from qtool.quant.primitives import QuantSpec, fake_quantize
 
 RNG = np.random.default_rng(5)
 UINT8 = QuantSpec(8, False, False)

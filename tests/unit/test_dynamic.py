@@ -11,7 +11,6 @@ from models import Arrays, Net, cpu, feeds_for, frozen_plan, optimized, run, sqn
 
 from qtool.accounts import kernels_part
 from qtool.annotate import annotate
-from qtool.bits import Bits, Widths
 from qtool.emit import emit_qdq
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
@@ -20,8 +19,9 @@ from qtool.execute.dynamic import exact_site
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation
 from qtool.parity import ParityCounts, compare, layer_noise
-from qtool.plan import QuantPlan, same_shape
-from qtool.plan_io import read_plan, write_plan
+from qtool.quant.bit_widths import Bits, Widths
+from qtool.quant.plan import QuantPlan, same_shape
+from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe import Bits as BitsAsked
 from qtool.saturation import at_risk
 from qtool.steps import make_grids, resolve_bits

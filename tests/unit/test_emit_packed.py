@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 from models import Net, bind, cpu, feeds_for, optimized, rewritten, run
 
-from qtool.bits import Bits
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq, save_model
 from qtool.emit.qoperator import to_operators
-from qtool.freeze import freeze
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
 from qtool.targets import load_target

@@ -11,7 +11,7 @@ from models import BUILDERS, Net, bind, feeds_for, quantized, rewritten, run
 from qtool.emit.ends import quantize_ends
 from qtool.emit.qoperator import to_operators
 from qtool.ends import KEY, Ends, read_ends
-from qtool.numerics import QuantParams, QuantSpec
+from qtool.quant.primitives import QuantParams, QuantSpec
 
 FORMATS = {"qdq": lambda emitted, plan: emitted, "qoperator": to_operators}
 

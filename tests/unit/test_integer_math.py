@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.execute.integer_math import ROUNDINGS, common, divide, rescale, shift_right
-from qtool.scales import Multiplier, as_integers
+from qtool.quant.scale_formats import Multiplier, as_integers
 
 sums = st.integers(-(2**31), 2**31 - 1)
 roundings = st.sampled_from(sorted(ROUNDINGS))

@@ -9,9 +9,9 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
 from qtool import judgement
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import run_ptq
+from qtool.quant.bit_widths import Bits
 from qtool.recipe import Bits as BitsAsked
 from qtool.recipe import recipe_from_keywords
 from qtool.report import Report

@@ -12,9 +12,7 @@ from test_train import run
 from torch import nn
 
 import qtool.qat.train as loop
-from qtool.bits import Bits
 from qtool.errors import RecipeError
-from qtool.numerics import PerChannel, QuantParams, QuantSpec
 from qtool.qat.dorefa import DoReFa
 from qtool.qat.ewgs import EWGS
 from qtool.qat.fixed import FixedWeight
@@ -26,6 +24,8 @@ from qtool.qat.network import QatNetwork
 from qtool.qat.oscillation import Oscillations, threshold
 from qtool.qat.settings import Oscillation
 from qtool.qat.ste import STE
+from qtool.quant.bit_widths import Bits
+from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 
 
 def one_weight(values, scale=1.0, follows=None, bits=4, **asked):

@@ -8,7 +8,7 @@ from widened import book, grid, model_of, widened
 
 from qtool.emit import packing
 from qtool.emit.packing import bits_of, form_of, index_bits, pack, pack_trits, planes, unpack
-from qtool.numerics import Codebook
+from qtool.quant.primitives import Codebook
 
 ALL = ("int4", "int2", "bytes", "base3")
 AT_21 = ("int4", "bytes", "base3")

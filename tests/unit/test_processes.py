@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from test_train import run
 
 from qtool.errors import RecipeError
-from qtool.numerics import PerTensor, QuantParams, QuantSpec
 from qtool.qat import processes, synced
 from qtool.qat.blocks import block_error
 from qtool.qat.fixed import FixedActivation
+from qtool.quant.primitives import PerTensor, QuantParams, QuantSpec
 
 OPTIONS = {"batch": 31, "crop": 1, "flip": True, "clip": 1.0, "warmup": 1.0, "optimizer": "sgd"}
 

@@ -12,14 +12,10 @@ from models import Net, bind, cpu, feeds_for, rewritten, run
 from test_freeze import two_convs
 
 import qtool
-from qtool.bits import Bits
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
 from qtool.execute.simulate import Simulation
-from qtool.freeze import freeze
-from qtool.numerics import PerChannel, QuantParams, QuantSpec
-from qtool.plan import same_shape
 from qtool.qat.clipped import ClippedActivation, SqueezedWeight
 from qtool.qat.ewgs import EWGS
 from qtool.qat.functions import StepRule, learned_step, straight_through
@@ -27,6 +23,10 @@ from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork, refolded
 from qtool.qat.quantizers import QAT_QUANTIZERS
 from qtool.qat.ste import STE
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import same_shape
+from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 from qtool.steps import make_grids, make_plan
 
 

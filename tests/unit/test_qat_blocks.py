@@ -7,12 +7,12 @@ from models import Net, feeds_for
 from test_qat import normed_net, planned
 from test_train import run
 
-from qtool.bits import Bits
 from qtool.errors import RecipeError
 from qtool.execute.executor import Executor
 from qtool.qat.blocks import block_error, block_outputs
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
+from qtool.quant.bit_widths import Bits
 
 
 def plain_net(layers: int) -> Net:

@@ -8,16 +8,16 @@ from models import run as run_file
 from test_qat import normed_net, planned
 from test_train import run
 
-from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation
-from qtool.freeze import freeze
 from qtool.qat import grids
 from qtool.qat.functions import widened
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.recipe import load_recipe
 from qtool.training_checks import refuse_early
 

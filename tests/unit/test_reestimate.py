@@ -6,11 +6,11 @@ from test_qat import normed_net, planned
 from test_train import Rows
 
 import qtool.qat.train as loop
-from qtool.bits import Bits
 from qtool.data import Dataset
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
 from qtool.qat.settings import Settings
+from qtool.quant.bit_widths import Bits
 
 
 def test_samples_that_lie_class_by_class_are_mixed(monkeypatch):

@@ -31,12 +31,12 @@ from onnxruntime.quantization import (
 
 import qtool
 from qtool.annotate import annotate
-from qtool.bits import Bits
 from qtool.errors import QtoolError, UnsupportedError
 from qtool.graph import constant, is_constant
 from qtool.load import load_model, load_requantized
 from qtool.load.onnx import QUANTIZED_OPS
 from qtool.load.packed import unpacked
+from qtool.quant.bit_widths import Bits
 
 U8, S8 = QuantType.QUInt8, QuantType.QInt8
 QDQ, QOPERATOR = QuantFormat.QDQ, QuantFormat.QOperator

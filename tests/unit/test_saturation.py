@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
-from qtool.bits import Bits
 from qtool.calibrators import MinMax
 from qtool.execute.integer import IntegerNetwork
-from qtool.freeze import freeze
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.saturation import adds_pairs, at_risk, excess, patches_of, safe_scales, simulate
 from qtool.steps import make_grids, make_plan
 from qtool.targets import load_target

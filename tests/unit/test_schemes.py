@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtool.numerics import (
+from qtool.quant.primitives import (
     Codebook,
     PerBlock,
     PerChannel,

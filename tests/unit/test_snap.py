@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
-from qtool.bits import Bits
 from qtool.calibrators import MSE
 from qtool.errors import RecipeError
-from qtool.freeze import BIAS_LIMIT, freeze
-from qtool.numerics import Codebook
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import BIAS_LIMIT, freeze
+from qtool.quant.primitives import Codebook
+from qtool.quant.scale_formats import as_integers
 from qtool.recipe import Bits as BitsAsked
-from qtool.scales import as_integers
 from qtool.schemes import SCHEMES
 from qtool.snap import SCALES, ask_scales
 from qtool.steps import make_grids, make_plan, resolve_bits
@@ -113,7 +113,7 @@ def test_a_scale_widened_for_its_bias_keeps_the_form(kind, tmp_path):
 
 def test_a_snapped_plan_is_another_shape_than_a_float_one(tmp_path):
     """So that a plan file made for one kind is refused for another."""
-    from qtool.plan import same_shape
+    from qtool.quant.plan import same_shape
 
     model = network("residual", tmp_path)
     plan = make_plan(model, cpu(), Bits(), "net")

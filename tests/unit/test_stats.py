@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qtool.calibrate import SAMPLED, summarize
-from qtool.plan import BINS, Stats
+from qtool.quant.plan import BINS, Stats
 
 RNG = np.random.default_rng(3)
 

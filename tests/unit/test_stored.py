@@ -6,8 +6,8 @@ import pytest
 from models import Net, cpu, feeds_for, optimized, quantized, run, sqnr
 
 from qtool.annotate import STORED_SIZE, annotate
-from qtool.bits import FLOAT, Bits
 from qtool.execute.simulate import Simulation
+from qtool.quant.bit_widths import FLOAT, Bits
 
 
 def embedding(rows: int = 64, readers: int = 1) -> Net:
@@ -34,7 +34,7 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
     from qtool.calibrators import MinMax
     from qtool.emit import emit_qdq
-    from qtool.freeze import freeze
+    from qtool.quant.freeze import freeze
 
     stats = collect(model, observed_values(model, plan), [ids()], histograms=False, threads=1)
     plan = freeze(model, weight_grids(model, choose_grids(plan, stats, MinMax())))

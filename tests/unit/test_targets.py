@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from qtool.errors import RecipeError
-from qtool.numerics import PerChannel, QuantSpec
+from qtool.quant.primitives import PerChannel, QuantSpec
 from qtool.rewrites import REWRITES
 from qtool.targets import FORMS, config_folder, load_target, target_names
 

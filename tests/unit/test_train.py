@@ -9,7 +9,6 @@ from models import feeds_for
 from test_qat import normed_net, planned
 
 import qtool.qat.train as loop
-from qtool.bits import Bits
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.execute.executor import Executor
@@ -22,6 +21,7 @@ from qtool.qat.optimizer import default_clip, rates
 from qtool.qat.settings import Epoch, Oscillation, Settings
 from qtool.qat.ste import STE
 from qtool.qat.train import train
+from qtool.quant.bit_widths import Bits
 from qtool.training import warnings_of
 
 

@@ -8,9 +8,9 @@ import pytest
 from models import BUILDERS, frozen_plan, rewritten
 
 from qtool.errors import RecipeError
-from qtool.numerics import PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.plan import QuantPlan, Site
-from qtool.plan_io import read_plan, write_plan
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.plan_io import read_plan, write_plan
+from qtool.quant.primitives import PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
 
 
 def sample() -> QuantPlan:

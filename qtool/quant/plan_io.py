@@ -12,8 +12,8 @@ import numpy as np
 
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, write_text_atomic
-from qtool.numerics import Codebook, PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.plan import DynamicSite, QuantPlan, Site
+from qtool.quant.plan import DynamicSite, QuantPlan, Site
+from qtool.quant.primitives import Codebook, PerBlock, PerChannel, PerTensor, QuantParams, QuantSpec
 
 VERSION = 1
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qtool.calibrate import summarize
 from qtool.calibrators import MSE
 from qtool.calibrators.mse import squared_error
-from qtool.numerics import (
+from qtool.quant.primitives import (
     PerChannel,
     QuantParams,
     QuantSpec,
@@ -19,7 +19,7 @@ from qtool.numerics import (
     params_from_range,
     quantize,
 )
-from qtool.scales import (
+from qtool.quant.scale_formats import (
     PRECISE,
     as_integers,
     ceil_log2,

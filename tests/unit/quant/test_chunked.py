@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from qtool import numerics_pieces
 from qtool.execute import kept
-from qtool.numerics import (
+from qtool.quant import chunked
+from qtool.quant.chunked import codes_of, pieces
+from qtool.quant.primitives import (
     Codebook,
     PerBlock,
     PerChannel,
@@ -15,7 +16,6 @@ from qtool.numerics import (
     QuantSpec,
     quantize,
 )
-from qtool.numerics_pieces import codes_of, pieces
 
 RNG = np.random.default_rng(0)
 SHAPES = [

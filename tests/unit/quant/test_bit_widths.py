@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, run, sqnr
 
-from qtool.bits import FLOAT, Bits, Widths
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
 from qtool.execute.exact import ExactKernels
 from qtool.execute.simulate import Simulation
-from qtool.freeze import freeze
 from qtool.load import infer_shapes
-from qtool.numerics import PerBlock
-from qtool.plan import QuantPlan
+from qtool.quant.bit_widths import FLOAT, Bits, Widths
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import PerBlock
 from qtool.recipe import Bits as BitsAsked
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from qtool.numerics import (
+from qtool.quant.primitives import (
     SMALLEST_SCALE,
     PerBlock,
     PerChannel,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qtool.numerics import PerChannel, QuantParams, dequantize, quantize
+from qtool.quant.primitives import PerChannel, QuantParams, dequantize, quantize
 
 Numbers = np.ndarray | np.float64
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qtool.numerics import QuantParams, QuantSpec
+from qtool.quant.primitives import QuantParams, QuantSpec
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, sqnr
 
-from qtool.bits import Bits
 from qtool.emit import emit_qdq
 from qtool.errors import DataError
-from qtool.freeze import freeze
 from qtool.graph import constant
-from qtool.numerics import PerTensor
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.primitives import PerTensor
 
 BOTH = pytest.mark.parametrize("granularity", ["channel", "tensor"])
 
@@ -228,7 +228,7 @@ def _weights_and_codes(model, plan, name):
 
     from qtool.annotate import annotate
     from qtool.calibrate import weight_grids
-    from qtool.freeze import freeze
+    from qtool.quant.freeze import freeze
 
     fresh = annotate(model, cpu(), Bits())
     grids = {k: plan.grids[k] if k != "w" else g for k, g in fresh.grids.items()}

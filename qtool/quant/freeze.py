@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from qtool.errors import DataError
 from qtool.graph import by_name, constant
-from qtool.numerics import (
+from qtool.quant.chunked import codes_of
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import (
     NEGLIGIBLE_SCALE,
     PerChannel,
     QuantParams,
@@ -20,9 +22,7 @@ from qtool.numerics import (
     dequantize,
     quantize,
 )
-from qtool.numerics_pieces import codes_of
-from qtool.plan import QuantPlan, Site
-from qtool.scales import ceil_log2
+from qtool.quant.scale_formats import ceil_log2
 
 # Half the int32 range stays free for the products the bias is added to.
 BIAS_LIMIT = 2**30

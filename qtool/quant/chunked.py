@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from qtool.numerics import PerBlock, PerChannel, QuantParams, quantize
+from qtool.quant.primitives import PerBlock, PerChannel, QuantParams, quantize
 
 Grid = TypeVar("Grid", bound=QuantParams)
 
