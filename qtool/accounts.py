@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.accounts_size import FileParts
-from qtool.graph import WEIGHTED_OPS, is_constant, macs, parameters
+from qtool.graph.queries import WEIGHTED_OPS, is_constant, macs, parameters
 from qtool.quant.plan import QuantPlan
 from qtool.report import Kernels, Layer, ModelPart
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import WEIGHTED_OPS, by_name, is_constant
-from qtool.graph_save import is_said_elsewhere
+from qtool.graph.queries import WEIGHTED_OPS, by_name, is_constant
+from qtool.graph.save import is_said_elsewhere
 from qtool.quant.plan import QuantPlan
 from qtool.report import Size
 

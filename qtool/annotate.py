@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qtool.annotate_dynamic import add_dynamic, is_large
 from qtool.annotate_target import positive_grids, private, without_fused
-from qtool.graph import (
+from qtool.graph.queries import (
     attribute,
     clip_limits,
     constant,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, dims, is_constant, rank
+from qtool.graph.queries import attribute, dims, is_constant, rank
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import PerBlock, PerChannel

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from qtool.graph import clip_limits, is_constant, is_float, sole_reader
+from qtool.graph.queries import clip_limits, is_constant, is_float, sole_reader
 from qtool.targets import OpRule
 
 Candidates = Mapping[str, tuple[ir.Node, OpRule, ir.Node]]

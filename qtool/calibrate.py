@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qtool.calibrators.mse import squared_error
 from qtool.errors import DataError
 from qtool.execute.ort_session import OrtSession
-from qtool.graph import by_name, constant, dims, let_go
+from qtool.graph.queries import by_name, constant, dims, let_go
 from qtool.protocols import Calibrator
 from qtool.quant.plan import BINS, QuantPlan, Stats
 from qtool.quant.primitives import QuantSpec

@@ -13,7 +13,7 @@ from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
-from qtool.graph import constant, is_constant, is_float, nodes_by_name
+from qtool.graph.queries import constant, is_constant, is_float, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, dequantize, quantize
 

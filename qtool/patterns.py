@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from qtool.errors import RecipeError, suggest
-from qtool.graph import WEIGHTED_OPS, is_constant, readers
+from qtool.graph.queries import WEIGHTED_OPS, is_constant, readers
 
 
 def nodes_matching(model: ir.Model, pattern: str) -> set[str]:

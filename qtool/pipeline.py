@@ -29,7 +29,7 @@ from qtool.ends import Ends
 from qtool.errors import RecipeError
 from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, digest_of, write_text_atomic
-from qtool.graph import let_go
+from qtool.graph.queries import let_go
 from qtool.judgement import Judge, Judgement
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent

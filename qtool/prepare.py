@@ -16,8 +16,8 @@ from qtool.data import (
     split,
 )
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
-from qtool.graph import dims
-from qtool.graph_save import save_model
+from qtool.graph.queries import dims
+from qtool.graph.save import save_model
 from qtool.load import Loaded, bind_shapes, load_model, load_requantized
 from qtool.load.declare import declare
 from qtool.load.half import was_bfloat16

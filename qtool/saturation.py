@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, nodes_by_name, weight_axis
+from qtool.graph.queries import attribute, nodes_by_name, weight_axis
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerChannel, QuantParams
 

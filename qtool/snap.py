@@ -8,7 +8,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.graph import by_name, constant
+from qtool.graph.queries import by_name, constant
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.quant.scale_formats import snap_weight

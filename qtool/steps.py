@@ -14,7 +14,7 @@ from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.execute.between import refuse_floats_between
-from qtool.graph import WEIGHTED_OPS
+from qtool.graph.queries import WEIGHTED_OPS
 from qtool.load import infer_shapes
 from qtool.patterns import nodes_matching
 from qtool.protocols import Calibrator

@@ -9,7 +9,7 @@ import numpy as np
 from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
-from qtool.graph import dims
+from qtool.graph.queries import dims
 from qtool.metrics_classes import refuse_outside
 from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress

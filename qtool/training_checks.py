@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qtool.data import Dataset, split
 from qtool.errors import DataError
-from qtool.graph import is_float
+from qtool.graph.queries import is_float
 from qtool.prepare import Prepared
 from qtool.qat import trainable
 from qtool.qat.own_loss import OwnLoss, own_loss

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from qtool.graph import by_name, macs
+from qtool.graph.queries import by_name, macs
 from qtool.quant.plan import QuantPlan
 
 # Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.

@@ -7,7 +7,7 @@ from qtool.emit.qdq import emit_qdq
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.ends import Ends
-from qtool.graph_save import save_model
+from qtool.graph.save import save_model
 from qtool.quant.plan import QuantPlan
 from qtool.targets import Target
 

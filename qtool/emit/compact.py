@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import constant
+from qtool.graph.queries import constant
 
 # onnxruntime 1.31 finds no integer kernel for a Gemm or MatMul whose weights have no zero point.
 WITHOUT_ZERO_POINT = {"Conv"}

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.emit.packing import Store
-from qtool.graph import attribute
+from qtool.graph.queries import attribute
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import QuantParams
 

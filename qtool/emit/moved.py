@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, macs, nodes_by_name
+from qtool.graph.queries import attribute, macs, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.targets import Target, WeightZeroPoint
 

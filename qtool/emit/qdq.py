@@ -16,8 +16,8 @@ from qtool.emit.dynamic import write_dynamic
 from qtool.emit.float_weights import float_weights
 from qtool.emit.moved import moved_weights
 from qtool.emit.packing import widen
-from qtool.graph import by_name, code_limits, dims, nodes_by_name
-from qtool.graph_names import Names, add_initializer
+from qtool.graph.names import Names, add_initializer
+from qtool.graph.queries import by_name, code_limits, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerChannel, QuantParams, mean_factor
 from qtool.targets import PACKING, OpRule, Target

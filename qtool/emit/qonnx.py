@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from qtool import __version__
 from qtool.errors import UnsupportedError
-from qtool.graph import by_name
-from qtool.graph_names import Names, add_initializer
+from qtool.graph.names import Names, add_initializer
+from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, align, dequantize
 

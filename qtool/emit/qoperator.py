@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import is_constant, nodes_by_name
-from qtool.graph_names import add_initializer
+from qtool.graph.names import add_initializer
+from qtool.graph.queries import is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import is_float
+from qtool.graph.queries import is_float
 from qtool.quant.plan import QuantPlan
 
 

@@ -19,7 +19,7 @@ from qtool.execute.linalg import gemm, matmul
 from qtool.execute.ops import options_of
 from qtool.execute.quant import dynamic_quantize_linear
 from qtool.execute.recurrent import Layer, lstm
-from qtool.graph import attribute, nodes_by_name
+from qtool.graph.queries import attribute, nodes_by_name
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import QuantParams
 

@@ -13,7 +13,7 @@ import torch
 
 from qtool.execute.kept import Kept
 from qtool.execute.ops import options_of, select
-from qtool.graph import (
+from qtool.graph.queries import (
     attribute,
     by_name,
     code_limits,

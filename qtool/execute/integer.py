@@ -19,7 +19,7 @@ from qtool.execute.exact import limits_of
 from qtool.execute.executor import Executor
 from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
 from qtool.execute.integer_math import ROUNDINGS
-from qtool.graph import by_name, constant, is_constant, nodes_by_name
+from qtool.graph.queries import by_name, constant, is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, mean_factor, quantize
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qtool.errors import DataError, suggest
-from qtool.graph import by_name, captured
+from qtool.graph.queries import by_name, captured
 
 
 @dataclass(frozen=True, slots=True)

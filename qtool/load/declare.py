@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.errors import ModelError, suggest
-from qtool.graph import dims
+from qtool.graph.queries import dims
 from qtool.load.onnx import infer_shapes
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from qtool.graph import attribute, clip_limits, constant, dims, rank, sole_reader
+from qtool.graph.queries import attribute, clip_limits, constant, dims, rank, sole_reader
 from qtool.load.floating import Floating
 
 # Runtimes take a Clip behind these into their own kernel, in floats and in integers.

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import clip_limits, constant, readers, sole_reader
-from qtool.graph_names import Names, add_initializer
+from qtool.graph.names import Names, add_initializer
+from qtool.graph.queries import clip_limits, constant, readers, sole_reader
 from qtool.load.ranges import Ranges
 from qtool.load.standing import (
     ONE,

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import attribute, constant, rank
+from qtool.graph.queries import attribute, constant, rank
 
 
 def restore_meaning(model: ir.Model, before: int, path: Path) -> None:

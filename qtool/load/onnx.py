@@ -16,7 +16,7 @@ import onnx_ir.passes.common as passes
 
 from qtool import files
 from qtool.errors import ModelError, UnsupportedError
-from qtool.graph import captured
+from qtool.graph.queries import captured
 from qtool.load.big import SMALL, settle_external
 from qtool.load.cast_like import cast_outright
 from qtool.load.half import widen

@@ -7,7 +7,7 @@ DynamicQuantizeLSTM).
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute
+from qtool.graph.queries import attribute
 from qtool.load.floating import Floating
 from qtool.load.standing import numbers, spread
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, rank
+from qtool.graph.queries import attribute, constant, rank
 from qtool.load.floating import Floating
 from qtool.load.packed import dynamic_lstm, gather_block, matmul_nbits
 from qtool.load.standing import ONE, Held, Scale, Zero, monomial, numbers, same_zero

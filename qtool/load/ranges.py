@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import clip_limits
+from qtool.graph.queries import clip_limits
 from qtool.load.standing import numbers
 
 # Ops whose output holds values of their input (or less): limits pass through them.

@@ -32,8 +32,8 @@ import onnx_ir as ir
 
 from qtool import files
 from qtool.errors import UnsupportedError
-from qtool.graph import attribute, clip_limits, constant, nested, rank
-from qtool.graph_save import save_model
+from qtool.graph.queries import attribute, clip_limits, constant, nested, rank
+from qtool.graph.save import save_model
 from qtool.load.float_tidy import clean, tidy
 from qtool.load.floating import MOVING, Floating
 from qtool.load.onnx import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import constant, rank
+from qtool.graph.queries import constant, rank
 
 # Two float32 products of the same scales, in another order.
 SAME = 1e-5

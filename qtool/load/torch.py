@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from qtool.errors import ModelError
-from qtool.graph_save import save_model
+from qtool.graph.save import save_model
 from qtool.load.agreement import Run, coarsest, compared, tried
 from qtool.load.example import TensorInput, by_name, random_tensor, random_tensors
 from qtool.load.export import (

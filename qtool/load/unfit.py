@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph import captured, constant
+from qtool.graph.queries import captured, constant
 
 RANDOM = {
     "RandomNormal": "draws random numbers",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 import torch
 
-from qtool.graph import by_name, is_constant, is_float, sole_reader
+from qtool.graph.queries import by_name, is_constant, is_float, sole_reader
 from qtool.qat import processes
 from qtool.quant.plan import QuantPlan
 

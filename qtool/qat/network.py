@@ -14,8 +14,8 @@ from torch import nn
 from qtool.errors import RecipeError
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import raw_edges
-from qtool.folded_norm import FoldedNorm
-from qtool.graph import by_name, constant, nodes_by_name
+from qtool.graph.batchnorm import FoldedNorm
+from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.qat import processes, synced, trainable
 from qtool.qat.blocks import block_outputs
 from qtool.qat.clipped import SqueezedWeight

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import DataError
-from qtool.graph import by_name, constant
+from qtool.graph.queries import by_name, constant
 from qtool.quant.chunked import codes_of
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import (

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.execute.ort_session import OrtSession
-from qtool.graph import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
-from qtool.rewrites.edit import add_constant, drop, take_over
+from qtool.graph.edit import add_constant, drop, take_over
+from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
 
 Quantized = Callable[[ir.Node], bool]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims
-from qtool.rewrites.edit import add_constant, add_node, set_attributes
+from qtool.graph.edit import add_constant, add_node, set_attributes
+from qtool.graph.queries import attribute, constant, dims
 
 Quantized = Callable[[ir.Node], bool]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.folded_norm import FoldedNorm
-from qtool.graph import attribute, constant, dims, is_constant, sole_reader, weight_axis
-from qtool.rewrites.edit import add_constant, drop, take_over
+from qtool.graph.batchnorm import FoldedNorm
+from qtool.graph.edit import add_constant, drop, take_over
+from qtool.graph.queries import attribute, constant, dims, is_constant, sole_reader, weight_axis
 
 Quantized = Callable[[ir.Node], bool]
 

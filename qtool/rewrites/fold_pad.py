@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, readers
-from qtool.rewrites.edit import drop, set_attributes
+from qtool.graph.edit import drop, set_attributes
+from qtool.graph.queries import attribute, constant, readers
 
 
 def fold_pad(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims, is_constant, is_float, sole_reader
-from qtool.rewrites.edit import add_constant, add_node, drop, set_attributes, take_over
+from qtool.graph.edit import add_constant, add_node, drop, set_attributes, take_over
+from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, sole_reader
 
 Quantized = Callable[[ir.Node], bool]
 

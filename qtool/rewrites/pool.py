@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims, is_float
-from qtool.rewrites.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.queries import attribute, constant, dims, is_float
 
 
 def reduce_mean_to_global_average_pool(

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import constant, dims
+from qtool.graph.edit import add_constant
+from qtool.graph.queries import constant, dims
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.edit import add_constant
 
 
 def settle_reshapes(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.graph import nodes_by_name
+from qtool.graph.queries import nodes_by_name
 from qtool.quant.plan import QuantPlan
 
 

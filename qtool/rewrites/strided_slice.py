@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant, dims, sole_reader
-from qtool.rewrites.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.queries import attribute, constant, dims, sole_reader
 
 # ONNX writes "to the end" as a number at least this large.
 TO_THE_END = 2**31 - 1

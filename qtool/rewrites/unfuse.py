@@ -6,8 +6,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
-from qtool.graph import attribute
-from qtool.rewrites.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.queries import attribute
 
 # Activation name -> the attributes its parameters stand for, in order.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -62,7 +62,7 @@ def test_a_check_can_fail(check, module, text, complaint):
     ("check", "module", "text"),
     [
         (FLOORS, "verify", "from qtool.data import images\nimport qtool.report"),
-        (FLOORS, "plan", "from qtool.graph import f\nimport onnx_ir, torch"),
+        (FLOORS, "plan", "from qtool.graph.queries import f\nimport onnx_ir, torch"),
         (FLOORS, "ptq.gptq", "import qtool.ptq.reconstruct"),
         (FLOORS, "protocols", "if TYPE_CHECKING:\n    from qtool.quant.plan import QuantPlan"),
         (FENCES, "load.onnx", "from onnx import version_converter"),

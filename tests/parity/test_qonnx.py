@@ -11,7 +11,7 @@ from models import BUILDERS, Net, bind, feeds_for, frozen_plan, rewritten, run
 
 from qtool.emit.qonnx import DOMAIN, bipolar_function, emit_qonnx, quant_function
 from qtool.execute.simulate import Simulation
-from qtool.graph import constant, nodes_by_name
+from qtool.graph.queries import constant, nodes_by_name
 from qtool.quant.freeze import freeze
 from qtool.quant.primitives import Codebook, QuantParams, QuantSpec, quantize
 

@@ -22,7 +22,7 @@ from models import (
 
 from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
-from qtool.graph import by_name, macs
+from qtool.graph.queries import by_name, macs
 from qtool.parity import Count, _in_steps, compare, layer_noise
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.primitives import QuantParams, fake_quantize

@@ -13,7 +13,7 @@ from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_model
 from qtool.execute.simulate import Simulation
-from qtool.graph import constant
+from qtool.graph.queries import constant
 from qtool.load import infer_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze

@@ -7,7 +7,7 @@ import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, frozen_plan, optimized, rewritten, run
 
 from qtool.emit import emit_qdq
-from qtool.graph import by_name, constant
+from qtool.graph.queries import by_name, constant
 
 
 def pair(net: Net):

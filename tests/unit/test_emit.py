@@ -26,7 +26,7 @@ from qtool import files
 from qtool.accounts import kernels_part
 from qtool.emit import emit_qdq, save_model
 from qtool.errors import RecipeError
-from qtool.graph import by_name, constant, nodes_by_name
+from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.quant.bit_widths import FLOAT, Bits
 
 # Per builder: kernels ONNX Runtime runs, and how often it converts.

@@ -11,7 +11,7 @@ from models import Net, big_conv, feeds_for, residual, run
 from onnx import helper, numpy_helper
 
 from qtool import files
-from qtool.graph import dims, is_constant, let_go
+from qtool.graph.queries import dims, is_constant, let_go
 from qtool.load import bind_shapes, load_model
 from qtool.load.onnx import SMALL, name_everything
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.main import app
 from qtool.errors import ModelError
-from qtool.graph import dims
+from qtool.graph.queries import dims
 from qtool.load import load_model
 from qtool.load.declare import declare
 

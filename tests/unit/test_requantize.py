@@ -32,7 +32,7 @@ from onnxruntime.quantization import (
 import qtool
 from qtool.annotate import annotate
 from qtool.errors import QtoolError, UnsupportedError
-from qtool.graph import constant, is_constant
+from qtool.graph.queries import constant, is_constant
 from qtool.load import load_model, load_requantized
 from qtool.load.onnx import QUANTIZED_OPS
 from qtool.load.packed import unpacked

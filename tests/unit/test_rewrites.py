@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import BUILDERS, Net, changed, cpu, legacy_pad, ops, rewritten, run
 
-from qtool.graph import attribute, dims
+from qtool.graph.queries import attribute, dims
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from models import BUILDERS, Net, changed, ops, rewritten
 
-from qtool.graph import attribute, dims
+from qtool.graph.queries import attribute, dims
 
 # Linear layers
 

@@ -3,7 +3,7 @@
 import numpy as np
 from models import Net, changed, feeds_for, ops, rewritten, run
 
-from qtool.graph import constant
+from qtool.graph.queries import constant
 
 
 def flattened():

@@ -8,7 +8,7 @@ from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, 
 
 from qtool.emit import emit_qdq
 from qtool.errors import DataError
-from qtool.graph import constant
+from qtool.graph.queries import constant
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.primitives import PerTensor

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph_names import Names, add_initializer
+from qtool.graph.names import Names, add_initializer
 
 
 def looped() -> ir.Graph:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph_names import Names, add_initializer
+from qtool.graph.names import Names, add_initializer
 
 
 def unique(graph: ir.Graph, base: str) -> str:

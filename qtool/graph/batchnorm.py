@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph import attribute, constant
+from qtool.graph.queries import attribute, constant
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import pytest
 from models import BUILDERS, Net
 from onnx import TensorProto, helper
 
-from qtool import graph
+from qtool.graph import queries
 
 
 def small() -> ir.Model:
@@ -19,55 +19,55 @@ def small() -> ir.Model:
 
 
 def test_constants_are_told_from_inputs_and_results():
-    values = graph.by_name(small().graph)
-    assert graph.is_constant(values["w"]) and graph.constant(values["w"]).shape == (4, 3, 3, 3)
+    values = queries.by_name(small().graph)
+    assert queries.is_constant(values["w"]) and queries.constant(values["w"]).shape == (4, 3, 3, 3)
     for name in ("x", "y"):
-        assert not graph.is_constant(values[name]) and graph.constant(values[name]) is None
-    assert graph.constant(None) is None and not graph.is_constant(None)
+        assert not queries.is_constant(values[name]) and queries.constant(values[name]) is None
+    assert queries.constant(None) is None and not queries.is_constant(None)
 
 
 def test_an_initializer_that_is_an_input_is_no_constant():
     model = small()
-    value = model.graph.initializers["w"]
-    model.graph.inputs.append(value)
-    assert not graph.is_constant(value) and graph.constant(value) is None
+    value = model.queries.initializers["w"]
+    model.queries.inputs.append(value)
+    assert not queries.is_constant(value) and queries.constant(value) is None
 
 
 def test_readers():
-    values = graph.by_name(small().graph)
-    assert [n.name for n in graph.readers(values["y"])] == ["relu", "add"]
-    assert graph.sole_reader(values["x"]).name == "conv"
-    assert graph.sole_reader(values["y"]) is None  # two
-    assert graph.sole_reader(values["z"]) is None  # an output
+    values = queries.by_name(small().graph)
+    assert [n.name for n in queries.readers(values["y"])] == ["relu", "add"]
+    assert queries.sole_reader(values["x"]).name == "conv"
+    assert queries.sole_reader(values["y"]) is None  # two
+    assert queries.sole_reader(values["z"]) is None  # an output
 
 
 def test_a_reader_that_reads_twice_is_one_reader():
     net = Net()
     x = net.add("Relu", net.input("x", 4), out="r")
     model = net.output(net.add("Add", x, x, name="add", out="y")).model()
-    assert graph.sole_reader(graph.by_name(model.graph)["r"]).name == "add"
+    assert queries.sole_reader(queries.by_name(model.graph)["r"]).name == "add"
 
 
 def test_a_read_output_has_no_sole_reader():
     net = Net()
     x = net.add("Relu", net.input("x", 4), out="r")
     model = net.output(net.add("Neg", x, out="y"), x).model()
-    assert graph.sole_reader(graph.by_name(model.graph)["r"]) is None
+    assert queries.sole_reader(queries.by_name(model.graph)["r"]) is None
 
 
 def test_attributes():
-    conv = graph.nodes_by_name(small().graph)["conv"]
-    assert graph.attribute(conv, "strides") == (2, 2)
-    assert graph.attribute(conv, "group") is None and graph.attribute(conv, "group", 1) == 1
+    conv = queries.nodes_by_name(small().graph)["conv"]
+    assert queries.attribute(conv, "strides") == (2, 2)
+    assert queries.attribute(conv, "group") is None and queries.attribute(conv, "group", 1) == 1
     node = ir.Node("", "Pad", [], [ir.AttrString("mode", "edge"), ir.AttrFloat32("f", 0.5)])
-    assert (graph.attribute(node, "mode"), graph.attribute(node, "f")) == ("edge", 0.5)
+    assert (queries.attribute(node, "mode"), queries.attribute(node, "f")) == ("edge", 0.5)
 
 
 def test_shapes():
-    values = graph.by_name(small().graph)
-    assert graph.dims(values["x"]) == ("N", 3, 8, None)
-    assert graph.rank(values["x"]) == 4 and graph.rank(None) is None
-    assert graph.dims(ir.Value(name="unknown")) is None
+    values = queries.by_name(small().graph)
+    assert queries.dims(values["x"]) == ("N", 3, 8, None)
+    assert queries.rank(values["x"]) == 4 and queries.rank(None) is None
+    assert queries.dims(ir.Value(name="unknown")) is None
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_shapes():
     [(ir.DataType.FLOAT, True), (ir.DataType.FLOAT16, True), (ir.DataType.INT64, False)],
 )
 def test_is_float(dtype, floating):
-    assert graph.is_float(ir.Value(name="v", type=ir.TensorType(dtype))) == floating
-    assert not graph.is_float(None) and not graph.is_float(ir.Value(name="v"))
+    assert queries.is_float(ir.Value(name="v", type=ir.TensorType(dtype))) == floating
+    assert not queries.is_float(None) and not queries.is_float(ir.Value(name="v"))
 
 
 def test_all_values_come_in_graph_order():
-    assert [v.name for v in graph.all_values(small().graph)] == ["x", "w", "y", "z", "s"]
+    assert [v.name for v in queries.all_values(small().graph)] == ["x", "w", "y", "z", "s"]
 
 
 def nested() -> ir.Model:
@@ -105,16 +105,16 @@ def nested() -> ir.Model:
 
 def test_bodies_capture_what_they_do_not_make():
     model = nested()
-    node = graph.nodes_by_name(model.graph)["if"]
-    assert sorted(v.name for v in graph.captured(node)) == ["c", "x"]
-    assert graph.captured(graph.nodes_by_name(small().graph)["conv"]) == ()
+    node = queries.nodes_by_name(model.graph)["if"]
+    assert sorted(v.name for v in queries.captured(node)) == ["c", "x"]
+    assert queries.captured(queries.nodes_by_name(small().graph)["conv"]) == ()
 
 
 def test_parameters_are_the_floating_point_numbers():
     net = Net()
     x = net.add("Reshape", net.input("x", "N", 3), net.const(np.array([-1, 3])))
     net.output(net.add("Gemm", x, net.weight(3, 5), net.weight(5), out="y"))
-    assert graph.parameters(net.model().graph) == 20
+    assert queries.parameters(net.model().graph) == 20
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_parameters_are_the_floating_point_numbers():
 def test_multiply_accumulates_of_one_sample(name, expected):
     found: dict[str, int] = {}
     for node in BUILDERS[name]().model().graph:
-        if count := graph.macs(node):
+        if count := queries.macs(node):
             found[node.op_type] = found.get(node.op_type, 0) + count
     assert found == expected
 
@@ -140,10 +140,10 @@ def test_multiply_accumulates_of_other_layers():
     y = net.add("ConvTranspose", x, net.weight(4, 2, 3, 3), strides=[2, 2], name="up", out="y")
     z = net.conv(net.input("h", "N", 4, "H", "W"), 4, 4, name="unknown", out="z")
     m = net.add("MatMul", net.input("p", 2, 3, 4), net.input("q", 2, 4, 3), name="product", out="m")
-    nodes = graph.nodes_by_name(net.output(y, z, m).model().graph)
-    assert graph.macs(nodes["up"]) == 5 * 6 * 4 * 2 * 9  # each input pixel meets the whole kernel
-    assert graph.macs(nodes["unknown"]) == 0
-    assert graph.macs(nodes["product"]) == 0
+    nodes = queries.nodes_by_name(net.output(y, z, m).model().graph)
+    assert queries.macs(nodes["up"]) == 5 * 6 * 4 * 2 * 9  # each input pixel meets the whole kernel
+    assert queries.macs(nodes["unknown"]) == 0
+    assert queries.macs(nodes["product"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -158,4 +158,4 @@ def test_multiply_accumulates_of_other_layers():
 )
 def test_the_axis_of_output_channels(op, attributes, axis):
     attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
-    assert graph.weight_axis(ir.Node("", op, [], attrs)) == axis
+    assert queries.weight_axis(ir.Node("", op, [], attrs)) == axis
