@@ -27,7 +27,7 @@ from qtool.quant.freeze import freeze
 from qtool.recipe import recipe_from_keywords
 from qtool.snap import snap_weights
 from qtool.steps import make_plan, rewrite
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 NAMES = ("resnet20", "mobilenet_v2", "squeezenet1_1", "fsdd_dscnn")

@@ -29,7 +29,7 @@ from qtool.graph.queries import (
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
-from qtool.targets import OpRule, Target
+from qtool.targets.target import OpRule, Target
 
 # Below this many numbers the scales and nodes cost more than the codes save.
 STORED_SIZE = 1024

@@ -14,7 +14,7 @@ from qtool.graph.queries import attribute, dims, is_constant, rank
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import PerBlock, PerChannel
-from qtool.targets import Target
+from qtool.targets.target import Target
 
 # Input positions of the weights.
 WEIGHTS = {"MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2)}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qtool.graph.queries import clip_limits, is_constant, is_float, sole_reader
-from qtool.targets import OpRule
+from qtool.targets.target import OpRule
 
 Candidates = Mapping[str, tuple[ir.Node, OpRule, ir.Node]]
 """Node name -> node, its rule, and the last of the nodes fused with it; in graph order."""

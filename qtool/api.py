@@ -31,7 +31,7 @@ from qtool.recipe_model import as_torch, carries_code
 from qtool.recipe_target import settle
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
-from qtool.targets import Target, load_target
+from qtool.targets.target import Target, load_target
 
 if TYPE_CHECKING:
     from torch import nn

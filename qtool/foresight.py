@@ -15,7 +15,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.recipe import Recipe
 from qtool.recipe_target import settle
 from qtool.stages import Stages
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 
 @dataclass(frozen=True)

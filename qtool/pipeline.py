@@ -45,7 +45,7 @@ from qtool.reporting import write_run_files
 from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 from qtool.training import learn
 from qtool.training_checks import refuse_early
 from qtool.training_shared import help_learn

@@ -30,7 +30,7 @@ from qtool.recipe_model import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.steps import resolve_bits
-from qtool.targets import Target, load_target
+from qtool.targets.target import Target, load_target
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
 MOST_OVERLAP = 0.01

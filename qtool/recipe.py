@@ -28,7 +28,7 @@ from qtool.recipe_options import make_absolute, override, put, use_data
 from qtool.recipe_qat import Qat
 from qtool.recipe_yaml import Document, emit, parse
 from qtool.recipe_yaml import Path as KeyPath
-from qtool.targets import NEWEST_OPSET
+from qtool.targets.target import NEWEST_OPSET
 
 
 def _no_truth(found: Any) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from qtool.recipe import Block, Recipe
-from qtool.targets import Target
+from qtool.targets.target import Target
 
 
 def settle(recipe: Recipe, target: Target) -> Recipe:

@@ -25,7 +25,7 @@ from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.saturation import safe_scales
 from qtool.snap import SCALES, ask_scales, snap_weights
-from qtool.targets import Target
+from qtool.targets.target import Target
 
 Say = Callable[[tuple[str, ...], str], RecipeError]
 """Makes the error about one key of the recipe."""

@@ -15,7 +15,7 @@ from qtool.recipe import Recipe
 from qtool.recipe_qat import Qat
 from qtool.recipe_yaml import Path as KeyPath
 from qtool.snap import SCALES
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 
 def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:

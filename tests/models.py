@@ -19,7 +19,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.rewrites import REWRITES
-from qtool.targets import Target, load_target
+from qtool.targets.target import Target, load_target
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from qtool.emit.qoperator import to_operators
 from qtool.ends import Ends
 from qtool.graph.save import save_model
 from qtool.quant.plan import QuantPlan
-from qtool.targets import Target
+from qtool.targets.target import Target
 
 __all__ = ["emit_model", "emit_qdq", "save_model"]
 

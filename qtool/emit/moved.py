@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from qtool.graph.queries import attribute, macs, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
-from qtool.targets import Target, WeightZeroPoint
+from qtool.targets.target import Target, WeightZeroPoint
 
 
 def moved_weights(graph: ir.Graph, plan: QuantPlan, target: Target) -> dict[str, int]:

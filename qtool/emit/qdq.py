@@ -20,7 +20,7 @@ from qtool.graph.names import Names, add_initializer
 from qtool.graph.queries import by_name, code_limits, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerChannel, QuantParams, mean_factor
-from qtool.targets import PACKING, OpRule, Target
+from qtool.targets.target import PACKING, OpRule, Target
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:

@@ -14,7 +14,7 @@ from models import BUILDERS, cpu, rewritten
 
 from qtool.annotate import annotate
 from qtool.quant.bit_widths import Bits
-from qtool.targets import Target, load_target, target_names
+from qtool.targets.target import Target, load_target, target_names
 
 GOLDEN = Path(__file__).with_name("placement.yaml")
 OF_TARGETS = Path(__file__).with_name("placement_targets.yaml")

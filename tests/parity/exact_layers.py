@@ -21,7 +21,7 @@ from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerTensor, QuantParams, dequantize
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 from qtool.watch import observable, watched_model
 
 TARGET = load_target("onnxruntime-cpu")

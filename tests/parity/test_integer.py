@@ -31,7 +31,7 @@ from qtool.execute.integer_math import ROUNDINGS
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.snap import ask_scales, snap_weights
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 SHIFTS = ("power_of_two", "double_shift")

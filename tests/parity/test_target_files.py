@@ -18,7 +18,7 @@ from qtool.load import infer_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES
-from qtool.targets import Target, load_target, target_names
+from qtool.targets.target import Target, load_target, target_names
 
 
 def file_for(target: Target, net: Net, folder: Path, bits: Bits | None = None):

@@ -16,7 +16,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 
 def net(opset: int = 21) -> Net:

@@ -7,7 +7,7 @@ import pytest
 from qtool.catalog import KINDS
 from qtool.recipe import Choice, LayerBits, load_recipe, recipe_from_options
 from qtool.recipe_target import settle
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 SMALL = "model: net.onnx\ncalibrate: {images: train}\n"
 FULL = """\

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from qtool.catalog import KINDS
 from qtool.errors import RecipeError
 from qtool.recipe import load_recipe, recipe_from_options
-from qtool.targets import target_names
+from qtool.targets.target import target_names
 
 BASE = """\
 model: net.onnx

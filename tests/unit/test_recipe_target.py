@@ -5,7 +5,7 @@ import pytest
 from qtool.errors import RecipeError
 from qtool.recipe import recipe_from_keywords
 from qtool.recipe_target import settle
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 
 def recipe(folder, target: str, **parts):

@@ -17,7 +17,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.saturation import adds_pairs, at_risk, excess, patches_of, safe_scales, simulate
 from qtool.steps import make_grids, make_plan
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 NO_VNNI = load_target("onnxruntime-cpu-no-vnni")
 

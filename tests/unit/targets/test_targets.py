@@ -6,7 +6,7 @@ import yaml
 from qtool.errors import RecipeError
 from qtool.quant.primitives import PerChannel, QuantSpec
 from qtool.rewrites import REWRITES
-from qtool.targets import FORMS, config_folder, load_target, target_names
+from qtool.targets.target import FORMS, config_folder, load_target, target_names
 
 CPU = config_folder("targets") / "onnxruntime-cpu.yaml"
 

@@ -16,7 +16,7 @@ from qtool.recipe import Bits as BitsAsked
 from qtool.recipe import recipe_from_keywords
 from qtool.report import Report
 from qtool.steps import make_plan, resolve_bits
-from qtool.targets import load_target
+from qtool.targets.target import load_target
 
 NAMES = ("integer-only", "onnxruntime-cpu-no-vnni")
 
