@@ -21,7 +21,7 @@ from benchmarks.networks import NETWORKS, recipe
 from qtool.data import open_dataset
 from qtool.execute import integer
 from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, weighted
-from qtool.recipe import recipe_from_keywords
+from qtool.recipe.model import recipe_from_keywords
 from qtool.saturation import at_risk, excess, orders
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -24,7 +24,7 @@ from qtool.execute.ort_session import OrtSession
 from qtool.load import bind_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.recipe import recipe_from_keywords
+from qtool.recipe.model import recipe_from_keywords
 from qtool.snap import snap_weights
 from qtool.steps import make_plan, rewrite
 from qtool.targets.target import load_target

@@ -28,7 +28,7 @@ from qtool.errors import QtoolError
 from qtool.execute.ort_options import session_options
 from qtool.metrics import sqnr_db
 from qtool.pipeline import run_ptq
-from qtool.recipe import recipe_from_options
+from qtool.recipe.model import recipe_from_options
 
 LEAST_DB = 20.0
 COUNT = 512

@@ -25,10 +25,10 @@ from qtool.prepare import input_specs, load_any
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_io import write_plan
-from qtool.recipe import Recipe, recipe_from_keywords
-from qtool.recipe_choice import read_choice
-from qtool.recipe_model import as_torch, carries_code
-from qtool.recipe_target import settle
+from qtool.recipe.choice import read_choice
+from qtool.recipe.model import Recipe, recipe_from_keywords
+from qtool.recipe.network import as_torch, carries_code
+from qtool.recipe.target_defaults import settle
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
 from qtool.targets.target import Target, load_target

@@ -12,8 +12,8 @@ from qtool.pipeline import make_annotated, rewritten
 from qtool.prepare import prepare
 from qtool.protocols import Progress, silent
 from qtool.quant.plan import QuantPlan
-from qtool.recipe import Recipe
-from qtool.recipe_target import settle
+from qtool.recipe.model import Recipe
+from qtool.recipe.target_defaults import settle
 from qtool.stages import Stages
 from qtool.targets.target import load_target
 

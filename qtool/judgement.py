@@ -21,7 +21,7 @@ from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.prepare import Prepared
 from qtool.protocols import Progress
 from qtool.quant.plan import QuantPlan
-from qtool.recipe import Recipe
+from qtool.recipe.model import Recipe
 from qtool.report import (
     PARITY_MAX_LSB,
     PARITY_SHARE_OFF,

@@ -23,7 +23,7 @@ from qtool.load import read_graph
 from qtool.metrics import METRICS, judge_outputs
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
-from qtool.recipe import Recipe
+from qtool.recipe.model import Recipe
 from qtool.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.reporting import write_run_files
 from qtool.saturation import adds_pairs

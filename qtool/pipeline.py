@@ -37,8 +37,8 @@ from qtool.qat import processes
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
-from qtool.recipe import Recipe
-from qtool.recipe_target import settle
+from qtool.recipe.model import Recipe
+from qtool.recipe.target_defaults import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report_parts import TrainingPart
 from qtool.reporting import write_run_files

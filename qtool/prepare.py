@@ -25,8 +25,8 @@ from qtool.metrics import find_metric
 from qtool.metrics_classes import refuse_outside
 from qtool.protocols import Progress
 from qtool.quant.bit_widths import Bits
-from qtool.recipe import Evaluate, Recipe
-from qtool.recipe_model import OnnxModel, TorchModel, as_torch, carries_code
+from qtool.recipe.model import Evaluate, Recipe
+from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES
 from qtool.stages import Record, Stages
 from qtool.steps import resolve_bits

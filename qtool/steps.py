@@ -20,7 +20,7 @@ from qtool.patterns import nodes_matching
 from qtool.protocols import Calibrator
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan
-from qtool.recipe import Bits as BitsAsked
+from qtool.recipe.model import Bits as BitsAsked
 from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.saturation import safe_scales

@@ -16,8 +16,8 @@ from qtool.protocols import Progress
 from qtool.qat import processes
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
-from qtool.recipe import Recipe
-from qtool.recipe_qat import Augment, Qat
+from qtool.recipe.model import Recipe
+from qtool.recipe.qat_section import Augment, Qat
 from qtool.report_parts import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, parted, refuse_codes, refuse_own_loss

@@ -11,9 +11,9 @@ from qtool.graph.queries import is_float
 from qtool.prepare import Prepared
 from qtool.qat import trainable
 from qtool.qat.own_loss import OwnLoss, own_loss
-from qtool.recipe import Recipe
-from qtool.recipe_qat import Qat
-from qtool.recipe_yaml import Path as KeyPath
+from qtool.recipe.model import Recipe
+from qtool.recipe.qat_section import Qat
+from qtool.recipe.yaml_loader import Path as KeyPath
 from qtool.snap import SCALES
 from qtool.targets.target import load_target
 

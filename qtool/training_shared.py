@@ -14,8 +14,8 @@ from qtool.errors import RecipeError
 from qtool.prepare import Prepared, with_preprocess
 from qtool.qat import processes
 from qtool.quant.plan import QuantPlan
-from qtool.recipe import Recipe
-from qtool.recipe_qat import Qat
+from qtool.recipe.model import Recipe
+from qtool.recipe.qat_section import Qat
 
 if TYPE_CHECKING:
     from qtool.qat.loss import Teacher

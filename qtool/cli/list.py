@@ -18,7 +18,7 @@ def list_(
 ) -> None:
     """List calibrators, ptq steps, rewrites, targets, metrics, readers and preprocess settings."""
     with exit_codes():
-        from qtool.catalog import KINDS
+        from qtool.recipe.registry import KINDS
 
         if kind is not None and kind not in KINDS:
             raise RecipeError(
@@ -32,7 +32,7 @@ def list_(
 
 def _kind(kind: str) -> str:
     """The names of one kind with a line about each."""
-    from qtool.catalog import KINDS, describe
+    from qtool.recipe.registry import KINDS, describe
 
     names = sorted(KINDS[kind]())
     if not names:
@@ -43,7 +43,7 @@ def _kind(kind: str) -> str:
 
 def _entry(kind: str, name: str) -> str:
     """The whole help of one entry."""
-    from qtool.catalog import KINDS, describe
+    from qtool.recipe.registry import KINDS, describe
 
     names = sorted(KINDS[kind]())
     if name not in names:

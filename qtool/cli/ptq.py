@@ -11,7 +11,7 @@ from qtool.cli.progress import show_progress
 from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qtool.recipe import Recipe
+    from qtool.recipe.model import Recipe
     from qtool.report import Report
 
 
@@ -99,7 +99,7 @@ def chosen_recipe(
     recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
     """The recipe of the options; without a file the defaults."""
-    from qtool.recipe import load_recipe, recipe_from_options
+    from qtool.recipe.model import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=model, data=data)

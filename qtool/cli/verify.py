@@ -12,7 +12,7 @@ from qtool.cli.ptq import show
 from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qtool.recipe import Recipe
+    from qtool.recipe.model import Recipe
 
 
 def verify(
@@ -61,7 +61,7 @@ def verify(
 def _recipe(
     recipe: Path | None, against: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
-    from qtool.recipe import load_recipe, recipe_from_options
+    from qtool.recipe.model import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=against, data=data)

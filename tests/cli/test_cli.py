@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import qtool
-from qtool.catalog import KINDS
 from qtool.cli import exits
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
+from qtool.recipe.registry import KINDS
 from qtool.report import Report
 
 REPORT = {

@@ -18,7 +18,7 @@ def run_ptq(recipe, out, *, progress, **options):
     time.sleep(60)
 pipeline.run_ptq = run_ptq
 sys.modules["qtool.pipeline"] = pipeline
-from qtool.catalog import KINDS
+from qtool.recipe.registry import KINDS
 KINDS["ptq"] = dict
 from qtool.cli.main import main
 sys.argv = ["qtool", "ptq", "--model", "net.onnx", "--data", "train"]

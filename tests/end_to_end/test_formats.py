@@ -9,7 +9,7 @@ import pytest
 
 from qtool.ends import KEY, read_ends
 from qtool.pipeline import run_ptq
-from qtool.recipe import load_recipe
+from qtool.recipe.model import load_recipe
 
 FORMS = {
     "qoperator": ["output.format=qoperator"],

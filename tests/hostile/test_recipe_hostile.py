@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.errors import RecipeError
-from qtool.recipe import load_recipe
-from qtool.recipe_yaml import MAX_CHARACTERS, emit, parse
+from qtool.recipe.model import load_recipe
+from qtool.recipe.yaml_loader import MAX_CHARACTERS, emit, parse
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [" + ", ".join([f"*{chr(97 + i)}"] * 9) + "]" for i in range(20)

@@ -22,7 +22,7 @@ from qtool.parity import ParityCounts, compare, layer_noise
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
-from qtool.recipe import Bits as BitsAsked
+from qtool.recipe.model import Bits as BitsAsked
 from qtool.saturation import at_risk
 from qtool.steps import make_grids, resolve_bits
 from qtool.watch import observable, watched_model

@@ -11,7 +11,7 @@ from qtool.load import load_model
 from qtool.load.half import widen
 from qtool.metrics import sqnr_db
 from qtool.pipeline import run_ptq
-from qtool.recipe import recipe_from_options
+from qtool.recipe.model import recipe_from_options
 
 
 def low(kind: int, *, borders: bool) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from test_train import run
 
 import qtool.qat.train as loop
 from qtool.qat.mixing import Pairs, mixed, partners
-from qtool.recipe_qat import Augment
+from qtool.recipe.qat_section import Augment
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -18,7 +18,7 @@ from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.recipe import load_recipe
+from qtool.recipe.model import load_recipe
 from qtool.training_checks import refuse_early
 
 

@@ -21,7 +21,7 @@ from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
-from qtool.recipe import Bits as BitsAsked
+from qtool.recipe.model import Bits as BitsAsked
 from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits
 

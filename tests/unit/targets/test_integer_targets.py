@@ -12,8 +12,8 @@ from qtool.annotate import annotate
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import run_ptq
 from qtool.quant.bit_widths import Bits
-from qtool.recipe import Bits as BitsAsked
-from qtool.recipe import recipe_from_keywords
+from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import recipe_from_keywords
 from qtool.report import Report
 from qtool.steps import make_plan, resolve_bits
 from qtool.targets.target import load_target

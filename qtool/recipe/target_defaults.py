@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qtool.recipe import Block, Recipe
+from qtool.recipe.model import Block, Recipe
 from qtool.targets.target import Target
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qtool.catalog import KINDS, options_of
 from qtool.data.section import READER_KEYS
-from qtool.recipe import ActivationWidth, Recipe
+from qtool.recipe.model import ActivationWidth, Recipe
+from qtool.recipe.registry import KINDS, options_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 YAML_PATH = {"type": "string", "pattern": r"\.ya?ml$"}

@@ -9,8 +9,8 @@ from qtool.data.preprocess import is_path
 from qtool.data.section import READER_KEYS
 from qtool.data.table import SUFFIXES as TABLES
 from qtool.errors import RecipeError
-from qtool.recipe_model import FILES
-from qtool.recipe_yaml import Document, Path, parse
+from qtool.recipe.network import FILES
+from qtool.recipe.yaml_loader import Document, Path, parse
 from qtool.usercode import is_function_name
 
 DATA_KEYS = (*READER_KEYS, "labels", "take")

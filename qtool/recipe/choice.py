@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_serializer
 
 from qtool.errors import RecipeError
-from qtool.recipe_checks import check_choice
-from qtool.recipe_errors import describe
-from qtool.recipe_model import Part
-from qtool.recipe_yaml import Document
+from qtool.recipe.error_messages import describe
+from qtool.recipe.network import Part
+from qtool.recipe.validation import check_choice
+from qtool.recipe.yaml_loader import Document
 
 
 class Choice(Part):

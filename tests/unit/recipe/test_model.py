@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from qtool.catalog import KINDS
-from qtool.recipe import Choice, LayerBits, load_recipe, recipe_from_options
-from qtool.recipe_target import settle
+from qtool.recipe.model import Choice, LayerBits, load_recipe, recipe_from_options
+from qtool.recipe.registry import KINDS
+from qtool.recipe.target_defaults import settle
 from qtool.targets.target import load_target
 
 SMALL = "model: net.onnx\ncalibrate: {images: train}\n"

@@ -3,11 +3,11 @@
 import jsonschema
 import pytest
 
-from qtool.catalog import KINDS
 from qtool.errors import RecipeError
-from qtool.recipe import load_recipe
-from qtool.recipe_schema import recipe_schema
-from qtool.recipe_yaml import emit
+from qtool.recipe.json_schema import recipe_schema
+from qtool.recipe.model import load_recipe
+from qtool.recipe.registry import KINDS
+from qtool.recipe.yaml_loader import emit
 
 GOOD = {"model": "net.onnx", "calibrate": {"images": "train"}}
 CHANGES = [

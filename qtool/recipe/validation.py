@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from qtool.catalog import KINDS, options_of
 from qtool.errors import suggest
-from qtool.recipe_errors import describe, explain
-from qtool.recipe_model import FILES, OnnxModel
-from qtool.recipe_yaml import Document, Path
+from qtool.recipe.error_messages import describe, explain
+from qtool.recipe.network import FILES, OnnxModel
+from qtool.recipe.registry import KINDS, options_of
+from qtool.recipe.yaml_loader import Document, Path
 from qtool.usercode import is_function_name
 
 if TYPE_CHECKING:
-    from qtool.recipe import Choice, Recipe
+    from qtool.recipe.model import Choice, Recipe
 
 Test = Callable[[Any], bool]
 

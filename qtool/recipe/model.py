@@ -19,15 +19,15 @@ from pydantic import (
 
 from qtool.data.section import DataSection
 from qtool.errors import RecipeError
-from qtool.recipe_checks import check_names, check_paths, refuse_later
-from qtool.recipe_choice import Choice, NamedChoice
-from qtool.recipe_errors import describe, explain
-from qtool.recipe_model import Model
-from qtool.recipe_model import Part as _Part
-from qtool.recipe_options import make_absolute, override, put, use_data
-from qtool.recipe_qat import Qat
-from qtool.recipe_yaml import Document, emit, parse
-from qtool.recipe_yaml import Path as KeyPath
+from qtool.recipe.choice import Choice, NamedChoice
+from qtool.recipe.error_messages import describe, explain
+from qtool.recipe.network import Model
+from qtool.recipe.network import Part as _Part
+from qtool.recipe.overrides import make_absolute, override, put, use_data
+from qtool.recipe.qat_section import Qat
+from qtool.recipe.validation import check_names, check_paths, refuse_later
+from qtool.recipe.yaml_loader import Document, emit, parse
+from qtool.recipe.yaml_loader import Path as KeyPath
 from qtool.targets.target import NEWEST_OPSET
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.recipe import recipe_from_keywords
-from qtool.recipe_target import settle
+from qtool.recipe.model import recipe_from_keywords
+from qtool.recipe.target_defaults import settle
 from qtool.targets.target import load_target
 
 

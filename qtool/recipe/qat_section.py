@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qtool.data.section import DataSection
-from qtool.recipe_choice import Choice, NamedChoice
-from qtool.recipe_model import Part
+from qtool.recipe.choice import Choice, NamedChoice
+from qtool.recipe.network import Part
 from qtool.usercode import is_function_name
 
 

@@ -6,9 +6,9 @@ import pytest
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.catalog import KINDS
 from qtool.errors import RecipeError
-from qtool.recipe import load_recipe, recipe_from_options
+from qtool.recipe.model import load_recipe, recipe_from_options
+from qtool.recipe.registry import KINDS
 from qtool.targets.target import target_names
 
 BASE = """\

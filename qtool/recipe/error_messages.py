@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from qtool.errors import RecipeError, suggest
-from qtool.recipe_yaml import Document, Path
+from qtool.recipe.yaml_loader import Document, Path
 
 SHOWN = 10  # errors in one message
 
