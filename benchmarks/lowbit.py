@@ -78,7 +78,7 @@ CHILD = """
 import json, sys, time
 import numpy as np, psutil
 import onnxruntime as ort
-from qtool.execute.ort_options import session_options
+from qtool.runtime.ort_options import session_options
 
 def held():
     return psutil.Process().memory_info().rss / 1e6

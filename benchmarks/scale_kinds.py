@@ -20,11 +20,11 @@ from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MSE
 from qtool.data import Dataset, open_dataset
 from qtool.emit import emit_qdq
-from qtool.execute.ort_session import OrtSession
 from qtool.load import bind_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.model import recipe_from_keywords
+from qtool.runtime.ort_session import OrtSession
 from qtool.snap import snap_weights
 from qtool.steps import make_plan, rewrite
 from qtool.targets.target import load_target

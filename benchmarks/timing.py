@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qtool.data import InputSpec
-from qtool.execute.ort_options import session_options
+from qtool.runtime.ort_options import session_options
 
 
 def session(path: Path, threads: int = 1, optimized: Path | None = None) -> ort.InferenceSession:

@@ -25,10 +25,10 @@ import onnxruntime as ort
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.zoo_models import MODELS, REFUSED, Inputs, build
 from qtool.errors import QtoolError
-from qtool.execute.ort_options import session_options
 from qtool.metrics import sqnr_db
 from qtool.pipeline import run_ptq
 from qtool.recipe.model import recipe_from_options
+from qtool.runtime.ort_options import session_options
 
 LEAST_DB = 20.0
 COUNT = 512

@@ -213,7 +213,7 @@ def layers_part(
 
 def environment() -> dict[str, str | int | list[str]]:
     """Versions and the processor."""
-    from qtool.execute.ort_options import default_threads
+    from qtool.runtime.ort_options import default_threads
 
     return {
         "python": platform.python_version(),

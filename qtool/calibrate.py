@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from qtool.calibrators.mse import squared_error
 from qtool.errors import DataError
-from qtool.execute.ort_session import OrtSession
 from qtool.graph.queries import by_name, constant, dims, let_go
 from qtool.protocols import Calibrator
 from qtool.quant.plan import BINS, QuantPlan, Stats
 from qtool.quant.primitives import QuantSpec
 from qtool.quant.scale_formats import snap_activation
+from qtool.runtime.ort_session import OrtSession
 from qtool.schemes import Binary, KMeans, Uniform
 
 # Elements of one value and batch that enter the histogram; limits are taken over all of them.

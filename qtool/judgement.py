@@ -15,7 +15,6 @@ import onnx_ir as ir
 from qtool.accounts import instruction_sets
 from qtool.calibrate import batch_size, observed_values
 from qtool.data import DataSection
-from qtool.execute.ort_options import default_threads
 from qtool.judgement_integers import integer_only, saturating
 from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.prepare import Prepared
@@ -32,6 +31,7 @@ from qtool.report import (
     Latency,
     Parity,
 )
+from qtool.runtime.ort_options import default_threads
 from qtool.saturation import adds_pairs, at_risk
 from qtool.stages import Record, Stages
 from qtool.verify import run_tasks

@@ -11,11 +11,11 @@ import torch
 
 from qtool.execute.dynamic import exact_site, functions
 from qtool.execute.exact import ExactKernels
-from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph.queries import constant, is_constant, is_float, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, dequantize, quantize
+from qtool.runtime.executor import Executor
 
 # Integer kernels of ONNX Runtime that write floats.
 WRITE_FLOATS = ("Gemm", "MatMul", "GlobalAveragePool")

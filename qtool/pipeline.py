@@ -27,7 +27,6 @@ from qtool.calibrators import CALIBRATORS
 from qtool.emit import emit_model, save_model
 from qtool.ends import Ends
 from qtool.errors import RecipeError
-from qtool.execute.ort_options import default_threads
 from qtool.files import atomic_path, digest_of, write_text_atomic
 from qtool.graph.queries import let_go
 from qtool.judgement import Judge, Judgement
@@ -42,6 +41,7 @@ from qtool.recipe.target_defaults import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report_parts import TrainingPart
 from qtool.reporting import write_run_files
+from qtool.runtime.ort_options import default_threads
 from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights

@@ -227,7 +227,7 @@ def patches_of(node: ir.Node, x: np.ndarray, zero: int, seed: int) -> list[np.nd
     if node.op_type != "Conv":
         rows = x.reshape(-1, x.shape[-1])
         return [rows[rng.permutation(len(rows))[:POSITIONS]]]
-    from qtool.execute.nn import window_pads  # torch, which only this needs
+    from qtool.runtime.ops.nn import window_pads  # torch, which only this needs
 
     rank, kernel = x.ndim - 2, attribute(node, "kernel_shape")
     if kernel is None:

@@ -101,10 +101,10 @@ def make_network(
     Raises:
         RecipeError: the plan cannot be trained.
     """
-    from qtool.execute.executor import Executor
     from qtool.qat.functions import widened
     from qtool.qat.network import QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.runtime.executor import Executor
 
     model = prepared.loaded.model
     quantizer = section.quantizer.build(QAT_QUANTIZERS)

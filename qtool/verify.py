@@ -136,7 +136,7 @@ def _tell(**message: Any) -> None:
 def _session(path: str, threads: int, optimized: str | None = None, big: bool = False) -> Any:
     import onnxruntime as ort
 
-    from qtool.execute.ort_options import session_options
+    from qtool.runtime.ort_options import session_options
 
     options = session_options(threads)
     if optimized is not None:

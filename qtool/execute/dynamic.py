@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute.convert import Op, T
-from qtool.execute.linalg import gemm, matmul
-from qtool.execute.ops import options_of
-from qtool.execute.quant import dynamic_quantize_linear
-from qtool.execute.recurrent import Layer, lstm
 from qtool.graph.queries import attribute, nodes_by_name
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import QuantParams
+from qtool.runtime.ops.linalg import gemm, matmul
+from qtool.runtime.ops.quantized import dynamic_quantize_linear
+from qtool.runtime.ops.recurrent import Layer, lstm
+from qtool.runtime.ops.table import options_of
+from qtool.runtime.tensors import Op, T
 
 
 def fake(x: T) -> T:

@@ -11,8 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute.kept import Kept
-from qtool.execute.ops import options_of, select
 from qtool.graph.queries import (
     attribute,
     by_name,
@@ -23,6 +21,8 @@ from qtool.graph.queries import (
 )
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, mean_factor
+from qtool.runtime.ops.table import options_of, select
+from qtool.runtime.tensor_cache import Kept
 
 # Sums of products below this are exact in float32.
 EXACT_SUM = 2**24

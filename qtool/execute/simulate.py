@@ -8,11 +8,11 @@ import onnx_ir as ir
 import torch
 
 from qtool.execute.dynamic import functions
-from qtool.execute.executor import Executor
-from qtool.execute.kept import Kept
 from qtool.quant.chunked import pieces
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import dequantize, fake_quantize
+from qtool.runtime.executor import Executor
+from qtool.runtime.tensor_cache import Kept
 
 
 class Simulation:

@@ -8,9 +8,9 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.execute.ort_session import OrtSession
 from qtool.load.example import by_name
 from qtool.load.export import first_line
+from qtool.runtime.ort_session import OrtSession
 
 # Largest accepted relative difference between torch and the exported graph, by the least exact type
 # that torch computes in; 16-bit floats become float32 in the graph, so torch alone rounds to them.

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from qtool.errors import RecipeError
-from qtool.execute.executor import Executor
 from qtool.execute.simulate import raw_edges
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.queries import by_name, constant, nodes_by_name
@@ -29,6 +28,7 @@ from qtool.quant.primitives import (
     QuantParams,
     fake_quantize,
 )
+from qtool.runtime.executor import Executor
 
 T = torch.Tensor
 

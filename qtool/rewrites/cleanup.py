@@ -5,9 +5,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from qtool.execute.ort_session import OrtSession
 from qtool.graph.edit import add_constant, drop, take_over
 from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
+from qtool.runtime.ort_session import OrtSession
 
 Quantized = Callable[[ir.Node], bool]
 

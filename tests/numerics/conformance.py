@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import QtoolError
-from qtool.execute.executor import OPS, Executor
+from qtool.runtime.executor import OPS, Executor
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "operators.md"
 

@@ -5,7 +5,7 @@ import dataclasses
 import conformance
 import pytest
 
-from qtool.execute.executor import OPS
+from qtool.runtime.executor import OPS
 
 TESTED = sorted({case.op for case in conformance.cases()})
 

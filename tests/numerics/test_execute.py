@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.errors import DataError, ModelError
-from qtool.execute.executor import OPS, Executor
+from qtool.runtime.executor import OPS, Executor
 
 RNG = np.random.default_rng(1)
 

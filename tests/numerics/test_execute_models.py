@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from qtool.execute.executor import Executor
+from qtool.runtime.executor import Executor
 
 DATA = os.environ.get("QTOOL_DATA")
 MODELS = sorted(Path(DATA, "models").glob("*.onnx")) if DATA else []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper, version_converter
 
-from qtool.execute.executor import Executor
+from qtool.runtime.executor import Executor
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)

@@ -13,8 +13,8 @@ import qtool
 from qtool.data import open_dataset
 from qtool.emit import emit_qdq
 from qtool.execute.integer import IntegerNetwork
-from qtool.execute.ort_options import session_options
 from qtool.recipe.model import Calibrate
+from qtool.runtime.ort_options import session_options
 from qtool.watch import observable, watched_model
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))

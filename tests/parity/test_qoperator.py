@@ -14,9 +14,9 @@ from test_exact import BETWEEN, CASES, PASSES
 from qtool.emit import emit_qdq
 from qtool.emit.qoperator import to_operators
 from qtool.errors import UnsupportedError
-from qtool.execute.ort_options import session_options
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import QuantParams, QuantSpec
+from qtool.runtime.ort_options import session_options
 from qtool.watch import observable, watched_model
 
 ALL = {**CASES, **{f"{name} between convs": c for name, c in BETWEEN.items()}, **PASSES}

@@ -21,10 +21,10 @@ from qtool.calibrate import (
 )
 from qtool.calibrators import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.errors import DataError
-from qtool.execute.executor import Executor
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec
+from qtool.runtime.executor import Executor
 
 RNG = np.random.default_rng(2)
 

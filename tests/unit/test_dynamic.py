@@ -16,13 +16,13 @@ from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.execute.dynamic import exact_site
-from qtool.execute.executor import Executor
 from qtool.execute.simulate import Simulation
 from qtool.parity import ParityCounts, compare, layer_noise
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.model import Bits as BitsAsked
+from qtool.runtime.executor import Executor
 from qtool.saturation import at_risk
 from qtool.steps import make_grids, resolve_bits
 from qtool.watch import observable, watched_model

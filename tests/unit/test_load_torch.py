@@ -11,12 +11,12 @@ from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
 from qtool.errors import UnsupportedError
-from qtool.execute.ort_session import OrtSession
 from qtool.load import export as exporting
 from qtool.load import torch as loading
 from qtool.load.export import evaluating, export_module
 from qtool.load.factory import build, import_factory
 from qtool.load.torch import TensorInput, TorchSource, export_to, load_torch
+from qtool.runtime.ort_session import OrtSession
 from qtool.usercode import guest_modules
 
 

@@ -8,11 +8,11 @@ from test_qat import normed_net, planned
 from test_train import run
 
 from qtool.errors import RecipeError
-from qtool.execute.executor import Executor
 from qtool.qat.blocks import block_error, block_outputs
 from qtool.qat.lsq import LSQ
 from qtool.qat.network import QatNetwork
 from qtool.quant.bit_widths import Bits
+from qtool.runtime.executor import Executor
 
 
 def plain_net(layers: int) -> Net:

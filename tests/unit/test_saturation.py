@@ -136,7 +136,7 @@ def test_patches_are_what_the_convolution_multiplies(attributes):
     """Their products with the weights are the convolution's sums, at the chosen places."""
     import torch
 
-    from qtool.execute.ops import options_of, select
+    from qtool.runtime.ops.table import options_of, select
 
     rng = np.random.default_rng(0)
     group = attributes.get("group", 1)

@@ -11,7 +11,6 @@ from test_qat import normed_net, planned
 import qtool.qat.train as loop
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
-from qtool.execute.executor import Executor
 from qtool.protocols import silent
 from qtool.qat.augment import moved
 from qtool.qat.loss import Loss, distilled
@@ -22,6 +21,7 @@ from qtool.qat.settings import Epoch, Oscillation, Settings
 from qtool.qat.ste import STE
 from qtool.qat.train import train
 from qtool.quant.bit_widths import Bits
+from qtool.runtime.executor import Executor
 from qtool.training import warnings_of
 
 

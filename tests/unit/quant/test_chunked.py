@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from qtool.execute import kept
 from qtool.quant import chunked
 from qtool.quant.chunked import codes_of, pieces
 from qtool.quant.primitives import (
@@ -16,6 +15,7 @@ from qtool.quant.primitives import (
     QuantSpec,
     quantize,
 )
+from qtool.runtime import tensor_cache
 
 RNG = np.random.default_rng(0)
 SHAPES = [
@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_made_again(monkeypatch):
     def make(name: str, count: int):
         return lambda: made.append(name) or torch.zeros(count)
 
-    keep = kept.Kept()
+    keep = tensor_cache.Kept()
     for _ in range(2):
         assert keep("a", make("a", 20)).numel() == 20
         assert keep("b", make("b", 20)).numel() == 20

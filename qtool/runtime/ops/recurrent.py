@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import Op, T, Unhandled
-from qtool.execute.index import reversed_places
+from qtool.runtime.ops.index import reversed_places
+from qtool.runtime.tensors import Op, T, Unhandled
 
 Cell = Callable[[T, tuple[T, ...]], tuple[T, ...]]  # projected input, state -> state; h comes first
 

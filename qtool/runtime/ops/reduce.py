@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qtool.execute.convert import Op, T, ints, number
+from qtool.runtime.tensors import Op, T, ints, number
 
 Axes = T | Sequence[int] | None
 

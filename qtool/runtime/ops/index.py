@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from qtool.execute.convert import DTYPES, Op, T, number
+from qtool.runtime.tensors import DTYPES, Op, T, number
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from qtool.execute.convert import DTYPES, NARROW_INTS, Op, T, Unhandled
-from qtool.execute.nn import Axes, conv
-from qtool.execute.shape import to_float8
+from qtool.runtime.ops.nn import Axes, conv
+from qtool.runtime.ops.shape import to_float8
+from qtool.runtime.tensors import DTYPES, NARROW_INTS, Op, T, Unhandled
 
 _FLOAT8 = {17, 18, 19, 20}
 

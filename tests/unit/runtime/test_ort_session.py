@@ -9,9 +9,9 @@ import pytest
 from models import big_conv, feeds_for, run
 
 from qtool import files
-from qtool.execute import ort_session
-from qtool.execute.ort_session import OrtSession
 from qtool.load import load_model
+from qtool.runtime import ort_session
+from qtool.runtime.ort_session import OrtSession
 
 
 @pytest.fixture

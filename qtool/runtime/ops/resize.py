@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import Op, T, floats, ints
+from qtool.runtime.tensors import Op, T, floats, ints
 
 
 def _coordinates(mode: str, size: int, out: int, scale: float, crop: tuple[float, float]) -> T:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qtool.execute import (
+from qtool.runtime.ops import (
     activation,
     attention,
     elementwise,
@@ -19,13 +19,13 @@ from qtool.execute import (
     linalg,
     nn,
     norm,
-    quant,
+    quantized,
     recurrent,
     reduce,
     resize,
     shape,
 )
-from qtool.execute.convert import Op, from_ir
+from qtool.runtime.tensors import Op, from_ir
 
 OPS: dict[str, Op] = {
     **elementwise.TABLE,
@@ -37,7 +37,7 @@ OPS: dict[str, Op] = {
     **shape.TABLE,
     **index.TABLE,
     **resize.TABLE,
-    **quant.TABLE,
+    **quantized.TABLE,
     **recurrent.TABLE,
     **attention.TABLE,
 }

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import UnsupportedError
-from qtool.execute.convert import T, from_numpy
+from qtool.runtime.tensors import T, from_numpy
 
 IR_VERSION = 10  # the newest that every supported ONNX Runtime reads
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import Op, T
+from qtool.runtime.tensors import Op, T
 
 Axes = Sequence[int] | None
 

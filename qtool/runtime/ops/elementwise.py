@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qtool.execute.convert import Op, T, Unhandled, number
+from qtool.runtime.tensors import Op, T, Unhandled, number
 
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 

@@ -12,11 +12,11 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import ModelError, QtoolError
-from qtool.execute import ort
-from qtool.execute.convert import Unhandled, from_ir, from_numpy
-from qtool.execute.ops import ELEMENTWISE, OPS, SHAPE_INPUTS, options_of, select
-from qtool.execute.schedule import Place, Schedule, Step, build
 from qtool.protocols import Observe
+from qtool.runtime import ort_node
+from qtool.runtime.ops.table import ELEMENTWISE, OPS, SHAPE_INPUTS, options_of, select
+from qtool.runtime.schedule import Place, Schedule, Step, build
+from qtool.runtime.tensors import Unhandled, from_ir, from_numpy
 
 __all__ = ["OPS", "Executor"]
 
@@ -136,7 +136,7 @@ class Executor:
             ) from error
 
     def _fallback(self, step: Step, inputs: list[Any]) -> tuple[Any, ...]:
-        results = ort.run_node(step.node, inputs, step.values, self._model, self._sessions)
+        results = ort_node.run_node(step.node, inputs, step.values, self._model, self._sessions)
         self._fallen[id(step.node)] = step.node.op_type
         return tuple(self._settle(r) if isinstance(r, torch.Tensor) else r for r in results)
 

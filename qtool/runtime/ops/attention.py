@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from qtool.execute.convert import DTYPES, Op, T
+from qtool.runtime.tensors import DTYPES, Op, T
 
 
 def _heads(x: T, count: int | None) -> T:

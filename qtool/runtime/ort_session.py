@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qtool import files
 from qtool.errors import UnsupportedError
-from qtool.execute.ort_options import default_threads, session_options
+from qtool.runtime.ort_options import default_threads, session_options
 
 # Tensors of more bytes start at a page of their own in a file: readers want aligned numbers.
 SMALL = 256

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import Op, T
+from qtool.runtime.tensors import Op, T
 
 
 def matmul(a: T, b: T) -> T:

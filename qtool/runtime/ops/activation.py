@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import Op, T
+from qtool.runtime.tensors import Op, T
 
 
 def leaky_relu(x: T, *, alpha: float = 0.01) -> T:

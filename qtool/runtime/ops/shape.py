@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from qtool.execute.convert import DTYPES, NARROW_INTS, Op, T, Unhandled, ints, number
+from qtool.runtime.tensors import DTYPES, NARROW_INTS, Op, T, Unhandled, ints, number
 
 Ints = T | Sequence[int]
 
