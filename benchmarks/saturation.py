@@ -19,10 +19,10 @@ import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import NETWORKS, recipe
 from qtool.data import open_dataset
-from qtool.execute import integer
-from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, weighted
 from qtool.recipe.model import recipe_from_keywords
 from qtool.saturation import at_risk, excess, orders
+from qtool.simulation import integer_network
+from qtool.simulation.integer_kernels import BUILDERS, Kernel, Work, weighted
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("8 bits", {}),
@@ -89,7 +89,7 @@ def main() -> None:
         accuracies = []
         for builder in (weighted, saturating):
             BUILDERS["Conv"] = builder
-            whole = integer.IntegerNetwork(graph, plan)
+            whole = integer_network.IntegerNetwork(graph, plan)
             found = [
                 whole({n: b[n] for n in model.inputs})[graph.graph.outputs[0].name or ""].argmax(1)
                 for b in data.batches(16)

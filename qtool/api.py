@@ -330,8 +330,8 @@ def simulate(
     _same(model, plan, "qtool.simulate")
     if quantizer is not None:
         return _trainable(model, plan, device, quantizer, batchnorm)
-    from qtool.execute.module import SimulatedModule
-    from qtool.execute.simulate import Simulation
+    from qtool.simulation.fake_quant import Simulation
+    from qtool.simulation.module import SimulatedModule
 
     simulation = Simulation(plan._graph, plan.quantization, device)
     return SimulatedModule(simulation, tuple(model.inputs), model.outputs)

@@ -229,8 +229,8 @@ class Judge:
 
     def _simulate(self, record: Record) -> np.ndarray:
         """First output of the fake-quantized network on all judged samples."""
-        from qtool.execute.dynamic import one_thread
-        from qtool.execute.simulate import Simulation
+        from qtool.simulation.dynamic import one_thread
+        from qtool.simulation.fake_quant import Simulation
 
         judged = self.prepared.judged
         simulation = Simulation(self.model, self.plan, self.device)

@@ -27,8 +27,8 @@ def integer_only(
         names: what was captured, and which of the plan's values it is.
         outputs: the file's first output for each capture.
     """
-    from qtool.execute.integer import IntegerKernels, IntegerNetwork
     from qtool.parity import compare
+    from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
 
     counts = compare(model, plan, folder, names, len(outputs), IntegerKernels).integer
     whole, same = IntegerNetwork(model, plan), []

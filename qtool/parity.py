@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute.dynamic import exact_site, functions
-from qtool.execute.exact import ExactKernels
-from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph.queries import constant, is_constant, is_float, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, dequantize, quantize
 from qtool.runtime.executor import Executor
+from qtool.simulation.dynamic import exact_site, functions
+from qtool.simulation.fake_quant import Simulation, constant_tensor, raw_edges
+from qtool.simulation.ort_kernels import ExactKernels
 
 # Integer kernels of ONNX Runtime that write floats.
 WRITE_FLOATS = ("Gemm", "MatMul", "GlobalAveragePool")

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtool.execute.module import by_input
 from qtool.qat.network import QatNetwork
 from qtool.quant.plan import QuantPlan
+from qtool.simulation.module import by_input
 
 
 class TrainableModule(nn.Module):

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from qtool.errors import RecipeError
-from qtool.execute.simulate import raw_edges
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.qat import processes, synced, trainable
@@ -29,6 +28,7 @@ from qtool.quant.primitives import (
     fake_quantize,
 )
 from qtool.runtime.executor import Executor
+from qtool.simulation.fake_quant import raw_edges
 
 T = torch.Tensor
 

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotate import annotate
 from qtool.emit import emit_qdq
-from qtool.execute.exact import ExactKernels
 from qtool.load import infer_shapes
 from qtool.load.onnx import name_everything
 from qtool.quant.bit_widths import FLOAT, Bits
@@ -21,6 +20,7 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.runtime.ort_options import session_options
+from qtool.simulation.ort_kernels import ExactKernels
 from qtool.targets.target import load_target
 from qtool.watch import observable, watched_model
 

@@ -18,7 +18,7 @@ from exact_layers import (
     tied_scales,
 )
 
-from qtool.execute import exact
+from qtool.simulation import ort_kernels
 
 IMAGE = (2, 8, 17, 15)
 POOL = {"kernel_shape": [3, 3], "pads": [1, 0, 1, 1]}
@@ -190,14 +190,17 @@ def test_sums_past_2_to_the_24_are_exact(case, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "kernel"),
     [
-        ("add", lambda n, x, g, y: exact.requantize(sum(_reals(x, g)) / float(y.scale), y)),
-        ("mul", lambda n, x, g, y: exact.requantize(_product(x, g) / float(y.scale), y)),
-        ("average", lambda n, x, g, y: exact.requantize(_pooled(n, x, g) / float(y.scale), y)),
+        ("add", lambda n, x, g, y: ort_kernels.requantize(sum(_reals(x, g)) / float(y.scale), y)),
+        ("mul", lambda n, x, g, y: ort_kernels.requantize(_product(x, g) / float(y.scale), y)),
+        (
+            "average",
+            lambda n, x, g, y: ort_kernels.requantize(_pooled(n, x, g) / float(y.scale), y),
+        ),
     ],
 )
 def test_another_order_of_operations_is_seen(name, kernel, monkeypatch):
     """ONNX's own definition, computed in float32, is not what the kernels do on ties."""
-    monkeypatch.setitem(exact.KERNELS, CASES[name].op, kernel)
+    monkeypatch.setitem(ort_kernels.KERNELS, CASES[name].op, kernel)
     assert differing(CASES[name], tied_scales, 24)[0] > 0
 
 

@@ -24,12 +24,12 @@ from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import UnsupportedError
-from qtool.execute.exact import ExactKernels
-from qtool.execute.integer import IntegerKernels, IntegerNetwork
-from qtool.execute.integer_kernels import BUILDERS as KERNELS
-from qtool.execute.integer_math import ROUNDINGS
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
+from qtool.simulation.fixed_point import ROUNDINGS
+from qtool.simulation.integer_kernels import BUILDERS as KERNELS
+from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
+from qtool.simulation.ort_kernels import ExactKernels
 from qtool.snap import ask_scales, snap_weights
 from qtool.targets.target import load_target
 
@@ -253,8 +253,8 @@ def test_sixteen_bit_activations_need_wider_sums():
     """Codes up to 65535 times 127 pass int32 after 258 products: 64-bit sums, no wrapping."""
     import onnx_ir as ir
 
-    from qtool.execute.integer_kernels import Work
     from qtool.quant.primitives import PerTensor, QuantParams, QuantSpec
+    from qtool.simulation.integer_kernels import Work
 
     node = ir.Node("", "MatMul", [ir.Value(name="a"), ir.Value(name="b")], name="mm")
     act = QuantSpec(16, False, False)

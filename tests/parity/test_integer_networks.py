@@ -12,9 +12,9 @@ import torch
 import qtool
 from qtool.data import open_dataset
 from qtool.emit import emit_qdq
-from qtool.execute.integer import IntegerNetwork
 from qtool.recipe.model import Calibrate
 from qtool.runtime.ort_options import session_options
+from qtool.simulation.integer_network import IntegerNetwork
 from qtool.watch import observable, watched_model
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))

@@ -10,10 +10,10 @@ import pytest
 from models import BUILDERS, Net, bind, feeds_for, frozen_plan, rewritten, run
 
 from qtool.emit.qonnx import DOMAIN, bipolar_function, emit_qonnx, quant_function
-from qtool.execute.simulate import Simulation
 from qtool.graph.queries import constant, nodes_by_name
 from qtool.quant.freeze import freeze
 from qtool.quant.primitives import Codebook, QuantParams, QuantSpec, quantize
+from qtool.simulation.fake_quant import Simulation
 
 
 def prepared(net: Net) -> ir.Model:

@@ -20,12 +20,12 @@ from models import (
     sqnr,
 )
 
-from qtool.execute.simulate import Simulation, constant_tensor, raw_edges
 from qtool.graph.queries import by_name, macs
 from qtool.parity import Count, _in_steps, compare, layer_noise
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.primitives import QuantParams, fake_quantize
 from qtool.runtime.executor import Executor
+from qtool.simulation.fake_quant import Simulation, constant_tensor, raw_edges
 from qtool.watch import MOST_SAMPLES, observable, sample_count, watched_model
 
 

@@ -12,12 +12,12 @@ from qtool.annotate import annotate
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_model
-from qtool.execute.simulate import Simulation
 from qtool.graph.queries import constant
 from qtool.load import infer_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES
+from qtool.simulation.fake_quant import Simulation
 from qtool.targets.target import Target, load_target, target_names
 
 

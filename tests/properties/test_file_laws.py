@@ -11,11 +11,11 @@ from models import Net, bind, cpu, feeds_for, rewritten, run
 
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq, packing
-from qtool.execute.exact import ExactKernels
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.schemes import SCHEMES
+from qtool.simulation.ort_kernels import ExactKernels
 from qtool.steps import make_grids, make_plan
 from qtool.watch import watched_model
 

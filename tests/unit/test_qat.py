@@ -15,7 +15,6 @@ import qtool
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
-from qtool.execute.simulate import Simulation
 from qtool.qat.clipped import ClippedActivation, SqueezedWeight
 from qtool.qat.ewgs import EWGS
 from qtool.qat.functions import StepRule, learned_step, straight_through
@@ -27,6 +26,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import same_shape
 from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
+from qtool.simulation.fake_quant import Simulation
 from qtool.steps import make_grids, make_plan
 
 

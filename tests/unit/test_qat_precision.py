@@ -10,7 +10,6 @@ from test_train import run
 
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
-from qtool.execute.simulate import Simulation
 from qtool.qat import grids
 from qtool.qat.functions import widened
 from qtool.qat.lsq import LSQ
@@ -19,6 +18,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.model import load_recipe
 from qtool.runtime.executor import Executor
+from qtool.simulation.fake_quant import Simulation
 from qtool.training_checks import refuse_early
 
 

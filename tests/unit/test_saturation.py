@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as hnp
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
 from qtool.calibrators import MinMax
-from qtool.execute.integer import IntegerNetwork
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.saturation import adds_pairs, at_risk, excess, patches_of, safe_scales, simulate
+from qtool.simulation.integer_network import IntegerNetwork
 from qtool.steps import make_grids, make_plan
 from qtool.targets.target import load_target
 

@@ -6,8 +6,8 @@ import pytest
 from models import Net, cpu, feeds_for, optimized, quantized, run, sqnr
 
 from qtool.annotate import STORED_SIZE, annotate
-from qtool.execute.simulate import Simulation
 from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.simulation.fake_quant import Simulation
 
 
 def embedding(rows: int = 64, readers: int = 1) -> Net:

@@ -14,8 +14,6 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, ru
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
-from qtool.execute.exact import ExactKernels
-from qtool.execute.simulate import Simulation
 from qtool.load import infer_shapes
 from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
@@ -23,6 +21,8 @@ from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.schemes import SCHEMES
+from qtool.simulation.fake_quant import Simulation
+from qtool.simulation.ort_kernels import ExactKernels
 from qtool.steps import make_grids, make_plan, resolve_bits
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtool.execute.integer_math import ROUNDINGS, common, divide, rescale, shift_right
 from qtool.quant.scale_formats import Multiplier, as_integers
+from qtool.simulation.fixed_point import ROUNDINGS, common, divide, rescale, shift_right
 
 sums = st.integers(-(2**31), 2**31 - 1)
 roundings = st.sampled_from(sorted(ROUNDINGS))

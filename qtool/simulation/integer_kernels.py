@@ -14,13 +14,13 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import UnsupportedError
-from qtool.execute.exact import KERNELS as EXACT
-from qtool.execute.integer_math import WIDEST, Rescale, common, divide, rescale, shift_right
 from qtool.graph.queries import attribute, weight_axis
 from qtool.quant.primitives import QuantParams, align
 from qtool.quant.scale_formats import Multiplier, as_integers, normalized
 from qtool.runtime.ops.nn import Windows, window_sums
 from qtool.runtime.ops.table import options_of, select
+from qtool.simulation.fixed_point import WIDEST, Rescale, common, divide, rescale, shift_right
+from qtool.simulation.ort_kernels import KERNELS as EXACT
 
 T = torch.Tensor
 Kernel = Callable[[Sequence[T]], T]

@@ -15,8 +15,6 @@ from qtool.emit import emit_qdq
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.execute.dynamic import exact_site
-from qtool.execute.simulate import Simulation
 from qtool.parity import ParityCounts, compare, layer_noise
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
@@ -24,6 +22,8 @@ from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
 from qtool.saturation import at_risk
+from qtool.simulation.dynamic import exact_site
+from qtool.simulation.fake_quant import Simulation
 from qtool.steps import make_grids, resolve_bits
 from qtool.watch import observable, watched_model
 
@@ -192,7 +192,7 @@ def test_an_lstm_is_rounded_as_the_runtime_does(name, tmp_path):
 
 
 def test_an_lstm_that_does_not_round_its_state_would_be_seen(tmp_path, monkeypatch):
-    from qtool.execute import dynamic
+    from qtool.simulation import dynamic
 
     net = recurrent()
     model, feeds = net.model(), feeds_for(net.model())

@@ -7,12 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute.dynamic import functions
 from qtool.quant.chunked import pieces
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import dequantize, fake_quantize
 from qtool.runtime.executor import Executor
 from qtool.runtime.tensor_cache import Kept
+from qtool.simulation.dynamic import functions
 
 
 class Simulation:

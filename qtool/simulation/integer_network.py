@@ -15,13 +15,13 @@ import onnx_ir as ir
 import torch
 
 from qtool.execute.between import refuse_floats_between
-from qtool.execute.exact import limits_of
-from qtool.execute.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
-from qtool.execute.integer_math import ROUNDINGS
 from qtool.graph.queries import by_name, constant, is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, mean_factor, quantize
 from qtool.runtime.executor import Executor
+from qtool.simulation.fixed_point import ROUNDINGS
+from qtool.simulation.integer_kernels import BUILDERS, Kernel, Work, call, zero_of
+from qtool.simulation.ort_kernels import limits_of
 
 T = torch.Tensor
 

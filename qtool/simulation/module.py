@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qtool.errors import DataError
-from qtool.execute.simulate import Simulation
+from qtool.simulation.fake_quant import Simulation
 
 
 def by_input(
