@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
+from qtool.annotation.integer_only import refuse_floats_between
+from qtool.annotation.layer_patterns import nodes_matching
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.execute.between import refuse_floats_between
 from qtool.graph.queries import WEIGHTED_OPS
 from qtool.load import infer_shapes
-from qtool.patterns import nodes_matching
 from qtool.protocols import Calibrator
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.execute.between import refuse_floats_between
+from qtool.annotation.integer_only import refuse_floats_between
 from qtool.graph.queries import by_name, constant, is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, mean_factor, quantize

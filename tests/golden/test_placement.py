@@ -12,7 +12,7 @@ import pytest
 import yaml
 from models import BUILDERS, cpu, rewritten
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.quant.bit_widths import Bits
 from qtool.targets.target import Target, load_target, target_names
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.emit import emit_qdq
 from qtool.load import infer_shapes
 from qtool.load.onnx import name_everything

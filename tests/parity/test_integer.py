@@ -19,7 +19,7 @@ from models import (
 from test_exact import BETWEEN, CASES, PASSES, WIDE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_qdq

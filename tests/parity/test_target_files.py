@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from models import BUILDERS, Net, bind, feeds_for, run, sqnr
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
 from qtool.calibrators import MinMax
 from qtool.emit import emit_model

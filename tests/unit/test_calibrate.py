@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from models import Net, bind, cpu, feeds_for
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.calibrate import (
     BATCH_ELEMENTS,
     batch_size,

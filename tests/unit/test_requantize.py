@@ -30,7 +30,7 @@ from onnxruntime.quantization import (
 )
 
 import qtool
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.errors import QtoolError, UnsupportedError
 from qtool.graph.queries import constant, is_constant
 from qtool.load import load_model, load_requantized

@@ -226,7 +226,7 @@ def _weights_and_codes(model, plan, name):
     """What a run does after calibration, on a model whose constant went bad."""
     from dataclasses import replace
 
-    from qtool.annotate import annotate
+    from qtool.annotation.annotator import annotate
     from qtool.calibrate import weight_grids
     from qtool.quant.freeze import freeze
 

@@ -10,7 +10,7 @@ import torch
 from models import Arrays, Net, cpu, feeds_for, frozen_plan, optimized, run, sqnr
 
 from qtool.accounts import kernels_part
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.emit import emit_qdq
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators

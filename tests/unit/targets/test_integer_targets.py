@@ -8,7 +8,7 @@ import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
 from qtool import judgement
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import run_ptq
 from qtool.quant.bit_widths import Bits

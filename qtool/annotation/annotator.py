@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.annotate_dynamic import add_dynamic, is_large
-from qtool.annotate_target import positive_grids, private, without_fused
+from qtool.annotation.dynamic import add_dynamic, is_large
+from qtool.annotation.neighbors import positive_grids, private, without_fused
 from qtool.graph.queries import (
     attribute,
     clip_limits,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from models import BUILDERS, Net, cpu, rewritten
 
-from qtool.annotate import annotate
+from qtool.annotation.annotator import annotate
+from qtool.annotation.layer_patterns import nodes_matching
 from qtool.errors import RecipeError
-from qtool.patterns import nodes_matching
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.primitives import PerChannel, PerTensor
 

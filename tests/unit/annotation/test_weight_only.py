@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from models import Net, cpu, feeds_for, optimized, quantized, run, sqnr
 
-from qtool.annotate import STORED_SIZE, annotate
+from qtool.annotation.annotator import STORED_SIZE, annotate
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.simulation.fake_quant import Simulation
 
