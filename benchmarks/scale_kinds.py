@@ -16,8 +16,8 @@ import onnx_ir as ir
 import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import NETWORKS, recipe
-from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import MSE
+from qtool.calibration import MSE
+from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.data import Dataset, open_dataset
 from qtool.emit import emit_qdq
 from qtool.load import bind_shapes

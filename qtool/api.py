@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibrate import batch_size, observed_values
-from qtool.calibrators import CALIBRATORS
+from qtool.calibration import CALIBRATORS
+from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
 from qtool.emit import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.calibrate import batch_size, observed_values
+from qtool.calibration.collect import batch_size, observed_values
 from qtool.graph.queries import macs
 from qtool.pipeline import make_annotated, rewritten
 from qtool.prepare import prepare

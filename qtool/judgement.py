@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.accounts import instruction_sets
-from qtool.calibrate import batch_size, observed_values
+from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.judgement_integers import integer_only, saturating
 from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs

@@ -22,8 +22,8 @@ from qtool.accounts import (
     total_macs,
 )
 from qtool.accounts_size import file_bytes, file_parts, size_part, written_files
-from qtool.calibrate import batch_size, observed_values, weight_grids
-from qtool.calibrators import CALIBRATORS
+from qtool.calibration import CALIBRATORS
+from qtool.calibration.collect import batch_size, observed_values, weight_grids
 from qtool.emit import emit_model, save_model
 from qtool.ends import Ends
 from qtool.errors import RecipeError

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import refuse_floats_between
 from qtool.annotation.layer_patterns import nodes_matching
-from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
+from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import WEIGHTED_OPS
 from qtool.load import infer_shapes

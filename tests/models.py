@@ -11,8 +11,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotation.annotator import annotate
-from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
+from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.emit import emit_qdq
 from qtool.load import bind_shapes, infer_shapes, load_model
 from qtool.quant.bit_widths import Bits

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 def _calibrators() -> Mapping[str, Any]:
-    from qtool.calibrators import CALIBRATORS
+    from qtool.calibration import CALIBRATORS
 
     return CALIBRATORS
 

@@ -20,8 +20,8 @@ from test_exact import BETWEEN, CASES, PASSES, WIDE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtool.annotation.annotator import annotate
-from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
+from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.emit import emit_qdq
 from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits

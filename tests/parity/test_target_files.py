@@ -9,8 +9,8 @@ import pytest
 from models import BUILDERS, Net, bind, feeds_for, run, sqnr
 
 from qtool.annotation.annotator import annotate
-from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
+from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.emit import emit_model
 from qtool.graph.queries import constant
 from qtool.load import infer_shapes

@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from qtool.calibrate import summarize
-from qtool.calibrators import CALIBRATORS, MSE, MinMax
-from qtool.calibrators.percentile import quantile
+from qtool.calibration import CALIBRATORS, MSE, MinMax
+from qtool.calibration.collect import summarize
+from qtool.calibration.percentile import quantile
 from qtool.quant.plan import BINS, Stats
 from qtool.quant.primitives import QuantSpec, fake_quantize
 

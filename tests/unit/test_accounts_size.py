@@ -5,7 +5,7 @@ import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, quantized, rewritten
 
 from qtool.accounts_size import file_bytes, file_parts, size_part, weight_bytes
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
 from qtool.emit import emit_qdq, save_model
 from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators

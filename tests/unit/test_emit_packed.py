@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from models import Net, bind, cpu, feeds_for, optimized, rewritten, run
 
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
 from qtool.emit import emit_qdq, save_model
 from qtool.emit.qoperator import to_operators
 from qtool.quant.bit_widths import Bits

@@ -12,7 +12,7 @@ from models import Net, bind, cpu, feeds_for, rewritten, run
 from test_freeze import two_convs
 
 import qtool
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
 from qtool.qat.clipped import ClippedActivation, SqueezedWeight

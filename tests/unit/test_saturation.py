@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.saturation import adds_pairs, at_risk, excess, patches_of, safe_scales, simulate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
-from qtool.calibrators import MSE
+from qtool.calibration import MSE
 from qtool.errors import RecipeError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import BIAS_LIMIT, freeze

@@ -31,8 +31,8 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     want = run(net.proto(), ids())["y"]
     plan = annotate(model, cpu(), Bits())
     assert plan.stored == {"table"} and plan.floats["embed"]
-    from qtool.calibrate import choose_grids, collect, observed_values, weight_grids
-    from qtool.calibrators import MinMax
+    from qtool.calibration import MinMax
+    from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
     from qtool.emit import emit_qdq
     from qtool.quant.freeze import freeze
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, run, sqnr
 
-from qtool.calibrators import MinMax
+from qtool.calibration import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
 from qtool.load import infer_shapes

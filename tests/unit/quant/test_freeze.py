@@ -227,7 +227,7 @@ def _weights_and_codes(model, plan, name):
     from dataclasses import replace
 
     from qtool.annotation.annotator import annotate
-    from qtool.calibrate import weight_grids
+    from qtool.calibration.collect import weight_grids
     from qtool.quant.freeze import freeze
 
     fresh = annotate(model, cpu(), Bits())

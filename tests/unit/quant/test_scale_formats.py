@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtool.calibrate import summarize
-from qtool.calibrators import MSE
-from qtool.calibrators.mse import squared_error
+from qtool.calibration import MSE
+from qtool.calibration.collect import summarize
+from qtool.calibration.mse import squared_error
 from qtool.quant.primitives import (
     PerChannel,
     QuantParams,

@@ -370,7 +370,7 @@ def test_nothing_is_calibrated_where_no_activation_has_a_grid():
         raise AssertionError("a calibration sample was read")
         yield
 
-    from qtool.calibrators import MinMax
+    from qtool.calibration import MinMax
 
     model = encoder().model()
     plan = make_grids(model, annotate(model, cpu(), DYNAMIC), never(), MinMax())

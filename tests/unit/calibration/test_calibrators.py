@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qtool.calibrate import summarize
-from qtool.calibrators import CALIBRATORS, MSE, MinMax, Percentile
-from qtool.calibrators.percentile import quantile
+from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
+from qtool.calibration.collect import summarize
+from qtool.calibration.percentile import quantile
 from qtool.quant.plan import Stats
 from qtool.quant.primitives import QuantSpec, fake_quantize
 

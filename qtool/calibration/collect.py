@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibrators.mse import squared_error
+from qtool.calibration.mse import squared_error
 from qtool.errors import DataError
 from qtool.graph.queries import by_name, constant, dims, let_go
 from qtool.protocols import Calibrator

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from qtool.calibrate import SAMPLED, summarize
+from qtool.calibration.collect import SAMPLED, summarize
 from qtool.quant.plan import BINS, Stats
 
 RNG = np.random.default_rng(3)

@@ -10,7 +10,8 @@ import pytest
 from models import Net, bind, cpu, feeds_for
 
 from qtool.annotation.annotator import annotate
-from qtool.calibrate import (
+from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
+from qtool.calibration.collect import (
     BATCH_ELEMENTS,
     batch_size,
     choose_grids,
@@ -19,7 +20,6 @@ from qtool.calibrate import (
     summarize,
     weight_grids,
 )
-from qtool.calibrators import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.errors import DataError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan, Stats
@@ -208,7 +208,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import numpy as np
 from models import Net
-from qtool.calibrate import collect
+from qtool.calibration.collect import collect
 net = Net(opset=21)
 x = net.add("Relu", net.conv(net.input("x", "N", 3, 64, 64), 3, 16), out="a")
 net.output(net.add("Relu", net.conv(x, 16, 16), out="y"))
