@@ -25,9 +25,9 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.model import recipe_from_keywords
 from qtool.runtime.ort_session import OrtSession
-from qtool.snap import snap_weights
 from qtool.steps import make_plan, rewrite
 from qtool.targets.target import load_target
+from qtool.weights.scale_constraints import snap_weights
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 NAMES = ("resnet20", "mobilenet_v2", "squeezenet1_1", "fsdd_dscnn")

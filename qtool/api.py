@@ -29,9 +29,9 @@ from qtool.recipe.choice import read_choice
 from qtool.recipe.model import Recipe, recipe_from_keywords
 from qtool.recipe.network import as_torch, carries_code
 from qtool.recipe.target_defaults import settle
-from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan, resolve_bits, rewrite
 from qtool.targets.target import Target, load_target
+from qtool.weights import SCHEMES
 
 if TYPE_CHECKING:
     from torch import nn

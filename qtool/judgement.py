@@ -32,10 +32,10 @@ from qtool.report import (
     Parity,
 )
 from qtool.runtime.ort_options import default_threads
-from qtool.saturation import adds_pairs, at_risk
 from qtool.stages import Record, Stages
 from qtool.verify import run_tasks
 from qtool.watch import observable, sample_count, watched_model
+from qtool.weights.int16_saturation import adds_pairs, at_risk
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from qtool.protocols import Progress, silent
 from qtool.recipe.model import Recipe
 from qtool.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.reporting import write_run_files
-from qtool.saturation import adds_pairs
 from qtool.stages import Stages
 from qtool.verify import run_tasks
+from qtool.weights.int16_saturation import adds_pairs
 
 
 def verify_file(

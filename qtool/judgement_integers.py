@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qtool.quant.plan import QuantPlan
 from qtool.report_parts import IntegerOnly
-from qtool.saturation import simulate
+from qtool.weights.int16_saturation import simulate
 
 
 def integer_only(

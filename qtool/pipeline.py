@@ -42,13 +42,13 @@ from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report_parts import TrainingPart
 from qtool.reporting import write_run_files
 from qtool.runtime.ort_options import default_threads
-from qtool.schemes import SCHEMES
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets.target import load_target
 from qtool.training import learn
 from qtool.training_checks import refuse_early
 from qtool.training_shared import help_learn
+from qtool.weights import SCHEMES
 
 
 def run_ptq(

@@ -23,9 +23,9 @@ from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.rewrites import REWRITES
 from qtool.rewrites.separate_widths import separate_widths
-from qtool.saturation import safe_scales
-from qtool.snap import SCALES, ask_scales, snap_weights
 from qtool.targets.target import Target
+from qtool.weights.int16_saturation import safe_scales
+from qtool.weights.scale_constraints import SCALES, ask_scales, snap_weights
 
 Say = Callable[[tuple[str, ...], str], RecipeError]
 """Makes the error about one key of the recipe."""

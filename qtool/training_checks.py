@@ -14,8 +14,8 @@ from qtool.qat.own_loss import OwnLoss, own_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
 from qtool.recipe.yaml_loader import Path as KeyPath
-from qtool.snap import SCALES
 from qtool.targets.target import load_target
+from qtool.weights.scale_constraints import SCALES
 
 
 def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:

@@ -20,7 +20,7 @@ from qtool.quant.plan import BINS, QuantPlan, Stats
 from qtool.quant.primitives import QuantSpec
 from qtool.quant.scale_formats import snap_activation
 from qtool.runtime.ort_session import OrtSession
-from qtool.schemes import Binary, KMeans, Uniform
+from qtool.weights import Binary, KMeans, Uniform
 
 # Elements of one value and batch that enter the histogram; limits are taken over all of them.
 SAMPLED = 1 << 14

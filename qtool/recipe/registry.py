@@ -16,13 +16,13 @@ def _calibrators() -> Mapping[str, Any]:
 
 
 def _schemes() -> Mapping[str, Any]:
-    from qtool.schemes import SCHEMES
+    from qtool.weights import SCHEMES
 
     return SCHEMES
 
 
 def _scales() -> Mapping[str, Any]:
-    from qtool.snap import SCALES
+    from qtool.weights.scale_constraints import SCALES
 
     return SCALES
 

@@ -30,8 +30,8 @@ from qtool.simulation.fixed_point import ROUNDINGS
 from qtool.simulation.integer_kernels import BUILDERS as KERNELS
 from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
 from qtool.simulation.ort_kernels import ExactKernels
-from qtool.snap import ask_scales, snap_weights
 from qtool.targets.target import load_target
+from qtool.weights.scale_constraints import ask_scales, snap_weights
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 SHIFTS = ("power_of_two", "double_shift")

@@ -14,10 +14,10 @@ from qtool.emit import emit_qdq, packing
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
-from qtool.schemes import SCHEMES
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.steps import make_grids, make_plan
 from qtool.watch import watched_model
+from qtool.weights import SCHEMES
 
 BLOCKS = ("conv", "depthwise", "residual", "branches", "max_pool", "average_pool", "leaky", "gate")
 

@@ -11,8 +11,8 @@ from qtool.emit.qonnx import emit_qonnx
 from qtool.emit.qoperator import to_operators
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
-from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
+from qtool.weights import SCHEMES
 
 # MobileNet-v1: (in, out) of its 13 depthwise separable pairs, and its two ends.
 PAIRS = [(32, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)]

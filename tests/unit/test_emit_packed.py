@@ -14,9 +14,9 @@ from qtool.emit import emit_qdq, save_model
 from qtool.emit.qoperator import to_operators
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.schemes import SCHEMES
 from qtool.steps import make_grids, make_plan
 from qtool.targets.target import load_target
+from qtool.weights import SCHEMES
 
 
 def net(opset: int = 21) -> Net:

@@ -20,10 +20,10 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
 from qtool.recipe.model import Bits as BitsAsked
-from qtool.schemes import SCHEMES
 from qtool.simulation.fake_quant import Simulation
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.steps import make_grids, make_plan, resolve_bits
+from qtool.weights import SCHEMES
 
 
 def residual_net() -> Net:

@@ -21,11 +21,11 @@ from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
-from qtool.saturation import at_risk
 from qtool.simulation.dynamic import exact_site
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps import make_grids, resolve_bits
 from qtool.watch import observable, watched_model
+from qtool.weights.int16_saturation import at_risk
 
 DYNAMIC = Bits(activations=None, dynamic=True)
 HIDDEN = 64

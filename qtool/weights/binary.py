@@ -4,7 +4,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantSpec
-from qtool.schemes.rows import as_rows, from_rows, scale_shape
+from qtool.weights.grouping import as_rows, from_rows, scale_shape
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.quant.primitives import PerBlock, PerChannel, QuantParams, QuantSpec, params_from_range
-from qtool.schemes.rows import as_rows, scale_shape
+from qtool.weights.grouping import as_rows, scale_shape
 
 
 @dataclass(frozen=True)

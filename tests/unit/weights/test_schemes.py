@@ -18,9 +18,9 @@ from qtool.quant.primitives import (
     params_from_range,
     quantize,
 )
-from qtool.schemes import SCHEMES, Binary, KMeans, Ternary, Uniform
-from qtool.schemes.kmeans import lloyd
-from qtool.schemes.rows import as_rows, from_rows, scale_shape
+from qtool.weights import SCHEMES, Binary, KMeans, Ternary, Uniform
+from qtool.weights.grouping import as_rows, from_rows, scale_shape
+from qtool.weights.kmeans import lloyd
 
 BITS = {"binary": 1, "ternary": 2}
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerBlock(1, 4)]

@@ -13,9 +13,9 @@ from qtool.quant.freeze import BIAS_LIMIT, freeze
 from qtool.quant.primitives import Codebook
 from qtool.quant.scale_formats import as_integers
 from qtool.recipe.model import Bits as BitsAsked
-from qtool.schemes import SCHEMES
-from qtool.snap import SCALES, ask_scales
 from qtool.steps import make_grids, make_plan, resolve_bits
+from qtool.weights import SCHEMES
+from qtool.weights.scale_constraints import SCALES, ask_scales
 
 
 def planned(model, bits: Bits, scheme=None):

@@ -6,10 +6,10 @@ A scheme is called with the weights and the grid asked for, and returns the grid
 
 from typing import Any
 
-from qtool.schemes.binary import Binary
-from qtool.schemes.kmeans import KMeans
-from qtool.schemes.ternary import Ternary
-from qtool.schemes.uniform import Uniform
+from qtool.weights.binary import Binary
+from qtool.weights.kmeans import KMeans
+from qtool.weights.ternary import Ternary
+from qtool.weights.uniform import Uniform
 
 SCHEMES: dict[str, Any] = {
     "uniform": Uniform,

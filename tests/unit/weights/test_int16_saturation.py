@@ -14,10 +14,17 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 from qtool.calibration import MinMax
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.saturation import adds_pairs, at_risk, excess, patches_of, safe_scales, simulate
 from qtool.simulation.integer_network import IntegerNetwork
 from qtool.steps import make_grids, make_plan
 from qtool.targets.target import load_target
+from qtool.weights.int16_saturation import (
+    adds_pairs,
+    at_risk,
+    excess,
+    patches_of,
+    safe_scales,
+    simulate,
+)
 
 NO_VNNI = load_target("onnxruntime-cpu-no-vnni")
 
