@@ -20,7 +20,7 @@ from qtool.calibration import MSE
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.data import Dataset, open_dataset
 from qtool.emit import emit_qdq
-from qtool.load import bind_shapes
+from qtool.loading import bind_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.model import recipe_from_keywords

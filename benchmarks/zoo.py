@@ -131,7 +131,7 @@ def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
     import torch
 
     from benchmarks.zoo_torch import MODULES
-    from qtool.load.torch import TensorInput, export_to
+    from qtool.loading.pytorch.loader import TensorInput, export_to
 
     torch.manual_seed(0)
     module, inputs = MODULES[name]()
@@ -208,7 +208,7 @@ def measured(kind: str, name: str) -> list[object]:
 
 def main() -> None:
     from benchmarks.zoo_torch import MODULES
-    from qtool.load.export import EXPORTERS
+    from qtool.loading.pytorch.export import EXPORTERS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*")

@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 class _Package(ModuleType):
     """Keeps ``load`` and ``emit`` the functions, where packages below have the same names.
 
-    Importing ``qtool.load.onnx`` would otherwise put the package in the function's place.
+    Importing ``qtool.loading.onnx_loader`` would otherwise put the package in the function's place.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -20,7 +20,7 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
 from qtool.emit import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
-from qtool.load import Loaded, bind_shapes
+from qtool.loading import Loaded, bind_shapes
 from qtool.prepare import input_specs, load_any
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -130,7 +130,7 @@ def load(
 def _from_module(module: Any, inputs: Any) -> Model:
     from torch import nn
 
-    from qtool.load.torch import export_to, inputs_like
+    from qtool.loading.pytorch.loader import export_to, inputs_like
 
     if not isinstance(module, nn.Module):
         raise ModelError(

@@ -19,7 +19,7 @@ from qtool.judgement import (
     save_feeds,
     told,
 )
-from qtool.load import read_graph
+from qtool.loading import read_graph
 from qtool.metrics import METRICS, judge_outputs
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent

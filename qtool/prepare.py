@@ -18,9 +18,9 @@ from qtool.data import (
 from qtool.errors import ModelError, RecipeError, UnsupportedError, suggest
 from qtool.graph.queries import dims
 from qtool.graph.save import save_model
-from qtool.load import Loaded, bind_shapes, load_model, load_requantized
-from qtool.load.declare import declare
-from qtool.load.half import was_bfloat16
+from qtool.loading import Loaded, bind_shapes, load_model, load_requantized
+from qtool.loading.float16 import was_bfloat16
+from qtool.loading.input_shapes import declare
 from qtool.metrics import find_metric
 from qtool.metrics_classes import refuse_outside
 from qtool.protocols import Progress
@@ -256,7 +256,7 @@ def load_any(
             f"requantize: found the torch network {torch.torch}, expected an ONNX file; leave the "
             "option out"
         )
-    from qtool.load.torch import TensorInput, TorchSource, load_torch
+    from qtool.loading.pytorch.loader import TensorInput, TorchSource, load_torch
 
     inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())
     return load_torch(

@@ -16,7 +16,7 @@ from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import WEIGHTED_OPS
-from qtool.load import infer_shapes
+from qtool.loading import infer_shapes
 from qtool.protocols import Calibrator
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qtool.load.torch import TensorInput, TorchSource
+from qtool.loading.pytorch.loader import TensorInput, TorchSource
 
 NETS = '''
 import torch

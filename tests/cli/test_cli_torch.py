@@ -9,7 +9,7 @@ from torch_nets import write_nets
 from typer.testing import CliRunner
 
 from qtool.cli.main import app
-from qtool.load.factory import build, import_factory
+from qtool.loading.pytorch.factory import build, import_factory
 from qtool.usercode import guest_modules
 
 RECIPE = """

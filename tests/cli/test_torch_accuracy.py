@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from qtool.load import export as exporting
+from qtool.loading import export as exporting
 from qtool.pipeline import run_ptq
 from qtool.recipe.model import load_recipe
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.zoo import LEAST_DB, of_onnx, of_torch
 from benchmarks.zoo_models import MODELS, REFUSED
 from benchmarks.zoo_torch import MODULES
-from qtool.load.export import EXPORTERS
+from qtool.loading.pytorch.export import EXPORTERS
 
 FAST = ("old_opset_7", "shared_weights", "captured_weights", "bfloat16", "preprocessing")
 FAST_TORCH = ("several_inputs_and_outputs", "float16", "fixed_batch")

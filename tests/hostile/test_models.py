@@ -7,7 +7,7 @@ from models import Net, big_conv, residual
 from onnx import helper, numpy_helper
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.load import load_model
+from qtool.loading import load_model
 from qtool.runtime.ort_session import OrtSession
 
 RANDOM = np.random.default_rng(0).bytes(400)

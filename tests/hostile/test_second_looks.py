@@ -10,7 +10,7 @@ import pytest
 from models import Net
 
 from qtool.errors import RecipeError
-from qtool.load import load_model
+from qtool.loading import load_model
 from qtool.pipeline import run_ptq
 from qtool.recipe.model import recipe_from_options
 from qtool.stages import Stages, first_missing

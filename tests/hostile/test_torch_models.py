@@ -8,9 +8,9 @@ from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.load.factory import build, import_factory
-from qtool.load.torch import TensorInput, TorchSource, export_to, load_torch
-from qtool.load.weights import load_weights
+from qtool.loading.pytorch.checkpoint import load_weights
+from qtool.loading.pytorch.factory import build, import_factory
+from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
 from qtool.usercode import guest_modules
 
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotation.annotator import annotate
 from qtool.emit import emit_qdq
-from qtool.load import infer_shapes
-from qtool.load.onnx import name_everything
+from qtool.loading import infer_shapes
+from qtool.loading.onnx_loader import name_everything
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan

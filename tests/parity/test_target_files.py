@@ -13,7 +13,7 @@ from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.emit import emit_model
 from qtool.graph.queries import constant
-from qtool.load import infer_shapes
+from qtool.loading import infer_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES

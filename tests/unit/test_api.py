@@ -70,8 +70,8 @@ LIGHT = """
 import sys, qtool
 heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "qtool.api", "qtool.load"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-import qtool.load.onnx, qtool.emit
-from qtool.load import load_model
+import qtool.loading.onnx_loader, qtool.emit
+from qtool.loading import load_model
 assert callable(qtool.load) and callable(qtool.emit) and callable(load_model)
 assert qtool.load.__module__ == qtool.emit.__module__ == "qtool.api"
 try:

@@ -14,7 +14,7 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, ru
 from qtool.calibration import MinMax
 from qtool.emit import emit_qdq
 from qtool.errors import RecipeError
-from qtool.load import infer_shapes
+from qtool.loading import infer_shapes
 from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan

@@ -9,7 +9,7 @@ import pytest
 from models import big_conv, feeds_for, run
 
 from qtool import files
-from qtool.load import load_model
+from qtool.loading import load_model
 from qtool.runtime import ort_session
 from qtool.runtime.ort_session import OrtSession
 

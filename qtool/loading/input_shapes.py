@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qtool.errors import ModelError, suggest
 from qtool.graph.queries import dims
-from qtool.load.onnx import infer_shapes
+from qtool.loading.onnx_loader import infer_shapes
 
 
 def declare(model: ir.Model, given: Mapping[str, tuple[int | str, ...]], path: Path) -> str:

@@ -33,9 +33,9 @@ import qtool
 from qtool.annotation.annotator import annotate
 from qtool.errors import QtoolError, UnsupportedError
 from qtool.graph.queries import constant, is_constant
-from qtool.load import load_model, load_requantized
-from qtool.load.onnx import QUANTIZED_OPS
-from qtool.load.packed import unpacked
+from qtool.loading import load_model, load_requantized
+from qtool.loading.dequantize.packed_weights import unpacked
+from qtool.loading.onnx_loader import QUANTIZED_OPS
 from qtool.quant.bit_widths import Bits
 
 U8, S8 = QuantType.QUInt8, QuantType.QInt8

@@ -17,11 +17,11 @@ import onnx_ir.passes.common as passes
 from qtool import files
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
-from qtool.load.big import SMALL, settle_external
-from qtool.load.cast_like import cast_outright
-from qtool.load.half import widen
-from qtool.load.old_opsets import restore_meaning
-from qtool.load.unfit import refuse_unfit
+from qtool.loading.cast_like import cast_outright
+from qtool.loading.external_data import SMALL, settle_external
+from qtool.loading.float16 import widen
+from qtool.loading.opset_upgrade import restore_meaning
+from qtool.loading.unsupported import refuse_unfit
 
 # DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
 OLDEST_OPSET = 13

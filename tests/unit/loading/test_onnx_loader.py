@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 
 from qtool import files
 from qtool.graph.queries import dims, is_constant, let_go
-from qtool.load import bind_shapes, load_model
-from qtool.load.onnx import SMALL, name_everything
+from qtool.loading import bind_shapes, load_model
+from qtool.loading.onnx_loader import SMALL, name_everything
 
 X = np.random.default_rng(0).normal(size=(2, 2, 4, 5)).astype(np.float32)
 # Two float32 orders of the same short sums.

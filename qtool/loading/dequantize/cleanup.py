@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.graph.queries import attribute, clip_limits, constant, dims, rank, sole_reader
-from qtool.load.floating import Floating
+from qtool.loading.dequantize.float_graph import Floating
 
 # Runtimes take a Clip behind these into their own kernel, in floats and in integers.
 LIMITED = ("Conv", "ConvTranspose", "Gemm", "Add")

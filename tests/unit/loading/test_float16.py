@@ -7,8 +7,8 @@ import pytest
 from models import Net, run
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool.load import load_model
-from qtool.load.half import widen
+from qtool.loading import load_model
+from qtool.loading.float16 import widen
 from qtool.metrics import sqnr_db
 from qtool.pipeline import run_ptq
 from qtool.recipe.model import recipe_from_options

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.load.example import by_name
-from qtool.load.export import first_line
+from qtool.loading.pytorch.example_inputs import by_name
+from qtool.loading.pytorch.export import first_line
 from qtool.runtime.ort_session import OrtSession
 
 # Largest accepted relative difference between torch and the exported graph, by the least exact type

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import attribute, constant, rank
-from qtool.load.floating import Floating
-from qtool.load.packed import dynamic_lstm, gather_block, matmul_nbits
-from qtool.load.standing import ONE, Held, Scale, Zero, monomial, numbers, same_zero
+from qtool.loading.dequantize.affine import ONE, Held, Scale, Zero, monomial, numbers, same_zero
+from qtool.loading.dequantize.float_graph import Floating
+from qtool.loading.dequantize.packed_weights import dynamic_lstm, gather_block, matmul_nbits
 
 Handler = Callable[[Floating, ir.Node], None]
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
 from qtool.errors import UnsupportedError
-from qtool.load import export as exporting
-from qtool.load import torch as loading
-from qtool.load.export import evaluating, export_module
-from qtool.load.factory import build, import_factory
-from qtool.load.torch import TensorInput, TorchSource, export_to, load_torch
+from qtool.loading import export as exporting
+from qtool.loading import torch as loading
+from qtool.loading.pytorch.export import evaluating, export_module
+from qtool.loading.pytorch.factory import build, import_factory
+from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
 from qtool.runtime.ort_session import OrtSession
 from qtool.usercode import guest_modules
 
@@ -129,7 +129,7 @@ WRAPPED = [
 
 @pytest.mark.parametrize(("wrap", "note"), WRAPPED)
 def test_wrapped_weights_are_unwrapped_in_the_open(net, tmp_path, wrap, note):
-    from qtool.load.weights import load_weights
+    from qtool.loading.pytorch.checkpoint import load_weights
 
     state = {name: value + 1 for name, value in net.state_dict().items()}
     torch.save(wrap(state), tmp_path / "w.pth")
@@ -139,7 +139,7 @@ def test_wrapped_weights_are_unwrapped_in_the_open(net, tmp_path, wrap, note):
 
 
 def test_safetensors_are_read(net, tmp_path):
-    from qtool.load.weights import load_weights
+    from qtool.loading.pytorch.checkpoint import load_weights
 
     state = {name: value + 1 for name, value in net.state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")

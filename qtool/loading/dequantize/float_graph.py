@@ -10,8 +10,7 @@ import onnx_ir as ir
 from qtool.errors import UnsupportedError
 from qtool.graph.names import Names, add_initializer
 from qtool.graph.queries import clip_limits, constant, readers, sole_reader
-from qtool.load.ranges import Ranges
-from qtool.load.standing import (
+from qtool.loading.dequantize.affine import (
     ONE,
     Held,
     Scale,
@@ -23,6 +22,7 @@ from qtool.load.standing import (
     same_zero,
     spread,
 )
+from qtool.loading.dequantize.value_ranges import Ranges
 
 
 class Floating:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import attribute
-from qtool.load.floating import Floating
-from qtool.load.standing import numbers, spread
+from qtool.loading.dequantize.affine import numbers, spread
+from qtool.loading.dequantize.float_graph import Floating
 
 
 def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from qtool.errors import UnsupportedError
-from qtool.load.example import TensorInput
+from qtool.loading.pytorch.example_inputs import TensorInput
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 TRACED_OPSET = 20

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from qtool.cli.main import app
 from qtool.errors import ModelError
 from qtool.graph.queries import dims
-from qtool.load import load_model
-from qtool.load.declare import declare
+from qtool.loading import load_model
+from qtool.loading.input_shapes import declare
 
 
 def tokens(path, *shape):

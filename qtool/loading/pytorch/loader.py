@@ -18,9 +18,10 @@ from torch import nn
 
 from qtool.errors import ModelError
 from qtool.graph.save import save_model
-from qtool.load.agreement import Run, coarsest, compared, tried
-from qtool.load.example import TensorInput, by_name, random_tensor, random_tensors
-from qtool.load.export import (
+from qtool.loading.onnx_loader import Loaded, load_model, settle
+from qtool.loading.pytorch.checkpoint import load_weights
+from qtool.loading.pytorch.example_inputs import TensorInput, by_name, random_tensor, random_tensors
+from qtool.loading.pytorch.export import (
     EXPORTERS,
     evaluating,
     export_module,
@@ -28,9 +29,8 @@ from qtool.load.export import (
     first_line,
     quiet,
 )
-from qtool.load.factory import build, import_factory
-from qtool.load.onnx import Loaded, load_model, settle
-from qtool.load.weights import load_weights
+from qtool.loading.pytorch.export_check import Run, coarsest, compared, tried
+from qtool.loading.pytorch.factory import build, import_factory
 from qtool.usercode import guest_modules
 
 __all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]

@@ -34,9 +34,11 @@ from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.graph.queries import attribute, clip_limits, constant, nested, rank
 from qtool.graph.save import save_model
-from qtool.load.float_tidy import clean, tidy
-from qtool.load.floating import MOVING, Floating
-from qtool.load.onnx import (
+from qtool.loading.dequantize.affine import Held, limits, monomial, numbers, same_zero
+from qtool.loading.dequantize.cleanup import clean, tidy
+from qtool.loading.dequantize.float_graph import MOVING, Floating
+from qtool.loading.dequantize.operators import handler_of, operand
+from qtool.loading.onnx_loader import (
     QUANTIZED_OPS,
     Loaded,
     infer_shapes,
@@ -44,8 +46,6 @@ from qtool.load.onnx import (
     read_graph,
     settle,
 )
-from qtool.load.qoperators import handler_of, operand
-from qtool.load.standing import Held, limits, monomial, numbers, same_zero
 
 # Reads codes as well as floats, since an affine map with a positive scale changes nothing for it.
 CODE_BLIND = {"Shape", "Size", "ArgMax", "ArgMin"}

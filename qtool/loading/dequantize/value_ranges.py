@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import clip_limits
-from qtool.load.standing import numbers
+from qtool.loading.dequantize.affine import numbers
 
 # Ops whose output holds values of their input (or less): limits pass through them.
 WITHIN = {
