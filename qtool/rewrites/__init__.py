@@ -11,8 +11,8 @@ from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shar
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
 from qtool.rewrites.fold_pad import fold_pad
+from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
-from qtool.rewrites.pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.reshape import settle_reshapes
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
