@@ -30,7 +30,7 @@ from benchmarks.timing import in_turn, inputs_of, session
 from qtool.accounts_size import file_bytes, weight_widths
 from qtool.api import Plan
 from qtool.data import DataSection, open_dataset
-from qtool.emit import emit_qdq, save_model
+from qtool.emitters import emit_qdq, save_model
 
 Feeds = dict[str, np.ndarray]
 

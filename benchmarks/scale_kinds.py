@@ -19,7 +19,7 @@ from benchmarks.networks import NETWORKS, recipe
 from qtool.calibration import MSE
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
 from qtool.data import Dataset, open_dataset
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze

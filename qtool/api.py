@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
-from qtool.emit import emit_model, save_model
+from qtool.emitters import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
 from qtool.prepare import input_specs, load_any

@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from qtool import __version__, files
 from qtool.accounts import environment, file_kernels, instruction_sets, model_part
-from qtool.ends import read_ends
 from qtool.errors import UnsupportedError
 from qtool.judgement import (
     agreement,
@@ -23,6 +22,7 @@ from qtool.loading import read_graph
 from qtool.metrics import METRICS, judge_outputs
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
+from qtool.quant.quantized_io import read_ends
 from qtool.recipe.model import Recipe
 from qtool.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.reporting import write_run_files

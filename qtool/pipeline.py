@@ -24,8 +24,7 @@ from qtool.accounts import (
 from qtool.accounts_size import file_bytes, file_parts, size_part, written_files
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, observed_values, weight_grids
-from qtool.emit import emit_model, save_model
-from qtool.ends import Ends
+from qtool.emitters import emit_model, save_model
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, digest_of, write_text_atomic
 from qtool.graph.queries import let_go
@@ -36,6 +35,7 @@ from qtool.qat import processes
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
+from qtool.quant.quantized_io import Ends
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import settle
 from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge

@@ -22,7 +22,7 @@ from qtool.protocols import Progress, silent
 
 if TYPE_CHECKING:
     from qtool.data import Dataset
-    from qtool.ends import Ends
+    from qtool.quant.quantized_io import Ends
 
 # Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MOST_SECONDS,
 # and more where a run is so short that LEAST_SECONDS are not filled.
@@ -179,7 +179,7 @@ def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
 
 
 def _ends(session: Any) -> "Ends":
-    from qtool.ends import read_ends
+    from qtool.quant.quantized_io import read_ends
 
     return read_ends(session.get_modelmeta().custom_metadata_map)
 

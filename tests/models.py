@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes, load_model
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from models import run
 
-from qtool.emit.packing import widen
+from qtool.emitters.packing import widen
 from qtool.quant.primitives import Codebook, QuantParams, QuantSpec
 
 ONE, ZERO = np.float32(1), np.int32(0)

@@ -21,7 +21,7 @@ def test_the_longest_are_shown(capsys):
 
 
 FLOORS, FENCES, DOCSTRINGS, SIZES = CHECKS
-LAZY_EMIT = "def f():\n    from qtool.emit.qdq import g"
+LAZY_EMIT = "def f():\n    from qtool.emitters.qdq import g"
 BY_NAME = "import importlib\nimportlib.import_module('onnx')"
 
 
@@ -32,7 +32,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
         (FLOORS, "plan", LAZY_EMIT, "imports qtool.emit.qdq"),
         (FLOORS, "freeze", "from qtool import annotate", "imports qtool.annotate"),
         (FLOORS, "data.images", "import qtool.verify", "imports qtool.verify"),
-        (FLOORS, "verify", "from qtool.emit.qdq import f", "imports qtool.emit.qdq"),
+        (FLOORS, "verify", "from qtool.emitters.qdq import f", "imports qtool.emit.qdq"),
         (FLOORS, "recipe_yaml", "import qtool.pipeline", "imports qtool.pipeline (floor 4)"),
         (FLOORS, "graph", "from . import plan", "absolute imports only"),
         (FLOORS, "plan", "import qtool.helpers", "imports qtool.helpers"),

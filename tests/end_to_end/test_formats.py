@@ -7,8 +7,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qtool.ends import KEY, read_ends
 from qtool.pipeline import run_ptq
+from qtool.quant.quantized_io import KEY, read_ends
 from qtool.recipe.model import load_recipe
 
 FORMS = {

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotation.annotator import annotate
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.loading import infer_shapes
 from qtool.loading.onnx_loader import name_everything
 from qtool.quant.bit_widths import FLOAT, Bits

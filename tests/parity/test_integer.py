@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze

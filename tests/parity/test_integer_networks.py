@@ -11,7 +11,7 @@ import torch
 
 import qtool
 from qtool.data import open_dataset
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.recipe.model import Calibrate
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.integer_network import IntegerNetwork

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from models import BUILDERS, Net, bind, feeds_for, frozen_plan, rewritten, run
 
-from qtool.emit.qonnx import DOMAIN, bipolar_function, emit_qonnx, quant_function
+from qtool.emitters.qonnx import DOMAIN, bipolar_function, emit_qonnx, quant_function
 from qtool.graph.queries import constant, nodes_by_name
 from qtool.quant.freeze import freeze
 from qtool.quant.primitives import Codebook, QuantParams, QuantSpec, quantize

@@ -11,8 +11,8 @@ from exact_layers import TARGET, feeds_of, frozen_plan, random_scales, tied_scal
 from models import BUILDERS, Net, bind, feeds_for, optimized, quantized, rewritten, run, sqnr
 from test_exact import BETWEEN, CASES, PASSES
 
-from qtool.emit import emit_qdq
-from qtool.emit.qoperator import to_operators
+from qtool.emitters import emit_qdq
+from qtool.emitters.qoperator import to_operators
 from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import QuantParams, QuantSpec

@@ -11,7 +11,7 @@ from models import BUILDERS, Net, bind, feeds_for, run, sqnr
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
-from qtool.emit import emit_model
+from qtool.emitters import emit_model
 from qtool.graph.queries import constant
 from qtool.loading import infer_shapes
 from qtool.quant.bit_widths import Bits

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import Net, bind, cpu, feeds_for, rewritten, run
 
 from qtool.calibration import MinMax
-from qtool.emit import emit_qdq, packing
+from qtool.emitters import emit_qdq, packing
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan

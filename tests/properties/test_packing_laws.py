@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from widened import book, grid, widened
 
-from qtool.emit import packing
-from qtool.emit.packing import GROUP, pack, pack_trits, planes, unpack, unpack_trits
+from qtool.emitters import packing
+from qtool.emitters.packing import GROUP, pack, pack_trits, planes, unpack, unpack_trits
 
 SHAPES = arrays.array_shapes(max_dims=4, max_side=9)
 

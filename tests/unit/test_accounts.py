@@ -29,7 +29,7 @@ from qtool.accounts import (
     total_macs,
 )
 from qtool.accounts_size import file_parts
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec

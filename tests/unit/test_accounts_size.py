@@ -6,9 +6,9 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, quantized, rewritten
 
 from qtool.accounts_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.calibration import MinMax
-from qtool.emit import emit_qdq, save_model
-from qtool.emit.qonnx import emit_qonnx
-from qtool.emit.qoperator import to_operators
+from qtool.emitters import emit_qdq, save_model
+from qtool.emitters.qonnx import emit_qonnx
+from qtool.emitters.qoperator import to_operators
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.steps import make_grids, make_plan

@@ -13,7 +13,7 @@ from test_freeze import two_convs
 
 import qtool
 from qtool.calibration import MinMax
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.qat.clipped import ClippedActivation, SqueezedWeight
 from qtool.qat.ewgs import EWGS

@@ -8,7 +8,7 @@ from models import run as run_file
 from test_qat import normed_net, planned
 from test_train import run
 
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.qat import grids
 from qtool.qat.functions import widened

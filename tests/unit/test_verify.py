@@ -16,7 +16,7 @@ import pytest
 from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 
 from qtool import errors, verify
-from qtool.emit import emit_qdq, save_model
+from qtool.emitters import emit_qdq, save_model
 from qtool.errors import DataError, UnsupportedError
 from qtool.verify import FAILURES, ROUNDS, run_tasks
 from qtool.watch import observable, watched_model

@@ -33,7 +33,7 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     assert plan.stored == {"table"} and plan.floats["embed"]
     from qtool.calibration import MinMax
     from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
-    from qtool.emit import emit_qdq
+    from qtool.emitters import emit_qdq
     from qtool.quant.freeze import freeze
 
     stats = collect(model, observed_values(model, plan), [ids()], histograms=False, threads=1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, run, sqnr
 
 from qtool.calibration import MinMax
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.loading import infer_shapes
 from qtool.quant.bit_widths import FLOAT, Bits, Widths

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, sqnr
 
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.errors import DataError
 from qtool.graph.queries import constant
 from qtool.quant.bit_widths import Bits

@@ -11,9 +11,9 @@ from models import Arrays, Net, cpu, feeds_for, frozen_plan, optimized, run, sqn
 
 from qtool.accounts import kernels_part
 from qtool.annotation.annotator import annotate
-from qtool.emit import emit_qdq
-from qtool.emit.qonnx import emit_qonnx
-from qtool.emit.qoperator import to_operators
+from qtool.emitters import emit_qdq
+from qtool.emitters.qonnx import emit_qonnx
+from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.parity import ParityCounts, compare, layer_noise
 from qtool.quant.bit_widths import Bits, Widths

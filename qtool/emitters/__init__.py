@@ -2,13 +2,13 @@
 
 import onnx_ir as ir
 
-from qtool.emit.ends import quantize_ends
-from qtool.emit.qdq import emit_qdq
-from qtool.emit.qonnx import emit_qonnx
-from qtool.emit.qoperator import to_operators
-from qtool.ends import Ends
+from qtool.emitters.qdq import emit_qdq
+from qtool.emitters.qonnx import emit_qonnx
+from qtool.emitters.qoperator import to_operators
+from qtool.emitters.quantized_io import quantize_ends
 from qtool.graph.save import save_model
 from qtool.quant.plan import QuantPlan
+from qtool.quant.quantized_io import Ends
 from qtool.targets.target import Target
 
 __all__ = ["emit_model", "emit_qdq", "save_model"]

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from qtool.emit.packing import Store
+from qtool.emitters.packing import Store
 from qtool.graph.queries import attribute
 from qtool.quant.plan import DynamicSite, QuantPlan
 from qtool.quant.primitives import QuantParams

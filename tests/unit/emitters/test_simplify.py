@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, frozen_plan, optimized, rewritten, run
 
-from qtool.emit import emit_qdq
+from qtool.emitters import emit_qdq
 from qtool.graph.queries import by_name, constant
 
 

@@ -4,9 +4,9 @@ import json
 
 import onnx_ir as ir
 
-from qtool.ends import KEY, Ends
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams
+from qtool.quant.quantized_io import KEY, Ends
 
 
 def quantize_ends(emitted: ir.Model, plan: QuantPlan) -> tuple[Ends, list[str]]:

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 from models import BUILDERS, Net, bind, feeds_for, quantized, rewritten, run
 
-from qtool.emit.ends import quantize_ends
-from qtool.emit.qoperator import to_operators
-from qtool.ends import KEY, Ends, read_ends
+from qtool.emitters.qoperator import to_operators
+from qtool.emitters.quantized_io import quantize_ends
 from qtool.quant.primitives import QuantParams, QuantSpec
+from qtool.quant.quantized_io import KEY, Ends, read_ends
 
 FORMATS = {"qdq": lambda emitted, plan: emitted, "qoperator": to_operators}
 

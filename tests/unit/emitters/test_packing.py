@@ -6,8 +6,8 @@ import pytest
 from models import optimized
 from widened import book, grid, model_of, widened
 
-from qtool.emit import packing
-from qtool.emit.packing import bits_of, form_of, index_bits, pack, pack_trits, planes, unpack
+from qtool.emitters import packing
+from qtool.emitters.packing import bits_of, form_of, index_bits, pack, pack_trits, planes, unpack
 from qtool.quant.primitives import Codebook
 
 ALL = ("int4", "int2", "bytes", "base3")

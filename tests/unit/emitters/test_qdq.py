@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from qtool import files
 from qtool.accounts import kernels_part
-from qtool.emit import emit_qdq, save_model
+from qtool.emitters import emit_qdq, save_model
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.quant.bit_widths import FLOAT, Bits

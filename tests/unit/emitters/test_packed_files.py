@@ -10,8 +10,8 @@ import pytest
 from models import Net, bind, cpu, feeds_for, optimized, rewritten, run
 
 from qtool.calibration import MinMax
-from qtool.emit import emit_qdq, save_model
-from qtool.emit.qoperator import to_operators
+from qtool.emitters import emit_qdq, save_model
+from qtool.emitters.qoperator import to_operators
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.steps import make_grids, make_plan

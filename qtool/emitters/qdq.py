@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__
-from qtool.emit.compact import compact
-from qtool.emit.dynamic import write_dynamic
-from qtool.emit.float_weights import float_weights
-from qtool.emit.moved import moved_weights
-from qtool.emit.packing import widen
+from qtool.emitters.dynamic import write_dynamic
+from qtool.emitters.packing import widen
+from qtool.emitters.simplify import compact
+from qtool.emitters.weight_only import float_weights
+from qtool.emitters.weight_zero_point import moved_weights
 from qtool.graph.names import Names, add_initializer
 from qtool.graph.queries import by_name, code_limits, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from qtool.emit.packing import Store
+from qtool.emitters.packing import Store
 from qtool.quant.primitives import PerBlock, QuantParams, align
 
 
