@@ -22,7 +22,7 @@ from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, ta
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
-from qtool.metrics import METRICS, agreement, paired_interval
+from qtool.metrics.registry import METRICS, agreement, paired_interval
 from qtool.recipe.model import load_recipe
 
 ROUNDS = 5

@@ -16,7 +16,7 @@ from qtool.accounts import instruction_sets
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.judgement_integers import integer_only, saturating
-from qtool.metrics import METRICS, Judged, Metric, find_metric, judge_outputs
+from qtool.metrics.registry import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.prepare import Prepared
 from qtool.protocols import Progress
 from qtool.quant.plan import QuantPlan

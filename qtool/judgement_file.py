@@ -19,7 +19,7 @@ from qtool.judgement import (
     told,
 )
 from qtool.loading import read_graph
-from qtool.metrics import METRICS, judge_outputs
+from qtool.metrics.registry import METRICS, judge_outputs
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
 from qtool.quant.quantized_io import read_ends

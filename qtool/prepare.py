@@ -21,8 +21,8 @@ from qtool.graph.save import save_model
 from qtool.loading import Loaded, bind_shapes, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
 from qtool.loading.input_shapes import declare
-from qtool.metrics import find_metric
-from qtool.metrics_classes import refuse_outside
+from qtool.metrics.classification import refuse_outside
+from qtool.metrics.registry import find_metric
 from qtool.protocols import Progress
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.model import Evaluate, Recipe

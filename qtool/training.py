@@ -10,7 +10,7 @@ from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims
-from qtool.metrics_classes import refuse_outside
+from qtool.metrics.classification import refuse_outside
 from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
 from qtool.qat import processes

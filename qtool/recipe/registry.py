@@ -46,7 +46,7 @@ def _targets() -> Mapping[str, Any]:
 
 
 def _metrics() -> Mapping[str, Any]:
-    from qtool.metrics import METRICS
+    from qtool.metrics.registry import METRICS
 
     return METRICS
 

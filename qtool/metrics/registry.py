@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from qtool.errors import DataError
-from qtool.metrics_boxes import mean_average_precision
-from qtool.metrics_classes import class_pairs, macro_f1, mean_iou, overlaps, top_k
-from qtool.metrics_images import psnr, ssim
-from qtool.metrics_interval import bootstrap_interval, paired_interval
-from qtool.metrics_reference import cosine, decibels, powers, sqnr_db
-from qtool.metrics_words import error_rate, word_errors
+from qtool.metrics.classification import class_pairs, macro_f1, mean_iou, overlaps, top_k
+from qtool.metrics.confidence import bootstrap_interval, paired_interval
+from qtool.metrics.detection import mean_average_precision
+from qtool.metrics.fidelity import cosine, decibels, powers, sqnr_db
+from qtool.metrics.image_quality import psnr, ssim
+from qtool.metrics.word_error_rate import error_rate, word_errors
 from qtool.usercode import guarded, is_function_name, load_function
 
 __all__ = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qtool.errors import DataError, RecipeError
-from qtool.metrics import METRICS, find_metric, judge_outputs
-from qtool.metrics_interval import bootstrap_interval
-from qtool.metrics_words import edit_distance
+from qtool.metrics.confidence import bootstrap_interval
+from qtool.metrics.registry import METRICS, find_metric, judge_outputs
+from qtool.metrics.word_error_rate import edit_distance
 
 RNG = np.random.default_rng(0)
 
@@ -176,7 +176,7 @@ def test_the_bootstrap_covers_as_the_normal_interval_does():
 def test_chunks_do_not_change_a_value(monkeypatch):
     outputs, labels = RNG.normal(size=(7, 3, 4, 4)), RNG.integers(0, 3, (7, 4, 4))
     whole = value("miou", outputs, labels)
-    monkeypatch.setattr("qtool.metrics.CHUNK", 100)
+    monkeypatch.setattr("qtool.metrics.registry.CHUNK", 100)
     assert value("miou", outputs, labels) == whole
 
 

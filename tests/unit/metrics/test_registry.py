@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qtool.errors import DataError
-from qtool.metrics import METRICS, agreement, paired_interval, sqnr_db
+from qtool.metrics.registry import METRICS, agreement, paired_interval, sqnr_db
 
 OUTPUTS = np.array(
     [
