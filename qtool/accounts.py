@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qtool.accounts_size import FileParts
 from qtool.graph.queries import WEIGHTED_OPS, is_constant, macs, parameters
 from qtool.quant.plan import QuantPlan
-from qtool.report import Kernels, Layer, ModelPart
+from qtool.report.report import Kernels, Layer, ModelPart
 
 # Kernels of ONNX Runtime that compute on codes.
 INTEGER_KERNELS = {

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from qtool.graph.queries import WEIGHTED_OPS, by_name, is_constant
 from qtool.graph.save import is_said_elsewhere
 from qtool.quant.plan import QuantPlan
-from qtool.report import Size
+from qtool.report.report import Size
 
 SCALES = re.compile(r"_(scale|scale_column|zero_point|zero)(_\d+)?$")
 CODE_BOOKS = re.compile(r"^codes_[0-9a-f]+(_\d+)?$")

@@ -21,7 +21,7 @@ from qtool.prepare import Prepared
 from qtool.protocols import Progress
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
-from qtool.report import (
+from qtool.report.report import (
     PARITY_MAX_LSB,
     PARITY_SHARE_OFF,
     PARITY_SHARE_OFF_AFTER_FLOAT,

@@ -24,8 +24,8 @@ from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
 from qtool.quant.quantized_io import read_ends
 from qtool.recipe.model import Recipe
-from qtool.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
-from qtool.reporting import write_run_files
+from qtool.report.render import write_run_files
+from qtool.report.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.stages import Stages
 from qtool.verify import run_tasks
 from qtool.weights.int16_saturation import adds_pairs

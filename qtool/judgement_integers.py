@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.quant.plan import QuantPlan
-from qtool.report_parts import IntegerOnly
+from qtool.report.schema import IntegerOnly
 from qtool.weights.int16_saturation import simulate
 
 

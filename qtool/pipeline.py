@@ -38,9 +38,9 @@ from qtool.quant.plan_io import read_plan, write_plan
 from qtool.quant.quantized_io import Ends
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import settle
-from qtool.report import Data, DataPart, ModelPart, OutputPart, Report, judge
-from qtool.report_parts import TrainingPart
-from qtool.reporting import write_run_files
+from qtool.report.render import write_run_files
+from qtool.report.report import Data, DataPart, ModelPart, OutputPart, Report, judge
+from qtool.report.schema import TrainingPart
 from qtool.runtime.ort_options import default_threads
 from qtool.stages import Stages, first_missing, source_digest
 from qtool.steps import make_grids, make_plan, rewrite, settle_weights

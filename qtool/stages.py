@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from qtool.errors import RecipeError
 from qtool.files import atomic_path
-from qtool.report import Stage
+from qtool.report.report import Stage
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Augment, Qat
-from qtool.report_parts import TrainingEpoch, TrainingPart
+from qtool.report.schema import TrainingEpoch, TrainingPart
 from qtool.stages import Record, Stages
 from qtool.training_checks import asked_loss, parted, refuse_codes, refuse_own_loss
 from qtool.training_shared import make_network, open_section, refuse_shares, tell

@@ -12,7 +12,7 @@ from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
     from qtool.recipe.model import Recipe
-    from qtool.report import Report
+    from qtool.report.report import Report
 
 
 def ptq(

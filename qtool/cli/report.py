@@ -12,7 +12,7 @@ import typer
 from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
 
 if TYPE_CHECKING:
-    from qtool.report import Report
+    from qtool.report.report import Report
 
 
 class Format(StrEnum):
@@ -45,8 +45,8 @@ def report(
     """Show one run, or several side by side."""
     with exit_codes():
         from qtool.files import write_text_atomic
-        from qtool.report import Report
-        from qtool.reporting import render
+        from qtool.report.render import render
+        from qtool.report.report import Report
 
         reports = {str(run): Report.read(run) for run in runs}
         base = Report.read(baseline) if baseline is not None else None
@@ -67,7 +67,7 @@ def terminal_text(
     folder: Path | None = None,
 ) -> str:
     """The terminal view for stdout as it is: its width, and colour only on a terminal."""
-    from qtool.reporting import render
+    from qtool.report.render import render
 
     terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 120) if terminal else 80

@@ -61,7 +61,7 @@ def test_a_check_can_fail(check, module, text, complaint):
 @pytest.mark.parametrize(
     ("check", "module", "text"),
     [
-        (FLOORS, "verify", "from qtool.data import images\nimport qtool.report"),
+        (FLOORS, "verify", "from qtool.data import images\nimport qtool.report.report"),
         (FLOORS, "plan", "from qtool.graph.queries import f\nimport onnx_ir, torch"),
         (FLOORS, "ptq.gptq", "import qtool.ptq.reconstruct"),
         (FLOORS, "protocols", "if TYPE_CHECKING:\n    from qtool.quant.plan import QuantPlan"),

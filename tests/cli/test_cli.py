@@ -14,7 +14,7 @@ from qtool.cli import exits
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
 from qtool.recipe.registry import KINDS
-from qtool.report import Report
+from qtool.report.report import Report
 
 REPORT = {
     "schema": 1,

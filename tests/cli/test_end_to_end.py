@@ -15,7 +15,7 @@ import onnx
 import pytest
 import yaml
 
-from qtool.report import Report
+from qtool.report.report import Report
 
 FILES = {
     *("model.onnx", "report.json", "report.html", "report.md"),

@@ -2,7 +2,7 @@
 
 import json
 
-from qtool.report import Report
+from qtool.report.report import Report
 
 HOSTILE = "<script>alert(1)</script>|`@you`[red]\x1b[31m\u202e</td>"
 

@@ -11,12 +11,12 @@ from report_samples import HOSTILE, bare, failing, hostile, sample
 from rich.console import Console
 
 from qtool.errors import RecipeError
-from qtool.report import Report
-from qtool.reporting import FORMATS, render, write_run_files
-from qtool.reporting.charts import drop_strip, layer_chart, ticks
-from qtool.reporting.compare import compare
-from qtool.reporting.html import html
-from qtool.reporting.terminal import print_report
+from qtool.report.render import FORMATS, render, write_run_files
+from qtool.report.render.charts import drop_strip, layer_chart, ticks
+from qtool.report.render.compare import compare
+from qtool.report.render.html import html
+from qtool.report.render.terminal import print_report
+from qtool.report.report import Report
 
 
 class Page(HTMLParser):
@@ -258,7 +258,7 @@ def test_run_files_are_written_all_or_none(tmp_path, monkeypatch):
     def broken(report):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("qtool.reporting.markdown.markdown", broken)
+    monkeypatch.setattr("qtool.report.render.markdown.markdown", broken)
     with pytest.raises(ZeroDivisionError):
         write_run_files(failing(), tmp_path)
     assert Report.read(tmp_path) == sample()

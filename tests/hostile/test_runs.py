@@ -11,7 +11,7 @@ from models import Net
 from PIL import Image
 
 from qtool.cli.main import main
-from qtool.report import Report
+from qtool.report.report import Report
 
 
 def images(folder: Path, classes: int = 3, each: int = 4, size: int = 8, seed: int = 0) -> Path:

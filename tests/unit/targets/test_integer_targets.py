@@ -14,7 +14,7 @@ from qtool.pipeline import run_ptq
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.recipe.model import recipe_from_keywords
-from qtool.report import Report
+from qtool.report.report import Report
 from qtool.steps import make_plan, resolve_bits
 from qtool.targets.target import load_target
 

@@ -5,9 +5,9 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qtool.report import Report, parity_gates, unit_word, verdict
-from qtool.reporting import charts, words
-from qtool.reporting.compare import Comparison
+from qtool.report.render import charts, words
+from qtool.report.render.compare import Comparison
+from qtool.report.report import Report, parity_gates, unit_word, verdict
 
 MARK = {"passed": "Passed", "warning": "Warning", "not proven": "Not proven", "failed": "Failed"}
 TONE = {"passed": "good", "warning": "fair", "not proven": "fair", "failed": "poor"}
@@ -57,7 +57,7 @@ def html_comparison(comparison: Comparison) -> str:
 def _environment() -> Environment:
     """Load the templates from the package; escaping on, an unknown name is an error."""
     environment = Environment(
-        loader=PackageLoader("qtool.reporting", "templates"),
+        loader=PackageLoader("qtool.report.render", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from qtool.report import Gate, Report, parity_gates, verdict
-from qtool.reporting import words
+from qtool.report.render import words
+from qtool.report.report import Gate, Report, parity_gates, verdict
 
 
 def junit(runs: Mapping[str, Report]) -> str:

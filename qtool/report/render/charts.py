@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtool.report import Accuracy, Gate, Layer, Report, Stage
-from qtool.reporting import words
-from qtool.reporting.compare import Comparison
+from qtool.report.render import words
+from qtool.report.render.compare import Comparison
+from qtool.report.report import Accuracy, Gate, Layer, Report, Stage
 
 MARKED_LAYERS = 3
 STEPS = (1, 2, 2.5, 5, 10)

@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 
 from qtool.errors import RecipeError, suggest
 from qtool.files import write_text_atomic
-from qtool.report import Report
-from qtool.reporting.compare import Comparison, Row, compare
+from qtool.report.render.compare import Comparison, Row, compare
+from qtool.report.report import Report
 
 FORMATS = ("terminal", "markdown", "html", "json", "junit")
 Reports = Report | Sequence[Report] | Mapping[str, Report]
@@ -46,7 +46,7 @@ def render(
     if not runs:
         raise RecipeError("no report to render; name at least one run folder")
     if fmt == "junit":
-        from qtool.reporting.junit import junit
+        from qtool.report.render.junit import junit
 
         return junit(runs)
     if fmt == "terminal":
@@ -106,8 +106,8 @@ def _terminal(
 ) -> str:
     from rich.console import Console
 
-    from qtool.reporting.terminal import print_report
-    from qtool.reporting.terminal_compare import print_comparison
+    from qtool.report.render.terminal import print_report
+    from qtool.report.render.terminal_compare import print_comparison
 
     stream = io.StringIO()
     console = Console(
@@ -126,15 +126,15 @@ def _terminal(
 
 
 def _single(report: Report, fmt: str) -> str:
-    from qtool.reporting.html import html
-    from qtool.reporting.markdown import markdown
+    from qtool.report.render.html import html
+    from qtool.report.render.markdown import markdown
 
     return {"json": Report.to_json, "html": html, "markdown": markdown}[fmt](report)
 
 
 def _several(comparison: Comparison, fmt: str) -> str:
-    from qtool.reporting.html import html_comparison
-    from qtool.reporting.markdown import markdown_comparison
+    from qtool.report.render.html import html_comparison
+    from qtool.report.render.markdown import markdown_comparison
 
     table = {"json": _json, "html": html_comparison, "markdown": markdown_comparison}
     return table[fmt](comparison)

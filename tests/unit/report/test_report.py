@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qtool.errors import RecipeError
-from qtool.report import (
+from qtool.report.report import (
     Accuracy,
     Gate,
     Latency,

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from qtool.report import Accuracy, Gate, Latency, Layer, Report, Size
+from qtool.report.report import Accuracy, Gate, Latency, Layer, Report, Size
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0

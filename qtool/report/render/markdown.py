@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from qtool.report import Report, parity_gates, unit_word, verdict
-from qtool.reporting import words
-from qtool.reporting.compare import Cell, Comparison
+from qtool.report.render import words
+from qtool.report.render.compare import Cell, Comparison
+from qtool.report.report import Report, parity_gates, unit_word, verdict
 
 MARK = {"passed": "✅", "warning": "⚠️", "not proven": "⚠️", "failed": "❌"}
 FOLDED_LAYERS = 60

@@ -10,8 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report import Gate, Report, parity_gates, unit_word, verdict
-from qtool.reporting import words
+from qtool.report.render import words
+from qtool.report.report import Gate, Report, parity_gates, unit_word, verdict
 
 WORST_LAYERS = 8
 BAR_WIDTH = 16

@@ -8,7 +8,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import Field, ValidationError, field_validator
 
 from qtool.errors import RecipeError, suggest
-from qtool.report_parts import (
+from qtool.report.schema import (
     Accuracy,
     Data,
     DataPart,

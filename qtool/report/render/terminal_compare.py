@@ -8,9 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtool.reporting import words
-from qtool.reporting.compare import Cell, Comparison
-from qtool.reporting.terminal import LEVEL_STYLE, put
+from qtool.report.render import words
+from qtool.report.render.compare import Cell, Comparison
+from qtool.report.render.terminal import LEVEL_STYLE, put
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

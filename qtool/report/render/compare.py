@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qtool.report import Level, Report, verdict
+from qtool.report.report import Level, Report, verdict
 
 
 @dataclass(frozen=True)
