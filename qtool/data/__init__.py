@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from qtool.data.arrays import open_arrays
+from qtool.data.config import Arrays, DataSection, Take
 from qtool.data.dataset import (
     LABEL,
     Batch,
@@ -14,13 +14,13 @@ from qtool.data.dataset import (
     settle_sizes,
     split,
 )
-from qtool.data.images import open_images
-from qtool.data.options import LogMel, Python, Text, Wav
 from qtool.data.preprocess import Preprocess, load_preprocess
-from qtool.data.python import open_python
-from qtool.data.section import Arrays, DataSection, Take
-from qtool.data.text import open_text
-from qtool.data.wav import open_wav
+from qtool.data.reader_options import LogMel, Python, Text, Wav
+from qtool.data.readers.arrays import open_arrays
+from qtool.data.readers.images import open_images
+from qtool.data.readers.python import open_python
+from qtool.data.readers.text import open_text
+from qtool.data.readers.wav import open_wav
 from qtool.errors import DataError
 
 __all__ = [

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from qtool.data.decode import decode_map
 from qtool.data.preprocess import Preprocess
+from qtool.data.readers.decode import decode_map
 from qtool.errors import DataError
 
 SHAPE = 'two columns `image,label` (CSV or TSV), or JSON {"image": label}'

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qtool.data.section import READER_KEYS
+from qtool.data.config import READER_KEYS
 from qtool.recipe.model import ActivationWidth, Recipe
 from qtool.recipe.registry import KINDS, options_of
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from qtool.data.section import DataSection
+from qtool.data.config import DataSection
 from qtool.errors import RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe, explain

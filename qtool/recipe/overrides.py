@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
+from qtool.data.config import READER_KEYS
 from qtool.data.preprocess import is_path
-from qtool.data.section import READER_KEYS
-from qtool.data.table import SUFFIXES as TABLES
+from qtool.data.readers.table import SUFFIXES as TABLES
 from qtool.errors import RecipeError
 from qtool.recipe.network import FILES
 from qtool.recipe.yaml_loader import Document, Path, parse

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from qtool.data.section import DataSection
+from qtool.data.config import DataSection
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.network import Part
 from qtool.usercode import is_function_name

@@ -135,7 +135,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
 
 def _reader_options(name: str) -> tuple[Option, ...]:
     """The keys of a data section that this reader uses."""
-    from qtool.data.section import READER_KEYS, DataSection
+    from qtool.data.config import READER_KEYS, DataSection
 
     idle = {*READER_KEYS, "preprocess", "labels", "code"} - {name, *_ALSO.get(name, ())}
     found = []

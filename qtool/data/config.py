@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qtool.data.options import Python, Text, Wav
 from qtool.data.preprocess import Preprocess, check_name
+from qtool.data.reader_options import Python, Text, Wav
 from qtool.errors import DataError
 
 READER_KEYS = ("images", "arrays", "text", "wav", "python")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qtool.data import DataSection, InputSpec, Preprocess, open_dataset
-from qtool.data.decode import decode, default_workers
+from qtool.data.readers.decode import decode, default_workers
 from qtool.errors import DataError
 
 SPEC = {"input": InputSpec("input", ("N", 3, 8, 8), "float32")}
@@ -138,7 +138,7 @@ def test_tiny_files_are_decoded_without_threads(tmp_path, monkeypatch):
 
 
 def test_decoding_runs_only_a_bounded_number_ahead(tmp_path, monkeypatch):
-    from qtool.data import decode as module
+    from qtool.data.readers import decode as module
 
     asked = []
     monkeypatch.setattr(module, "decode", lambda path, how: asked.append(path) or np.zeros(1))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.data.config import DataSection
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
-from qtool.data.decode import SUFFIXES, damaged, decode_all, default_workers
-from qtool.data.folders import Kind, file_digest, folder_labels, list_samples
-from qtool.data.guess import guess
+from qtool.data.default_preprocess import guess
 from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
-from qtool.data.section import DataSection
+from qtool.data.readers.decode import SUFFIXES, damaged, decode_all, default_workers
+from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.errors import DataError
 
 IMAGES = Kind("images", "image", "an image", SUFFIXES)

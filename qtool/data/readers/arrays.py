@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.data.config import Arrays, DataSection
 from qtool.data.dataset import (
     Batch,
     Dataset,
@@ -18,8 +19,7 @@ from qtool.data.dataset import (
     settle_sizes,
     show_shape,
 )
-from qtool.data.npz import Column, read_columns
-from qtool.data.section import Arrays, DataSection
+from qtool.data.readers.npz import Column, read_columns
 from qtool.errors import DataError, suggest
 
 LABEL_NAMES = ("label", "labels", "y", "target")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtool.data.options import Text
+from qtool.data.reader_options import Text
 from qtool.errors import DataError, suggest
 
 TEXT_NAMES = ("text", "sentence")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qtool.data.config import DataSection
 from qtool.data.dataset import (
     LABEL,
     Batch,
@@ -17,8 +18,7 @@ from qtool.data.dataset import (
     settle_sizes,
     show_shape,
 )
-from qtool.data.options import Python
-from qtool.data.section import DataSection
+from qtool.data.reader_options import Python
 from qtool.errors import DataError, suggest
 from qtool.usercode import drain, guarded, load_function
 

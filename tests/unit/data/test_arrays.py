@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qtool.data import DataSection, InputSpec, open_dataset
-from qtool.data.npz import read_columns
+from qtool.data.readers.npz import read_columns
 from qtool.errors import DataError
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)

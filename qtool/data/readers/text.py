@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.data.config import DataSection
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
 from qtool.data.labels import number_labels
-from qtool.data.options import ROLES, Text
-from qtool.data.section import DataSection
-from qtool.data.table import Table, read_table
-from qtool.data.vocabulary import Encoded, Encoder, load_encoder
+from qtool.data.reader_options import ROLES, Text
+from qtool.data.readers.table import Table, read_table
+from qtool.data.readers.vocabulary import Encoded, Encoder, load_encoder
 from qtool.errors import DataError, suggest
 
 

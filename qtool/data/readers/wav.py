@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.data.config import DataSection
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
-from qtool.data.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.data.labels import read_labels
-from qtool.data.mel import frame_count, log_mel, samples_of, shortest
-from qtool.data.options import LogMel, Wav
-from qtool.data.section import DataSection
+from qtool.data.reader_options import LogMel, Wav
+from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
+from qtool.data.readers.mel import frame_count, log_mel, samples_of, shortest
 from qtool.errors import DataError
 
 RECORDINGS = Kind("wav", "recording", "a recording", (".wav", ".wave"))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtool.data.dataset import InputSpec, show_shape
-from qtool.data.decode import image_size
 from qtool.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from qtool.data.readers.decode import image_size
 from qtool.errors import DataError
 
 HEADERS = 64

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from qtool.data.options import LogMel
+from qtool.data.reader_options import LogMel
 
 LINEAR_STEP = 200 / 3
 """Slaney's scale below 1000 Hz: Hz per mel."""
