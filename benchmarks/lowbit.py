@@ -27,10 +27,10 @@ from benchmarks import resnet18
 from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
 from benchmarks.networks import NETWORKS, absolute, data_folder
 from benchmarks.timing import in_turn, inputs_of, session
-from qtool.accounts_size import file_bytes, weight_widths
 from qtool.api import Plan
 from qtool.data import DataSection, open_dataset
 from qtool.emitters import emit_qdq, save_model
+from qtool.verification.file_size import file_bytes, weight_widths
 
 Feeds = dict[str, np.ndarray]
 

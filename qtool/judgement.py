@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.accounts import instruction_sets
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
-from qtool.judgement_integers import integer_only, saturating
 from qtool.metrics.registry import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.prepare import Prepared
 from qtool.protocols import Progress
@@ -33,8 +31,10 @@ from qtool.report.report import (
 )
 from qtool.runtime.ort_options import default_threads
 from qtool.stages import Record, Stages
-from qtool.verify import run_tasks
-from qtool.watch import observable, sample_count, watched_model
+from qtool.verification.captured_outputs import observable, sample_count, watched_model
+from qtool.verification.integer_reference import integer_only, saturating
+from qtool.verification.kernels import instruction_sets
+from qtool.verification.ort_worker import run_tasks
 from qtool.weights.int16_saturation import adds_pairs, at_risk
 
 
@@ -141,7 +141,7 @@ class Judge:
         ]
 
     def _parity(self, names: Mapping[str, str], samples: int, saved: int) -> tuple[Parity, bool]:
-        from qtool.parity import compare
+        from qtool.verification.parity import compare
 
         with self.stages.stage("parity") as record:
             in_floats = self.recipe.output.format == "qonnx"
@@ -199,7 +199,7 @@ class Judge:
         return found
 
     def _noise(self, chosen: Sequence[int]) -> dict[str, float | None]:
-        from qtool.parity import layer_noise
+        from qtool.verification.parity import layer_noise
 
         with self.stages.stage("layers"):
             batches = self.prepared.judged.take(chosen).padded(self.prepared.fixed_batch or 1)
@@ -315,13 +315,13 @@ def _import_torch() -> None:
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        importlib.import_module("qtool.parity")
+        importlib.import_module("qtool.verification.parity")
         return
     held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     for number in held:
         signal.signal(number, lambda s, frame: waiting.append(s))
     try:
-        importlib.import_module("qtool.parity")
+        importlib.import_module("qtool.verification.parity")
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)

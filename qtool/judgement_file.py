@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import __version__, files
-from qtool.accounts import environment, file_kernels, instruction_sets, model_part
 from qtool.errors import UnsupportedError
 from qtool.judgement import (
     agreement,
@@ -27,7 +26,8 @@ from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
 from qtool.report.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
 from qtool.stages import Stages
-from qtool.verify import run_tasks
+from qtool.verification.kernels import environment, file_kernels, instruction_sets, model_part
+from qtool.verification.ort_worker import run_tasks
 from qtool.weights.int16_saturation import adds_pairs
 
 

@@ -13,15 +13,6 @@ from typing import Any
 import onnx_ir as ir
 
 from qtool import __version__
-from qtool.accounts import (
-    environment,
-    instruction_sets,
-    kernels_part,
-    layers_part,
-    model_part,
-    total_macs,
-)
-from qtool.accounts_size import file_bytes, file_parts, size_part, written_files
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, observed_values, weight_grids
 from qtool.emitters import emit_model, save_model
@@ -48,6 +39,15 @@ from qtool.targets.target import load_target
 from qtool.training import learn
 from qtool.training_checks import refuse_early
 from qtool.training_shared import help_learn
+from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
+from qtool.verification.kernels import (
+    environment,
+    instruction_sets,
+    kernels_part,
+    layers_part,
+    model_part,
+    total_macs,
+)
 from qtool.weights import SCHEMES
 
 

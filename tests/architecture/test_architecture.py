@@ -31,7 +31,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
         (FLOORS, "numerics", "import qtool.quant.plan", "(floor 0) imports qtool.plan"),
         (FLOORS, "plan", LAZY_EMIT, "imports qtool.emit.qdq"),
         (FLOORS, "freeze", "from qtool import annotate", "imports qtool.annotate"),
-        (FLOORS, "data.images", "import qtool.verify", "imports qtool.verify"),
+        (FLOORS, "data.images", "import qtool.verification.ort_worker", "imports qtool.verify"),
         (FLOORS, "verify", "from qtool.emitters.qdq import f", "imports qtool.emit.qdq"),
         (FLOORS, "recipe_yaml", "import qtool.pipeline", "imports qtool.pipeline (floor 4)"),
         (FLOORS, "graph", "from . import plan", "absolute imports only"),

@@ -22,7 +22,7 @@ from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.targets.target import load_target
-from qtool.watch import observable, watched_model
+from qtool.verification.captured_outputs import observable, watched_model
 
 TARGET = load_target("onnxruntime-cpu")
 Grid = tuple[float, int]  # scale and zero point of a uint8 activation

@@ -15,7 +15,7 @@ from qtool.emitters import emit_qdq
 from qtool.recipe.model import Calibrate
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.integer_network import IntegerNetwork
-from qtool.watch import observable, watched_model
+from qtool.verification.captured_outputs import observable, watched_model
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))
 pytestmark = [

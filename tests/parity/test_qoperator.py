@@ -17,7 +17,7 @@ from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.runtime.ort_options import session_options
-from qtool.watch import observable, watched_model
+from qtool.verification.captured_outputs import observable, watched_model
 
 ALL = {**CASES, **{f"{name} between convs": c for name, c in BETWEEN.items()}, **PASSES}
 

@@ -21,12 +21,17 @@ from models import (
 )
 
 from qtool.graph.queries import by_name, macs
-from qtool.parity import Count, _in_steps, compare, layer_noise
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.primitives import QuantParams, fake_quantize
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation, constant_tensor, raw_edges
-from qtool.watch import MOST_SAMPLES, observable, sample_count, watched_model
+from qtool.verification.captured_outputs import (
+    MOST_SAMPLES,
+    observable,
+    sample_count,
+    watched_model,
+)
+from qtool.verification.parity import Count, _in_steps, compare, layer_noise
 
 
 def network(name: str, tmp_path: Path) -> ir.Model:

@@ -16,7 +16,7 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.steps import make_grids, make_plan
-from qtool.watch import watched_model
+from qtool.verification.captured_outputs import watched_model
 from qtool.weights import SCHEMES
 
 BLOCKS = ("conv", "depthwise", "residual", "branches", "max_pool", "average_pool", "leaky", "gate")

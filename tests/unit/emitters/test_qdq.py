@@ -23,11 +23,11 @@ from models import (
 from onnx import TensorProto, helper
 
 from qtool import files
-from qtool.accounts import kernels_part
 from qtool.emitters import emit_qdq, save_model
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.verification.kernels import kernels_part
 
 # Per builder: kernels ONNX Runtime runs, and how often it converts.
 RUNS = {

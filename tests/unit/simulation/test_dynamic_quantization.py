@@ -9,13 +9,11 @@ import pytest
 import torch
 from models import Arrays, Net, cpu, feeds_for, frozen_plan, optimized, run, sqnr
 
-from qtool.accounts import kernels_part
 from qtool.annotation.annotator import annotate
 from qtool.emitters import emit_qdq
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.parity import ParityCounts, compare, layer_noise
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
@@ -24,7 +22,9 @@ from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import exact_site
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps import make_grids, resolve_bits
-from qtool.watch import observable, watched_model
+from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.kernels import kernels_part
+from qtool.verification.parity import ParityCounts, compare, layer_noise
 from qtool.weights.int16_saturation import at_risk
 
 DYNAMIC = Bits(activations=None, dynamic=True)

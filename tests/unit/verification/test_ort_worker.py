@@ -15,11 +15,12 @@ import psutil
 import pytest
 from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 
-from qtool import errors, verify
+from qtool import errors
 from qtool.emitters import emit_qdq, save_model
 from qtool.errors import DataError, UnsupportedError
-from qtool.verify import FAILURES, ROUNDS, run_tasks
-from qtool.watch import observable, watched_model
+from qtool.verification import ort_worker
+from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.ort_worker import FAILURES, ROUNDS, run_tasks
 
 COUNT = 11
 
@@ -110,12 +111,12 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
     monkeypatch.setattr(verify, "_session", session)
     monkeypatch.setattr(verify, "_tell", lambda **message: told.append(message["progress"]))
     monkeypatch.setattr("sys.stdin", io.StringIO("quiet\n"))
-    result = verify._latency({**latency(place), "big": big})
+    result = ort_worker._latency({**latency(place), "big": big})
     assert max(most) == (1 if big else 2)
     both = ["float.onnx", "quantized.onnx"]
-    assert loaded == (both * verify.BIG_ROUNDS if big else both)
+    assert loaded == (both * ort_worker.BIG_ROUNDS if big else both)
     assert [done for _, done, _ in told] == list(range(1, told[0][2] + 1))
-    assert result["runs"] * 2 + 2 + verify.WARM * len(loaded) == len(most)
+    assert result["runs"] * 2 + 2 + ort_worker.WARM * len(loaded) == len(most)
 
 
 def test_all_tasks_in_one_child(place, tmp_path):
@@ -234,7 +235,7 @@ def test_a_child_that_fails_leaves_its_words(place, tmp_path):
 def test_a_child_that_is_killed_is_no_result(place, tmp_path):
     def kill() -> None:
         for child in psutil.Process().children():
-            if "qtool.verify" in child.cmdline():
+            if "qtool.verification.ort_worker" in child.cmdline():
                 child.kill()
 
     with pytest.raises(RuntimeError, match=r"ended with -9 during task 1 of 1 \(latency\)"):
@@ -248,14 +249,14 @@ def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_tasks([latency(place)], tmp_path, meanwhile=fail)
     left = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    assert not any("qtool.verify" in " ".join(p.cmdline()) for p in left)
+    assert not any("qtool.verification.ort_worker" in " ".join(p.cmdline()) for p in left)
 
 
 def loaded(jobs, before: str = "") -> set[str]:
     """Which heavy packages the child has imported after its tasks."""
     heavy = {"torch", "onnx", "onnx_ir", "pydantic", "onnxruntime", "numpy", "typer", "rich"}
     code = (
-        f"import sys\n{before}\nfrom qtool.verify import main\nmain({str(jobs)!r})\n"
+        f"import sys\n{before}\nfrom qtool.verification.ort_worker import main\nmain({str(jobs)!r})\n"
         f"print('LOADED', *(set(sys.modules) & {heavy}))"
     )
     done = subprocess.run(

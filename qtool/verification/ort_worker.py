@@ -97,7 +97,7 @@ def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
-        [sys.executable, "-m", "qtool.verify", str(jobs)],
+        [sys.executable, "-m", "qtool.verification.ort_worker", str(jobs)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

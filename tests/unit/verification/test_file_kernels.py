@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from models import Net
 
-from qtool.accounts import file_kernels
+from qtool.verification.kernels import file_kernels
 
 
 @pytest.mark.parametrize("between", [True, False])

@@ -27,8 +27,8 @@ def integer_only(
         names: what was captured, and which of the plan's values it is.
         outputs: the file's first output for each capture.
     """
-    from qtool.parity import compare
     from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
+    from qtool.verification.parity import compare
 
     counts = compare(model, plan, folder, names, len(outputs), IntegerKernels).integer
     whole, same = IntegerNetwork(model, plan), []

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from qtool.accounts_size import FileParts
 from qtool.graph.queries import WEIGHTED_OPS, is_constant, macs, parameters
 from qtool.quant.plan import QuantPlan
 from qtool.report.report import Kernels, Layer, ModelPart
+from qtool.verification.file_size import FileParts
 
 # Kernels of ONNX Runtime that compute on codes.
 INTEGER_KERNELS = {

@@ -19,8 +19,13 @@ from models import (
     run,
 )
 
-from qtool import accounts
-from qtool.accounts import (
+from qtool.emitters import emit_qdq
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
+from qtool.verification import kernels
+from qtool.verification.file_size import file_parts
+from qtool.verification.kernels import (
     environment,
     instruction_sets,
     kernels_part,
@@ -28,11 +33,6 @@ from qtool.accounts import (
     model_part,
     total_macs,
 )
-from qtool.accounts_size import file_parts
-from qtool.emitters import emit_qdq
-from qtool.quant.bit_widths import FLOAT, Bits
-from qtool.quant.plan import QuantPlan, Site
-from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
 
 
 def network(name: str, tmp_path) -> ir.Model:
@@ -169,13 +169,13 @@ def test_environment_says_where_it_was_measured():
 
 def test_instruction_sets_come_from_the_kernel(monkeypatch, tmp_path):
     text = "flags\t\t: fpu sse2 avx2 avx512_vnni foo\n"
-    monkeypatch.setattr(accounts.Path, "read_text", lambda self: text)
+    monkeypatch.setattr(kernels.Path, "read_text", lambda self: text)
     assert instruction_sets() == ["avx2", "avx512_vnni"]
 
     def missing(self):
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(accounts.Path, "read_text", missing)
+    monkeypatch.setattr(kernels.Path, "read_text", missing)
     assert instruction_sets() == []
 
 

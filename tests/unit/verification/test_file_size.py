@@ -4,7 +4,6 @@ import onnx_ir as ir
 import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, quantized, rewritten
 
-from qtool.accounts_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, save_model
 from qtool.emitters.qonnx import emit_qonnx
@@ -12,6 +11,7 @@ from qtool.emitters.qoperator import to_operators
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.steps import make_grids, make_plan
+from qtool.verification.file_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.weights import SCHEMES
 
 # MobileNet-v1: (in, out) of its 13 depthwise separable pairs, and its two ends.
