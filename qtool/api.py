@@ -340,9 +340,9 @@ def simulate(
 def _trainable(
     model: Model, plan: Plan, device: str, quantizer: str | Mapping[str, Any], batchnorm: str
 ) -> "nn.Module":
-    from qtool.qat.module import TrainableModule
-    from qtool.qat.network import BATCHNORM, QatNetwork
+    from qtool.qat.fake_quant_model import BATCHNORM, QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.qat.trainable_module import TrainableModule
 
     chosen = read_choice(quantizer, "quantizers", "qtool.simulate: quantizer")
     if batchnorm not in BATCHNORM:

@@ -22,7 +22,7 @@ from qtool.graph.queries import let_go
 from qtool.judgement import Judge, Judgement
 from qtool.prepare import Prepared, prepare
 from qtool.protocols import Progress, silent
-from qtool.qat import processes
+from qtool.qat import distributed
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
@@ -157,8 +157,8 @@ def run_qat(
         epochs: instead of the recipe's.
         device, options: as for :func:`run_ptq`.
     """
-    with processes.joined(device):
-        if processes.rank() == 0:
+    with distributed.joined(device):
+        if distributed.rank() == 0:
             return run_ptq(recipe, out, train=True, epochs=epochs, device=device, **options)
         _help(recipe, out, device, options)
         return None
@@ -177,7 +177,7 @@ def _help(recipe: Recipe, out: Path, device: str, options: Mapping[str, Any]) ->
         return prepared
 
     # Where the first process ended early, it says why.
-    with suppress(processes.Lost):
+    with suppress(distributed.Lost):
         help_learn(recipe, make, seed, device)
 
 

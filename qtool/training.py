@@ -13,7 +13,7 @@ from qtool.graph.queries import dims
 from qtool.metrics.classification import refuse_outside
 from qtool.prepare import Prepared, disjoint
 from qtool.protocols import Progress
-from qtool.qat import processes
+from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.recipe.model import Recipe
@@ -176,7 +176,7 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     import torch
 
     from qtool.qat.settings import best_of
-    from qtool.qat.train import train
+    from qtool.qat.trainer import train
 
     torch.manual_seed(run.seed)
     section, settings = run.section, _settings(run)
@@ -194,8 +194,10 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     history, float_score = train(network, teacher, *parts)
     best = best_of(history)
     record.notes += warnings_of(history, settings.epochs, float_score, run.validation.count)
-    if processes.count() > 1:
-        record.notes.append(f"{processes.count()} processes shared every batch of {settings.batch}")
+    if distributed.count() > 1:
+        record.notes.append(
+            f"{distributed.count()} processes shared every batch of {settings.batch}"
+        )
     record.notes.append(
         f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
         f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
@@ -327,7 +329,7 @@ def _parts(run: "_Run") -> tuple[str, ...]:
     asked += own.digest if own is not None else ""
     loaded = run.prepared.loaded.sha256
     # Sums over processes round in another order.
-    choices = (str(run.seed), str(processes.count()))
+    choices = (str(run.seed), str(distributed.count()))
     return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, *choices)
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
 from qtool.prepare import Prepared, with_preprocess
-from qtool.qat import processes
+from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
 
 if TYPE_CHECKING:
+    from qtool.qat.fake_quant_model import QatNetwork
     from qtool.qat.loss import Teacher
-    from qtool.qat.network import QatNetwork
     from qtool.qat.settings import Settings
 
 
@@ -42,9 +42,9 @@ class Course:
 
 def tell(plan: QuantPlan, settings: "Settings", keep: Path, model: str, lessons: Dataset) -> None:
     """Let the other processes, if there are any, begin to train; arguments as in Course."""
-    if processes.count() > 1:
+    if distributed.count() > 1:
         samples = tuple(zip(lessons.names, lessons.positions, strict=True))
-        processes.share(lambda: Course(plan, settings, keep, model, samples))
+        distributed.share(lambda: Course(plan, settings, keep, model, samples))
 
 
 def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: str) -> None:
@@ -60,10 +60,10 @@ def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: 
         QtoolError: model or data are not here what they are to the first process.
         Lost: the first process ended before training did; it says why.
     """
-    course = processes.share(_told)
+    course = distributed.share(_told)
     import torch
 
-    from qtool.qat.train import train
+    from qtool.qat.trainer import train
 
     torch.manual_seed(seed)
     section, prepared = recipe.qat, make()
@@ -75,7 +75,7 @@ def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: 
     if missing or prepared.loaded.sha256 != course.model:
         found = f"{missing} samples are missing" if missing else "the model is another one"
         raise RecipeError(
-            f"process {processes.rank()}: {found}; every process must see the same files"
+            f"process {distributed.rank()}: {found}; every process must see the same files"
         )
     lessons = data.take([place[sample] for sample in course.samples])
     network, teacher = make_network(section, prepared, course.plan, device)
@@ -101,9 +101,9 @@ def make_network(
     Raises:
         RecipeError: the plan cannot be trained.
     """
-    from qtool.qat.functions import widened
-    from qtool.qat.network import QatNetwork
+    from qtool.qat.fake_quant_model import QatNetwork
     from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.qat.quantizers.functions import widened
     from qtool.runtime.executor import Executor
 
     model = prepared.loaded.model
@@ -129,7 +129,7 @@ def refuse_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
         RecipeError: the model takes no part of a batch, or a process would have no sample, or no
             two to mix.
     """
-    count = processes.count()
+    count = distributed.count()
     if count > 1 and fixed is not None:
         raise RecipeError(
             f"found {count} processes, but the model has a fixed batch of {fixed}, which cannot be "

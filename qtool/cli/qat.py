@@ -7,7 +7,7 @@ import typer
 from qtool.cli import options
 from qtool.cli.exits import exit_codes
 from qtool.cli.ptq import quantize
-from qtool.qat.processes import expected
+from qtool.qat.distributed import expected
 
 Epochs = Annotated[
     int | None,

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from qtool.errors import RecipeError
-from qtool.qat.blocks import block_error
-from qtool.qat.mixing import Pairs
-from qtool.qat.network import QatNetwork
+from qtool.qat.augmentation.mixup import Pairs
+from qtool.qat.block_outputs import block_error
+from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.settings import Settings
 
 T = torch.Tensor

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qtool.qat.network import LiveNorm, QatNetwork
+from qtool.qat.fake_quant_model import LiveNorm, QatNetwork
 from qtool.qat.settings import Settings
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from qtool.errors import RecipeError
-from qtool.qat.fixed import FixedWeight
-from qtool.qat.functions import beside, nearest_codes
-from qtool.qat.grids import LearnedScaleWeight
-from qtool.qat.network import QatNetwork
+from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.quantizers.fixed import FixedWeight
+from qtool.qat.quantizers.functions import beside, nearest_codes
+from qtool.qat.quantizers.grids import LearnedScaleWeight
 from qtool.qat.settings import Oscillation
 
 T = torch.Tensor

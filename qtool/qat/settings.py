@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qtool.qat.own_loss import OwnLoss
+    from qtool.qat.custom_loss import OwnLoss
 
 
 @dataclass(frozen=True)
