@@ -21,11 +21,11 @@ from qtool.calibration.collect import choose_grids, collect, observed_values, we
 from qtool.data import Dataset, open_dataset
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes
+from qtool.pipeline.stages import make_plan, rewrite
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.model import recipe_from_keywords
 from qtool.runtime.ort_session import OrtSession
-from qtool.steps import make_plan, rewrite
 from qtool.targets.target import load_target
 from qtool.weights.scale_constraints import snap_weights
 

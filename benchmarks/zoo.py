@@ -26,7 +26,7 @@ from benchmarks.machine import heading, results_folder, table
 from benchmarks.zoo_models import MODELS, REFUSED, Inputs, build
 from qtool.errors import QtoolError
 from qtool.metrics.registry import sqnr_db
-from qtool.pipeline import run_ptq
+from qtool.pipeline.run import run_ptq
 from qtool.recipe.model import recipe_from_options
 from qtool.runtime.ort_options import session_options
 

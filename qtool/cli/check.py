@@ -10,7 +10,7 @@ from qtool.cli.exits import exit_codes, print_result
 from qtool.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from qtool.foresight import CheckResult
+    from qtool.pipeline.dry_run import CheckResult
 
 
 def check(
@@ -23,7 +23,7 @@ def check(
         from qtool.recipe.model import load_recipe
 
         chosen = load_recipe(recipe)
-        from qtool.foresight import check as check_recipe
+        from qtool.pipeline.dry_run import check as check_recipe
 
         with show_progress(quiet=False) as progress:
             result = check_recipe(chosen, progress, trust_code=trust_code, requantize=requantize)

@@ -76,7 +76,7 @@ def quantize(
     with exit_codes():
         chosen = chosen_recipe(recipe, model, data, settings)
         check_options(folder, device, plan)
-        from qtool import pipeline
+        from qtool.pipeline import run
 
         with show_progress(quiet) as progress:
             report = getattr(pipeline, run)(

@@ -43,7 +43,7 @@ def verify(
         chosen = _recipe(recipe, against, data, settings or [])
         if out is not None and out.exists() and not out.is_dir():
             raise RecipeError(f'--out: "{out}" is a file, expected a folder; choose another name')
-        from qtool.judgement_file import verify_file
+        from qtool.pipeline.verify_file import verify_file
 
         with show_progress(quiet) as progress:
             report = verify_file(

@@ -33,7 +33,7 @@ BY_NAME = "import importlib\nimportlib.import_module('onnx')"
         (FLOORS, "freeze", "from qtool import annotate", "imports qtool.annotate"),
         (FLOORS, "data.images", "import qtool.verification.ort_worker", "imports qtool.verify"),
         (FLOORS, "verify", "from qtool.emitters.qdq import f", "imports qtool.emit.qdq"),
-        (FLOORS, "recipe_yaml", "import qtool.pipeline", "imports qtool.pipeline (floor 4)"),
+        (FLOORS, "recipe_yaml", "import qtool.pipeline.run", "imports qtool.pipeline (floor 4)"),
         (FLOORS, "graph", "from . import plan", "absolute imports only"),
         (FLOORS, "plan", "import qtool.helpers", "imports qtool.helpers"),
         (FLOORS, "helpers", "", "stands on no floor"),

@@ -32,7 +32,7 @@ class Pipeline(types.ModuleType):
     """Stands in for qtool.pipeline: remembers its calls, does what a test tells it."""
 
     def __init__(self):
-        super().__init__("qtool.pipeline")
+        super().__init__("qtool.pipeline.run")
         self.calls = []
         self.passed = True
         self.error = None
@@ -54,7 +54,7 @@ class Pipeline(types.ModuleType):
 @pytest.fixture
 def pipeline(monkeypatch):
     fake = Pipeline()
-    for name in ("qtool.pipeline", "qtool.foresight"):
+    for name in ("qtool.pipeline.run", "qtool.pipeline.dry_run"):
         monkeypatch.setitem(sys.modules, name, fake)
         monkeypatch.setattr(qtool, name.rpartition(".")[2], fake, raising=False)
     return fake

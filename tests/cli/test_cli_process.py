@@ -11,13 +11,13 @@ import pytest
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "yaml", "PIL")
 SLOW_RUN = """
 import sys, time, types
-pipeline = types.ModuleType("qtool.pipeline")
+pipeline = types.ModuleType("qtool.pipeline.run")
 def run_ptq(recipe, out, *, progress, **options):
     progress("calibrate", 0, 10)
     print("started", flush=True)
     time.sleep(60)
 pipeline.run_ptq = run_ptq
-sys.modules["qtool.pipeline"] = pipeline
+sys.modules["qtool.pipeline.run"] = pipeline
 from qtool.recipe.registry import KINDS
 KINDS["ptq"] = dict
 from qtool.cli.main import main

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from qtool.loading import export as exporting
-from qtool.pipeline import run_ptq
+from qtool.pipeline.run import run_ptq
 from qtool.recipe.model import load_recipe
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qtool.pipeline import run_ptq
+from qtool.pipeline.run import run_ptq
 from qtool.quant.quantized_io import KEY, read_ends
 from qtool.recipe.model import load_recipe
 

@@ -153,7 +153,7 @@ def test_a_pattern_that_matches_nothing(case):
 def test_labels_that_do_not_fit_the_output(case):
     images(case.folder / "test", classes=5, seed=1)
     # Before anything else is done: reaching the bits would be exit 70.
-    case.monkeypatch.setattr("qtool.prepare.resolve_bits", lambda *given: 1 / 0)
+    case.monkeypatch.setattr("qtool.pipeline.prepare.resolve_bits", lambda *given: 1 / 0)
     text = case.refused()
     assert "label" in text and "4" in text and "3" in text
 

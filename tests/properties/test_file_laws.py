@@ -11,11 +11,11 @@ from models import Net, bind, cpu, feeds_for, rewritten, run
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, packing
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.ort_kernels import ExactKernels
-from qtool.steps import make_grids, make_plan
 from qtool.verification.captured_outputs import watched_model
 from qtool.weights import SCHEMES
 

@@ -12,9 +12,9 @@ from models import Net, bind, cpu, feeds_for, optimized, rewritten, run
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, save_model
 from qtool.emitters.qoperator import to_operators
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.steps import make_grids, make_plan
 from qtool.targets.target import load_target
 from qtool.weights import SCHEMES
 

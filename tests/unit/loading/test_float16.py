@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.loading import load_model
 from qtool.loading.float16 import widen
 from qtool.metrics.registry import sqnr_db
-from qtool.pipeline import run_ptq
+from qtool.pipeline.run import run_ptq
 from qtool.recipe.model import recipe_from_options
 
 

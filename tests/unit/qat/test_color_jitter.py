@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_train import run
 
+from qtool.pipeline.qat_stage import LUMA
 from qtool.qat.augmentation.color_jitter import jittered
 from qtool.qat.settings import Pixels
-from qtool.training import LUMA
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 PIXELS = Pixels(

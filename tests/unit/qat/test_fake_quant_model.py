@@ -15,6 +15,7 @@ import qtool
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.qat.fake_quant_model import QatNetwork, refolded
 from qtool.qat.quantizers import QAT_QUANTIZERS
 from qtool.qat.quantizers.clipped import ClippedActivation, SqueezedWeight
@@ -27,7 +28,6 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import same_shape
 from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 from qtool.simulation.fake_quant import Simulation
-from qtool.steps import make_grids, make_plan
 
 
 def surrogate(x, s, lo, hi, residual):

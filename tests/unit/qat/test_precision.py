@@ -10,6 +10,7 @@ from test_train import run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
+from qtool.pipeline.qat_checks import refuse_early
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.quantizers import grids
 from qtool.qat.quantizers.functions import widened
@@ -19,7 +20,6 @@ from qtool.quant.freeze import freeze
 from qtool.recipe.model import load_recipe
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
-from qtool.training_checks import refuse_early
 
 
 def test_grids_and_norms_see_float32_and_products_do_not(monkeypatch):

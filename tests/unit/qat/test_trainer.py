@@ -11,6 +11,7 @@ from test_qat import normed_net, planned
 import qtool.qat.trainer as loop
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
+from qtool.pipeline.qat_stage import warnings_of
 from qtool.protocols import silent
 from qtool.qat.augmentation.augment import moved
 from qtool.qat.fake_quant_model import QatNetwork
@@ -22,7 +23,6 @@ from qtool.qat.settings import Epoch, Oscillation, Settings
 from qtool.qat.trainer import train
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
-from qtool.training import warnings_of
 
 
 class Rows:

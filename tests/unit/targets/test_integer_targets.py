@@ -7,15 +7,15 @@ import onnx
 import pytest
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
-from qtool import judgement
 from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.pipeline import run_ptq
+from qtool.pipeline import evaluate
+from qtool.pipeline.run import run_ptq
+from qtool.pipeline.stages import make_plan, resolve_bits
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.recipe.model import recipe_from_keywords
 from qtool.report.report import Report
-from qtool.steps import make_plan, resolve_bits
 from qtool.targets.target import load_target
 
 NAMES = ("integer-only", "onnxruntime-cpu-no-vnni")

@@ -8,9 +8,9 @@ from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, save_model
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
-from qtool.steps import make_grids, make_plan
 from qtool.verification.file_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.weights import SCHEMES
 

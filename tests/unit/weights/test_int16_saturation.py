@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as hnp
 from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
 from qtool.calibration import MinMax
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.simulation.integer_network import IntegerNetwork
-from qtool.steps import make_grids, make_plan
 from qtool.targets.target import load_target
 from qtool.weights.int16_saturation import (
     adds_pairs,

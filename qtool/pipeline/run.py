@@ -19,8 +19,13 @@ from qtool.emitters import emit_model, save_model
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, digest_of, write_text_atomic
 from qtool.graph.queries import let_go
-from qtool.judgement import Judge, Judgement
-from qtool.prepare import Prepared, prepare
+from qtool.pipeline.evaluate import Judge, Judgement
+from qtool.pipeline.prepare import Prepared, prepare
+from qtool.pipeline.qat_checks import refuse_early
+from qtool.pipeline.qat_stage import learn
+from qtool.pipeline.qat_workers import help_learn
+from qtool.pipeline.stage_cache import Stages, first_missing, source_digest
+from qtool.pipeline.stages import make_grids, make_plan, rewrite, settle_weights
 from qtool.protocols import Progress, silent
 from qtool.qat import distributed
 from qtool.quant.freeze import freeze
@@ -33,12 +38,7 @@ from qtool.report.render import write_run_files
 from qtool.report.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report.schema import TrainingPart
 from qtool.runtime.ort_options import default_threads
-from qtool.stages import Stages, first_missing, source_digest
-from qtool.steps import make_grids, make_plan, rewrite, settle_weights
 from qtool.targets.target import load_target
-from qtool.training import learn
-from qtool.training_checks import refuse_early
-from qtool.training_shared import help_learn
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
 from qtool.verification.kernels import (
     environment,

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from qtool.data import Dataset, split
 from qtool.errors import DataError
 from qtool.graph.queries import is_float
-from qtool.prepare import Prepared
+from qtool.pipeline.prepare import Prepared
 from qtool.qat import untrainable
 from qtool.qat.custom_loss import OwnLoss, own_loss
 from qtool.recipe.model import Recipe

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.training_checks import parted
+from qtool.pipeline.qat_checks import parted
 
 
 def some(count: int) -> SimpleNamespace:

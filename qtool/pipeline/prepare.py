@@ -23,13 +23,13 @@ from qtool.loading.float16 import was_bfloat16
 from qtool.loading.input_shapes import declare
 from qtool.metrics.classification import refuse_outside
 from qtool.metrics.registry import find_metric
+from qtool.pipeline.stage_cache import Record, Stages
+from qtool.pipeline.stages import resolve_bits
 from qtool.protocols import Progress
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.model import Evaluate, Recipe
 from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.rewrites import REWRITES
-from qtool.stages import Record, Stages
-from qtool.steps import resolve_bits
 from qtool.targets.target import Target, load_target
 
 # Share of evaluation samples that may also be calibration samples before it is an error.

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.metrics.registry import METRICS, Judged, Metric, find_metric, judge_outputs
-from qtool.prepare import Prepared
+from qtool.pipeline.prepare import Prepared
+from qtool.pipeline.stage_cache import Record, Stages
 from qtool.protocols import Progress
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -30,7 +31,6 @@ from qtool.report.report import (
     Parity,
 )
 from qtool.runtime.ort_options import default_threads
-from qtool.stages import Record, Stages
 from qtool.verification.captured_outputs import observable, sample_count, watched_model
 from qtool.verification.integer_reference import integer_only, saturating
 from qtool.verification.kernels import instruction_sets

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
-from qtool.prepare import Prepared, with_preprocess
+from qtool.pipeline.prepare import Prepared, with_preprocess
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe

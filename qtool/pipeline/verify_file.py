@@ -8,7 +8,9 @@ import onnx_ir as ir
 
 from qtool import __version__, files
 from qtool.errors import UnsupportedError
-from qtool.judgement import (
+from qtool.loading import read_graph
+from qtool.metrics.registry import METRICS, judge_outputs
+from qtool.pipeline.evaluate import (
     agreement,
     chance_notes,
     data_keys,
@@ -17,15 +19,13 @@ from qtool.judgement import (
     save_feeds,
     told,
 )
-from qtool.loading import read_graph
-from qtool.metrics.registry import METRICS, judge_outputs
-from qtool.prepare import Prepared, prepare
+from qtool.pipeline.prepare import Prepared, prepare
+from qtool.pipeline.stage_cache import Stages
 from qtool.protocols import Progress, silent
 from qtool.quant.quantized_io import read_ends
 from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
 from qtool.report.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
-from qtool.stages import Stages
 from qtool.verification.kernels import environment, file_kernels, instruction_sets, model_part
 from qtool.verification.ort_worker import run_tasks
 from qtool.weights.int16_saturation import adds_pairs

@@ -8,13 +8,13 @@ import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.graph.queries import macs
-from qtool.pipeline import make_annotated, rewritten
-from qtool.prepare import prepare
+from qtool.pipeline.prepare import prepare
+from qtool.pipeline.run import make_annotated, rewritten
+from qtool.pipeline.stage_cache import Stages
 from qtool.protocols import Progress, silent
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import settle
-from qtool.stages import Stages
 from qtool.targets.target import load_target
 
 
