@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qtool.usercode import is_function_name
+from qtool.user_code import is_function_name
 
 Count = Annotated[int, Field(gt=0)]
 Place = Annotated[int, Field(ge=0)]

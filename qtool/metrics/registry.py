@@ -18,7 +18,7 @@ from qtool.metrics.detection import mean_average_precision
 from qtool.metrics.fidelity import cosine, decibels, powers, sqnr_db
 from qtool.metrics.image_quality import psnr, ssim
 from qtool.metrics.word_error_rate import error_rate, word_errors
-from qtool.usercode import guarded, is_function_name, load_function
+from qtool.user_code import guarded, is_function_name, load_function
 
 __all__ = [
     "METRICS",

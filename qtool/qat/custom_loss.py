@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.errors import RecipeError
-from qtool.usercode import guarded, load_function
+from qtool.user_code import guarded, load_function
 
 if TYPE_CHECKING:
     import torch

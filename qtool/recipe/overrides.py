@@ -11,7 +11,7 @@ from qtool.data.readers.table import SUFFIXES as TABLES
 from qtool.errors import RecipeError
 from qtool.recipe.network import FILES
 from qtool.recipe.yaml_loader import Document, Path, parse
-from qtool.usercode import is_function_name
+from qtool.user_code import is_function_name
 
 DATA_KEYS = (*READER_KEYS, "labels", "take")
 PATH_KEYS = ("images", "arrays", "wav", "labels", "preprocess", "code")

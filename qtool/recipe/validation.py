@@ -11,7 +11,7 @@ from qtool.recipe.error_messages import describe, explain
 from qtool.recipe.network import FILES, OnnxModel
 from qtool.recipe.registry import KINDS, options_of
 from qtool.recipe.yaml_loader import Document, Path
-from qtool.usercode import is_function_name
+from qtool.user_code import is_function_name
 
 if TYPE_CHECKING:
     from qtool.recipe.model import Choice, Recipe

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.main import app
 from qtool.loading.pytorch.factory import build, import_factory
-from qtool.usercode import guest_modules
+from qtool.user_code import guest_modules
 
 RECIPE = """
 model: {torch: "nets:net", weights: w.pth, input: {image: [N, 3, 8, 8]}}

@@ -11,7 +11,7 @@ from qtool.errors import ModelError, UnsupportedError
 from qtool.loading.pytorch.checkpoint import load_weights
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
-from qtool.usercode import guest_modules
+from qtool.user_code import guest_modules
 
 
 @pytest.fixture

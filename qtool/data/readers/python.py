@@ -20,7 +20,7 @@ from qtool.data.dataset import (
 )
 from qtool.data.reader_options import Python
 from qtool.errors import DataError, suggest
-from qtool.usercode import drain, guarded, load_function
+from qtool.user_code import drain, guarded, load_function
 
 
 @dataclass(frozen=True, eq=False)

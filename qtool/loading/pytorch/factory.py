@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from qtool.errors import ModelError
-from qtool.usercode import guarded, load_function
+from qtool.user_code import guarded, load_function
 
 
 def import_factory(name: str, folder: Path | None) -> tuple[Callable[[], Any], tuple[Path, ...]]:

@@ -31,7 +31,7 @@ from qtool.loading.pytorch.export import (
 )
 from qtool.loading.pytorch.export_check import Run, coarsest, compared, tried
 from qtool.loading.pytorch.factory import build, import_factory
-from qtool.usercode import guest_modules
+from qtool.user_code import guest_modules
 
 __all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]
 

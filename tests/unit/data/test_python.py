@@ -7,7 +7,7 @@ import pytest
 
 from qtool.data import DataSection, InputSpec, open_dataset
 from qtool.errors import DataError, RecipeError
-from qtool.usercode import load_function
+from qtool.user_code import load_function
 
 SPEC = {"x": InputSpec("x", ("N", 2), "float32")}
 GOOD = """

@@ -17,7 +17,7 @@ from qtool.loading.pytorch.export import evaluating, export_module
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
 from qtool.runtime.ort_session import OrtSession
-from qtool.usercode import guest_modules
+from qtool.user_code import guest_modules
 
 
 @pytest.fixture
