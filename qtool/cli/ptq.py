@@ -76,7 +76,7 @@ def quantize(
     with exit_codes():
         chosen = chosen_recipe(recipe, model, data, settings)
         check_options(folder, device, plan)
-        from qtool.pipeline import run
+        from qtool.pipeline import run as pipeline
 
         with show_progress(quiet) as progress:
             report = getattr(pipeline, run)(

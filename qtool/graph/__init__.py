@@ -1,1 +1,1 @@
-"""."""
+"""Query, edit and save ``onnx_ir`` graphs."""

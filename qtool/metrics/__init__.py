@@ -1,1 +1,1 @@
-"""."""
+"""Compute accuracy from outputs and labels, with confidence intervals."""

@@ -1,1 +1,1 @@
-"""."""
+"""Compose the stages of a run from all other packages."""

@@ -135,7 +135,7 @@ def peak_rss_mb() -> int:
 def source_digest() -> str:
     """Digest of qtool's own source: results of another version are not reused."""
     total = hashlib.sha256()
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted([*root.rglob("*.py"), *root.parent.glob("configs/targets/*.yaml")]):
         total.update(path.read_bytes())
     return total.hexdigest()

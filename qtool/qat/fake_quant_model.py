@@ -229,7 +229,7 @@ class QatNetwork(nn.Module):
     def freeze(self) -> QuantPlan:
         """The plan with what was learned: grids, codes of weights, float biases in ``values``.
 
-        ``qtool.quant.freeze.freeze`` then rounds the biases, which need the activations' final scales.
+        ``freeze`` then rounds the biases, which need the activations' final scales.
         """
         grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.values)
         for grid, key in self._grid_keys.items():

@@ -135,7 +135,7 @@ class Target:
 
 def config_folder(kind: str) -> Path:
     """Where ``configs/<kind>`` lie: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     inside = here / "configs" / kind
     return inside if inside.is_dir() else here.parent / "configs" / kind
 

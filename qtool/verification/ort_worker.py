@@ -94,7 +94,7 @@ def run_tasks(
 
 
 def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
         [sys.executable, "-m", "qtool.verification.ort_worker", str(jobs)],

@@ -1,1 +1,1 @@
-"""."""
+"""Read samples: images, arrays, text, recordings, or a Python function."""

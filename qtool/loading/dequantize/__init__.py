@@ -1,1 +1,1 @@
-"""."""
+"""Convert quantized ONNX files back to floats."""

@@ -1,1 +1,1 @@
-"""."""
+"""Augment training images with torch alone."""

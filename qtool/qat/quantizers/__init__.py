@@ -1,7 +1,7 @@
 """The quantizers that training can use, by name.
 
 An entry is a frozen dataclass whose fields are its options. ``weight(params, weight)`` and
-``activation(params)`` make the modules (:class:`qtool.qat.quantizers.grids.Quantizer`) of one grid each.
+``activation(params)`` make the modules of one grid each (``grids.Quantizer``).
 """
 
 from typing import Any

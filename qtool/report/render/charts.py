@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtool.report.render import words
+from qtool.report.render import formatting
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Accuracy, Gate, Layer, Report, Stage
 
@@ -135,14 +135,14 @@ def layer_chart(report: Report) -> TwoCharts | None:
         return None
     sqnr = ticks(max((max(layer.sqnr_db or 0.0, 0.0) for layer in layers), default=0.0))
     weight = ticks(max((layer.bytes or 0 for layer in layers), default=0), count=3)
-    marked = [id(layer) for layer in words.worst(report, MARKED_LAYERS)]
+    marked = [id(layer) for layer in formatting.worst(report, MARKED_LAYERS)]
     if len(layers) <= MARKED_LAYERS:
         marked = marked[:1]
     bars = [
         TwoBars(
             above=_share(layer.sqnr_db or 0.0, sqnr[-1]),
             below=_share(layer.bytes or 0, weight[-1]),
-            tone=words.quality(layer.sqnr_db),
+            tone=formatting.quality(layer.sqnr_db),
             tip=_tip(layer),
             rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
         )
@@ -153,7 +153,7 @@ def layer_chart(report: Report) -> TwoCharts | None:
         bars=bars,
         above_ticks=[Tick(_share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
         below_ticks=[
-            Tick(_share(value, weight[-1]), _plain(words.size(value))) for value in weight
+            Tick(_share(value, weight[-1]), _plain(formatting.size(value))) for value in weight
         ],
     )
 
@@ -213,13 +213,15 @@ def scatter(comparison: Comparison) -> Scatter | None:
             y=_share(value - bottom, span),
             number=number,
             baseline=row.baseline,
-            tip=f"{words.clean(row.name)}: {value:.2f}, {words.size(size)}",
+            tip=f"{formatting.clean(row.name)}: {value:.2f}, {formatting.size(size)}",
         )
         for number, row, size, value in measured
     ]
     return Scatter(
         dots=dots,
-        x_ticks=[Tick(_share(value, x_axis[-1]), _plain(words.size(value))) for value in x_axis],
+        x_ticks=[
+            Tick(_share(value, x_axis[-1]), _plain(formatting.size(value))) for value in x_axis
+        ],
         y_ticks=_between(bottom, bottom + span),
     )
 
@@ -243,9 +245,10 @@ def _between(bottom: float, top: float) -> list[Tick]:
 
 
 def _tip(layer: Layer) -> str:
-    parts = [words.clean(layer.name)]
+    parts = [formatting.clean(layer.name)]
     if layer.sqnr_db is not None:
         parts.append(f"{layer.sqnr_db:.1f} dB")
     if layer.bytes is not None:
-        parts.append(words.size(layer.bytes))
-    return ", ".join([*parts, f"{words.bits(layer)} bits" if words.bits(layer) else "float"])
+        parts.append(formatting.size(layer.bytes))
+    bits = formatting.bits(layer)
+    return ", ".join([*parts, f"{bits} bits" if bits else "float"])

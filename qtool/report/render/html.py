@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qtool.report.render import charts, words
+from qtool.report.render import charts, formatting
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -30,7 +30,7 @@ def html(report: Report) -> str:
             strip=charts.drop_strip(report.accuracy, report.gates),
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
-            lowest=words.worst(report, charts.MARKED_LAYERS),
+            lowest=formatting.worst(report, charts.MARKED_LAYERS),
         )
     )
 
@@ -38,7 +38,7 @@ def html(report: Report) -> str:
 def html_comparison(comparison: Comparison) -> str:
     """Return several runs' page, with differences where there is a baseline."""
     metrics = {
-        words.metric(row.report.accuracy)
+        formatting.metric(row.report.accuracy)
         for row in comparison.rows
         if row.report.accuracy and row.report.accuracy.metric
     }
@@ -66,7 +66,7 @@ def _environment() -> Environment:
     )
     environment.filters["basename"] = lambda path: PurePath(path).name
     for name in ("clean", "size", "amount", "milliseconds", "duration", "memory", "interval"):
-        environment.filters[name] = getattr(words, name)
+        environment.filters[name] = getattr(formatting, name)
     for name in (
         "metric",
         "score",
@@ -78,6 +78,6 @@ def _environment() -> Environment:
         "held",
         "saturating",
     ):
-        environment.filters[name] = getattr(words, name)
+        environment.filters[name] = getattr(formatting, name)
     environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair)
     return environment

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from qtool.report.render import words
+from qtool.report.render import formatting
 from qtool.report.report import Gate, Report, parity_gates, verdict
 
 
@@ -14,7 +14,7 @@ def junit(runs: Mapping[str, Report]) -> str:
     """
     root = ElementTree.Element("testsuites", name="qtool")
     for name, report in runs.items():
-        _suite(root, words.clean(name), report)
+        _suite(root, formatting.clean(name), report)
     suites = list(root)
     for key in ("tests", "failures"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in suites)))
@@ -39,20 +39,20 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
     )
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in _facts(report).items():
-        ElementTree.SubElement(properties, "property", name=key, value=words.clean(value))
+        ElementTree.SubElement(properties, "property", name=key, value=formatting.clean(value))
     for gate in gates:
         _case(suite, name, gate)
     level, sentence = verdict(report)
     case = ElementTree.SubElement(suite, "testcase", classname=name, name="verdict", time="0")
     if not report.passed:
-        ElementTree.SubElement(case, "failure", type=level, message=words.clean(sentence))
-    ElementTree.SubElement(case, "system-out").text = words.clean(f"{level}: {sentence}")
+        ElementTree.SubElement(case, "failure", type=level, message=formatting.clean(sentence))
+    ElementTree.SubElement(case, "system-out").text = formatting.clean(f"{level}: {sentence}")
 
 
 def _case(suite: ElementTree.Element, name: str, gate: Gate) -> None:
-    label = words.clean(gate.name)
+    label = formatting.clean(gate.name)
     case = ElementTree.SubElement(suite, "testcase", classname=name, name=label, time="0")
-    said = f"{label}: value {gate.value:.6g}, limit {words.limit(gate)}"
+    said = f"{label}: value {gate.value:.6g}, limit {formatting.limit(gate)}"
     if not gate.passed:
         ElementTree.SubElement(case, "failure", type="gate", message=said).text = said
     ElementTree.SubElement(case, "system-out").text = said

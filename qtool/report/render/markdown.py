@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from qtool.report.render import words
+from qtool.report.render import formatting
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -37,8 +37,8 @@ def markdown_comparison(comparison: Comparison) -> str:
             text(row.name) + (" (baseline)" if row.baseline else ""),
             f"{MARK[row.level]} {row.level}",
             _cell(row.metric, f"{row.metric.value or 0:.2f}", ""),
-            _cell(row.size, words.size(row.size.value or 0), " %"),
-            _cell(row.latency, words.milliseconds(row.latency.value or 0), " %"),
+            _cell(row.size, formatting.size(row.size.value or 0), " %"),
+            _cell(row.latency, formatting.milliseconds(row.latency.value or 0), " %"),
             _cell(row.sqnr, f"{row.sqnr.value or 0:.1f} dB", ""),
         ]
         for row in comparison.rows
@@ -51,14 +51,14 @@ def markdown_comparison(comparison: Comparison) -> str:
 
 def text(value: str) -> str:
     """Escape everything Markdown or its HTML could act on, mentions included."""
-    safe = words.clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = formatting.clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     safe = re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
     return re.sub(r"@(?=\w)", "@\u200b", safe).replace("://", ":\u200b//")
 
 
 def code(value: str) -> str:
     """Return a name as inline code that stays inside its cell."""
-    safe = words.clean(value).replace("`", "'").replace("|", "¦")
+    safe = formatting.clean(value).replace("`", "'").replace("|", "¦")
     return f"`{safe}`" if safe.strip() else ""
 
 
@@ -73,7 +73,7 @@ def _cell(cell: Cell, spoken: str, unit: str) -> str:
         return "–"
     if cell.delta is None:
         return spoken
-    return f"{spoken} ({words.signed(cell.delta, 1 if unit else 2)}{unit})"
+    return f"{spoken} ({formatting.signed(cell.delta, 1 if unit else 2)}{unit})"
 
 
 def _results(report: Report) -> str:
@@ -84,22 +84,23 @@ def _results(report: Report) -> str:
         cells = ["" if score is None else f"{score:.2f}" for score in scores]
         drop = "" if accuracy.drop is None else f"drop {accuracy.drop:.2f} {unit_word(accuracy)}"
         if accuracy.drop_ci95:
-            drop += f", 95 %: {words.interval(accuracy.drop_ci95)}"
-        rows.append([text(words.metric(accuracy)), *cells, text(drop)])
+            drop += f", 95 %: {formatting.interval(accuracy.drop_ci95)}"
+        rows.append([text(formatting.metric(accuracy)), *cells, text(drop)])
     if accuracy and accuracy.agreement is not None:
         rows.append(
             ["agreement (%)", "", "", f"{accuracy.agreement:.2f}", f"{accuracy.samples} samples"]
         )
     if size:
-        small = words.ratio(size.compression, "smaller", "larger")
-        held = words.parts(size)
+        small = formatting.ratio(size.compression, "smaller", "larger")
+        held = formatting.parts(size)
         small = f"{small}: {held}" if held else small
-        cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
+        cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         rows.append(["file size", *cells, small])
     if timing:
-        fast = words.ratio(timing.speedup, "faster", "slower")
-        cells = [words.milliseconds(timing.float_ms), "", words.milliseconds(timing.quantized_ms)]
-        rows.append(["latency", *cells, f"{fast}, {words.conditions(timing)}"])
+        fast = formatting.ratio(timing.speedup, "faster", "slower")
+        float_ms = formatting.milliseconds(timing.float_ms)
+        cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
+        rows.append(["latency", *cells, f"{fast}, {formatting.conditions(timing)}"])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
 
 
@@ -110,7 +111,7 @@ def _gates(report: Report) -> str:
             MARK["passed" if gate.passed else "failed"],
             code(gate.name),
             f"{gate.value:.4g}",
-            words.limit(gate),
+            formatting.limit(gate),
         ]
         for gate in gates
     ]
@@ -127,7 +128,8 @@ def _kernels(report: Report) -> str:
         parts.append(f"{title} {listed or 'none'}")
     parts.append(f"stray Q/DQ {len(report.kernels.stray_quantize)}")
     if report.kernels.saturation_risk:
-        parts.append(f"**saturation risk** in {words.saturating(report.kernels.saturation_risk)}")
+        layers = formatting.saturating(report.kernels.saturation_risk)
+        parts.append(f"**saturation risk** in {layers}")
     return f"Kernels: {'; '.join(parts)}."
 
 
@@ -138,11 +140,11 @@ def _folded_layers(report: Report) -> str:
         [
             code(layer.name),
             text(layer.op),
-            words.bits(layer),
+            formatting.bits(layer),
             text(layer.granularity or ""),
             "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
-            "" if layer.bytes is None else words.size(layer.bytes),
-            "" if layer.payload_bytes is None else words.size(layer.payload_bytes),
+            "" if layer.bytes is None else formatting.size(layer.bytes),
+            "" if layer.payload_bytes is None else formatting.size(layer.payload_bytes),
         ]
         for layer in report.layers[:FOLDED_LAYERS]
     ]
@@ -153,7 +155,7 @@ def _folded_layers(report: Report) -> str:
 
 
 def _folded_notes(report: Report) -> str:
-    lines = [f"- {text(stage)}: {text(note)}" for stage, note in words.notes(report)]
+    lines = [f"- {text(stage)}: {text(note)}" for stage, note in formatting.notes(report)]
     return _fold(f"{len(lines)} notes", "\n".join(lines)) if lines else ""
 
 

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report.render import words
+from qtool.report.render import formatting
 from qtool.report.report import Gate, Report, parity_gates, unit_word, verdict
 
 WORST_LAYERS = 8
@@ -61,19 +61,21 @@ def _header(report: Report) -> RenderableType:
     level, sentence = verdict(report)
     style = LEVEL_STYLE[level]
     line = Text.assemble(
-        (words.shorten(Path(report.model.path).name, 34), "bold"),
+        (formatting.shorten(Path(report.model.path).name, 34), "bold"),
         " → ",
-        (words.shorten(Path(report.output.path).name, 34), "bold"),
+        (formatting.shorten(Path(report.output.path).name, 34), "bold"),
     )
-    facts = [f"{words.amount(report.model.parameters)} parameters"]
+    facts = [f"{formatting.amount(report.model.parameters)} parameters"]
     if report.model.macs is not None:
-        facts.append(f"{words.amount(report.model.macs)} MACs")
+        facts.append(f"{formatting.amount(report.model.macs)} MACs")
     if report.size and report.size.weight_bits_mean is not None:
         facts.append(f"{report.size.weight_bits_mean:.3g} bits per weight")
     facts += [f"opset {report.output.opset}", f"seed {report.seed}"]
     return Panel(
-        Group(line, Text(", ".join(facts), "dim"), Text(words.clean(sentence), style)),
-        title=Text.assemble("qtool ", words.clean(report.command), "  ", (level.upper(), style)),
+        Group(line, Text(", ".join(facts), "dim"), Text(formatting.clean(sentence), style)),
+        title=Text.assemble(
+            "qtool ", formatting.clean(report.command), "  ", (level.upper(), style)
+        ),
         title_align="left",
         border_style=style,
         box=box.ROUNDED,
@@ -92,7 +94,7 @@ def _results(report: Report) -> RenderableType:
         scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
         cells = ["" if score is None else f"{score:.2f}" for score in scores]
         table.add_row(
-            Text(words.metric(accuracy)), *cells[:2], Text(cells[2], "bold"), _drop(report)
+            Text(formatting.metric(accuracy)), *cells[:2], Text(cells[2], "bold"), _drop(report)
         )
     if report.accuracy and report.accuracy.agreement is not None:
         agreement = f"{report.accuracy.agreement:.2f}"
@@ -100,16 +102,17 @@ def _results(report: Report) -> RenderableType:
         table.add_row("agreement (%)", "", "", Text(agreement, "bold"), Text(samples, "dim"))
     if report.size:
         size = report.size
-        small = Text(words.ratio(size.compression, "smaller", "larger"))
-        if held := words.parts(size):
+        small = Text(formatting.ratio(size.compression, "smaller", "larger"))
+        if held := formatting.parts(size):
             small.append(f"\n{held}", "dim")
-        cells = [words.size(size.float_bytes), "", words.size(size.quantized_bytes)]
+        cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
     if report.latency:
         timing = report.latency
-        fast = Text(words.ratio(timing.speedup, "faster", "slower"))
-        fast.append(f"\n{words.conditions(timing)}", "dim")
-        cells = [words.milliseconds(timing.float_ms), "", words.milliseconds(timing.quantized_ms)]
+        fast = Text(formatting.ratio(timing.speedup, "faster", "slower"))
+        fast.append(f"\n{formatting.conditions(timing)}", "dim")
+        float_ms = formatting.milliseconds(timing.float_ms)
+        cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
         table.add_row("latency", *cells[:2], Text(cells[2], "bold"), fast)
     return Padding(table, (1, 0, 0, 1))
 
@@ -120,7 +123,7 @@ def _drop(report: Report) -> Text:
         return Text()
     text = Text(f"drop {accuracy.drop:.2f} {unit_word(accuracy)}".replace("-", "−"))
     if accuracy.drop_ci95:
-        text.append(f"\n95 %: {words.interval(accuracy.drop_ci95)}", "dim")
+        text.append(f"\n95 %: {formatting.interval(accuracy.drop_ci95)}", "dim")
     return text
 
 
@@ -135,8 +138,8 @@ def _gates(report: Report) -> Table | None:
 
 def _gate(gate: Gate) -> tuple[Text, str, str]:
     mark = Text("✓", "green") if gate.passed else Text("✗", "bold red")
-    name = words.clean(gate.name)
-    return Text.assemble(mark, " ", name), f"{gate.value:.4g}", words.limit(gate)
+    name = formatting.clean(gate.name)
+    return Text.assemble(mark, " ", name), f"{gate.value:.4g}", formatting.limit(gate)
 
 
 def _kernels(report: Report) -> Table | None:
@@ -145,32 +148,33 @@ def _kernels(report: Report) -> Table | None:
         return None
     table = _grid(2)
     for title, counts in (("integer", kernels.integer), ("float", kernels.float)):
-        listed = ", ".join(f"{words.clean(op)} x{count}" for op, count in counts.items())
+        listed = ", ".join(f"{formatting.clean(op)} x{count}" for op, count in counts.items())
         style = "green" if title == "integer" else "yellow" if counts else "dim"
         table.add_row(Text(f"{sum(counts.values())} {title}", style), Text(listed or "–"))
-    stray = ", ".join(words.shorten(name, 50) for name in kernels.stray_quantize)
+    stray = ", ".join(formatting.shorten(name, 50) for name in kernels.stray_quantize)
     count = len(kernels.stray_quantize)
     style = "yellow" if count else "dim"
     table.add_row(Text(f"{count} stray Q/DQ", style), Text(stray or "none left unfused", style))
     if kernels.saturation_risk:
-        risk = f"{words.saturating(kernels.saturation_risk)}: pairs of products may leave int16"
+        layers = formatting.saturating(kernels.saturation_risk)
+        risk = f"{layers}: pairs of products may leave int16"
         table.add_row(Text("saturation", "red"), Text(risk))
     return table
 
 
 def _layers(report: Report, room: int) -> Table | None:
-    shown = words.worst(report, WORST_LAYERS)
+    shown = formatting.worst(report, WORST_LAYERS)
     if not shown:
         return None
     top = max((layer.sqnr_db or 0.0 for layer in report.layers), default=0.0)
     table = _grid(5)
     for layer in shown:
         value = layer.sqnr_db or 0.0
-        style = QUALITY_STYLE[words.quality(layer.sqnr_db)]
+        style = QUALITY_STYLE[formatting.quality(layer.sqnr_db)]
         table.add_row(
-            Text(words.shorten(layer.name, room)),
-            Text(words.shorten(layer.op, 10), "dim"),
-            Text(words.bits(layer), "dim"),
+            Text(formatting.shorten(layer.name, room)),
+            Text(formatting.shorten(layer.op, 10), "dim"),
+            Text(formatting.bits(layer), "dim"),
             Text(f"{value:.1f} dB", style, justify="right"),
             bar(value, top, BAR_WIDTH, style),
         )
@@ -187,23 +191,27 @@ def _stages(report: Report) -> Table | None:
     top = max(stage.seconds for stage in report.stages)
     for stage in report.stages:
         table.add_row(
-            Text(words.shorten(stage.name, 20)),
-            Text(words.duration(stage.seconds), justify="right"),
+            Text(formatting.shorten(stage.name, 20)),
+            Text(formatting.duration(stage.seconds), justify="right"),
             bar(stage.seconds, top, BAR_WIDTH, "cyan"),
-            Text("cached" if stage.cached else words.memory(stage.peak_rss_mb or 0), "dim")
+            Text("cached" if stage.cached else formatting.memory(stage.peak_rss_mb or 0), "dim")
             if stage.cached or stage.peak_rss_mb is not None
             else "",
         )
     table.add_row(
         Text("all", "dim"),
-        Text(words.duration(sum(stage.seconds for stage in report.stages)), "dim", justify="right"),
+        Text(
+            formatting.duration(sum(stage.seconds for stage in report.stages)),
+            "dim",
+            justify="right",
+        ),
     )
     return table
 
 
 def _notes(report: Report) -> Table | None:
     table = _grid(2)
-    for stage, note in words.notes(report):
+    for stage, note in formatting.notes(report):
         table.add_row(Text(f"• {stage}", "dim"), Text(note, overflow="fold"))
     return table if table.row_count else None
 
@@ -214,8 +222,8 @@ def _files(folder: Path | None) -> Table | None:
         path = Path(folder or ".") / name
         if path.is_file():
             table.add_row(
-                Text(words.clean(str(path)), overflow="fold"),
-                Text(words.size(path.stat().st_size), "dim", justify="right"),
+                Text(formatting.clean(str(path)), overflow="fold"),
+                Text(formatting.size(path.stat().st_size), "dim", justify="right"),
             )
     return table if table.row_count else None
 

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report.render import words
+from qtool.report.render import formatting
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.render.terminal import LEVEL_STYLE, put
 
@@ -21,24 +21,24 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for title in _titles(comparison):
         table.add_column(Text(title), justify="right", overflow="fold")
     for row in comparison.rows:
-        name = Text(words.shorten(row.name, 60), "bold" if row.baseline else "")
+        name = Text(formatting.shorten(row.name, 60), "bold" if row.baseline else "")
         if row.baseline:
             name.append("\nbaseline", "dim")
         table.add_row(
             name,
             Text(row.level, LEVEL_STYLE[row.level]),
             _cell(row.metric, lambda value: f"{value:.2f}", ""),
-            _cell(row.size, words.size, " %"),
-            _cell(row.latency, words.milliseconds, " %"),
+            _cell(row.size, formatting.size, " %"),
+            _cell(row.latency, formatting.milliseconds, " %"),
             _cell(row.sqnr, lambda value: f"{value:.1f} dB", ""),
         )
-    lines = [Text(words.clean(line), "yellow") for line in comparison.caveats]
+    lines = [Text(formatting.clean(line), "yellow") for line in comparison.caveats]
     put(console, table, *(Padding(line, (0, 0, 0, 1)) for line in lines))
 
 
 def _titles(comparison: Comparison) -> list[str]:
     metrics = {
-        words.metric(row.report.accuracy)
+        formatting.metric(row.report.accuracy)
         for row in comparison.rows
         if row.report.accuracy and row.report.accuracy.metric
     }
@@ -51,5 +51,5 @@ def _cell(cell: Cell, spoken: Callable[[float], str], unit: str) -> Text:
     text = Text(spoken(cell.value))
     if cell.delta is not None:
         style = "dim" if cell.better is None else "green" if cell.better else "red"
-        text.append(f"\n{words.signed(cell.delta, 1 if unit else 2)}{unit}", style)
+        text.append(f"\n{formatting.signed(cell.delta, 1 if unit else 2)}{unit}", style)
     return text

@@ -1,1 +1,1 @@
-"""."""
+"""Implement ONNX operators in torch, one module for each family."""

@@ -33,7 +33,7 @@ SHAPES = [
 @pytest.mark.parametrize("book", [False, True])
 @pytest.mark.parametrize(("shape", "granularity", "grid"), SHAPES)
 def test_all_rows_with_their_grids(shape, granularity, grid, book, monkeypatch):
-    monkeypatch.setattr(numerics_pieces, "PIECE", 13)
+    monkeypatch.setattr(chunked, "PIECE", 13)
     array = RNG.normal(0, 3, shape).astype(np.float32)
     scale = RNG.uniform(0.1, 0.2, grid).astype(np.float32)
     zero = RNG.integers(-3, 4, grid).astype(np.int32)
@@ -52,7 +52,7 @@ def test_all_rows_with_their_grids(shape, granularity, grid, book, monkeypatch):
 
 
 def test_what_does_not_fit_is_made_again(monkeypatch):
-    monkeypatch.setattr(kept, "KEPT_BYTES", 100)
+    monkeypatch.setattr(tensor_cache, "KEPT_BYTES", 100)
     made: list[str] = []
 
     def make(name: str, count: int):

@@ -97,7 +97,7 @@ def test_other_targets_do_not_run_it(tmp_path):
 
 def test_layers_that_may_saturate_are_listed_where_they_may(tmp_path, monkeypatch):
     """On a machine that adds pairs in int16 the layers are named, and safe scales leave none."""
-    monkeypatch.setattr(judgement, "adds_pairs", lambda isa: True)
+    monkeypatch.setattr(evaluate, "adds_pairs", lambda isa: True)
     report = ran(tmp_path, classifier(), "onnxruntime-cpu")
     risky = report.kernels.saturation_risk
     assert risky and set(risky) <= {layer.name for layer in report.layers}

@@ -108,8 +108,8 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
         loaded.append(Path(path).name)
         return made
 
-    monkeypatch.setattr(verify, "_session", session)
-    monkeypatch.setattr(verify, "_tell", lambda **message: told.append(message["progress"]))
+    monkeypatch.setattr(ort_worker, "_session", session)
+    monkeypatch.setattr(ort_worker, "_tell", lambda **message: told.append(message["progress"]))
     monkeypatch.setattr("sys.stdin", io.StringIO("quiet\n"))
     result = ort_worker._latency({**latency(place), "big": big})
     assert max(most) == (1 if big else 2)
@@ -256,7 +256,8 @@ def loaded(jobs, before: str = "") -> set[str]:
     """Which heavy packages the child has imported after its tasks."""
     heavy = {"torch", "onnx", "onnx_ir", "pydantic", "onnxruntime", "numpy", "typer", "rich"}
     code = (
-        f"import sys\n{before}\nfrom qtool.verification.ort_worker import main\nmain({str(jobs)!r})\n"
+        f"import sys\n{before}\nfrom qtool.verification.ort_worker import main\n"
+        f"main({str(jobs)!r})\n"
         f"print('LOADED', *(set(sys.modules) & {heavy}))"
     )
     done = subprocess.run(
