@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtool.verification.kernels import environment
+from qtool.verification.environment import environment
 
 
 def heading(title: str, command: str) -> str:

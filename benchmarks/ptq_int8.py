@@ -23,7 +23,7 @@ from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_re
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
 from qtool.metrics.registry import METRICS, agreement, paired_interval
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 
 ROUNDS = 5
 

@@ -19,7 +19,7 @@ import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import NETWORKS, recipe
 from qtool.data import open_dataset
-from qtool.recipe.model import recipe_from_keywords
+from qtool.recipe.loader import recipe_from_keywords
 from qtool.simulation import integer_network
 from qtool.simulation.integer_kernels import BUILDERS, Kernel, Work, weighted
 from qtool.weights.int16_saturation import at_risk, excess, orders

@@ -17,16 +17,17 @@ import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import NETWORKS, recipe
 from qtool.calibration import MSE
-from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
+from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.data import Dataset, open_dataset
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes
 from qtool.pipeline.stages import make_plan, rewrite
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.recipe.model import recipe_from_keywords
+from qtool.recipe.loader import recipe_from_keywords
 from qtool.runtime.ort_session import OrtSession
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
+from qtool.weights.grids import weight_grids
 from qtool.weights.scale_constraints import snap_weights
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")

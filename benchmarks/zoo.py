@@ -27,7 +27,7 @@ from benchmarks.zoo_models import MODELS, REFUSED, Inputs, build
 from qtool.errors import QtoolError
 from qtool.metrics.registry import sqnr_db
 from qtool.pipeline.run import run_ptq
-from qtool.recipe.model import recipe_from_options
+from qtool.recipe.loader import recipe_from_options
 from qtool.runtime.ort_options import session_options
 
 LEAST_DB = 20.0

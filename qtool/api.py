@@ -21,16 +21,19 @@ from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
 from qtool.emitters import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
-from qtool.pipeline.prepare import input_specs, load_any
-from qtool.pipeline.stages import make_grids, make_plan, resolve_bits, rewrite
+from qtool.pipeline.load_model import input_specs, load_any
+from qtool.pipeline.stages import make_grids, make_plan, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_io import write_plan
 from qtool.recipe.choice import read_choice
-from qtool.recipe.model import Recipe, recipe_from_keywords
+from qtool.recipe.layer_bits import resolve_bits
+from qtool.recipe.loader import recipe_from_keywords
+from qtool.recipe.model import Recipe
 from qtool.recipe.network import as_torch, carries_code
 from qtool.recipe.target_defaults import settle
-from qtool.targets.target import Target, load_target
+from qtool.targets.loader import load_target
+from qtool.targets.target import Target
 from qtool.weights import SCHEMES
 
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
-from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
+from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes, load_model
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.rewrites import REWRITES
-from qtool.targets.target import Target, load_target
+from qtool.targets.loader import load_target
+from qtool.targets.target import Target
+from qtool.weights.grids import weight_grids
 
 Arrays = dict[str, np.ndarray]
 

@@ -7,23 +7,18 @@ the observed values as extra outputs; statistics are summed batch by batch and d
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.calibration.mse import squared_error
+from qtool.calibration.statistics import Calibrator, Stats, summarize
 from qtool.errors import DataError
 from qtool.graph.queries import by_name, constant, dims, let_go
-from qtool.protocols import Calibrator
-from qtool.quant.plan import BINS, QuantPlan, Stats
+from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.quant.scale_formats import snap_activation
 from qtool.runtime.ort_session import OrtSession
-from qtool.weights import Binary, KMeans, Uniform
-
-# Elements of one value and batch that enter the histogram; limits are taken over all of them.
-SAMPLED = 1 << 14
 
 # Elements of all observed values together in one batch: bounds memory at about 4 bytes each.
 BATCH_ELEMENTS = 1 << 22
@@ -111,31 +106,6 @@ def collect(
     return stats
 
 
-def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
-    """Statistics of one array; the histogram takes at most SAMPLED evenly spread elements.
-
-    Args:
-        array: float, any shape.
-        histogram: False leaves the histogram empty.
-        seed: shifts the sampling grid, so that batches look at different places.
-    """
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.size == 0:
-        return Stats()
-    lo, hi = float(flat.min()), float(flat.max())
-    if not histogram or not (np.isfinite(lo) and np.isfinite(hi)):
-        return Stats(lo, hi)
-    # An odd stride walks through all rows and channels instead of one column.
-    step = max(1, flat.size // SAMPLED) | 1
-    part = flat[(seed * 7919) % step :: step].astype(np.float64)
-    largest = max(abs(lo), abs(hi), float(np.finfo(np.float32).tiny))
-    exponent = int(np.ceil(np.log2(largest / (BINS / 2 - 1))))
-    index = np.floor(np.ldexp(part, -exponent)).astype(np.int64)
-    first = int(index.min())
-    counts = np.bincount(index - first)
-    return Stats(lo, hi, float(part.sum()), float(part @ part), part.size, counts, first, exponent)
-
-
 def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:
     """Replace the activations' QuantSpecs by the QuantParams the calibrator finds.
 
@@ -161,55 +131,3 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
         except ValueError as error:
             raise DataError(f'calibrate: the value "{grid}": {error}') from error
     return replace(plan, grids=grids)
-
-
-def weight_grids(model: ir.Model, plan: QuantPlan, scheme: Any = None) -> QuantPlan:
-    """Grids for weights, per tensor, channel or block as their specs ask; codes where they are set.
-
-    Args:
-        model: the rewritten graph.
-        plan: weights have specs.
-        scheme: an entry of SCHEMES with its options, for weights of 2 to 7 bits; Uniform by
-            default. One bit is always Binary, 8 and more are always Uniform.
-
-    Raises:
-        DataError: a weight or bias is NaN or infinite (names the initializer).
-    """
-    values = by_name(model.graph)
-    grids, codes = dict(plan.grids), dict(plan.codes)
-    _refuse_bad_biases(values, plan)
-    names = {s.weight: s.name for s in plan.sites.values() if s.weight is not None}
-    names.update({w: site.name for site in plan.dynamic.values() for w in site.weights})
-    for name, reader in {**dict.fromkeys(sorted(plan.stored), "a float op"), **names}.items():
-        spec = grids.get(name)
-        if not isinstance(spec, QuantSpec):
-            continue
-        array = constant(values[name])
-        if array is None:
-            raise AssertionError(f"{name} is a weight without data")
-        chosen = (
-            Uniform() if spec.bits >= 8 else Binary() if spec.bits == 1 else scheme or Uniform()
-        )
-        # Codes that become floats at load need not fit the integer kernels.
-        wide = {"level_bits": 16} if isinstance(chosen, KMeans) and name not in names else {}
-        try:
-            if not np.isfinite(array).all():
-                raise ValueError("it holds NaN or infinite numbers")
-            grids[name], found = chosen(array, spec, **wide)
-        except ValueError as error:
-            raise DataError(
-                f'the weights "{name}" of node "{reader}": {error}; train or export the model again'
-            ) from error
-        if found is not None:
-            codes[name] = found
-    return replace(plan, grids=grids, codes=codes)
-
-
-def _refuse_bad_biases(values: Mapping[str, ir.Value], plan: QuantPlan) -> None:
-    for site in plan.sites.values():
-        bias = constant(values[site.bias]) if site.bias is not None else None
-        if bias is not None and not np.isfinite(bias).all():
-            raise DataError(
-                f'the bias "{site.bias}" of node "{site.name}" holds NaN or infinity; '
-                "train or export the model again"
-            )

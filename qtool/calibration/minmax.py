@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY
 
 from pydantic.dataclasses import dataclass
 
-from qtool.quant.plan import Stats
+from qtool.calibration.statistics import Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.quant.plan import Stats
+from qtool.calibration.statistics import Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 

@@ -20,7 +20,7 @@ def check(
 ) -> None:
     """Print the plan (value, bits, why) and an estimate of time and memory; calibrate nothing."""
     with exit_codes():
-        from qtool.recipe.model import load_recipe
+        from qtool.recipe.loader import load_recipe
 
         chosen = load_recipe(recipe)
         from qtool.pipeline.dry_run import check as check_recipe

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import typer
 
-from qtool import __version__
 from qtool.errors import QtoolError
+from qtool.version import __version__
 
 PASSED = 0
 GATE_FAILED = 1

@@ -7,7 +7,6 @@ from types import FrameType
 
 import typer
 
-from qtool import __version__
 from qtool.cli.check import check
 from qtool.cli.list import list_
 from qtool.cli.ptq import ptq
@@ -15,6 +14,7 @@ from qtool.cli.qat import qat
 from qtool.cli.report import report
 from qtool.cli.schema import schema
 from qtool.cli.verify import verify
+from qtool.version import __version__
 
 app = typer.Typer(
     name="qtool",

@@ -99,7 +99,7 @@ def chosen_recipe(
     recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
     """The recipe of the options; without a file the defaults."""
-    from qtool.recipe.model import load_recipe, recipe_from_options
+    from qtool.recipe.loader import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=model, data=data)

@@ -61,7 +61,7 @@ def verify(
 def _recipe(
     recipe: Path | None, against: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
-    from qtool.recipe.model import load_recipe, recipe_from_options
+    from qtool.recipe.loader import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=against, data=data)

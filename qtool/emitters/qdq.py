@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool import __version__
 from qtool.emitters.dynamic import write_dynamic
 from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
 from qtool.emitters.weight_only import float_weights
 from qtool.emitters.weight_zero_point import moved_weights
 from qtool.graph.names import Names, add_initializer
-from qtool.graph.queries import by_name, code_limits, dims, nodes_by_name
+from qtool.graph.queries import by_name, dims, nodes_by_name
+from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerChannel, QuantParams, mean_factor
 from qtool.targets.target import PACKING, OpRule, Target
+from qtool.version import __version__
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool import __version__
 from qtool.errors import UnsupportedError
 from qtool.graph.names import Names, add_initializer
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, align, dequantize
+from qtool.version import __version__
 
 DOMAIN = "qonnx.custom_op.general"
 

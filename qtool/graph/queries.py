@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.quant.primitives import QuantParams, quantize
-
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array behind an initializer, or None when the value is computed or fed."""
@@ -90,18 +88,6 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
         array = constant(value)
         found.append(default if value is None else None if array is None else float(array))
     return found[0], found[1]
-
-
-def code_limits(node: ir.Node, params: QuantParams) -> tuple[int, int] | None:
-    """Codes between which a Relu or Clip keeps a value on a grid; None if computed at run time.
-
-    Rounding and saturating keep the order of values, so clipping codes is clipping values.
-    """
-    lo, hi = clip_limits(node)
-    if lo is None or hi is None:
-        return None
-    low, high = (int(quantize(np.asarray(v, np.float64), params)) for v in (lo, hi))
-    return low, high
 
 
 def all_values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -10,12 +10,12 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.graph.queries import macs
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import make_annotated, rewritten
-from qtool.pipeline.stage_cache import Stages
-from qtool.protocols import Progress, silent
+from qtool.progress import Progress, silent
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import settle
-from qtool.targets.target import load_target
+from qtool.steps.stage_cache import Stages
+from qtool.targets.loader import load_target
 
 
 @dataclass(frozen=True)

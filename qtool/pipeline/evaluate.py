@@ -16,8 +16,7 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
 from qtool.metrics.registry import METRICS, Judged, Metric, find_metric, judge_outputs
 from qtool.pipeline.prepare import Prepared
-from qtool.pipeline.stage_cache import Record, Stages
-from qtool.protocols import Progress
+from qtool.progress import Progress
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import (
@@ -31,9 +30,10 @@ from qtool.report.report import (
     Parity,
 )
 from qtool.runtime.ort_options import default_threads
+from qtool.steps.stage_cache import Record, Stages
 from qtool.verification.captured_outputs import observable, sample_count, watched_model
+from qtool.verification.environment import instruction_sets
 from qtool.verification.integer_reference import integer_only, saturating
-from qtool.verification.kernels import instruction_sets
 from qtool.verification.ort_worker import run_tasks
 from qtool.weights.int16_saturation import adds_pairs, at_risk
 
@@ -199,7 +199,7 @@ class Judge:
         return found
 
     def _noise(self, chosen: Sequence[int]) -> dict[str, float | None]:
-        from qtool.verification.parity import layer_noise
+        from qtool.verification.layer_sqnr import layer_noise
 
         with self.stages.stage("layers"):
             batches = self.prepared.judged.take(chosen).padded(self.prepared.fixed_batch or 1)

@@ -14,7 +14,7 @@ from qtool.qat.custom_loss import OwnLoss, own_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
 from qtool.recipe.yaml_loader import Path as KeyPath
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 from qtool.weights.scale_constraints import SCALES
 
 

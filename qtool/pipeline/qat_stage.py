@@ -11,17 +11,18 @@ from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims
 from qtool.metrics.classification import refuse_outside
-from qtool.pipeline.prepare import Prepared, disjoint
+from qtool.pipeline.input_checks import disjoint
+from qtool.pipeline.prepare import Prepared
 from qtool.pipeline.qat_checks import asked_loss, parted, refuse_codes, refuse_own_loss
 from qtool.pipeline.qat_workers import make_network, open_section, refuse_shares, tell
-from qtool.pipeline.stage_cache import Record, Stages
-from qtool.protocols import Progress
+from qtool.progress import Progress
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Augment, Qat
 from qtool.report.schema import TrainingEpoch, TrainingPart
+from qtool.steps.stage_cache import Record, Stages
 
 if TYPE_CHECKING:
     from qtool.qat.settings import Epoch, Pixels, Settings

@@ -12,9 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qtool import __version__
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import batch_size, observed_values, weight_grids
+from qtool.calibration.collect import batch_size, observed_values
 from qtool.emitters import emit_model, save_model
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, digest_of, write_text_atomic
@@ -24,9 +23,8 @@ from qtool.pipeline.prepare import Prepared, prepare
 from qtool.pipeline.qat_checks import refuse_early
 from qtool.pipeline.qat_stage import learn
 from qtool.pipeline.qat_workers import help_learn
-from qtool.pipeline.stage_cache import Stages, first_missing, source_digest
 from qtool.pipeline.stages import make_grids, make_plan, rewrite, settle_weights
-from qtool.protocols import Progress, silent
+from qtool.progress import Progress, silent
 from qtool.qat import distributed
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_shape
@@ -38,17 +36,15 @@ from qtool.report.render import write_run_files
 from qtool.report.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report.schema import TrainingPart
 from qtool.runtime.ort_options import default_threads
-from qtool.targets.target import load_target
+from qtool.steps.stage_cache import Stages, first_missing, source_digest
+from qtool.targets.loader import load_target
+from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
-from qtool.verification.kernels import (
-    environment,
-    instruction_sets,
-    kernels_part,
-    layers_part,
-    model_part,
-    total_macs,
-)
+from qtool.verification.kernels import kernels_part
+from qtool.verification.layer_table import layers_part, model_part, total_macs
+from qtool.version import __version__
 from qtool.weights import SCHEMES
+from qtool.weights.grids import weight_grids
 
 
 def run_ptq(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool import __version__, files
+from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.loading import read_graph
 from qtool.metrics.registry import METRICS, judge_outputs
@@ -20,14 +20,17 @@ from qtool.pipeline.evaluate import (
     told,
 )
 from qtool.pipeline.prepare import Prepared, prepare
-from qtool.pipeline.stage_cache import Stages
-from qtool.protocols import Progress, silent
+from qtool.progress import Progress, silent
 from qtool.quant.quantized_io import read_ends
 from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
 from qtool.report.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
-from qtool.verification.kernels import environment, file_kernels, instruction_sets, model_part
+from qtool.steps.stage_cache import Stages
+from qtool.verification.environment import environment, instruction_sets
+from qtool.verification.kernels import file_kernels
+from qtool.verification.layer_table import model_part
 from qtool.verification.ort_worker import run_tasks
+from qtool.version import __version__
 from qtool.weights.int16_saturation import adds_pairs
 
 

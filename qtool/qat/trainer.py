@@ -20,7 +20,7 @@ from torch import nn
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
-from qtool.protocols import Progress, silent
+from qtool.progress import Progress, silent
 from qtool.qat import distributed
 from qtool.qat.augmentation.augment import augmented
 from qtool.qat.augmentation.mixup import Pairs

@@ -3,13 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
-from qtool.errors import RecipeError
-from qtool.recipe.error_messages import describe
+from qtool.errors import RecipeError, suggest
+from qtool.recipe.error_messages import describe, explain
 from qtool.recipe.network import Part
-from qtool.recipe.validation import check_choice
-from qtool.recipe.yaml_loader import Document
+from qtool.recipe.registry import KINDS, options_of
+from qtool.recipe.yaml_loader import Document, Path
 
 
 class Choice(Part):
@@ -63,3 +70,40 @@ def read_choice(found: Any, kind: str, place: str) -> Choice:
 
 
 NamedChoice = Annotated[Choice, BeforeValidator(_choice)]
+
+
+_MANY = {"ptq": "ptq steps"}
+
+
+def check_choice(choice: Choice, kind: str, path: Path, document: Document) -> None:
+    """Check a name against its table, and its options against its entry.
+
+    Raises:
+        RecipeError: an unknown name or option, or a value an option does not take.
+    """
+    entry = _name(choice.name, kind, path, document)
+    path = (*path, choice.name)
+    known = [option.name for option in options_of(entry)]
+    for name in choice.options:
+        if name not in known:
+            have = f"it has {', '.join(known)}" if known else "it has none"
+            text = f"unknown option of {choice.name}{suggest(name, known)}"
+            raise document.error((*path, name), f"{text} ({have})")
+    if not known:
+        return
+    try:
+        TypeAdapter(entry).validate_python(choice.options)
+    except ValidationError as error:
+        raise explain(error, document, BaseModel, path) from error
+
+
+def _name(name: str, kind: str, path: Path, document: Document) -> Any:
+    table: Mapping[str, Any] = KINDS[kind]()
+    if name in table:
+        return table[name]
+    if not table:
+        raise document.error(
+            path, f'found "{name}", but this version has no {_MANY.get(kind, kind)} yet; remove it'
+        )
+    hint = suggest(name, table)
+    raise document.error(path, f'found "{name}", expected one of {", ".join(sorted(table))}{hint}')

@@ -40,7 +40,7 @@ def _rewrites() -> Mapping[str, Any]:
 
 
 def _targets() -> Mapping[str, Any]:
-    from qtool.targets.target import load_target, target_names
+    from qtool.targets.loader import load_target, target_names
 
     return {name: load_target(name) for name in target_names()}
 

@@ -1,20 +1,18 @@
 """What pydantic cannot say about a recipe: features of later versions, names, options, files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
 from qtool.errors import suggest
-from qtool.recipe.error_messages import describe, explain
+from qtool.recipe.choice import _name, check_choice
+from qtool.recipe.error_messages import describe
 from qtool.recipe.network import FILES, OnnxModel
-from qtool.recipe.registry import KINDS, options_of
 from qtool.recipe.yaml_loader import Document, Path
 from qtool.user_code import is_function_name
 
 if TYPE_CHECKING:
-    from qtool.recipe.model import Choice, Recipe
+    from qtool.recipe.model import Recipe
 
 Test = Callable[[Any], bool]
 
@@ -62,9 +60,6 @@ def _get(data: Any, path: Path) -> Any:
             return None
         data = data[key]
     return data
-
-
-_MANY = {"ptq": "ptq steps"}
 
 
 def check_names(recipe: "Recipe", document: Document) -> None:
@@ -124,40 +119,6 @@ def _pattern(pattern: str, document: Document) -> None:
         ("bits", "layers", pattern),
         f'not a layer pattern; expected first, last, "name:GLOB" or "op:TYPE"{hint}',
     )
-
-
-def check_choice(choice: "Choice", kind: str, path: Path, document: Document) -> None:
-    """Check a name against its table, and its options against its entry.
-
-    Raises:
-        RecipeError: an unknown name or option, or a value an option does not take.
-    """
-    entry = _name(choice.name, kind, path, document)
-    path = (*path, choice.name)
-    known = [option.name for option in options_of(entry)]
-    for name in choice.options:
-        if name not in known:
-            have = f"it has {', '.join(known)}" if known else "it has none"
-            text = f"unknown option of {choice.name}{suggest(name, known)}"
-            raise document.error((*path, name), f"{text} ({have})")
-    if not known:
-        return
-    try:
-        TypeAdapter(entry).validate_python(choice.options)
-    except ValidationError as error:
-        raise explain(error, document, BaseModel, path) from error
-
-
-def _name(name: str, kind: str, path: Path, document: Document) -> Any:
-    table: Mapping[str, Any] = KINDS[kind]()
-    if name in table:
-        return table[name]
-    if not table:
-        raise document.error(
-            path, f'found "{name}", but this version has no {_MANY.get(kind, kind)} yet; remove it'
-        )
-    hint = suggest(name, table)
-    raise document.error(path, f'found "{name}", expected one of {", ".join(sorted(table))}{hint}')
 
 
 def check_paths(recipe: "Recipe", document: Document) -> None:

@@ -12,13 +12,15 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import ModelError, QtoolError
-from qtool.protocols import Observe
 from qtool.runtime import ort_node
 from qtool.runtime.ops.table import ELEMENTWISE, OPS, SHAPE_INPUTS, options_of, select
 from qtool.runtime.schedule import Place, Schedule, Step, build
 from qtool.runtime.tensors import Unhandled, from_ir, from_numpy
 
-__all__ = ["OPS", "Executor"]
+__all__ = ["OPS", "Executor", "Observe"]
+
+Observe = Callable[[ir.Value, Any], Any]
+"""The executor's one hook: ``observe(value, tensor) -> tensor``; readers see what it returns."""
 
 
 class Executor:

@@ -11,14 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.graph.queries import (
-    attribute,
-    by_name,
-    code_limits,
-    constant,
-    nodes_by_name,
-    weight_axis,
-)
+from qtool.graph.queries import attribute, by_name, constant, nodes_by_name, weight_axis
+from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, mean_factor
 from qtool.runtime.ops.table import options_of, select

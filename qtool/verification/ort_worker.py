@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from qtool.errors import DataError, ModelError, QtoolError, RecipeError, UnsupportedError
-from qtool.protocols import Progress, silent
+from qtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     from qtool.data import Dataset

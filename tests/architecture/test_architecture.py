@@ -71,7 +71,7 @@ def test_a_check_can_fail(check, module, text, complaint):
         (DOCSTRINGS, "plan", '"""Doc."""\ndef _f(): pass'),
         (SIZES, "plan", "x = 1\n" * 400),
         (SIZES, "cli.ptq", "def f(\n" + "\n" * 60 + "):\n x = 1"),
-        (FLOORS, "cli.main", "from qtool import __version__"),
+        (FLOORS, "cli.main", "from qtool.version import __version__"),
     ],
 )
 def test_a_check_passes_what_is_allowed(check, module, text):

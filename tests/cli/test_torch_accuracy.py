@@ -11,7 +11,7 @@ import yaml
 
 from qtool.loading import export as exporting
 from qtool.pipeline.run import run_ptq
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))
 pytestmark = [

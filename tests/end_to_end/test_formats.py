@@ -9,7 +9,7 @@ import pytest
 
 from qtool.pipeline.run import run_ptq
 from qtool.quant.quantized_io import KEY, read_ends
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 
 FORMS = {
     "qoperator": ["output.format=qoperator"],

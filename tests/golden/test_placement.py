@@ -14,7 +14,8 @@ from models import BUILDERS, cpu, rewritten
 
 from qtool.annotation.annotator import annotate
 from qtool.quant.bit_widths import Bits
-from qtool.targets.target import Target, load_target, target_names
+from qtool.targets.loader import load_target, target_names
+from qtool.targets.target import Target
 
 GOLDEN = Path(__file__).with_name("placement.yaml")
 OF_TARGETS = Path(__file__).with_name("placement_targets.yaml")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.errors import RecipeError
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 from qtool.recipe.yaml_loader import MAX_CHARACTERS, emit, parse
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(

@@ -12,8 +12,8 @@ from models import Net
 from qtool.errors import RecipeError
 from qtool.loading import load_model
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.stage_cache import Stages, first_missing
-from qtool.recipe.model import recipe_from_options
+from qtool.recipe.loader import recipe_from_options
+from qtool.steps.stage_cache import Stages, first_missing
 
 
 def small() -> Net:
@@ -82,7 +82,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     stages = Stages(tmp_path / "run" / ".stages", False, ())
     with stages.alone():
         code = (
-            "from pathlib import Path; from qtool.pipeline.stage_cache import Stages; import sys\n"
+            "from pathlib import Path; from qtool.steps.stage_cache import Stages; import sys\n"
             "from qtool.errors import RecipeError\n"
             "try:\n"
             "    Stages(Path(sys.argv[1]), False, ()).alone().__enter__()\n"

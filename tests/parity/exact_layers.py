@@ -21,7 +21,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.ort_kernels import ExactKernels
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 from qtool.verification.captured_outputs import observable, watched_model
 
 TARGET = load_target("onnxruntime-cpu")

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
-from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
+from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.emitters import emit_qdq
 from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits
@@ -30,7 +30,8 @@ from qtool.simulation.fixed_point import ROUNDINGS
 from qtool.simulation.integer_kernels import BUILDERS as KERNELS
 from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
 from qtool.simulation.ort_kernels import ExactKernels
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
+from qtool.weights.grids import weight_grids
 from qtool.weights.scale_constraints import ask_scales, snap_weights
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")

@@ -31,7 +31,8 @@ from qtool.verification.captured_outputs import (
     sample_count,
     watched_model,
 )
-from qtool.verification.parity import Count, _in_steps, compare, layer_noise
+from qtool.verification.layer_sqnr import layer_noise
+from qtool.verification.parity import Count, _in_steps, compare
 
 
 def network(name: str, tmp_path: Path) -> ir.Model:

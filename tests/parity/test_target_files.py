@@ -10,7 +10,7 @@ from models import BUILDERS, Net, bind, feeds_for, run, sqnr
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
-from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
+from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.emitters import emit_model
 from qtool.graph.queries import constant
 from qtool.loading import infer_shapes
@@ -18,7 +18,9 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES
 from qtool.simulation.fake_quant import Simulation
-from qtool.targets.target import Target, load_target, target_names
+from qtool.targets.loader import load_target, target_names
+from qtool.targets.target import Target
+from qtool.weights.grids import weight_grids
 
 
 def file_for(target: Target, net: Net, folder: Path, bits: Bits | None = None):

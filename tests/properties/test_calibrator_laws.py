@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from qtool.calibration import CALIBRATORS, MSE, MinMax
-from qtool.calibration.collect import summarize
 from qtool.calibration.percentile import quantile
-from qtool.quant.plan import BINS, Stats
+from qtool.calibration.statistics import BINS, Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize
 
 VALUES = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-10, 10, width=32) | st.just(0.0)

@@ -154,7 +154,7 @@ def test_quantizing_leaves_the_model_free_for_another_plan(model, plan):
 
 def test_the_file_is_the_one_of_the_pipeline(tmp_path, monkeypatch):
     from qtool.pipeline.run import run_ptq
-    from qtool.recipe.model import load_recipe
+    from qtool.recipe.loader import load_recipe
 
     net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5))
     x = torch.randn(24, 2, 6, 6)

@@ -7,7 +7,7 @@ import onnxruntime
 import yaml
 from PIL import Image
 
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 
 
 def test_the_images_are_written_once(digits, tmp_path, monkeypatch):

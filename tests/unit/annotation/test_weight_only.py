@@ -32,9 +32,10 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     plan = annotate(model, cpu(), Bits())
     assert plan.stored == {"table"} and plan.floats["embed"]
     from qtool.calibration import MinMax
-    from qtool.calibration.collect import choose_grids, collect, observed_values, weight_grids
+    from qtool.calibration.collect import choose_grids, collect, observed_values
     from qtool.emitters import emit_qdq
     from qtool.quant.freeze import freeze
+    from qtool.weights.grids import weight_grids
 
     stats = collect(model, observed_values(model, plan), [ids()], histograms=False, threads=1)
     plan = freeze(model, weight_grids(model, choose_grids(plan, stats, MinMax())))

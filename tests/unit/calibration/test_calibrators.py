@@ -7,9 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
-from qtool.calibration.collect import summarize
 from qtool.calibration.percentile import quantile
-from qtool.quant.plan import Stats
+from qtool.calibration.statistics import Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize
 
 RNG = np.random.default_rng(5)

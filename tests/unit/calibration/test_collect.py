@@ -17,14 +17,14 @@ from qtool.calibration.collect import (
     choose_grids,
     collect,
     observed_values,
-    summarize,
-    weight_grids,
 )
+from qtool.calibration.statistics import Stats, summarize
 from qtool.errors import DataError
 from qtool.quant.bit_widths import Bits
-from qtool.quant.plan import QuantPlan, Stats
+from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.runtime.executor import Executor
+from qtool.weights.grids import weight_grids
 
 RNG = np.random.default_rng(2)
 

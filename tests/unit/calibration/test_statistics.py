@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from qtool.calibration.collect import SAMPLED, summarize
-from qtool.quant.plan import BINS, Stats
+from qtool.calibration.statistics import BINS, SAMPLED, Stats, summarize
 
 RNG = np.random.default_rng(3)
 

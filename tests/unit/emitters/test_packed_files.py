@@ -15,7 +15,7 @@ from qtool.emitters.qoperator import to_operators
 from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 from qtool.weights import SCHEMES
 
 

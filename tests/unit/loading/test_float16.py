@@ -11,7 +11,7 @@ from qtool.loading import load_model
 from qtool.loading.float16 import widen
 from qtool.metrics.registry import sqnr_db
 from qtool.pipeline.run import run_ptq
-from qtool.recipe.model import recipe_from_options
+from qtool.recipe.loader import recipe_from_options
 
 
 def low(kind: int, *, borders: bool) -> onnx.ModelProto:

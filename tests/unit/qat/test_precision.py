@@ -17,7 +17,7 @@ from qtool.qat.quantizers.functions import widened
 from qtool.qat.quantizers.lsq import LSQ
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 

@@ -12,7 +12,7 @@ import qtool.qat.trainer as loop
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.pipeline.qat_stage import warnings_of
-from qtool.protocols import silent
+from qtool.progress import silent
 from qtool.qat.augmentation.augment import moved
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import Loss, distilled

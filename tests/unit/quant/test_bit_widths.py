@@ -15,11 +15,12 @@ from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.loading import infer_shapes
-from qtool.pipeline.stages import make_grids, make_plan, resolve_bits
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
+from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.simulation.fake_quant import Simulation
 from qtool.simulation.ort_kernels import ExactKernels

@@ -227,8 +227,8 @@ def _weights_and_codes(model, plan, name):
     from dataclasses import replace
 
     from qtool.annotation.annotator import annotate
-    from qtool.calibration.collect import weight_grids
     from qtool.quant.freeze import freeze
+    from qtool.weights.grids import weight_grids
 
     fresh = annotate(model, cpu(), Bits())
     grids = {k: plan.grids[k] if k != "w" else g for k, g in fresh.grids.items()}

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.calibration import MSE
-from qtool.calibration.collect import summarize
 from qtool.calibration.mse import squared_error
+from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import (
     PerChannel,
     QuantParams,

@@ -7,9 +7,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
-from qtool.recipe.model import load_recipe, recipe_from_options
+from qtool.recipe.loader import load_recipe, recipe_from_options
 from qtool.recipe.registry import KINDS
-from qtool.targets.target import target_names
+from qtool.targets.loader import target_names
 
 BASE = """\
 model: net.onnx

@@ -5,7 +5,7 @@ import pytest
 
 from qtool.errors import RecipeError
 from qtool.recipe.json_schema import recipe_schema
-from qtool.recipe.model import load_recipe
+from qtool.recipe.loader import load_recipe
 from qtool.recipe.registry import KINDS
 from qtool.recipe.yaml_loader import emit
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from qtool.recipe.model import Choice, LayerBits, load_recipe, recipe_from_options
+from qtool.recipe.loader import load_recipe, recipe_from_options
+from qtool.recipe.model import Choice, LayerBits
 from qtool.recipe.registry import KINDS
 from qtool.recipe.target_defaults import settle
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 
 SMALL = "model: net.onnx\ncalibrate: {images: train}\n"
 FULL = """\

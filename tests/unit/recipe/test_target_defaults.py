@@ -3,9 +3,9 @@
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.recipe.model import recipe_from_keywords
+from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.target_defaults import settle
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 
 
 def recipe(folder, target: str, **parts):

@@ -14,17 +14,19 @@ from qtool.emitters import emit_qdq
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.pipeline.stages import make_grids, resolve_bits
+from qtool.pipeline.stages import make_grids
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
+from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import exact_site
 from qtool.simulation.fake_quant import Simulation
 from qtool.verification.captured_outputs import observable, watched_model
 from qtool.verification.kernels import kernels_part
-from qtool.verification.parity import ParityCounts, compare, layer_noise
+from qtool.verification.layer_sqnr import layer_noise
+from qtool.verification.parity import ParityCounts, compare
 from qtool.weights.int16_saturation import at_risk
 
 DYNAMIC = Bits(activations=None, dynamic=True)

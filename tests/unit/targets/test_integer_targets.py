@@ -11,12 +11,13 @@ from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import evaluate
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.stages import make_plan, resolve_bits
+from qtool.pipeline.stages import make_plan
 from qtool.quant.bit_widths import Bits
+from qtool.recipe.layer_bits import resolve_bits
+from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Bits as BitsAsked
-from qtool.recipe.model import recipe_from_keywords
 from qtool.report.report import Report
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 
 NAMES = ("integer-only", "onnxruntime-cpu-no-vnni")
 

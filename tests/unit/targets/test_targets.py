@@ -6,7 +6,8 @@ import yaml
 from qtool.errors import RecipeError
 from qtool.quant.primitives import PerChannel, QuantSpec
 from qtool.rewrites import REWRITES
-from qtool.targets.target import FORMS, config_folder, load_target, target_names
+from qtool.targets.loader import config_folder, load_target, target_names
+from qtool.targets.target import FORMS
 
 CPU = config_folder("targets") / "onnxruntime-cpu.yaml"
 

@@ -24,15 +24,10 @@ from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.verification import kernels
+from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.file_size import file_parts
-from qtool.verification.kernels import (
-    environment,
-    instruction_sets,
-    kernels_part,
-    layers_part,
-    model_part,
-    total_macs,
-)
+from qtool.verification.kernels import kernels_part
+from qtool.verification.layer_table import layers_part, model_part, total_macs
 
 
 def network(name: str, tmp_path) -> ir.Model:

@@ -16,7 +16,7 @@ from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.simulation.integer_network import IntegerNetwork
-from qtool.targets.target import load_target
+from qtool.targets.loader import load_target
 from qtool.weights.int16_saturation import (
     adds_pairs,
     at_risk,

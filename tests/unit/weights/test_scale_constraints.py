@@ -8,11 +8,12 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 
 from qtool.calibration import MSE
 from qtool.errors import RecipeError
-from qtool.pipeline.stages import make_grids, make_plan, resolve_bits
+from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import BIAS_LIMIT, freeze
 from qtool.quant.primitives import Codebook
 from qtool.quant.scale_formats import as_integers
+from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.weights import SCHEMES
 from qtool.weights.scale_constraints import SCALES, ask_scales

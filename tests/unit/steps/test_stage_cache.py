@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qtool.pipeline.stage_cache import Record, Stages, peak_rss_mb, source_digest
+from qtool.steps.stage_cache import Record, Stages, peak_rss_mb, source_digest
 
 
 def write(text: str, path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Load the model that a recipe names."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtool.data import (
+    InputSpec,
+)
+from qtool.errors import ModelError, RecipeError, UnsupportedError
+from qtool.graph.queries import dims
+from qtool.graph.save import save_model
+from qtool.loading import Loaded, load_model, load_requantized
+from qtool.loading.float16 import was_bfloat16
+from qtool.loading.input_shapes import declare
+from qtool.recipe.model import Recipe
+from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
+from qtool.steps.stage_cache import Stages
+from qtool.targets.target import Target
+
+
+def _load(
+    recipe: Recipe, target: Target, stages: Stages, trust_code: bool, requantize: bool
+) -> Loaded:
+    """The model of the recipe; a torch network is exported into the stages' folder first."""
+    if carries_code(recipe.model) and not trust_code:
+        name = as_torch(recipe.model).torch
+        raise recipe.error(
+            ("model",),
+            f"loading {name} runs the code it holds; read it first, then add --trust-code",
+        )
+    return load_any(
+        recipe.model,
+        lambda parts: stages.place("float", parts, ".onnx"),
+        recipe.output.opset or target.opset,
+        stages.fresh,
+        requantize,
+    )
+
+
+def load_any(
+    model: Path | OnnxModel | TorchModel,
+    place: Callable[[tuple[str, ...]], Path],
+    opset: int,
+    fresh: bool = False,
+    requantize: bool = False,
+) -> Loaded:
+    """Load an ONNX file, or a torch network, whose code is trusted, through an ONNX file.
+
+    Args:
+        model: as recipes name it, paths absolute.
+        place: from what an export depends on to the file that keeps it.
+        opset: the opset wanted.
+        fresh: export again even where the file is there.
+        requantize: turn an ONNX file that is quantized back to floats first.
+
+    Raises:
+        RecipeError: ``requantize`` and the model is a torch network.
+    """
+
+    def read(path: Path) -> Loaded:
+        if requantize:
+            return load_requantized(path, place, opset)
+        return _runnable(load_model(path, opset), place)
+
+    if isinstance(model, Path) and not carries_code(model):
+        return read(model)
+    if isinstance(model, OnnxModel):
+        loaded = read(model.onnx)
+        if not model.input:
+            return loaded
+        note = declare(loaded.model, model.input, model.onnx)
+        return replace(loaded, notes=(*loaded.notes, note))
+    torch = as_torch(model)
+    if requantize:
+        raise RecipeError(
+            f"requantize: found the torch network {torch.torch}, expected an ONNX file; leave the "
+            "option out"
+        )
+    from qtool.loading.pytorch.loader import TensorInput, TorchSource, load_torch
+
+    inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())
+    return load_torch(
+        TorchSource(torch.torch, torch.weights, inputs, torch.code), place, opset, fresh=fresh
+    )
+
+
+def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
+    """The model with a file that ONNX Runtime can run: its float32 form, where it is bfloat16."""
+    if not was_bfloat16(loaded.model):
+        return loaded
+    path = place((loaded.sha256, "float32"))
+    save_model(loaded.model, path)
+    note = "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
+    return replace(loaded, path=path, name=loaded.shown, notes=(*loaded.notes, note))
+
+
+def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
+    """The model's inputs as data must fit them.
+
+    Raises:
+        ModelError: an input's shape is not known; the recipe can say it.
+        UnsupportedError: there is no input, or one that no batch of numbers can feed.
+    """
+    if not model.graph.inputs:
+        raise UnsupportedError(
+            f"model {name}: it has no inputs, so no data can calibrate it; export it with the "
+            "input that its result depends on"
+        )
+    specs = {}
+    for value in model.graph.inputs:
+        if isinstance(value.type, ir.SequenceType) or value.dtype in (None, ir.DataType.STRING):
+            found = "text" if value.dtype == ir.DataType.STRING else "no tensor"
+            raise UnsupportedError(
+                f'model {name}: the input "{value.name}" is {found}, expected numbers; export the '
+                "model without what turns it into tensors"
+            )
+        shape = dims(value)
+        if shape is None:
+            raise ModelError(
+                f'model {name}: the input "{value.name}" has no known shape; write its sizes into '
+                "the recipe, N for the batch and any name for what each batch may choose: "
+                f"model: {{onnx: {name}, input: {{{value.name}: [N, 3, 224, 224]}}}}"
+            )
+        if not shape or 0 in shape:
+            found = "one number without a batch axis" if not shape else f"empty: {list(shape)}"
+            raise UnsupportedError(
+                f'model {name}: the input "{value.name}" is {found}; expected a batch of samples: '
+                "make it a constant, or export the model with a batch axis there"
+            )
+        specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))
+    return specs

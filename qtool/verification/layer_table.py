@@ -1,0 +1,75 @@
+"""Describe the float model and each quantized layer for the report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph.queries import WEIGHTED_OPS, is_constant, macs, parameters
+from qtool.quant.plan import QuantPlan
+from qtool.report.report import Layer, ModelPart
+from qtool.verification.file_size import FileParts
+
+
+def model_part(name: Path | str, sha256: str, model: ir.Model) -> ModelPart:
+    """Parameters and multiply-accumulates of the float model."""
+    return ModelPart(
+        path=str(name),
+        sha256=sha256,
+        parameters=parameters(model.graph),
+        macs=total_macs(model) or None,
+    )
+
+
+def total_macs(model: ir.Model) -> int:
+    """Multiply-accumulates of one sample, as far as shapes are known."""
+    return sum(macs(node) for node in model.graph)
+
+
+def layers_part(
+    model: ir.Model,
+    plan: QuantPlan,
+    noise_db: Mapping[str, float | None],
+    parts: Mapping[str, FileParts],
+) -> list[Layer]:
+    """One row per weighted layer, in graph order.
+
+    Args:
+        model: the rewritten float graph.
+        plan: frozen.
+        noise_db: signal to noise by node name.
+        parts: bytes in the file by node name.
+    """
+    layers = []
+    for node in model.graph:
+        site = plan.sites.get(node.name or "")
+        if site is not None and site.weight is not None:
+            weight, read = plan.params(site.weight), plan.params(site.inputs[0])
+        else:
+            held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
+            stored = [v.name or "" for v in held if v.name in plan.stored]
+            if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
+                continue
+            weight, read = plan.params(stored[0]) if stored else None, None
+        activations: int | Literal["float", "dynamic"] = "float" if read is None else read.spec.bits
+        db = noise_db.get(node.name or "")
+        dynamic = plan.dynamic.get(node.name or "")
+        names = dynamic.nodes if dynamic is not None else (node.name or "",)
+        found = sum((parts[name] for name in names if name in parts), FileParts())
+        layers.append(
+            Layer(
+                name=node.name or "",
+                op=node.op_type,
+                weight_bits=weight.spec.bits if weight is not None else "float",
+                activation_bits="dynamic" if node.name in plan.dynamic else activations,
+                granularity=weight.spec.granularity.name if weight is not None else None,
+                sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
+                bytes=found.total - found.graph,
+                payload_bytes=found.payload,
+                scale_bytes=found.scales,
+                code_book_bytes=found.code_books,
+            )
+        )
+    return layers
