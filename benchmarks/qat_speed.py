@@ -21,7 +21,7 @@ from torch import nn
 import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import data_folder
-from qtool.qat.memory import kept_memory
+from qtool.qat.memory import reused_memory
 from qtool.qat.trainable_module import TrainableModule
 
 ROUNDS = 15
@@ -113,7 +113,7 @@ def measure(name: str, batch: int, size: int, factory: str | None) -> list[objec
 
 
 def main() -> None:
-    with kept_memory():
+    with reused_memory():
         rows = [measure(*case) for case in CASES]
     header = ["network", "batch", "torch module ms", "float executor ms", "W4A4 LSQ ms"]
     header += ["executor over module (at most 1.15)", "W4A4 over float (at most 1.6)"]

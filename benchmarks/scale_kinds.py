@@ -28,7 +28,7 @@ from qtool.recipe.loader import recipe_from_keywords
 from qtool.runtime.ort_session import OrtSession
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
-from qtool.weights.scale_constraints import snap_weights
+from qtool.weights.scale_constraints import constrain_plan_scales
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 NAMES = ("resnet20", "mobilenet_v2", "squeezenet1_1", "fsdd_dscnn")
@@ -52,7 +52,7 @@ def files(calibration: Dataset, model: qtool.Model) -> Iterator[tuple[str, ir.Mo
         plan = weight_grids(graph, make_plan(graph, target, Bits(scale=kind), model.name))
         if stats is None:
             stats = collect(graph, observed_values(graph, plan), batches, histograms=True)
-        plan = snap_weights(graph, choose_grids(plan, stats, MSE()))
+        plan = constrain_plan_scales(graph, choose_grids(plan, stats, MSE()))
         yield kind, emit_qdq(graph, freeze(graph, plan), target)
 
 

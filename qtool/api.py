@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, observed_values
-from qtool.data import Dataset, InputSpec, open_dataset, settle_sizes
+from qtool.data import Dataset, InputSpec, check_sample_shapes, open_dataset
 from qtool.emitters import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
@@ -243,7 +243,7 @@ def _opened(
         for k, batch in enumerate(given, 2):
             for name, spec in model.inputs.items():
                 shapes = {"batch 1": known[name].shape[1:], f"batch {k}": batch[name].shape[1:]}
-                settle_sizes(spec, shapes.items(), "qtool.quantize")
+                check_sample_shapes(spec, shapes.items(), "qtool.quantize")
             yield batch
 
     return first, lambda rows: itertools.chain([known], rest())

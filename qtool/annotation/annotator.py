@@ -89,7 +89,7 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
             )
     # In graph order: equal plans must give equal files.
     floats = {name: reasons[name] for n in nodes if (name := n.name or "") in reasons}
-    plan = replace(_hand_out(draft, chosen, wanted), floats=floats)
+    plan = replace(_hand_out(draft, chosen, wanted), float_nodes=floats)
     return add_dynamic(nodes, target, bits, _store(nodes, draft, plan))
 
 
@@ -129,7 +129,7 @@ def _store(nodes: Sequence[ir.Node], draft: _Draft, plan: QuantPlan) -> QuantPla
         elif not spec.symmetric:
             continue
         stored.add(name)
-    return replace(plan, grids=grids, grid_of=grid_of, stored=frozenset(stored))
+    return replace(plan, grids=grids, grid_of=grid_of, weight_only=frozenset(stored))
 
 
 def _storable(node: ir.Node, draft: _Draft) -> Mapping[int, int]:
@@ -345,7 +345,7 @@ def _hand_out(
             grids[grid] = replace(grids[grid], signed=False)
     grids.update(fixed)
     grid_of.update({name: name for name in fixed})
-    return QuantPlan(sites=sites, passes=frozenset(passes), grid_of=grid_of, grids=grids)
+    return QuantPlan(sites=sites, data_movement_ops=frozenset(passes), grid_of=grid_of, grids=grids)
 
 
 def _grid_widths(

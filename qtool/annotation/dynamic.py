@@ -29,10 +29,10 @@ def add_dynamic(nodes: Iterable[ir.Node], target: Target, bits: Bits, plan: Quan
         bits: what the recipe asks for.
         plan: with its stored weights.
     """
-    found, floats = {}, dict(plan.floats)
+    found, floats = {}, dict(plan.float_nodes)
     for node in nodes:
         name = node.name or ""
-        if not bits.of(node).dynamic or name not in plan.floats:
+        if not bits.of(node).dynamic or name not in plan.float_nodes:
             continue
         if node.op_type not in target.dynamic:
             floats[name] = (
@@ -53,7 +53,7 @@ def add_dynamic(nodes: Iterable[ir.Node], target: Target, bits: Bits, plan: Quan
         read = node.inputs[0].name if node.inputs[0] is not None else ""
         found[name] = DynamicSite(name, node.op_type, read or "", tuple(outputs), weights)
         del floats[name]
-    return replace(plan, dynamic=found, floats=floats)
+    return replace(plan, dynamic=found, float_nodes=floats)
 
 
 def is_large(node: ir.Node, target: Target, bits: Bits) -> bool:
@@ -74,7 +74,7 @@ def _why_not(node: ir.Node, weights: tuple[str, ...], target: Target, plan: Quan
     least = target.dynamic[node.op_type]
     if (size := _size(node)) < least:
         return f"with {size} weights, fewer than {least}, finding a grid costs more than it saves"
-    if any(name not in plan.stored for name in weights):
+    if any(name not in plan.weight_only for name in weights):
         return "another reader of its weights, or the target, needs them as floats"
     specs = [spec for name in weights if (spec := plan.spec(name)) is not None]
     if any(isinstance(spec.granularity, PerBlock) for spec in specs):

@@ -7,7 +7,7 @@ from qtool.graph.queries import is_float
 from qtool.quant.plan import QuantPlan
 
 
-def refuse_floats_between(model: ir.Model, plan: QuantPlan) -> None:
+def check_no_float_nodes(model: ir.Model, plan: QuantPlan) -> None:
     """Check that floats stand only in front of the first codes and behind the last.
 
     Args:
@@ -30,7 +30,7 @@ def refuse_floats_between(model: ir.Model, plan: QuantPlan) -> None:
     for node in model.graph:
         name = node.name or ""
         if name in (behind & ahead) - inner and any(is_float(out) for out in node.outputs):
-            why = plan.floats.get(name, "it computes in float")
+            why = plan.float_nodes.get(name, "it computes in float")
             raise UnsupportedError(
                 f'node "{name}" ({node.op_type}) stands between integer kernels, and the '
                 f"integer-only reference has no floats there: {why}; replace the op in the model, "

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from qtool.calibration.mse import squared_error
 from qtool.calibration.statistics import Calibrator, Stats, summarize
 from qtool.errors import DataError
-from qtool.graph.queries import by_name, constant, dims, let_go
+from qtool.graph.queries import by_name, constant, dims, release_weight_pages
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
-from qtool.quant.scale_formats import snap_activation
+from qtool.quant.scale_formats import constrain_activation_scale
 from qtool.runtime.ort_session import OrtSession
 
 # Elements of all observed values together in one batch: bounds memory at about 4 bytes each.
@@ -28,10 +28,14 @@ def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
     """Activations whose statistics decide a grid: those that no same-grid op makes from another."""
     values = by_name(model.graph)
     names = []
-    weights = {v for site in plan.sites.values() for v in (site.weight, site.bias)} | plan.stored
+    weights = {
+        v for site in plan.sites.values() for v in (site.weight, site.bias)
+    } | plan.weight_only
     for name in plan.grid_of:
         producer = values[name].producer()
-        if name not in weights and (producer is None or producer.name not in plan.passes):
+        if name not in weights and (
+            producer is None or producer.name not in plan.data_movement_ops
+        ):
             names.append(name)
     return tuple(names)
 
@@ -89,7 +93,7 @@ def collect(
 
     pending: Future[None] | None = None
     number = 0
-    let_go(model)  # the session maps them itself
+    release_weight_pages(model)  # the session maps them itself
     with OrtSession(model, wanted, threads) as session, ThreadPoolExecutor(1) as pool:
         for number, batch in enumerate(batches, 1):
             found = {**batch, **session.stream(batch)}
@@ -126,7 +130,7 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
         try:
             found = calibrator(seen, spec)
             if spec.scale_kind in ("power_of_two", "double_shift"):
-                found = snap_activation(found, squared_error(seen))
+                found = constrain_activation_scale(found, squared_error(seen))
             grids[grid] = found
         except ValueError as error:
             raise DataError(f'calibrate: the value "{grid}": {error}') from error

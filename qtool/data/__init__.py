@@ -10,8 +10,8 @@ from qtool.data.dataset import (
     InputSpec,
     Opening,
     Source,
+    check_sample_shapes,
     drop_overlap,
-    settle_sizes,
     split,
 )
 from qtool.data.preprocess import Preprocess, load_preprocess
@@ -38,10 +38,10 @@ __all__ = [
     "Take",
     "Text",
     "Wav",
+    "check_sample_shapes",
     "drop_overlap",
     "load_preprocess",
     "open_dataset",
-    "settle_sizes",
     "split",
 ]
 

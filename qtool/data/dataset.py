@@ -55,7 +55,9 @@ def show_shape(shape: Sequence[int | str | None]) -> str:
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
-def settle_sizes(spec: InputSpec, found: Iterable[tuple[str, Sequence[int]]], where: str) -> None:
+def check_sample_shapes(
+    spec: InputSpec, found: Iterable[tuple[str, Sequence[int]]], where: str
+) -> None:
     """Refuse samples that have several sizes where the model's input leaves its size open.
 
     Args:

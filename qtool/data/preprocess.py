@@ -83,7 +83,7 @@ def preprocess_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs" / "preprocess"
 
 
-def known_names() -> list[str]:
+def preprocess_names() -> list[str]:
     """The names that ``preprocess:`` understands, sorted."""
     return sorted(path.stem for path in preprocess_folder().glob("*.yaml"))
 
@@ -95,10 +95,11 @@ def is_path(name: str) -> bool:
 
 def check_name(name: str) -> str:
     """Return the string as it is; raise ValueError where it is a name nobody knows."""
-    if not is_path(name) and name not in known_names():
+    if not is_path(name) and name not in preprocess_names():
         raise ValueError(
-            f"no preprocess setting is called `{name}`{suggest(name, known_names())}; "
-            f"known: {', '.join(known_names())}; or a path ending in .yaml, or an inline mapping"
+            f"no preprocess setting is called `{name}`{suggest(name, preprocess_names())}; "
+            f"known: {', '.join(preprocess_names())}; or a path ending in .yaml, or an inline "
+            "mapping"
         )
     return name
 

@@ -5,10 +5,10 @@ import onnx_ir as ir
 from qtool.emitters.qdq import emit_qdq
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
-from qtool.emitters.quantized_io import quantize_ends
+from qtool.emitters.quantized_io import quantize_io
 from qtool.graph.save import save_model
 from qtool.quant.plan import QuantPlan
-from qtool.quant.quantized_io import Ends
+from qtool.quant.quantized_io import QuantizedIO
 from qtool.targets.target import Target
 
 __all__ = ["emit_model", "emit_qdq", "save_model"]
@@ -16,7 +16,7 @@ __all__ = ["emit_model", "emit_qdq", "save_model"]
 
 def emit_model(
     model: ir.Model, plan: QuantPlan, target: Target, form: str = "qdq", io: str = "float"
-) -> tuple[ir.Model, Ends, list[str]]:
+) -> tuple[ir.Model, QuantizedIO, list[str]]:
     """The quantized model in one of the FORMATS.
 
     Args:
@@ -33,10 +33,10 @@ def emit_model(
         UnsupportedError: the form cannot say what the plan holds (exit 3).
     """
     if form == "qonnx":
-        return emit_qonnx(model, plan), Ends(), []
+        return emit_qonnx(model, plan), QuantizedIO(), []
     emitted = emit_qdq(model, plan, target)
     if form == "qoperator":
         emitted = to_operators(emitted, plan)
     if io == "float":
-        return emitted, Ends(), []
-    return (emitted, *quantize_ends(emitted, plan))
+        return emitted, QuantizedIO(), []
+    return (emitted, *quantize_io(emitted, plan))

@@ -14,7 +14,7 @@ from qtool.emitters.dynamic import write_dynamic
 from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
 from qtool.emitters.weight_only import float_weights
-from qtool.emitters.weight_zero_point import moved_weights
+from qtool.emitters.weight_zero_point import shift_weight_codes
 from qtool.graph.names import Names, add_initializer
 from qtool.graph.queries import by_name, dims, nodes_by_name
 from qtool.quant.clipping import code_limits
@@ -53,11 +53,12 @@ class _Emitter:
         self.requantizes = target.requantizes
         opset = graph.opset_imports.get("", 0)
         self.packing = [form for form in target.packing if PACKING[form] <= opset]
-        self.moved = moved_weights(graph, plan, target)
+        self.moved = shift_weight_codes(graph, plan, target)
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
-            if name in plan.passes and self._works_on_codes(node, target.ops[node.op_type])
+            if name in plan.data_movement_ops
+            and self._works_on_codes(node, target.ops[node.op_type])
         }
         self.constants: dict[str, ir.Value] = {}
         self.quantizers: set[ir.Node] = set()
@@ -332,7 +333,7 @@ class _Emitter:
             if isinstance(params.spec.granularity, PerChannel)
             else None
         )
-        if name in self.plan.stored:
+        if name in self.plan.weight_only:
             floats = float_weights(self, name, codes, self.plan.codes[name].shape, params)
             for reader, index in list(value.uses()):
                 if reader.name not in self.integer:

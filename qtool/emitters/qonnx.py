@@ -73,7 +73,7 @@ class _Emitter:
             producer = value.producer()
             if value.name in self.plan.codes:
                 self._constant(value)
-            elif producer is None or producer.name not in self.plan.passes:
+            elif producer is None or producer.name not in self.plan.data_movement_ops:
                 self._activation(value)
         self.graph.sort()
         for name, value in list(self.graph.initializers.items()):
@@ -99,7 +99,7 @@ class _Emitter:
     def _constant(self, value: ir.Value) -> None:
         """An initializer's values on its grid; float readers keep its own, unless it is stored."""
         name = value.name or ""
-        stored = name in self.plan.stored
+        stored = name in self.plan.weight_only
         uses = [use for use in value.uses() if stored or use[0].name in self.integer]
         codes, params = self.plan.codes[name], self._grid(name)
         array = np.asarray(dequantize(codes.astype(np.float64), params), np.float32)

@@ -62,7 +62,7 @@ def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
         # The integer mean of a GlobalAveragePool that writes floats is operators already.
         if site.op in FORMS and site.name in nodes:
             _replace(nodes[site.name], site, plan)
-    for name in plan.passes:
+    for name in plan.data_movement_ops:
         if name in nodes:
             _on_codes(nodes[name])
     _drop_unread(emitted.graph)

@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams
-from qtool.quant.quantized_io import KEY, Ends
+from qtool.quant.quantized_io import KEY, QuantizedIO
 
 
-def quantize_ends(emitted: ir.Model, plan: QuantPlan) -> tuple[Ends, list[str]]:
+def quantize_io(emitted: ir.Model, plan: QuantPlan) -> tuple[QuantizedIO, list[str]]:
     """Let a file read and write codes where it would convert, in place.
 
     Names of inputs and outputs stay; their types become those of the codes, and the file's metadata
@@ -40,7 +40,7 @@ def quantize_ends(emitted: ir.Model, plan: QuantPlan) -> tuple[Ends, list[str]]:
     for name, initializer in list(graph.initializers.items()):
         if not initializer.uses() and not initializer.is_graph_output():
             del graph.initializers[name]
-    ends = Ends(inputs, outputs)
+    ends = QuantizedIO(inputs, outputs)
     emitted.metadata_props[KEY] = json.dumps(ends.described(), sort_keys=True)
     return ends, notes
 

@@ -8,7 +8,7 @@ from qtool.quant.plan import QuantPlan, Site
 from qtool.targets.target import Target, WeightZeroPoint
 
 
-def moved_weights(graph: ir.Graph, plan: QuantPlan, target: Target) -> dict[str, int]:
+def shift_weight_codes(graph: ir.Graph, plan: QuantPlan, target: Target) -> dict[str, int]:
     """Initializer -> what is added to its codes and its zero point, where the target asks for it.
 
     Weights that several layers share are moved when all of them ask.
@@ -37,7 +37,7 @@ def _gains(node: ir.Node, site: Site, plan: QuantPlan, rule: WeightZeroPoint) ->
         and attribute(node, "group", 1) == 1
         and int(np.prod(codes.shape[1:])) >= rule.min_k
         and macs(node) >= rule.min_macs
-        and weight not in plan.stored
+        and weight not in plan.weight_only
         and params is not None
         and params.container == np.int8
         and not params.zero_point.any()

@@ -20,7 +20,7 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
-def let_go(model: ir.Model) -> None:
+def release_weight_pages(model: ir.Model) -> None:
     """Give back the memory of weights mapped from files; whoever reads them maps them again."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return

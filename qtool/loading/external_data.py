@@ -17,7 +17,7 @@ from qtool.errors import ModelError
 SMALL = 4096
 
 
-def settle_external(model: ir.Model, path: Path) -> list[Path]:
+def resolve_external_data(model: ir.Model, path: Path) -> list[Path]:
     """Check where the model's external data lies, and read it unless it is large.
 
     Args:

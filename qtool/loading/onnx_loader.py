@@ -18,10 +18,10 @@ from qtool import files
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
 from qtool.loading.cast_like import cast_outright
-from qtool.loading.external_data import SMALL, settle_external
+from qtool.loading.external_data import SMALL, resolve_external_data
 from qtool.loading.float16 import widen
 from qtool.loading.opset_upgrade import restore_meaning
-from qtool.loading.unsupported import refuse_unfit
+from qtool.loading.unsupported import check_supported
 
 # DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
 OLDEST_OPSET = 13
@@ -98,7 +98,7 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
         UnsupportedError: already quantized, or an opset that cannot be raised (exit 3).
     """
     model, parts = read_graph(path)
-    refuse_quantized(model, path)
+    check_not_quantized(model, path)
     model, notes = settle(model, opset, path)
     size = sum(part.stat().st_size for part in parts)
     return Loaded(model, path, files.digest_of(parts), tuple(notes), size=size)
@@ -120,7 +120,7 @@ def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
         ) from error
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
-    parts = settle_external(model, path.absolute())
+    parts = resolve_external_data(model, path.absolute())
     _check_wiring(model, path)
     return model, parts
 
@@ -157,12 +157,12 @@ def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]
     if count := widen(model):
         notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
-    refuse_unfit(model, str(path))
+    check_supported(model, str(path))
     cast_outright(model)
     return model, notes
 
 
-def refuse_quantized(model: ir.Model, path: Path) -> None:
+def check_not_quantized(model: ir.Model, path: Path) -> None:
     """Stop when the model already holds quantization operators.
 
     Raises:

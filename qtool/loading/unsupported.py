@@ -16,7 +16,7 @@ RANDOM = {
 }
 
 
-def refuse_unfit(model: ir.Model, name: str) -> None:
+def check_supported(model: ir.Model, name: str) -> None:
     """Stop where no two runs agree, or where values between the inputs and outputs are text.
 
     Text that no input reaches is computed once and goes.

@@ -62,7 +62,7 @@ def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
         raise DataError(
             f"the labels are {labels.dtype}; expected whole class numbers: save them as int64"
         )
-    refuse_outside(labels, classes)
+    check_label_range(labels, classes)
     bad = np.isnan(outputs).any(axis=1)
     if bad.any():
         raise DataError(
@@ -71,7 +71,7 @@ def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
         )
 
 
-def refuse_outside(labels: np.ndarray, classes: int) -> None:
+def check_label_range(labels: np.ndarray, classes: int) -> None:
     """Refuse class numbers that the model does not have; cheap enough to ask before a run.
 
     Args:

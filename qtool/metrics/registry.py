@@ -22,13 +22,13 @@ from qtool.user_code import guarded, is_function_name, load_function
 
 __all__ = [
     "METRICS",
-    "Judged",
     "Metric",
+    "MetricResult",
     "agreement",
+    "custom_metric",
     "find_metric",
-    "judge_outputs",
-    "own_metric",
     "paired_interval",
+    "score_outputs",
     "sqnr_db",
 ]
 
@@ -127,7 +127,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def own_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
+def custom_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
     """A metric of the user's own: ``function(outputs, labels)`` gives a score per sample or one.
 
     ``labels`` is None where there are none. The function's attributes ``unit`` and
@@ -165,12 +165,12 @@ def own_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
 
 
 def find_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
-    """The metric a recipe names; see :func:`own_metric`."""
-    return own_metric(name, folder, trust_code) if is_function_name(name) else METRICS[name]
+    """The metric a recipe names; see :func:`custom_metric`."""
+    return custom_metric(name, folder, trust_code) if is_function_name(name) else METRICS[name]
 
 
 @dataclass(frozen=True)
-class Judged:
+class MetricResult:
     """What a metric says of several models' outputs.
 
     Attributes:
@@ -184,9 +184,9 @@ class Judged:
     interval: tuple[float, float] | None
 
 
-def judge_outputs(
+def score_outputs(
     metric: Metric, outputs: Mapping[str, np.ndarray], labels: np.ndarray | None
-) -> Judged:
+) -> MetricResult:
     """Judge outputs of the same samples by one metric.
 
     Args:
@@ -214,16 +214,16 @@ def judge_outputs(
         )
     kept = {name: value for name, value in values.items() if math.isfinite(value)}
     if not {"float", "quantized"} <= set(kept):
-        return Judged(kept, None, None)
+        return MetricResult(kept, None, None)
     first, second = found["float"], found["quantized"]
     if metric.binary:
         drop, lo, hi = paired_interval(first, second)
-        return Judged(kept, drop, (lo, hi))
+        return MetricResult(kept, drop, (lo, hi))
     drop = sign * (kept["float"] - kept["quantized"])
     if first.ndim == 0:
-        return Judged(kept, drop, None)
+        return MetricResult(kept, drop, None)
     ends = bootstrap_interval(lambda scores, w: sign * worth(scores, w), first, second)
-    return Judged(kept, drop, ends)
+    return MetricResult(kept, drop, ends)
 
 
 def _scored(metric: Metric, outputs: np.ndarray, labels: Any) -> np.ndarray:

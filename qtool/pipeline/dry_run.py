@@ -34,8 +34,8 @@ class CheckResult:
 
 def _float_row(plan: QuantPlan, node: ir.Node) -> tuple[str, str]:
     """Bits and reason of a node that computes in floats; its weights may be kept as codes."""
-    why = f"{node.op_type}: {plan.floats[node.name or '']}"
-    names = [v.name or "" for v in node.inputs if v is not None and v.name in plan.stored]
+    why = f"{node.op_type}: {plan.float_nodes[node.name or '']}"
+    names = [v.name or "" for v in node.inputs if v is not None and v.name in plan.weight_only]
     spec = plan.spec(names[0]) if names else None
     if spec is None:
         return "float", why
@@ -85,7 +85,7 @@ def check(
             bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
             fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
             rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
-        elif name in plan.passes:
+        elif name in plan.data_movement_ops:
             width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
             rows.append(
                 (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
@@ -94,7 +94,7 @@ def check(
             weight = plan.spec(plan.dynamic[name].weights[0])
             bits = f"W{weight.bits if weight else 8}Adynamic"
             rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
-        elif name in plan.floats:
+        elif name in plan.float_nodes:
             rows.append((name, *_float_row(plan, node)))
     each = sum(macs(node) for node in model.graph)
     passes = prepared.calibration.count + 4 * prepared.judged.count

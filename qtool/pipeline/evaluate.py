@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import DataSection
-from qtool.metrics.registry import METRICS, Judged, Metric, find_metric, judge_outputs
+from qtool.metrics.registry import METRICS, Metric, MetricResult, find_metric, score_outputs
 from qtool.pipeline.prepare import Prepared
 from qtool.progress import Progress
 from qtool.quant.plan import QuantPlan
@@ -31,7 +31,7 @@ from qtool.report.report import (
 )
 from qtool.runtime.ort_options import default_threads
 from qtool.steps.stage_cache import Record, Stages
-from qtool.verification.captured_outputs import observable, sample_count, watched_model
+from qtool.verification.captured_outputs import capturable_values, sample_count, with_outputs
 from qtool.verification.environment import instruction_sets
 from qtool.verification.integer_reference import integer_only, saturating
 from qtool.verification.ort_worker import run_tasks
@@ -86,10 +86,10 @@ class Judge:
         judged = self.prepared.judged
         samples = sample_count(self.model, judged.count)
         chosen = [int(k) for k in np.linspace(0, judged.count - 1, samples)]
-        names = observable(emitted, self.plan)
+        names = capturable_values(emitted, self.plan)
         with self.stages.stage("verify") as record:
             # Weights that went to a file of their own are read from there by this one too.
-            ir.save(watched_model(emitted, names), self.scratch / "watched.onnx")
+            ir.save(with_outputs(emitted, names), self.scratch / "watched.onnx")
             save_feeds(self.prepared, self.scratch / "feeds.npz")
             results = run_tasks(
                 self._tasks(names, chosen), self.scratch, self.progress, meanwhile=_import_torch
@@ -222,7 +222,7 @@ class Judge:
             return Accuracy(samples=judged.count, agreement=pair), None
         with self.stages.stage("simulate") as record:
             outputs["simulated"] = self._simulate(record)
-            found = judge_outputs(metric[1], outputs, judged.labels)
+            found = score_outputs(metric[1], outputs, judged.labels)
             record.notes += chance_notes(metric[0], found, judged.labels)
         both = (outputs["simulated"], outputs["quantized"])
         return told(metric, found, judged.count, pair), agreement(*both) if classes else None
@@ -329,7 +329,9 @@ def _import_torch() -> None:
         raise KeyboardInterrupt
 
 
-def told(metric: tuple[str, Metric], found: Judged, samples: int, pair: float | None) -> Accuracy:
+def told(
+    metric: tuple[str, Metric], found: MetricResult, samples: int, pair: float | None
+) -> Accuracy:
     """What the report says of accuracy; against the float model, float itself is left out."""
     ends = found.interval
     values = {k: v for k, v in found.values.items() if not (metric[1].reference and k == "float")}
@@ -352,7 +354,7 @@ def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
     return values["float"] <= 100 * float(share)
 
 
-def chance_notes(metric: str, found: Judged, labels: np.ndarray | None) -> list[str]:
+def chance_notes(metric: str, found: MetricResult, labels: np.ndarray | None) -> list[str]:
     """A warning where the float model has learned nothing that the data shows."""
     if metric not in ("top1", "accuracy") or not at_chance(found.values, labels):
         return []

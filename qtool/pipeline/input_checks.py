@@ -9,7 +9,7 @@ from qtool.data import (
 )
 from qtool.errors import UnsupportedError
 from qtool.graph.queries import dims
-from qtool.metrics.classification import refuse_outside
+from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import find_metric
 from qtool.recipe.model import Evaluate, Recipe
 from qtool.steps.stage_cache import Record
@@ -56,7 +56,7 @@ def _check_labels(evaluate: Evaluate | None, judged: Dataset, model: ir.Model) -
     if evaluate.metric is not None and evaluate.metric not in CLASS_METRICS:
         return
     if shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1:
-        refuse_outside(labels, shape[1])
+        check_label_range(labels, shape[1])
 
 
 def check_first_output(model: ir.Model, name: str) -> None:

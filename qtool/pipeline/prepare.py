@@ -6,8 +6,8 @@ from qtool.data import (
     DataSection,
     Dataset,
     InputSpec,
+    check_sample_shapes,
     open_dataset,
-    settle_sizes,
     split,
 )
 from qtool.errors import RecipeError, suggest
@@ -103,7 +103,7 @@ def prepare(
         other = next(iter(judged.take([0]).batches(1)))
         for name, spec in inputs.items():
             seen = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
-            settle_sizes(spec, seen.items(), "calibrate and evaluate")
+            check_sample_shapes(spec, seen.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         _check_labels(recipe.evaluate, judged, loaded.model)
         bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)

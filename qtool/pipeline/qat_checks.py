@@ -10,7 +10,7 @@ from qtool.errors import DataError
 from qtool.graph.queries import is_float
 from qtool.pipeline.prepare import Prepared
 from qtool.qat import untrainable
-from qtool.qat.custom_loss import OwnLoss, own_loss
+from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
 from qtool.recipe.yaml_loader import Path as KeyPath
@@ -57,7 +57,7 @@ def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     if section.label_smoothing:
         why = "belongs to cross entropy; smooth labels in your own loss, and leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
-    own_loss(section.loss, section.code, trust_code)
+    custom_loss(section.loss, section.code, trust_code)
 
 
 def _refuse_grids(recipe: Recipe) -> None:
@@ -84,11 +84,11 @@ def _refuse_grids(recipe: Recipe) -> None:
         raise recipe.error(("bits", "scale"), f"{whose}{asked}: the scale {untrainable.SCALE}")
 
 
-def asked_loss(section: Qat, prepared: Prepared) -> OwnLoss | None:
+def asked_loss(section: Qat, prepared: Prepared) -> CustomLoss | None:
     """The loss of the user's own, if the recipe names one."""
     if section.loss is None:
         return None
-    return own_loss(section.loss, section.code, prepared.trust_code)
+    return custom_loss(section.loss, section.code, prepared.trust_code)
 
 
 def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:

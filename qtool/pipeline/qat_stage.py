@@ -10,7 +10,7 @@ from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims
-from qtool.metrics.classification import refuse_outside
+from qtool.metrics.classification import check_label_range
 from qtool.pipeline.input_checks import disjoint
 from qtool.pipeline.prepare import Prepared
 from qtool.pipeline.qat_checks import asked_loss, parted, refuse_codes, refuse_own_loss
@@ -150,7 +150,7 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
                 "labels needs [N, classes]; let the float network teach: distill: {weight: 1}"
             )
         if isinstance(shape[1], int):
-            refuse_outside(labels, shape[1])
+            check_label_range(labels, shape[1])
     known = _preprocess(section, recipe)
     layout = known.layout if known is not None and section.images is not None else "nchw"
     ranks = [len(spec.shape) for spec in prepared.inputs.values()]

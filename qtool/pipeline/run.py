@@ -17,19 +17,19 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.emitters import emit_model, save_model
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, digest_of, write_text_atomic
-from qtool.graph.queries import let_go
+from qtool.graph.queries import release_weight_pages
 from qtool.pipeline.evaluate import Judge, Judgement
 from qtool.pipeline.prepare import Prepared, prepare
 from qtool.pipeline.qat_checks import refuse_early
 from qtool.pipeline.qat_stage import learn
 from qtool.pipeline.qat_workers import help_learn
-from qtool.pipeline.stages import make_grids, make_plan, rewrite, settle_weights
+from qtool.pipeline.stages import constrain_weight_scales, make_grids, make_plan, rewrite
 from qtool.progress import Progress, silent
 from qtool.qat import distributed
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
-from qtool.quant.quantized_io import Ends
+from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import settle
 from qtool.report.render import write_run_files
@@ -198,18 +198,18 @@ def make_annotated(prepared: Prepared, stages: Stages) -> QuantPlan:
         loaded = prepared.loaded
         plan = make_plan(loaded.model, prepared.target, prepared.bits, loaded.shown)
         record.notes.append(
-            f"{len(plan.sites)} integer sites, {len(plan.passes)} ops that move codes, "
-            f"{len(plan.floats)} ops stay float"
+            f"{len(plan.sites)} integer sites, {len(plan.data_movement_ops)} ops that move codes, "
+            f"{len(plan.float_nodes)} ops stay float"
         )
         if plan.dynamic:
             record.notes.append(
                 f"{len(plan.dynamic)} integer sites find the grids of their inputs while they run"
             )
-        if plan.stored:
-            record.notes.append(f"{len(plan.stored)} weights of float ops are stored as codes")
+        if plan.weight_only:
+            record.notes.append(f"{len(plan.weight_only)} weights of float ops are stored as codes")
         ops = {n.name: n.op_type for n in prepared.loaded.model.graph}
         kinds: dict[str, list[str]] = {}
-        for name, reason in plan.floats.items():
+        for name, reason in plan.float_nodes.items():
             kinds.setdefault(reason, []).append(ops[name])
         for reason, found in kinds.items():
             listed = ", ".join(f"{found.count(op)} {op}" for op in sorted(set(found)))
@@ -236,12 +236,12 @@ def _calibrate(
                 )
             record.notes.append(f"grids taken from {plan_file}; nothing was calibrated")
             # The weights are at hand: their grids are theirs, also after they were trained again.
-            weights = plan.stored.union(s.weight or "" for s in plan.sites.values())
+            weights = plan.weight_only.union(s.weight or "" for s in plan.sites.values())
             taken = {k: g for k, g in given.grids.items() if k not in weights}
             reused = replace(plan, grids={**plan.grids, **taken})
             model = prepared.loaded.model
             weighed = weight_grids(model, reused, recipe.bits.scheme.build(SCHEMES))
-            return settle_weights(model, weighed, prepared.target)
+            return constrain_weight_scales(model, weighed, prepared.target)
         parts = (
             prepared.loaded.sha256,
             str(prepared.inputs),
@@ -250,7 +250,7 @@ def _calibrate(
             recipe.bits.model_dump_json(),
             str(recipe.rewrite),
             repr(prepared.target),
-            repr((plan.sites, plan.grid_of, plan.stored)),
+            repr((plan.sites, plan.grid_of, plan.weight_only)),
         )
 
         def make() -> QuantPlan:
@@ -301,12 +301,12 @@ def _load_grids(path: Path) -> QuantPlan:
 
 def _freeze_and_emit(
     recipe: Recipe, prepared: Prepared, plan: QuantPlan, stages: Stages, scratch: Path
-) -> tuple[QuantPlan, ir.Model, Ends]:
+) -> tuple[QuantPlan, ir.Model, QuantizedIO]:
     model, target, output = prepared.loaded.model, prepared.target, recipe.output
     with stages.stage("freeze") as record:
         plan = freeze(prepared.loaded.model, plan)
         record.notes += plan.log
-    let_go(prepared.loaded.model)
+    release_weight_pages(prepared.loaded.model)
     with stages.stage("emit") as record:
         emitted, ends, notes = emit_model(model, plan, target, output.format or "qdq", output.io)
         if output.io == "quantized" and not ends.inputs and not ends.outputs:
@@ -336,7 +336,7 @@ def _report(
     seed: int,
     part: ModelPart,
     found: Judgement,
-    ends: Ends,
+    ends: QuantizedIO,
     lessons: TrainingPart | None,
 ) -> Report:
     path, loaded = stages.folder / "scratch" / "model.onnx", prepared.loaded

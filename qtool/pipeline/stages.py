@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.annotation.annotator import annotate
-from qtool.annotation.integer_only import refuse_floats_between
+from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.calibration.statistics import Calibrator
@@ -24,7 +24,7 @@ from qtool.rewrites.separate_widths import separate_widths
 from qtool.targets.target import Target
 from qtool.weights.grids import weight_grids
 from qtool.weights.int16_saturation import safe_scales
-from qtool.weights.scale_constraints import ask_scales, snap_weights
+from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
 
 
 def rewrite(
@@ -75,14 +75,17 @@ def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPl
         model, plan, lambda node: bits.of(node).activations
     ):
         plan = annotate(model, target, bits)
-    plan = ask_scales(plan, bits.scale)
-    if plan.stored and None in (bits.activations, *(w.activations for w in bits.layers.values())):
+    plan = request_scale_kind(plan, bits.scale)
+    if plan.weight_only and None in (
+        bits.activations,
+        *(w.activations for w in bits.layers.values()),
+    ):
         return plan  # codes for weights only
     if target.integer_only:
-        refuse_floats_between(model, plan)
+        check_no_float_nodes(model, plan)
     if not any(site.weight is not None for site in plan.sites.values()):
         left = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
-        reasons = [f"{n}: {plan.floats[n]}" for n in left if n in plan.floats]
+        reasons = [f"{n}: {plan.float_nodes[n]}" for n in left if n in plan.float_nodes]
         reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
         raise UnsupportedError(
             f"model {name}: there is nothing to quantize: {reason}; "
@@ -126,11 +129,11 @@ def make_grids(
         threads=threads,
         on_batch=on_batch,
     )
-    return settle_weights(model, choose_grids(plan, stats, calibrator), target)
+    return constrain_weight_scales(model, choose_grids(plan, stats, calibrator), target)
 
 
-def settle_weights(model: ir.Model, plan: QuantPlan, target: Target | None) -> QuantPlan:
+def constrain_weight_scales(model: ir.Model, plan: QuantPlan, target: Target | None) -> QuantPlan:
     """Scales of weights as recipe and target need them, once every grid is found."""
     if target is not None and target.int16_pairs:
         plan = safe_scales(model, plan)
-    return snap_weights(model, plan)
+    return constrain_plan_scales(model, plan)

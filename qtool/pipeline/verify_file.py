@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.loading import read_graph
-from qtool.metrics.registry import METRICS, judge_outputs
+from qtool.metrics.registry import METRICS, score_outputs
 from qtool.pipeline.evaluate import (
     agreement,
     chance_notes,
@@ -21,7 +21,7 @@ from qtool.pipeline.evaluate import (
 )
 from qtool.pipeline.prepare import Prepared, prepare
 from qtool.progress import Progress, silent
-from qtool.quant.quantized_io import read_ends
+from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
 from qtool.report.report import Accuracy, Data, DataPart, Latency, OutputPart, Report, Size, judge
@@ -63,7 +63,7 @@ def verify_file(
         stages = Stages(scratch / "stages", True, ())
         quantized, parts = read_graph(file)
         prepared = prepare(recipe, stages, seed, progress, trust_code)
-        _check_ends(file, quantized, prepared)
+        _check_quantized_io(file, quantized, prepared)
         dynamic = any(n.op_type.startswith("DynamicQuantize") for n in quantized.graph.all_nodes())
         latency = _measure(file, prepared, stages, scratch, threads, dynamic, progress)
         accuracy = _accuracy(recipe, prepared, stages, scratch)
@@ -98,14 +98,14 @@ def _size(before: int, after: int) -> Size:
     return Size(float_bytes=before, quantized_bytes=after, compression=round(before / after, 4))
 
 
-def _check_ends(file: Path, quantized: ir.Model, prepared: Prepared) -> None:
+def _check_quantized_io(file: Path, quantized: ir.Model, prepared: Prepared) -> None:
     """Refuse a file that cannot be fed with the same data.
 
     Raises:
         UnsupportedError: an input has another name or type than in the float model.
     """
     graph = prepared.loaded.model.graph
-    ends = read_ends(quantized.metadata_props)  # quantized on the way in, dequantized out
+    ends = read_quantized_io(quantized.metadata_props)  # quantized on the way in, dequantized out
     for value in quantized.graph.inputs:
         if value.name in quantized.graph.initializers:
             continue
@@ -172,6 +172,6 @@ def _accuracy(recipe: Recipe, prepared: Prepared, stages: Stages, scratch: Path)
     if metric is None:
         return Accuracy(samples=judged.count, agreement=pair)
     with stages.stage("judge") as record:
-        found_all = judge_outputs(metric[1], outputs, judged.labels)
+        found_all = score_outputs(metric[1], outputs, judged.labels)
         record.notes += chance_notes(metric[0], found_all, judged.labels)
     return told(metric, found_all, judged.count, pair)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OPTIONAL = ("outputs", "teacher")
 
 
-class OwnLoss:
+class CustomLoss:
     """``function(output, labels)``, with what else its parameters ask for by name.
 
     ``output`` is the network's first output as it is and ``labels`` the batch's, or None where the
@@ -37,9 +37,9 @@ class OwnLoss:
         file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
         self.digest = "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
-    def __reduce__(self) -> tuple[Callable[..., "OwnLoss"], tuple[str, str | None, bool]]:
+    def __reduce__(self) -> tuple[Callable[..., "CustomLoss"], tuple[str, str | None, bool]]:
         """Another process imports the function anew, from where this one did."""
-        return own_loss, (self.name, self.folder, True)
+        return custom_loss, (self.name, self.folder, True)
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class OwnLoss:
         return result
 
 
-def own_loss(name: str, folder: str | None, trust_code: bool) -> OwnLoss:
+def custom_loss(name: str, folder: str | None, trust_code: bool) -> CustomLoss:
     """The loss a recipe names.
 
     Args:
@@ -92,7 +92,7 @@ def own_loss(name: str, folder: str | None, trust_code: bool) -> OwnLoss:
         RecipeError: the code is not trusted, or there is no such function.
     """
     found = load_function(name, folder, trusted=trust_code, key="qat.loss", kind=RecipeError)
-    return OwnLoss(name, folder, found)
+    return CustomLoss(name, folder, found)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

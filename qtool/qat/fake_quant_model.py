@@ -92,7 +92,7 @@ class QatNetwork(nn.Module):
             if site.weight is not None and site.weight not in self._hooks:
                 self._add_site(site, nodes[site.name], values, quantizer)
         self._add_biases(values)
-        for name in sorted(plan.stored - self._hooks.keys()):
+        for name in sorted(plan.weight_only - self._hooks.keys()):
             key = f"stored{len(self.weights)}"
             self._add_weight(key, name, np.asarray(constant(values[name]), np.float32), quantizer)
         self._add_activations(values, quantizer)
@@ -168,7 +168,7 @@ class QatNetwork(nn.Module):
         operands: dict[str, QuantParams] = {}
         for name, grid in self.plan.grid_of.items():
             value, params = values[name], self.plan.params(name)
-            if name in constants or name in self.plan.stored or params is None:
+            if name in constants or name in self.plan.weight_only or params is None:
                 continue
             producer = value.producer()
             if constant(value) is not None:
@@ -177,7 +177,7 @@ class QatNetwork(nn.Module):
             if grid not in keys:
                 keys[grid] = str(len(keys))
                 self.activation_grids[keys[grid]] = quantizer.activation(params)
-            if producer is None or producer.name not in self.plan.passes:
+            if producer is None or producer.name not in self.plan.data_movement_ops:
                 self._grids[name] = keys[grid]
         for name, params in operands.items():  # on a grid that learns, or the calibrated one
             if self.plan.grid_of[name] in keys:
@@ -231,7 +231,7 @@ class QatNetwork(nn.Module):
 
         ``freeze`` then rounds the biases, which need the activations' final scales.
         """
-        grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.values)
+        grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.weight_overrides)
         for grid, key in self._grid_keys.items():
             grids[grid] = self.activation_grids[key].freeze()[1]  # type: ignore[operator]
         for key, weight in self._names.items():
@@ -244,7 +244,7 @@ class QatNetwork(nn.Module):
                 values[(site.bias if site else None) or ""] = shift.astype(np.float32)
             codes[weight], grids[self.plan.grid_of[weight]] = array, params
         values |= {n: self.biases[key].detach().cpu().numpy() for key, n in self._biases.items()}
-        return replace(self.plan, grids=grids, codes=codes, values=values)
+        return replace(self.plan, grids=grids, codes=codes, weight_overrides=values)
 
 
 class LiveNorm(nn.Module):

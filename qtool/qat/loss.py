@@ -126,7 +126,7 @@ class Loss:
         return out.clamp(min=1e-12).log() if self.settings.probabilities else out
 
 
-def known_labels(labels: np.ndarray | None, any_kind: bool) -> T | None:
+def valid_labels(labels: np.ndarray | None, any_kind: bool) -> T | None:
     """Labels as the loss takes them: class numbers [N], or with ``any_kind`` any numbers.
 
     None for labels of other kinds: then the float network alone teaches and judges.

@@ -11,7 +11,7 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def reused_memory() -> Iterator[None]:
     """Freed blocks stay with the process; at the end they go back to the system.
 
     Does nothing where the C library has no ``mallopt`` (macOS, Windows, musl).

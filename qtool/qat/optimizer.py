@@ -9,7 +9,7 @@ from qtool.qat.fake_quant_model import LiveNorm, QatNetwork
 from qtool.qat.settings import Settings
 
 
-def make_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Optimizer:
     """Weights decay; biases, norms and scales do not, but for the levels that say so (PACT)."""
     grids = [*network.weight_grids.values(), *network.activation_grids.values()]
     decaying = [p for g in grids if getattr(g, "decays", False) for p in g.parameters()]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qtool.qat.custom_loss import OwnLoss
+    from qtool.qat.custom_loss import CustomLoss
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     clip: float | None = None  # 0: none; None: as the network needs it
     precision: str = "float32"  # of products in training; or bfloat16
     label_smoothing: float = 0.0
-    loss: "OwnLoss | None" = None  # cross entropy
+    loss: "CustomLoss | None" = None  # cross entropy
     teacher: float = 1.0
     temperature: float = 1.0
     blocks: float = 0.0

@@ -26,9 +26,9 @@ from qtool.qat.augmentation.augment import augmented
 from qtool.qat.augmentation.mixup import Pairs
 from qtool.qat.ema import Average, copied
 from qtool.qat.fake_quant_model import LiveNorm, QatNetwork
-from qtool.qat.loss import Loss, Teacher, are_classes, known_labels
-from qtool.qat.memory import kept_memory
-from qtool.qat.optimizer import default_clip, make_optimizer, rates
+from qtool.qat.loss import Loss, Teacher, are_classes, valid_labels
+from qtool.qat.memory import reused_memory
+from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
 from qtool.qat.settings import Epoch, Settings, best_of
 from qtool.qat.tensorboard_log import Board, recorded
@@ -84,9 +84,9 @@ def train(
     """
     loop = _Loop(network, teacher, data, validation, settings, progress)
     loop.resume(keep)
-    loop.float_score = distributed.share(loop.judge_float)
+    loop.float_score = distributed.share(loop.score_float)
     with (
-        kept_memory(),
+        reused_memory(),
         recorded(board, loop.history, loop.steps, settings) as loop.board,
     ):
         for number in range(len(loop.history), settings.epochs + 1):
@@ -125,7 +125,7 @@ class _Loop:
         self.part, self.rows = (batch, mine), len(range(batch)[mine])
         self.share = self.rows / batch
         distributed.share_tensors(network.state_dict().values())
-        self.optimizer = make_optimizer(network, settings)
+        self.optimizer = build_optimizer(network, settings)
         asked, ema = settings.oscillation, settings.ema
         self.oscillations = None if asked is None else Oscillations(network, asked)
         self.average = None if ema is None else Average(network, ema)
@@ -248,7 +248,7 @@ class _Loop:
             for batch in stream:
                 labels = batch.pop("label", None)
                 feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
-                yield feeds, known_labels(labels, self.settings.loss is not None)
+                yield feeds, valid_labels(labels, self.settings.loss is not None)
 
     def _batches(self, data: Dataset, size: int) -> Iterator[tuple[dict[str, T], T | None]]:
         """Inputs and class numbers on the device."""
@@ -291,7 +291,7 @@ class _Loop:
         return (100 * hits if judged else -loss) / self.validation.count
 
     @torch.no_grad()
-    def judge_float(self) -> float | None:
+    def score_float(self) -> float | None:
         """Top-1 of the float network in %; None where labels or outputs are no classes."""
         hits = 0
         for feeds, labels, rows in self._held_out():

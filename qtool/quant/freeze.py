@@ -135,7 +135,7 @@ def _params(grids: Mapping[str, QuantSpec | QuantParams], name: str) -> QuantPar
 
 
 def _array(values: dict, plan: QuantPlan, name: str) -> np.ndarray:
-    array = plan.values.get(name, constant(values[name]))
+    array = plan.weight_overrides.get(name, constant(values[name]))
     if array is None:
         raise AssertionError(f"{name} has no data")
     if not np.isfinite(array).all():

@@ -68,26 +68,27 @@ class QuantPlan:
 
     Attributes:
         sites: node name -> Site, in graph order; everything else computes in float.
-        passes: nodes that only move codes (Reshape, MaxPool ...): input and output share a grid.
+        data_movement_ops: nodes that only move codes (Reshape, MaxPool ...): input and output
+            share a grid.
         grid_of: value name -> grid id; activations, weights and biases alike.
         grids: grid id -> what is asked for (QuantSpec), later what was found (QuantParams).
         codes: initializer name -> final integers.
-        values: initializer name -> float array that replaces the model's own.
-        stored: initializers that float ops read, kept as codes and widened once at load.
+        weight_overrides: initializer name -> float array that replaces the model's own.
+        weight_only: initializers that float ops read, kept as codes and widened once at load.
         dynamic: node name -> DynamicSite, in graph order.
-        floats: node name -> why it stays in float.
+        float_nodes: node name -> why it stays in float.
         log: one line per finished step.
     """
 
     sites: Mapping[str, Site] = field(default_factory=dict)
-    passes: frozenset[str] = frozenset()
+    data_movement_ops: frozenset[str] = frozenset()
     grid_of: Mapping[str, str] = field(default_factory=dict)
     grids: Mapping[str, QuantSpec | QuantParams] = field(default_factory=dict)
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
-    values: Mapping[str, np.ndarray] = field(default_factory=dict)
-    stored: frozenset[str] = frozenset()
+    weight_overrides: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weight_only: frozenset[str] = frozenset()
     dynamic: Mapping[str, DynamicSite] = field(default_factory=dict)
-    floats: Mapping[str, str] = field(default_factory=dict)
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
 
     def params(self, value: str) -> QuantParams | None:
@@ -103,7 +104,7 @@ class QuantPlan:
     @property
     def integer_nodes(self) -> frozenset[str]:
         """Names of all nodes that compute on codes."""
-        return self.passes.union(*(site.nodes for site in self.sites.values()))
+        return self.data_movement_ops.union(*(site.nodes for site in self.sites.values()))
 
     def members(self) -> dict[str, list[str]]:
         """Grid id -> the values on it."""
@@ -130,7 +131,7 @@ def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
     return (
         dict(a.grid_of) == dict(b.grid_of)
         and dict(a.sites) == dict(b.sites)
-        and (a.passes, a.stored) == (b.passes, b.stored)
+        and (a.data_movement_ops, a.weight_only) == (b.data_movement_ops, b.weight_only)
         and dict(a.dynamic) == dict(b.dynamic)
         and specs(a) == specs(b)
     )

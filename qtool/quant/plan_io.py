@@ -39,16 +39,16 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
             if grid.scale.ndim == 0:
                 grids[name] |= {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
     arrays.update({f"codes/{name}": a for name, a in plan.codes.items()})
-    arrays.update({f"values/{name}": a for name, a in plan.values.items()})
+    arrays.update({f"values/{name}": a for name, a in plan.weight_overrides.items()})
     document = {
         "version": VERSION,
         "sites": [asdict(site) for site in plan.sites.values()],
-        "passes": sorted(plan.passes),
+        "passes": sorted(plan.data_movement_ops),
         "grid_of": dict(plan.grid_of),
         "grids": grids,
-        "stored": sorted(plan.stored),
+        "stored": sorted(plan.weight_only),
         "dynamic": [asdict(site) for site in plan.dynamic.values()],
-        "floats": dict(plan.floats),
+        "floats": dict(plan.float_nodes),
         "log": list(plan.log),
     }
     with atomic_path(folder / "plan.npz") as temporary:
@@ -78,14 +78,14 @@ def read_plan(path: Path) -> QuantPlan:
         dynamic = [DynamicSite(**_tuples(raw)) for raw in document["dynamic"]]
         return QuantPlan(
             sites={site.name: site for site in sites},
-            passes=frozenset(document["passes"]),
+            data_movement_ops=frozenset(document["passes"]),
             grid_of=dict(document["grid_of"]),
             grids={name: _grid(name, raw, arrays) for name, raw in document["grids"].items()},
             codes=_part(arrays, "codes/"),
-            values=_part(arrays, "values/"),
-            stored=frozenset(document["stored"]),
+            weight_overrides=_part(arrays, "values/"),
+            weight_only=frozenset(document["stored"]),
             dynamic={site.name: site for site in dynamic},
-            floats=dict(document["floats"]),
+            float_nodes=dict(document["floats"]),
             log=tuple(document["log"]),
         )
     except DAMAGE as error:

@@ -18,7 +18,7 @@ KEY = "qtool.io"
 
 
 @dataclass(frozen=True)
-class Ends:
+class QuantizedIO:
     """Names of inputs and of outputs that are codes -> their grids, one scale each."""
 
     inputs: Mapping[str, QuantParams] = field(default_factory=dict)
@@ -59,10 +59,10 @@ def _described(params: QuantParams) -> dict[str, Any]:
     }
 
 
-def read_ends(metadata: Mapping[str, str]) -> Ends:
+def read_quantized_io(metadata: Mapping[str, str]) -> QuantizedIO:
     """The ends of a file by its metadata; none where it was not written with codes."""
     found = json.loads(metadata.get(KEY, "{}"))
-    return Ends(
+    return QuantizedIO(
         *(
             {name: _grid(each) for name, each in found.get(kind, {}).items()}
             for kind in ("inputs", "outputs")

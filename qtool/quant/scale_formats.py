@@ -168,7 +168,9 @@ def neighbours(alpha: Numbers, kind: str) -> tuple[np.ndarray, ...]:
     return np.ldexp(low, -p), np.ldexp(high, -p)
 
 
-def snap_weight(weight: np.ndarray, params: QuantParams, ratio: float | None) -> QuantParams:
+def constrain_weight_scale(
+    weight: np.ndarray, params: QuantParams, ratio: float | None
+) -> QuantParams:
     """A weight's grid with scales of the form its spec asks for.
 
     Of the neighbouring scales, each channel takes the one with the smallest squared error of its
@@ -216,7 +218,7 @@ def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:
     return np.asarray(errors.sum())
 
 
-def snap_activation(
+def constrain_activation_scale(
     params: QuantParams, error: Callable[[QuantParams], float] | None
 ) -> QuantParams:
     """An activation's grid with a power of two for a scale.

@@ -83,7 +83,7 @@ def _not_meant(finding: Any, path: Path) -> bool:
 def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:
     """What to say of a key that is unknown or missing, or a rule of ours; None for a mismatch."""
     if finding["type"] == "extra_forbidden":
-        keys = sorted(known_keys(model, path[:-1]))
+        keys = sorted(valid_keys(model, path[:-1]))
         hint = suggest(str(path[-1]), keys) or "; remove it."
         return f"unknown key{hint} Known here: {', '.join(keys)}"
     if finding["type"] == "missing":
@@ -149,7 +149,7 @@ _NOUNS = {
 }
 
 
-def known_keys(model: type[BaseModel], path: Path) -> set[str]:
+def valid_keys(model: type[BaseModel], path: Path) -> set[str]:
     """The keys that exist at ``path`` below ``model``; empty where any key may stand."""
     models: list[type[BaseModel]] = [model]
     for part in path:

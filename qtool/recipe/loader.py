@@ -13,7 +13,7 @@ from qtool.errors import RecipeError
 from qtool.recipe.error_messages import explain
 from qtool.recipe.model import Recipe
 from qtool.recipe.overrides import make_absolute, override, put, use_data
-from qtool.recipe.validation import check_names, check_paths, refuse_later
+from qtool.recipe.validation import check_names, check_paths, check_this_version
 from qtool.recipe.yaml_loader import Document, parse
 
 
@@ -98,7 +98,7 @@ def recipe_from_keywords(data: dict[str, Any], place: str, folder: Path, *, file
 
 def _validated(document: Document, folder: Path, files: bool = True) -> Recipe:
     make_absolute(document.data, folder)
-    refuse_later(document)
+    check_this_version(document)
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:

@@ -58,9 +58,9 @@ def _readers() -> Mapping[str, Any]:
 
 
 def _preprocess() -> Mapping[str, Any]:
-    from qtool.data.preprocess import known_names, load_preprocess
+    from qtool.data.preprocess import load_preprocess, preprocess_names
 
-    return {name: load_preprocess(name) for name in known_names()}
+    return {name: load_preprocess(name) for name in preprocess_names()}
 
 
 def _quantizers() -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
 )
 
 
-def refuse_later(document: Document) -> None:
+def check_this_version(document: Document) -> None:
     """Refuse what the recipe format names and this version cannot do, rather than ignore it.
 
     Raises:

@@ -13,14 +13,14 @@ from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_ne
 from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
-from qtool.rewrites.reshape import settle_reshapes
+from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 
 REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
     "unfuse_microsoft": unfuse_microsoft,
     "fold_constants": fold_constants,
-    "settle_reshapes": settle_reshapes,
+    "make_reshapes_static": make_reshapes_static,
     "remove_identities": remove_identities,
     "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
     "fold_batchnorm": fold_batchnorm,

@@ -10,7 +10,7 @@ from qtool.graph.queries import constant, dims
 from qtool.rewrites.cleanup import remove_unused
 
 
-def settle_reshapes(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
+def make_reshapes_static(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
     """Give a Reshape whose shape is computed a constant one, where at most one size is unknown.
 
     Exporters compute the shape of a Flatten or view from the batch size; -1 says the same, as long

@@ -67,7 +67,7 @@ def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
         if node.name in integer:
             continue
         for value in node.inputs:
-            if value is None or value.name not in plan.grid_of or value.name in plan.stored:
+            if value is None or value.name not in plan.grid_of or value.name in plan.weight_only:
                 continue
             producer = value.producer()
             if producer is None or producer.name not in integer:

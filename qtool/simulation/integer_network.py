@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.annotation.integer_only import refuse_floats_between
+from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.graph.queries import by_name, constant, is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, mean_factor, quantize
@@ -151,7 +151,7 @@ class IntegerNetwork:
         self.kernels = IntegerKernels(model, plan, rounding)
         self.model, self.plan = model, plan
         self.executor = Executor(model)
-        refuse_floats_between(model, plan)
+        check_no_float_nodes(model, plan)
         values = by_name(model.graph)
         inner = plan.integer_nodes
         made = {o.name for n in model.graph if n.name in inner for o in n.outputs}
@@ -168,7 +168,7 @@ class IntegerNetwork:
         self.exits = tuple(
             o.name or ""
             for n in model.graph
-            if n.name in last or n.name in plan.passes
+            if n.name in last or n.name in plan.data_movement_ops
             for o in n.outputs
             if o.is_graph_output() or any(u.name not in inner for u, _ in o.uses())
         )
@@ -205,7 +205,7 @@ class IntegerNetwork:
             if name in self.plan.sites:
                 site = self.plan.sites[name]
                 found[site.output] = self.kernels.integers(site, found)
-            elif name in self.plan.passes:
+            elif name in self.plan.data_movement_ops:
                 others = [v.name or "" for v in node.inputs[1:] if v and not is_constant(v)]
                 # A shape may depend on codes' shapes; cut there, no float is computed for it.
                 shapes = self.executor(found, None, others) if others else {}

@@ -20,7 +20,7 @@ def sample_count(model: ir.Model, available: int) -> int:
     return int(min(max(MACS // each, 2), MOST_SAMPLES, available))
 
 
-def observable(emitted: ir.Model, plan: QuantPlan) -> dict[str, str]:
+def capturable_values(emitted: ir.Model, plan: QuantPlan) -> dict[str, str]:
     """Values in the emitted graph that parity looks at, and which of the plan's they are.
 
     Codes (``<value>_quantized``, or an output that is codes), in QONNX files the rounded values,
@@ -48,7 +48,7 @@ def _rounded(value: ir.Value) -> bool:
     return producer is not None and producer.op_type in ("Quant", "BipolarQuant")
 
 
-def watched_model(emitted: ir.Model, names: Iterable[str]) -> ir.Model:
+def with_outputs(emitted: ir.Model, names: Iterable[str]) -> ir.Model:
     """A copy of the emitted model that also returns the named values."""
     copy = emitted.clone()
     values = by_name(copy.graph)

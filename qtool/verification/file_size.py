@@ -183,7 +183,7 @@ def weight_widths(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[int, f
         if node.op_type in WEIGHTED_OPS and node.inputs[1] is not None
     }
     found: dict[str, tuple[int, float]] = {}
-    for name in sorted(weighted | plan.stored):
+    for name in sorted(weighted | plan.weight_only):
         tensor = values[name].const_value
         if tensor is not None and is_constant(values[name]):
             params = plan.params(name) if name in plan.codes else None

@@ -49,7 +49,7 @@ def layers_part(
             weight, read = plan.params(site.weight), plan.params(site.inputs[0])
         else:
             held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
-            stored = [v.name or "" for v in held if v.name in plan.stored]
+            stored = [v.name or "" for v in held if v.name in plan.weight_only]
             if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
                 continue
             weight, read = plan.params(stored[0]) if stored else None, None

@@ -22,7 +22,7 @@ from qtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     from qtool.data import Dataset
-    from qtool.quant.quantized_io import Ends
+    from qtool.quant.quantized_io import QuantizedIO
 
 # Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MOST_SECONDS,
 # and more where a run is so short that LEAST_SECONDS are not filled.
@@ -178,10 +178,10 @@ def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
     return {i.name: found[i.name] for i in session.get_inputs() if i.name in found}
 
 
-def _ends(session: Any) -> "Ends":
-    from qtool.quant.quantized_io import read_ends
+def _ends(session: Any) -> "QuantizedIO":
+    from qtool.quant.quantized_io import read_quantized_io
 
-    return read_ends(session.get_modelmeta().custom_metadata_map)
+    return read_quantized_io(session.get_modelmeta().custom_metadata_map)
 
 
 def _optimize(task: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class _Sample:
     def passes(self) -> None:
         """Judge what ops moved."""
         nodes = nodes_by_name(self.model.graph)
-        for name in self.plan.passes:
+        for name in self.plan.data_movement_ops:
             node = nodes[name]
             source = (node.inputs[0].name if node.inputs[0] is not None else None) or ""
             if source not in self.codes:
@@ -280,7 +280,7 @@ class _Sample:
 
     def _constant(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
         name = value.name or ""
-        return constant_tensor(self.plan, name) if name in self.plan.stored else tensor
+        return constant_tensor(self.plan, name) if name in self.plan.weight_only else tensor
 
     def _as_emitted(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
         name = value.name or ""

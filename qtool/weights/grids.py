@@ -31,7 +31,7 @@ def weight_grids(model: ir.Model, plan: QuantPlan, scheme: Any = None) -> QuantP
     _refuse_bad_biases(values, plan)
     names = {s.weight: s.name for s in plan.sites.values() if s.weight is not None}
     names.update({w: site.name for site in plan.dynamic.values() for w in site.weights})
-    for name, reader in {**dict.fromkeys(sorted(plan.stored), "a float op"), **names}.items():
+    for name, reader in {**dict.fromkeys(sorted(plan.weight_only), "a float op"), **names}.items():
         spec = grids.get(name)
         if not isinstance(spec, QuantSpec):
             continue

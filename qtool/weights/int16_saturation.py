@@ -125,7 +125,9 @@ def safe_scales(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         if not isinstance(found, QuantParams) or found.spec.bits != 8 or found.spec.signed is False:
             continue
         tensor = held[site.weight or ""].const_value
-        weight = plan.values.get(site.weight or "", None if tensor is None else tensor.numpy())
+        weight = plan.weight_overrides.get(
+            site.weight or "", None if tensor is None else tensor.numpy()
+        )
         if weight is None:
             raise AssertionError(f"{site.weight} has no data")
         pairs = largest_pairs(nodes[site.name], weight.astype(np.float64)) / 127

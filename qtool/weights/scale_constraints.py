@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from qtool.graph.queries import by_name, constant
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams, QuantSpec
-from qtool.quant.scale_formats import snap_weight
+from qtool.quant.scale_formats import constrain_weight_scale
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ SCALES: dict[str, Any] = {
 }
 
 
-def ask_scales(plan: QuantPlan, kind: str) -> QuantPlan:
+def request_scale_kind(plan: QuantPlan, kind: str) -> QuantPlan:
     """The plan whose integer sites ask for ``kind``; weights of float ops keep float scales.
 
     Args:
@@ -86,12 +86,12 @@ def ask_scales(plan: QuantPlan, kind: str) -> QuantPlan:
     grids = dict(plan.grids)
     for value, grid in plan.grid_of.items():
         spec = grids[grid]
-        if isinstance(spec, QuantSpec) and spec.bits < 32 and value not in plan.stored:
+        if isinstance(spec, QuantSpec) and spec.bits < 32 and value not in plan.weight_only:
             grids[grid] = replace(spec, scale_kind=kind)
     return replace(plan, grids=grids)
 
 
-def snap_weights(model: ir.Model, plan: QuantPlan) -> QuantPlan:
+def constrain_plan_scales(model: ir.Model, plan: QuantPlan) -> QuantPlan:
     """Weights' scales in the form that is asked for; codes that were made for others are dropped.
 
     Activations' scales are a power of two by now, where that is asked for: the calibrator's grid
@@ -113,9 +113,9 @@ def snap_weights(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         x, y = plan.params(site.inputs[0]), plan.params(site.output)
         if x is not None and y is not None:
             ratio = float(x.scale.astype(np.float64) / y.scale)
-        array = plan.values.get(site.weight or "", constant(values[site.weight or ""]))
+        array = plan.weight_overrides.get(site.weight or "", constant(values[site.weight or ""]))
         if array is None:
             raise AssertionError(f"{site.weight} has no data")
-        grids[site.weight or ""] = snap_weight(array, found, ratio)
+        grids[site.weight or ""] = constrain_weight_scale(array, found, ratio)
         codes.pop(site.weight or "", None)
     return replace(plan, grids=grids, codes=codes)

@@ -211,7 +211,7 @@ METRIC_CASES = {
     "map": (finder(), BOXES, "%"),
     "cosine": (painter(3), None, "%"),
     "sqnr": (painter(3), None, "dB"),
-    "own_metric:score": (painter(3), X, "grey"),
+    "custom_metric:score": (painter(3), X, "grey"),
 }
 
 
@@ -222,7 +222,7 @@ def test_a_metric_in_a_recipe(tmp_path, metric):
     net, labels, unit = METRIC_CASES[metric]
     onnx.save(net.proto(), tmp_path / "net.onnx")
     np.savez(tmp_path / "data.npz", x=X, **({} if labels is None else {"label": labels}))
-    (tmp_path / "own_metric.py").write_text(
+    (tmp_path / "custom_metric.py").write_text(
         "def score(outputs, labels):\n"
         "    return abs(outputs - labels).mean(axis=(1, 2, 3))\n"
         "score.lower_is_better = True\nscore.unit = 'grey'\n"
@@ -240,7 +240,7 @@ def test_a_metric_in_a_recipe(tmp_path, metric):
     if metric == "sqnr":
         assert accuracy["quantized"] > 20 and "drop" not in accuracy
         return
-    sign = -1 if metric in ("wer", "own_metric:score") else 1
+    sign = -1 if metric in ("wer", "custom_metric:score") else 1
     before = 100.0 if metric == "cosine" else accuracy["float"]
     expected = sign * (before - accuracy["quantized"])
     assert accuracy["drop"] == pytest.approx(expected, abs=2e-6)  # three numbers rounded to 1e-6

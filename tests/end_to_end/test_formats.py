@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from qtool.pipeline.run import run_ptq
-from qtool.quant.quantized_io import KEY, read_ends
+from qtool.quant.quantized_io import KEY, read_quantized_io
 from qtool.recipe.loader import load_recipe
 
 FORMS = {
@@ -55,7 +55,7 @@ def _reads_codes(path, file, report):
     said = json.loads(metadata[KEY])
     shown = report.model_dump(exclude_none=True)["output"]
     assert said["inputs"] == shown["inputs"] and said["outputs"] == shown["outputs"]
-    ends = read_ends(metadata)
+    ends = read_quantized_io(metadata)
     image = np.random.default_rng(0).normal(0, 1, (1, 1, 32, 32)).astype(np.float32)
     (codes,) = session.run(None, ends.feeds({"image": image}))
     assert codes.dtype == np.uint8 and ends.values("scores", codes).dtype == np.float32

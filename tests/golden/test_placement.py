@@ -46,8 +46,8 @@ def placement(name: str, target: Target) -> dict[str, Any]:
     }
     return {
         "sites": sites,
-        "passes": sorted(plan.passes),
-        "floats": dict(plan.floats),
+        "passes": sorted(plan.data_movement_ops),
+        "floats": dict(plan.float_nodes),
         "grids": grids,
     }
 

@@ -22,7 +22,7 @@ from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.targets.loader import load_target
-from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.captured_outputs import capturable_values, with_outputs
 
 TARGET = load_target("onnxruntime-cpu")
 Grid = tuple[float, int]  # scale and zero point of a uint8 activation
@@ -206,8 +206,8 @@ def in_runtime(
 ) -> dict[str, np.ndarray]:
     """Every code the file computes, all optimizations on; their graph goes to ``optimized``."""
     emitted = emit_qdq(model, plan, TARGET)
-    names = observable(emitted, plan)
-    file = ir.to_proto(watched_model(emitted, names)).SerializeToString()
+    names = capturable_values(emitted, plan)
+    file = ir.to_proto(with_outputs(emitted, names)).SerializeToString()
     options = session_options(1)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -262,7 +262,7 @@ def draw(
     kernels = kernels_of(model, plan)
     outputs = [v.name or "" for v in kernels.nodes["op"].outputs]
     runtime = [codes.get(n, seen.get(n)) for n in outputs]
-    if "op" in plan.passes:
+    if "op" in plan.data_movement_ops:
         exact = kernels.moved("op", codes[case.operands[0]])
     else:
         exact = [kernels.site(plan.sites["op"], codes)]

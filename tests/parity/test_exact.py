@@ -235,7 +235,7 @@ def test_averages_that_the_kernel_gets_wrong_stay_float(attributes, why, tmp_pat
     case = Case("AveragePool", (IMAGE,), POOL | {"strides": [2, 2]} | attributes, convs=True)
     model, rng = case.model(), np.random.default_rng(0)
     plan = frozen_plan(case, model, random_scales(case, rng), rng)
-    assert why in plan.floats["op"]
+    assert why in plan.float_nodes["op"]
     in_runtime(model, plan, feeds_of(case, plan, rng), tmp_path / "o.onnx")
     ran = {node.op_type for node in ir.load(tmp_path / "o.onnx").graph}
     assert "AveragePool" in ran and "QLinearAveragePool" not in ran

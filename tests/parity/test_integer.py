@@ -32,7 +32,7 @@ from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
 from qtool.simulation.ort_kernels import ExactKernels
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
-from qtool.weights.scale_constraints import ask_scales, snap_weights
+from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
 
 KINDS = ("float", "fixed_point:16", "double_shift", "power_of_two")
 SHIFTS = ("power_of_two", "double_shift")
@@ -129,11 +129,11 @@ class NoFloats(TorchDispatchMode):
 
 def planned(model, kind: str):
     """Annotated, calibrated by min-max, in the form of a scale kind, frozen."""
-    plan = ask_scales(annotate(model, cpu(), Bits()), kind)
+    plan = request_scale_kind(annotate(model, cpu(), Bits()), kind)
     batches = [feeds_for(model, seed=1)]
     stats = collect(model, observed_values(model, plan), batches, histograms=True, threads=1)
     plan = weight_grids(model, choose_grids(plan, stats, MinMax()))
-    return freeze(model, snap_weights(model, plan))
+    return freeze(model, constrain_plan_scales(model, plan))
 
 
 WHOLE = sorted(set(BUILDERS) - {"transformer_mlp"})
@@ -246,7 +246,7 @@ def test_a_shape_that_depends_on_codes(tmp_path):
     feeds = feeds_for(model)
     emitted, plan = quantized(model)
     whole = IntegerNetwork(model, plan)
-    assert any(op.op_type == "Reshape" and op.name in plan.passes for op in model.graph)
+    assert any(op.op_type == "Reshape" and op.name in plan.data_movement_ops for op in model.graph)
     np.testing.assert_allclose(whole(feeds)["y"], run(emitted, feeds)["y"], atol=1e-5)
 
 

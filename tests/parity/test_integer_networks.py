@@ -15,7 +15,7 @@ from qtool.emitters import emit_qdq
 from qtool.recipe.model import Calibrate
 from qtool.runtime.ort_options import session_options
 from qtool.simulation.integer_network import IntegerNetwork
-from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.captured_outputs import capturable_values, with_outputs
 
 DATA = Path(os.environ.get("QTOOL_DATA", "missing"))
 pytestmark = [
@@ -51,8 +51,8 @@ def test_no_layer_is_more_than_one_code_off(name, kind):
     made = qtool.quantize(model, section, bits={"scale": kind})
     graph, plan = made._graph, made.quantization
     emitted = emit_qdq(graph, plan, made.target)
-    names = observable(emitted, plan)
-    proto = ir.to_proto(watched_model(emitted, names)).SerializeToString()
+    names = capturable_values(emitted, plan)
+    proto = ir.to_proto(with_outputs(emitted, names)).SerializeToString()
     session = ort.InferenceSession(proto, session_options(1))
     outputs = [o.name for o in session.get_outputs()]
     whole = IntegerNetwork(graph, plan)

@@ -17,14 +17,14 @@ from qtool.errors import UnsupportedError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.runtime.ort_options import session_options
-from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.captured_outputs import capturable_values, with_outputs
 
 ALL = {**CASES, **{f"{name} between convs": c for name, c in BETWEEN.items()}, **PASSES}
 
 
 def codes_of(emitted, plan, feeds) -> dict[str, np.ndarray]:
-    names = observable(emitted, plan)
-    file = ir.to_proto(watched_model(emitted, names)).SerializeToString()
+    names = capturable_values(emitted, plan)
+    file = ir.to_proto(with_outputs(emitted, names)).SerializeToString()
     session = ort.InferenceSession(file, session_options(1))
     return dict(zip(names, session.run(list(names), feeds), strict=True))
 

@@ -27,9 +27,9 @@ from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation, constant_tensor, raw_edges
 from qtool.verification.captured_outputs import (
     MOST_SAMPLES,
-    observable,
+    capturable_values,
     sample_count,
-    watched_model,
+    with_outputs,
 )
 from qtool.verification.layer_sqnr import layer_noise
 from qtool.verification.parity import Count, _in_steps, compare
@@ -46,8 +46,8 @@ def captured(
     model: ir.Model, emitted: ir.Model, plan, folder: Path, count: int = 2
 ) -> dict[str, str]:
     """Write what the verifying child writes: inputs and every watched value, sample by sample."""
-    names = observable(emitted, plan)
-    watched = watched_model(emitted, names)
+    names = capturable_values(emitted, plan)
+    watched = with_outputs(emitted, names)
     for k in range(count):
         feeds = feeds_for(model, rows=2, seed=50 + k)
         found = run(watched, feeds)
@@ -140,7 +140,7 @@ def test_a_plan_without_grids_is_the_float_network(tmp_path):
     model = network("residual", tmp_path)
     plan = frozen_plan(model)
     feeds = feeds_for(model)
-    free = replace(plan, grid_of={}, codes={}, sites={}, passes=frozenset())
+    free = replace(plan, grid_of={}, codes={}, sites={}, data_movement_ops=frozenset())
     assert torch.equal(Simulation(model, free)(feeds)["y"], Executor(model)(feeds)["y"])
 
 

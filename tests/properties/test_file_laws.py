@@ -16,7 +16,7 @@ from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.ort_kernels import ExactKernels
-from qtool.verification.captured_outputs import watched_model
+from qtool.verification.captured_outputs import with_outputs
 from qtool.weights import SCHEMES
 
 BLOCKS = ("conv", "depthwise", "residual", "branches", "max_pool", "average_pool", "leaky", "gate")
@@ -92,7 +92,7 @@ def test_a_file_of_any_widths_computes_its_plan(net, data):
     watched = [codes[s.output] for s in plan.sites.values() if s.output in codes]
     inputs = [codes[v] for s in plan.sites.values() for v in s.inputs if v in codes]
     seen, same = (
-        run(watched_model(m, list(dict.fromkeys([*watched, *inputs, "y"]))), feeds)
+        run(with_outputs(m, list(dict.fromkeys([*watched, *inputs, "y"]))), feeds)
         for m in (packed, plain)
     )
     for name, array in same.items():

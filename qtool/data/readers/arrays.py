@@ -15,8 +15,8 @@ from qtool.data.dataset import (
     InputSpec,
     Opening,
     cast,
+    check_sample_shapes,
     row_digest,
-    settle_sizes,
     show_shape,
 )
 from qtool.data.readers.npz import Column, read_columns
@@ -127,7 +127,7 @@ def open_arrays(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
     used = [source.files[k] for k in sorted({bisect_right(ends, position) for position in chosen})]
     for name, spec in inputs.items():
         shapes = [(file[name].path.name, file[name].shape[1:]) for file in used]
-        settle_sizes(spec, shapes, given.path)
+        check_sample_shapes(spec, shapes, given.path)
     labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
     names = tuple(source.name(position) for position in chosen)
     return Dataset(

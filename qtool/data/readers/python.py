@@ -14,8 +14,8 @@ from qtool.data.dataset import (
     InputSpec,
     Opening,
     cast,
+    check_sample_shapes,
     row_digest,
-    settle_sizes,
     show_shape,
 )
 from qtool.data.reader_options import Python
@@ -199,7 +199,7 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
         raise DataError(f"{where}: yielded no batch; expected at least one sample")
     chosen, notes = section.choose(len(digests))
     for name, spec in inputs.items():
-        settle_sizes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
+        check_sample_shapes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
     every = np.concatenate(labels) if labels else None
     return Dataset(
         tuple(f"{given.function}[{k}]" for k in chosen),

@@ -147,7 +147,7 @@ def numbers(value: ir.Value | None) -> np.ndarray | None:
     return None if array is None else np.asarray(array).astype(np.float64)
 
 
-def known_shape(value: ir.Value) -> tuple[int, ...]:
+def static_shape(value: ir.Value) -> tuple[int, ...]:
     """The shape with 0 for what is unknown; () when even the rank is."""
     if value.shape is None or not rank(value):
         return ()

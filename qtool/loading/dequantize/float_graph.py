@@ -15,12 +15,12 @@ from qtool.loading.dequantize.affine import (
     Held,
     Scale,
     Zero,
-    known_shape,
     limits,
     monomial,
     numbers,
     same_zero,
     spread,
+    static_shape,
 )
 from qtool.loading.dequantize.value_ranges import Ranges
 
@@ -140,7 +140,7 @@ class Floating:
     ) -> tuple[Scale, Zero]:
         """Scale and zero point as they broadcast against a value."""
         step = monomial(scale)
-        shape = known_shape(value)
+        shape = static_shape(value)
         known = numbers(zero) if zero is not None else np.zeros(())
         if not step.unknown:
             array = np.asarray(step.number)

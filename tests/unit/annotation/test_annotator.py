@@ -34,8 +34,10 @@ def test_every_float_node_is_a_site_a_pass_or_has_a_reason(name):
     plan = annotate(model, cpu(), Bits())
     fused = {n for site in plan.sites.values() for n in site.nodes}
     for node in model.graph:
-        assert (node.name in fused) + (node.name in plan.passes) + (node.name in plan.floats) == 1
-    assert list(plan.floats) == [n.name for n in model.graph if n.name in plan.floats]
+        assert (node.name in fused) + (node.name in plan.data_movement_ops) + (
+            node.name in plan.float_nodes
+        ) == 1
+    assert list(plan.float_nodes) == [n.name for n in model.graph if n.name in plan.float_nodes]
     assert set(plan.grid_of.values()) == set(plan.grids)
 
 
@@ -51,7 +53,7 @@ def test_every_float_node_is_a_site_a_pass_or_has_a_reason(name):
 )
 def test_ops_that_move_codes_share_one_grid(op, operands, attributes):
     plan = planned(between(op, *operands, **attributes))
-    assert plan.grid_of["a"] == plan.grid_of["b"] and plan.passes == {"mid"}
+    assert plan.grid_of["a"] == plan.grid_of["b"] and plan.data_movement_ops == {"mid"}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_ops_that_compute_get_a_grid_of_their_own(op, attributes):
 )
 def test_what_has_no_kernel_stays_float_and_says_why(op, operands, attributes, why):
     plan = planned(between(op, *operands, **attributes))
-    assert why in plan.floats["mid"]
+    assert why in plan.float_nodes["mid"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_nothing_is_converted_for_nothing():
     x = net.conv(net.add("Exp", x), 4, 4, name="conv")
     net.output(net.add("MaxPool", x, kernel_shape=[2, 2], name="pool", out="y"))
     plan = planned(net)
-    assert all(plan.floats[name] == LONELY for name in ("alone", "relu", "pool"))
+    assert all(plan.float_nodes[name] == LONELY for name in ("alone", "relu", "pool"))
     assert list(plan.sites) == ["conv"]
 
 
@@ -180,7 +182,7 @@ def test_a_mean_that_ends_the_network_pulls_its_producers_into_integers():
     x = net.add("Add", a, net.conv(a, 8, 8), name="sum", out="s")
     net.output(net.add("GlobalAveragePool", x, name="mean", out="y"))
     plan = planned(net)
-    assert {"sum", "mean"} <= set(plan.sites) and plan.floats == {}
+    assert {"sum", "mean"} <= set(plan.sites) and plan.float_nodes == {}
     assert "s" in plan.grid_of and "y" not in plan.grid_of
 
 
@@ -188,7 +190,7 @@ def test_shape_reads_no_numbers():
     net = Net()
     x = net.conv(net.input("x", "N", 4, 8, 8), 4, 8)
     net.output(net.add("Reshape", net.conv(x, 8, 8), net.add("Shape", x), out="y"))
-    assert set(planned(net).floats.values()) == {LONELY}
+    assert set(planned(net).float_nodes.values()) == {LONELY}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_linear_layers_without_a_kernel(build, why):
     net.input("x", 4, 4)
     name = build(net)
     net.output(name)
-    (reason,) = planned(net).floats.values()
+    (reason,) = planned(net).float_nodes.values()
     assert why in reason
 
 
@@ -220,7 +222,7 @@ def test_float_nodes_stay_float_and_take_no_activation_along():
     model = net.model()
     rewritten(model, floats=frozenset({"Conv3"}))
     plan = annotate(model, cpu(), Bits(layers=dict.fromkeys({"Conv3", "Relu2"}, FLOAT)))
-    assert plan.floats["Conv3"] == plan.floats["Relu2"] == "the recipe asks for float"
+    assert plan.float_nodes["Conv3"] == plan.float_nodes["Relu2"] == "the recipe asks for float"
     assert plan.sites["Conv0"].nodes == ("Conv0",)
     assert not {"Conv3", "Relu2"} & plan.integer_nodes
     assert "c6" not in plan.grid_of
@@ -229,8 +231,8 @@ def test_float_nodes_stay_float_and_take_no_activation_along():
 def test_float_everywhere():
     plan = planned(BUILDERS["residual"](), Bits(None, None))
     assert not plan.sites and not plan.grid_of
-    assert plan.floats["Conv0"] == "the recipe asks for float"
-    assert len(plan.floats) == 8
+    assert plan.float_nodes["Conv0"] == "the recipe asks for float"
+    assert len(plan.float_nodes) == 8
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
@@ -246,7 +248,7 @@ def test_granularity_and_axes(granularity):
 def test_the_target_decides():
     ops = {k: v for k, v in cpu().ops.items() if k != "Add"}
     plan = planned(BUILDERS["residual"](), target=replace(cpu(), name="mine", ops=ops))
-    assert plan.floats["Add5"] == "mine has no integer kernel for Add"
+    assert plan.float_nodes["Add5"] == "mine has no integer kernel for Add"
 
 
 # Patterns

@@ -30,7 +30,7 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     model = net.model()
     want = run(net.proto(), ids())["y"]
     plan = annotate(model, cpu(), Bits())
-    assert plan.stored == {"table"} and plan.floats["embed"]
+    assert plan.weight_only == {"table"} and plan.float_nodes["embed"]
     from qtool.calibration import MinMax
     from qtool.calibration.collect import choose_grids, collect, observed_values
     from qtool.emitters import emit_qdq
@@ -54,13 +54,13 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
 
 def test_a_small_one_and_one_that_another_op_reads_stay_float():
     small = STORED_SIZE // 32 - 1
-    assert annotate(embedding(small).model(), cpu(), Bits()).stored == frozenset()
-    assert annotate(embedding(64, readers=2).model(), cpu(), Bits()).stored == frozenset()
+    assert annotate(embedding(small).model(), cpu(), Bits()).weight_only == frozenset()
+    assert annotate(embedding(64, readers=2).model(), cpu(), Bits()).weight_only == frozenset()
 
 
 def test_a_layer_asked_to_be_float_keeps_its_floats():
     bits = Bits(layers=dict.fromkeys({"embed"}, FLOAT))
-    assert annotate(embedding().model(), cpu(), bits).stored == frozenset()
+    assert annotate(embedding().model(), cpu(), bits).weight_only == frozenset()
 
 
 @pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
@@ -73,7 +73,7 @@ def test_recurrent_weights_are_stored(op, gates):
     net.output(net.add("MatMul", y, net.weight(40, 4), out="y"))
     model = net.model()
     large = {"R"} if gates == 1 else {"W", "R"}
-    assert annotate(model, cpu(), Bits()).stored == large
+    assert annotate(model, cpu(), Bits()).weight_only == large
     feeds = feeds_for(model)
     want = run(net.proto(), feeds)["y"]
     emitted, _ = quantized(model)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qtool.data import Arrays, DataSection, Preprocess, Python, Take, Wav, load_preprocess
-from qtool.data.preprocess import known_names
+from qtool.data.preprocess import preprocess_names
 from qtool.errors import DataError
 
 
@@ -84,7 +84,7 @@ def test_a_take_that_leaves_nothing_is_an_error():
         DataSection(images="/d", take=Take(offset=5)).choose(5)
 
 
-@pytest.mark.parametrize("name", known_names())
+@pytest.mark.parametrize("name", preprocess_names())
 def test_every_named_setting_loads_and_survives_a_dump(name):
     how = load_preprocess(name)
     assert Preprocess.model_validate(how.model_dump(mode="json")) == how
@@ -96,7 +96,7 @@ def test_uint8_settings_survive_a_dump():
 
 
 def test_the_names_the_docs_promise_exist():
-    assert {"imagenet", "imagenet_227", "cifar10", "tf"} <= set(known_names())
+    assert {"imagenet", "imagenet_227", "cifar10", "tf"} <= set(preprocess_names())
 
 
 @pytest.mark.parametrize(

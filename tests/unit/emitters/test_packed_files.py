@@ -107,7 +107,7 @@ def test_moved_zero_points_go_with_every_form(bits, scheme):
 def test_weights_alone_become_floats_at_load(bits, grain, tmp_path):
     model, plan = planned(Bits(bits, None, granularity=grain, block=16))
     emitted = emit_qdq(model, plan, cpu())
-    assert not plan.sites and len(plan.stored) == 3
+    assert not plan.sites and len(plan.weight_only) == 3
     ran = Counter(n.op_type for n in optimized(emitted, tmp_path).graph)
     floats = Counter(n.op_type for n in optimized(model, tmp_path).graph)
     assert ran == floats

@@ -220,7 +220,7 @@ def test_a_layer_that_was_asked_float_is_float_in_the_runtime(op, tmp_path):
     floats = frozenset({"mid"})
     model = prepared(between(op), floats)
     plan = frozen_plan(model, Bits(layers=dict.fromkeys(floats, FLOAT)))
-    assert plan.floats["mid"] == "the recipe asks for float"
+    assert plan.float_nodes["mid"] == "the recipe asks for float"
     emitted = emit_qdq(model, plan, cpu())
     ran = executed(emitted, tmp_path)
     kind = op.partition("+")[0]

@@ -9,9 +9,9 @@ import pytest
 from models import BUILDERS, Net, bind, feeds_for, quantized, rewritten, run
 
 from qtool.emitters.qoperator import to_operators
-from qtool.emitters.quantized_io import quantize_ends
+from qtool.emitters.quantized_io import quantize_io
 from qtool.quant.primitives import QuantParams, QuantSpec
-from qtool.quant.quantized_io import KEY, Ends, read_ends
+from qtool.quant.quantized_io import KEY, QuantizedIO, read_quantized_io
 
 FORMATS = {"qdq": lambda emitted, plan: emitted, "qoperator": to_operators}
 
@@ -27,7 +27,7 @@ def opened(model: ir.Model, form: str = "qdq"):
     """The file between floats, the file between codes, its ends, notes."""
     emitted, plan = quantized(model)
     made = FORMATS[form](emitted.clone(), plan)
-    ends, notes = quantize_ends(made, plan)
+    ends, notes = quantize_io(made, plan)
     return emitted, made, ends, notes
 
 
@@ -36,7 +36,7 @@ def opened(model: ir.Model, form: str = "qdq"):
 def test_codes_in_and_out_give_the_same_numbers(name, form):
     model = prepared(BUILDERS[name]())
     emitted, made, ends, notes = opened(model, form)
-    told = read_ends(made.metadata_props)  # all that a user of the file has
+    told = read_quantized_io(made.metadata_props)  # all that a user of the file has
     feeds = feeds_for(model, seed=7)
     want, got = run(emitted, feeds), run(made, told.feeds(feeds))
     assert list(want) == list(got)
@@ -77,8 +77,8 @@ def test_an_output_that_is_read_inside_too():
 
 def test_what_the_file_says_is_enough():
     spec = QuantSpec(5, False, False)
-    ends = Ends({"x": QuantParams(spec, np.float32(0.1), np.int32(7))}, {})
-    told = read_ends({KEY: json.dumps(ends.described())})
+    ends = QuantizedIO({"x": QuantParams(spec, np.float32(0.1), np.int32(7))}, {})
+    told = read_quantized_io({KEY: json.dumps(ends.described())})
     said = ends.described()["inputs"]["x"]
     x = np.array([-9, -0.75, -0.05, 0, 0.05, 0.15, 2.4, 9], np.float32)
     by_hand = np.clip(np.rint(x / np.float32(said["scale"])) + said["zero_point"], 0, said["high"])
@@ -90,14 +90,14 @@ def test_what_the_file_says_is_enough():
 
 
 def test_a_file_without_a_word_is_between_floats():
-    assert read_ends({}) == Ends()
+    assert read_quantized_io({}) == QuantizedIO()
     x = np.float32([1.5])
-    assert Ends().feeds({"x": x})["x"] is x and Ends().values("y", x) is x
+    assert QuantizedIO().feeds({"x": x})["x"] is x and QuantizedIO().values("y", x) is x
 
 
 def test_a_signed_grid_keeps_its_sign():
     params = QuantParams(QuantSpec(16, True, True), np.float32(0.5), np.int32(0))
-    ends = replace(Ends(), outputs={"y": params})
-    told = read_ends({KEY: json.dumps(ends.described())})
+    ends = replace(QuantizedIO(), outputs={"y": params})
+    told = read_quantized_io({KEY: json.dumps(ends.described())})
     assert told.outputs["y"].spec == params.spec
     assert told.values("y", np.array([-32767], np.int16)) == -16383.5

@@ -11,7 +11,7 @@ from models import Net, big_conv, feeds_for, residual, run
 from onnx import helper, numpy_helper
 
 from qtool import files
-from qtool.graph.queries import dims, is_constant, let_go
+from qtool.graph.queries import dims, is_constant, release_weight_pages
 from qtool.loading import bind_shapes, load_model
 from qtool.loading.onnx_loader import SMALL, name_everything
 
@@ -205,7 +205,7 @@ def test_mapped_weights_give_their_memory_back(tmp_path, monkeypatch):
     array = model.graph.initializers["c0"].const_value.numpy()
     assert array.sum(dtype=np.float64) == big.sum(dtype=np.float64)
     before = psutil.Process().memory_info().rss
-    let_go(model)
+    release_weight_pages(model)
     assert before - psutil.Process().memory_info().rss > 0.8 * big.nbytes
     assert array.sum(dtype=np.float64) == big.sum(dtype=np.float64)
 

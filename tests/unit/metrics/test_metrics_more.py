@@ -7,7 +7,7 @@ import pytest
 
 from qtool.errors import DataError, RecipeError
 from qtool.metrics.confidence import bootstrap_interval
-from qtool.metrics.registry import METRICS, find_metric, judge_outputs
+from qtool.metrics.registry import METRICS, find_metric, score_outputs
 from qtool.metrics.word_error_rate import edit_distance
 
 RNG = np.random.default_rng(0)
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 def value(name, outputs, labels):
     """A metric's value; float and quantized outputs are the same, so nothing drops."""
-    judged = judge_outputs(METRICS[name], {"float": outputs, "quantized": outputs}, labels)
+    judged = score_outputs(METRICS[name], {"float": outputs, "quantized": outputs}, labels)
     assert not METRICS[name].reference or labels is None
     assert judged.drop in (0, None)
     return judged.values["quantized"]
@@ -133,14 +133,14 @@ def test_map_without_pycocotools_names_the_extra(monkeypatch):
 
 def test_cosine_and_sqnr_need_no_labels():
     outputs = {"float": np.array([[3.0, 4.0], [0.0, 0.0]]), "quantized": np.array([[3, 3], [0, 0]])}
-    cosine = judge_outputs(METRICS["cosine"], outputs, None)
+    cosine = score_outputs(METRICS["cosine"], outputs, None)
     expected = 100 * (21 / (5 * np.sqrt(18)) + 1) / 2
     assert cosine.values["quantized"] == pytest.approx(expected)
     assert cosine.drop == pytest.approx(100 - expected) and cosine.interval is not None
-    sqnr = judge_outputs(METRICS["sqnr"], outputs, None)
+    sqnr = score_outputs(METRICS["sqnr"], outputs, None)
     assert sqnr.values == {"quantized": pytest.approx(10 * np.log10(25))}
     assert sqnr.drop is None and sqnr.interval is None
-    same = judge_outputs(METRICS["sqnr"], dict.fromkeys(outputs, outputs["float"]), None)
+    same = score_outputs(METRICS["sqnr"], dict.fromkeys(outputs, outputs["float"]), None)
     assert same.values == {}
 
 
@@ -148,13 +148,13 @@ def test_cosine_and_sqnr_need_no_labels():
 def test_outputs_that_are_not_finite_cannot_be_compared(name):
     outputs = {"float": np.ones((2, 2)), "quantized": np.array([[1, np.nan], [1, 1]])}
     with pytest.raises(DataError, match="holds NaN or Inf"):
-        judge_outputs(METRICS[name], outputs, None)
+        score_outputs(METRICS[name], outputs, None)
 
 
 def test_less_is_better_turns_the_drop():
     label = np.array([[1, 2], [3, 4]])
     worse = np.array([[1, 9], [3, 4]])
-    judged = judge_outputs(METRICS["wer"], {"float": label, "quantized": worse}, label)
+    judged = score_outputs(METRICS["wer"], {"float": label, "quantized": worse}, label)
     assert judged.values == {"float": 0, "quantized": 25} and judged.drop == 25
     lo, hi = judged.interval
     assert lo == 0 and 25 < hi <= 50
@@ -213,7 +213,7 @@ def test_a_metric_of_one_s_own(tmp_path):
     text += "score.lower_is_better = True\nscore.unit = 'm'\n"
     metric = own(tmp_path, text)
     outputs = {"float": np.ones((4, 1)), "quantized": np.full((4, 1), 3.0)}
-    judged = judge_outputs(metric, outputs, np.zeros(4))
+    judged = score_outputs(metric, outputs, np.zeros(4))
     assert metric.unit == "m" and judged.values == {"float": 1, "quantized": 3}
     assert judged.drop == 2 and judged.interval == (2, 2)
 
@@ -221,7 +221,7 @@ def test_a_metric_of_one_s_own(tmp_path):
 def test_a_metric_of_one_number_has_no_interval(tmp_path):
     metric = own(tmp_path, "def score(outputs, labels):\n    return outputs.max()\n")
     outputs = {"float": np.ones((4, 1)), "quantized": np.zeros((4, 1))}
-    judged = judge_outputs(metric, outputs, None)
+    judged = score_outputs(metric, outputs, None)
     assert judged.drop == 1 and judged.interval is None and metric.unit == ""
 
 
@@ -238,6 +238,6 @@ def test_a_metric_of_one_s_own_that_fails(tmp_path, body, words):
     metric = own(tmp_path, f"def score(outputs, labels):\n    {body}\n")
     outputs = {"float": np.ones((4, 1)), "quantized": np.zeros((4, 1))}
     with pytest.raises(DataError, match=words):
-        judge_outputs(metric, outputs, None)
+        score_outputs(metric, outputs, None)
     with pytest.raises(RecipeError, match=r"evaluate.metric: mymetric:score.*--trust-code"):
         find_metric("mymetric:score", str(tmp_path), False)

@@ -9,8 +9,8 @@ from test_train import dataset, run
 
 from qtool.data import Dataset
 from qtool.errors import RecipeError
-from qtool.qat.custom_loss import OwnLoss, own_loss
-from qtool.qat.loss import Loss, known_labels
+from qtool.qat.custom_loss import CustomLoss, custom_loss
+from qtool.qat.loss import Loss, valid_labels
 from qtool.qat.settings import Settings
 
 CODE = """
@@ -40,7 +40,7 @@ def broken(output, labels):
 @pytest.fixture
 def own(tmp_path):
     (tmp_path / "my_own_losses.py").write_text(CODE)
-    return lambda name: own_loss(f"my_own_losses:{name}", str(tmp_path), True)
+    return lambda name: custom_loss(f"my_own_losses:{name}", str(tmp_path), True)
 
 
 class Network:
@@ -77,7 +77,7 @@ def test_parameters_get_what_they_are_called(own):
 
 def test_a_loss_of_torch_itself_will_do():
     scores, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
-    found = own_loss("torch.nn.functional:cross_entropy", None, True)
+    found = custom_loss("torch.nn.functional:cross_entropy", None, True)
     want = loss_of(scores, None, labels, teacher=0.0)
     assert loss_of(scores, None, labels, teacher=0.0, loss=found) == pytest.approx(want)
 
@@ -99,20 +99,20 @@ def test_what_is_no_loss_is_refused_by_name(own, name, said):
 
 def test_code_needs_trust_and_a_function(tmp_path):
     with pytest.raises(RecipeError, match="add --trust-code"):
-        own_loss("my_own_losses:squares", str(tmp_path), False)
+        custom_loss("my_own_losses:squares", str(tmp_path), False)
     with pytest.raises(RecipeError, match="there is no module"):
-        own_loss("not_there:squares", str(tmp_path), True)
+        custom_loss("not_there:squares", str(tmp_path), True)
 
 
 def test_another_process_gets_the_same_function(own):
     sent = pickle.loads(pickle.dumps(own("squares")))
-    assert isinstance(sent, OwnLoss) and sent.digest == own("squares").digest != ""
+    assert isinstance(sent, CustomLoss) and sent.digest == own("squares").digest != ""
 
 
 def test_labels_keep_their_kind_for_a_loss_of_ones_own():
     floats, classes = np.ones((3, 2)), np.array([1, 2], np.int32)
-    assert known_labels(floats, True).dtype == torch.float32 and known_labels(floats, False) is None
-    assert known_labels(classes, False).tolist() == [1, 2] and known_labels(None, True) is None
+    assert valid_labels(floats, True).dtype == torch.float32 and valid_labels(floats, False) is None
+    assert valid_labels(classes, False).tolist() == [1, 2] and valid_labels(None, True) is None
 
 
 def test_it_trains_on_labels_of_any_shape(tmp_path, own, monkeypatch):
@@ -126,6 +126,6 @@ def test_it_trains_on_labels_of_any_shape(tmp_path, own, monkeypatch):
         return (output - labels).square().mean()
 
     monkeypatch.setattr("test_train.dataset", to_vectors)
-    _, history = run(tmp_path, 4, loss=OwnLoss("tests:distance", None, distance))
+    _, history = run(tmp_path, 4, loss=CustomLoss("tests:distance", None, distance))
     assert max(e.score for e in history) > history[0].score
     assert all(e.score < 0 for e in history)  # minus the loss, for there are no class numbers

@@ -215,7 +215,7 @@ def test_the_float_network_is_judged_on_the_same_samples(labelled):
         held,
         Settings(epochs=1, batch=32, fixed=True, teacher=0.0 if labelled else 1.0),
         silent,
-    ).judge_float()
+    ).score_float()
     if not labelled:
         assert found is None
         return

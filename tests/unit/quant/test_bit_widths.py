@@ -146,9 +146,9 @@ def test_weight_only_files_compute_in_floats(width, grain, tmp_path):
     x = net.add("Relu", net.add("MatMul", x, net.weight(64, 48), name="one"))
     net.output(net.add("Gemm", x, net.weight(32, 48), net.weight(32), transB=1, out="y"))
     model, plan = planned(net, Bits(width, None, granularity=grain, block=16))
-    assert not plan.sites and len(plan.stored) == 2
+    assert not plan.sites and len(plan.weight_only) == 2
     if grain == "block":
-        found = {plan.spec(w).granularity for w in plan.stored}
+        found = {plan.spec(w).granularity for w in plan.weight_only}
         assert found == {PerBlock(0, 16), PerBlock(1, 16)}
     emitted = emit_qdq(model, plan, cpu())
     feeds = feeds_for(model, seed=2)

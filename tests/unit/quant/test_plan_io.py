@@ -20,7 +20,7 @@ def sample() -> QuantPlan:
     rng = np.random.default_rng(0)
     return QuantPlan(
         sites={"/a/Conv": Site("/a/Conv", "Conv", ("/a/Conv", "/a/Relu"), ("x",), "y", "w", None)},
-        passes=frozenset({"reshape", "pad"}),
+        data_movement_ops=frozenset({"reshape", "pad"}),
         grid_of={"x": "x", "y": "x", "w": "w", "ünïcode/..": "b", "v.npy": "v"},
         grids={
             "x": QuantParams(act, np.array(0.1, np.float32), np.array(3, np.int32)),
@@ -33,14 +33,14 @@ def sample() -> QuantPlan:
             "v": QuantSpec(8, False, True, PerTensor()),
         },
         codes={"w": rng.integers(-127, 128, (2, 3)).astype(np.int8)},
-        values={"ünïcode/..": rng.random((2, 64), np.float32), "scalar": np.array(1.5)},
-        floats={"softmax": "no kernel"},
+        weight_overrides={"ünïcode/..": rng.random((2, 64), np.float32), "scalar": np.array(1.5)},
+        float_nodes={"softmax": "no kernel"},
         log=("one", "two"),
     )
 
 
 def assert_equal(a: QuantPlan, b: QuantPlan) -> None:
-    for name in ("sites", "passes", "grid_of", "floats", "log"):
+    for name in ("sites", "data_movement_ops", "grid_of", "float_nodes", "log"):
         assert getattr(a, name) == getattr(b, name), name
     assert list(a.sites) == list(b.sites)
     assert a.grids.keys() == b.grids.keys()
@@ -54,7 +54,7 @@ def assert_equal(a: QuantPlan, b: QuantPlan) -> None:
                 {"s": grid.scale, "z": grid.zero_point}, {"s": other.scale, "z": other.zero_point}
             )
     same_arrays(a.codes, b.codes)
-    same_arrays(a.values, b.values)
+    same_arrays(a.weight_overrides, b.weight_overrides)
 
 
 def same_arrays(a, b) -> None:

@@ -23,13 +23,13 @@ from qtool.quant.scale_formats import (
     PRECISE,
     as_integers,
     ceil_log2,
+    constrain_activation_scale,
+    constrain_weight_scale,
     double_shift,
     fixed_point,
     floor_log2,
     neighbours,
     normalized,
-    snap_activation,
-    snap_weight,
     width_of,
 )
 
@@ -130,7 +130,7 @@ def error_of(weight: np.ndarray, params: QuantParams) -> np.ndarray:
 def test_snapped_weights_lose_no_more_than_by_n2d2s_rule(seed, kind, bits):
     weight, ratio = weights(5, seed), 0.37
     grid = grid_of(weight, kind, bits)
-    found = snap_weight(weight, grid, ratio)
+    found = constrain_weight_scale(weight, grid, ratio)
     alpha = found.scale.astype(np.float64) * (ratio if width_of(kind) else 1)
     # The form, up to the float32 that holds the scale.
     assert np.allclose(as_integers(alpha, kind).value, alpha, rtol=1.2e-7, atol=0)
@@ -154,7 +154,7 @@ def test_codes_make_up_for_the_multiplier(kind):
     Weights stand still while the scale moves by up to a third; what is left is rounding of weights.
     """
     weight, ratio = weights(16, 3), 0.37
-    found = snap_weight(weight, grid_of(weight, kind), ratio)
+    found = constrain_weight_scale(weight, grid_of(weight, kind), ratio)
     codes = quantize(weight.astype(np.float64), found)
     alpha = as_integers(found.scale.astype(np.float64) * (ratio if width_of(kind) else 1), kind)
     back = codes * (alpha.value / (ratio if width_of(kind) else 1))[:, None]
@@ -174,7 +174,7 @@ def test_asymmetric_weights_begin_where_they_began(kind):
     weight = np.random.default_rng(0).uniform(-0.1, 1.0, (3, 40)).astype(np.float32)
     spec = QuantSpec(8, False, False, PerChannel(0), kind)
     grid = params_from_range(weight.min(1), weight.max(1), spec)
-    found = snap_weight(weight, grid, 0.37)
+    found = constrain_weight_scale(weight, grid, 0.37)
     assert np.abs(found.lo - grid.lo).max() <= found.scale.max()
     assert np.all(error_of(weight, found) < 40 * found.scale**2)
     assert found.zero_point.dtype == np.int32
@@ -183,15 +183,15 @@ def test_asymmetric_weights_begin_where_they_began(kind):
 def test_a_layer_that_writes_floats_keeps_its_fixed_point_scales():
     weight = weights(4, 0)
     grid = grid_of(weight, "fixed_point:16")
-    assert snap_weight(weight, grid, None) is grid
-    assert snap_weight(weight, grid_of(weight, "float"), 0.5).spec.scale_kind == "float"
+    assert constrain_weight_scale(weight, grid, None) is grid
+    assert constrain_weight_scale(weight, grid_of(weight, "float"), 0.5).spec.scale_kind == "float"
 
 
 def test_a_multiplier_too_small_for_its_width_is_one():
     """A channel 2^-20 as large as its neighbour: x = 1, and its weights are rounded on that."""
     weight = weights(2, 1)
     weight[1] = weight[0] * 2.0**-20
-    found = snap_weight(weight, grid_of(weight, "fixed_point:8"), 1.0)
+    found = constrain_weight_scale(weight, grid_of(weight, "fixed_point:8"), 1.0)
     assert as_integers(found.scale.astype(np.float64), "fixed_point:8").factor.min() == 1
     assert np.isfinite(found.scale).all()
 
@@ -212,7 +212,7 @@ def activation(seed: int, low: float, signed: bool = False, symmetric: bool = Fa
 def test_a_snapped_activation_is_never_worse_than_rounding_up(seed, low, form):
     stats, grid = activation(seed, low, *form)
     error = squared_error(stats)
-    found = snap_activation(grid, error)
+    found = constrain_activation_scale(grid, error)
     assert float(np.frexp(found.scale)[0]) == 0.5
     assert found.scale.dtype == np.float32 and found.scale.ndim == 0
     up = 2.0 ** int(ceil_log2(np.float64(grid.scale)))
@@ -232,14 +232,14 @@ def test_rounding_down_is_chosen_where_it_pays():
     stats = summarize(values, True, 0)
     spec = QuantSpec(8, False, False, scale_kind="power_of_two")
     grid = params_from_range(0.0, hi, spec)
-    found = snap_activation(grid, squared_error(stats))
+    found = constrain_activation_scale(grid, squared_error(stats))
     assert found.scale == 2.0**-7 < grid.scale
     # Without a histogram nobody knows what clipping costs: nothing is clipped.
-    assert snap_activation(grid, None).hi >= hi
+    assert constrain_activation_scale(grid, None).hi >= hi
 
 
 def test_a_range_alone_is_covered():
     spec = QuantSpec(8, False, False, scale_kind="power_of_two")
     for lo, hi in ((-1.0, 3.0), (-0.001, 1.0), (-7.0, 0.0)):
-        found = snap_activation(params_from_range(lo, hi, spec), None)
+        found = constrain_activation_scale(params_from_range(lo, hi, spec), None)
         assert found.lo <= lo + found.scale / 2 and found.hi >= hi - found.scale / 2

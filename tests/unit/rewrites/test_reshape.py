@@ -18,7 +18,7 @@ def flattened():
 
 
 def test_a_shape_computed_from_the_batch_becomes_constant():
-    model, count = changed(flattened(), "settle_reshapes")
+    model, count = changed(flattened(), "make_reshapes_static")
     assert count == 1
     assert set(ops(model)) == {"Conv", "Relu", "Reshape", "Gemm"}
     reshape = next(n for n in model.graph if n.op_type == "Reshape")
@@ -29,7 +29,7 @@ def test_a_shape_computed_from_the_batch_becomes_constant():
 def test_every_batch_size_still_fits():
     net = flattened()
     model, want = net.model(), net.proto()
-    rewritten(model, "settle_reshapes")
+    rewritten(model, "make_reshapes_static")
     for rows in (1, 7):
         feeds = feeds_for(model, rows)
         for name, array in run(want, feeds).items():
@@ -43,7 +43,7 @@ def test_two_unknown_sizes_are_left():
     shape = net.add("Concat", net.add("Shape", x, end=2), net.const(np.array([2, 4])), axis=0)
     net.output(net.add("Reshape", x, shape))
     model = net.model()
-    assert rewritten(model, "settle_reshapes") == {"settle_reshapes": 0}
+    assert rewritten(model, "make_reshapes_static") == {"make_reshapes_static": 0}
     assert "Shape" in ops(model)
 
 
@@ -51,4 +51,4 @@ def test_a_constant_shape_is_left():
     net = Net(opset=20, ir_version=10)
     x = net.input("x", "N", 4, 8)
     net.output(net.add("Reshape", x, net.const(np.array([0, 32]))))
-    assert changed(net, "settle_reshapes")[1] == 0
+    assert changed(net, "make_reshapes_static")[1] == 0

@@ -23,7 +23,7 @@ from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import exact_site
 from qtool.simulation.fake_quant import Simulation
-from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.kernels import kernels_part
 from qtool.verification.layer_sqnr import layer_noise
 from qtool.verification.parity import ParityCounts, compare
@@ -41,8 +41,8 @@ def made(model: ir.Model, bits: Bits = DYNAMIC) -> tuple[ir.Model, QuantPlan]:
 def parity(
     model: ir.Model, emitted: ir.Model, plan: QuantPlan, feeds: Arrays, folder: Path
 ) -> ParityCounts:
-    names = observable(emitted, plan)
-    found = run(watched_model(emitted, names), feeds)
+    names = capturable_values(emitted, plan)
+    found = run(with_outputs(emitted, names), feeds)
     arrays = {f"o{k}": found[name] for k, name in enumerate(names)}
     np.savez(folder / "0.npz", **arrays, **{f"i:{n}": a for n, a in feeds.items()})
     return compare(model, plan, folder, names, 1)
@@ -110,7 +110,7 @@ def test_an_encoder_runs_on_fused_integer_kernels_bit_for_bit(granularity, tmp_p
     model, feeds = net.model(), feeds_for(net.model(), rows=2)
     emitted, plan = made(model, replace(DYNAMIC, granularity=granularity))
     assert list(plan.dynamic) == ["up", "q", "k", "head"] and not plan.sites
-    assert set(plan.floats) == {n.name for n in model.graph} - set(plan.dynamic)
+    assert set(plan.float_nodes) == {n.name for n in model.graph} - set(plan.dynamic)
     assert kernels(emitted, plan, tmp_path) == {
         "DynamicQuantizeMatMul": 2,  # up, with the bias behind it; head, on transposed codes
         "MatMulIntegerToFloat": 2,  # q and k share one grid
@@ -212,9 +212,9 @@ def test_a_recurrent_classifier(op, tmp_path):
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
     found = kernels(emitted, plan, tmp_path)
     if op == "GRU":  # the runtime has no such kernel: its weights are codes in the file only
-        assert list(plan.dynamic) == ["head"] and len(plan.stored) == 3
+        assert list(plan.dynamic) == ["head"] and len(plan.weight_only) == 3
         assert found == {"DynamicQuantizeMatMul": 1}
-        assert plan.floats["rnn"] == (
+        assert plan.float_nodes["rnn"] == (
             "only MatMul, Gemm, LSTM find their input's grid while they run"
         )
         return
@@ -265,7 +265,7 @@ def test_a_table_that_is_also_looked_up_in_stays_one_table(tmp_path):
     net.output(net.add("Gemm", x, table, out="y", name="tied"))
     feeds = {"ids": np.random.default_rng(0).integers(0, 64, (6, 5))}
     emitted, plan = made(net.model())
-    assert list(plan.dynamic) == ["up", "tied"] and "table" in plan.stored
+    assert list(plan.dynamic) == ["up", "tied"] and "table" in plan.weight_only
     assert sum("table_quantized" in name for name in emitted.graph.initializers) == 1
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
     assert kernels(emitted, plan, tmp_path) == {"DynamicQuantizeMatMul": 2}
@@ -274,7 +274,7 @@ def test_a_table_that_is_also_looked_up_in_stays_one_table(tmp_path):
 def declined(net: Net, name: str = "op", bits: Bits = DYNAMIC) -> str:
     plan = annotate(net.model(), cpu(), bits)
     assert name not in plan.dynamic
-    return plan.floats[name]
+    return plan.float_nodes[name]
 
 
 def product(op: str, shape: tuple[int, ...], x: tuple[int | str, ...], **attributes) -> Net:
@@ -316,7 +316,7 @@ def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
     given = [net.const(net.rng.uniform(-0.1, 0.1, (1, 512, size))) for size in (1, 128)]
     net.output(net.add("LSTM", x, *given, out="y", name="rnn", hidden_size=128))
     emitted, plan = made(net.model())
-    assert plan.stored == set(plan.dynamic["rnn"].weights) == {"c0", "c1"}
+    assert plan.weight_only == set(plan.dynamic["rnn"].weights) == {"c0", "c1"}
     assert kernels(emitted, plan, tmp_path) == {"DynamicQuantizeLSTM": 1}
     feeds = feeds_for(net.model())
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30

@@ -19,7 +19,7 @@ from qtool import errors
 from qtool.emitters import emit_qdq, save_model
 from qtool.errors import DataError, UnsupportedError
 from qtool.verification import ort_worker
-from qtool.verification.captured_outputs import observable, watched_model
+from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.ort_worker import FAILURES, ROUNDS, run_tasks
 
 COUNT = 11
@@ -40,8 +40,8 @@ def place(tmp_path_factory):
     plan = frozen_plan(model)
     emitted = emit_qdq(model, plan, cpu())
     save_model(emitted, folder / "quantized.onnx")
-    names = list(observable(emitted, plan))
-    save_model(watched_model(emitted, names), folder / "watched.onnx")
+    names = list(capturable_values(emitted, plan))
+    save_model(with_outputs(emitted, names), folder / "watched.onnx")
     (folder / "names.json").write_text(json.dumps(names))
     images = np.random.default_rng(0).normal(0, 1, (COUNT, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "data.npz", x=images, y=np.arange(COUNT) % 5)

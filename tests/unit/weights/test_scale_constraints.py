@@ -16,7 +16,7 @@ from qtool.quant.scale_formats import as_integers
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.weights import SCHEMES
-from qtool.weights.scale_constraints import SCALES, ask_scales
+from qtool.weights.scale_constraints import SCALES, request_scale_kind
 
 
 def planned(model, bits: Bits, scheme=None):
@@ -72,8 +72,8 @@ def test_float_ops_keep_their_scales(tmp_path):
     x = net.add("Gather", net.weight(64, 16, name="rows"), net.input("i", "N", dtype=7))
     x = net.add("Gemm", x, net.weight(5, 16), net.weight(5), transB=1, name="mm")
     model = net.output(net.add("Gemm", x, net.weight(5, 5), out="y")).load(tmp_path)
-    plan = ask_scales(make_plan(model, cpu(), Bits(), "net"), "power_of_two")
-    assert plan.stored == {"rows"}
+    plan = request_scale_kind(make_plan(model, cpu(), Bits(), "net"), "power_of_two")
+    assert plan.weight_only == {"rows"}
     assert plan.spec("rows").scale_kind == "float"
     assert plan.spec(plan.sites["mm"].weight).scale_kind == "power_of_two"
     assert plan.spec(plan.sites["mm"].bias).scale_kind == "float"
@@ -119,4 +119,4 @@ def test_a_snapped_plan_is_another_shape_than_a_float_one(tmp_path):
     model = network("residual", tmp_path)
     plan = make_plan(model, cpu(), Bits(), "net")
     assert same_shape(plan, replace(plan))
-    assert not same_shape(plan, ask_scales(plan, "power_of_two"))
+    assert not same_shape(plan, request_scale_kind(plan, "power_of_two"))
