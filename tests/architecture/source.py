@@ -5,51 +5,53 @@ bad snippet. Run as a script it prints the sizes (`make size`).
 """
 
 import ast
-from collections.abc import Iterator
+import io
+import re
+import tokenize
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MAX_FILE, MAX_FUNCTION = 400, 60
 
-FLOORS = {
-    6: "__main__",
-    5: "cli",
-    4: "pipeline judgement prepare steps training foresight api",
-    3: "recipe catalog",
-    2: "load rewrites annotate calibrate calibrators schemes snap saturation ptq qat search freeze"
-    " emit verify watch parity accounts metrics data reporting",
-    1: "graph folded_norm bits ends patterns execute plan report files stages usercode",
-    0: "numerics scales targets protocols errors",
-}  # fmt: skip
-FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts.split()}
-ALLOWED = {  # from floor 2 up parts of one floor never import each other, but: (importer, imported)
-    ("calibrate", "calibrators"): "calibrate gathers the statistics that a calibrator judges",
-    ("calibrate", "schemes"): "and hands weights to their scheme",
-    ("pipeline", "prepare"): "the pipeline is told in three files: before, the stages, after",
-    ("pipeline", "judgement"): "and after the file is written",
-    ("pipeline", "steps"): "with the steps themselves apart,",
-    ("pipeline", "training"): "and training, which only `qtool qat` does,",
-    ("training", "prepare"): "on data held to the same rules",
-    ("foresight", "pipeline"): "a forecast goes the first steps of a run",
-    ("foresight", "prepare"): "on what is read in the same way",
-    ("qat", "data"): "the loop reads its batches in an order of its own",
-    ("prepare", "steps"): "which resolve what the recipe asks for,",
-    ("api", "steps"): "because the Python API calls the same ones",
-    ("api", "prepare"): "on what is read in the same way",
-    ("judgement", "prepare"): "what is judged was prepared",
-    ("verify", "data"): "both files are judged through the one data pipeline",
-    ("verify", "metrics"): "and by the one metric",
-    ("recipe", "catalog"): "the catalog knows every name that a recipe may use",
+FLOORS = {  # imports go downwards only; a room is a package, or a module at the top of qtool/
+    12: "__main__ qtool",
+    11: "cli api",
+    10: "pipeline",
+    9: "recipe",
+    8: "ptq search pruning",
+    7: "qat verification steps",
+    6: "simulation",
+    5: "annotation emitters",
+    4: "targets calibration weights rewrites loading",
+    3: "quant runtime",
+    2: "graph data metrics report",
+    1: "files user_code",
+    0: "errors version progress",
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
+ALLOWED = {  # rooms of one floor do not import each other, but: (importer, imported)
+    ("verification", "data"): "the child process reads the samples itself",
+    ("targets", "weights"): "a target names scale kinds",
 }
 FENCES = {  # third-party package -> the only modules that may import it
-    "onnx": ("load", "emit"),
-    "onnxscript": ("load", "emit"),
-    # ort: a node the table lacks; ort_session: statistics, where torch is 2-5 times slower
-    "onnxruntime": ("verify", "execute.ort", "execute.ort_session", "execute.ort_options"),
+    "onnx": ("loading", "emitters"),
+    "onnxscript": ("loading", "emitters"),
+    # ort_node: operators that the table lacks; ort_session: statistics, where torch is 2-5 x slower
+    "onnxruntime": (
+        "verification.ort_worker",
+        "runtime.ort_node",
+        "runtime.ort_session",
+        "runtime.ort_options",
+    ),
     "typer": ("cli",),
-    "rich": ("cli", "reporting"),
+    "rich": ("cli", "report.render"),
 }
-WITHOUT_TORCH = (*FLOORS[0].split(), "data", "metrics", "report", "files", "reporting", "recipe")
+WITHOUT_TORCH = ("errors", "files", "progress", "version", "user_code", "data", "metrics", "report")
+WITHOUT_TORCH += ("quant", "targets", "graph", "recipe", "annotation", "emitters")
+LIGHT = ("errors", "files", "progress", "version", "user_code", "data", "metrics", "report")
+MAX_ROOM, MAX_TOP, MAX_PARAMETERS = 15, 10, 7
 
 
 def modules() -> dict[str, str]:
@@ -62,21 +64,20 @@ def modules() -> dict[str, str]:
 
 
 def part_of(module: str) -> str:
-    """The part that stands on a floor: "load.onnx" -> "load", "recipe_yaml" -> "recipe"."""
-    top = module.split(".")[0]
-    return top if top in FLOOR_OF else top.split("_")[0]
+    """Return the room of a module: "loading.onnx_loader" -> "loading", "" -> "qtool"."""
+    return module.split(".")[0] or "qtool"
 
 
 def is_inside(module: str, place: str) -> bool:
-    """Whether ``module`` is ``place``, below it, or a part of it by name (verify_parity)."""
-    return module == place or module.startswith(f"{place}.") or part_of(module) == place
+    """Return whether ``module`` is ``place`` or lies below it."""
+    return module == place or module.startswith(f"{place}.")
 
 
 def imports(node: ast.AST, top_level: bool = True) -> Iterator[tuple[str, bool]]:
-    """(dotted name, at the top level?) of everything imported, TYPE_CHECKING blocks left out."""
+    """Yield (dotted name, at the top level?) of every import; TYPE_CHECKING blocks are lazy."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            yield from imports(ast.Module(child.orelse, []), top_level)
+            yield from imports(ast.Module([*child.body, *child.orelse], []), False)
             continue
         if isinstance(child, ast.Import):
             yield from ((alias.name, top_level) for alias in child.names)
@@ -93,9 +94,9 @@ def imports(node: ast.AST, top_level: bool = True) -> Iterator[tuple[str, bool]]
 
 
 def bad_floors(module: str, text: str) -> list[str]:
-    """Imports that do not go downwards."""
+    """Return imports that do not go downwards."""
     here, complaints = part_of(module), []
-    if module and here not in FLOOR_OF:
+    if here not in FLOOR_OF:
         return [f"qtool.{module} stands on no floor: add it to FLOORS"]
     for name, _ in imports(ast.parse(text)):
         there = part_of(name.removeprefix("qtool."))
@@ -103,8 +104,8 @@ def bad_floors(module: str, text: str) -> list[str]:
             complaints.append(f"qtool.{module} imports {name}: absolute imports only")
         if not name.startswith("qtool.") or there == here or (here, there) in ALLOWED:
             continue
-        floor, other = FLOOR_OF.get(here, 0), FLOOR_OF.get(there, 9)
-        if other > floor or (other == floor and floor > 1):
+        floor, other = FLOOR_OF[here], FLOOR_OF.get(there, 99)
+        if other > floor or (other == floor and floor > 0):
             complaints.append(f"qtool.{module} (floor {floor}) imports {name} (floor {other})")
     return list(dict.fromkeys(complaints))
 
@@ -116,8 +117,8 @@ def bad_fences(module: str, text: str) -> list[str]:
         package = name.split(".")[0]
         if package in FENCES and not any(is_inside(module, place) for place in FENCES[package]):
             complaints.append(f"qtool.{module} imports {name}, allowed in {FENCES[package]}")
-        banned = part_of(module) in WITHOUT_TORCH or (is_inside(module, "cli") and top_level)
-        if package == "torch" and banned:
+        banned = part_of(module) in WITHOUT_TORCH or is_inside(module, "cli")
+        if package == "torch" and banned and (top_level or part_of(module) in LIGHT):
             complaints.append(f"qtool.{module} imports {name}: it must load without torch")
     return list(dict.fromkeys(complaints))
 
@@ -170,6 +171,129 @@ def bad_sizes(module: str, text: str) -> list[str]:
     ]
 
 
+def bad_parameters(module: str, text: str) -> list[str]:
+    """Return functions with more than 7 parameters, ``self`` not counted.
+
+    Commands of ``cli`` are left out: Typer reads their options from the parameters; so are the
+    operator tables, whose parameters are the attributes that ONNX defines.
+    """
+    if is_inside(module, "cli") or is_inside(module, "runtime.ops"):
+        return []
+    complaints = []
+    for node in functions(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            continue
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        count = len([name for name in names if name not in ("self", "cls")])
+        if count > MAX_PARAMETERS:
+            complaints.append(
+                f"qtool.{module}:{node.name}: {count} parameters, at most {MAX_PARAMETERS}"
+            )
+    return complaints
+
+
+# Words that the field does not use; docs/architecture.md names the ones it uses instead.
+PRIVATE = {
+    *("judge", "judges", "judged", "judging", "judgement", "settle", "settles", "settled"),
+    *("found", "given", "asked", "wanted", "told", "known", "moved", "snap", "snapped", "snaps"),
+    *("ends", "foresight", "accounts", "standing", "unfit", "kept", "lessons", "beside"),
+}
+PROSE = re.compile(
+    r"\b(judge[sd]?|judging|judgement|settle[sd]?|told|tells?|foresight|snap(s|ped)?|unfit|lessons?"
+    r"|in vain|hands? out|theirs|by heart|its own business|without a word)\b",
+    re.IGNORECASE,
+)
+QUESTIONS = ("what", "how", "whether", "which", "why", "where", "who", "when", "does", "is", "are")
+ARTICLES = ("the", "a", "an", "one", "all", "every", "each", "this", "that", "these", "no", "as")
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of an identifier: "held_out" -> {"held", "out"}, "QatNet" -> {"qat", ..}."""
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
+    return {part for part in parts if part}
+
+
+def bad_words(module: str, text: str) -> list[str]:
+    """Return identifiers made of private words, and prose that uses them."""
+    complaints = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        where = f"qtool.{module}:{token.start[0]}"
+        if token.type == tokenize.NAME and (bad := words_of(token.string) & PRIVATE):
+            complaints.append(f"{where}: {token.string}: {', '.join(sorted(bad))}")
+        if token.type in PROSE_TOKENS and (match := PROSE.search(token.string)):
+            complaints.append(f"{where}: prose says {match[0]}")
+    return list(dict.fromkeys(complaints))
+
+
+PROSE_TOKENS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+
+
+def bad_first_lines(module: str, text: str) -> list[str]:
+    """Return docstrings whose first line is a question, or of a function and no verb phrase."""
+    tree, complaints = ast.parse(text), []
+    for node in [tree, *functions(tree)]:
+        doc = ast.get_docstring(node)
+        if not doc:
+            continue
+        first = doc.split()[0].strip("`*.,:").lower()
+        decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+        noun_allowed = not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or any(
+            "property" in name for name in decorators
+        )
+        name = getattr(node, "name", "the module")
+        if first in QUESTIONS:
+            complaints.append(f'qtool.{module}:{name}: its docstring begins with "{first}"')
+        elif not noun_allowed and (first in ARTICLES or not first[:1].isalpha() or first == "true"):
+            complaints.append(f'qtool.{module}:{name}: "{first}" is no verb; say what it does')
+    return complaints
+
+
+def bad_rooms(paths: Collection[str]) -> list[str]:
+    """Return rooms with more than 15 files, and a top with more than 10.
+
+    Args:
+        paths: of modules below ``qtool/``, such as "data/dataset.py".
+    """
+    files: dict[str, int] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name != "__init__.py" or not folder:
+            files[folder] = files.get(folder, 0) + 1
+    return [
+        f"qtool/{folder}: {count} files, at most {MAX_ROOM if folder else MAX_TOP}"
+        for folder, count in files.items()
+        if count > (MAX_ROOM if folder else MAX_TOP)
+    ]
+
+
+def cycles(texts: Mapping[str, str]) -> list[str]:
+    """Return modules that import each other in a circle, lazily or for types too.
+
+    Args:
+        texts: module name -> source.
+    """
+    edges = {
+        module: {
+            name.removeprefix("qtool.")
+            for name, _ in imports(ast.parse(text))
+            if name.startswith("qtool.")
+        }
+        for module, text in texts.items()
+    }
+    rooms: dict[str, set[str]] = {}
+    for module, names in edges.items():
+        here = part_of(module)
+        rooms.setdefault(here, set()).update(part_of(name) for name in names)
+        rooms[here].discard(here)
+    found = []
+    for graph in (edges, rooms):
+        try:
+            tuple(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            found.append(" -> ".join(error.args[1]))
+    return found
+
+
 def size_table(longest: int | None = None) -> str:
     """Lines per file and the longest functions, longest first; ``longest`` of each, or all."""
     found = sorted((size for item in modules().items() for size in sizes(*item)), reverse=True)
@@ -180,4 +304,11 @@ def size_table(longest: int | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(size_table())
+    import sys
+
+    if sys.argv[1:2] == ["words"]:  # python tests/architecture/source.py words [ROOM ...]
+        for module, text in modules().items():
+            if not sys.argv[2:] or part_of(module) in sys.argv[2:]:
+                print(*bad_words(module, text), *bad_first_lines(module, text), sep="\n", end="")
+    else:
+        print(size_table())
