@@ -336,3 +336,14 @@ def scale_of(value: ir.Value) -> np.ndarray:
     assert producer.op_type == "Mul"
     left, right = (v.const_value.numpy() for v in producer.inputs)  # type: ignore[union-attr]
     return left * right
+
+
+def two_convs(weight=None, bias=None, middle=None) -> Net:
+    """The first Conv's constants may be given; ``middle`` adds a constant in between."""
+    net = Net()
+    x = net.input("x", "N", 4, 6, 6)
+    w = net.weight(8, 4, 3, 3, name="w") if weight is None else net.const(weight, "w")
+    b = net.weight(8, name="b") if bias is None else net.const(bias, "b")
+    x = net.add("Conv", x, w, b, pads=[1] * 4, name="conv")
+    x = x if middle is None else net.add("Add", x, net.const(middle, "k"))
+    return net.output(net.conv(x, 8, 4, out="y"))

@@ -1,5 +1,6 @@
 """``qtool ptq``: quantize a model with data and report on the file that was written."""
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def quantize(
     with exit_codes():
         chosen = chosen_recipe(recipe, model, data, settings)
         check_options(folder, device, plan)
-        from qtool.pipeline import run as pipeline
+        pipeline = importlib.import_module("qtool.pipeline.run")  # what it needs is loaded late
 
         with show_progress(quiet) as progress:
             report = getattr(pipeline, run)(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from qtool.loading import export as exporting
+from qtool.loading.pytorch import export as exporting
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import load_recipe
 

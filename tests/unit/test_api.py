@@ -1,34 +1,18 @@
 """The Python API: the example of the docs, equal to the pipeline, wrong arguments."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from interpreters import ROOT, fresh
 from models import Net
 from torch import nn
 
 import qtool
 from qtool.errors import DataError, ModelError, RecipeError, UnsupportedError
-
-ROOT = Path(__file__).parents[2]
-
-
-def fresh(code, folder):
-    """Run code in an interpreter of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=120,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-    )
 
 
 def examples() -> list[str]:
@@ -68,9 +52,9 @@ def test_the_example_of_the_docs_runs_in_a_fresh_process(tmp_path):
 
 LIGHT = """
 import sys, qtool
-heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "qtool.api", "qtool.load"}
+heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "qtool.api", "qtool.loading"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-import qtool.loading.onnx_loader, qtool.emit
+import qtool.loading.onnx_loader, qtool.emitters
 from qtool.loading import load_model
 assert callable(qtool.load) and callable(qtool.emit) and callable(load_model)
 assert qtool.load.__module__ == qtool.emit.__module__ == "qtool.api"

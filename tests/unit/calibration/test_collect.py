@@ -228,7 +228,7 @@ print(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split(
 
 
 def peak(count: int, folder, keep: bool = False) -> int:
-    code = MEMORY.format(tests=str(Path(__file__).parents[1]), folder=str(folder), keep=keep)
+    code = MEMORY.format(tests=str(Path(__file__).parents[2]), folder=str(folder), keep=keep)
     words = [sys.executable, "-c", code, str(count)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     return int(done.stdout)

@@ -28,8 +28,8 @@ def test_constants_are_told_from_inputs_and_results():
 
 def test_an_initializer_that_is_an_input_is_no_constant():
     model = small()
-    value = model.queries.initializers["w"]
-    model.queries.inputs.append(value)
+    value = model.graph.initializers["w"]
+    model.graph.inputs.append(value)
     assert not queries.is_constant(value) and queries.constant(value) is None
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch_nets import INPUTS, source, write_nets
 
 from qtool.errors import UnsupportedError
-from qtool.loading import export as exporting
-from qtool.loading import torch as loading
+from qtool.loading.pytorch import export as exporting
+from qtool.loading.pytorch import loader as loading
 from qtool.loading.pytorch.export import evaluating, export_module
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch

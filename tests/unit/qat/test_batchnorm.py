@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from test_qat import normed_net, planned
-from test_train import Rows
+from test_fake_quant_model import normed_net, planned
+from test_trainer import Rows
 
 import qtool.qat.trainer as loop
 from qtool.data import Dataset

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from models import Net, feeds_for
-from test_qat import normed_net, planned
-from test_train import run
+from test_fake_quant_model import normed_net, planned
+from test_trainer import run
 
 from qtool.errors import RecipeError
 from qtool.qat.block_outputs import block_error, block_outputs

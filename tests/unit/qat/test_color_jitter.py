@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_train import run
+from test_trainer import run
 
 from qtool.pipeline.qat_stage import LUMA
 from qtool.qat.augmentation.color_jitter import jittered

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import run
+from test_trainer import run
 
 from qtool.errors import RecipeError
 from qtool.qat import batchnorm, distributed

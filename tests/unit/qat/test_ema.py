@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_train import run
+from test_trainer import run
 from torch import nn
 
 from qtool.qat.ema import Average

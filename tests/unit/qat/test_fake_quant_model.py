@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from models import Net, bind, cpu, feeds_for, rewritten, run
-from test_freeze import two_convs
+from models import Net, bind, cpu, feeds_for, rewritten, run, two_convs
 
 import qtool
 from qtool.calibration import MinMax
@@ -240,7 +239,7 @@ def test_tied_biases_are_parted_and_every_one_learns(weights):
         assert torch.equal(logits(network, feeds), Simulation(model, again)(feeds, ["y"])["y"])
     losses = trained(network, feeds)
     assert losses[-1] < losses[0]
-    values = network.freeze().values
+    values = network.freeze().weight_overrides
     assert len({values[name].tobytes() for name in biases}) == 3
     assert_the_file_is_what_was_trained(network, model, feeds)
 

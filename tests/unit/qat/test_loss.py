@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_train import dataset, run
+from test_trainer import dataset, run
 
 from qtool.data import Dataset
 from qtool.errors import RecipeError
@@ -125,7 +125,7 @@ def test_it_trains_on_labels_of_any_shape(tmp_path, own, monkeypatch):
         assert labels.dtype == torch.float32 and labels.shape == output.shape
         return (output - labels).square().mean()
 
-    monkeypatch.setattr("test_train.dataset", to_vectors)
+    monkeypatch.setattr("test_trainer.dataset", to_vectors)
     _, history = run(tmp_path, 4, loss=CustomLoss("tests:distance", None, distance))
     assert max(e.score for e in history) > history[0].score
     assert all(e.score < 0 for e in history)  # minus the loss, for there are no class numbers

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import run
+from test_trainer import run
 
 import qtool.qat.trainer as loop
 from qtool.qat.augmentation.mixup import Pairs, mixed, partners

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from models import feeds_for
-from test_qat import normed_net, planned
-from test_train import run
+from test_fake_quant_model import normed_net, planned
+from test_trainer import run
 from torch import nn
 
 import qtool.qat.trainer as loop

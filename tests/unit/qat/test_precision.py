@@ -5,8 +5,8 @@ import pytest
 import torch
 from models import cpu, feeds_for
 from models import run as run_file
-from test_qat import normed_net, planned
-from test_train import run
+from test_fake_quant_model import normed_net, planned
+from test_trainer import run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError

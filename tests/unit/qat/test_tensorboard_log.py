@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import run
+from test_trainer import run
 
 from qtool.qat.optimizer import rates
 from qtool.qat.settings import Epoch, Settings

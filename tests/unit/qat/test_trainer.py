@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import feeds_for
-from test_qat import normed_net, planned
+from test_fake_quant_model import normed_net, planned
 
 import qtool.qat.trainer as loop
 from qtool.data import Dataset

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import onnxruntime as ort
 import pytest
-from test_api import ROOT, fresh
+from interpreters import ROOT, fresh
 
 
 def examples() -> list[str]:

@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import Net, cpu, feeds_for, frozen_plan, quantized, rewritten, run, sqnr
+from models import (
+    Net,
+    cpu,
+    feeds_for,
+    frozen_plan,
+    quantized,
+    rewritten,
+    run,
+    sqnr,
+    two_convs,
+)
 
 from qtool.emitters import emit_qdq
 from qtool.errors import DataError
@@ -14,17 +24,6 @@ from qtool.quant.freeze import freeze
 from qtool.quant.primitives import PerTensor
 
 BOTH = pytest.mark.parametrize("granularity", ["channel", "tensor"])
-
-
-def two_convs(weight=None, bias=None, middle=None) -> Net:
-    """The first Conv's constants may be given; ``middle`` adds a constant in between."""
-    net = Net()
-    x = net.input("x", "N", 4, 6, 6)
-    w = net.weight(8, 4, 3, 3, name="w") if weight is None else net.const(weight, "w")
-    b = net.weight(8, name="b") if bias is None else net.const(bias, "b")
-    x = net.add("Conv", x, w, b, pads=[1] * 4, name="conv")
-    x = x if middle is None else net.add("Add", x, net.const(middle, "k"))
-    return net.output(net.conv(x, 8, 4, out="y"))
 
 
 @BOTH

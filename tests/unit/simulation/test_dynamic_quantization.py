@@ -305,9 +305,9 @@ def test_what_no_kernel_serves_stays_float_and_says_why():
 
 
 def test_a_small_lstm_only_stores_its_codes(monkeypatch):
-    monkeypatch.setattr("test_dynamic.HIDDEN", 32)
+    monkeypatch.setattr("test_dynamic_quantization.HIDDEN", 32)
     assert "fewer than 24576" in declined(recurrent(), "rnn")
-    assert len(annotate(recurrent().model(), cpu(), DYNAMIC).stored) == 2
+    assert len(annotate(recurrent().model(), cpu(), DYNAMIC).weight_only) == 2
 
 
 def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
