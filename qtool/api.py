@@ -3,26 +3,26 @@
 The same functions as in ``qtool ptq``, called one after another; see docs/api.md.
 """
 
-import itertools
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import batch_size, observed_values
 from qtool.data import Dataset, InputSpec, check_sample_shapes, open_dataset
+from qtool.data.spool import spool_batches
 from qtool.emitters import emit_model, save_model
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
 from qtool.pipeline.load_model import input_specs, load_any
-from qtool.pipeline.stages import make_grids, make_plan, rewrite
+from qtool.pipeline.stages import quantize as quantize_graph
+from qtool.pipeline.stages import rewrite
+from qtool.ptq import PTQ_STEPS
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_io import write_plan
@@ -32,16 +32,15 @@ from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import as_torch, carries_code
 from qtool.recipe.target_defaults import settle
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
-from qtool.weights import SCHEMES
 
 if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 21
-# The most samples that calibration runs at a time.
-ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +118,17 @@ def load(
         return _from_module(source, inputs)
     if inputs is not None:
         raise ModelError("inputs: only a torch module needs examples; leave them out")
-    given: Any = dict(source) if isinstance(source, Mapping) else str(source)
-    data = {"model": given, "calibrate": {"arrays": "in memory"}}
+    named: Any = dict(source) if isinstance(source, Mapping) else str(source)
+    data = {"model": named, "calibrate": {"arrays": "in memory"}}
     model = recipe_from_keywords(data, "qtool.load", Path.cwd(), files=False).model
     if carries_code(model) and not (trust_code or requantize):
         raise RecipeError(
             f"qtool.load: loading {as_torch(model).torch} runs the code it holds; read it first, "
             "then pass trust_code=True"
         )
-    return _kept(lambda path: load_any(model, lambda parts: path, OPSET, requantize=requantize))
+    return _with_temporary_file(
+        lambda path: load_any(model, lambda parts: path, OPSET, requantize=requantize)
+    )
 
 
 def _from_module(module: Any, inputs: Any) -> Model:
@@ -142,11 +143,13 @@ def _from_module(module: Any, inputs: Any) -> Model:
         )
     if inputs is None:
         raise ModelError("qtool.load: a torch module needs `inputs`: one example of each")
-    return _kept(lambda path: export_to(module, inputs_like(module, inputs), path, OPSET))
+    return _with_temporary_file(
+        lambda path: export_to(module, inputs_like(module, inputs), path, OPSET)
+    )
 
 
-def _kept(export: Callable[[Path], Loaded]) -> Model:
-    """A model whose ONNX file lies in a folder that goes when the model goes."""
+def _with_temporary_file(export: Callable[[Path], Loaded]) -> Model:
+    """Return a model whose ONNX file lies in a folder that is removed with the model."""
     folder = tempfile.mkdtemp(prefix="qtool-")
     try:
         model = _model(export(Path(folder) / "float.onnx"))
@@ -170,16 +173,34 @@ def _model(loaded: Loaded) -> Model:
     )
 
 
+class QuantizeOptions(TypedDict, total=False):
+    """Options of :func:`quantize`, as in a recipe.
+
+    Attributes:
+        target: the runtime: a name of ``qtool list targets``, or a .yaml file.
+        bits: as under ``bits`` in a recipe: ``{"layers": {"first": "float"}}``.
+        method: a calibrator, as under ``calibrate.method``.
+        rewrites: instead of the target's own list.
+        ptq: post-training steps, as under ``ptq``.
+        threads: for ONNX Runtime; default the physical cores.
+        seed: of every random choice.
+        trust_code: allow a reader that is code to run.
+    """
+
+    target: str
+    bits: Mapping[str, Any] | None
+    method: str | Mapping[str, Any]
+    rewrites: Sequence[str] | None
+    ptq: Sequence[str | Mapping[str, Any]]
+    threads: int | None
+    seed: int
+    trust_code: bool
+
+
 def quantize(
     model: Model,
     data: "Dataset | Mapping[str, Any] | Iterable[Any]",
-    *,
-    target: str = "onnxruntime-cpu",
-    bits: Mapping[str, Any] | None = None,
-    method: str | Mapping[str, Any] = "mse",
-    rewrites: Sequence[str] | None = None,
-    threads: int | None = None,
-    trust_code: bool = False,
+    **options: Unpack[QuantizeOptions],
 ) -> Plan:
     """Choose every grid from calibration data and round every weight once.
 
@@ -188,91 +209,108 @@ def quantize(
         data: what a recipe says under ``calibrate``, such as ``{"images": "train", "count": 512}``;
             a Dataset; or batches: each an array or tensor, a tuple in the order of the inputs
             (what follows them, such as labels, is left out), or a mapping of input names.
-        target: the runtime: a name of ``qtool list targets``, or a .yaml file.
-        bits: as under ``bits`` in a recipe: ``{"layers": {"first": "float"}}``.
-        method: a calibrator, as under ``calibrate.method``.
-        rewrites: instead of the target's own list.
-        threads: for ONNX Runtime; default the physical cores.
-        trust_code: allow a reader that is code to run.
+        options: see :class:`QuantizeOptions`.
 
     Raises:
         QtoolError: the data does not fit the model, a name is unknown, nothing can be quantized.
     """
-    recipe = _recipe(model, data, target, bits, method, rewrites)
-    chosen = load_target(recipe.target)
-    recipe = settle(recipe, chosen)
+    if not isinstance(model, Model):
+        raise ModelError(
+            f"qtool.quantize: found a {type(model).__name__} as the model, expected what "
+            "qtool.load returns: qtool.quantize(qtool.load(FILE), data)"
+        )
+    _check_options(options)
+    recipe = _recipe(model, data, options)
+    target = load_target(recipe.target)
+    recipe = settle(recipe, target)
     graph = model._graph.clone()
-    first, batches = _opened(data, recipe, model, trust_code)
-    bind_shapes(graph, {name: first[name].shape for name in model.inputs})
-    asked = resolve_bits(recipe.bits, graph, chosen, recipe.error)
-    notes = rewrite(graph, chosen.rewrites if recipe.rewrite is None else recipe.rewrite, asked)
-    plan = make_plan(graph, chosen, asked, model.name)
-    calibrator = recipe.calibrate.method.build(CALIBRATORS)
-    rows = batch_size(graph, observed_values(graph, plan), ROWS)
-    scheme = recipe.bits.scheme.build(SCHEMES)
-    plan = freeze(
-        graph, make_grids(graph, plan, batches(rows), calibrator, scheme, threads, target=chosen)
-    )
-    return Plan(model, plan, chosen, (*notes, *plan.log), graph)
+    with temporary_cache() as cache:
+        dataset = _dataset(data, recipe, model, options, cache.folder)
+        first = next(iter(dataset.take([0]).batches(1)))
+        bind_shapes(graph, {name: first[name].shape for name in model.inputs})
+        context = Context(
+            model=graph,
+            name=model.name,
+            sha256=model.sha256,
+            target=target,
+            bits=resolve_bits(recipe.bits, graph, target, recipe.error),
+            inputs=model.inputs,
+            calibration=dataset,
+            cache=cache,
+            seed=options.get("seed", 0),
+            threads=options.get("threads"),
+            trust_code=options.get("trust_code", False),
+        )
+        notes = rewrite(recipe, context)
+        steps = quantize_graph(recipe, context)
+        stages = [note for stage in cache.done for note in stage.notes if stage.name in PTQ_STEPS]
+        plan = freeze(graph, steps.plan)
+    return Plan(model, plan, target, (*notes, *stages, *plan.log), graph)
 
 
-Batch = dict[str, np.ndarray]
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = QuantizeOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"qtool.quantize: unknown option {name}{suggest(name, known)}; known: "
+                f"{', '.join(known)}"
+            )
 
 
-def _opened(
-    data: Any, recipe: Recipe, model: Model, trust_code: bool
-) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
-    """The first batch, for its shapes, and all of them for a number of rows that fits in memory."""
+def _dataset(
+    data: Any, recipe: Recipe, model: Model, options: QuantizeOptions, folder: Path
+) -> Dataset:
+    """Return the calibration samples; batches that can be read once are written to ``folder``."""
     if isinstance(data, Mapping):
-        data = open_dataset(recipe.calibrate, model.inputs, trust_code=trust_code)
+        trust_code = options.get("trust_code", False)
+        return open_dataset(recipe.calibrate, model.inputs, trust_code=trust_code)
     if isinstance(data, Dataset):
-        fixed = next((s.batch for s in model.inputs.values() if s.batch is not None), None)
-
-        def stream(rows: int) -> Iterator[Batch]:
-            for batch in (b for b, _ in data.padded(fixed)) if fixed else data.batches(rows):
-                yield {name: batch[name] for name in model.inputs}
-
-        return next(stream(fixed or 1)), stream
-    given = (_named(batch, model.inputs) for batch in data)
-    first = next(given, None)
-    if first is None:
-        raise DataError("qtool.quantize: the data has no batch; give at least one")
-    known = first
-
-    def rest() -> Iterator[Batch]:
-        for k, batch in enumerate(given, 2):
-            for name, spec in model.inputs.items():
-                shapes = {"batch 1": known[name].shape[1:], f"batch {k}": batch[name].shape[1:]}
-                check_sample_shapes(spec, shapes.items(), "qtool.quantize")
-            yield batch
-
-    return first, lambda rows: itertools.chain([known], rest())
+        return data
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise DataError(
+            f"qtool.quantize: found a {type(data).__name__} as the data, expected a mapping as "
+            'under `calibrate` in a recipe, such as {"images": "train"}, a Dataset, or batches'
+        )
+    try:
+        return spool_batches(_checked_batches(data, model), folder)
+    except ValueError as error:
+        raise DataError("qtool.quantize: the data has no batch; give at least one") from error
 
 
-def _recipe(
-    model: Model,
-    data: Any,
-    target: str,
-    bits: Mapping[str, Any] | None,
-    method: str | Mapping[str, Any],
-    rewrites: Sequence[str] | None,
-) -> Recipe:
-    """The keywords as a recipe, so that they are checked as one."""
-    section = isinstance(data, Mapping)
-    named: dict[str, Any] = {
+def _checked_batches(data: Iterable[Any], model: Model) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches by input name; all samples must have one shape."""
+    first: dict[str, np.ndarray] = {}
+    for k, batch in enumerate((_named(each, model.inputs) for each in data), 1):
+        first = first or batch
+        for name, spec in model.inputs.items():
+            shapes = {"batch 1": first[name].shape[1:], f"batch {k}": batch[name].shape[1:]}
+            check_sample_shapes(spec, shapes.items(), "qtool.quantize")
+        yield batch
+
+
+def _recipe(model: Model, data: Any, options: QuantizeOptions) -> Recipe:
+    """Return the keywords as a recipe, so that they are checked as one."""
+    section = data if isinstance(data, Mapping) else {"arrays": "in memory"}
+    words: dict[str, Any] = {
         "model": str(model.path),
-        "target": target,
-        "calibrate": {"method": method, **(data if section else {"arrays": "in memory"})},
+        "target": options.get("target", "onnxruntime-cpu"),
+        "calibrate": {"method": options.get("method", "mse"), **section},
     }
+    bits, rewrites = options.get("bits"), options.get("rewrites")
     if bits is not None:
-        named["bits"] = dict(bits)
+        words["bits"] = dict(bits) if isinstance(bits, Mapping) else bits
     if rewrites is not None:
-        named["rewrite"] = list(rewrites)
-    return recipe_from_keywords(named, "qtool.quantize", Path.cwd(), files=section)
+        words["rewrite"] = list(rewrites)
+    if "ptq" in options:
+        words["ptq"] = list(options["ptq"])
+    return recipe_from_keywords(
+        words, "qtool.quantize", Path.cwd(), files=isinstance(data, Mapping)
+    )
 
 
 def _named(batch: Any, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarray]:
-    """One batch as arrays by input name, checked against the inputs."""
+    """Return one batch as arrays by input name, checked against the inputs."""
     if not isinstance(batch, Mapping):
         values = batch if isinstance(batch, list | tuple) else (batch,)
         batch = dict(zip(inputs, values, strict=False))
@@ -282,23 +320,23 @@ def _named(batch: Any, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarray]
             f"qtool.quantize: a batch has nothing for the input {missing[0]}; expected "
             + ", ".join(spec.describe() for spec in inputs.values())
         )
-    found = {}
-    for name, spec in inputs.items():
-        value = batch[name]
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        rows = spec.batch is None or spec.batch == (len(array) if array.ndim else 0)
-        if not array.ndim or not spec.fits(array.shape[1:]) or not rows or not array.size:
-            raise DataError(
-                f"qtool.quantize: a batch has {array.dtype} {list(array.shape)} for the input "
-                f"{spec.describe()}; give batches of that shape"
-            )
-        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-            raise DataError(
-                f"qtool.quantize: a batch has {array.dtype} for the input {spec.describe()}; "
-                f"convert it to {spec.dtype}"
-            )
-        found[name] = array.astype(spec.dtype, copy=False)
-    return found
+    return {name: _array(batch[name], spec) for name, spec in inputs.items()}
+
+
+def _array(value: Any, spec: InputSpec) -> np.ndarray:
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    rows = spec.batch is None or spec.batch == (len(array) if array.ndim else 0)
+    if not array.ndim or not spec.fits(array.shape[1:]) or not rows or not array.size:
+        raise DataError(
+            f"qtool.quantize: a batch has {array.dtype} {list(array.shape)} for the input "
+            f"{spec.describe()}; give batches of that shape"
+        )
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise DataError(
+            f"qtool.quantize: a batch has {array.dtype} for the input {spec.describe()}; "
+            f"convert it to {spec.dtype}"
+        )
+    return array.astype(spec.dtype, copy=False)
 
 
 def simulate(
@@ -330,7 +368,7 @@ def simulate(
         RecipeError: the plan was made for another model, a name is unknown, or the plan has a grid
             that cannot be trained.
     """
-    _same(model, plan, "qtool.simulate")
+    _check_pair(model, plan, "qtool.simulate")
     if quantizer is not None:
         return _trainable(model, plan, device, quantizer, batchnorm)
     from qtool.simulation.fake_quant import Simulation
@@ -377,7 +415,11 @@ def emit(model: Model, plan: Plan, path: str | Path) -> Path:
     Raises:
         RecipeError: the plan was made for another model, or the file cannot be written.
     """
-    _same(model, plan, "qtool.emit")
+    _check_pair(model, plan, "qtool.emit")
+    if not isinstance(path, str | Path):
+        raise RecipeError(
+            f"qtool.emit: found a {type(path).__name__} as the path, expected a file name"
+        )
     target = Path(path)
     if target.is_dir():
         raise RecipeError(f"{target}: is a folder; expected a file name to write to")
@@ -386,7 +428,23 @@ def emit(model: Model, plan: Plan, path: str | Path) -> Path:
     return target
 
 
-def _same(model: Model, plan: Plan, where: str) -> None:
+def _check_pair(model: Model, plan: Plan, where: str) -> None:
+    """Raise where the arguments are no model and plan that belong together.
+
+    Raises:
+        ModelError: ``model`` is not what :func:`load` returns.
+        RecipeError: ``plan`` is not what :func:`quantize` returns, or of another model.
+    """
+    if not isinstance(model, Model):
+        raise ModelError(
+            f"{where}: found a {type(model).__name__} as the model, expected what qtool.load "
+            "returns"
+        )
+    if not isinstance(plan, Plan):
+        raise RecipeError(
+            f"{where}: found a {type(plan).__name__} as the plan, expected what qtool.quantize "
+            "returns"
+        )
     if plan.model is not model:
         raise RecipeError(
             f"{where}: the plan was made for {plan.model.name} as another qtool.load read it, not "

@@ -23,10 +23,14 @@ def check(
         from qtool.recipe.loader import load_recipe
 
         chosen = load_recipe(recipe)
+        from qtool.pipeline.context import RunOptions
         from qtool.pipeline.dry_run import check as check_recipe
 
         with show_progress(quiet=False) as progress:
-            result = check_recipe(chosen, progress, trust_code=trust_code, requantize=requantize)
+            run_options = RunOptions(
+                trust_code=trust_code, requantize=requantize, progress=progress
+            )
+            result = check_recipe(chosen, run_options)
         print_result(_table(result))
 
 

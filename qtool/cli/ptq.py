@@ -1,8 +1,9 @@
 """``qtool ptq``: quantize a model with data and report on the file that was written."""
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -34,56 +35,77 @@ def ptq(
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
     quantize(
-        "run_ptq",
-        recipe,
-        model,
-        data,
-        out,
-        settings or [],
-        device=device,
-        plan=plan,
-        json=json,
-        quiet=quiet,
-        seed=seed,
-        threads=threads,
-        fresh=fresh,
-        trust_code=trust_code,
-        requantize=requantize,
+        Command("run_ptq", recipe, model, data, out, tuple(settings or ())),
+        Settings(seed, device, threads, plan, trust_code, requantize, fresh),
+        Output(json, quiet),
     )
 
 
-def quantize(
-    run: str,
-    recipe: Path | None,
-    model: Path | None,
-    data: Path | None,
-    out: Path | None,
-    settings: list[str],
-    *,
-    device: options.Device,
-    plan: Path | None,
-    json: bool,
-    quiet: bool,
-    **others: Any,
-) -> None:
+@dataclass(frozen=True)
+class Command:
+    """A run as the command line names it: the pipeline's function, recipe, model, data, folder."""
+
+    function: str
+    recipe: Path | None
+    model: Path | None
+    data: Path | None
+    out: Path | None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out if self.out is not None else default_out(self.recipe, self.model)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run that are not part of its recipe; see ``RunOptions``."""
+
+    seed: int
+    device: options.Device
+    threads: int | None
+    plan: Path | None
+    trust_code: bool
+    requantize: bool
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """Form of the output: the report as JSON, no progress."""
+
+    json: bool
+    quiet: bool
+
+
+def quantize(command: Command, settings: Settings, output: Output) -> None:
     """Do what ``qtool ptq`` and ``qtool qat`` share: check, run, print the report, exit.
 
     Args:
-        run: the function of the pipeline.
-        recipe, model, data, out, settings, device, plan, json, quiet: the options of these names.
-        others: handed to the pipeline as they are.
+        command: recipe, model, data, run folder.
+        settings: of the run.
+        output: form of the output.
     """
-    folder = out if out is not None else default_out(recipe, model)
     with exit_codes():
-        chosen = chosen_recipe(recipe, model, data, settings)
-        check_options(folder, device, plan)
+        recipe = chosen_recipe(command.recipe, command.model, command.data, [*command.settings])
+        check_options(command.folder, settings.device, settings.plan)
         pipeline = importlib.import_module("qtool.pipeline.run")  # what it needs is loaded late
+        from qtool.pipeline.context import RunOptions
 
-        with show_progress(quiet) as progress:
-            report = getattr(pipeline, run)(
-                chosen, folder, device=device.value, plan_file=plan, progress=progress, **others
+        with show_progress(output.quiet) as progress:
+            run_options = RunOptions(
+                seed=settings.seed,
+                device=settings.device.value,
+                threads=settings.threads,
+                trust_code=settings.trust_code,
+                requantize=settings.requantize,
+                fresh=settings.fresh,
+                plan_file=settings.plan,
+                progress=progress,
             )
-        show(report, folder, json)
+            report = getattr(pipeline, command.function)(recipe, command.folder, run_options)
+        show(report, command.folder, output.json)
 
 
 def show(report: "Report | None", folder: Path | None, json: bool) -> None:

@@ -6,7 +6,7 @@ import typer
 
 from qtool.cli import options
 from qtool.cli.exits import exit_codes
-from qtool.cli.ptq import quantize
+from qtool.cli.ptq import Command, Output, Settings, quantize
 from qtool.qat.distributed import expected
 
 Epochs = Annotated[
@@ -35,21 +35,9 @@ def qat(
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
     with exit_codes():
         first = expected()[0] == 0  # of several processes one shows what happens
+    words = [*(settings or ()), *([] if epochs is None else [f"qat.epochs={epochs}"])]
     quantize(
-        "run_qat",
-        recipe,
-        model,
-        data,
-        out,
-        settings or [],
-        device=device,
-        plan=plan,
-        json=json,
-        quiet=quiet or not first,
-        epochs=epochs,
-        seed=seed,
-        threads=threads,
-        fresh=fresh,
-        trust_code=trust_code,
-        requantize=requantize,
+        Command("run_qat", recipe, model, data, out, tuple(words)),
+        Settings(seed, device, threads, plan, trust_code, requantize, fresh),
+        Output(json, quiet or not first),
     )

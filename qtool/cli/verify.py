@@ -43,18 +43,14 @@ def verify(
         chosen = _recipe(recipe, against, data, settings or [])
         if out is not None and out.exists() and not out.is_dir():
             raise RecipeError(f'--out: "{out}" is a file, expected a folder; choose another name')
+        from qtool.pipeline.context import RunOptions
         from qtool.pipeline.verify_file import verify_file
 
         with show_progress(quiet) as progress:
-            report = verify_file(
-                file,
-                chosen,
-                seed=seed,
-                threads=threads,
-                out=out,
-                trust_code=trust_code,
-                progress=progress,
+            run_options = RunOptions(
+                seed=seed, threads=threads, trust_code=trust_code, progress=progress
             )
+            report = verify_file(file, chosen, run_options, out)
         show(report, out, json)
 
 

@@ -1,21 +1,18 @@
 """What a recipe would do, without calibrating: for ``qtool check``."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.graph.queries import macs
+from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.run import make_annotated, rewritten
-from qtool.progress import Progress, silent
+from qtool.pipeline.run import rewritten
+from qtool.pipeline.stages import annotated
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import settle
-from qtool.steps.stage_cache import Stages
-from qtool.targets.loader import load_target
+from qtool.steps.stage_cache import temporary_cache
 
 
 @dataclass(frozen=True)
@@ -51,58 +48,55 @@ def _width(plan: QuantPlan, value: str) -> int | str:
 MACS_PER_SECOND = 2e10
 
 
-def check(
-    recipe: Recipe,
-    progress: Progress = silent,
-    *,
-    trust_code: bool = False,
-    requantize: bool = False,
-) -> CheckResult:
+def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
     """Read recipe, model and one sample, and make the plan; calibrate nothing.
 
     Args:
         recipe: what to do, paths absolute.
-        progress: told about every stage.
-        trust_code: whether the recipe may run code of its own.
-        requantize: whether a quantized ONNX file is turned back to floats first.
+        options: trust_code, requantize and progress are used; None: the defaults.
 
     Raises:
         QtoolError: as a run would.
     """
-    recipe = settle(recipe, load_target(recipe.target))
-    with tempfile.TemporaryDirectory() as folder:
-        stages = Stages(Path(folder), True, ())
-        prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)
-    rewritten(recipe, prepared, stages)
-    plan = make_annotated(prepared, stages)
-    model = prepared.loaded.model
-    rows = []
-    for node in model.graph:
-        name = node.name or ""
-        if name in plan.sites:
-            site = plan.sites[name]
-            weight = plan.spec(site.weight or "")
-            bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
-            fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
-            rows.append((name, bits, f"{site.op}{fused}: integer kernel"))
-        elif name in plan.data_movement_ops:
-            width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
-            rows.append(
-                (name, f"A{width}", f"{node.op_type}: moves codes, shares its input's grid")
-            )
-        elif name in plan.dynamic:
-            weight = plan.spec(plan.dynamic[name].weights[0])
-            bits = f"W{weight.bits if weight else 8}Adynamic"
-            rows.append((name, bits, f"{node.op_type}: integer kernel that finds its input's grid"))
-        elif name in plan.float_nodes:
-            rows.append((name, *_float_row(plan, node)))
+    with temporary_cache() as cache:
+        prepared = prepare(recipe, cache, options or RunOptions())
+        rewritten(prepared)
+        plan = annotated(prepared.context)
+    model = prepared.context.model
+    rows = [(node.name or "", *row) for node in model.graph if (row := _row(plan, node))]
+    return CheckResult(tuple(rows), *_estimate(prepared, plan))
+
+
+def _row(plan: QuantPlan, node: ir.Node) -> tuple[str, str] | None:
+    """Return bits and reason of a node; None where it neither computes nor moves values."""
+    name = node.name or ""
+    if name in plan.sites:
+        site = plan.sites[name]
+        weight = plan.spec(site.weight or "")
+        bits = f"{f'W{weight.bits}' if weight else ''}A{_width(plan, site.inputs[0])}"
+        fused = f" with {', '.join(site.nodes[1:])}" if site.nodes[1:] else ""
+        return bits, f"{site.op}{fused}: integer kernel"
+    if name in plan.data_movement_ops:
+        width = _width(plan, (node.inputs[0].name if node.inputs[0] else "") or "")
+        return f"A{width}", f"{node.op_type}: moves codes, shares its input's grid"
+    if name in plan.dynamic:
+        weight = plan.spec(plan.dynamic[name].weights[0])
+        bits = f"W{weight.bits if weight else 8}Adynamic"
+        return bits, f"{node.op_type}: integer kernel that computes its input's grid at run time"
+    if name in plan.float_nodes:
+        return _float_row(plan, node)
+    return None
+
+
+def _estimate(prepared: Prepared, plan: QuantPlan) -> tuple[float, int]:
+    """Return rough seconds and bytes of memory for the whole run."""
+    context = prepared.context
+    model, calibration = context.model, context.calibration.count
     each = sum(macs(node) for node in model.graph)
-    passes = prepared.calibration.count + 4 * prepared.judged.count
+    passes = calibration + 4 * prepared.evaluation.dataset.count
     weights = sum(
         v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
     )
-    names = observed_values(model, plan)
-    held = batch_size(model, names, prepared.calibration.count) * each // 100
-    return CheckResult(
-        tuple(rows), 6 + passes * (each / MACS_PER_SECOND + 5e-4), 450_000_000 + 6 * weights + held
-    )
+    rows = batch_size(model, observed_values(model, plan), calibration)
+    seconds = 6 + passes * (each / MACS_PER_SECOND + 5e-4)
+    return seconds, 450_000_000 + 6 * weights + rows * each // 100

@@ -1,371 +1,382 @@
-"""After the file is written: what ONNX Runtime and the simulation say of it."""
+"""Measure the written file: accuracy, latency, kernels, parity with the simulation, layers.
+
+One evaluator serves ``ptq``, ``qat`` and ``verify``; what needs a plan is absent under ``verify``.
+"""
 
 import importlib
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
-from qtool.data import DataSection
-from qtool.metrics.registry import METRICS, Metric, MetricResult, find_metric, score_outputs
-from qtool.pipeline.prepare import Prepared
-from qtool.progress import Progress
-from qtool.quant.plan import QuantPlan
-from qtool.recipe.model import Recipe
-from qtool.report.report import (
-    PARITY_MAX_LSB,
-    PARITY_SHARE_OFF,
-    PARITY_SHARE_OFF_AFTER_FLOAT,
-    PARITY_SHARE_OFF_WIDE,
-    Accuracy,
-    IntegerOnly,
-    Latency,
-    Parity,
-)
+from qtool.errors import UnsupportedError
+from qtool.metrics.registry import find_metric
+from qtool.pipeline.context import Prepared
+from qtool.pipeline.stages import Emitted
+from qtool.report.report import judge_parity
+from qtool.report.schema import Accuracy, IntegerOnly, Latency, Parity
 from qtool.runtime.ort_options import default_threads
-from qtool.steps.stage_cache import Record, Stages
+from qtool.steps.stage_cache import StageRecord
+from qtool.verification.accuracy import (
+    NamedMetric,
+    measure_accuracy,
+    metric_for,
+    with_simulated,
+)
 from qtool.verification.captured_outputs import capturable_values, sample_count, with_outputs
 from qtool.verification.environment import instruction_sets
-from qtool.verification.integer_reference import integer_only, saturating
-from qtool.verification.ort_worker import run_tasks
+from qtool.verification.integer_reference import integer_only, saturating_layers
+from qtool.verification.ort_process import run_tasks
+from qtool.verification.parity_report import parity_notes, parity_part
+from qtool.verification.tasks import Capture, Evaluate, Optimize, Samples, TimePair
 from qtool.weights.int16_saturation import adds_pairs, at_risk
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What was measured on the file.
+class Evaluation:
+    """Measurements of one file.
 
     Attributes:
-        noise: weighted site -> dB that the layer loses by itself, None where nothing.
-        optimized: the graph ONNX Runtime executes.
+        accuracy: of the float model, the simulation and the file.
+        latency: of both files.
+        optimized: the graph that ONNX Runtime executes.
+        parity: with the integer-exact simulation; None without a plan.
+        sqnr: layer -> signal-to-quantization-noise ratio in dB, None where nothing is lost.
         saturating: layers in which pairs of products can leave int16, here or on the target.
     """
 
     accuracy: Accuracy
     latency: Latency
-    parity: Parity
-    parity_passed: bool
     optimized: ir.Model
-    noise: dict[str, float | None]
+    parity: Parity | None
+    sqnr: Mapping[str, float | None]
     saturating: list[str]
+
+    @property
+    def parity_passed(self) -> bool:
+        """Whether the file computes what was simulated."""
+        if self.parity is None:
+            return True
+        return all(gate.passed for gate in judge_parity(self.parity, after_float=True))
 
 
 @dataclass(frozen=True)
-class Judge:
-    """One run's file and what judging it needs.
+class Captured:
+    """Intermediate outputs of the file on a few samples.
 
     Attributes:
-        scratch: holds ``model.onnx``; captures and outputs go there.
-        threads: as the user gave them, or None.
-        device: where the simulation runs.
+        names: captured output -> value of the plan.
+        chosen: positions of the samples among the evaluation samples.
+        folder: holds ``0.npz`` ...
+        files: how many.
     """
 
-    recipe: Recipe
+    names: Mapping[str, str]
+    chosen: tuple[int, ...]
+    folder: Path
+    files: int
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures one file of a run.
+
+    Attributes:
+        prepared: the float model, the data and the settings.
+        file: the quantized file.
+        scratch: an existing folder for intermediate results.
+        emitted: the plan that the file was written from; None for files of other tools.
+        dynamic: the file computes grids at run time, so its outputs depend on the batch.
+    """
+
     prepared: Prepared
-    plan: QuantPlan
-    stages: Stages
+    file: Path
     scratch: Path
-    threads: int | None
-    device: str
-    progress: Progress
+    emitted: Emitted | None = None
+    dynamic: bool = False
 
-    @property
-    def model(self) -> ir.Model:
-        """The rewritten float graph."""
-        return self.prepared.loaded.model
+    def run(self) -> Evaluation:
+        """Measure everything; the child process first, while this process is idle."""
+        latency, captured = self._run_file()
+        outputs = {
+            name: np.load(self.scratch / f"{name}.npy", mmap_mode="r")
+            for name in ("float", "quantized")
+        }
+        optimized = ir.load(self.scratch / "optimized.onnx")
+        accuracy, metric = self._accuracy(outputs)
+        if self.emitted is None or captured is None:
+            return Evaluation(accuracy, latency, optimized, None, {}, [])
+        layers = _PlanEvaluator(self.prepared, self.emitted, captured)
+        parity = layers.parity(self.prepared.recipe.output.format == "qonnx")
+        if self.prepared.context.target.integer_only:
+            rows = [outputs["quantized"][k : k + 1] for k in captured.chosen]
+            parity = parity.model_copy(update={"integer_only": layers.integer_only(rows)})
+        saturating = layers.saturating()
+        sqnr = layers.sqnr()
+        accuracy, same = self._with_simulated(accuracy, metric, outputs)
+        parity = parity.model_copy(update={"end_to_end_agreement": same})
+        return Evaluation(accuracy, latency, optimized, parity, sqnr, saturating)
 
-    def run(self, emitted: ir.Model) -> Judgement:
-        """Measure everything; the child process first, while this one is idle."""
-        judged = self.prepared.judged
-        samples = sample_count(self.model, judged.count)
-        chosen = [int(k) for k in np.linspace(0, judged.count - 1, samples)]
-        names = capturable_values(emitted, self.plan)
-        with self.stages.stage("verify") as record:
-            # Weights that went to a file of their own are read from there by this one too.
-            ir.save(with_outputs(emitted, names), self.scratch / "watched.onnx")
-            save_feeds(self.prepared, self.scratch / "feeds.npz")
-            results = run_tasks(
-                self._tasks(names, chosen), self.scratch, self.progress, meanwhile=_import_torch
+    def _run_file(self) -> tuple[Latency, Captured | None]:
+        """Run both files in the child process; outputs and the executed graph go to ``scratch``."""
+        prepared, context = self.prepared, self.prepared.context
+        big, threads = prepared.loaded.big, prepared.options.threads
+        paths = {"float": str(prepared.loaded.path), "quantized": str(self.file)}
+        with context.cache.stage("verify") as record:
+            feeds = self.scratch / "feeds.npz"
+            self._save_feeds(feeds)
+            optimize = Optimize(str(self.file), str(self.scratch / "optimized.onnx"), big=big)
+            latency = TimePair(paths["float"], paths["quantized"], str(feeds), threads or 1, big)
+            evaluations = tuple(
+                Evaluate(
+                    name=name,
+                    model=path,
+                    path=str(self.scratch / f"{name}.npy"),
+                    samples=self._samples(),
+                    # Grids computed at run time depend on the batch: samples one by one.
+                    rows=1 if self.dynamic and name == "quantized" else None,
+                    threads=threads or default_threads(),
+                )
+                for name, path in paths.items()
             )
-            record.child_mb = max(r.pop("peak_rss_mb") for r in results)
-            if self.prepared.loaded.big:
+            capture, captured = self._capture()
+            tasks = (optimize, *((capture,) if capture else ()), *evaluations, latency)
+            # Torch takes a second to import; the child is busy elsewhere for as long.
+            meanwhile = _import_simulation if capture else (lambda: None)
+            results = run_tasks(tasks, self.scratch, context.progress, meanwhile)
+            record.child_mb = results.peak_rss_mb
+            if big:
                 record.notes.append("latency: timed in turn, only one session alive at a time")
-            record.notes.append(f"the file loads in {results[0]['load_seconds'] * 1e3:.0f} ms")
-        parity, passed = self._parity(names, samples, results[1]["saved"])
-        if self.prepared.target.integer_only:
-            parity = parity.model_copy(update={"integer_only": self._integer_only(names, chosen)})
-        risky = self._saturating(names, results[1]["saved"])
-        noise = self._noise(chosen[: max(1, samples // 2)])
-        accuracy, end_to_end = self._accuracy()
-        return Judgement(
-            accuracy,
-            Latency(**results[-1]),
-            parity.model_copy(update={"end_to_end_agreement": end_to_end}),
-            passed,
-            ir.load(self.scratch / "optimized.onnx"),
-            noise,
-            risky,
-        )
-
-    def _tasks(self, names: Iterable[str], chosen: Sequence[int]) -> list[dict[str, Any]]:
-        prepared = self.prepared
-        quantized = str(self.scratch / "model.onnx")
-        both = {"float": str(prepared.loaded.path), "quantized": quantized}
-        data = data_keys(prepared, self.threads)
-        captures = self.scratch / "parity"
-        captures.mkdir()
-        optimize = {"model": quantized, "optimized": str(self.scratch / "optimized.onnx")}
-        capture = {
-            "model": str(self.scratch / "watched.onnx"),
-            "outputs": list(names),
-            "out": str(captures),
-            "indices": [prepared.indices[k] for k in chosen],
-            "batch": prepared.fixed_batch or 1,
-        }
-        dynamic = bool(self.plan.dynamic)
-        big = prepared.loaded.big
-        timing = {"feeds": str(self.scratch / "feeds.npz"), "threads": self.threads or 1}
-        return [
-            {"kind": "optimize", "threads": 1, "big": big, **optimize},
-            # On several threads an LSTM finds grids for parts of a batch.
-            {"kind": "capture", **capture, **data, **({"threads": 1} if dynamic else {})},
-            *evaluations(both, prepared, self.scratch, data, dynamic),
-            {"kind": "latency", "big": big, **timing, **both},
-        ]
-
-    def _parity(self, names: Mapping[str, str], samples: int, saved: int) -> tuple[Parity, bool]:
-        from qtool.verification.parity import compare
-
-        with self.stages.stage("parity") as record:
-            in_floats = self.recipe.output.format == "qonnx"
-            folder = self.scratch / "parity"
-            counts = compare(self.model, self.plan, folder, names, saved, in_floats=in_floats)
-            integer, floats, wide = counts.integer, counts.after_float, counts.wide
-            record.notes.append(
-                f"integer kernels: {integer.off} of {integer.total} codes differ; after float ops: "
-                f"{floats.off} of {floats.total}"
+            seconds = results[optimize].load_seconds
+            record.notes.append(f"the file loads in {seconds * 1e3:.0f} ms")
+        if capture is not None and captured is not None:
+            captured = Captured(
+                captured.names, captured.chosen, captured.folder, results[capture].files
             )
-            if wide.total:
-                record.notes.append(
-                    f"values of more than 8 bits, computed in floats: {wide.off} of {wide.total} "
-                    f"codes differ, by {wide.largest} at most"
-                )
-            for name, off in sorted(counts.worst.items(), key=lambda kv: -kv[1])[:5]:
-                record.notes.append(f"{name}: {off} codes differ")
-        largest = max(integer.largest, floats.largest, wide.largest)
-        passed = (
-            integer.share <= PARITY_SHARE_OFF
-            and floats.share <= PARITY_SHARE_OFF_AFTER_FLOAT
-            and wide.share <= PARITY_SHARE_OFF_WIDE
-            and largest <= PARITY_MAX_LSB
-        )
-        found = Parity(
-            samples=samples,
-            max_lsb=largest,
-            share_off=(integer.off + floats.off) / max(integer.total + floats.total, 1),
-            wide_share_off=wide.share if wide.total else None,
-        )
-        return found, passed
+        return Latency(**vars(results[latency])), captured
 
-    def _integer_only(self, names: Mapping[str, str], chosen: Sequence[int]) -> IntegerOnly:
-        """The reference without floats on the captured samples, beside the file's outputs."""
-        outputs = np.load(self.scratch / "quantized.npy", mmap_mode="r")
-        with self.stages.stage("integers") as record:
-            rows = [outputs[k : k + 1] for k in chosen]
-            found = integer_only(self.model, self.plan, self.scratch / "parity", names, rows)
-            record.notes.append(
-                f"the reference without floats: at most {found.max_lsb} apart from the file in a "
-                f"layer, {found.share_off:.2g} of all codes differ"
+    def _samples(self, chosen: tuple[int, ...] | None = None) -> Samples:
+        """Return the evaluation samples, or some of them, as the child reads them."""
+        data = self.prepared.evaluation
+        indices = data.indices if chosen is None else tuple(data.indices[k] for k in chosen)
+        context = self.prepared.context
+        return Samples.of(data.section, context.inputs, indices, context.trust_code)
+
+    def _capture(self) -> tuple[Capture | None, Captured | None]:
+        """Return the task that captures intermediate outputs, where there is a plan."""
+        if self.emitted is None:
+            return None, None
+        context = self.prepared.context
+        count = self.prepared.evaluation.dataset.count
+        samples = sample_count(context.model, count)
+        chosen = tuple(int(k) for k in np.linspace(0, count - 1, samples))
+        names = capturable_values(self.emitted.model, self.emitted.plan)
+        # Weights that went to a file of their own are read from there by this one too.
+        ir.save(with_outputs(self.emitted.model, names), self.scratch / "watched.onnx")
+        folder = self.scratch / "parity"
+        folder.mkdir()
+        threads = self.prepared.options.threads or default_threads()
+        task = Capture(
+            model=str(self.scratch / "watched.onnx"),
+            outputs=tuple(names),
+            folder=str(folder),
+            samples=self._samples(chosen),
+            rows=context.fixed_batch or 1,
+            # On several threads an LSTM computes grids for parts of a batch.
+            threads=1 if self.dynamic else threads,
+        )
+        return task, Captured(names, chosen, folder, 0)
+
+    def _save_feeds(self, path: Path) -> None:
+        """Save the batch that latency is timed on: one sample, or the model's own batch size."""
+        context, data = self.prepared.context, self.prepared.evaluation.dataset
+        batch = next(iter(data.take([0]).padded(context.fixed_batch or 1)))[0]
+        feeds = {name: batch[name] for name in context.inputs}
+        np.savez(path, **feeds)  # type: ignore[arg-type]
+
+    def _accuracy(self, outputs: Mapping[str, np.ndarray]) -> tuple[Accuracy, NamedMetric | None]:
+        """Return the accuracy of both files, and the metric."""
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        if shapes["float"] != shapes["quantized"]:
+            raise UnsupportedError(
+                f"the quantized file's first output has shape {shapes['quantized']} on all "
+                f"samples, expected {shapes['float']} as that of the float model; give the float "
+                "model the file was made from"
             )
-        return found
-
-    def _saturating(self, names: Mapping[str, str], saved: int) -> list[str]:
-        """Layers whose pairs of products can leave int16 where they are added in int16."""
-        if not (self.prepared.target.int16_pairs or adds_pairs(instruction_sets())):
-            return []
-        found = at_risk(self.model, self.plan)
-        if found:
-            with self.stages.stage("saturation") as record:
-                record.notes += saturating(
-                    self.model, self.plan, self.scratch / "parity", names, saved
-                )
-        return found
-
-    def _noise(self, chosen: Sequence[int]) -> dict[str, float | None]:
-        from qtool.verification.layer_sqnr import layer_noise
-
-        with self.stages.stage("layers"):
-            batches = self.prepared.judged.take(chosen).padded(self.prepared.fixed_batch or 1)
-            feeds = [{n: batch[n] for n in self.prepared.inputs} for batch, _ in batches]
-            found = layer_noise(self.model, self.plan, feeds)
-        return {name: noise.db for name, noise in found.items()}
-
-    def _accuracy(self) -> tuple[Accuracy, float | None]:
-        """Accuracy of float, simulation and file, and how often the last two agree (in %)."""
-        judged = self.prepared.judged
-        outputs: dict[str, np.ndarray] = {
-            k: np.load(self.scratch / f"{k}.npy", mmap_mode="r") for k in ("float", "quantized")
-        }
-        metric = metric_of(self.recipe, self.prepared)
-        classes = metric is None or metric[1].classes
-        pair = agreement(outputs["float"], outputs["quantized"]) if classes else None
-        if metric is None and pair is None:  # no classes: what differs from float says more
-            metric = ("sqnr", METRICS["sqnr"])
+        metric = metric_for(recipe_metric(self.prepared), outputs["float"])
+        labels = self.prepared.evaluation.dataset.labels
         if metric is None:
-            return Accuracy(samples=judged.count, agreement=pair), None
-        with self.stages.stage("simulate") as record:
-            outputs["simulated"] = self._simulate(record)
-            found = score_outputs(metric[1], outputs, judged.labels)
-            record.notes += chance_notes(metric[0], found, judged.labels)
-        both = (outputs["simulated"], outputs["quantized"])
-        return told(metric, found, judged.count, pair), agreement(*both) if classes else None
+            return measure_accuracy(metric, outputs, labels)[0], None
+        with self.prepared.context.cache.stage("accuracy") as record:
+            accuracy, notes = measure_accuracy(metric, outputs, labels)
+            record.notes += notes
+        return accuracy, metric
 
-    def _simulate(self, record: Record) -> np.ndarray:
-        """First output of the fake-quantized network on all judged samples."""
+    def _with_simulated(
+        self,
+        accuracy: Accuracy,
+        metric: NamedMetric | None,
+        outputs: Mapping[str, np.ndarray],
+    ) -> tuple[Accuracy, float | None]:
+        """Return the accuracy with that of the simulation on some of the samples."""
+        if metric is None or self.emitted is None:
+            return accuracy, None
+        data, recipe = self.prepared.evaluation.dataset, self.prepared.recipe
+        limit = recipe.evaluate.simulate if recipe.evaluate is not None else "all"
+        count = data.count if limit == "all" else min(int(limit), data.count)
+        # Evenly spread, since samples in class folders are sorted by class.
+        chosen = [k * data.count // count for k in range(count)]
+        with self.prepared.context.cache.stage("simulate") as record:
+            subset = {name: array[chosen] for name, array in outputs.items()}
+            subset["simulated"] = self._simulate(self.emitted, chosen, record)
+            if count < data.count:
+                record.notes.append(
+                    f"{count} of {data.count} evaluation samples were simulated, evenly spread; "
+                    "evaluate.simulate: all simulates every sample"
+                )
+            labels = None if data.labels is None else data.labels[chosen]
+            return with_simulated(accuracy, metric, subset, labels)
+
+    def _simulate(self, emitted: Emitted, chosen: list[int], record: StageRecord) -> np.ndarray:
+        """Return the first output of the fake-quantized network on some evaluation samples."""
         from qtool.simulation.dynamic import one_thread
         from qtool.simulation.fake_quant import Simulation
 
-        judged = self.prepared.judged
-        simulation = Simulation(self.model, self.plan, self.device)
-        first = self.model.graph.outputs[0].name or ""
-        fits = batch_size(self.model, observed_values(self.model, self.plan), judged.count)
-        rows = self.prepared.fixed_batch or (1 if self.plan.dynamic else fits)
-        if self.plan.dynamic:
+        context, plan = self.prepared.context, emitted.plan
+        simulation = Simulation(context.model, plan, context.device)
+        rows = batch_size(context.model, observed_values(context.model, plan), len(chosen))
+        rows = context.fixed_batch or (1 if plan.dynamic else rows)
+        if plan.dynamic:
             record.notes.append(
-                "grids found while the network runs cover a whole batch, so outputs depend on what "
-                f"is in it; the file was judged at batch {rows}"
+                "grids computed at run time cover a whole batch, so outputs depend on what is in "
+                f"it; the file was evaluated at batch {rows}"
             )
-        parts, done = [], 0
+        parts, done, first = [], 0, context.first_output
         with one_thread() if rows == 1 else nullcontext():
-            for batch, valid in judged.padded(rows):
-                feeds = {name: batch[name] for name in self.prepared.inputs}
+            for batch, valid in self.prepared.evaluation.dataset.take(chosen).padded(rows):
+                feeds = {name: batch[name] for name in context.inputs}
                 parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())
                 done += valid
-                self.progress("simulate", done, judged.count)
+                context.progress("simulate", done, len(chosen))
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
         return np.concatenate(parts)
 
 
-def data_keys(prepared: Prepared, threads: int | None) -> dict[str, Any]:
-    """What the verifying child needs to read the judged samples."""
-    return {
-        "section": prepared.section.model_dump(
-            mode="json", exclude_none=True, include=set(DataSection.model_fields)
-        ),
-        "inputs": [[s.name, list(s.shape), s.dtype] for s in prepared.inputs.values()],
-        "threads": threads or default_threads(),
-        "trust_code": prepared.trust_code,
-    }
+@dataclass(frozen=True)
+class _PlanEvaluator:
+    """Compares captured outputs of the file with the plan, layer by layer."""
+
+    prepared: Prepared
+    emitted: Emitted
+    captured: Captured
+
+    @property
+    def _model(self) -> ir.Model:
+        return self.prepared.context.model
+
+    def parity(self, in_floats: bool) -> Parity:
+        """Return the codes that differ between the file and the integer-exact simulation.
+
+        Args:
+            in_floats: the file computes on values, not on codes (QONNX).
+        """
+        from qtool.verification.parity import compare
+
+        captured = self.captured
+        with self.prepared.context.cache.stage("parity") as record:
+            counts = compare(
+                self._model,
+                self.emitted.plan,
+                captured.folder,
+                captured.names,
+                captured.files,
+                in_floats=in_floats,
+            )
+            record.notes += parity_notes(counts)
+        return parity_part(counts, len(captured.chosen))
+
+    def integer_only(self, outputs: list[np.ndarray]) -> IntegerOnly:
+        """Return how the integer-only reference compares with the file on captured samples.
+
+        Args:
+            outputs: the file's first output for each captured sample.
+        """
+        captured = self.captured
+        with self.prepared.context.cache.stage("integers") as record:
+            result = integer_only(
+                self._model, self.emitted.plan, captured.folder, captured.names, outputs
+            )
+            record.notes.append(
+                f"the reference without floats: at most {result.max_lsb} apart from the file in a "
+                f"layer, {result.share_off:.2g} of all codes differ"
+            )
+        return result
+
+    def saturating(self) -> list[str]:
+        """Return layers whose pairs of products can leave int16 where they are added in int16."""
+        if not (self.prepared.context.target.int16_pairs or adds_pairs(instruction_sets())):
+            return []
+        layers, captured = at_risk(self._model, self.emitted.plan), self.captured
+        if layers:
+            with self.prepared.context.cache.stage("saturation") as record:
+                record.notes += saturating_layers(
+                    self._model, self.emitted.plan, captured.folder, captured.names, captured.files
+                )
+        return layers
+
+    def sqnr(self) -> dict[str, float | None]:
+        """Return what each layer loses by itself, in dB, on half of the captured samples."""
+        from qtool.verification.layer_sqnr import layer_noise
+
+        context, chosen = self.prepared.context, self.captured.chosen
+        with context.cache.stage("layers"):
+            samples = self.prepared.evaluation.dataset.take(chosen[: max(1, len(chosen) // 2)])
+            feeds = [batch for batch, _ in context.feeds(samples, rows=1)]
+            noise = layer_noise(self._model, self.emitted.plan, feeds)
+        return {name: each.db for name, each in noise.items()}
 
 
-def evaluations(
-    both: Mapping[str, str],
-    prepared: Prepared,
-    scratch: Path,
-    data: Mapping[str, Any],
-    dynamic: bool,
-) -> list[dict[str, Any]]:
-    """Tasks that run each file, by name, on all judged samples.
-
-    Grids that are found at run time depend on the batch: such a file gets the samples one by one.
-    """
-    return [
-        {
-            "kind": "evaluate",
-            "name": name,
-            "model": path,
-            "out": str(scratch / f"{name}.npy"),
-            "indices": list(prepared.indices),
-            **data,
-            **({"rows": 1} if dynamic and name == "quantized" else {}),
-        }
-        for name, path in both.items()
-    ]
-
-
-def save_feeds(prepared: Prepared, path: Path) -> None:
-    """The batch that latency is timed on: one sample, or the model's own batch size."""
-    first = next(iter(prepared.judged.take([0]).padded(prepared.fixed_batch or 1)))[0]
-    feeds = {name: first[name] for name in prepared.inputs}
-    np.savez(path, **feeds)  # type: ignore[arg-type]
-
-
-def metric_of(recipe: Recipe, prepared: Prepared) -> tuple[str, Metric] | None:
-    """The metric by name; None where there is nothing to hold outputs against."""
-    evaluate = recipe.evaluate
-    if evaluate is None or (evaluate.metric is None and prepared.judged.labels is None):
+def recipe_metric(prepared: Prepared) -> NamedMetric | None:
+    """Return the recipe's metric; None where there is nothing to compare outputs with."""
+    evaluate = prepared.recipe.evaluate
+    if evaluate is None:
+        return None
+    if evaluate.metric is None and prepared.evaluation.dataset.labels is None:
         return None
     name = evaluate.metric or "top1"
-    return name, find_metric(name, evaluate.code, prepared.trust_code)
+    return NamedMetric(name, find_metric(name, evaluate.code, prepared.context.trust_code))
 
 
-def _import_torch() -> None:
-    """Torch takes a second to import; the verifying child is busy elsewhere for as long.
+def _import_simulation() -> None:
+    """Import torch and the simulation.
 
     An exception out of a signal handler in the middle of it would abort the process: an
     interruption waits for the end of the import.
     """
-    waiting: list[int] = []
+    module = "qtool.verification.parity"
     if threading.current_thread() is not threading.main_thread():
-        importlib.import_module("qtool.verification.parity")
+        importlib.import_module(module)
         return
-    held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for number in held:
-        signal.signal(number, lambda s, frame: waiting.append(s))
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, remember)
     try:
-        importlib.import_module("qtool.verification.parity")
+        importlib.import_module(module)
     finally:
-        for number, handler in held.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if waiting:
+    if received:
         raise KeyboardInterrupt
-
-
-def told(
-    metric: tuple[str, Metric], found: MetricResult, samples: int, pair: float | None
-) -> Accuracy:
-    """What the report says of accuracy; against the float model, float itself is left out."""
-    ends = found.interval
-    values = {k: v for k, v in found.values.items() if not (metric[1].reference and k == "float")}
-    return Accuracy(
-        metric=metric[0],
-        unit=metric[1].unit or None,
-        samples=samples,
-        drop=None if found.drop is None else round(found.drop, 6),
-        drop_ci95=None if ends is None else (round(ends[0], 4), round(ends[1], 4)),
-        agreement=pair,
-        **{name: round(value, 6) for name, value in values.items()},
-    )
-
-
-def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
-    """True when float top-1 (in %) does not beat the share of the most frequent label."""
-    if labels is None or "float" not in values or labels.ndim != 1 or len(labels) < 20:
-        return False
-    share = np.unique(labels, return_counts=True)[1].max() / len(labels)
-    return values["float"] <= 100 * float(share)
-
-
-def chance_notes(metric: str, found: MetricResult, labels: np.ndarray | None) -> list[str]:
-    """A warning where the float model has learned nothing that the data shows."""
-    if metric not in ("top1", "accuracy") or not at_chance(found.values, labels):
-        return []
-    return [
-        "WARNING: the float model is no better than always naming one class, so the drop says "
-        "nothing: check preprocess, and the order of the labels"
-    ]
-
-
-def agreement(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Share of equal argmax in %, or None where the output has no classes."""
-    if a.ndim < 2 or a.shape[1] < 2:
-        return None
-    return round(100 * float(np.mean(a.argmax(1) == b.argmax(1))), 4)

@@ -6,26 +6,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qtool.data import (
-    InputSpec,
-)
+from qtool.data import InputSpec
 from qtool.errors import ModelError, RecipeError, UnsupportedError
 from qtool.graph.queries import dims
 from qtool.graph.save import save_model
 from qtool.loading import Loaded, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
 from qtool.loading.input_shapes import declare
+from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
-from qtool.steps.stage_cache import Stages
+from qtool.steps.stage_cache import StageCache
 from qtool.targets.target import Target
 
 
-def _load(
-    recipe: Recipe, target: Target, stages: Stages, trust_code: bool, requantize: bool
+def load_from_recipe(
+    recipe: Recipe, target: Target, cache: StageCache, options: RunOptions
 ) -> Loaded:
-    """The model of the recipe; a torch network is exported into the stages' folder first."""
-    if carries_code(recipe.model) and not trust_code:
+    """Load the recipe's model; a torch network is exported into the cache's folder first.
+
+    Raises:
+        RecipeError: the model carries code and the run does not trust it.
+    """
+    if carries_code(recipe.model) and not options.trust_code:
         name = as_torch(recipe.model).torch
         raise recipe.error(
             ("model",),
@@ -33,10 +36,10 @@ def _load(
         )
     return load_any(
         recipe.model,
-        lambda parts: stages.place("float", parts, ".onnx"),
+        lambda parts: cache.path_for("float", parts, ".onnx"),
         recipe.output.opset or target.opset,
-        stages.fresh,
-        requantize,
+        options.fresh,
+        options.requantize,
     )
 
 

@@ -1,6 +1,6 @@
-"""Before anything is quantized: the model, its target, the data, the bits asked for."""
+"""Read the model and open the data of a run, before anything is quantized."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qtool.data import (
     DataSection,
@@ -11,135 +11,114 @@ from qtool.data import (
     split,
 )
 from qtool.errors import RecipeError, suggest
-from qtool.loading import Loaded, bind_shapes
-from qtool.pipeline.input_checks import _check_labels, _check_metric, check_first_output, disjoint
-from qtool.pipeline.load_model import _load, input_specs
-from qtool.progress import Progress
-from qtool.quant.bit_widths import Bits
+from qtool.loading import bind_shapes
+from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
+from qtool.pipeline.input_checks import check_first_output, check_labels, check_metric, disjoint
+from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe
+from qtool.recipe.target_defaults import settle
 from qtool.rewrites import REWRITES
-from qtool.steps.stage_cache import Record, Stages
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageCache, StageRecord
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
 
-# Samples held out of calibration when there is no evaluation set.
-HELD_OUT = 64
+# Calibration samples that are held out for evaluation where the recipe has no `evaluate`.
+HOLDOUT = 64
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The model and the data, before anything is quantized.
-
-    Attributes:
-        loaded: as read; its graph is rewritten in place.
-        target: what the runtime executes.
-        inputs: of the model.
-        calibration: samples that ranges come from.
-        judged: samples both files are judged on; disjoint from calibration.
-        section: where ``judged`` comes from, and ``indices`` which of its samples they are.
-        bits: what is asked for, with the names of nodes that stay float.
-        trust_code: whether the recipe may run code of its own.
-    """
-
-    loaded: Loaded
-    target: Target
-    inputs: dict[str, InputSpec]
-    calibration: Dataset
-    judged: Dataset
-    section: DataSection
-    indices: tuple[int, ...]
-    bits: Bits
-    trust_code: bool
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The batch size the model insists on, or None."""
-        return next((s.batch for s in self.inputs.values() if s.batch is not None), None)
-
-
-def prepare(
-    recipe: Recipe,
-    stages: Stages,
-    seed: int,
-    progress: Progress,
-    trust_code: bool = False,
-    requantize: bool = False,
-) -> Prepared:
+def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
     """Read the model and open the data.
 
     Args:
-        recipe: what to do, paths absolute.
-        stages: where the stage is recorded.
-        seed: for the samples that are held out.
-        progress: told about the stage.
-        trust_code: whether the recipe may run code of its own.
-        requantize: whether a quantized ONNX file is turned back to floats first.
+        recipe: as it was read, paths absolute.
+        cache: records the stage.
+        options: of the run.
 
     Raises:
         QtoolError: the model, the data or a layer pattern does not fit; the samples have several
             sizes where the model leaves one open.
     """
-    with stages.stage("load") as record:
+    target = load_target(recipe.target)
+    recipe = settle(recipe, target)
+    progress, trust_code = options.progress, options.trust_code
+    with cache.stage("load") as record:
         progress("load", 0, 1)
-        target = load_target(recipe.target)
-        for name in target.rewrites:
-            if name not in REWRITES:
-                raise RecipeError(
-                    f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
-                    f"{suggest(name, REWRITES)}"
-                )
-        loaded = _load(recipe, target, stages, trust_code, requantize)
+        _check_rewrites(recipe, target)
+        loaded = load_from_recipe(recipe, target, cache, options)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
-        section = recipe.calibrate
-        calibration = open_dataset(section, inputs, trust_code=trust_code)
+        calibration = open_dataset(recipe.calibrate, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
-        calibration, judged, judged_section, indices = _judged(
-            recipe, calibration, inputs, seed, trust_code, record
-        )
+        calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         first = next(iter(calibration.take([0]).batches(1)))
-        other = next(iter(judged.take([0]).batches(1)))
+        other = next(iter(evaluation.dataset.take([0]).batches(1)))
         for name, spec in inputs.items():
-            seen = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
-            check_sample_shapes(spec, seen.items(), "calibrate and evaluate")
+            shapes = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
+            check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
-        _check_labels(recipe.evaluate, judged, loaded.model)
+        check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
-    return Prepared(
-        loaded, target, inputs, calibration, judged, judged_section, indices, bits, trust_code
+    context = Context(
+        model=loaded.model,
+        name=loaded.shown,
+        sha256=loaded.sha256,
+        target=target,
+        bits=bits,
+        inputs=inputs,
+        calibration=calibration,
+        cache=cache,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+        trust_code=trust_code,
+        progress=progress,
     )
+    return Prepared(recipe, options, loaded, evaluation, context)
 
 
-def _judged(
+def _check_rewrites(recipe: Recipe, target: Target) -> None:
+    for name in target.rewrites:
+        if name not in REWRITES:
+            raise RecipeError(
+                f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
+                f"{suggest(name, REWRITES)}"
+            )
+
+
+def _parts(
     recipe: Recipe,
     calibration: Dataset,
     inputs: dict[str, InputSpec],
-    seed: int,
-    trust_code: bool,
-    record: Record,
-) -> tuple[Dataset, Dataset, DataSection, tuple[int, ...]]:
-    """Calibration, the samples both files are judged on, their section and positions in it."""
-    section: DataSection = recipe.calibrate
+    options: RunOptions,
+    record: StageRecord,
+) -> tuple[Dataset, EvaluationData]:
+    """Return calibration and evaluation samples, disjoint.
+
+    Without an ``evaluate`` section some of the calibration samples are held out.
+    """
     if recipe.evaluate is None:
-        rest, judged = split(calibration, max(1, min(HELD_OUT, calibration.count // 8)), seed)
-        place = {position: k for k, position in enumerate(calibration.positions)}
-        indices = tuple(place[p] for p in judged.positions)
-        record.notes.append(f"no evaluate section: {judged.count} calibration samples held out")
-        return rest, judged, section, indices
-    own = with_preprocess(recipe.evaluate, section)
-    judged = open_dataset(own, inputs, trust_code=trust_code)
-    _check_metric(recipe.evaluate, judged, recipe, trust_code)
-    record.notes += [f"evaluate: {note}" for note in judged.notes]
-    rest = disjoint(recipe, recipe.calibrate, calibration, judged, record, "calibration")
-    return rest, judged, own, tuple(range(judged.count))
+        count = max(1, min(HOLDOUT, calibration.count // 8))
+        rest, evaluation = split(calibration, count, options.seed)
+        index = {position: k for k, position in enumerate(calibration.positions)}
+        indices = tuple(index[position] for position in evaluation.positions)
+        record.notes.append(f"no evaluate section: {evaluation.count} calibration samples held out")
+        return rest, EvaluationData(evaluation, recipe.calibrate, indices)
+    section = with_preprocess(recipe.evaluate, recipe.calibrate)
+    evaluation = open_dataset(section, inputs, trust_code=options.trust_code)
+    check_metric(recipe, evaluation, options.trust_code)
+    record.notes += [f"evaluate: {note}" for note in evaluation.notes]
+    rest, notes = disjoint(recipe, recipe.calibrate, calibration, evaluation, "calibration")
+    record.notes += notes
+    return rest, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
 
 
 def with_preprocess(section: DataSection, calibrate: DataSection) -> DataSection:
-    """The section; images without a ``preprocess`` of their own take that of ``calibrate``."""
+    """Return the section; images without a ``preprocess`` of their own take that of calibrate."""
     shared = calibrate.preprocess
     if section.preprocess is not None or section.images is None or shared is None:
         return section

@@ -1,4 +1,4 @@
-"""What `qtool qat` refuses before it trains: most of it before any work."""
+"""Refuse training that cannot work: most of it before any work."""
 
 import math
 from importlib.util import find_spec
@@ -8,34 +8,35 @@ import onnx_ir as ir
 from qtool.data import Dataset, split
 from qtool.errors import DataError
 from qtool.graph.queries import is_float
-from qtool.pipeline.prepare import Prepared
+from qtool.pipeline.context import RunOptions
 from qtool.qat import untrainable
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
+from qtool.recipe.target_defaults import settle
 from qtool.recipe.yaml_loader import Path as KeyPath
 from qtool.targets.loader import load_target
 from qtool.weights.scale_constraints import SCALES
 
 
-def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
-    """Raise for what the recipe's ``qat`` section asks and this run cannot do.
+def check_early(recipe: Recipe, options: RunOptions) -> None:
+    """Raise for what the recipe's ``qat`` section requests and this run cannot do.
 
     Args:
-        recipe: settled, paths absolute.
-        trust_code: whether the recipe may run code of its own.
-        device: where it would train.
+        recipe: paths absolute.
+        options: of the run.
 
     Raises:
         RecipeError: the bits give grids that cannot be trained; the loss is not trusted, not there,
-            or would not be looked at; TensorBoard is asked for and not installed; the device has
-            no bfloat16.
+            or would not be used; TensorBoard is requested and not installed; the device has no
+            bfloat16.
     """
+    recipe = settle(recipe, load_target(recipe.target))
     section = recipe.qat
-    _refuse_grids(recipe)
+    _check_grids(recipe)
     if section is None:
         return
-    if section.precision == "bfloat16" and device != "cpu":
+    if section.precision == "bfloat16" and options.device != "cpu":
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -44,8 +45,12 @@ def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     if section.tensorboard and find_spec("tensorboard") is None:
         why = "needs the package tensorboard, which is not installed; expected it"
         raise recipe.error(("qat", "tensorboard"), f"{why}: pip install 'qtool[tensorboard]'")
-    if section.loss is None:
-        return
+    if section.loss is not None:
+        _check_custom_loss(recipe, section)
+        custom_loss(section.loss, section.code, options.trust_code)
+
+
+def _check_custom_loss(recipe: Recipe, section: Qat) -> None:
     if section.distill is not None and section.distill.weight == 1:
         why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"
         raise recipe.error(("qat", "distill", "weight"), why)
@@ -57,11 +62,10 @@ def refuse_early(recipe: Recipe, trust_code: bool, device: str = "cpu") -> None:
     if section.label_smoothing:
         why = "belongs to cross entropy; smooth labels in your own loss, and leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
-    custom_loss(section.loss, section.code, trust_code)
 
 
-def _refuse_grids(recipe: Recipe) -> None:
-    """Refuse what QatNetwork would refuse after calibration: code books, scales, dynamic grids."""
+def _check_grids(recipe: Recipe) -> None:
+    """Refuse what the network would refuse after calibration: code books, scales, dynamic grids."""
     bits = recipe.bits
     places: dict[KeyPath, tuple[object, object]] = {("bits",): (bits.weights, bits.activations)}
     for pattern, layer in bits.layers.items():
@@ -78,55 +82,63 @@ def _refuse_grids(recipe: Recipe) -> None:
             raise recipe.error((*place, "activations"), f"dynamic: {untrainable.DYNAMIC}")
     integers = any("float" not in widths for widths in places.values())
     target = load_target(recipe.target)
-    asked = target.scale if bits.scale is None else bits.scale.build(SCALES).kind
-    if integers and asked != "float":
+    kind = target.scale if bits.scale is None else bits.scale.build(SCALES).kind
+    if integers and kind != "float":
         whose = "" if bits.scale is not None else f"target {target.name} has "
-        raise recipe.error(("bits", "scale"), f"{whose}{asked}: the scale {untrainable.SCALE}")
+        raise recipe.error(("bits", "scale"), f"{whose}{kind}: the scale {untrainable.SCALE}")
 
 
-def asked_loss(section: Qat, prepared: Prepared) -> CustomLoss | None:
-    """The loss of the user's own, if the recipe names one."""
+def recipe_loss(section: Qat, trust_code: bool) -> CustomLoss | None:
+    """Return the loss of the user's own, if the recipe names one."""
     if section.loss is None:
         return None
-    return custom_loss(section.loss, section.code, prepared.trust_code)
+    return custom_loss(section.loss, section.code, trust_code)
 
 
-def refuse_own_loss(recipe: Recipe, section: Qat, data: Dataset) -> None:
+def check_loss_labels(section: Qat, data: Dataset) -> None:
     """Raise DataError for labels that no tensor holds."""
     labels = data.labels
     if section.loss is not None and labels is not None and labels.dtype.kind not in "iuf":
         raise DataError(f"qat.loss: labels of {section.where} are {labels.dtype}; expected numbers")
 
 
-def refuse_codes(section: Qat, output: ir.Value, share: float) -> None:
-    """Raise DataError where the loss looks at a first output that has no gradient.
+def check_output_gradient(section: Qat, output: ir.Value, share: float) -> None:
+    """Raise DataError where the loss reads a first output that has no gradient.
 
     Args:
-        section: what is asked for.
+        section: the recipe's ``qat``.
         output: the model's first.
         share: of the loss that is the float network's.
     """
-    looked_at = section.loss is None or share > 0
-    if looked_at and output.dtype is not None and not is_float(output):
+    is_read = section.loss is None or share > 0
+    if is_read and output.dtype is not None and not is_float(output):
         raise DataError(
             f"qat: the model's first output is {output.dtype.name.lower()}, expected real numbers, "
             "which have gradients; end the model before it rounds or takes the largest (ArgMax)"
         )
 
 
-def parted(recipe: Recipe, section: Qat, data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """What is learned from, and what is held out to choose the best epoch.
+def train_validation_split(
+    recipe: Recipe, section: Qat, data: Dataset, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Return the samples that are trained on, and those that choose the best epoch.
+
+    Args:
+        recipe: names the line to change.
+        section: the recipe's ``qat``.
+        data: its samples.
+        seed: of the choice.
 
     Raises:
         RecipeError: ``qat.validation`` is a share that leaves one of the two empty.
         DataError: there is one sample alone.
     """
-    held, count = round(section.validation * data.count), data.count
-    if count > 1 and not 0 < held < count:
+    holdout, count = round(section.validation * data.count), data.count
+    if count > 1 and not 0 < holdout < count:
         least, most = 1 / count, math.floor(1000 * (count - 1) / count) / 1000
         raise recipe.error(
             ("qat", "validation"),
-            f"{section.validation} of {count} samples is {held}, expected at least one sample to "
-            f"learn from and one to hold out; write a share from {least:.2g} to {most:g}",
+            f"{section.validation} of {count} samples is {holdout}, expected at least one sample "
+            f"to train on and one for validation; write a share from {least:.2g} to {most:g}",
         )
     return split(data, section.validation, seed)

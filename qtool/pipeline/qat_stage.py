@@ -1,136 +1,87 @@
-"""What `qtool qat` does between calibration and rounding: the plan learns."""
+"""Train the calibrated plan: the step that ``qtool qat`` adds to those of ``qtool ptq``."""
 
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from qtool.data import Dataset
-from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims
 from qtool.metrics.classification import check_label_range
+from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import disjoint
-from qtool.pipeline.prepare import Prepared
-from qtool.pipeline.qat_checks import asked_loss, parted, refuse_codes, refuse_own_loss
-from qtool.pipeline.qat_workers import make_network, open_section, refuse_shares, tell
-from qtool.progress import Progress
+from qtool.pipeline.qat_checks import (
+    check_loss_labels,
+    check_output_gradient,
+    recipe_loss,
+    train_validation_split,
+)
+from qtool.pipeline.qat_settings import teacher_share, train_preprocess, training_settings
+from qtool.pipeline.qat_workers import build_network, check_shares, open_section, start_workers
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import QuantSpec
-from qtool.recipe.model import Recipe
+from qtool.quant.plan_archive import plan_digest
 from qtool.recipe.qat_section import Augment, Qat
 from qtool.report.schema import TrainingEpoch, TrainingPart
-from qtool.steps.stage_cache import Record, Stages
+from qtool.steps.context import Context
+from qtool.steps.step import StepResult
 
 if TYPE_CHECKING:
-    from qtool.qat.settings import Epoch, Pixels, Settings
+    from qtool.qat.settings import Epoch
 
 ADVICE = (
     "lower qat.lr, try optimizer: adamw, or equalize the network first (channels of one layer that "
     "differ a hundredfold share a grid badly; cross-layer equalization makes them alike)"
 )
-ANEW = (
-    "training began anew: the one kept in this folder was of another model, recipe, data, seed, "
+RESTARTED = (
+    "training began anew: the checkpoint in this folder was of another model, recipe, data, seed, "
     "device, number of threads or processes, or version of qtool or its libraries"
 )
 # A trained network this many points of top-1 below the float one calls for advice, if that is more
 # than two samples.
 FAR = 5.0
-# Shares of red, green and blue in a gray value: ITU-R BT.601, as Pillow and torchvision have it.
-LUMA = (0.299, 0.587, 0.114)
-
-
-def learn(
-    recipe: Recipe,
-    prepared: Prepared,
-    plan: QuantPlan,
-    stages: Stages,
-    epochs: int | None,
-    seed: int,
-    device: str,
-    progress: Progress,
-) -> tuple[QuantPlan, TrainingPart]:
-    """The plan with learned grids, codes and biases, and what the report says of it.
-
-    Args:
-        recipe: has a ``qat`` section.
-        prepared: what the run reads.
-        plan: calibrated; training starts there.
-        stages: keeps the checkpoint, which a stopped run goes on from.
-        epochs: instead of the recipe's.
-        seed: of every random choice.
-        device: where to train.
-        progress: told about every step.
-
-    Raises:
-        QtoolError: the data cannot teach this network, or the plan cannot be trained.
-    """
-    section = recipe.qat
-    if section is None:
-        raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
-    with stages.stage("qat") as record:
-        data = _open(recipe, section, prepared, record)
-        _refuse(recipe, section, prepared, data)
-        lessons, validation = parted(recipe, section, data, seed)
-        fixed = prepared.fixed_batch
-        if fixed is not None and section.batch != fixed:
-            raise recipe.error(
-                ("qat", "batch"), f"the model has a fixed batch of {fixed}; write batch: {fixed}"
-            )
-        if fixed is not None and lessons.count < fixed:
-            raise DataError(
-                f"qat: {lessons.count} samples to learn from, fewer than the model's fixed batch "
-                f"of {fixed}; give more"
-            )
-        refuse_shares(recipe, min(section.batch, lessons.count), fixed)
-        run = _Run(
-            recipe,
-            section,
-            prepared,
-            plan,
-            stages,
-            lessons,
-            validation,
-            epochs,
-            seed,
-            device,
-            progress,
-        )
-        return _train(run, record)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What :func:`learn` was given, and the two parts of its data."""
+class Training:
+    """Train weights, scales and BatchNorm with quantization in the loop, as ``recipe.qat`` says.
 
-    recipe: Recipe
-    section: Qat
+    Attributes:
+        prepared: recipe, model and data of the run.
+    """
+
     prepared: Prepared
-    plan: QuantPlan
-    stages: Stages
-    lessons: Dataset
-    validation: Dataset
-    epochs: int | None
-    seed: int
-    device: str
-    progress: Progress
+    needs: ClassVar[frozenset[str]] = frozenset()
+    guarded: ClassVar[bool] = False  # its validation samples choose the best epoch, 0 among them
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the plan with learned grids, codes and biases.
+
+        Raises:
+            QtoolError: the data cannot train this network, or the plan cannot be trained.
+        """
+        recipe = self.prepared.recipe
+        section = recipe.qat
+        if section is None:
+            raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
+        data = open_section(recipe, section, context)
+        notes = [f"qat: {note}" for note in data.notes]
+        evaluation = self.prepared.evaluation.dataset
+        data, dropped = disjoint(recipe, section, data, evaluation, "training")
+        _check_data(self.prepared, section, data)
+        train_data, validation = train_validation_split(recipe, section, data, context.seed)
+        _check_batch(self.prepared, section, train_data)
+        run = _TrainingRun(self.prepared, section, plan, train_data, validation)
+        result = run.train()
+        return StepResult(result.plan, (*notes, *dropped, *result.notes), training=result.training)
 
 
-def _open(recipe: Recipe, section: Qat, prepared: Prepared, record: Record) -> Dataset:
-    """Training samples, disjoint from those the file is judged on; without labels if not needed."""
-    data = open_section(recipe, section, prepared)
-    record.notes += [f"qat: {note}" for note in data.notes]
-    return disjoint(recipe, section, data, prepared.judged, record, "training")
-
-
-def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> None:
-    """Raises QtoolError for labels or changes of images that do not fit the network."""
-    refuse_own_loss(recipe, section, data)
-    first = prepared.loaded.model.graph.outputs[0]
-    labels, share, shape = data.labels, _teacher(section, data), dims(first)
-    refuse_codes(section, first, share)
+def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
+    """Raise QtoolError for labels or changes of images that do not fit the network."""
+    recipe, context = prepared.recipe, prepared.context
+    check_loss_labels(section, data)
+    first = context.model.graph.outputs[0]
+    labels, share, shape = data.labels, teacher_share(section, data), dims(first)
+    check_output_gradient(section, first, share)
     if share == 1 and section.label_smoothing:
         why = "training has no labels to smooth here; leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
@@ -151,72 +102,141 @@ def _refuse(recipe: Recipe, section: Qat, prepared: Prepared, data: Dataset) -> 
             )
         if isinstance(shape[1], int):
             check_label_range(labels, shape[1])
-    known = _preprocess(section, recipe)
-    layout = known.layout if known is not None and section.images is not None else "nchw"
-    ranks = [len(spec.shape) for spec in prepared.inputs.values()]
+    preprocess = train_preprocess(section, recipe)
+    layout = preprocess.layout if preprocess is not None and section.images is not None else "nchw"
+    ranks = [len(spec.shape) for spec in context.inputs.values()]
     augment = section.augment
     if augment != Augment() and (ranks != [4] or layout != "nchw"):
-        found = ", ".join(spec.describe() for spec in prepared.inputs.values())
+        listed = ", ".join(spec.describe() for spec in context.inputs.values())
         raise recipe.error(
             ("qat", "augment"),
-            f"found {found}, expected one input of images [N, C, H, W]; leave augment out",
+            f"found {listed}, expected one input of images [N, C, H, W]; leave augment out",
         )
-    if augment.colour and (known is None or section.images is None):
+    if augment.colour and (preprocess is None or section.images is None):
         why = "needs to know the pixels; expected images and the preprocess that made them inputs"
         raise recipe.error(("qat", "augment", "colour"), f"{why}: write both, or leave it out")
 
 
-def _teacher(section: Qat, data: Dataset) -> float:
-    """The float network's share of the loss."""
-    if data.labels is None and section.loss is None:
-        return 1.0
-    return section.distill.weight if section.distill else 0.0
-
-
-def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
-    import torch
-
-    from qtool.qat.settings import best_of
-    from qtool.qat.trainer import train
-
-    torch.manual_seed(run.seed)
-    section, settings = run.section, _settings(run)
-    network, teacher = make_network(section, run.prepared, run.plan, run.device)
-    keep = run.stages.place("qat", _parts(run), ".pt")
-    if run.stages.fresh:
-        keep.unlink(missing_ok=True)
-    elif not keep.is_file() and any(keep.parent.glob(f"qat-*{keep.suffix}")):
-        record.notes.append(ANEW)
-    tell(run.plan, settings, keep, run.prepared.loaded.sha256, run.lessons)
-    board = None
-    if section.tensorboard:
-        board = run.stages.folder.parent / "tensorboard" / keep.stem
-    parts = (run.lessons, run.validation, settings, keep, run.progress, board)
-    history, float_score = train(network, teacher, *parts)
-    best = best_of(history)
-    record.notes += warnings_of(history, settings.epochs, float_score, run.validation.count)
-    if distributed.count() > 1:
-        record.notes.append(
-            f"{distributed.count()} processes shared every batch of {settings.batch}"
+def _check_batch(prepared: Prepared, section: Qat, train_data: Dataset) -> None:
+    """Raise QtoolError where batches do not fit the model or the processes."""
+    recipe, fixed = prepared.recipe, prepared.context.fixed_batch
+    if fixed is not None and section.batch != fixed:
+        raise recipe.error(
+            ("qat", "batch"), f"the model has a fixed batch of {fixed}; write batch: {fixed}"
         )
-    record.notes.append(
-        f"epoch {best} of {len(history) - 1} was the best on {run.validation.count} held-out "
-        f"samples; {len(network.norms)} BatchNorms {section.batchnorm}"
-    )
-    part = _part(run, best, history, float_score)
-    if part.oscillating is not None:
-        frozen = "" if part.frozen is None else f", {part.frozen:.2%} were frozen"
-        record.notes.append(
-            f"{part.oscillating:.2%} of the weights of at most 4 bits oscillated when training "
-            f"ended{frozen}"
+    if fixed is not None and train_data.count < fixed:
+        raise DataError(
+            f"qat: {train_data.count} samples to train on, fewer than the model's fixed batch "
+            f"of {fixed}; give more"
         )
-    return network.freeze(), part
+    check_shares(recipe, min(section.batch, train_data.count), fixed)
+
+
+@dataclass(frozen=True)
+class _TrainingRun:
+    """One training with everything it reads."""
+
+    prepared: Prepared
+    section: Qat
+    plan: QuantPlan
+    train_data: Dataset
+    validation: Dataset
+
+    def train(self) -> StepResult:
+        import torch
+
+        from qtool.qat.settings import best_of
+        from qtool.qat.trainer import train
+
+        context, section = self.prepared.context, self.section
+        torch.manual_seed(context.seed)
+        settings = training_settings(self.prepared, section, self.train_data)
+        network, teacher = build_network(section, context, self.plan)
+        checkpoint = context.cache.path_for("qat", self._key(), ".pt")
+        notes = []
+        if context.cache.fresh:
+            checkpoint.unlink(missing_ok=True)
+        elif not checkpoint.is_file() and any(checkpoint.parent.glob("qat-*.pt")):
+            notes.append(RESTARTED)
+        start_workers(self.plan, settings, checkpoint, context.sha256, self.train_data)
+        board = None
+        if section.tensorboard:
+            board = context.cache.folder.parent / "tensorboard" / checkpoint.stem
+        history, float_score = train(
+            network,
+            teacher,
+            self.train_data,
+            self.validation,
+            settings,
+            checkpoint,
+            context.progress,
+            board,
+        )
+        best = best_of(history)
+        notes += warnings_of(history, settings.epochs, float_score, self.validation.count)
+        if distributed.count() > 1:
+            notes.append(f"{distributed.count()} processes shared every batch of {settings.batch}")
+        notes.append(
+            f"epoch {best} of {len(history) - 1} was the best on {self.validation.count} "
+            f"validation samples; {len(network.norms)} BatchNorms {section.batchnorm}"
+        )
+        part = self._part(best, history, float_score)
+        notes += _oscillation_notes(part)
+        return StepResult(network.freeze(), tuple(notes), training=part)
+
+    def _key(self) -> tuple[str, ...]:
+        """Return everything a checkpoint depends on but the number of epochs, which may grow."""
+        section, context = self.section, self.prepared.context
+        options = section.model_dump_json(exclude={"epochs", "tensorboard"})
+        loss = recipe_loss(section, context.trust_code)
+        options += loss.digest if loss is not None else ""
+        # Sums over processes round in another order.
+        choices = (str(context.seed), str(distributed.count()))
+        return (context.sha256, options, plan_digest(self.plan), self.train_data.digest, *choices)
+
+    def _part(self, best: int, history: "list[Epoch]", float_score: float | None) -> TrainingPart:
+        """Return the training's part of the report."""
+
+        def rounded(value: float | None) -> float | None:
+            return None if value is None else round(value, 6)
+
+        epochs = [
+            TrainingEpoch(
+                epoch=e.number,
+                loss=rounded(e.loss),
+                score=round(e.score, 4),
+                oscillating=rounded(e.oscillating),
+                frozen=rounded(e.frozen),
+            )
+            for e in history
+        ]
+        return TrainingPart(
+            count=self.train_data.count,
+            sha256=self.train_data.digest,
+            validation=self.validation.count,
+            quantizer=self.section.quantizer.name,
+            best=best,
+            float_score=None if float_score is None else round(float_score, 4),
+            epochs=epochs,
+            oscillating=epochs[-1].oscillating,
+            frozen=epochs[-1].frozen,
+        )
+
+
+def _oscillation_notes(part: TrainingPart) -> list[str]:
+    if part.oscillating is None:
+        return []
+    frozen = "" if part.frozen is None else f", {part.frozen:.2%} were frozen"
+    return [
+        f"{part.oscillating:.2%} of the weights of at most 4 bits oscillated when training ended"
+        f"{frozen}"
+    ]
 
 
 def warnings_of(
     history: "list[Epoch]", epochs: int, float_score: float | None = None, held_out: int = 100
 ) -> list[str]:
-    """What the user must know of a training that ended early, or in vain.
+    """Return warnings about a training that ended early or did not improve the plan.
 
     Args:
         history: epochs judged, the plan before training first.
@@ -245,118 +265,3 @@ def warnings_of(
             f"float network {float_score:.2f}: train longer, give more bits, {ADVICE}"
         ]
     return []
-
-
-def _part(
-    run: "_Run", best: int, history: "list[Epoch]", float_score: float | None
-) -> TrainingPart:
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 6)
-
-    lines = [
-        TrainingEpoch(
-            epoch=e.number,
-            loss=rounded(e.loss),
-            score=round(e.score, 4),
-            oscillating=rounded(e.oscillating),
-            frozen=rounded(e.frozen),
-        )
-        for e in history
-    ]
-    return TrainingPart(
-        count=run.lessons.count,
-        sha256=run.lessons.digest,
-        validation=run.validation.count,
-        quantizer=run.section.quantizer.name,
-        best=best,
-        float_score=None if float_score is None else round(float_score, 4),
-        epochs=lines,
-        oscillating=lines[-1].oscillating,
-        frozen=lines[-1].frozen,
-    )
-
-
-def _settings(run: "_Run") -> "Settings":
-    from qtool.qat.settings import Oscillation, Settings
-
-    section = run.section
-    asked = section.oscillation
-    last = run.prepared.loaded.model.graph.outputs[0].producer()
-    return Settings(
-        epochs=run.epochs or section.epochs,
-        batch=min(section.batch, run.lessons.count),
-        fixed=run.prepared.fixed_batch is not None,
-        probabilities=last is not None and last.op_type == "Softmax",
-        optimizer=section.optimizer,
-        lr=section.lr,
-        scale_lr=section.scale_lr,
-        weight_decay=section.weight_decay,
-        warmup=section.warmup,
-        clip=section.clip,
-        precision=section.precision,
-        label_smoothing=section.label_smoothing,
-        loss=asked_loss(section, run.prepared),
-        teacher=_teacher(section, run.lessons),
-        temperature=section.distill.temperature if section.distill else 1.0,
-        blocks=section.distill.blocks if section.distill else 0.0,
-        crop=section.augment.crop,
-        flip=section.augment.flip,
-        fill=_black(section, run.recipe),
-        colour=section.augment.colour,
-        mixup=section.augment.mixup,
-        cutmix=section.augment.cutmix,
-        pixels=_pixels(section, run.recipe),
-        seed=run.seed,
-        oscillation=None if asked is None else Oscillation(**asked.model_dump()),
-        ema=section.ema,
-    )
-
-
-def _parts(run: "_Run") -> tuple[str, ...]:
-    """Everything a checkpoint depends on but the number of epochs, which may grow."""
-    plan, digest = run.plan, hashlib.sha256()
-    for name, grid in sorted(plan.grids.items()):
-        # Not their repr, which differs between grids just made and grids read from a file.
-        if isinstance(grid, QuantSpec):
-            digest.update(f"{name} {grid}".encode())
-            continue
-        digest.update(f"{name} {grid.spec}".encode())
-        digest.update(np.asarray(grid.scale, np.float32).tobytes())
-        digest.update(np.asarray(grid.zero_point, np.int32).tobytes())
-    for name, codes in sorted(plan.codes.items()):
-        digest.update(name.encode() + np.ascontiguousarray(codes).tobytes())
-    asked = run.section.model_dump_json(exclude={"epochs", "tensorboard"})
-    own = asked_loss(run.section, run.prepared)
-    asked += own.digest if own is not None else ""
-    loaded = run.prepared.loaded.sha256
-    # Sums over processes round in another order.
-    choices = (str(run.seed), str(distributed.count()))
-    return (loaded, asked, digest.hexdigest(), repr(plan.sites), run.lessons.digest, *choices)
-
-
-def _black(section: Qat, recipe: Recipe) -> tuple[float, ...]:
-    """What a black pixel is for the network, per channel."""
-    known = _preprocess(section, recipe)
-    if known is None or not section.augment.crop:
-        return (0.0,)
-    mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (known.mean, known.std))
-    return tuple(float(v) for v in -mean / std)
-
-
-def _pixels(section: Qat, recipe: Recipe) -> "Pixels":
-    """How pixels become the network's inputs, as far as it matters."""
-    from qtool.qat.settings import Pixels
-
-    known = _preprocess(section, recipe)
-    if known is None or not section.augment.colour:
-        return Pixels()
-    mean, std = (np.broadcast_to(np.asarray(v), known.channels) for v in (known.mean, known.std))
-    unit = 255 if known.dtype == "uint8" else 255 * known.scale
-    luma = (1.0,) if known.channels == 1 else LUMA[:: -1 if known.color == "bgr" else 1]
-    return Pixels(tuple(map(float, unit / std)), tuple(map(float, -mean / std)), luma)
-
-
-def _preprocess(section: Qat, recipe: Recipe) -> Preprocess | None:
-    """What is done to training images, as far as the recipe says it."""
-    how = section.preprocess or recipe.calibrate.preprocess
-    return load_preprocess(how) if isinstance(how, str) else how

@@ -1,21 +1,25 @@
-"""`qtool qat` in several processes: what the first one tells the others, and what they do.
+"""Train in several processes: messages from the first one, and the work of the others.
 
 The first process does everything that one process does. The others wait until it has calibrated,
 read the same model and data, and train in step; they write and print nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
-from qtool.pipeline.prepare import Prepared, with_preprocess
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.prepare import prepare, with_preprocess
+from qtool.pipeline.stages import make_plan, rewrite
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageCache
 
 if TYPE_CHECKING:
     from qtool.qat.fake_quant_model import QatNetwork
@@ -24,79 +28,101 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What the other processes are told when training begins.
+class TrainingStart:
+    """Message from the first process to the others when training begins.
 
     Attributes:
-        plan, settings, keep: as the first process trains with.
+        plan: that training starts from.
+        settings: of the training loop.
+        checkpoint: file that the first process keeps its progress in.
         model: digest of its model.
-        samples: (name, position) of what it learns from.
+        samples: (name, position) of its training samples.
     """
 
     plan: QuantPlan
     settings: "Settings"
-    keep: Path
+    checkpoint: Path
     model: str
     samples: tuple[tuple[str, int], ...]
 
 
-def tell(plan: QuantPlan, settings: "Settings", keep: Path, model: str, lessons: Dataset) -> None:
-    """Let the other processes, if there are any, begin to train; arguments as in Course."""
+def start_workers(
+    plan: QuantPlan, settings: "Settings", checkpoint: Path, model: str, train_data: Dataset
+) -> None:
+    """Let the other processes, if there are any, begin to train.
+
+    Args:
+        plan: that training starts from.
+        settings: of the training loop.
+        checkpoint: file that this process keeps its progress in.
+        model: digest of the model.
+        train_data: samples that are trained on.
+    """
     if distributed.count() > 1:
-        samples = tuple(zip(lessons.names, lessons.positions, strict=True))
-        distributed.share(lambda: Course(plan, settings, keep, model, samples))
+        samples = tuple(zip(train_data.names, train_data.positions, strict=True))
+        message = TrainingStart(plan, settings, checkpoint, model, samples)
+        distributed.share(lambda: message)
 
 
-def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: str) -> None:
-    """What the other processes do while the first one learns.
+def assist_training(recipe: Recipe, cache: StageCache, options: RunOptions) -> None:
+    """Train with the first process: the work of every other process.
 
     Args:
         recipe: has a ``qat`` section, or the first process refuses it.
-        make: reads the model and rewrites its graph.
-        seed: of every random choice.
-        device: where to train.
+        cache: holds models that the first process exported.
+        options: of the run.
 
     Raises:
         QtoolError: model or data are not here what they are to the first process.
         Lost: the first process ended before training did; it says why.
     """
-    course = distributed.share(_told)
+    start = distributed.share(_no_message)
     import torch
 
     from qtool.qat.trainer import train
 
-    torch.manual_seed(seed)
-    section, prepared = recipe.qat, make()
+    torch.manual_seed(options.seed)
+    prepared = prepare(recipe, cache, options)
+    recipe, context, section = prepared.recipe, prepared.context, prepared.recipe.qat
     if section is None:
         raise AssertionError("the first process trains without a qat section")
-    data = open_section(recipe, section, prepared)
-    place = {sample: k for k, sample in enumerate(zip(data.names, data.positions, strict=True))}
-    missing = sum(sample not in place for sample in course.samples)
-    if missing or prepared.loaded.sha256 != course.model:
-        found = f"{missing} samples are missing" if missing else "the model is another one"
+    rewrite(recipe, context)
+    make_plan(context)  # it changes the graph where a value must be read at two widths
+    data = open_section(recipe, section, context)
+    index = {sample: k for k, sample in enumerate(zip(data.names, data.positions, strict=True))}
+    missing = sum(sample not in index for sample in start.samples)
+    if missing or context.sha256 != start.model:
+        problem = f"{missing} samples are missing" if missing else "the model is another one"
         raise RecipeError(
-            f"process {distributed.rank()}: {found}; every process must see the same files"
+            f"process {distributed.rank()}: {problem}; every process must see the same files"
         )
-    lessons = data.take([place[sample] for sample in course.samples])
-    network, teacher = make_network(section, prepared, course.plan, device)
-    # The first process alone judges; nothing is read for that here.
-    train(network, teacher, lessons, lessons, course.settings, course.keep)
+    train_data = data.take([index[sample] for sample in start.samples])
+    network, teacher = build_network(section, context, start.plan)
+    # The first process alone evaluates; no validation sample is read for that here.
+    train(network, teacher, train_data, train_data, start.settings, start.checkpoint)
 
 
-def _told() -> Course:
-    raise AssertionError("the first process tells, the others are told")
+def _no_message() -> TrainingStart:
+    raise AssertionError("the first process sends the message, the others receive it")
 
 
-def open_section(recipe: Recipe, section: Qat, prepared: Prepared) -> Dataset:
-    """All samples of the ``qat`` section."""
-    own = with_preprocess(section, recipe.calibrate)
-    return open_dataset(own, prepared.inputs, trust_code=prepared.trust_code)
+def open_section(recipe: Recipe, section: Qat, context: Context) -> Dataset:
+    """Open all samples of the ``qat`` section."""
+    section_with = with_preprocess(section, recipe.calibrate)
+    return open_dataset(section_with, context.inputs, trust_code=context.trust_code)
 
 
-def make_network(
-    section: Qat, prepared: Prepared, plan: QuantPlan, device: str
+def build_network(
+    section: Qat, context: Context, plan: QuantPlan
 ) -> tuple["QatNetwork", "Teacher"]:
-    """What learns, and what teaches: the float network's first output and more of its values.
+    """Return the network to train, and the float network as teacher.
+
+    The teacher returns the first output and, on request, more of its values.
+
+    Args:
+        section: the recipe's ``qat``.
+        context: holds the graph.
+        plan: that training starts from.
 
     Raises:
         RecipeError: the plan cannot be trained.
@@ -106,10 +132,10 @@ def make_network(
     from qtool.qat.quantizers.functions import widened
     from qtool.runtime.executor import Executor
 
-    model = prepared.loaded.model
+    model, first = context.model, context.first_output
     quantizer = section.quantizer.build(QAT_QUANTIZERS)
-    network = QatNetwork(model, plan, quantizer, section.batchnorm, device)
-    executor, first = Executor(model, device), str(model.graph.outputs[0].name)
+    network = QatNetwork(model, plan, quantizer, section.batchnorm, context.device)
+    executor = Executor(model, context.device)
 
     def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
         return executor(feeds, widened, list(dict.fromkeys((first, *more))))
@@ -117,7 +143,7 @@ def make_network(
     return network, teacher
 
 
-def refuse_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
+def check_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
     """Raise where the processes cannot share a batch out among them.
 
     Args:

@@ -1,49 +1,77 @@
-"""The stages between reading a model and writing it, as functions of graphs and plans.
+"""Compose the stages from a float graph to its quantized plan and file.
 
-The pipeline times and remembers them; the Python API calls them as they are.
+Every command goes through these functions: ``qtool ptq``, ``qat`` and ``check``, the helper
+processes of distributed training, and the Python API.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import check_no_float_nodes
-from qtool.calibration import MinMax
-from qtool.calibration.collect import choose_grids, collect, observed_values
+from qtool.calibration import CALIBRATORS
+from qtool.calibration.collect import batch_size, choose_grids, collect, observed_values
 from qtool.calibration.statistics import Calibrator
-from qtool.errors import UnsupportedError
-from qtool.graph.queries import WEIGHTED_OPS
+from qtool.emitters import emit_model
+from qtool.errors import RecipeError, UnsupportedError
+from qtool.graph.queries import WEIGHTED_OPS, release_weight_pages
+from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
-from qtool.quant.bit_widths import Bits
-from qtool.quant.plan import QuantPlan
+from qtool.ptq import PTQ_STEPS
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan, same_shape
+from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
+from qtool.quant.plan_io import read_plan
+from qtool.quant.quantized_io import QuantizedIO
+from qtool.recipe.model import Recipe
 from qtool.rewrites import REWRITES
+from qtool.rewrites.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
-from qtool.targets.target import Target
+from qtool.steps.context import Context
+from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
+from qtool.verification.environment import instruction_sets
+from qtool.weights import SCHEMES
 from qtool.weights.grids import weight_grids
 from qtool.weights.int16_saturation import safe_scales
 from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
 
 
+@dataclass(frozen=True)
+class Emitted:
+    """The quantized file.
+
+    Attributes:
+        plan: frozen.
+        model: as it was written.
+        io: grids of inputs and outputs that are codes.
+        path: of the file.
+    """
+
+    plan: QuantPlan
+    model: ir.Model
+    io: QuantizedIO
+    path: Path
+
+
 def rewrite(
-    model: ir.Model,
-    names: Sequence[str],
-    bits: Bits,
-    folded: Callable[[], None] = lambda: None,
+    recipe: Recipe, context: Context, on_folded: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Rewrite the graph in place.
+    """Rewrite the graph in place; the float function stays equal.
 
     Args:
-        model: the graph as it was read, its inputs' shapes bound.
-        names: of rewrites, in order.
-        bits: nodes that stay float are left as they are.
-        folded: called once constants are folded and shapes are known.
+        recipe: names the rewrites, or leaves them to the target.
+        context: the graph as it was read, its inputs' shapes bound.
+        on_folded: called once constants are folded and shapes are known.
 
     Returns:
-        What applied, and how often.
+        How often each rewrite applied, for the report.
     """
+    model, bits = context.model, context.bits
+    names = context.target.rewrites if recipe.rewrite is None else recipe.rewrite
     notes = []
     for name in names:
         times = REWRITES[name](model, bits.integer)
@@ -52,88 +80,247 @@ def rewrite(
         if name == "fold_constants":
             # Shapes that depended on computed constants are known only now.
             infer_shapes(model)
-            folded()
+            on_folded()
+    if any("bias" in step.step.needs for step in ptq_steps(recipe)):
+        times = add_bias(model, bits.integer)
+        notes += [f"add_bias: {times} times"] if times else []
     infer_shapes(model)
     return notes
 
 
-def make_plan(model: ir.Model, target: Target, bits: Bits, name: str) -> QuantPlan:
-    """The plan without grids.
+def make_plan(context: Context) -> QuantPlan:
+    """Return the plan without grids: which values get one, which nodes run in integers.
 
     Args:
-        model: the rewritten graph; changed where a value must be read at two widths.
-        target: what the runtime executes.
-        bits: what is asked for.
-        name: the model, for messages.
+        context: its graph is rewritten; changed where a value must be read at two widths.
 
     Raises:
         UnsupportedError: there is nothing to quantize, or the target has no floats and the network
             has one between integer layers.
     """
+    model, target, bits = context.model, context.target, context.bits
     plan = annotate(model, target, bits)
     if "LeakyRelu" in target.ops and separate_widths(
         model, plan, lambda node: bits.of(node).activations
     ):
         plan = annotate(model, target, bits)
     plan = request_scale_kind(plan, bits.scale)
-    if plan.weight_only and None in (
-        bits.activations,
-        *(w.activations for w in bits.layers.values()),
-    ):
+    widths = (bits.activations, *(w.activations for w in bits.layers.values()))
+    if plan.weight_only and None in widths:
         return plan  # codes for weights only
     if target.integer_only:
         check_no_float_nodes(model, plan)
     if not any(site.weight is not None for site in plan.sites.values()):
-        left = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
-        reasons = [f"{n}: {plan.float_nodes[n]}" for n in left if n in plan.float_nodes]
+        names = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
+        reasons = [f"{n}: {plan.float_nodes[n]}" for n in names if n in plan.float_nodes]
         reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
         raise UnsupportedError(
-            f"model {name}: there is nothing to quantize: {reason}; "
+            f"model {context.name}: there is nothing to quantize: {reason}; "
             "Conv, Gemm and MatMul with constant float32 weights are quantized"
         )
     return plan
 
 
-def make_grids(
-    model: ir.Model,
-    plan: QuantPlan,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    calibrator: Calibrator,
-    scheme: Any = None,
-    threads: int | None = None,
-    on_batch: Callable[[int], None] = lambda rows: None,
-    target: Target | None = None,
-) -> QuantPlan:
-    """Statistics of one pass over the calibration data, and the grids they give.
+def annotated(context: Context) -> QuantPlan:
+    """Return the plan without grids, with its stage in the report."""
+    with context.cache.stage("annotate") as record:
+        plan = make_plan(context)
+        record.notes += _placement_notes(context.model, plan)
+    return plan
+
+
+def _placement_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
+    """Return what runs in integers, what moves codes, and what stays float and why."""
+    notes = [
+        f"{len(plan.sites)} integer sites, {len(plan.data_movement_ops)} ops that move codes, "
+        f"{len(plan.float_nodes)} ops stay float"
+    ]
+    if plan.dynamic:
+        notes.append(
+            f"{len(plan.dynamic)} integer sites compute the grids of their inputs at run time"
+        )
+    if plan.weight_only:
+        notes.append(f"{len(plan.weight_only)} weights of float ops are stored as codes")
+    op_types = {node.name: node.op_type for node in model.graph}
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in plan.float_nodes.items():
+        by_reason.setdefault(reason, []).append(op_types[name])
+    for reason, ops in by_reason.items():
+        listed = ", ".join(f"{ops.count(op)} {op}" for op in sorted(set(ops)))
+        notes.append(f"float: {listed}: {reason}")
+    return notes
+
+
+def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with the grids of all activations and weights, cached between runs.
 
     Args:
-        model: the rewritten graph.
+        recipe: names the calibrator and the scheme.
+        context: holds the graph and the calibration samples.
         plan: without grids.
-        batches: the data, by input name; as many rows at a time as fit in memory.
-        calibrator: chooses the grids of activations.
-        scheme: chooses those of weights of 2 to 7 bits; Uniform by default.
-        threads: for ONNX Runtime.
-        on_batch: told the rows of every batch.
-        target: what the runtime executes, where scales depend on it.
+
+    Raises:
+        DataError: a value, weight or bias is NaN or infinite, or there is no sample.
     """
+    with context.cache.stage("calibrate") as record:
+        parts = (
+            context.sha256,
+            str(dict(context.inputs)),
+            context.calibration.digest,
+            recipe.calibrate.model_dump_json(),
+            recipe.bits.model_dump_json(),
+            str(recipe.rewrite),
+            repr(context.target),
+            repr((plan.sites, plan.grid_of, plan.weight_only)),
+        )
+        grids = context.cache.cached(
+            record,
+            "grids",
+            parts,
+            lambda: make_grids(recipe, context, plan),
+            save_plan_archive,
+            lambda path: load_plan_archive(path)[0],
+        )
+        return replace(plan, grids=grids.grids, codes=grids.codes, log=grids.log)
+
+
+def make_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with grids estimated in one pass over the calibration data."""
+    model = context.model
     # First, so that a weight that is not finite is named, and not the value it makes.
-    plan = weight_grids(model, plan, scheme)
+    plan = weight_grids(model, plan, recipe.bits.scheme.build(SCHEMES))
     observed = observed_values(model, plan)
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
+    calibrator: Calibrator = recipe.calibrate.method.build(CALIBRATORS)
+    total, done = context.calibration.count, 0
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done = min(done + rows, total)
+        context.progress("calibrate", done, total)
+
     stats = collect(
         model,
         observed,
-        batches,
-        histograms=not isinstance(calibrator, MinMax),
-        threads=threads,
+        _calibration_batches(context, observed),
+        histograms=calibrator.needs_histogram,
+        threads=context.threads,
         on_batch=on_batch,
     )
-    return constrain_weight_scales(model, choose_grids(plan, stats, calibrator), target)
+    return constrain_scales(context, choose_grids(plan, stats, calibrator))
 
 
-def constrain_weight_scales(model: ir.Model, plan: QuantPlan, target: Target | None) -> QuantPlan:
-    """Scales of weights as recipe and target need them, once every grid is found."""
-    if target is not None and target.int16_pairs:
-        plan = safe_scales(model, plan)
-    return constrain_plan_scales(model, plan)
+def _calibration_batches(
+    context: Context, observed: tuple[str, ...]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the calibration data, as many samples at a time as fit in memory."""
+    data, fixed = context.calibration, context.fixed_batch
+    rows = fixed or batch_size(context.model, observed, data.count)
+    for batch in (b for b, _ in data.padded(rows)) if fixed else data.batches(rows):
+        yield {name: batch[name] for name in context.inputs}
+
+
+def constrain_scales(context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with weight scales as recipe and target need them.
+
+    Args:
+        context: holds the graph and the target.
+        plan: every grid is calibrated.
+    """
+    if context.target.int16_pairs:
+        plan = safe_scales(context.model, plan)
+    return constrain_plan_scales(context.model, plan)
+
+
+def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> QuantPlan:
+    """Return the plan with the activation grids of an earlier run; nothing is calibrated.
+
+    Weights get grids of their own, also where they were trained again since.
+
+    Args:
+        recipe: names the scheme of the weights.
+        context: holds the graph and the target.
+        plan: without grids.
+        file: a ``plan.json``.
+
+    Raises:
+        RecipeError: the file was made for another model, target or recipe.
+    """
+    with context.cache.stage("calibrate") as record:
+        earlier = read_plan(file)
+        if not same_shape(earlier, plan):
+            raise RecipeError(
+                f"plan {file}: it was made for another model, target or recipe (bits, "
+                "granularity, layers); leave out --plan to calibrate"
+            )
+        record.notes.append(f"grids taken from {file}; nothing was calibrated")
+        weights = plan.weight_only.union(s.weight or "" for s in plan.sites.values())
+        activations = {k: g for k, g in earlier.grids.items() if k not in weights}
+        plan = replace(plan, grids={**plan.grids, **activations})
+        plan = weight_grids(context.model, plan, recipe.bits.scheme.build(SCHEMES))
+        return constrain_scales(context, plan)
+
+
+def ptq_steps(recipe: Recipe) -> list[NamedStep]:
+    """Return the post-training steps that the recipe names, built with their options."""
+    return [
+        NamedStep(choice.name, choice.build(PTQ_STEPS), choice.model_dump_json())
+        for choice in recipe.ptq
+    ]
+
+
+def quantize(
+    recipe: Recipe,
+    context: Context,
+    plan_file: Path | None = None,
+    training: tuple[NamedStep, ...] = (),
+) -> AppliedSteps:
+    """Return the plan of a rewritten graph: annotated, calibrated, repaired and trained.
+
+    Args:
+        recipe: what to do.
+        context: its graph is rewritten.
+        plan_file: a ``plan.json`` whose grids are used instead of calibrating.
+        training: steps after those of the recipe's ``ptq``.
+    """
+    plan = annotated(context)
+    if plan_file is None:
+        plan = calibrated(recipe, context, plan)
+    else:
+        plan = reused(recipe, context, plan, plan_file)
+    return apply_steps((*ptq_steps(recipe), *training), plan, context)
+
+
+def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Path) -> Emitted:
+    """Round the plan to its final integers and write the file.
+
+    Args:
+        recipe: names the format, opset and kind of inputs and outputs.
+        context: holds the graph and the target.
+        plan: of all steps.
+        path: of the file; its folder exists.
+    """
+    model, target, output = context.model, context.target, recipe.output
+    with context.cache.stage("freeze") as record:
+        plan = freeze(model, plan)
+        record.notes += plan.log
+    release_weight_pages(model)
+    with context.cache.stage("emit") as record:
+        emitted, io, notes = emit_model(model, plan, target, output.format or "qdq", output.io)
+        if output.io == "quantized" and not io.inputs and not io.outputs:
+            raise recipe.error(("output", "io"), f"quantized: {'; '.join(notes)}; write io: float")
+        record.notes += notes
+        if target.runtime != "onnxruntime":
+            record.notes.append(
+                f"WARNING: kernels and latency in this report are those of ONNX Runtime, which "
+                f"checks the file; {target.runtime} has its own"
+            )
+        missing = [name for name in target.isa if name not in instruction_sets()]
+        if missing:
+            record.notes.append(
+                f"WARNING: files for {target.name} gain speed on processors with "
+                f"{', '.join(missing)}, which this one lacks; its latency is not theirs"
+            )
+        save_model(emitted, path)
+    return Emitted(plan, emitted, io, path)

@@ -1,5 +1,10 @@
-"""Steps that repair a plan after calibration; a later version fills the table."""
+"""Repair a calibrated plan without training: one file a method.
 
-from qtool.protocols import PtqStep
+An entry is a frozen pydantic dataclass that fits :class:`qtool.steps.step.Step`; its fields are
+the options of the recipe, its docstring is the help of ``qtool list ptq``.
+"""
 
-PTQ_STEPS: dict[str, PtqStep] = {}
+from qtool.ptq.bias_correction import BiasCorrection
+from qtool.steps.step import Step
+
+PTQ_STEPS: dict[str, type[Step]] = {"bias_correction": BiasCorrection}

@@ -61,6 +61,8 @@ class Evaluate(DataSection):
 
     metric: str | None = None
     """A name of `qtool list metrics`, or module:function; absent: top1 where there are labels."""
+    simulate: Annotated[int, Field(ge=1)] | Literal["all"] = 512
+    """Samples that accuracy.simulated is measured on, evenly spread, or all."""
 
 
 class LayerBits(_Part):

@@ -21,6 +21,7 @@ from qtool.report.schema import (
     OutputPart,
     Parity,
     Part,
+    PtqStep,
     Size,
     Stage,
 )
@@ -79,6 +80,7 @@ class Report(Part):
     parity: Parity | None = None
     kernels: Kernels | None = None
     layers: list[Layer] = Field(default_factory=list)
+    ptq: list[PtqStep] | None = None
     stages: list[Stage] = Field(default_factory=list)
     gates: list[Gate] = Field(default_factory=list)
     environment: dict[str, str | int | list[str]] = Field(default_factory=dict)

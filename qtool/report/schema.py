@@ -108,6 +108,8 @@ class Accuracy(Part):
     samples: int
     float: Number | None = None
     simulated: Number | None = None
+    simulated_samples: int | None = None
+    """Samples that `simulated` was measured on, evenly spread over the evaluation samples."""
     quantized: Number | None = None
     drop: Number | None = None
     drop_ci95: tuple[Number, Number] | None = None
@@ -215,3 +217,18 @@ class Gate(Part):
     limit: Number
     value: Number
     passed: bool
+
+
+class PtqStep(Part):
+    """One post-training step: the distance to the float output before and after it.
+
+    The distance is measured on calibration samples that the step did not see; `kept` is false where
+    it did not fall, and the plan before the step is used.
+    """
+
+    step: str
+    block: str | None = None
+    before: Number
+    after: Number
+    kept: bool
+    seconds: Number

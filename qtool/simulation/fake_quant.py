@@ -35,12 +35,22 @@ class Simulation:
     ) -> dict[str, torch.Tensor]:
         """Outputs of the quantized network for one batch."""
         with torch.inference_mode():
-            return self.executor(feeds, self._observe, outputs, self.raw)
+            return self.executor(feeds, self.observe, outputs, self.raw)
 
-    def _observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+    def observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a value as the quantized network's readers see it.
+
+        Args:
+            value: of the graph; a weight with codes is dequantized, one that a step replaced is
+                replaced, and what has a grid is rounded to it.
+            tensor: its float value.
+        """
         name = value.name or ""
         if name in self.plan.codes:
             return self._constants(name, lambda: constant_tensor(self.plan, name).to(tensor.device))
+        if name in self.plan.weight_overrides:
+            replaced = torch.from_numpy(np.asarray(self.plan.weight_overrides[name]))
+            tensor = replaced.to(tensor.device)
         params = self.plan.params(name)
         return tensor if params is None else fake_quantize(tensor, params)
 

@@ -1,10 +1,11 @@
-"""Stages of a run: timed, remembered by the digest of what they were made from, reported."""
+"""Time the stages of a run and keep their results by the digest of what they were made from."""
 
 import fcntl
 import hashlib
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,20 @@ from typing import TypeVar
 
 from qtool.errors import RecipeError
 from qtool.files import atomic_path
-from qtool.report.report import Stage
+from qtool.report.schema import Stage
 
 T = TypeVar("T")
 
 
 @dataclass
-class Record:
-    """What one stage has to say while it runs."""
+class StageRecord:
+    """Notes of one stage while it runs.
+
+    Attributes:
+        notes: sentences for the report.
+        cached: True when the result of an earlier run is used.
+        child_mb: peak memory of child processes in MB.
+    """
 
     notes: list[str] = field(default_factory=list)
     cached: bool = False
@@ -30,32 +37,33 @@ class Record:
 
 
 @dataclass
-class Stages:
-    """The stages of one run.
+class StageCache:
+    """The stages of one run: timed, and kept between runs.
 
     Attributes:
-        folder: where finished results are kept.
+        folder: holds finished results.
         fresh: ignore results of earlier runs.
-        base: what every result depends on besides its own parts (source, versions, threads).
+        base: digested into every key besides a result's own parts (source, versions, threads).
+        done: the stages that ended, in order.
     """
 
     folder: Path
-    fresh: bool
-    base: tuple[str, ...]
+    fresh: bool = False
+    base: tuple[str, ...] = ()
     done: list[Stage] = field(default_factory=list)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the folder for this process.
 
         Raises:
             RecipeError: another run is writing there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(self.folder, os.O_RDONLY)
+        handle = os.open(self.folder, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RecipeError(
                     f"--out {self.folder.parent}: another run is writing there; wait for it, or "
@@ -63,12 +71,12 @@ class Stages:
                 ) from error
             yield
         finally:
-            os.close(held)
+            os.close(handle)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Record]:
-        """Time a stage and keep its notes; a stage that fails leaves no record."""
-        record = Record()
+    def stage(self, name: str) -> Iterator[StageRecord]:
+        """Time a stage and collect its notes; a stage that fails leaves no record."""
+        record = StageRecord()
         start = time.perf_counter()
         yield record
         self.done.append(
@@ -81,35 +89,36 @@ class Stages:
             )
         )
 
-    def place(self, name: str, parts: tuple[str, ...], suffix: str = "") -> Path:
-        """The file that a result made from these parts is kept in."""
+    def path_for(self, name: str, parts: tuple[str, ...], suffix: str = "") -> Path:
+        """Return the file that holds the result made from these parts."""
         key = hashlib.sha256("\0".join((name, *self.base, *parts)).encode()).hexdigest()[:24]
         return self.folder / f"{name}-{key}{suffix}"
 
-    def remembered(
+    def cached(
         self,
-        record: Record,
+        record: StageRecord,
         name: str,
         parts: tuple[str, ...],
         make: Callable[[], T],
         save: Callable[[T, Path], None],
         load: Callable[[Path], T],
     ) -> T:
-        """The result of an earlier run made from the same parts, or a new one.
+        """Return the result of an earlier run made from the same parts, or make it.
 
         Args:
             record: of the running stage; its ``cached`` is set.
-            name: names the file.
+            name: begins the file's name.
             parts: everything the result depends on, besides ``base``.
-            make: computes it.
-            save, load: to and from one file.
+            make: computes the result.
+            save: writes it to one file.
+            load: reads it back.
         """
-        path = self.place(name, parts)
+        path = self.path_for(name, parts)
         if path.is_file() and not self.fresh:
             try:
                 result = load(path)
             except Exception as error:  # a damaged file fails in its format's own ways
-                record.notes.append(f"the remembered {name} cannot be read ({error}); made again")
+                record.notes.append(f"the cached {name} cannot be read ({error}); made again")
             else:
                 record.cached = True
                 return result
@@ -119,21 +128,28 @@ class Stages:
         return result
 
 
+@contextmanager
+def temporary_cache() -> Iterator[StageCache]:
+    """Yield a cache whose folder is removed afterwards, for runs that leave nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+        yield StageCache(Path(folder), fresh=True)
+
+
 def first_missing(path: Path) -> Path | None:
-    """The topmost folder on the way to ``path`` that does not exist yet, or None."""
+    """Return the topmost folder on the way to ``path`` that does not exist yet, or None."""
     missing = [p for p in (path.absolute(), *path.absolute().parents) if not p.exists()]
     return missing[-1] if missing else None
 
 
 def peak_rss_mb() -> int:
-    """Largest resident memory of this process so far, in MB."""
+    """Return the largest resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024))
 
 
 @cache
 def source_digest() -> str:
-    """Digest of qtool's own source: results of another version are not reused."""
+    """Return a digest of qtool's own source: results of another version are not reused."""
     total = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted([*root.rglob("*.py"), *root.parent.glob("configs/targets/*.yaml")]):

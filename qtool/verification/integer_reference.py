@@ -44,7 +44,7 @@ def integer_only(
     )
 
 
-def saturating(
+def saturating_layers(
     model: ir.Model, plan: QuantPlan, folder: Path, names: Mapping[str, str], saved: int
 ) -> list[str]:
     """Sentences about what int16 pairs take from the sums of layers, on captured samples."""

@@ -1,0 +1,89 @@
+"""Build the report of a run from its parts."""
+
+from qtool.files import digest_of
+from qtool.pipeline.context import Prepared
+from qtool.pipeline.evaluate import Evaluation
+from qtool.pipeline.stages import Emitted
+from qtool.report.report import Report, judge
+from qtool.report.schema import Data, DataPart, Kernels, Layer, ModelPart, OutputPart, Size
+from qtool.steps.guard import AppliedSteps
+from qtool.verification.environment import environment
+from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
+from qtool.verification.kernels import kernels_part
+from qtool.verification.layer_table import layers_part
+from qtool.version import __version__
+
+
+def build_report(
+    prepared: Prepared,
+    float_model: ModelPart,
+    steps: AppliedSteps,
+    emitted: Emitted,
+    evaluation: Evaluation,
+) -> Report:
+    """Return the report of ``qtool ptq`` or ``qat``.
+
+    Args:
+        prepared: recipe, model and data.
+        float_model: counted before rewrites change the form of convolutions.
+        steps: outcome of the post-training steps and of training.
+        emitted: the file.
+        evaluation: what was measured on it.
+    """
+    recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
+    size, layers = _sizes(prepared, emitted, evaluation)
+    gates = judge(recipe.gates.model_dump(), evaluation.accuracy, size, evaluation.latency)
+    calibration = context.calibration
+    return Report(
+        qtool=__version__,
+        command="ptq" if steps.training is None else "qat",
+        seed=context.seed,
+        passed=evaluation.parity_passed and all(gate.passed for gate in gates),
+        model=float_model,
+        output=OutputPart(
+            path="model.onnx",
+            sha256=digest_of(written_files(emitted.path)),
+            opset=loaded.model.opset_imports[""],
+            format=recipe.output.format,
+            **emitted.io.described(),
+        ),
+        data=Data(
+            calibration=DataPart(count=calibration.count, sha256=calibration.digest),
+            training=steps.training,
+            evaluation=evaluation_part(prepared) if recipe.evaluate else None,
+        ),
+        accuracy=evaluation.accuracy,
+        size=size,
+        latency=evaluation.latency,
+        parity=evaluation.parity,
+        kernels=_kernels(prepared, emitted, evaluation),
+        layers=layers,
+        ptq=list(steps.rows) or None,
+        stages=context.cache.done,
+        gates=gates,
+        environment=environment(),
+    )
+
+
+def evaluation_part(prepared: Prepared) -> DataPart:
+    """Return count and digest of the evaluation samples."""
+    dataset = prepared.evaluation.dataset
+    return DataPart(count=dataset.count, sha256=dataset.digest)
+
+
+def _sizes(
+    prepared: Prepared, emitted: Emitted, evaluation: Evaluation
+) -> tuple[Size, list[Layer]]:
+    loaded = prepared.loaded
+    whole, layers = file_parts(emitted.model)
+    before = loaded.size or file_bytes(loaded.path)
+    size = size_part(before, emitted.path, loaded.model, emitted.plan, whole)
+    return size, layers_part(loaded.model, emitted.plan, evaluation.sqnr, layers)
+
+
+def _kernels(prepared: Prepared, emitted: Emitted, evaluation: Evaluation) -> Kernels:
+    kernels = kernels_part(evaluation.optimized, emitted.plan, evaluation.saturating)
+    if prepared.context.target.runtime != "onnxruntime":
+        # Pairs of Q and DQ that ONNX Runtime leaves say nothing about another runtime.
+        return kernels.model_copy(update={"stray_quantize": []})
+    return kernels

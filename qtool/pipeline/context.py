@@ -1,0 +1,69 @@
+"""Hold what a run was asked for and what it reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtool.data import DataSection, Dataset
+from qtool.loading import Loaded
+from qtool.progress import Progress, silent
+from qtool.recipe.model import Recipe
+from qtool.steps.context import Context
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Settings of a run that are not part of its recipe.
+
+    Attributes:
+        seed: of every random choice.
+        device: where torch computes; statistics and verification are always on the CPU.
+        threads: for ONNX Runtime; None: the physical cores, and 1 for latency.
+        trust_code: allow the recipe to run code of its own.
+        requantize: convert a quantized ONNX file back to floats first.
+        fresh: ignore the results of earlier runs.
+        plan_file: a ``plan.json`` whose grids are used instead of calibrating.
+        progress: receives the progress of every stage.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    trust_code: bool = False
+    requantize: bool = False
+    fresh: bool = False
+    plan_file: Path | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Samples that both files are evaluated on; disjoint from calibration and training.
+
+    Attributes:
+        dataset: the samples.
+        section: the data section of the recipe that they come from.
+        indices: their positions among the samples of that section.
+    """
+
+    dataset: Dataset
+    section: DataSection
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model and the data of a run, before anything is quantized.
+
+    Attributes:
+        recipe: with the target's defaults filled in, paths absolute.
+        options: as the command gave them.
+        loaded: the float model as it was read; its graph is rewritten in place.
+        evaluation: samples that both files are evaluated on.
+        context: what the steps read.
+    """
+
+    recipe: Recipe
+    options: RunOptions
+    loaded: Loaded
+    evaluation: EvaluationData
+    context: Context

@@ -1,0 +1,158 @@
+"""Hold what the steps of one run read: the float graph, the target, the data, the settings."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.data import Dataset, InputSpec, split
+from qtool.errors import DataError
+from qtool.progress import Progress, silent
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
+from qtool.steps.stage_cache import StageCache
+from qtool.targets.target import Target
+
+if TYPE_CHECKING:
+    from qtool.simulation.fake_quant import Simulation
+
+# Calibration samples that decide whether a step is kept: at most 64, at most a quarter of them.
+MAX_HOLDOUT = 64
+HOLDOUT_SHARE = 0.25
+
+# Elements of all inputs in one batch of simulated samples; more do not make the kernels faster.
+BATCH_ELEMENTS = 1 << 21
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything the steps of one run read; built once, never changed.
+
+    Attributes:
+        model: the float graph; read-only once it is rewritten.
+        name: the model, for messages.
+        sha256: digest of the model, for cache keys.
+        target: what the runtime executes in integers.
+        bits: the requested widths, layer by layer.
+        inputs: of the model, by name.
+        calibration: samples that ranges are estimated from; no labels are needed.
+        seed: of every random choice.
+        device: where torch computes.
+        threads: for ONNX Runtime; None: the physical cores.
+        trust_code: whether the recipe may run code of its own.
+        cache: times the stages and keeps finished results.
+        progress: receives the progress of long work.
+    """
+
+    model: ir.Model
+    name: str
+    sha256: str
+    target: Target
+    bits: Bits
+    inputs: Mapping[str, InputSpec]
+    calibration: Dataset
+    cache: StageCache
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    trust_code: bool = False
+    progress: Progress = silent
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model demands, or None."""
+        return next((s.batch for s in self.inputs.values() if s.batch is not None), None)
+
+    @property
+    def first_output(self) -> str:
+        """Name of the model's first output, by which plans are compared."""
+        return self.model.graph.outputs[0].name or ""
+
+    @cached_property
+    def parts(self) -> tuple[Dataset, Dataset]:
+        """The calibration samples in two parts: what steps fit to, and what decides about them.
+
+        Raises:
+            DataError: there are fewer than two samples.
+        """
+        if self.calibration.count < 2:
+            raise DataError(
+                f"calibrate: found {self.calibration.count} sample, but the recipe's ptq steps "
+                "need two parts of the calibration data: one to fit to, one to decide whether a "
+                "step helped; give at least 2 samples, better 256, or leave `ptq` out"
+            )
+        holdout = int(min(MAX_HOLDOUT, max(1, HOLDOUT_SHARE * self.calibration.count)))
+        return split(self.calibration, holdout, self.seed)
+
+    @property
+    def fit(self) -> Dataset:
+        """Calibration samples that steps fit to."""
+        return self.parts[0]
+
+    @property
+    def holdout(self) -> Dataset:
+        """Calibration samples that decide whether a step is kept; disjoint from ``fit``."""
+        return self.parts[1]
+
+    def feeds(self, dataset: Dataset, rows: int | None = None) -> Iterator[tuple[dict, int]]:
+        """Yield (inputs by name, valid rows) of a dataset, at the model's own batch size.
+
+        Args:
+            dataset: samples for this model.
+            rows: samples of a batch; None: as many as suit the caches of a CPU.
+        """
+        size = sum(
+            int(np.prod([dim for dim in spec.shape[1:] if isinstance(dim, int)]))
+            for spec in self.inputs.values()
+        )
+        rows = self.fixed_batch or rows or int(np.clip(BATCH_ELEMENTS // max(size, 1), 1, MAX_ROWS))
+        for batch, valid in dataset.padded(rows):
+            yield {name: batch[name] for name in self.inputs}, valid
+
+    def simulate(self, plan: QuantPlan) -> "Simulation":
+        """Return the fake-quantized network of a plan, rounded as the file will be.
+
+        Args:
+            plan: every grid is calibrated; it need not be frozen.
+        """
+        from qtool.simulation.fake_quant import Simulation
+
+        return Simulation(self.model, freeze(self.model, plan), self.device)
+
+    def outputs(self, dataset: Dataset, plan: QuantPlan | None = None) -> np.ndarray:
+        """Return the first output on all samples, float32 [samples, ...].
+
+        Args:
+            dataset: samples for this model.
+            plan: of the quantized network; None: the float network.
+        """
+        import torch
+
+        from qtool.runtime.executor import Executor
+
+        run = Executor(self.model, self.device) if plan is None else self.simulate(plan)
+        parts = []
+        with torch.inference_mode():
+            for feeds, valid in self.feeds(dataset):
+                output = run(feeds, outputs=[self.first_output])[self.first_output]
+                parts.append(np.asarray(output[:valid].float().cpu().numpy()))
+        return np.concatenate(parts)
+
+    @cached_property
+    def holdout_reference(self) -> np.ndarray:
+        """First output of the float network on ``holdout``."""
+        return self.outputs(self.holdout)
+
+    def loss(self, plan: QuantPlan) -> float:
+        """Return how far a plan's first output is from the float network's on ``holdout``.
+
+        No labels are read. See :func:`qtool.steps.distance.distance`.
+        """
+        from qtool.steps.distance import distance
+
+        return distance(self.holdout_reference, self.outputs(self.holdout, plan))

@@ -1,0 +1,39 @@
+"""Compare the outputs of a quantized network with those of the float network."""
+
+import numpy as np
+
+
+def distance(reference: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the mean distance of outputs to the reference; 0 when they are equal.
+
+    Class scores [N, C], C > 1, are compared by the Kullback-Leibler divergence of their softmax::
+
+        mean_n sum_c p_nc * (log p_nc - log q_nc),  p = softmax(reference), q = softmax(outputs)
+
+    Rows that are probabilities already are compared as they are. Everything else is compared by
+    the squared error relative to the reference's power.
+
+    Args:
+        reference: of the float network, [N, ...].
+        outputs: of the quantized network, the same shape.
+    """
+    reference, outputs = (np.asarray(array, np.float64) for array in (reference, outputs))
+    if reference.ndim == 2 and reference.shape[1] > 1:
+        return float(np.mean(np.sum(_probabilities(reference) * _log_ratio(reference, outputs), 1)))
+    power = float(np.mean(reference**2))
+    return float(np.mean((reference - outputs) ** 2)) / (power or 1.0)
+
+
+def _log_ratio(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    # Below 1e-12 a probability is 0 to float32; its logarithm would decide the mean.
+    p, q = (np.clip(_probabilities(array), 1e-12, None) for array in (reference, outputs))
+    return np.asarray(np.log(p) - np.log(q))
+
+
+def _probabilities(scores: np.ndarray) -> np.ndarray:
+    """Return rows that sum to 1: the softmax, unless they do already."""
+    sums = scores.sum(1)
+    if scores.min() >= -1e-6 and np.allclose(sums, 1, atol=1e-3):
+        return np.clip(scores, 0, None)
+    raised = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(raised / raised.sum(1, keepdims=True))

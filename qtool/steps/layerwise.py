@@ -1,0 +1,209 @@
+"""Run the float and the quantized network side by side, one layer with weights after the other.
+
+Steps that repair layers in order need, for every layer, its inputs in both networks: in the
+quantized one as the layers before it, repaired already, compute them. The graph is cut in front of
+each layer; the values alive at the cut are kept for all samples, so that every node runs once.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.graph.queries import captured, nodes_by_name
+from qtool.quant.plan import QuantPlan, Site
+from qtool.runtime.executor import Executor
+from qtool.simulation.fake_quant import Simulation, raw_edges
+from qtool.steps.context import Context
+
+# Bytes of values alive at a cut that stay in memory; what is beyond goes to a temporary file.
+MEMORY_LIMIT = 3 << 30
+
+
+class LayerwiseRun:
+    """The layers with weights of a plan, in order, with their inputs on the ``fit`` samples.
+
+    >>> with LayerwiseRun(context, plan, "gptq") as run:             # doctest: +SKIP
+    ...     for site in run.sites():
+    ...         for x_float, x_quantized in run.inputs(site): ...
+    ...         run.plan = repaired
+
+    Attributes:
+        plan: of the quantized network; what is assigned holds from the next layer on.
+    """
+
+    def __init__(self, context: Context, plan: QuantPlan, name: str) -> None:
+        """Prepare a run.
+
+        Args:
+            context: model, data and progress.
+            plan: every grid is calibrated.
+            name: of the step, for progress.
+        """
+        self.plan = plan
+        self._context, self._name = context, name
+        self._nodes = nodes_by_name(context.model.graph)
+        self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}
+        self._float = Executor(context.model, context.device)
+        self._raw_names = {value for _, value in raw_edges(context.model, plan)}
+        self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
+        self._store = _Store(Path(self._folder.name))
+        self._chunks = 0
+
+    def __enter__(self) -> "LayerwiseRun":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._folder.cleanup()
+
+    def sites(self) -> Iterator[Site]:
+        """Yield the integer sites with weights, in graph order."""
+        sites = [site for site in self.plan.sites.values() if site.weight is not None]
+        sites.sort(key=lambda site: self._order[site.name])
+        for feeds, _ in self._context.feeds(self._context.fit):
+            values = {name: torch.as_tensor(array) for name, array in feeds.items()}
+            self._store.put(self._chunks, values, values)
+            self._chunks += 1
+        for k, site in enumerate(sites):
+            self._advance(self._order[site.name])
+            yield site
+            self._context.progress(self._name, k + 1, len(sites))
+
+    def inputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the layer's input in the float and in the quantized network, chunk by chunk.
+
+        Args:
+            site: the one that :meth:`sites` yielded last.
+        """
+        name = site.inputs[0]
+        simulation = self._simulation()
+        value = self._nodes[site.name].inputs[0]
+        for k in range(self._chunks):
+            x_float, x_quantized = (values[name] for values in self._store.get(k))
+            # A value that float ops read too is kept as it was before rounding.
+            if value is not None:
+                x_quantized = simulation.observe(value, x_quantized)
+            yield x_float, x_quantized
+
+    def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the layer's output before its activation in both networks, chunk by chunk.
+
+        The quantized layer has rounded weights and inputs; its output is not rounded.
+
+        Args:
+            site: the one that :meth:`sites` yielded last.
+        """
+        node = self._nodes[site.name]
+        out = node.outputs[0].name or ""
+        simulation = self._simulation()
+
+        def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if value.name == out else simulation.observe(value, tensor)
+
+        with torch.inference_mode():
+            for k in range(self._chunks):
+                float_values, quantized = self._store.get(k)
+                y_float = self._float(float_values, None, [out])[out]
+                yield y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
+
+    def _simulation(self) -> Simulation:
+        return Simulation(self._context.model, self.plan, self._context.device)
+
+    def _advance(self, cut: int) -> None:
+        """Compute the values alive in front of the node at position ``cut``, for all samples."""
+        alive = self._alive(cut)
+        simulation = self._simulation()
+        with torch.inference_mode():
+            for k in range(self._chunks):
+                float_values, quantized = self._store.get(k)
+                names = [name for name in alive if name not in float_values]
+                if not names and set(alive) == set(float_values):
+                    continue
+                made = self._float(float_values, None, names) if names else {}
+                rounded = self._observed(simulation, quantized, names) if names else {}
+                self._store.put(
+                    k,
+                    {n: (made if n in made else float_values)[n] for n in alive},
+                    {n: (rounded if n in rounded else quantized)[n] for n in alive},
+                )
+
+    def _observed(
+        self, simulation: Simulation, feeds: Mapping[str, torch.Tensor], names: list[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return values of the quantized network; unrounded where a float op reads them so."""
+        raw: dict[str, torch.Tensor] = {}
+
+        def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+            if value.name in self._raw_names:
+                raw[value.name or ""] = tensor
+            return simulation.observe(value, tensor)
+
+        rounded = simulation.executor(feeds, observe, names, simulation.raw)
+        return {name: raw.get(name, rounded[name]) for name in names}
+
+    def _alive(self, cut: int) -> list[str]:
+        """Return values that are made before position ``cut`` and read there or later."""
+        names: dict[str, None] = {}
+        for node in list(self._context.model.graph)[cut:]:
+            for value in (*node.inputs, *captured(node)):
+                if value is None or value.is_initializer():
+                    continue
+                producer = value.producer()
+                before = (
+                    value.is_graph_input()
+                    if producer is None
+                    else self._order.get(producer.name or "", cut) < cut
+                )
+                if before:
+                    names[value.name or ""] = None
+        return list(names)
+
+
+class _Store:
+    """Values of both networks by chunk; on disk where they do not fit in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._values: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+        self._bytes: dict[int, int] = {}
+        self._files = 0
+
+    def put(
+        self, chunk: int, float_values: dict[str, torch.Tensor], quantized: dict[str, torch.Tensor]
+    ) -> None:
+        """Replace the values of a chunk."""
+        self._bytes.pop(chunk, None)
+        size = sum(t.nbytes for values in (float_values, quantized) for t in values.values())
+        if sum(self._bytes.values()) + size > MEMORY_LIMIT:
+            float_values, quantized = (
+                {name: self._mapped(tensor) for name, tensor in values.items()}
+                for values in (float_values, quantized)
+            )
+            size = 0
+        self._values[chunk] = float_values, quantized
+        self._bytes[chunk] = size
+
+    def get(self, chunk: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the values of both networks."""
+        return self._values[chunk]
+
+    def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the same tensor, mapped from a file that is removed once nothing reads it."""
+        if not tensor.numel():
+            return tensor
+        path = self._folder / f"{self._files}.bin"
+        self._files += 1
+        array = tensor.cpu().contiguous().numpy()
+        array.tofile(path)
+        mapped = np.memmap(path, array.dtype, "c", shape=array.shape)
+        path.unlink()  # the mapping keeps the bytes; they go with its last reader
+        return torch.from_numpy(mapped)

@@ -1,0 +1,53 @@
+"""Define the shape of a step: a plan and a context in, a better plan out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from qtool.quant.plan import QuantPlan
+from qtool.report.schema import TrainingPart
+from qtool.steps.context import Context
+
+NEEDS = ("bias", "labels")
+"""Requirements that an entry may name in ``needs``; each is checked or provided before any work.
+
+``bias``: every layer with weights has a bias (zeros are added); ``labels``: the data has labels.
+"""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step.
+
+    Attributes:
+        plan: the changed plan.
+        notes: sentences for the report.
+        metrics: numbers by name, such as the layers that were changed.
+        training: history of a step that trains; None for the others.
+    """
+
+    plan: QuantPlan
+    notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    training: TrainingPart | None = None
+
+
+class Step(Protocol):
+    """Improve a plan. An entry is a frozen pydantic dataclass: its fields are the recipe's options.
+
+    The docstring of the entry is its help in ``qtool list``.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    """Names from NEEDS."""
+
+    guarded: ClassVar[bool]
+    """True: the result is compared with the plan before on ``holdout`` and dropped if worse."""
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the improved plan.
+
+        Args:
+            plan: every grid is calibrated.
+            context: what the run reads.
+        """

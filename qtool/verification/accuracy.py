@@ -1,0 +1,128 @@
+"""Compare the outputs of the float model, the simulation and the file by a metric."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtool.metrics.registry import METRICS, Metric, MetricResult, score_outputs
+from qtool.metrics.registry import agreement as class_agreement
+from qtool.report.schema import Accuracy
+
+# Fewer labelled samples do not show whether a network is at chance.
+MIN_CHANCE_SAMPLES = 20
+
+CHANCE_WARNING = (
+    "WARNING: the float model is no better than always naming one class, so the drop says "
+    "nothing: check preprocess, and the order of the labels"
+)
+
+
+@dataclass(frozen=True)
+class NamedMetric:
+    """A metric with the name that the report shows."""
+
+    name: str
+    metric: Metric
+
+
+def metric_for(metric: NamedMetric | None, outputs: np.ndarray) -> NamedMetric | None:
+    """Return the metric of a run; without classes and labels, the ratio to quantization noise.
+
+    Args:
+        metric: of the recipe; None where there is nothing to compare outputs with.
+        outputs: of the float model.
+    """
+    if metric is None and agreement(outputs, outputs) is None:
+        return NamedMetric("sqnr", METRICS["sqnr"])
+    return metric
+
+
+def measure_accuracy(
+    metric: NamedMetric | None, outputs: Mapping[str, np.ndarray], labels: np.ndarray | None
+) -> tuple[Accuracy, list[str]]:
+    """Return the accuracy of float model and file on the same samples, and notes for the report.
+
+    Args:
+        metric: how; None: only how often both choose the same class.
+        outputs: "float" and "quantized" -> first output [N, ...].
+        labels: [N, ...]; not read by metrics against the float model.
+
+    Raises:
+        DataError: outputs and labels do not fit the metric.
+    """
+    float_outputs, quantized = outputs["float"], outputs["quantized"]
+    classes = metric is None or metric.metric.classes
+    same = agreement(float_outputs, quantized) if classes else None
+    if metric is None:
+        return Accuracy(samples=len(float_outputs), agreement=same), []
+    result = score_outputs(metric.metric, outputs, labels)
+    interval = result.interval
+    values = _values(metric, result)
+    accuracy = Accuracy(
+        metric=metric.name,
+        unit=metric.metric.unit or None,
+        samples=len(float_outputs),
+        float=values.get("float"),
+        quantized=values.get("quantized"),
+        drop=None if result.drop is None else round(result.drop, 6),
+        drop_ci95=None if interval is None else (round(interval[0], 4), round(interval[1], 4)),
+        agreement=same,
+    )
+    return accuracy, _chance_notes(metric.name, result, labels)
+
+
+def _values(metric: NamedMetric, result: MetricResult) -> dict[str, float]:
+    """Return the scores by model; a metric against the float model has none for it."""
+    return {
+        name: round(value, 6)
+        for name, value in result.values.items()
+        if not (metric.metric.reference and name == "float")
+    }
+
+
+def with_simulated(
+    accuracy: Accuracy,
+    metric: NamedMetric | None,
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+) -> tuple[Accuracy, float | None]:
+    """Return the accuracy with that of the simulation, and how often it agrees with the file in %.
+
+    Args:
+        accuracy: of float model and file.
+        metric: of the run.
+        outputs: "float", "quantized" and "simulated" on the samples that were simulated.
+        labels: of these samples.
+    """
+    if metric is None:
+        return accuracy, None
+    result = score_outputs(metric.metric, outputs, labels)
+    simulated = _values(metric, result).get("simulated")
+    same = agreement(outputs["simulated"], outputs["quantized"]) if metric.metric.classes else None
+    samples = len(outputs["simulated"])
+    update = {"simulated": simulated, "simulated_samples": samples}
+    return accuracy.model_copy(update=update), same
+
+
+def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
+    """Return whether float top-1 (in %) does not exceed the share of the most frequent label."""
+    if labels is None or "float" not in values or labels.ndim != 1:
+        return False
+    if len(labels) < MIN_CHANCE_SAMPLES:
+        return False
+    share = np.unique(labels, return_counts=True)[1].max() / len(labels)
+    return values["float"] <= 100 * float(share)
+
+
+def _chance_notes(name: str, result: MetricResult, labels: np.ndarray | None) -> list[str]:
+    if name not in ("top1", "accuracy") or not at_chance(result.values, labels):
+        return []
+    return [CHANCE_WARNING]
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Return how often both name the same class in %, or None where the output has no classes."""
+    if first.ndim < 2 or first.shape[1] < 2:
+        return None
+    return round(class_agreement(first, second), 4)

@@ -1,0 +1,209 @@
+"""Define the tasks of the verifying child process and their results, as typed messages.
+
+Imports neither torch nor onnx_ir: the child has to start fast.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from qtool.data import DataSection, Dataset, InputSpec
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that the child reads by itself.
+
+    Attributes:
+        section: the data section of the recipe, as JSON.
+        inputs: of the model: (name, shape, dtype), as in ``InputSpec``.
+        indices: positions among the samples of the section.
+        trust_code: allow a reader that is code to run.
+    """
+
+    section: str
+    inputs: tuple[tuple[str, tuple[int | str | None, ...], str], ...]
+    indices: tuple[int, ...]
+    trust_code: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        section: "DataSection",
+        inputs: Mapping[str, "InputSpec"],
+        indices: tuple[int, ...],
+        trust_code: bool,
+    ) -> "Samples":
+        """Describe samples of a data section; arguments as the attributes."""
+        from qtool.data import DataSection
+
+        text = section.model_dump_json(exclude_none=True, include=set(DataSection.model_fields))
+        specs = tuple((spec.name, spec.shape, spec.dtype) for spec in inputs.values())
+        return cls(text, specs, indices, trust_code)
+
+    def open(self) -> "Dataset":
+        """Open the samples, in the order of ``indices``."""
+        from qtool.data import DataSection, InputSpec, open_dataset
+
+        section = DataSection.model_validate_json(self.section)
+        inputs = {name: InputSpec(name, shape, dtype) for name, shape, dtype in self.inputs}
+        dataset = open_dataset(section, inputs, trust_code=self.trust_code)
+        return dataset.take(self.indices)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model demands, or None."""
+        first = (shape[0] for _, shape, _ in self.inputs if shape)
+        return next((size for size in first if isinstance(size, int)), None)
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """Seconds that ONNX Runtime takes to load the file."""
+
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class CaptureResult:
+    """Number of ``<k>.npz`` files that were written."""
+
+    files: int
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Number of samples whose outputs were written."""
+
+    samples: int
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Medians of paired runs in milliseconds, and their ratio; the keys of report.json."""
+
+    float_ms: float
+    quantized_ms: float
+    speedup: float
+    runs: int
+    batch: int
+    threads: int
+
+
+class Task(Generic[R]):
+    """A task for the child; ``result`` is the type of its answer."""
+
+    result: ClassVar[type[Any]]
+
+
+@dataclass(frozen=True)
+class Optimize(Task[OptimizeResult]):
+    """Write the graph that ONNX Runtime executes, and time how long the file loads.
+
+    Attributes:
+        model: path of the file.
+        optimized: path to write to.
+        threads: of ONNX Runtime.
+        big: the weights are written to a file of their own.
+    """
+
+    model: str
+    optimized: str
+    threads: int = 1
+    big: bool = False
+    result = OptimizeResult
+
+
+@dataclass(frozen=True)
+class Capture(Task[CaptureResult]):
+    """Save named outputs batch by batch, as ``0.npz`` ...: ``i:<input>``, ``c:<codes>``, ``o<k>``.
+
+    Attributes:
+        model: path of the file.
+        outputs: names to save.
+        folder: to write to; exists.
+        samples: to run.
+        rows: samples of a batch.
+        threads: of ONNX Runtime.
+    """
+
+    model: str
+    outputs: tuple[str, ...]
+    folder: str
+    samples: Samples
+    rows: int = 1
+    threads: int = 1
+    result = CaptureResult
+
+
+@dataclass(frozen=True)
+class Evaluate(Task[EvaluateResult]):
+    """Save the first output on all samples as .npy.
+
+    Attributes:
+        name: for progress.
+        model: path of the file.
+        path: of the .npy file to write.
+        samples: to run.
+        rows: samples of a batch; None: as many as suit the kernels.
+        threads: of ONNX Runtime.
+    """
+
+    name: str
+    model: str
+    path: str
+    samples: Samples
+    rows: int | None = None
+    threads: int = 1
+    result = EvaluateResult
+
+
+@dataclass(frozen=True)
+class TimePair(Task[LatencyResult]):
+    """Time two files in turn, A B B A, on one batch.
+
+    Attributes:
+        float_model: path of the float file.
+        quantized_model: path of the quantized file.
+        feeds: path of an .npz file with one array for each input.
+        threads: of ONNX Runtime.
+        big: only one of the two sessions may be alive at a time.
+    """
+
+    float_model: str
+    quantized_model: str
+    feeds: str
+    threads: int = 1
+    big: bool = False
+    result = LatencyResult
+
+
+KINDS: dict[str, type[Task[Any]]] = {
+    kind.__name__: kind for kind in (Optimize, Capture, Evaluate, TimePair)
+}
+
+
+def write_tasks(tasks: tuple[Task[Any], ...], path: Path) -> None:
+    """Write tasks for the child to read."""
+    path.write_text(json.dumps([{"kind": type(t).__name__, **asdict(t)} for t in tasks]))  # type: ignore[call-overload]
+
+
+def read_tasks(path: Path) -> tuple[Task[Any], ...]:
+    """Read the tasks written by :func:`write_tasks`."""
+    return tuple(_task(raw) for raw in json.loads(path.read_text()))
+
+
+def _task(raw: dict[str, Any]) -> Task[Any]:
+    kind = KINDS[raw.pop("kind")]
+    if "samples" in raw:
+        samples = raw["samples"]
+        inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in samples["inputs"])
+        raw["samples"] = Samples(
+            samples["section"], inputs, tuple(samples["indices"]), samples["trust_code"]
+        )
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()})
