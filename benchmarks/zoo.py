@@ -26,6 +26,7 @@ from benchmarks.machine import heading, results_folder, table
 from benchmarks.zoo_models import MODELS, REFUSED, Inputs, build
 from qtool.errors import QtoolError
 from qtool.metrics.registry import sqnr_db
+from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
 from qtool.runtime.ort_options import session_options
@@ -92,7 +93,8 @@ def judged(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = 
     np.savez(path.with_suffix(".npz"), **feeds)  # type: ignore[arg-type]
     run = path.with_suffix("")
     try:
-        report = run_ptq(recipe_from_options(path, path.with_suffix(".npz")), run, threads=1)
+        recipe = recipe_from_options(path, path.with_suffix(".npz"))
+        report = run_ptq(recipe, run, RunOptions(threads=1))
     except QtoolError as error:
         text = str(error).replace(f"model {path}: ", "")
         refused = path.stem in REFUSED and error.exit_code == 3

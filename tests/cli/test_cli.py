@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import qtool
 from qtool.cli import exits
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
+from qtool.pipeline.context import RunOptions
+from qtool.progress import silent
 from qtool.recipe.registry import KINDS
 from qtool.report.report import Report
 
@@ -37,16 +40,16 @@ class Pipeline(types.ModuleType):
         self.passed = True
         self.error = None
 
-    def run_ptq(self, recipe, out, **options):
+    def run_ptq(self, recipe, out, options):
         self.calls.append((recipe, out, options))
         if self.error is not None:
             raise self.error
-        options["progress"]("calibrate", 1, 2, "preprocess guessed: imagenet")
-        options["progress"]("calibrate", 2, 2)
-        options["progress"]("emit", 1, 1)
+        options.progress("calibrate", 1, 2, "preprocess guessed: imagenet")
+        options.progress("calibrate", 2, 2)
+        options.progress("emit", 1, 1)
         return Report.model_validate(REPORT | {"passed": self.passed})
 
-    def check(self, recipe, progress, trust_code, requantize):
+    def check(self, recipe, options):
         rows = [("image", "u8", "model input"), ("/fc/Gemm weight", "float", "bits.layers.last")]
         return types.SimpleNamespace(rows=rows, seconds=130.0, bytes=300 * 2**20)
 
@@ -90,32 +93,21 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
     ((recipe, out, given),) = pipeline.calls
     assert recipe.calibrate.count == 5
     assert out == Path("o")
-    del given["progress"]
-    assert given == {
-        "seed": 3,
-        "device": "cpu",
-        "threads": 2,
-        "plan_file": Path("plan.json"),
-        "fresh": True,
-        "trust_code": True,
-        "requantize": True,
-    }
+    assert replace(given, progress=silent) == RunOptions(
+        seed=3,
+        threads=2,
+        plan_file=Path("plan.json"),
+        fresh=True,
+        trust_code=True,
+        requantize=True,
+    )
 
 
 def test_without_options_the_defaults_are_passed(pipeline):
     run("ptq", "--recipe", "int8.yaml")
     ((_, out, given),) = pipeline.calls
     assert out == Path("runs/int8")
-    del given["progress"]
-    assert given == {
-        "seed": 0,
-        "device": "cpu",
-        "threads": None,
-        "plan_file": None,
-        "fresh": False,
-        "trust_code": False,
-        "requantize": False,
-    }
+    assert replace(given, progress=silent) == RunOptions()
 
 
 def test_model_and_data_need_no_recipe(pipeline, folder):

@@ -12,8 +12,8 @@ HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "yaml", "PIL")
 SLOW_RUN = """
 import sys, time, types
 pipeline = types.ModuleType("qtool.pipeline.run")
-def run_ptq(recipe, out, *, progress, **options):
-    progress("calibrate", 0, 10)
+def run_ptq(recipe, out, options):
+    options.progress("calibrate", 0, 10)
     print("started", flush=True)
     time.sleep(60)
 pipeline.run_ptq = run_ptq

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from qtool.loading.pytorch import export as exporting
+from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import load_recipe
 
@@ -60,7 +61,7 @@ def quantized(model, data, folder):
         recipe = load_recipe(path)
     finally:
         path.unlink()
-    report = run_ptq(recipe, folder, trust_code=True)
+    report = run_ptq(recipe, folder, RunOptions(trust_code=True))
     accuracy, kernels = report.accuracy, report.kernels
     print(json.dumps([str(model), accuracy.quantized, accuracy.float, kernels.integer]))
     return accuracy.quantized, accuracy.float, kernels.integer, kernels.stray_quantize

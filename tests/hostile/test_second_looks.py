@@ -11,6 +11,7 @@ from models import Net
 
 from qtool.errors import RecipeError
 from qtool.loading import load_model
+from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
 from qtool.steps.stage_cache import Stages, first_missing
@@ -57,13 +58,13 @@ def test_a_plan_takes_its_weight_grids_from_the_model_at_hand(tmp_path, data):
     path = tmp_path / "net.onnx"
     onnx.save(small().proto(), path)
     recipe = recipe_from_options(path, data)
-    run_ptq(recipe, tmp_path / "a", threads=1)
+    run_ptq(recipe, tmp_path / "a", RunOptions(threads=1))
     proto = small().proto()
     tensor = proto.graph.initializer[0]
     array = onnx.numpy_helper.to_array(tensor) * 4
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, path)
-    run_ptq(recipe, tmp_path / "b", threads=1, plan_file=tmp_path / "a" / "plan.json")
+    run_ptq(recipe, tmp_path / "b", RunOptions(threads=1, plan_file=tmp_path / "a" / "plan.json"))
     scales = [np.load(tmp_path / k / "plan.npz")[f"scale/{tensor.name}_padded"] for k in "ab"]
     np.testing.assert_allclose(scales[1], 4 * scales[0], rtol=1e-6)
 
@@ -71,10 +72,12 @@ def test_a_plan_takes_its_weight_grids_from_the_model_at_hand(tmp_path, data):
 def test_a_plan_for_other_grids_is_refused(tmp_path, data):
     path = tmp_path / "net.onnx"
     onnx.save(small().proto(), path)
-    run_ptq(recipe_from_options(path, data), tmp_path / "a", threads=1)
+    run_ptq(recipe_from_options(path, data), tmp_path / "a", RunOptions(threads=1))
     other = recipe_from_options(path, data, ["bits.granularity=tensor"])
     with pytest.raises(RecipeError, match="made for another model, target or recipe"):
-        run_ptq(other, tmp_path / "b", threads=1, plan_file=tmp_path / "a" / "plan.json")
+        run_ptq(
+            other, tmp_path / "b", RunOptions(threads=1, plan_file=tmp_path / "a" / "plan.json")
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -103,7 +106,7 @@ def test_a_refused_run_leaves_no_folder_it_made(tmp_path, data):
     made = tmp_path / "new" / "deep" / "run"
     assert first_missing(made) == tmp_path / "new"
     with pytest.raises(Exception, match="nothing to quantize"):
-        run_ptq(recipe, made, threads=1)
+        run_ptq(recipe, made, RunOptions(threads=1))
     assert not (tmp_path / "new").exists()
 
 
@@ -113,5 +116,6 @@ def test_a_value_named_like_codes_is_no_crash(tmp_path, data):
     x = net.conv(net.add("Relu", x, out="x_quantized"), 4, 5, out="y")
     net.output(x, "y_quantized")
     onnx.save(net.proto(), tmp_path / "net.onnx")
-    report = run_ptq(recipe_from_options(tmp_path / "net.onnx", data), tmp_path / "a", threads=1)
+    recipe = recipe_from_options(tmp_path / "net.onnx", data)
+    report = run_ptq(recipe, tmp_path / "a", RunOptions(threads=1))
     assert report.passed and json.loads(report.to_json())["parity"]["max_lsb"] == 0

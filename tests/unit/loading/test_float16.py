@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.loading import load_model
 from qtool.loading.float16 import widen
 from qtool.metrics.registry import sqnr_db
+from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
 
@@ -68,7 +69,7 @@ def test_bfloat16_is_quantized_from_its_float32_form(tmp_path):
     x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     recipe = recipe_from_options(tmp_path / "low.onnx", tmp_path / "x.npz")
-    report = run_ptq(recipe, tmp_path / "o", threads=1)
+    report = run_ptq(recipe, tmp_path / "o", RunOptions(threads=1))
     notes = report.stages[0].notes
     assert any(note.startswith("bfloat16: the float model is its float32 form") for note in notes)
     assert report.model.path == str(tmp_path / "low.onnx")

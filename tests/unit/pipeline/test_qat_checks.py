@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.pipeline.qat_checks import parted
+from qtool.pipeline.qat_checks import train_validation_split
 
 
 def some(count: int) -> SimpleNamespace:
@@ -23,10 +23,12 @@ def error(path: tuple[str, ...], text: str) -> RecipeError:
 def test_a_share_that_leaves_one_side_empty_names_two_that_do_not(count, share):
     recipe, data = SimpleNamespace(error=error), some(count)
     with pytest.raises(RecipeError, match=r"^qat\.validation: ") as caught:
-        parted(recipe, SimpleNamespace(validation=share), data, 0)
+        train_validation_split(recipe, SimpleNamespace(validation=share), data, 0)
     ends = re.search(r"a share from (\S+) to (\S+)$", str(caught.value))
     assert ends is not None
     for end in map(float, ends.groups()):
-        lessons, validation = parted(recipe, SimpleNamespace(validation=end), data, 0)
+        lessons, validation = train_validation_split(
+            recipe, SimpleNamespace(validation=end), data, 0
+        )
         assert lessons.count + validation.count == count
         assert lessons.count and validation.count

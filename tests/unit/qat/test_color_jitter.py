@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_trainer import run
 
-from qtool.pipeline.qat_stage import LUMA
+from qtool.pipeline.qat_settings import LUMA
 from qtool.qat.augmentation.color_jitter import jittered
 from qtool.qat.settings import Pixels
 

@@ -10,7 +10,8 @@ from test_trainer import run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
-from qtool.pipeline.qat_checks import refuse_early
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.qat_checks import check_early
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.quantizers import grids
 from qtool.qat.quantizers.functions import widened
@@ -80,10 +81,10 @@ def test_a_device_without_bfloat16_is_refused_before_any_work(tmp_path, monkeypa
         "{model: net.onnx, calibrate: {images: train}, qat: {images: train, precision: bfloat16}}"
     )
     recipe = load_recipe(tmp_path / "r.yaml")
-    refuse_early(recipe, False)
+    check_early(recipe, RunOptions())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old One")
     with pytest.raises(RecipeError, match=r"qat\.precision.*Old One does not compute.*float32"):
-        refuse_early(recipe, False, "cuda")
+        check_early(recipe, RunOptions(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    refuse_early(recipe, False, "cuda")
+    check_early(recipe, RunOptions(device="cuda"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qtool.steps.stage_cache import Record, Stages, peak_rss_mb, source_digest
+from qtool.steps.stage_cache import StageCache, StageRecord, peak_rss_mb, source_digest
 
 
 def write(text: str, path: Path) -> None:
@@ -34,9 +34,9 @@ def work() -> Work:
 
 def recall(folder: Path, work, *, parts=("recipe",), base=("source",), fresh=False, name="grids"):
     """(result, cached) of one run."""
-    record = Record()
-    stages = Stages(folder, fresh, base)
-    return stages.remembered(record, name, parts, work, write, read), record.cached
+    record = StageRecord()
+    stages = StageCache(folder, fresh, base)
+    return stages.cached(record, name, parts, work, write, read), record.cached
 
 
 def test_a_result_is_made_once(tmp_path, work):
@@ -90,7 +90,7 @@ def test_a_result_half_written_is_not_kept(tmp_path, work):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Stages(tmp_path, False, ()).remembered(Record(), "grids", (), work, write_half, read)
+        StageCache(tmp_path, False, ()).cached(StageRecord(), "grids", (), work, write_half, read)
     assert list(tmp_path.iterdir()) == []
     assert recall(tmp_path, work, base=(), parts=()) == ("result 2", False)
 
@@ -102,7 +102,7 @@ def test_a_remembered_file_has_its_last_name_only_when_whole(tmp_path, work):
         path.write_text(text)
         seen.extend(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
 
-    Stages(tmp_path, False, ()).remembered(Record(), "grids", (), work, look, read)
+    StageCache(tmp_path, False, ()).cached(StageRecord(), "grids", (), work, look, read)
     assert seen == []
     assert [p.name[:6] for p in tmp_path.iterdir()] == ["grids-"]
 
@@ -118,15 +118,15 @@ def test_a_damaged_result_is_made_again(tmp_path, work):
             raise ValueError("damaged")
         return path.read_text()
 
-    record = Record()
-    found = Stages(tmp_path, False, ("source",)).remembered(
+    record = StageRecord()
+    found = StageCache(tmp_path, False, ("source",)).cached(
         record, "grids", ("recipe",), work, write, strict
     )
     assert (found, record.cached) == ("result 2", False)
 
 
 def test_a_stage_is_reported_with_its_notes(tmp_path):
-    stages = Stages(tmp_path, False, ())
+    stages = StageCache(tmp_path, False, ())
     with stages.stage("load") as record:
         record.notes.append("a note")
     with stages.stage("calibrate") as record:
@@ -139,7 +139,7 @@ def test_a_stage_is_reported_with_its_notes(tmp_path):
 
 
 def test_a_stage_that_fails_leaves_no_record(tmp_path):
-    stages = Stages(tmp_path, False, ())
+    stages = StageCache(tmp_path, False, ())
     with pytest.raises(ValueError), stages.stage("load"):
         raise ValueError
     assert stages.done == []

@@ -10,6 +10,7 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
 from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import evaluate
+from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.stages import make_plan
 from qtool.quant.bit_widths import Bits
@@ -76,7 +77,9 @@ def ran(folder: Path, net: Net, target: str) -> Report:
         "calibrate": data,
         "evaluate": {**data, "take": {"every": 2, "offset": 1}},
     }
-    return run_ptq(recipe_from_keywords(asked, "r", folder, files=True), folder / "out", threads=1)
+    return run_ptq(
+        recipe_from_keywords(asked, "r", folder, files=True), folder / "out", RunOptions(threads=1)
+    )
 
 
 def classifier() -> Net:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,26 @@ import pytest
 from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 
 from qtool import errors
+from qtool.data import DataSection, InputSpec
 from qtool.emitters import emit_qdq, save_model
 from qtool.errors import DataError, UnsupportedError
 from qtool.verification import ort_worker
 from qtool.verification.captured_outputs import capturable_values, with_outputs
-from qtool.verification.ort_worker import FAILURES, ROUNDS, run_tasks
+from qtool.verification.ort_process import FAILURES, run_tasks
+from qtool.verification.ort_worker import ROUNDS
+from qtool.verification.tasks import (
+    KINDS,
+    Capture,
+    CaptureResult,
+    Evaluate,
+    EvaluateResult,
+    Optimize,
+    Samples,
+    Task,
+    TimePair,
+    read_tasks,
+    write_tasks,
+)
 
 COUNT = 11
 
@@ -49,41 +65,29 @@ def place(tmp_path_factory):
     return folder
 
 
-def data(folder, path="data.npz", shape=("N", 3, 8, 8), indices=range(COUNT)) -> dict:
-    return {
-        "section": {"arrays": {"path": str(folder / path)}},
-        "inputs": [["x", list(shape), "float32"]],
-        "threads": 1,
-        "trust_code": False,
-        "indices": list(indices),
-    }
+def samples(folder, path="data.npz", shape=("N", 3, 8, 8), indices=range(COUNT)) -> Samples:
+    section = DataSection.model_validate({"arrays": {"path": str(folder / path)}})
+    return Samples.of(section, {"x": InputSpec("x", shape, "float32")}, tuple(indices), False)
 
 
-def optimize(folder, tmp_path) -> dict:
-    file = {"model": str(folder / "quantized.onnx"), "optimized": str(tmp_path / "optimized.onnx")}
-    return {"kind": "optimize", "threads": 1, "big": False, **file}
+def optimize(folder, tmp_path, file="quantized.onnx") -> Optimize:
+    return Optimize(str(folder / file), str(tmp_path / "optimized.onnx"))
 
 
-def evaluate(folder, tmp_path, file="float.onnx", **rest) -> dict:
-    out = {"model": str(folder / file), "name": "float", "out": str(tmp_path / "out.npy")}
-    return {"kind": "evaluate", **out, **data(folder, **rest)}
+def evaluate(folder, tmp_path, model=None, **rest) -> Evaluate:
+    model = str(model or folder / "float.onnx")
+    return Evaluate("float", model, str(tmp_path / "out.npy"), samples(folder, **rest))
 
 
-def capture(folder, tmp_path, rows=1, **rest) -> dict:
-    names = json.loads((folder / "names.json").read_text())
-    file = {"model": str(folder / "watched.onnx"), "outputs": names, "out": str(tmp_path)}
-    return {"kind": "capture", "batch": rows, **file, **data(folder, **rest)}
+def capture(folder, tmp_path, rows=1, **rest) -> Capture:
+    names = tuple(json.loads((folder / "names.json").read_text()))
+    file = str(folder / "watched.onnx")
+    return Capture(file, names, str(tmp_path), samples(folder, **rest), rows)
 
 
-def latency(folder) -> dict:
-    files = {"float": str(folder / "float.onnx"), "quantized": str(folder / "quantized.onnx")}
-    return {
-        "kind": "latency",
-        "big": False,
-        "feeds": str(folder / "feeds.npz"),
-        "threads": 1,
-        **files,
-    }
+def latency(folder, big=False) -> TimePair:
+    files = (str(folder / "float.onnx"), str(folder / "quantized.onnx"))
+    return TimePair(*files, str(folder / "feeds.npz"), big=big)
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -109,45 +113,55 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
         return made
 
     monkeypatch.setattr(ort_worker, "_session", session)
-    monkeypatch.setattr(ort_worker, "_tell", lambda **message: told.append(message["progress"]))
+    monkeypatch.setattr(ort_worker, "_send", lambda **message: told.append(message["progress"]))
     monkeypatch.setattr("sys.stdin", io.StringIO("quiet\n"))
-    result = ort_worker._latency({**latency(place), "big": big})
+    result = ort_worker.perform(latency(place, big))
     assert max(most) == (1 if big else 2)
     both = ["float.onnx", "quantized.onnx"]
     assert loaded == (both * ort_worker.BIG_ROUNDS if big else both)
     assert [done for _, done, _ in told] == list(range(1, told[0][2] + 1))
-    assert result["runs"] * 2 + 2 + ort_worker.WARM * len(loaded) == len(most)
+    assert result.runs * 2 + 2 + ort_worker.WARM_UP * len(loaded) == len(most)
 
 
 def test_all_tasks_in_one_child(place, tmp_path):
     seen: list[tuple] = []
     order: list[str] = []
-    tasks = [
-        optimize(place, tmp_path),
-        capture(place, tmp_path, indices=[4, 2]),
-        evaluate(place, tmp_path),
-        latency(place),
-    ]
+    load, watch = optimize(place, tmp_path), capture(place, tmp_path, indices=[4, 2])
+    score, time = evaluate(place, tmp_path), latency(place)
     results = run_tasks(
-        tasks, tmp_path, lambda *said: seen.append(said), lambda: order.append("meanwhile")
+        (load, watch, score, time),
+        tmp_path,
+        lambda *words: seen.append(words),
+        lambda: order.append("meanwhile"),
     )
     assert order == ["meanwhile"]
-    assert all(result.pop("peak_rss_mb") > 20 for result in results)
-    first, captured, evaluated, timed = results
-    assert 0 < first["load_seconds"] < 30
+    assert results.peak_rss_mb > 20
+    assert 0 < results[load].load_seconds < 30
     assert "QLinearConv" in {n.op_type for n in ir.load(tmp_path / "optimized.onnx").graph}
-    assert (captured, evaluated) == ({"saved": 2}, {"samples": COUNT})
-    assert timed.keys() == {"float_ms", "quantized_ms", "speedup", "runs", "batch", "threads"}
-    assert timed["speedup"] == pytest.approx(timed["float_ms"] / timed["quantized_ms"])
-    assert (timed["batch"], timed["threads"]) == (1, 1)
-    assert timed["runs"] % ROUNDS == 0 and timed["runs"] >= ROUNDS
-    stages = list(dict.fromkeys(said[0] for said in seen))
+    assert results[watch] == CaptureResult(2) and results[score] == EvaluateResult(COUNT)
+    timed = results[time]
+    assert timed.speedup == pytest.approx(timed.float_ms / timed.quantized_ms)
+    assert (timed.batch, timed.threads) == (1, 1)
+    assert timed.runs % ROUNDS == 0 and timed.runs >= ROUNDS
+    stages = list(dict.fromkeys(words[0] for words in seen))
     assert stages == ["parity capture", "evaluate float", "latency"]
     assert ("evaluate float", COUNT, COUNT) in seen and ("latency", ROUNDS, ROUNDS) in seen
 
 
+def test_every_task_survives_its_file(place, tmp_path):
+    tasks = (
+        optimize(place, tmp_path),
+        capture(place, tmp_path, rows=3, indices=[4, 2]),
+        evaluate(place, tmp_path),
+        latency(place, big=True),
+    )
+    assert {type(task) for task in tasks} == set(KINDS.values())
+    write_tasks(tasks, tmp_path / "tasks.json")
+    assert read_tasks(tmp_path / "tasks.json") == tasks
+
+
 def test_outputs_are_those_of_the_file(place, tmp_path):
-    run_tasks([evaluate(place, tmp_path, indices=[3, 0, 7])], tmp_path)
+    run_tasks((evaluate(place, tmp_path, indices=[3, 0, 7]),), tmp_path)
     with np.load(place / "data.npz") as archive:
         images = archive["x"][[3, 0, 7]]
     want = run(onnx.load(place / "float.onnx"), {"x": images})["y"]
@@ -156,7 +170,7 @@ def test_outputs_are_those_of_the_file(place, tmp_path):
 
 
 def test_captures_hold_inputs_and_every_name(place, tmp_path):
-    run_tasks([capture(place, tmp_path, indices=[5, 6])], tmp_path)
+    run_tasks((capture(place, tmp_path, indices=[5, 6]),), tmp_path)
     names = json.loads((place / "names.json").read_text())
     with np.load(place / "data.npz") as archive, np.load(tmp_path / "1.npz") as saved:
         assert set(saved.files) == {"i:x", *(f"o{k}" for k in range(len(names)))}
@@ -172,42 +186,42 @@ def fixed_batch(folder, tmp_path) -> str:
 
 
 def test_a_fixed_batch_is_padded_and_trimmed(place, tmp_path):
-    run_tasks([evaluate(place, tmp_path)], tmp_path)
+    run_tasks((evaluate(place, tmp_path),), tmp_path)
     free = np.load(tmp_path / "out.npy").copy()
-    task = evaluate(place, tmp_path, shape=(4, 3, 8, 8)) | {"model": fixed_batch(place, tmp_path)}
-    assert run_tasks([task], tmp_path)[0]["samples"] == COUNT  # 4 + 4 + 3
+    task = evaluate(place, tmp_path, fixed_batch(place, tmp_path), shape=(4, 3, 8, 8))
+    assert run_tasks((task,), tmp_path)[task].samples == COUNT  # 4 + 4 + 3
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), free, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_that_does_not_load_is_unsupported(place, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
-    task = optimize(place, tmp_path) | {"model": str(tmp_path / "bad.onnx")}
+    task = optimize(tmp_path, tmp_path, "bad.onnx")
     with pytest.raises(UnsupportedError) as error:
-        run_tasks([task], tmp_path)
+        run_tasks((task,), tmp_path)
     assert str(error.value).startswith(f"ONNX Runtime cannot load {tmp_path / 'bad.onnx'}: ")
 
 
 def test_a_model_that_does_not_run_is_unsupported(place, tmp_path):
     """The file fixes its batch at 4, the task does not know."""
-    task = evaluate(place, tmp_path) | {"model": fixed_batch(place, tmp_path)}
+    task = evaluate(place, tmp_path, fixed_batch(place, tmp_path))
     with pytest.raises(
         UnsupportedError, match=r"cannot run .*fixed\.onnx on inputs \{'x': \[11, 3"
     ):
-        run_tasks([task], tmp_path)
+        run_tasks((task,), tmp_path)
 
 
 def test_an_output_without_a_batch_axis_is_unsupported(place, tmp_path):
     net = Net(opset=21)
     net.output(net.add("Flatten", net.input("x", "N", 3, 8, 8), axis=0, out="y"))
     onnx.save(net.proto(), tmp_path / "flat.onnx")
-    task = evaluate(place, tmp_path) | {"model": str(tmp_path / "flat.onnx")}
+    task = evaluate(place, tmp_path, tmp_path / "flat.onnx")
     with pytest.raises(UnsupportedError, match="the batch must be its first axis"):
-        run_tasks([task], tmp_path)
+        run_tasks((task,), tmp_path)
 
 
 def test_a_data_error_passes_through(place, tmp_path):
     with pytest.raises(DataError) as error:
-        run_tasks([evaluate(place, tmp_path, path="missing.npz")], tmp_path)
+        run_tasks((evaluate(place, tmp_path, path="missing.npz"),), tmp_path)
     assert "missing.npz" in str(error.value)
     assert not isinstance(error.value, UnsupportedError)
 
@@ -219,17 +233,22 @@ def test_every_error_a_child_can_raise_has_a_class():
 
 
 def test_what_went_before_an_error_is_lost_with_it(place, tmp_path):
-    tasks = [evaluate(place, tmp_path), evaluate(place, tmp_path, path="missing.npz")]
+    tasks = (evaluate(place, tmp_path), evaluate(place, tmp_path, path="missing.npz"))
     with pytest.raises(DataError):
         run_tasks(tasks, tmp_path)
 
 
+@dataclass(frozen=True)
+class Dance(Task):
+    """No task that the child has heard of."""
+
+
 def test_a_child_that_fails_leaves_its_words(place, tmp_path):
-    tasks = [optimize(place, tmp_path), {"kind": "dance"}]
     with pytest.raises(RuntimeError) as error:
-        run_tasks(tasks, tmp_path)
-    assert "ended with 1 during task 2 of 2 (dance)" in str(error.value)
-    assert "KeyError: 'dance'" in str(error.value)
+        run_tasks((optimize(place, tmp_path), Dance()), tmp_path)
+    # It reads all tasks before it starts with the first.
+    assert "ended with 1 during task 1 of 2 (Optimize)" in str(error.value)
+    assert "KeyError: 'Dance'" in str(error.value)
 
 
 def test_a_child_that_is_killed_is_no_result(place, tmp_path):
@@ -238,8 +257,8 @@ def test_a_child_that_is_killed_is_no_result(place, tmp_path):
             if "qtool.verification.ort_worker" in child.cmdline():
                 child.kill()
 
-    with pytest.raises(RuntimeError, match=r"ended with -9 during task 1 of 1 \(latency\)"):
-        run_tasks([latency(place)], tmp_path, meanwhile=kill)
+    with pytest.raises(RuntimeError, match=r"ended with -9 during task 1 of 1 \(TimePair\)"):
+        run_tasks((latency(place),), tmp_path, meanwhile=kill)
 
 
 def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
@@ -247,7 +266,7 @@ def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_tasks([latency(place)], tmp_path, meanwhile=fail)
+        run_tasks((latency(place),), tmp_path, meanwhile=fail)
     left = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
     assert not any("qtool.verification.ort_worker" in " ".join(p.cmdline()) for p in left)
 
@@ -269,7 +288,6 @@ def loaded(jobs, before: str = "") -> set[str]:
 
 def test_the_child_loads_neither_torch_nor_onnx(place, tmp_path):
     jobs = tmp_path / "jobs.json"
-    tasks = [capture(place, tmp_path), evaluate(place, tmp_path), latency(place)]
-    jobs.write_text(json.dumps(tasks))
+    write_tasks((capture(place, tmp_path), evaluate(place, tmp_path), latency(place)), jobs)
     assert not loaded(jobs) & {"torch", "onnx", "onnx_ir", "typer", "rich"}
     assert "onnx_ir" in loaded(jobs, "import onnx_ir")  # the check can fail

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qtool.pipeline.evaluate import at_chance
+from qtool.verification.accuracy import at_chance
 
 
 def test_a_float_model_at_chance_is_noticed():
