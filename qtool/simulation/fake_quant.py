@@ -11,7 +11,7 @@ from qtool.quant.chunked import pieces
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import dequantize, fake_quantize
 from qtool.runtime.executor import Executor
-from qtool.runtime.tensor_cache import Kept
+from qtool.runtime.tensor_cache import TensorCache
 from qtool.simulation.dynamic import functions
 
 
@@ -28,7 +28,7 @@ class Simulation:
         self.plan = plan
         self.executor = Executor(model, device, functions(plan))
         self.raw = raw_edges(model, plan)
-        self._constants = Kept()
+        self._constants = TensorCache()
 
     def __call__(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None

@@ -16,7 +16,7 @@ from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import QuantParams, align, mean_factor
 from qtool.runtime.ops.table import options_of, select
-from qtool.runtime.tensor_cache import Kept
+from qtool.runtime.tensor_cache import TensorCache
 
 # Sums of products below this are exact in float32.
 EXACT_SUM = 2**24
@@ -32,7 +32,7 @@ class ExactKernels:
         self.plan = plan
         self.nodes = nodes_by_name(model.graph)
         self.values = by_name(model.graph)
-        self._weights = Kept()
+        self._weights = TensorCache()
 
     def site(self, site: Site, codes: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Output of a site: codes where its output has a grid, else float32 values.

@@ -87,7 +87,7 @@ def compare(
     """
     counts = ParityCounts()
     kernels = kernels_of(model, plan)
-    executor = Executor(model, instead=functions(plan))
+    executor = Executor(model, node_functions=functions(plan))
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
             inputs, fed = (
