@@ -263,7 +263,7 @@ def draw(
     outputs = [v.name or "" for v in kernels.nodes["op"].outputs]
     runtime = [codes.get(n, seen.get(n)) for n in outputs]
     if "op" in plan.data_movement_ops:
-        exact = kernels.moved("op", codes[case.operands[0]])
+        exact = kernels.data_movement("op", codes[case.operands[0]])
     else:
         exact = [kernels.site(plan.sites["op"], codes)]
     return Found(runtime, [tensor.numpy() for tensor in exact])

@@ -21,7 +21,7 @@ from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
-from qtool.simulation.dynamic import exact_site
+from qtool.simulation.dynamic import dynamic_site_output
 from qtool.simulation.fake_quant import Simulation
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.kernels import kernels_part
@@ -149,7 +149,7 @@ def test_products_are_exact_on_scales_that_make_ties(rows, transposed, tmp_path)
         given = {"x": x.astype(np.float32)}
         got = run(emitted, given)["y"]
         read = {"x": torch.from_numpy(given["x"]), "w": torch.zeros(1), "b": bias}
-        found = exact_site(model, plan, site, read.__getitem__, torch.zeros(1))
+        found = dynamic_site_output(model, plan, site, read.__getitem__, torch.zeros(1))
         np.testing.assert_array_equal(found.numpy(), got)
         # The twin: one rounding for the product and the sum, as a fused multiply-add has.
         low, high = min(given["x"].min(), 0), max(given["x"].max(), 0)
@@ -199,8 +199,8 @@ def test_an_lstm_that_does_not_round_its_state_would_be_seen(tmp_path, monkeypat
     net = recurrent()
     model, feeds = net.model(), feeds_for(net.model())
     emitted, plan = made(model)
-    real = dynamic.fake
-    monkeypatch.setattr(dynamic, "fake", lambda x: real(x) if x.ndim == 3 else x)
+    real = dynamic.dynamic_fake_quantize
+    monkeypatch.setattr(dynamic, "dynamic_fake_quantize", lambda x: real(x) if x.ndim == 3 else x)
     assert parity(model, emitted, plan, feeds, tmp_path).after_float.share > 1e-2
 
 
