@@ -120,7 +120,8 @@ def build(
     for value in starts:
         if value.name not in graph.initializers:
             raise DataError(
-                f"no data for {value.name!r}, which is needed; fed: {', '.join(fed) or 'nothing'}"
+                f"found no data for {value.name!r}, which the outputs need; fed: "
+                f"{', '.join(fed) or 'nothing'}; feed it too"
             )
     return _assemble(
         needed, [values[n] for n in fed], [values[n] for n in outputs], starts, raw, bind

@@ -170,7 +170,7 @@ def requantize(x: torch.Tensor, y: QuantParams) -> Codes:
 def _after_zero_point(x: torch.Tensor, y: QuantParams) -> Codes:
     """Add the zero point in float32, round half to even, saturate.
 
-    On a tie the result is an even code; in :func:`requantize` it is an even code minus z.
+    On a tie the result is an even code; that of :func:`requantize` is an even number plus z.
 
     Source: the kernels of QLinearAdd, QLinearMul and QLinearAveragePool.
     """
@@ -182,8 +182,8 @@ def _ratio(a: QuantParams, y: QuantParams) -> float:
 
 
 def _fma(a: torch.Tensor, b: float, c: torch.Tensor) -> torch.Tensor:
-    """Compute ``a * b + c`` of float32 numbers with one rounding, as the AVX2 instruction does."""
-    # The product of two float32 numbers is exact in float64.
+    """Compute ``a * b + c`` of float32 numbers with one rounding, as the FMA instruction does."""
+    # The product is exact in float64, and the sum's rounding there is far below float32's.
     return (a.double() * b + c.double()).float()
 
 
