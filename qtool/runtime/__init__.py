@@ -1,4 +1,4 @@
-"""Run float graphs: on torch (``executor``) and in ONNX Runtime (``ort_session``, ``ort_node``).
+"""Execution of graphs: on torch (``executor``), in ONNX Runtime (``ort_session``, ``ort_node``).
 
 Importing this package loads neither torch nor onnxruntime.
 """

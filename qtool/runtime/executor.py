@@ -1,4 +1,4 @@
-"""Runs an ONNX graph on torch, differentiably; one hook sees and may replace every value.
+"""Run an ONNX graph on torch, differentiably; one hook reads and may replace every value.
 
 >>> run = Executor(model)                                   # doctest: +SKIP
 >>> run({"image": batch})["logits"]                         # doctest: +SKIP
@@ -20,41 +20,41 @@ from qtool.runtime.tensors import Unhandled, from_ir, from_numpy
 __all__ = ["OPS", "Executor", "Observe"]
 
 Observe = Callable[[ir.Value, Any], Any]
-"""The executor's one hook: ``observe(value, tensor) -> tensor``; readers see what it returns."""
+"""The executor's hook: ``observe(value, tensor) -> tensor``; readers receive its result."""
 
 
 class Executor:
-    """Computes values of one model; ``model`` must keep its nodes while the executor is in use.
+    """Interpreter of one model, whose nodes must not change while the executor is in use.
 
-    Runs under the caller's grad mode: use ``torch.no_grad()`` where none is wanted.
+    Runs under the caller's grad mode: use ``torch.no_grad()`` where no gradient is needed.
     """
 
     def __init__(
         self,
         model: ir.Model,
         device: str = "cpu",
-        instead: Mapping[str, Callable[..., Any]] | None = None,
+        node_functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         """Prepare a model.
 
         Args:
             model: sorted, with named nodes; opset 7 or later, functions inlined.
             device: where floats are computed; shape arithmetic stays on the CPU.
-            instead: node name -> function that computes it in place of its operator's own.
+            node_functions: node name -> function that replaces that of its operator.
         """
-        self._instead = instead or {}
+        self._node_functions = node_functions or {}
         self._model = model
         self._device = torch.device(device)
         self._tensors: dict[str, tuple[Any, torch.Tensor]] = {}
         self._schedules: dict[Any, Schedule] = {}
         self._sessions: dict[Any, Any] = {}
-        self._fallen: dict[int, str] = {}
+        self._fallback_nodes: dict[int, str] = {}
 
     @property
     def fallbacks(self) -> dict[str, int]:
-        """Op types that ran in ONNX Runtime instead of torch, with the number of such nodes."""
+        """Op types that ran in ONNX Runtime instead of torch, with their number of nodes."""
         counts: dict[str, int] = {}
-        for op_type in self._fallen.values():
+        for op_type in self._fallback_nodes.values():
             counts[op_type] = counts.get(op_type, 0) + 1
         return counts
 
@@ -69,8 +69,8 @@ class Executor:
 
         Args:
             feeds: tensors by value name; any value may be fed, the graph is cut there.
-            observe: called once for each value that is fed, read or asked for; readers see what
-                it returns.
+            observe: called once for each value that is fed, read or returned; readers receive
+                its result.
             outputs: names of the values to return; the graph's outputs by default.
             raw: (node name, value name) edges that read the value as it was before ``observe``.
 
@@ -79,7 +79,7 @@ class Executor:
 
         Raises:
             DataError: a name that is not in the graph, or a needed graph input that is not fed.
-            ModelError: a node failed; names it, its op and the shapes it was given.
+            ModelError: a node failed; names it, its op and the shapes of its inputs.
         """
         plan = self._schedule(feeds, outputs, raw)
         env: list[Any] = [None] * plan.slots
@@ -116,9 +116,9 @@ class Executor:
         return plan
 
     def _run(self, step: Step, inputs: list[Any]) -> tuple[Any, ...]:
-        """Results of one node, from the table or, failing that, from ONNX Runtime."""
+        """Compute one node by the table or, where it has no function, in ONNX Runtime."""
         if self._device.type != "cpu":
-            inputs = self._together(step.node.op_type, inputs)
+            inputs = self._to_common_device(step.node.op_type, inputs)
         try:
             try:
                 results = step.run(*inputs, **step.options)
@@ -132,56 +132,58 @@ class Executor:
         except (QtoolError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            node, shapes = step.node, ", ".join(_describe(given) for given in inputs)
+            node, shapes = step.node, ", ".join(_describe(value) for value in inputs)
             raise ModelError(
                 f"node {node.name!r} ({node.op_type}) failed on inputs ({shapes}): {error}"
             ) from error
 
     def _fallback(self, step: Step, inputs: list[Any]) -> tuple[Any, ...]:
         results = ort_node.run_node(step.node, inputs, step.values, self._model, self._sessions)
-        self._fallen[id(step.node)] = step.node.op_type
-        return tuple(self._settle(r) if isinstance(r, torch.Tensor) else r for r in results)
+        self._fallback_nodes[id(step.node)] = step.node.op_type
+        return tuple(self._to_device(r) if isinstance(r, torch.Tensor) else r for r in results)
 
     def _bind(self, node: ir.Node) -> tuple[Callable[..., Any], dict[str, Any]]:
-        """A node's function and keyword arguments; ``_missing`` where the table has none."""
+        """Return a node's function and keyword arguments; ``_missing`` where the table has none."""
         function = select(node, self._model.opset_imports.get(node.domain, 1))
         options = None if function is None else options_of(node, function)
         if function is None or options is None:
             return _missing, {}
         for name, option in options.items():
             if isinstance(option, torch.Tensor):
-                options[name] = self._settle(option)
-        return self._instead.get(node.name or "", function), options
+                options[name] = self._to_device(option)
+        return self._node_functions.get(node.name or "", function), options
 
-    def _feed(self, given: "np.ndarray | torch.Tensor") -> torch.Tensor:
-        return self._settle(given if isinstance(given, torch.Tensor) else from_numpy(given))
+    def _feed(self, data: "np.ndarray | torch.Tensor") -> torch.Tensor:
+        return self._to_device(data if isinstance(data, torch.Tensor) else from_numpy(data))
 
     def _initializer(self, value: ir.Value) -> torch.Tensor:
         source = value.const_value
         if source is None:
             raise ModelError(f"the initializer {value.name!r} has no data")
-        if isinstance(source, ir.LazyTensor):  # too large to be kept
-            return self._settle(from_ir(source))
+        if isinstance(source, ir.LazyTensor):  # mapped from a file: too large to cache
+            return self._to_device(from_ir(source))
         name = str(value.name)
-        known = self._tensors.get(name)
-        if known is None or known[0] is not source:
-            known = self._tensors[name] = (source, self._settle(from_ir(source)))
-        return known[1]
+        cached = self._tensors.get(name)
+        # A caller may have assigned new data to the initializer since.
+        if cached is None or cached[0] is not source:
+            cached = self._tensors[name] = (source, self._to_device(from_ir(source)))
+        return cached[1]
 
-    def _settle(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where it belongs: scalars and short integer vectors on the CPU."""
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Move a tensor to the device, but for scalars and integer vectors (shapes)."""
         if self._device.type == "cpu" or tensor.dim() == 0:
             return tensor
         if tensor.dim() == 1 and tensor.dtype in (torch.int64, torch.int32, torch.bool):
             return tensor
         return tensor.to(self._device)
 
-    def _together(self, op_type: str, inputs: list[Any]) -> list[Any]:
-        """Inputs moved to the device if one of them is there; those read as numbers stay."""
+    def _to_common_device(self, op_type: str, inputs: list[Any]) -> list[Any]:
+        """Move all inputs to the device if one is there; those read as Python numbers stay."""
         stay = SHAPE_INPUTS.get(op_type, frozenset())
         data = [t for i, t in enumerate(inputs) if isinstance(t, torch.Tensor) and i not in stay]
         if not any(t.device.type != "cpu" for t in data):
             return inputs
+        # Torch mixes scalars of the CPU with tensors of a device in elementwise operators only.
         scalars_mix = op_type in ELEMENTWISE
         return [
             t
@@ -196,14 +198,14 @@ def _missing(*inputs: Any) -> Any:
 
 
 def _store(env: list[Any], place: Place, tensor: Any, observe: Observe | None) -> None:
-    """Put a value in its slot, observed; the raw one too where somebody reads it."""
+    """Store a value in its slot, as observed, and in its raw slot if one is read."""
     if place.raw:
         env[place.raw] = tensor
-    watched = observe is not None and isinstance(tensor, torch.Tensor)
-    env[place.slot] = observe(place.value, tensor) if watched and observe else tensor
+    observed = observe is not None and isinstance(tensor, torch.Tensor)  # sequences are not
+    env[place.slot] = observe(place.value, tensor) if observed and observe else tensor
 
 
-def _describe(given: Any) -> str:
-    if isinstance(given, torch.Tensor):
-        return f"{str(given.dtype).removeprefix('torch.')}{list(given.shape)}"
-    return "-" if given is None else type(given).__name__
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return "-" if value is None else type(value).__name__

@@ -1,13 +1,14 @@
-"""How every ONNX Runtime session here is set up; light, since the verifying child needs no more."""
+"""Options of every ONNX Runtime session. Imports neither torch nor the runtime at the top."""
 
 import os
 from typing import Any
 
+# GraphOptimizationLevel by name; 99 is ORT_ENABLE_ALL.
 LEVELS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use."""
+    """Return the number of physical cores that this process may use."""
     import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -15,13 +16,19 @@ def default_threads() -> int:
 
 
 def session_options(threads: int, level: str = "all") -> Any:
-    """Session options that keep idle threads from spinning against each other."""
+    """Create session options whose idle threads do not spin.
+
+    Args:
+        threads: intra-op threads.
+        level: graph optimization, one of LEVELS.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # fatal only: errors are raised anyhow
     options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[level])
+    # Sessions in turn (float, quantized) would wait for the other's spinning threads.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

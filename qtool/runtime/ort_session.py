@@ -14,12 +14,12 @@ from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.runtime.ort_options import default_threads, session_options
 
-# Tensors of more bytes start at a page of their own in a file: readers want aligned numbers.
-SMALL = 256
+# Tensors of more bytes start at a page of their own in a file, so that a mapped tensor is aligned.
+ALIGN_THRESHOLD = 256
 
 
 class OrtSession:
-    """Runs a graph on the CPU and returns any of its values; use it in a ``with``.
+    """A graph in ONNX Runtime on the CPU that returns any of its values; use it in a ``with``.
 
     Args:
         model: the graph; unchanged afterwards.
@@ -46,7 +46,7 @@ class OrtSession:
                 self._session: Any = ort.InferenceSession(
                     source, options, providers=["CPUExecutionProvider"]
                 )
-        except Exception as error:  # the runtime raises one class per status, all of its own
+        except Exception as error:  # the runtime raises one class per status, without a common base
             if not type(error).__module__.startswith("onnxruntime."):
                 raise
             raise UnsupportedError(f"ONNX Runtime cannot load the model: {error}") from error
@@ -56,7 +56,7 @@ class OrtSession:
         self._turn = 0
 
     def stream(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Like a call, but the arrays are overwritten by the call after the next one.
+        """Run like a call, but into arrays that the call after the next one overwrites.
 
         Fresh outputs of tens of megabytes cost more in page faults than a mobile network costs to
         run; two sets of buffers in turn let one batch be read while the next is computed.
@@ -85,7 +85,7 @@ class OrtSession:
         return buffers, binding
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Name -> array for every output."""
+        """Return name -> array of every output."""
         return dict(zip(self.names, self._session.run(None, dict(feeds)), strict=True))
 
     def __enter__(self) -> "OrtSession":
@@ -103,29 +103,29 @@ class OrtSession:
 
 @contextmanager
 def _returning(model: ir.Model, outputs: Sequence[str] | None) -> Iterator[None]:
-    """While this lasts, the graph returns the named values."""
+    """Replace the graph's outputs by the named values inside the ``with``."""
     graph = model.graph
-    kept = list(graph.outputs)
+    original = list(graph.outputs)
     if outputs is not None:
         values = {v.name: v for node in graph for v in node.outputs}
-        wanted = [values[name] for name in outputs]
+        selected = [values[name] for name in outputs]
         graph.outputs.clear()
-        graph.outputs.extend(wanted)
+        graph.outputs.extend(selected)
     try:
         yield
     finally:
         if outputs is not None:
             graph.outputs.clear()
-            graph.outputs.extend(kept)
+            graph.outputs.extend(original)
 
 
 @contextmanager
 def _source(model: ir.Model, options: Any) -> Iterator[bytes | str]:
-    """What the runtime loads the model from: its bytes, or a file that is gone afterwards.
+    """Yield the source that the runtime loads: the model's bytes, or the path of a temporary file.
 
-    Weights that lie in files are named, not copied: the runtime maps them itself. Where the others
-    are many, all go to a temporary file, which the runtime keeps mapped: as bytes they would be in
-    memory three times.
+    Weights in external files are referenced, not copied: the runtime maps them. If those in memory
+    exceed MAPPED_BYTES, all go to a temporary file, which the runtime maps as well: as bytes they
+    would be in memory three times.
     """
     tensors = [v.const_value for v in model.graph.initializers.values()]
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
@@ -139,5 +139,7 @@ def _source(model: ir.Model, options: Any) -> Iterator[bytes | str]:
         return
     with tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
         path = Path(scratch) / "model.onnx"
-        ir.save(model, path, external_data="weights", alignment=4096, align_threshold=SMALL)
+        ir.save(
+            model, path, external_data="weights", alignment=4096, align_threshold=ALIGN_THRESHOLD
+        )
         yield str(path)

@@ -1,4 +1,4 @@
-"""Which nodes run for given feeds and outputs, in which slots, and when each value is dropped."""
+"""Schedules: the nodes to run for some feeds and outputs, their slots, and when each is freed."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from qtool.graph.queries import by_name, captured
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A value's slot; ``raw`` is a second one for what it was before ``observe``, 0 if unread."""
+    """Slot of a value; ``raw`` is the slot of the value before ``observe``, 0 if unread."""
 
     value: ir.Value
     slot: int
@@ -21,7 +21,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node: where it reads and writes, and what nobody reads after it. Slot 0 holds None."""
+    """One node: the slots it reads, writes and frees. Slot 0 always holds None."""
 
     node: ir.Node
     run: Callable[..., Any]
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Everything one kind of call does."""
+    """All steps of calls with one set of feeds and outputs."""
 
     steps: tuple[Step, ...]
     fed: tuple[Place, ...]
@@ -51,7 +51,7 @@ def _reads(node: ir.Node) -> tuple[ir.Value | None, ...]:
 
 
 class _Builder:
-    """Slots and last readers of one schedule while it is being made."""
+    """Slots of one schedule under construction."""
 
     def __init__(self, fed: Collection[str], raw: Collection[tuple[str, str]]) -> None:
         self.fed, self.raw = fed, raw
@@ -62,9 +62,9 @@ class _Builder:
     def place(self, value: ir.Value) -> Place:
         name = str(value.name)
         if name not in self.places:
-            keep = name in self.raw_values
-            self.places[name] = Place(value, self.slots, self.slots + 1 if keep else 0)
-            self.slots += 2 if keep else 1
+            raw = name in self.raw_values
+            self.places[name] = Place(value, self.slots, self.slots + 1 if raw else 0)
+            self.slots += 2 if raw else 1
         return self.places[name]
 
     def read(self, node: ir.Node, value: ir.Value | None) -> int:
@@ -77,18 +77,18 @@ class _Builder:
 def _needed(
     graph: ir.Graph, fed: Collection[str], outputs: Sequence[ir.Value]
 ) -> tuple[list[tuple[ir.Node, tuple[ir.Value | None, ...]]], list[ir.Value]]:
-    """Nodes (with what they read) that the outputs need, in order, and where they start."""
-    wanted = {str(v.name): v for v in outputs if v.name not in fed}
+    """Return the nodes (with their reads) that the outputs need, in order, and the start values."""
+    required = {str(v.name): v for v in outputs if v.name not in fed}
     nodes = []
     for node in reversed(list(graph)):
-        made = [str(o.name) for o in node.outputs if o.name in wanted]
+        made = [str(o.name) for o in node.outputs if o.name in required]
         if made:
             reads = _reads(node)
             nodes.append((node, reads))
             for name in made:
-                del wanted[name]
-            wanted |= {str(v.name): v for v in reads if v is not None and v.name not in fed}
-    return nodes[::-1], list(wanted.values())
+                del required[name]
+            required |= {str(v.name): v for v in reads if v is not None and v.name not in fed}
+    return nodes[::-1], list(required.values())
 
 
 def build(
@@ -98,32 +98,33 @@ def build(
     raw: Collection[tuple[str, str]],
     bind: Callable[[ir.Node], tuple[Callable[..., Any], dict[str, Any]]],
 ) -> Schedule:
-    """Plan a call that is fed ``fed`` and asked for ``outputs``.
+    """Schedule a call that is fed ``fed`` and returns ``outputs``.
 
     Args:
         graph: topologically sorted, as ONNX demands.
-        fed: names of values given from outside.
+        fed: names of values that the caller provides.
         outputs: names of values to return.
-        raw: (node name, value name) edges that read what was there before ``observe``.
-        bind: a node's function and the keyword arguments made of its attributes.
+        raw: (node name, value name) edges that read the value before ``observe``.
+        bind: returns a node's function and the keyword arguments made of its attributes.
 
     Raises:
-        DataError: a name is not in the graph, or a graph input that is needed is not fed.
+        DataError: a name is not in the graph, or a required graph input is not fed.
     """
-    known = by_name(graph)
-    for role, names in (("fed", fed), ("asked for", outputs), ("read raw", [v for _, v in raw])):
+    values = by_name(graph)
+    for role, names in (("fed", fed), ("requested", outputs), ("read raw", [v for _, v in raw])):
         for name in names:
-            if name not in known:
-                hint = suggest(name, known)
+            if name not in values:
+                hint = suggest(name, values)
                 raise DataError(f"the graph has no value {name!r}, which was {role}{hint}")
-    needed, starts = _needed(graph, fed, [known[n] for n in outputs])
+    needed, starts = _needed(graph, fed, [values[n] for n in outputs])
     for value in starts:
         if value.name not in graph.initializers:
             raise DataError(
-                f"no data for {value.name!r}, which is needed; fed: {', '.join(fed) or 'nothing'}"
+                f"found no data for {value.name!r}, which the outputs need; fed: "
+                f"{', '.join(fed) or 'nothing'}; feed it too"
             )
     return _assemble(
-        needed, [known[n] for n in fed], [known[n] for n in outputs], starts, raw, bind
+        needed, [values[n] for n in fed], [values[n] for n in outputs], starts, raw, bind
     )
 
 
@@ -138,12 +139,12 @@ def _assemble(
     builder = _Builder({str(v.name) for v in fed}, raw)
     fed_places = tuple(builder.place(v) for v in fed)
     reads = [tuple(builder.read(node, v) for v in values) for node, values in needed]
-    kept = [(str(v.name), builder.place(v).slot) for v in outputs]
+    returned = [(str(v.name), builder.place(v).slot) for v in outputs]
     unloaded = {str(v.name) for v in starts}
     last = {slot: i for i, slots in enumerate(reads) for slot in slots}
-    for _, slot in kept:
+    for _, slot in returned:
         last.pop(slot, None)
-    held = {0, *(slot for _, slot in kept)}
+    persistent = {0, *(slot for _, slot in returned)}
     steps = []
     for i, (node, values) in enumerate(needed):
         loads = [builder.place(v) for v in values if v is not None and v.name in unloaded]
@@ -156,7 +157,7 @@ def _assemble(
         ]
         fresh = [s for p in (*loads, *(p for _, p in writes)) for s in (p.slot, p.raw)]
         frees = {s for s in reads[i] if last.get(s) == i}
-        frees |= {s for s in fresh if s not in last and s not in held}
+        frees |= {s for s in fresh if s not in last and s not in persistent}
         run, options = bind(node)
         steps.append(
             Step(
@@ -172,6 +173,6 @@ def _assemble(
         )
     rest = tuple(builder.place(v) for v in starts if v.name in unloaded)
     unread = tuple(
-        s for p in fed_places for s in (p.slot, p.raw) if s not in last and s not in held
+        s for p in fed_places for s in (p.slot, p.raw) if s not in last and s not in persistent
     )
-    return Schedule(tuple(steps), fed_places, rest, unread, tuple(kept), builder.slots)
+    return Schedule(tuple(steps), fed_places, rest, unread, tuple(returned), builder.slots)

@@ -1,26 +1,32 @@
-"""Tensors made once and kept while they fit."""
+"""Cache of tensors with a limit in bytes."""
 
 from collections.abc import Callable
 
 import torch
 
-# Bytes that one engine keeps; what comes after is made anew each time it is asked for.
-KEPT_BYTES = 1 << 30
+# Bytes of one cache. Tensors beyond it are made anew at every call, so that the dequantized weights
+# of a large model do not fill the memory.
+CACHE_BYTES = 1 << 30
 
 
-class Kept:
-    """Tensors by name: ``kept(name, make)`` makes one, or returns the one that was made."""
+class TensorCache:
+    """Tensors by name: ``cache(name, make)`` makes a tensor at its first call."""
 
     def __init__(self) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         self._bytes = 0
 
     def __call__(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor of that name."""
-        found = self._tensors.get(name)
-        if found is None:
-            found = make()
-            if self._bytes + found.nbytes <= KEPT_BYTES:
-                self._tensors[name] = found
-                self._bytes += found.nbytes
-        return found
+        """Return the tensor of that name; make it if it is not in the cache.
+
+        Args:
+            name: key of the tensor.
+            make: called without arguments where the cache has no such tensor.
+        """
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            tensor = make()
+            if self._bytes + tensor.nbytes <= CACHE_BYTES:
+                self._tensors[name] = tensor
+                self._bytes += tensor.nbytes
+        return tensor

@@ -1,7 +1,7 @@
-"""Tensors between onnx_ir, numpy and torch, without copying where the types allow it.
+"""Conversion of tensors between onnx_ir, numpy and torch, without a copy where types allow it.
 
-Types that torch does not compute with travel in a wider one: 4- and 2-bit integers as int8 or
-uint8, 4- and 6-bit floats as float32. ``DTYPES`` is that table, by the number ONNX gives a type.
+Types that torch does not compute with are stored in a wider one: 4- and 2-bit integers in int8 or
+uint8, 4- and 6-bit floats in float32. ``DTYPES`` is that table, by ONNX's number of a type.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from qtool.errors import UnsupportedError
 T = torch.Tensor
 Op = Callable[..., Any]
 
+# Keys: onnx.TensorProto.DataType. 8 (string) has no torch type.
 DTYPES: dict[int, torch.dtype] = {
     1: torch.float32,
     2: torch.uint8,
@@ -46,7 +47,7 @@ DTYPES: dict[int, torch.dtype] = {
     28: torch.float32,
 }
 
-# (bits, signed) of the integers that travel in a wider type.
+# (bits, signed) of the integers that are stored in a wider type.
 NARROW_INTS: dict[int, tuple[int, bool]] = {
     21: (4, False),
     22: (4, True),
@@ -54,6 +55,7 @@ NARROW_INTS: dict[int, tuple[int, bool]] = {
     26: (2, True),
 }
 
+# Types that torch has and numpy has not: the bytes are viewed, as (numpy view, torch type).
 _SAME_BYTES: dict[str, tuple[Any, torch.dtype]] = {
     "bfloat16": (np.int16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
@@ -78,7 +80,7 @@ class Unhandled(Exception):
 
 
 class _Shared:
-    """Lends a read-only array's memory to torch, which asks for writable memory; no op writes."""
+    """View of a read-only array as writable memory, which torch requires; no operator writes."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.owner = array
@@ -86,7 +88,7 @@ class _Shared:
 
 
 def from_numpy(array: np.ndarray) -> T:
-    """The same numbers as a torch tensor, sharing memory where torch has the type.
+    """Convert an array to a torch tensor, sharing memory where torch has the type.
 
     Raises:
         UnsupportedError: the array holds strings or objects.
@@ -99,6 +101,7 @@ def from_numpy(array: np.ndarray) -> T:
         return torch.from_numpy(array.astype(_WIDER[name]))
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    # Torch takes no negative strides, and none that are no multiple of the item size.
     if any(s < 0 or s % max(array.itemsize, 1) for s in array.strides):
         array = np.ascontiguousarray(array).reshape(array.shape)
     view, final = _SAME_BYTES.get(name, (None, None))
@@ -111,24 +114,24 @@ def from_numpy(array: np.ndarray) -> T:
 
 
 def from_ir(tensor: ir.TensorProtocol) -> T:
-    """A tensor of the model file as a torch tensor (memory-mapped data stays mapped)."""
+    """Convert a tensor of the model to a torch tensor (memory-mapped data stays mapped)."""
     return from_numpy(tensor.numpy())
 
 
 def ints(values: Any) -> list[int]:
-    """Python ints of a shape-like argument, a tensor (new opsets) or an attribute (old)."""
+    """Return the Python ints of a shape: a tensor (new opsets) or an attribute (old)."""
     if isinstance(values, T):
         return [int(v) for v in values.reshape(-1).tolist()]
     return [int(v) for v in values]
 
 
 def floats(values: Any) -> list[float]:
-    """Python floats of a scale-like argument, tensor or attribute."""
+    """Return the Python floats of a tensor or attribute."""
     if isinstance(values, T):
         return [float(v) for v in values.reshape(-1).tolist()]
     return [float(v) for v in values]
 
 
 def number(value: Any) -> Any:
-    """One Python number of a scalar tensor or attribute."""
+    """Return the Python number of a scalar tensor or attribute."""
     return value.item() if isinstance(value, T) else value

@@ -1,4 +1,4 @@
-"""A plan on torch: the fake-quantized network, and the codes of single sites to the last bit."""
+"""Fake quantization on torch: the network with every value rounded to its grid, in floats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,29 +11,33 @@ from qtool.quant.chunked import pieces
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import dequantize, fake_quantize
 from qtool.runtime.executor import Executor
-from qtool.runtime.tensor_cache import Kept
-from qtool.simulation.dynamic import functions
+from qtool.runtime.tensor_cache import TensorCache
+from qtool.simulation.dynamic import dynamic_functions
 
 
 class Simulation:
-    """The network as the plan changes it: every value on a grid is rounded to it, in floats.
+    """Fake-quantized network of a plan: every value with a grid is rounded to it, in floats.
 
-    Inputs that get their grids while the network runs are rounded inside the nodes that read them,
-    on the grid of the batch at hand. Weights and biases with codes are dequantized once, as far as
-    they fit (``kept``).
-    Differentiable nowhere: rounding has no gradient of its own.
+    Dynamically quantized inputs are rounded inside the nodes that read them, on the grid of the
+    batch. Weights and biases with codes are dequantized once, up to the limit of TensorCache.
+    Runs in inference mode: outputs have no gradient.
     """
 
     def __init__(self, model: ir.Model, plan: QuantPlan, device: str = "cpu") -> None:
         self.plan = plan
-        self.executor = Executor(model, device, functions(plan))
+        self.executor = Executor(model, device, dynamic_functions(plan))
         self.raw = raw_edges(model, plan)
-        self._constants = Kept()
+        self._constants = TensorCache()
 
     def __call__(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Outputs of the quantized network for one batch."""
+        """Compute outputs of the quantized network for one batch.
+
+        Args:
+            feeds: tensors by value name.
+            outputs: names of the values to return; the graph's outputs by default.
+        """
         with torch.inference_mode():
             return self.executor(feeds, self.observe, outputs, self.raw)
 
@@ -56,21 +60,22 @@ class Simulation:
 
 
 def constant_tensor(plan: QuantPlan, name: str) -> torch.Tensor:
-    """A weight, bias or constant operand as the emitted file holds it, float32."""
+    """Dequantize a weight, bias or constant operand as the emitted file does, to float32."""
     params = plan.params(name)
     if params is None:
         raise AssertionError(f"{name} has codes but no grid")
     codes = plan.codes[name]
     values = np.empty(codes.shape, np.float32)
     for part, grid in pieces(codes, params):
-        # Codes of 16 bits times a scale round once in either; biases need the wider one.
+        # float32 holds codes of up to 16 bits, so their product with a scale rounds once. The int32
+        # codes of a bias need float64 for that.
         wide = np.float64 if codes.itemsize > 2 else np.float32
         values[part] = dequantize(codes[part].astype(wide), grid)
     return torch.from_numpy(values)
 
 
 def raw_edges(model: ir.Model, plan: QuantPlan) -> frozenset[tuple[str, str]]:
-    """(node, value) edges on which a float op reads what another float op wrote, unrounded."""
+    """Return the (node, value) edges between float ops, on which values are read unrounded."""
     integer = plan.integer_nodes
     edges = set()
     for node in model.graph:

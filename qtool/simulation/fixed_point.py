@@ -1,6 +1,6 @@
-"""Integer arithmetic of requantization: multiply or shift, divide, round. No float anywhere.
+"""Integer arithmetic of requantization: multiply or shift, divide, round, without floats.
 
-All tensors are int64 and hold what 32-bit hardware computes with 64-bit products.
+All tensors are int64, as wide as the products of 32-bit hardware.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +13,33 @@ from qtool.quant.scale_formats import Multiplier
 
 T = torch.Tensor
 
-# Products of a sum below 2^31 and a 31-bit factor fit below this.
+# Bits of the largest product: a sum below 2^31 times a 31-bit factor. Also the largest shift.
 WIDEST = 62
 
 
 def half_even(quotient: T, rest: T, whole: T) -> T:
-    """1 where ``rest / whole`` rounds up: past a half, or at it behind an odd quotient (ONNX)."""
+    """Return 1 where ``rest / whole`` rounds up: past a half, or at it if the quotient is odd.
+
+    Source: ONNX operator QuantizeLinear.
+    """
     twice = 2 * rest
     return ((twice > whole) | ((twice == whole) & (quotient % 2 == 1))).to(torch.int64)
 
 
 def half_away(quotient: T, rest: T, whole: T) -> T:
-    """1 where ``rest / whole`` rounds up: past a half, or at it for positive numbers (gemmlowp)."""
+    """Return 1 where ``rest / whole`` rounds up: past a half, or at it for positive numbers.
+
+    Source: gemmlowp, RoundingDivideByPOT.
+    """
     twice = 2 * rest
     return ((twice > whole) | ((twice == whole) & (quotient >= 0))).to(torch.int64)
 
 
 def half_up(quotient: T, rest: T, whole: T) -> T:
-    """1 where ``rest / whole`` rounds up: from a half on (N2D2's ``(x + 2^(p - 1)) >> p``)."""
+    """Return 1 where ``rest / whole`` rounds up: from a half on.
+
+    Source: N2D2, ``(x + 2^(p - 1)) >> p``.
+    """
     return (2 * rest >= whole).to(torch.int64)
 
 
@@ -42,7 +51,13 @@ ROUNDINGS: dict[str, Callable[[T, T, T], T]] = {
 
 
 def shift_right(x: T, shift: T, rounding: str) -> T:
-    """``x * 2^-shift`` rounded; negative shifts go left. ``shift`` broadcasts against ``x``."""
+    """Compute ``round(x * 2^-shift)``; negative shifts go left.
+
+    Args:
+        x: int64.
+        shift: int64, broadcasts against ``x``.
+        rounding: a name from ROUNDINGS.
+    """
     left, right = (-shift).clamp(min=0), shift.clamp(min=0)
     x = x << left
     quotient = x >> right
@@ -52,14 +67,20 @@ def shift_right(x: T, shift: T, rounding: str) -> T:
 
 
 def divide(x: T, by: T, rounding: str) -> T:
-    """``x / by`` rounded; ``by`` is positive and broadcasts against ``x``."""
+    """Compute ``round(x / by)``.
+
+    Args:
+        x: int64.
+        by: int64, positive, broadcasts against ``x``.
+        rounding: a name from ROUNDINGS.
+    """
     quotient = torch.div(x, by, rounding_mode="floor")
     return quotient + ROUNDINGS[rounding](quotient, x - quotient * by, by)
 
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """A Multiplier as tensors that broadcast against what they multiply.
+    """Multiplier as tensors that broadcast against the integers that they multiply.
 
     Attributes:
         form: ``product``, ``shift`` or ``double``.
@@ -71,18 +92,24 @@ class Rescale:
     shift: T
 
     def product(self, x: T) -> T:
-        """What remains to be shifted right: ``x * factor``, ``x`` or ``x + (x << factor)``."""
+        """Compute ``x`` times the multiplier before the right shift.
+
+        ``x * factor`` (product), ``x`` (shift) or ``x + (x << factor)`` (double).
+        """
         if self.form == "product":
             return x * self.factor
         return x if self.form == "shift" else x + (x << self.factor)
 
     def __call__(self, x: T, rounding: str) -> T:
-        """``x`` times the number that this stands for, rounded."""
+        """Multiply ``x`` and round."""
         return shift_right(self.product(x), self.shift, rounding)
 
 
 def rescale(multiplier: Multiplier) -> Rescale:
-    """The integers of a multiplier; a factor loses bits that only a shift past 62 would see."""
+    """Convert a multiplier to tensors.
+
+    A shift past WIDEST is applied to the factor beforehand: products that small lie below one step.
+    """
     factor, shift = multiplier.factor, multiplier.shift
     if multiplier.form == "product":
         factor = factor >> np.maximum(shift - WIDEST, 0)
@@ -91,7 +118,7 @@ def rescale(multiplier: Multiplier) -> Rescale:
 
 
 def common(parts: Sequence[T], terms: Rescale) -> tuple[T, T]:
-    """The sum of several products with one shift: (sum, shift), unrounded.
+    """Add several products on one common shift; return (sum, shift), unrounded.
 
     Args:
         parts: one integer tensor for each term.
@@ -104,5 +131,5 @@ def common(parts: Sequence[T], terms: Rescale) -> tuple[T, T]:
         product = one.product(x) << (shift - one.shift)
         total = product if total is None else total + product
     if total is None:
-        raise AssertionError("a sum of nothing")
+        raise AssertionError("found no terms, expected at least one")
     return total, shift

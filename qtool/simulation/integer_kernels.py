@@ -1,7 +1,7 @@
-"""Integer kernels of single sites: prepared from grids beforehand, then only integers.
+"""Integer kernels of single sites: built from grids in floats, then run on integers only.
 
-A builder takes a `Work` and returns ``inputs -> output``, codes to codes (int32 tensors), or to
-plain sums where the site writes floats.
+A builder takes a :class:`Work` and returns a kernel ``inputs -> output`` of int32 tensors: codes to
+codes, or to sums of products where the site writes floats.
 
 Source: Jacob et al. 2018, sec. 2.2 to 2.4 and appendix A, arXiv:1712.05877.
 """
@@ -20,7 +20,7 @@ from qtool.quant.scale_formats import Multiplier, as_integers, normalized
 from qtool.runtime.ops.nn import Windows, window_sums
 from qtool.runtime.ops.table import options_of, select
 from qtool.simulation.fixed_point import WIDEST, Rescale, common, divide, rescale, shift_right
-from qtool.simulation.ort_kernels import KERNELS as EXACT
+from qtool.simulation.ort_kernels import KERNELS as ORT_KERNELS
 
 T = torch.Tensor
 Kernel = Callable[[Sequence[T]], T]
@@ -28,15 +28,18 @@ Kernel = Callable[[Sequence[T]], T]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One site, as a builder needs it.
+    """Everything that a builder needs of one site.
 
     Attributes:
-        node: does the work; ``opset`` is its model's.
+        node: of the site.
+        opset: of its model.
         grids: of the activation inputs, in the node's order.
-        y: grid of the output, or None where plain sums are asked for.
-        limits: smallest and largest code written, an absorbed Relu or Clip included.
+        y: grid of the output, or None for sums of products.
+        limits: smallest and largest code of the output, cut by a folded Relu or Clip.
         rounding: a name from ROUNDINGS.
-        weight, bias: codes of a weighted site, else None; ``weight_grid`` is the weight's.
+        weight: codes of a weighted site, else None.
+        bias: int32 codes on s_x * s_w, or None.
+        weight_grid: of the weight, or None.
     """
 
     node: ir.Node
@@ -51,59 +54,65 @@ class Work:
 
     @property
     def out(self) -> QuantParams:
-        """The output's grid, where there must be one."""
+        """The output's grid, which must exist."""
         if self.y is None:
             raise AssertionError(f"{self.node.name} has no output grid")
         return self.y
 
     def saturate(self, x: T) -> T:
-        """Codes of the output: within its limits, int32."""
+        """Clamp to the limits of the output's codes; int32."""
         return x.clamp(*self.limits).to(torch.int32)
 
     @property
-    def early(self) -> bool:
-        """True where the zero point is added before rounding: ties go to even codes, as in ORT."""
+    def zero_point_first(self) -> bool:
+        """True where the zero point is added before rounding: ties become even codes, as in ORT."""
         return self.rounding == "half_even"
 
 
 def zero_of(grid: QuantParams) -> int:
-    """The zero point of a grid for the whole tensor."""
+    """Return the zero point of a per-tensor grid."""
     return int(grid.zero_point)
 
 
 def call(node: ir.Node, opset: int, inputs: Sequence[T | None]) -> list[T]:
-    """A node's outputs from the operator table, whose functions take integers like floats."""
+    """Compute a node by the operator table, whose functions accept integers too.
+
+    Raises:
+        UnsupportedError: the table has no function for the node.
+    """
     function = select(node, opset)
     options = None if function is None else options_of(node, function)
     if function is None or options is None:
         raise UnsupportedError(
-            f'the integer-only reference has no {node.op_type} as in node "{node.name}"'
+            f'node "{node.name}": found {node.op_type}, which the integer-only reference does not '
+            "compute; keep it in float"
         )
-    found = function(*inputs, **options)
-    return list(found) if isinstance(found, tuple) else [found]
+    outputs = function(*inputs, **options)
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
 def _ratio(a: QuantParams, y: QuantParams) -> np.float64:
-    """s_a / s_y as the runtime has it: a float32 quotient, which the integers stand for exactly."""
+    """Return s_a / s_y as the runtime computes it: rounded to float32, exact in float64."""
     return np.float64(np.float32(a.scale / y.scale))
 
 
 def weighted(work: Work) -> Kernel:
-    """Conv, Gemm, MatMul: int32 sums of products, the bias added, one multiplier per channel.
+    """Build a Conv, Gemm or MatMul: int32 sums, bias added, one multiplier per channel.
 
-    Sums that might pass int32 (16-bit activations) are kept in 64 bits, with a shorter multiplier.
+    Sums that might pass int32 (16-bit activations) are int64, with a shorter multiplier.
     """
     node, (x,), w = work.node, work.grids, work.weight_grid
     if work.weight is None or w is None:
         raise AssertionError(f"{node.name} has no weights")
     zero = zero_of(x)
-    reach = max(zero - x.spec.qmin, x.spec.qmax - zero)
-    held = work.weight.astype(np.int64) - align(w, work.weight)[1].astype(np.int64)
-    rows = np.moveaxis(np.abs(held), weight_axis(node), 0)
-    sums = rows.reshape(len(rows), -1).sum(1) * reach
+    # Largest |x - z_x|: bounds every partial sum of a channel by its sum of |w|.
+    largest = max(zero - x.spec.qmin, x.spec.qmax - zero)
+    shifted = work.weight.astype(np.int64) - align(w, work.weight)[1].astype(np.int64)
+    rows = np.moveaxis(np.abs(shifted), weight_axis(node), 0)
+    sums = rows.reshape(len(rows), -1).sum(1) * largest
     bound = int((sums + (0 if work.bias is None else np.abs(work.bias.astype(np.int64)))).max())
     kind = torch.int32 if bound < 2**31 else torch.int64
-    weight = torch.from_numpy(held).to(kind)
+    weight = torch.from_numpy(shifted).to(kind)
     product = _product(node, weight, work.opset)
     # Channels lie along axis 1 of a convolution's output and along the last of a product's.
     along = [1 if node.op_type.startswith("Conv") else -1]
@@ -128,11 +137,12 @@ def weighted(work: Work) -> Kernel:
 
 
 def _product(node: ir.Node, weight: T, opset: int) -> Callable[[T], T]:
-    """The node's product with a weight. Torch dilates no integers: the kernel is spread here."""
+    """Return the node's product with a weight, as a function of the other operand."""
     function = select(node, opset)
     options = None if function is None else options_of(node, function)
     if function is None or options is None:
         raise AssertionError(f"{node.op_type} is not in the operator table")
+    # Torch has no dilations on integers: zeros between the weights stand for them.
     steps = options.pop("dilations", None) or [1] * max(weight.ndim - 2, 0)
     for axis, step in enumerate(steps, 2):
         if step > 1 and node.op_type == "Conv":
@@ -148,7 +158,7 @@ def _product(node: ir.Node, weight: T, opset: int) -> Callable[[T], T]:
 def _multiplier(x: QuantParams, w: QuantParams, y: QuantParams, bound: int) -> Rescale:
     kind = w.spec.scale_kind
     if kind == "float":
-        # The runtime's own float32 numbers: 31 bits hold them exactly.
+        # The runtime's float32 multiplier: 24 bits, which 31 hold exactly.
         alpha = np.asarray((x.scale * w.scale) / y.scale, np.float64)
         bits = min(31, WIDEST - bound.bit_length())
         return rescale(Multiplier("product", *normalized(alpha, bits)))
@@ -156,7 +166,7 @@ def _multiplier(x: QuantParams, w: QuantParams, y: QuantParams, bound: int) -> R
 
 
 def add(work: Work) -> Kernel:
-    """Both operands on one common shift, added, rounded once.
+    """Build an Add: both operands on one common shift, added, rounded once.
 
     With a multiplier of w bits the sum is off by less than 2^(10 - w) steps before it is rounded:
     codes differ from the real sum's by at most one, where that lies this close to a half.
@@ -168,19 +178,20 @@ def add(work: Work) -> Kernel:
     def run(inputs: Sequence[T]) -> T:
         parts = [codes.to(torch.int64) - z for codes, z in zip(inputs, zeros, strict=True)]
         total, shift = common(parts, terms)
-        return _placed(work, total, shift, zero)
+        return _shifted(work, total, shift, zero)
 
     return run
 
 
-def _placed(work: Work, total: T, shift: T, zero: int) -> T:
-    if work.early:
+def _shifted(work: Work, total: T, shift: T, zero: int) -> T:
+    """Shift right with one rounding and add the zero point, in the order of the rounding."""
+    if work.zero_point_first:
         return work.saturate(shift_right(total + (zero << shift), shift, work.rounding))
     return work.saturate(shift_right(total, shift, work.rounding) + zero)
 
 
 def mul(work: Work) -> Kernel:
-    """The product of both operands, rescaled once."""
+    """Build a Mul: the product of both operands, rescaled once."""
     a, b = work.grids
     alpha = np.float64(np.float32((a.scale * b.scale) / work.out.scale))
     scale = rescale(as_integers(alpha, work.out.spec.scale_kind))
@@ -190,26 +201,26 @@ def mul(work: Work) -> Kernel:
         first, second = (c.to(torch.int64) - z for c, z in zip(inputs, zeros, strict=True))
         left = (-scale.shift).clamp(min=0)
         total = scale.product(first * second) << left
-        return _placed(work, total, scale.shift.clamp(min=0), zero)
+        return _shifted(work, total, scale.shift.clamp(min=0), zero)
 
     return run
 
 
 def table(work: Work) -> Kernel:
-    """LeakyRelu, Sigmoid: every code looked up; the table is made beforehand, in floats."""
+    """Build a LeakyRelu or Sigmoid: a table of all codes, computed in floats when built."""
     (x,) = work.grids
     codes = torch.arange(x.spec.qmin, x.spec.qmax + 1)
-    entries = EXACT[work.node.op_type](work.node, [codes.float()], [x], work.out)
-    found = work.saturate(entries.to(torch.int64))
+    entries = ORT_KERNELS[work.node.op_type](work.node, [codes.float()], [x], work.out)
+    codes_out = work.saturate(entries.to(torch.int64))
 
     def run(inputs: Sequence[T]) -> T:
-        return found[inputs[0].to(torch.int64) - x.spec.qmin]
+        return codes_out[inputs[0].to(torch.int64) - x.spec.qmin]
 
     return run
 
 
 def concat(work: Work) -> Kernel:
-    """Each operand brought to the output's grid; one on that grid already is copied."""
+    """Build a Concat: requantize each operand to the output's grid; copy those on that grid."""
     y = work.out
     scales = [
         None
@@ -223,8 +234,8 @@ def concat(work: Work) -> Kernel:
         parts = []
         for codes, grid, scale in zip(inputs, work.grids, scales, strict=True):
             if scale is not None:
-                moved = scale(codes.to(torch.int64) - zero_of(grid), work.rounding)
-                codes = work.saturate(moved + zero_of(y))
+                rescaled = scale(codes.to(torch.int64) - zero_of(grid), work.rounding)
+                codes = work.saturate(rescaled + zero_of(y))
             parts.append(codes.to(torch.int32))
         return torch.cat(parts, axis)
 
@@ -232,7 +243,7 @@ def concat(work: Work) -> Kernel:
 
 
 def global_average(work: Work) -> Kernel:
-    """Sums over the spatial axes; rescaled and divided by the area with one rounding."""
+    """Build a GlobalAveragePool: sums, rescaled and divided by the area with one rounding."""
     (x,) = work.grids
     if work.y is None:
 
@@ -253,9 +264,9 @@ def global_average(work: Work) -> Kernel:
 
 
 def average(work: Work) -> Kernel:
-    """Sums over windows; rescaled and divided by each window's count with one rounding."""
+    """Build an AveragePool: sums, rescaled and divided by each window's count with one rounding."""
     node, (x,) = work.node, work.grids
-    given = {
+    attributes = {
         "strides": attribute(node, "strides"),
         "dilations": attribute(node, "dilations"),
         "pads": attribute(node, "pads"),
@@ -267,29 +278,30 @@ def average(work: Work) -> Kernel:
 
     def run(inputs: Sequence[T]) -> T:
         codes = inputs[0].to(torch.int32) - zero_of(x)
-        sums, counts = window_sums(codes, Windows(codes, kernel, **given), include)
+        sums, counts = window_sums(codes, Windows(codes, kernel, **attributes), include)
         return mean(sums.to(torch.int64), counts.to(torch.int64), True)
 
     return run
 
 
 def _mean(work: Work) -> Callable[[T, T, bool], T]:
-    """``sums / counts * s_x / s_y + z_y`` as one quotient of integers.
+    """Build ``sums / counts * s_x / s_y + z_y`` as one quotient of integers.
 
     Hardware divides by a constant with one more multiplier; the quotient here is the exact one.
     """
     (x,), y = work.grids, work.out
     exact = y.spec.scale_kind in ("power_of_two", "double_shift")
-    # A short factor leaves room for the sums: 2^62 / 2^24 is an area of 2^30 codes.
+    # A factor of 24 bits leaves 62 - 24 = 38 bits for a sum: 2^30 codes of 8 bits.
     alpha = np.float64(x.scale) / np.float64(y.scale)
     multiplier = as_integers(alpha, y.spec.scale_kind) if exact else _short(alpha, y)
     scale = rescale(multiplier)
     zero = zero_of(y)
 
-    def mean(sums: T, counts: T, early: bool) -> T:
+    def mean(sums: T, counts: T, as_average_pool: bool) -> T:
         total = scale.product(sums) << (-scale.shift).clamp(min=0)
         by = counts << scale.shift.clamp(min=0)
-        if early and work.early:
+        # QLinearAveragePool adds the zero point before rounding, QLinearGlobalAveragePool after.
+        if as_average_pool and work.zero_point_first:
             return work.saturate(divide(total + zero * by, by, work.rounding))
         return work.saturate(divide(total, by, work.rounding) + zero)
 

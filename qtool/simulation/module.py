@@ -1,4 +1,4 @@
-"""A simulation as a torch module, for anyone's loop."""
+"""Torch module around a simulation, for evaluation loops of the caller."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,22 +13,30 @@ from qtool.simulation.fake_quant import Simulation
 def by_input(
     inputs: Sequence[str], values: Sequence[Any], named: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What was given by position and by name, by name.
+    """Bind the arguments of a call to the names of inputs, as Python does.
+
+    Args:
+        inputs: names, in order.
+        values: arguments by position.
+        named: arguments by name.
 
     Raises:
-        DataError: an input is missing, unknown or given twice.
+        DataError: an input is missing, unknown or passed twice.
     """
     feeds = dict(zip(inputs, values, strict=False))
     wrong = [name for name in named if name in feeds or name not in inputs]
     missing = [name for name in inputs if name not in feeds and name not in named]
     if wrong or missing or len(values) > len(inputs):
-        given = f"{len(values)} by position" + (f" and {', '.join(named)}" if named else "")
-        raise DataError(f"the network was given {given}; expected {', '.join(inputs)}, each once")
+        passed = f"{len(values)} by position" + (f" and {', '.join(named)}" if named else "")
+        raise DataError(
+            f"found {passed} as inputs of the network, expected {', '.join(inputs)}, each once; "
+            "pass each by position or by name"
+        )
     return {**feeds, **named}
 
 
 class SimulatedModule(nn.Module):
-    """The quantized network; holds no parameters, and what it returns has no gradient."""
+    """Quantized network as a torch module without parameters; its outputs have no gradient."""
 
     def __init__(
         self, simulation: Simulation, inputs: tuple[str, ...], outputs: tuple[str, ...]
@@ -36,8 +44,9 @@ class SimulatedModule(nn.Module):
         """Wrap a simulation.
 
         Args:
-            simulation: what runs.
-            inputs, outputs: names, in order.
+            simulation: runs the network.
+            inputs: names, in order.
+            outputs: names, in order.
         """
         super().__init__()
         self.simulation = simulation
@@ -45,12 +54,16 @@ class SimulatedModule(nn.Module):
         self.outputs = outputs
 
     def forward(self, *values: Any, **named: Any) -> "torch.Tensor | tuple[torch.Tensor, ...]":
-        """The one output, or all of them, for inputs by position or by name.
+        """Compute the output, or a tuple of all of them.
+
+        Args:
+            values: inputs by position.
+            named: inputs by name.
 
         Raises:
-            DataError: an input is missing, unknown or given twice.
+            DataError: an input is missing, unknown or passed twice.
         """
-        found = self.simulation(by_input(self.inputs, values, named), self.outputs)
-        # Tensors of inference mode could not enter a graph of autograd later.
-        tensors = tuple(found[name].clone() for name in self.outputs)
+        results = self.simulation(by_input(self.inputs, values, named), self.outputs)
+        # A clone outside inference mode may enter an autograd graph later.
+        tensors = tuple(results[name].clone() for name in self.outputs)
         return tensors[0] if len(tensors) == 1 else tensors

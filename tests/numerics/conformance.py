@@ -1,4 +1,4 @@
-"""ONNX's own node tests against the executor's op table, and the table of passes for the docs.
+"""Conformance of the executor's op table: ONNX's node tests, and the table of passes for the docs.
 
 ``python -m tests.numerics.conformance`` writes docs/operators.md.
 """
@@ -53,7 +53,7 @@ EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One node test: its name, the op it is about, the model and its data sets."""
+    """One node test: name, op, model and data sets."""
 
     name: str
     op: str
@@ -64,31 +64,33 @@ class Case:
 
 
 def _subject(model: onnx.ModelProto) -> str | None:
-    """The one op the model is about; None for a function body written out in other ops."""
+    """Return the only op of a model; None for a function body written out in other ops."""
     ops = [n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")]
     return ops[0] if len(ops) == 1 and len(model.graph.node) == 1 else None
 
 
 @functools.cache
 def cases() -> list[Case]:
-    """The node tests of the ops in the table."""
+    """Return the node tests of the ops in the table."""
     from onnx.backend.test.loader import load_model_tests
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy overflows while onnx makes its data
         loaded = load_model_tests(kind="node")
-    found = []
+    selected = []
     for test in loaded:
         if test.name.endswith("_expanded") or "_expanded_" in test.name:
             continue
         subject = _subject(test.model)
         if subject in OPS:
-            found.append(Case(test.name, subject, test.model, test.data_sets, test.rtol, test.atol))
-    return found
+            selected.append(
+                Case(test.name, subject, test.model, test.data_sets, test.rtol, test.atol)
+            )
+    return selected
 
 
-def _array(given: Any) -> Any:
-    return onnx.numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else given
+def _array(data: Any) -> Any:
+    return onnx.numpy_helper.to_array(data) if isinstance(data, onnx.TensorProto) else data
 
 
 def _numbers(tensor: torch.Tensor) -> np.ndarray:
@@ -109,14 +111,14 @@ def _as_numbers(array: Any) -> np.ndarray:
 
 
 def failure(case: Case) -> str | None:
-    """Why the table alone does not compute the case, None where it does."""
+    """Return the reason why the table alone fails a case, None where it passes."""
     model = ir.from_proto(case.model)
     names = [i.name for i in case.model.graph.input]
-    for given, expected in case.data_sets:
+    for inputs, expected in case.data_sets:
         run = Executor(model)
         try:
             with torch.no_grad():
-                got = run({n: _array(g) for n, g in zip(names, given, strict=False)})
+                got = run({n: _array(g) for n, g in zip(names, inputs, strict=False)})
         except QtoolError as error:
             return f"{type(error).__name__}: {error}"
         if run.fallbacks:
@@ -143,7 +145,7 @@ def _difference(got: Any, want: Any, case: Case) -> str | None:
 
 
 def table() -> str:
-    """The markdown of docs/operators.md."""
+    """Return the markdown of docs/operators.md."""
     by_op: dict[str, list[Case]] = {op: [] for op in OPS}
     for case in cases():
         by_op[case.op].append(case)

@@ -32,8 +32,8 @@ def test_exceptions_are_few_and_real():
 
 def test_a_wrong_result_is_seen():
     case = next(c for c in conformance.cases() if c.name == "test_relu")
-    ((given, (expected,)),) = case.data_sets
-    wrong = dataclasses.replace(case, data_sets=[(given, (expected + 1,))])
+    ((inputs, (expected,)),) = case.data_sets
+    wrong = dataclasses.replace(case, data_sets=[(inputs, (expected + 1,))])
     assert "values" in (conformance.failure(wrong) or "")
 
 

@@ -105,7 +105,7 @@ def test_external_data_stays_in_its_file(tmp_path):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_any_value_can_be_fed_and_asked_for():
+def test_any_value_can_be_fed_and_returned():
     run, seen = executor(chain()), []
 
     def observe(value, tensor):
@@ -161,7 +161,7 @@ def test_values_die_after_their_last_reader():
     assert sum(ref() is not None for ref in alive) == 0
 
 
-def test_an_edge_can_read_what_the_hook_was_given():
+def test_an_edge_can_read_the_value_before_the_hook():
     def observe(value, tensor):
         return tensor * 0 if value.name == "s" else tensor
 
@@ -401,12 +401,12 @@ def test_gradients_reach_inputs_and_weights(op):
         torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes
     ]
     assert torch.autograd.gradcheck(
-        lambda *given: run(dict(zip(names, given, strict=True)))["y"], tensors
+        lambda *inputs: run(dict(zip(names, inputs, strict=True)))["y"], tensors
     )
     assert run.fallbacks == {}
 
 
-def test_every_op_of_the_table_has_a_name_onnx_knows():
-    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
-    assert set(OPS) <= known
+def test_every_op_of_the_table_is_an_onnx_operator():
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
+    assert set(OPS) <= names
     assert len(OPS) >= 150

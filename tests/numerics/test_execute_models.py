@@ -24,13 +24,13 @@ pytestmark = [
 def test_a_network_agrees_with_the_runtime(path):
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng, feeds = np.random.default_rng(0), {}
-    for given in session.get_inputs():
-        shape = [d if isinstance(d, int) else 4 for d in given.shape]
-        if given.type == "tensor(float)":
-            feeds[given.name] = rng.normal(size=shape).astype(np.float32)
+    for node in session.get_inputs():
+        shape = [d if isinstance(d, int) else 4 for d in node.shape]
+        if node.type == "tensor(float)":
+            feeds[node.name] = rng.normal(size=shape).astype(np.float32)
         else:
-            high = 2 if "mask" in given.name else 100
-            feeds[given.name] = rng.integers(1, high, shape).astype(np.int64)
+            high = 2 if "mask" in node.name else 100
+            feeds[node.name] = rng.integers(1, high, shape).astype(np.int64)
     run = Executor(ir.load(path))
     with torch.no_grad():
         got = run(feeds)

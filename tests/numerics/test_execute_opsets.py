@@ -158,12 +158,12 @@ def expected(model: onnx.ModelProto, feeds) -> list[np.ndarray]:
     return session.run(None, feeds)
 
 
-def check(model: onnx.ModelProto, feeds, wanted) -> None:
+def check(model: onnx.ModelProto, feeds, expected_outputs) -> None:
     run = Executor(ir.from_proto(model))
     with torch.no_grad():
         got = run(feeds)
     assert run.fallbacks == {}
-    for have, want in zip(got.values(), wanted, strict=True):
+    for have, want in zip(got.values(), expected_outputs, strict=True):
         assert have.numpy().dtype == want.dtype
         # Two float32 implementations of one formula, sums of at most 120 terms.
         np.testing.assert_allclose(have.numpy(), want, rtol=2e-5, atol=2e-6)

@@ -1,4 +1,4 @@
-"""One quantized op in ONNX Runtime and in ExactKernels, on grids that a test chooses."""
+"""Comparison of one quantized op in ONNX Runtime and in ExactKernels, on grids of the test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -39,8 +39,8 @@ class Case:
         weight: shape of its weight, or None.
         bias: output channels of its bias; 0 for none.
         extra: constant inputs behind the activations, such as Reshape's shape.
-        wanted: a product reads the op's outputs as codes; False leaves them float.
-        outputs: how many.
+        quantized_output: a product reads the outputs as codes; False leaves them float.
+        outputs: their number.
         weight_codes: the smallest and largest.
         convs: the op lies between convolutions, which the runtime computes channels last.
     """
@@ -51,7 +51,7 @@ class Case:
     weight: tuple[int, ...] | None = None
     bias: int = 0
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    wanted: bool = True
+    quantized_output: bool = True
     outputs: int = 1
     weight_codes: tuple[int, int] = (-127, 127)
     convs: bool = False
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def operands(self) -> list[str]:
-        """The activations that the op reads."""
+        """Activation inputs of the op."""
         return [f"{name}_made" if self.convs else name for name in self.inputs]
 
     def model(self) -> ir.Model:
@@ -77,17 +77,17 @@ class Case:
         if self.convs:
             for name, shape in zip(self.inputs, self.shapes, strict=True):
                 nodes.insert(0, self._conv(name, f"{name}_made", shape[1], shape[1], constants))
-        ends = [f"{out}_end" for out in outs] if self.wanted else outs
-        if self.wanted:
+        outputs = [f"{out}_end" for out in outs] if self.quantized_output else outs
+        if self.quantized_output:
             last = onnx.shape_inference.infer_shapes(self._proto(nodes, outs, constants))
-            for out, end, info in zip(outs, ends, last.graph.output, strict=True):
+            for out, end, info in zip(outs, outputs, last.graph.output, strict=True):
                 sizes = [d.dim_value for d in info.type.tensor_type.shape.dim]
                 if self.convs:
                     nodes.append(self._conv(out, end, sizes[1], 1, constants))
                     continue
                 constants[f"{out}_w"] = np.ones((sizes[-1], 1), np.float32)
                 nodes.append(helper.make_node("MatMul", [out, f"{out}_w"], [end], f"{out}_mm"))
-        model = ir.from_proto(self._proto(nodes, ends, constants))
+        model = ir.from_proto(self._proto(nodes, outputs, constants))
         name_everything(model)
         infer_shapes(model)
         return model
@@ -113,7 +113,7 @@ class Case:
 class Scales:
     """Grids of a case: of every input, of the output; the weight's scale.
 
-    With ``vary`` each channel's weight scale is another one around it.
+    With ``vary`` the weight scales of the channels vary around ``weight``.
     """
 
     inputs: tuple[Grid, ...]
@@ -123,14 +123,14 @@ class Scales:
 
 
 def random_scales(case: Case, rng: np.random.Generator) -> Scales:
-    """Scales without pattern; products fill the output's codes without leaving them often."""
+    """Draw scales without pattern; products fill the output's codes and seldom saturate."""
     grids = [(float(rng.uniform(0.005, 0.05)), _zero(rng)) for _ in range(len(case.shapes) + 1)]
     (first, *_, (out, _)) = grids
     return Scales(tuple(grids[:-1]), grids[-1], float(rng.uniform(5e-4, 2e-3)) * out / first[0])
 
 
 def tied_scales(case: Case, rng: np.random.Generator) -> Scales:
-    """Round decimals and powers of two, whose ratios put many values halfway between codes."""
+    """Draw round decimals and powers of two, whose ratios put many values at a half."""
     grids = [
         (float(rng.choice([0.01, 0.02, 0.03, 0.04, 0.25, 0.5, 1])), _zero(rng))
         for _ in range(len(case.shapes) + 1)
@@ -157,17 +157,17 @@ def frozen_plan(
     rng: np.random.Generator,
     float_nodes: frozenset[str] = frozenset(),
 ) -> QuantPlan:
-    """The case's plan on the given grids, with random integers as weights and bias."""
+    """Return the case's frozen plan on the grids of ``scales``, with random weights and bias."""
     plan = annotate(model, TARGET, Bits(layers=dict.fromkeys(float_nodes, FLOAT)))
     grids, codes = dict(plan.grids), {}
-    given = dict(zip(case.operands, scales.inputs, strict=True))
-    given |= dict(zip(case.inputs, scales.inputs, strict=True)) if case.convs else {}
+    requested = dict(zip(case.operands, scales.inputs, strict=True))
+    requested |= dict(zip(case.inputs, scales.inputs, strict=True)) if case.convs else {}
     for name, grid in plan.grid_of.items():
         spec = plan.spec(name)
         if spec.signed:
             continue
-        scale, zero = given.get(name, scales.output)
-        if name in given or grid not in {plan.grid_of.get(n) for n in given}:
+        scale, zero = requested.get(name, scales.output)
+        if name in requested or grid not in {plan.grid_of.get(n) for n in requested}:
             grids[grid] = QuantParams(spec, np.float32(scale), np.int32(zero))
     for site in plan.sites.values():
         if site.weight is None:
@@ -190,7 +190,7 @@ def frozen_plan(
 
 
 def feeds_of(case: Case, plan: QuantPlan, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Values that lie on the inputs' grids, all codes as likely."""
+    """Draw inputs on their grids, all codes equally likely."""
     feeds = {}
     for name, shape in zip(case.inputs, case.shapes, strict=True):
         codes = rng.integers(0, 256, shape).astype(np.float32)
@@ -204,7 +204,7 @@ def in_runtime(
     feeds: dict[str, np.ndarray],
     optimized: Path | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every code the file computes, all optimizations on; their graph goes to ``optimized``."""
+    """Run the emitted file with all optimizations; save the optimized graph to ``optimized``."""
     emitted = emit_qdq(model, plan, TARGET)
     names = capturable_values(emitted, plan)
     file = ir.to_proto(with_outputs(emitted, names)).SerializeToString()
@@ -216,27 +216,27 @@ def in_runtime(
 
 
 @dataclass
-class Found:
-    """Codes (or floats) of one draw: the runtime's, and those of ExactKernels."""
+class Comparison:
+    """Outputs of one draw: those of the runtime and those of ExactKernels."""
 
     runtime: list[np.ndarray]
     exact: list[np.ndarray]
 
     @property
     def off(self) -> int:
-        """How many differ."""
+        """Number of codes that differ."""
         pairs = zip(self.runtime, self.exact, strict=True)
         return sum(int(np.count_nonzero(a != b)) for a, b in pairs)
 
     @property
     def inside(self) -> float:
-        """Share of values that saturation did not decide."""
+        """Share of values that are not saturated."""
         values = np.concatenate([a.reshape(-1) for a in self.runtime])
         return float(((values > 0) & (values < 255)).mean())
 
 
-def told(plan: QuantPlan, kind: str) -> QuantPlan:
-    """The plan with another scale kind written on every grid; scales stay as they are."""
+def with_scale_kind(plan: QuantPlan, kind: str) -> QuantPlan:
+    """Return the plan with another scale kind on every grid; scales stay the same."""
     grids = {
         name: replace(grid, spec=replace(grid.spec, scale_kind=kind))
         for name, grid in plan.grids.items()
@@ -252,18 +252,18 @@ def draw(
     optimized: Path | None = None,
     kernels_of: Callable[[ir.Model, QuantPlan], Any] = ExactKernels,
     kind: str = "float",
-) -> Found:
-    """Compute a case on random codes both ways; ``kind`` is written on its grids."""
+) -> Comparison:
+    """Compute a case on random codes both ways; ``kind`` is the scale kind of its grids."""
     rng = np.random.default_rng(seed)
     model = case.model()
-    plan = told(frozen_plan(case, model, scales, rng), kind)
+    plan = with_scale_kind(frozen_plan(case, model, scales, rng), kind)
     seen = in_runtime(model, plan, feeds_of(case, plan, rng), optimized)
     codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
     kernels = kernels_of(model, plan)
     outputs = [v.name or "" for v in kernels.nodes["op"].outputs]
     runtime = [codes.get(n, seen.get(n)) for n in outputs]
     if "op" in plan.data_movement_ops:
-        exact = kernels.moved("op", codes[case.operands[0]])
+        exact = kernels.data_movement("op", codes[case.operands[0]])
     else:
         exact = [kernels.site(plan.sites["op"], codes)]
-    return Found(runtime, [tensor.numpy() for tensor in exact])
+    return Comparison(runtime, [tensor.numpy() for tensor in exact])

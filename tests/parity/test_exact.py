@@ -33,12 +33,12 @@ CASES = {
     "gemm transposed": Case("Gemm", ((9, 40),), {"transB": 1}, (24, 40), 24),
     "gemm": Case("Gemm", ((9, 40),), {"transB": 0}, (40, 24), 24),
     "gemm without bias": Case("Gemm", ((9, 40),), {"transB": 0}, (40, 24)),
-    "gemm to floats": Case("Gemm", ((9, 40),), {"transB": 1}, (24, 40), 24, wanted=False),
-    "gemm to floats without bias": Case("Gemm", ((9, 40),), {}, (40, 24), wanted=False),
+    "gemm to floats": Case("Gemm", ((9, 40),), {"transB": 1}, (24, 40), 24, quantized_output=False),
+    "gemm to floats without bias": Case("Gemm", ((9, 40),), {}, (40, 24), quantized_output=False),
     "gemm wide": Case("Gemm", ((9, 4000),), {"transB": 1}, (24, 4000), 24),
     "matmul": Case("MatMul", ((3, 9, 40),), {}, (40, 24)),
     "matmul wide": Case("MatMul", ((9, 4000),), {}, (4000, 24)),
-    "matmul to floats": Case("MatMul", ((3, 9, 40),), {}, (40, 24), wanted=False),
+    "matmul to floats": Case("MatMul", ((3, 9, 40),), {}, (40, 24), quantized_output=False),
     "add": Case("Add", (IMAGE, IMAGE)),
     "add a channel vector": Case("Add", (IMAGE, (8, 1, 1))),
     "add to a channel vector": Case("Add", ((1, 8, 1, 1), IMAGE)),
@@ -70,7 +70,7 @@ KERNEL = {"Gemm": "QGemm", "MatMul": "QLinearMatMul"}
 BETWEEN = {
     name: replace(case, convs=True)
     for name, case in CASES.items()
-    if case.wanted and all(len(shape) == 4 for shape in case.shapes)
+    if case.quantized_output and all(len(shape) == 4 for shape in case.shapes)
 }
 
 
@@ -109,12 +109,12 @@ PASSES = {
 
 
 def differing(case: Case, scales, count: int) -> tuple[int, float]:
-    """Codes that differ over some draws, and the largest share that saturation left alone."""
+    """Return the codes that differ over some draws, and the largest share without saturation."""
     off, inside = 0, 0.0
     for seed in range(count):
-        found = draw(case, scales(case, np.random.default_rng(seed)), seed)
-        off += found.off
-        inside = max(inside, found.inside)
+        one = draw(case, scales(case, np.random.default_rng(seed)), seed)
+        off += one.off
+        inside = max(inside, one.inside)
     return off, inside
 
 
@@ -123,7 +123,7 @@ def differing(case: Case, scales, count: int) -> tuple[int, float]:
 def test_no_code_differs(case, scales):
     off, inside = differing(case, scales, 4)
     assert off == 0
-    assert inside > 0.1  # the draws judged rounding, not only saturation
+    assert inside > 0.1  # the draws tested rounding, not only saturation
 
 
 @pytest.mark.parametrize("case", BETWEEN.values(), ids=BETWEEN)
@@ -141,10 +141,10 @@ def test_an_integer_kernel_ran(name, tmp_path):
     case = CASES[name]
     draw(case, random_scales(case, np.random.default_rng(0)), 0, tmp_path / "o.onnx")
     ran = {node.op_type for node in ir.load(tmp_path / "o.onnx").graph}
-    wanted = KERNEL.get(case.op, f"QLinear{case.op}")
-    if case.op == "MatMul" and not case.wanted:
-        wanted = "MatMulIntegerToFloat"
-    assert wanted in ran
+    expected = KERNEL.get(case.op, f"QLinear{case.op}")
+    if case.op == "MatMul" and not case.quantized_output:
+        expected = "MatMulIntegerToFloat"
+    assert expected in ran
 
 
 def test_every_kernel_and_every_pass_of_the_target_is_tested():
@@ -158,10 +158,10 @@ def test_every_kernel_and_every_pass_of_the_target_is_tested():
 @pytest.mark.parametrize("scales", [random_scales, tied_scales])
 def test_a_mean_that_writes_floats_is_exact(scales, tmp_path):
     """A network that ends in GlobalAveragePool: ones @ codes in integers, one float factor."""
-    case = Case("GlobalAveragePool", ((4, 16, 7, 5),), convs=True, wanted=False)
+    case = Case("GlobalAveragePool", ((4, 16, 7, 5),), convs=True, quantized_output=False)
     for seed in range(4):
-        found = draw(case, scales(case, np.random.default_rng(seed)), seed, tmp_path / "o.onnx")
-        assert found.off == 0 and found.runtime[0].dtype == np.float32
+        one = draw(case, scales(case, np.random.default_rng(seed)), seed, tmp_path / "o.onnx")
+        assert one.off == 0 and one.runtime[0].dtype == np.float32
     assert "MatMulInteger" in {node.op_type for node in ir.load(tmp_path / "o.onnx").graph}
 
 
@@ -176,12 +176,12 @@ WIDE = [
 def test_sums_past_2_to_the_24_are_exact(case, monkeypatch):
     """All weights are positive, sums near 10**8; float32 alone is seen where floats are written."""
     scales = Scales(((0.01, 0),), (0.01, 0), 1e-6)
-    found = [draw(case, scales, seed) for seed in range(4)]
-    assert [one.off for one in found] == [0] * 4
-    assert min(one.inside for one in found) > 0.9
+    draws = [draw(case, scales, seed) for seed in range(4)]
+    assert [one.off for one in draws] == [0] * 4
+    assert min(one.inside for one in draws) > 0.9
     if case.op == "Conv":  # its codes are too coarse to show it
         return
-    floats = replace(case, wanted=False)
+    floats = replace(case, quantized_output=False)
     assert draw(floats, scales, 0).off == 0
     monkeypatch.setattr(ort_kernels, "EXACT_SUM", float("inf"))
     assert draw(floats, scales, 0).off > 0
@@ -199,7 +199,7 @@ def test_sums_past_2_to_the_24_are_exact(case, monkeypatch):
     ],
 )
 def test_another_order_of_operations_is_seen(name, kernel, monkeypatch):
-    """ONNX's own definition, computed in float32, is not what the kernels do on ties."""
+    """ONNX's definition, computed in float32, differs from the kernels on ties."""
     monkeypatch.setitem(ort_kernels.KERNELS, CASES[name].op, kernel)
     assert differing(CASES[name], tied_scales, 24)[0] > 0
 
@@ -231,7 +231,7 @@ def test_another_rounding_is_seen(name, monkeypatch):
     [({"dilations": [2, 1]}, "no dilations"), ({"ceil_mode": 1, "count_include_pad": 1}, "whole")],
 )
 def test_averages_that_the_kernel_gets_wrong_stay_float(attributes, why, tmp_path):
-    """And ONNX Runtime, which knows the pattern, is kept from fusing them."""
+    """The emitted pattern keeps ONNX Runtime from fusing them."""
     case = Case("AveragePool", (IMAGE,), POOL | {"strides": [2, 2]} | attributes, convs=True)
     model, rng = case.model(), np.random.default_rng(0)
     plan = frozen_plan(case, model, random_scales(case, rng), rng)
@@ -252,7 +252,7 @@ def test_averages_that_the_kernel_gets_wrong_stay_float(attributes, why, tmp_pat
     ids=lambda case: case.op,
 )
 def test_a_float_layer_between_integers_stays_float(case, tmp_path):
-    """ONNX Runtime would quantize it on its own, weights per tensor, without a word."""
+    """Read by Q/DQ pairs, ONNX Runtime would quantize it, with weights per tensor."""
     model, rng = case.model(), np.random.default_rng(0)
     plan = frozen_plan(case, model, random_scales(case, rng), rng, frozenset({"op"}))
     in_runtime(model, plan, feeds_of(case, plan, rng), tmp_path / "o.onnx")

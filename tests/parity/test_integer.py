@@ -39,7 +39,7 @@ SHIFTS = ("power_of_two", "double_shift")
 
 
 def shift_scales(case: Case, rng: np.random.Generator) -> Scales:
-    """Powers of two, zero points anywhere: the ratios are shifts, and ties are everywhere."""
+    """Draw powers of two with any zero point: the ratios are shifts, and many values tie."""
     steps = [2.0 ** int(rng.integers(-7, -4)) for _ in range(len(case.shapes) + 1)]
     if case.op == "Mul":
         steps[-1] = 2.0 ** int(rng.integers(-4, 1))
@@ -49,7 +49,7 @@ def shift_scales(case: Case, rng: np.random.Generator) -> Scales:
 
 
 def differences(case: Case, scales, count: int, kind: str = "float") -> tuple[int, int, int]:
-    """Codes that differ, the largest difference, and codes compared, over some draws."""
+    """Return codes that differ, the largest difference, and codes compared, over some draws."""
     off = largest = total = 0
     for seed in range(count):
         one = draw(
@@ -75,7 +75,7 @@ def test_an_op_is_at_most_one_code_off(case, scales):
     off, largest, total = differences(case, scales, 4)
     assert largest <= 1
     # Real scales: a float32 product rounds where the integer one does not. Round decimals make
-    # ties, which fall as their float32 neighbours happen to; there one code is what is promised.
+    # ties, which float32 errors decide; there only one code of difference is guaranteed.
     assert off <= (1e-3 if scales is random_scales else 0.2) * total
 
 
@@ -117,14 +117,14 @@ def test_every_kernel_of_the_target_has_an_integer_one():
 
 
 class NoFloats(TorchDispatchMode):
-    """Fails when an operation reads or makes a float."""
+    """Mode that fails when an operation reads or makes a float."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for part in torch.utils._pytree.tree_leaves((args, kwargs, found)):
+        result = func(*args, **(kwargs or {}))
+        for part in torch.utils._pytree.tree_leaves((args, kwargs, result)):
             if isinstance(part, torch.Tensor):
                 assert not part.is_floating_point(), func
-        return found
+        return result
 
 
 def planned(model, kind: str):
@@ -169,13 +169,15 @@ def test_a_whole_network_runs_in_integers(name, kind, tmp_path):
 
 
 def _entry_codes(whole: IntegerNetwork, feeds):
-    """Codes made with numpy, so that nothing under NoFloats touches a float."""
-    found = {}
+    """Quantize the inputs with numpy, so that nothing under NoFloats touches a float."""
+    codes_of = {}
     for name in whole.entries:
         grid = whole.plan.params(name)
         codes = np.rint(feeds[name] / grid.scale) + grid.zero_point
-        found[name] = torch.from_numpy(codes.clip(grid.spec.qmin, grid.spec.qmax).astype(np.int32))
-    return found
+        codes_of[name] = torch.from_numpy(
+            codes.clip(grid.spec.qmin, grid.spec.qmax).astype(np.int32)
+        )
+    return codes_of
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -217,8 +219,8 @@ def test_a_float_op_in_the_middle_is_named(tmp_path):
         IntegerNetwork(model, plan)
 
 
-def test_floats_at_the_ends_are_no_obstacle(tmp_path):
-    """A scaling in front and a Softmax behind; what it reads are the integers' values."""
+def test_floats_before_and_after_the_integer_part(tmp_path):
+    """A division before and a Softmax after; the Softmax reads dequantized integers."""
     net = Net()
     x = net.add("Div", net.input("x", "N", 4, 8, 8), net.const(2.0))
     x = net.add("Relu", net.conv(x, 4, 8))
@@ -270,7 +272,7 @@ def test_sixteen_bit_activations_need_wider_sums():
 
 
 def test_weights_with_zero_points(tmp_path):
-    """uint8 weights, as the exact kernels have them."""
+    """uint8 weights, compared with the kernels of the runtime."""
     model, chosen = network("residual", tmp_path), load_target("npu-u8")
     plan = annotate(model, chosen, Bits())
     stats = collect(
@@ -283,14 +285,14 @@ def test_weights_with_zero_points(tmp_path):
     compared = 0
     for site in plan.sites.values():
         if site.output in plan.grid_of:
-            given = {n: codes[n].numpy() for n in site.inputs if n in codes}
-            apart = (exact.site(site, given) - codes[site.output]).abs()
+            inputs = {n: codes[n].numpy() for n in site.inputs if n in codes}
+            apart = (exact.site(site, inputs) - codes[site.output]).abs()
             assert apart.max() <= 1 and apart.count_nonzero() < 1e-3 * apart.numel() + 1
             compared += 1
     assert compared
 
 
-def test_a_kept_clip_limits_codes(tmp_path):
+def test_a_folded_clip_limits_codes(tmp_path):
     """A grid wider than the Clip folded into it: codes stop where the Clip does."""
     model = network("inverted_bottleneck", tmp_path)
     plan = planned(model, "power_of_two")

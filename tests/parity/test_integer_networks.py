@@ -64,11 +64,11 @@ def test_no_layer_is_more_than_one_code_off(name, kind):
         codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if "_quantized" in n}
         with torch.inference_mode():
             for site in plan.sites.values():
-                found = whole.kernels.site(site, codes)
+                output = whole.kernels.site(site, codes)
                 if site.output not in codes:
-                    np.testing.assert_array_equal(found.numpy(), seen[site.output])
+                    np.testing.assert_array_equal(output.numpy(), seen[site.output])
                     continue
-                apart = np.abs(found.numpy() - codes[site.output].astype(np.int64))
+                apart = np.abs(output.numpy() - codes[site.output].astype(np.int64))
                 off, total = off + int(np.count_nonzero(apart)), total + apart.size
                 largest = max(largest, int(apart.max()))
         out = graph.graph.outputs[0].name

@@ -28,7 +28,7 @@ def simulated(model, plan, feeds):
 
 
 def assert_equal_but_for_sums(want, got, plan):
-    """Equal up to the order of float sums: one code, rarely, where a sum lies at a half."""
+    """Assert equality up to the order of float sums: rarely one code, at sums near a half."""
     assert want.keys() == got.keys()
     for name, array in want.items():
         params = plan.params(name)
@@ -40,7 +40,7 @@ def assert_equal_but_for_sums(want, got, plan):
 
 
 def in_package(model: ir.Model, feeds, monkeypatch) -> dict[str, np.ndarray]:
-    """Outputs as the qonnx package computes them, node by node."""
+    """Compute outputs with the qonnx package, node by node."""
     qonnx = pytest.importorskip("qonnx.core.onnx_exec")
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.transformation.infer_shapes import InferShapes
@@ -48,14 +48,14 @@ def in_package(model: ir.Model, feeds, monkeypatch) -> dict[str, np.ndarray]:
     make = qonnx.qonnx_make_model
 
     def older(*args, **kwargs):
-        """The package's single-node models in a form that this ONNX Runtime loads."""
+        """Return the package's single-node models with an IR version that ONNX Runtime loads."""
         proto = make(*args, **kwargs)
         proto.ir_version = 10
         return proto
 
     monkeypatch.setattr(qonnx, "qonnx_make_model", older)
     proto = ir.to_proto(model)
-    for value in proto.graph.input:  # the package knows no open dimensions
+    for value in proto.graph.input:  # the package needs fixed dimensions
         for dim, size in zip(
             value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True
         ):
@@ -110,16 +110,16 @@ def test_any_width(bits, monkeypatch):
         grids[plan.grid_of[name]] = QuantParams(spec, scale.astype(np.float32), params.zero_point)
     plan = freeze(model, replace(plan, grids=grids, codes={}))
     made = emit_qonnx(model, plan)
-    found = quants(made)
-    assert float(constant(found[f"{weight}_Quant"].inputs[3])) == bits
-    assert float(constant(found["mid_Quant"].inputs[3])) == bits
-    assert found["mid_Quant"].attributes["signed"].value == 0
-    assert found[f"{weight}_Quant"].attributes["narrow"].value == 1
+    quant_nodes = quants(made)
+    assert float(constant(quant_nodes[f"{weight}_Quant"].inputs[3])) == bits
+    assert float(constant(quant_nodes["mid_Quant"].inputs[3])) == bits
+    assert quant_nodes["mid_Quant"].attributes["signed"].value == 0
+    assert quant_nodes[f"{weight}_Quant"].attributes["narrow"].value == 1
     feeds = feeds_for(model, seed=3)
     got = run(made, feeds)
     assert_equal_but_for_sums(simulated(model, plan, feeds), got, plan)
     assert_equal_but_for_sums(in_package(made, feeds, monkeypatch), got, plan)
-    on_grid = constant(found[f"{weight}_Quant"].inputs[0])
+    on_grid = constant(quant_nodes[f"{weight}_Quant"].inputs[0])
     assert (
         len(np.unique(np.rint(on_grid / plan.params(weight).scale[:, None, None, None]))) <= 2**bits
     )

@@ -45,13 +45,13 @@ def network(name: str, tmp_path: Path) -> ir.Model:
 def captured(
     model: ir.Model, emitted: ir.Model, plan, folder: Path, count: int = 2
 ) -> dict[str, str]:
-    """Write what the verifying child writes: inputs and every watched value, sample by sample."""
+    """Write captures as the verifying process does: inputs and every watched value."""
     names = capturable_values(emitted, plan)
     watched = with_outputs(emitted, names)
     for k in range(count):
         feeds = feeds_for(model, rows=2, seed=50 + k)
-        found = run(watched, feeds)
-        arrays = {f"o{j}": found[name] for j, name in enumerate(names)}
+        values = run(watched, feeds)
+        arrays = {f"o{j}": values[name] for j, name in enumerate(names)}
         np.savez(folder / f"{k}.npz", **arrays, **{f"i:{n}": a for n, a in feeds.items()})
     return names
 
@@ -68,7 +68,7 @@ def test_the_file_computes_what_the_kernels_say(name, tmp_path):
 
 
 def test_a_damaged_code_is_counted_where_it_is(tmp_path):
-    """One code of one layer moved by three steps: that layer is named, and its readers follow."""
+    """One code of one layer, changed by three steps, counts at that layer and at its readers."""
     model = network("residual", tmp_path)
     emitted, plan = quantized(model)
     names = captured(model, emitted, plan, tmp_path, 1)
@@ -114,10 +114,10 @@ def test_the_float_simulation_is_close_to_the_file(name, tmp_path):
 def test_constants_are_those_of_the_file(name, tmp_path):
     model = network(name, tmp_path)
     emitted, plan = quantized(model)
-    held = emitted.graph.initializers
+    initializers = emitted.graph.initializers
     assert plan.codes
     for constant in plan.codes:
-        codes = held[f"{constant}_quantized"].const_value.numpy().astype(np.float64)
+        codes = initializers[f"{constant}_quantized"].const_value.numpy().astype(np.float64)
         scale = scale_of(by_name(emitted.graph)[f"{constant}_scale"]).astype(np.float64)
         params = plan.params(constant)
         shape = [1] * codes.ndim

@@ -70,13 +70,13 @@ def test_openvino_computes_the_same_codes(builder, tmp_path):
     read = core.read_model(ir.to_proto(emitted).SerializeToString())
     compiled = core.compile_model(read, "CPU", options)
     results = compiled(feeds)
-    found = {out.get_any_name(): results[out] for out in compiled.outputs}
+    outputs = {out.get_any_name(): results[out] for out in compiled.outputs}
     for key, array in run(emitted, feeds).items():
-        np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-5 * np.abs(array).max())
+        np.testing.assert_allclose(outputs[key], array, rtol=0, atol=1e-5 * np.abs(array).max())
 
 
 def large() -> Net:
-    """A convolution worth moving between two that are not: few products, few multiplications."""
+    """Return a large convolution between two small ones: few products, few multiplications."""
     net = Net()
     x = net.add("Relu", net.conv(net.input("x", "N", 4, 32, 32), 4, 32, name="thin"))
     x = net.add("Relu", net.conv(x, 32, 32, name="wide"))
@@ -85,7 +85,7 @@ def large() -> Net:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_a_moved_zero_point_changes_no_bit(bits, tmp_path):
+def test_a_shifted_zero_point_changes_no_bit(bits, tmp_path):
     plain, amx = load_target("onnxruntime-cpu"), load_target("onnxruntime-cpu-amx")
     files = {}
     for target in (plain, amx):
@@ -102,13 +102,13 @@ def test_a_moved_zero_point_changes_no_bit(bits, tmp_path):
     assert zeros == {"thin": {0}, "wide": {-1}, "tiny": {0}}
 
 
-def test_the_floors_decide_what_moves(tmp_path):
+def test_minimum_sizes_select_the_shifted_weights(tmp_path):
     amx = load_target("onnxruntime-cpu-amx")
     everything = replace(amx, weight_zero_point=replace(amx.weight_zero_point, min_k=1, min_macs=1))
     _, plan, emitted = file_for(everything, BUILDERS["depthwise"](), tmp_path)
-    moved = [n for n in emitted.graph.initializers.values() if "zero_point" in (n.name or "")]
-    signed = [constant(v) for v in moved if constant(v).dtype == np.int8]
-    # Of three convolutions the depthwise one stays: its kernel wants the zero point 0.
+    zero_points = [n for n in emitted.graph.initializers.values() if "zero_point" in (n.name or "")]
+    signed = [constant(v) for v in zero_points if constant(v).dtype == np.int8]
+    # The depthwise convolution of the three is excluded: its kernel requires the zero point 0.
     assert sum(bool((zero == -1).all()) for zero in signed) == len(plan.sites) - 1 == 2
 
 

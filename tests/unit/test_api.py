@@ -196,8 +196,12 @@ def test_the_file_is_the_one_of_the_pipeline(tmp_path, monkeypatch):
             UnsupportedError,
             "there is nothing to quantize",
         ),
-        (lambda m, p: qtool.simulate(m, p)(IMAGE), DataError, "given 1 by position; expected"),
-        (lambda m, p: qtool.simulate(m, p)(IMAGE, imag=WEIGHT), DataError, "and imag; expected"),
+        (lambda m, p: qtool.simulate(m, p)(IMAGE), DataError, "found 1 by position as inputs"),
+        (
+            lambda m, p: qtool.simulate(m, p)(IMAGE, imag=WEIGHT),
+            DataError,
+            "and imag as inputs of the network, expected",
+        ),
         (lambda m, p: qtool.emit(m, p, "."), RecipeError, "is a folder; expected a file name"),
     ],
 )

@@ -7,72 +7,72 @@ from qtool.runtime.tensors import Op, T
 
 
 def leaky_relu(x: T, *, alpha: float = 0.01) -> T:
-    """Negative values times alpha."""
+    """Multiply negative values by alpha."""
     return F.leaky_relu(x, alpha)
 
 
 def prelu(x: T, slope: T) -> T:
-    """Negative values times a slope that broadcasts to x."""
+    """Multiply negative values by a slope that broadcasts to x."""
     return torch.where(x < 0, x * slope, x)
 
 
 def elu(x: T, *, alpha: float = 1.0) -> T:
-    """Alpha * (exp(x) - 1) below zero."""
+    """Compute alpha * (exp(x) - 1) below zero, x above."""
     return F.elu(x, alpha)
 
 
 def selu(x: T, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> T:
-    """Elu times gamma."""
+    """Compute gamma * elu(x)."""
     return gamma * F.elu(x, alpha)
 
 
 def celu(x: T, *, alpha: float = 1.0) -> T:
-    """Alpha * (exp(x / alpha) - 1) below zero."""
+    """Compute alpha * (exp(x / alpha) - 1) below zero, x above."""
     return F.celu(x, alpha)
 
 
 def thresholded_relu(x: T, *, alpha: float = 1.0) -> T:
-    """Values above alpha, else zero."""
+    """Return values above alpha, zero elsewhere."""
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 def hard_sigmoid(x: T, *, alpha: float = 0.2, beta: float = 0.5) -> T:
-    """Alpha * x + beta, limited to [0, 1]."""
+    """Compute alpha * x + beta, clamped to [0, 1]."""
     return torch.clamp(x * alpha + beta, 0, 1)
 
 
 def hard_swish(x: T) -> T:
-    """X times hard sigmoid with alpha 1/6."""
+    """Compute x * hard_sigmoid(x) with alpha 1/6 and beta 1/2."""
     return F.hardswish(x)
 
 
 def softplus(x: T) -> T:
-    """log(1 + exp(x))."""
+    """Compute log(1 + exp(x))."""
     return F.softplus(x)
 
 
 def softsign(x: T) -> T:
-    """X / (1 + |x|)."""
+    """Compute x / (1 + |x|)."""
     return F.softsign(x)
 
 
 def mish(x: T) -> T:
-    """X * tanh(softplus(x))."""
+    """Compute x * tanh(softplus(x))."""
     return F.mish(x)
 
 
 def gelu(x: T, *, approximate: str = "none") -> T:
-    """X times the normal distribution function, exact or by tanh."""
+    """Compute x * P(X <= x), X standard normal: by erf, or approximated by tanh."""
     return F.gelu(x, approximate=approximate)
 
 
 def swish(x: T, *, alpha: float = 1.0) -> T:
-    """X * sigmoid(alpha * x)."""
+    """Compute x * sigmoid(alpha * x)."""
     return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
 
 
 def shrink(x: T, *, bias: float = 0.0, lambd: float = 0.5) -> T:
-    """Values within lambd of zero become zero, the others move by bias toward it."""
+    """Set values within lambd of zero to zero; bring the others bias closer to it."""
     zero = torch.zeros_like(x)
     return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, zero)).to(x.dtype)
 

@@ -13,7 +13,7 @@ _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def widened(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn``, computed in int64 for unsigned types that torch stores but does not compute with."""
+    """Wrap ``fn`` to compute in int64 for unsigned types that torch only stores."""
 
     @functools.wraps(fn)
     def call(*tensors: Any, **options: Any) -> Any:
@@ -30,12 +30,12 @@ def widened(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def div(a: T, b: T) -> T:
-    """Quotient; integers truncate toward zero."""
+    """Divide; integer quotients are truncated toward zero."""
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 def power(a: T, b: T) -> T:
-    """``a`` to the power ``b``, in the type of ``a``."""
+    """Raise ``a`` to the power ``b``, in the type of ``a``."""
     if a.dtype == b.dtype and a.is_floating_point():
         return torch.pow(a, b)
     if a.is_floating_point():
@@ -44,12 +44,12 @@ def power(a: T, b: T) -> T:
 
 
 def mod(a: T, b: T, *, fmod: int = 0) -> T:
-    """Remainder with the sign of the divisor, or of the dividend where ``fmod`` is set."""
+    """Compute the remainder: sign of the divisor, or of the dividend where ``fmod`` is set."""
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
 def variadic(fn: Callable[[T, T], T]) -> Callable[..., T]:
-    """``fn`` folded over any number of inputs."""
+    """Wrap a function of two inputs to fold over any number of inputs."""
 
     def call(*tensors: T) -> T:
         return functools.reduce(fn, tensors)
@@ -58,12 +58,13 @@ def variadic(fn: Callable[[T, T], T]) -> Callable[..., T]:
 
 
 def mean(*tensors: T) -> T:
-    """Mean of the inputs."""
+    """Compute the mean of the inputs, element by element."""
     return functools.reduce(torch.add, tensors) / len(tensors)
 
 
 def clip(x: T, min: T | float | None = None, max: T | float | None = None) -> T:
-    """Values limited to [min, max]; limits as inputs (opset 11) or attributes."""
+    """Clamp to [min, max]; the limits are inputs (opset 11) or attributes."""
+    # Tensors keep the gradient of a learned limit; numbers are faster where there is none.
     if (isinstance(min, T) and min.requires_grad) or (isinstance(max, T) and max.requires_grad):
         low, high = (
             torch.as_tensor(v, dtype=x.dtype) if v is not None else None for v in (min, max)
@@ -75,30 +76,32 @@ def clip(x: T, min: T | float | None = None, max: T | float | None = None) -> T:
 
 
 def where(condition: T, x: T, y: T) -> T:
-    """``x`` where the condition holds, else ``y``."""
+    """Select ``x`` where the condition holds, else ``y``."""
     return torch.where(condition, x, y)
 
 
 def sign(x: T) -> T:
-    """-1, 0 or 1."""
+    """Return -1, 0 or 1."""
     return torch.sign(x)
 
 
 def rounded(x: T) -> T:
-    """Nearest integer, halves to even."""
+    """Round to the nearest integer, halves to even."""
     return torch.round(x)
 
 
 def is_inf(x: T, *, detect_negative: int = 1, detect_positive: int = 1) -> T:
-    """True at the infinities of the signs asked for."""
+    """Return a mask of the infinities of the selected signs."""
     none = torch.zeros_like(x, dtype=torch.bool)
     low = torch.isneginf(x) if detect_negative else none
     return low | torch.isposinf(x) if detect_positive else low
 
 
 def bit_shift(x: T, y: T, *, direction: str) -> T:
-    """Bits moved LEFT or RIGHT, zeros shifted in."""
+    """Shift bits LEFT or RIGHT, filling with zeros."""
     shift = operator.lshift if direction == "LEFT" else operator.rshift
+    # Torch shifts no wider unsigned type than uint8. A signed view shifted right would copy the
+    # top bit, so it serves only where that bit is 0.
     if x.dtype == torch.uint64:
         if direction == "RIGHT" and bool((x.view(torch.int64) < 0).any()):
             raise Unhandled("uint64 above 2**63")
@@ -109,7 +112,7 @@ def bit_shift(x: T, y: T, *, direction: str) -> T:
 
 
 def not_(x: T) -> T:
-    """Logical not."""
+    """Negate booleans."""
     return torch.logical_not(x)
 
 

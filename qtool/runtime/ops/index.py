@@ -1,4 +1,4 @@
-"""Gathering and scattering by index, masks."""
+"""Gather and scatter by index, masks."""
 
 import math
 
@@ -10,13 +10,13 @@ _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _from_end(indices: T, size: int) -> T:
-    """Indices with the negative ones counted from the end."""
+    """Replace negative indices, which count from the end, by positive ones."""
     indices = indices.long()
     return torch.where(indices < 0, indices + size, indices)
 
 
 def gather(x: T, indices: T, *, axis: int = 0) -> T:
-    """Slices of an axis, by index."""
+    """Select slices of an axis by index."""
     axis %= x.dim()
     places = _from_end(indices, x.shape[axis])
     if places.dim() == 1:
@@ -26,12 +26,12 @@ def gather(x: T, indices: T, *, axis: int = 0) -> T:
 
 
 def gather_elements(x: T, indices: T, *, axis: int = 0) -> T:
-    """One element of an axis for each index."""
+    """Select one element of an axis for each index."""
     return x.gather(axis, _from_end(indices, x.shape[axis]))
 
 
 def _linear(indices: T, sizes: torch.Size) -> T:
-    """Index vectors in the last axis as places in the flattened leading axes."""
+    """Convert index vectors (last axis) to positions in the flattened leading axes."""
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
     for i in range(indices.shape[-1]):
         flat = flat * sizes[i] + _from_end(indices[..., i], sizes[i])
@@ -39,7 +39,7 @@ def _linear(indices: T, sizes: torch.Size) -> T:
 
 
 def gather_nd(x: T, indices: T, *, batch_dims: int = 0) -> T:
-    """Slices by index vectors (the last axis of ``indices``)."""
+    """Select slices by index vectors (the last axis of ``indices``)."""
     depth, batch = indices.shape[-1], list(x.shape[:batch_dims])
     count = math.prod(batch)
     rest = list(x.shape[batch_dims + depth :])
@@ -50,7 +50,7 @@ def gather_nd(x: T, indices: T, *, batch_dims: int = 0) -> T:
 
 
 def scatter_elements(x: T, indices: T, updates: T, *, axis: int = 0, reduction: str = "none") -> T:
-    """``x`` with single elements replaced, or reduced with the updates."""
+    """Replace single elements of ``x``, or reduce them with the updates."""
     places = _from_end(indices, x.shape[axis])
     if reduction == "none":
         return x.scatter(axis, places, updates)
@@ -58,7 +58,7 @@ def scatter_elements(x: T, indices: T, updates: T, *, axis: int = 0, reduction: 
 
 
 def scatter_nd(x: T, indices: T, updates: T, *, reduction: str = "none") -> T:
-    """``x`` with slices replaced, or reduced with the updates."""
+    """Replace slices of ``x``, or reduce them with the updates."""
     depth = indices.shape[-1]
     rest = x.shape[depth:]
     width = math.prod(rest)
@@ -72,7 +72,7 @@ def scatter_nd(x: T, indices: T, updates: T, *, reduction: str = "none") -> T:
 
 
 def one_hot(indices: T, depth: T, values: T, *, axis: int = -1) -> T:
-    """``values[1]`` at each index along a new axis, ``values[0]`` elsewhere."""
+    """Return ``values[1]`` at each index along a new axis, ``values[0]`` elsewhere."""
     size = int(number(depth))
     places = indices.long()
     places = torch.where(places < 0, places + size, places).unsqueeze(axis)
@@ -83,31 +83,31 @@ def one_hot(indices: T, depth: T, values: T, *, axis: int = -1) -> T:
 
 
 def non_zero(x: T) -> T:
-    """Index vectors of the elements that are not zero, one per column."""
+    """Return the index vectors of non-zero elements, one per column."""
     return torch.nonzero(x).t()
 
 
 def compress(x: T, condition: T, *, axis: int | None = None) -> T:
-    """The slices of an axis (or elements of the flat input) where the condition holds."""
+    """Select slices of an axis (or elements of the flat input) where the condition holds."""
     places = torch.nonzero(condition).reshape(-1)
     return x.reshape(-1)[places] if axis is None else x.index_select(axis, places)
 
 
 def trilu(x: T, k: T | None = None, *, upper: int = 1) -> T:
-    """The upper or lower triangle of the last two axes."""
+    """Return the upper or lower triangle of the last two axes."""
     diagonal = 0 if k is None else int(number(k))
     return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
 
 
 def eye_like(x: T, *, dtype: int | None = None, k: int = 0) -> T:
-    """Ones on a diagonal, in the shape of ``x``."""
+    """Return ones on a diagonal, zeros elsewhere, in the shape of ``x``."""
     rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     hit = torch.arange(x.shape[1], device=x.device) - rows == k
     return hit.to(x.dtype if dtype is None else DTYPES[dtype])
 
 
 def reverse_sequence(x: T, lengths: T, *, batch_axis: int = 1, time_axis: int = 0) -> T:
-    """Each sequence reversed within its own length."""
+    """Reverse each sequence within its own length."""
     y = x.movedim((time_axis, batch_axis), (0, 1))
     places = reversed_places(y.shape[0], lengths.to(x.device))
     batch = torch.arange(y.shape[1], device=x.device)
@@ -115,7 +115,7 @@ def reverse_sequence(x: T, lengths: T, *, batch_axis: int = 1, time_axis: int = 
 
 
 def reversed_places(steps: int, lengths: T) -> T:
-    """[steps, batch]: the step that each step shows where sequences are reversed."""
+    """Return the source step of every step of reversed sequences, [steps, batch]."""
     time = torch.arange(steps, device=lengths.device).unsqueeze(1)
     return torch.where(time < lengths, lengths - 1 - time, time).long()
 

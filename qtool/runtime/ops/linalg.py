@@ -7,7 +7,7 @@ from qtool.runtime.tensors import Op, T
 
 
 def matmul(a: T, b: T) -> T:
-    """Matrix product with numpy's broadcasting."""
+    """Multiply matrices with numpy's broadcasting."""
     return torch.matmul(a, b)
 
 
@@ -21,9 +21,10 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> T:
-    """Alpha * A' B' + beta * C."""
+    """Compute alpha * A' B' + beta * C."""
     if transA:
         a = a.t()
+    # One fused call for the common case; integers (codes) take the general path below.
     if alpha == beta == 1.0 and transB and (c is None or c.dim() == 1) and a.is_floating_point():
         return F.linear(a, b, c)
     y = torch.matmul(a, b.t() if transB else b)
@@ -35,12 +36,12 @@ def gemm(
 
 
 def einsum(*tensors: T, equation: str) -> T:
-    """Sum of products by index names."""
+    """Sum products by index names."""
     return torch.einsum(equation.replace(" ", ""), *tensors)
 
 
 def det(x: T) -> T:
-    """Determinant of the last two axes."""
+    """Compute the determinant over the last two axes."""
     return torch.linalg.det(x)
 
 

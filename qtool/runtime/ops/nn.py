@@ -28,7 +28,7 @@ def window_pads(
     pads: Axes,
     auto_pad: str,
 ) -> tuple[list[int], list[int]]:
-    """Padding before and after each spatial axis, from ``pads`` or ``auto_pad``."""
+    """Return the padding before and after each spatial axis, from ``pads`` or ``auto_pad``."""
     n = len(size)
     if auto_pad in ("NOTSET", ""):
         return (list(pads[:n]), list(pads[n:])) if pads else ([0] * n, [0] * n)
@@ -44,7 +44,7 @@ def window_pads(
 
 
 def pad_spatial(x: T, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> T:
-    """``x`` padded on its spatial axes; negative amounts crop."""
+    """Pad ``x`` on its spatial axes; negative amounts crop."""
     amounts = [p for pair in zip(reversed(begin), reversed(end), strict=True) for p in pair]
     return F.pad(x, amounts, value=value) if any(amounts) else x
 
@@ -61,7 +61,7 @@ def conv(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """Convolution over 1 to 3 spatial axes."""
+    """Convolve over 1 to 3 spatial axes."""
     n = x.dim() - 2
     strides, dilations = strides or (1,) * n, dilations or (1,) * n
     begin, end = window_pads(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
@@ -86,14 +86,14 @@ def conv_transpose(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """Transposed convolution; the whole scatter first, then cropped by the pads."""
+    """Compute a transposed convolution: the full output first, then cropped by the pads."""
     n = x.dim() - 2
     strides, dilations = strides or (1,) * n, dilations or (1,) * n
     extra = list(output_padding or [0] * n)
     begin, end = (list(pads[:n]), list(pads[n:])) if pads else ([0] * n, [0] * n)
     same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
     if output_shape or same:
-        wanted = (
+        sizes = (
             output_shape[-n:]
             if output_shape
             else [i * s for i, s in zip(x.shape[2:], strides, strict=True)]
@@ -101,10 +101,11 @@ def conv_transpose(
         begin, end = [], []
         for axis in range(n):
             kernel = (w.shape[axis + 2] - 1) * dilations[axis] + 1
-            total = strides[axis] * (x.shape[axis + 2] - 1) + extra[axis] + kernel - wanted[axis]
+            total = strides[axis] * (x.shape[axis + 2] - 1) + extra[axis] + kernel - sizes[axis]
             small = total // 2
             begin.append(small if auto_pad == "SAME_UPPER" else total - small)
             end.append(total - begin[-1])
+    # Torch takes one padding per axis and an output padding below the stride or dilation.
     simple = begin == end and min(begin) >= 0
     if simple and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
         return _CONV_TRANSPOSE[n](x, w, b, strides, begin, extra, group, dilations)
@@ -114,7 +115,7 @@ def conv_transpose(
 
 
 class Windows:
-    """Where pooling windows lie: the pads given, and what more ``ceil_mode`` needs."""
+    """Positions of pooling windows: explicit pads plus those that ``ceil_mode`` adds."""
 
     def __init__(
         self,
@@ -139,18 +140,19 @@ class Windows:
         ):
             steps = (i + b + e - (k - 1) * d - 1) / s
             out = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+            # ONNX drops a last window that starts in the padding behind the input.
             if ceil_mode and (out - 1) * s >= i + b:
                 out -= 1
             self.reach.append(max((out - 1) * s + (k - 1) * d + 1 - i - b, e))
 
     @property
     def plain(self) -> bool:
-        """Torch's own padding expresses these windows."""
+        """True where torch's own padding argument expresses these windows."""
         fits = all(2 * b <= k for b, k in zip(self.begin, self.kernel, strict=True))
         return fits and self.begin == self.end == self.reach
 
     def sum(self, x: T) -> T:
-        """Sum over each window of ``x``, which is padded already."""
+        """Sum each window of ``x``, which is padded already."""
         ones = x.new_ones(1, 1, *self.kernel)
         flat = x.reshape(-1, 1, *x.shape[2:])
         y = _CONV[self.n](flat, ones, None, self.strides, 0, self.dilations)
@@ -169,9 +171,9 @@ def max_pool(
     strides: Axes = None,
     n_outputs: int = 1,
 ) -> T | tuple[T, T]:
-    """Largest value of each window, and its place in the flat input where that is asked for."""
+    """Return the largest value of each window, and its flat input index if ``n_outputs`` is 2."""
     if x.dtype in (torch.int8, torch.uint8):  # torch pools the wider integers only
-        found = max_pool(
+        pooled = max_pool(
             x.int(),
             kernel_shape=kernel_shape,
             auto_pad=auto_pad,
@@ -182,12 +184,15 @@ def max_pool(
             strides=strides,
             n_outputs=n_outputs,
         )
-        return (found[0].to(x.dtype), found[1]) if isinstance(found, tuple) else found.to(x.dtype)
+        if isinstance(pooled, tuple):
+            return pooled[0].to(x.dtype), pooled[1]
+        return pooled.to(x.dtype)
     at = Windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     pool, size = _MAX_POOL[at.n], x.shape[2:]
     inner, shift = at.begin, [0] * at.n
     padded = x
     if not at.plain:
+        # Padding must never be the maximum, so it is the smallest number of the type.
         lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
         padded, inner, shift = pad_spatial(x, at.begin, at.reach, lowest), [0] * at.n, at.begin
     if n_outputs == 1:
@@ -215,7 +220,7 @@ def average_pool(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """Mean of each window, over the input alone or with its padding."""
+    """Average each window, over the input alone or with its padding."""
     at = Windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     if at.plain and max(at.dilations) == 1:
         include = bool(count_include_pad)
@@ -225,8 +230,9 @@ def average_pool(
 
 
 def window_sums(x: T, at: Windows, count_include_pad: int) -> tuple[T, T]:
-    """Sum of each window of floats or integers, and how many elements its mean is over."""
+    """Return the sum of each window and the number of elements its mean divides by."""
     mask = x.new_ones(1, 1, *x.shape[2:])
+    # Padding that ceil_mode adds behind the explicit one is never counted (ONNX AveragePool).
     if count_include_pad:
         mask = pad_spatial(mask, at.begin, at.end, 1)
         rest = [r - e for r, e in zip(at.reach, at.end, strict=True)]
@@ -247,23 +253,23 @@ def lp_pool(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """p-norm of each window."""
+    """Compute the p-norm of each window."""
     at = Windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     return at.sum(pad_spatial(x.abs().pow(p), at.begin, at.reach)).pow(1.0 / p)
 
 
 def global_average_pool(x: T) -> T:
-    """Mean over the spatial axes, which are kept with size 1."""
+    """Average over the spatial axes, which stay with size 1."""
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
 def global_max_pool(x: T) -> T:
-    """Largest value over the spatial axes."""
+    """Return the largest value over the spatial axes."""
     return x.amax(tuple(range(2, x.dim())), keepdim=True)
 
 
 def global_lp_pool(x: T, *, p: int = 2) -> T:
-    """p-norm over the spatial axes."""
+    """Compute the p-norm over the spatial axes."""
     return x.abs().pow(p).sum(tuple(range(2, x.dim())), keepdim=True).pow(1.0 / p)
 
 

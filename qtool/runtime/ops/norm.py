@@ -21,7 +21,7 @@ def batch_normalization(
     training_mode: int = 0,
     spatial: int = 1,
 ) -> T | tuple[T, T, T]:
-    """Per-channel normalization with stored statistics, or the batch's in training mode."""
+    """Normalize each channel by stored statistics, or by the batch's in training mode."""
     if not spatial:
         raise Unhandled("statistics per element (spatial=0)")
     if not training_mode:
@@ -44,7 +44,7 @@ def layer_normalization(
     stash_type: int = 1,
     n_outputs: int = 1,
 ) -> T | tuple[T, ...]:
-    """Normalization over the axes from ``axis`` on; mean and 1 / deviation where asked for."""
+    """Normalize over the axes from ``axis`` on; return mean and 1 / deviation if requested."""
     axis %= x.dim()
     shape = x.shape[axis:]
     fits = scale.shape == shape and scale.dtype == x.dtype and (b is None or b.shape == shape)
@@ -63,64 +63,66 @@ def layer_normalization(
 def rms_normalization(
     x: T, scale: T, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> T:
-    """Division by the root of the mean square over the axes from ``axis`` on."""
+    """Divide by the root mean square over the axes from ``axis`` on."""
     wide = x.float() if stash_type == 1 and x.dtype != torch.float64 else x
     square = wide.square().mean(list(range(axis % x.dim(), x.dim())), keepdim=True)
     return (wide * (square + epsilon).rsqrt()).to(x.dtype) * scale
 
 
 def instance_normalization(x: T, scale: T, b: T, *, epsilon: float = 1e-5) -> T:
-    """Normalization of each channel of each sample."""
+    """Normalize each channel of each sample."""
     return F.group_norm(x, x.shape[1], scale, b, epsilon)
 
 
 def group_normalization(
     x: T, scale: T, b: T, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> T:
-    """Normalization of groups of channels; scale and bias per channel."""
+    """Normalize groups of channels; scale and bias are per channel."""
     return F.group_norm(x, num_groups, scale, b, epsilon)
 
 
 def group_normalization_per_group(
     x: T, scale: T, b: T, *, num_groups: int, epsilon: float = 1e-5
 ) -> T:
-    """Before opset 21: scale and bias per group."""
+    """Normalize groups of channels; scale and bias are per group (before opset 21)."""
     size = x.shape[1] // num_groups
     scale, b = scale.repeat_interleave(size), b.repeat_interleave(size)
     return F.group_norm(x, num_groups, scale, b, epsilon)
 
 
 def lp_normalization(x: T, *, axis: int = -1, p: int = 2) -> T:
-    """Division by the p-norm along an axis; zero stays zero."""
+    """Divide by the p-norm along an axis; zero stays zero."""
     norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(x), x / norm)
 
 
 def lrn(x: T, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> T:
-    """Division by the energy of the neighbouring channels."""
+    """Divide by the energy of the neighbouring channels (local response)."""
     before, after = (size - 1) // 2, size // 2
     energy = F.pad(x.square().movedim(1, -1), (before, after)).unfold(-1, size, 1).sum(-1)
     return x / (bias + alpha / size * energy.movedim(-1, 1)).pow(beta)
 
 
 def mean_variance_normalization(x: T, *, axes: Sequence[int] = (0, 2, 3)) -> T:
-    """Zero mean and unit deviation over the axes."""
+    """Normalize to zero mean and unit deviation over the axes."""
     centred = x - x.mean(tuple(axes), keepdim=True)
-    return centred / (centred.square().mean(tuple(axes), keepdim=True).sqrt() + 1e-9)
+    return centred / (
+        centred.square().mean(tuple(axes), keepdim=True).sqrt() + 1e-9
+    )  # ONNX's function body has this epsilon
 
 
 def softmax(x: T, *, axis: int = -1) -> T:
-    """exp(x) over its sum along an axis."""
+    """Compute exp(x) / sum(exp(x)) along an axis."""
     return torch.softmax(x, axis)
 
 
 def log_softmax(x: T, *, axis: int = -1) -> T:
-    """Logarithm of softmax."""
+    """Compute the logarithm of softmax."""
     return torch.log_softmax(x, axis)
 
 
 def hardmax(x: T, *, axis: int = -1) -> T:
-    """1 at the first largest value along an axis, 0 elsewhere."""
+    """Return 1 at the first largest value along an axis, 0 elsewhere."""
     return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
 
 
@@ -130,17 +132,17 @@ def _flat(x: T, axis: int) -> T:
 
 
 def softmax_flat(x: T, *, axis: int = 1) -> T:
-    """Before opset 13: over all axes from ``axis`` on, together."""
+    """Compute softmax over all axes from ``axis`` on together (before opset 13)."""
     return torch.softmax(_flat(x, axis), -1).reshape(x.shape)
 
 
 def log_softmax_flat(x: T, *, axis: int = 1) -> T:
-    """Before opset 13: over all axes from ``axis`` on, together."""
+    """Compute log-softmax over all axes from ``axis`` on together (before opset 13)."""
     return torch.log_softmax(_flat(x, axis), -1).reshape(x.shape)
 
 
 def hardmax_flat(x: T, *, axis: int = 1) -> T:
-    """Before opset 13: over all axes from ``axis`` on, together."""
+    """Compute hardmax over all axes from ``axis`` on together (before opset 13)."""
     return hardmax(_flat(x, axis)).reshape(x.shape)
 
 

@@ -1,4 +1,4 @@
-"""Quantized operators: codes and values, products of codes."""
+"""Quantized operators: quantize, dequantize, and products of codes."""
 
 import torch
 
@@ -6,19 +6,20 @@ from qtool.runtime.ops.nn import Axes, conv
 from qtool.runtime.ops.shape import to_float8
 from qtool.runtime.tensors import DTYPES, NARROW_INTS, Op, T, Unhandled
 
+# ONNX's numbers of the 8-bit float types with a sign; see DTYPES.
 _FLOAT8 = {17, 18, 19, 20}
 
 
-def aligned(x: T, given: T, axis: int, block_size: int = 0) -> T:
-    """A scale or zero point in a shape that broadcasts against ``x``."""
-    if given.numel() == 1:
-        return given.reshape(())
+def aligned(x: T, param: T, axis: int, block_size: int = 0) -> T:
+    """Reshape a scale or zero point so that it broadcasts against ``x``."""
+    if param.numel() == 1:
+        return param.reshape(())
     axis %= x.dim()
-    if (given.dim() == 1 and x.dim() != 1) or given.dim() < x.dim():
-        return given.reshape([-1 if i == axis else 1 for i in range(x.dim())])
+    if (param.dim() == 1 and x.dim() != 1) or param.dim() < x.dim():
+        return param.reshape([-1 if i == axis else 1 for i in range(x.dim())])
     if block_size:
-        return given.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
-    return given
+        return param.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
+    return param
 
 
 def _limits(kind: int) -> tuple[int, int]:
@@ -43,7 +44,8 @@ def quantize_linear(
     precision: int = 0,
     saturate: int = 1,
 ) -> T:
-    """Codes: x / scale rounded half to even, plus the zero point, saturated."""
+    """Compute saturate(round_half_even(x / scale) + zero)."""
+    # 2: uint8, ONNX's default; 23, 24, 27, 28: 4-, 6- and power-of-two 8-bit floats.
     kind = output_dtype or (2 if zero is None else _KINDS[zero.dtype])
     if kind not in DTYPES or kind in (23, 24, 27, 28):
         raise Unhandled(f"codes of ONNX type {kind}")
@@ -69,7 +71,7 @@ def dequantize_linear(
     block_size: int = 0,
     output_dtype: int = 0,
 ) -> T:
-    """Values: (codes - zero point) * scale."""
+    """Compute (codes - zero) * scale."""
     steps = aligned(x, scale, axis, block_size)
     if zero is not None and not x.is_floating_point():
         codes = x.to(torch.int32) - aligned(x, zero, axis, block_size).to(torch.int32)
@@ -80,7 +82,13 @@ def dequantize_linear(
 
 
 def dynamic_quantize_linear(x: T) -> tuple[T, T, T]:
-    """uint8 codes on the grid of the data's own range; the scale and zero point found."""
+    """Quantize to uint8 on the range of ``x``; return codes, scale and zero point.
+
+    The range includes zero: low = min(x, 0), high = max(x, 0), scale = (high - low) / 255,
+    zero = round(-low / scale).
+
+    Source: ONNX operator DynamicQuantizeLinear.
+    """
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -90,7 +98,7 @@ def dynamic_quantize_linear(x: T) -> tuple[T, T, T]:
 
 
 def _centred(codes: T, zero: T | None, axis: int) -> T:
-    """Codes minus their zero point in float64, where products of codes are exact."""
+    """Subtract the zero point in float64, where sums of products of codes are exact."""
     wide = codes.double()
     if zero is None:
         return wide
@@ -112,7 +120,7 @@ def conv_integer(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """int32 sums of products of codes."""
+    """Convolve codes to int32 sums."""
     sums = conv(
         _centred(x, x_zero, 1),
         _centred(w, w_zero, 0),
@@ -126,13 +134,14 @@ def conv_integer(
 
 
 def matmul_integer(a: T, b: T, a_zero: T | None = None, b_zero: T | None = None) -> T:
-    """int32 matrix product of codes; zero points per row of A, per column of B."""
+    """Multiply matrices of codes to int32; zero points are per row of A, per column of B."""
     rows = -2 if a.dim() > 1 else -1
     return torch.matmul(_centred(a, a_zero, rows), _centred(b, b_zero, -1)).to(torch.int32)
 
 
 def _requantized(sums: T, multiplier: T, zero: T) -> T:
     kind = _KINDS[zero.dtype]
+    # MlasRequantizeOutput: one float32 product, rounded half to even before the zero point.
     y = (sums.float() * multiplier).round() + zero.float()
     return y.clamp(*_limits(kind)).to(torch.int32).to(zero.dtype)
 
@@ -155,7 +164,7 @@ def qlinear_conv(
     pads: Axes = None,
     strides: Axes = None,
 ) -> T:
-    """Convolution of codes: exact sums, then one float32 multiplier per channel."""
+    """Convolve codes: exact sums, then one float32 multiplier per channel."""
     sums = conv(
         _centred(x, x_zero, 1),
         _centred(w, w_zero, 0),
@@ -173,7 +182,7 @@ def qlinear_conv(
 def qlinear_matmul(
     a: T, a_scale: T, a_zero: T, b: T, b_scale: T, b_zero: T, y_scale: T, y_zero: T
 ) -> T:
-    """Matrix product of codes, requantized."""
+    """Multiply matrices of codes and requantize the sums."""
     sums = matmul_integer(a, b, a_zero, b_zero)
     rows = -2 if a.dim() > 1 else -1
     left = aligned(sums, a_scale, rows) if a_scale.dim() < 2 else a_scale

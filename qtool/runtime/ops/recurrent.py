@@ -10,6 +10,7 @@ from qtool.runtime.ops.index import reversed_places
 from qtool.runtime.tensors import Op, T, Unhandled
 
 Cell = Callable[[T, tuple[T, ...]], tuple[T, ...]]  # projected input, state -> state; h comes first
+StateHook = Callable[["Layer", int, int, T], T]  # layer, direction, step, hidden state -> state
 
 _ACTIVATIONS: dict[str, Callable[[T], T]] = {
     "tanh": torch.tanh,
@@ -21,7 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[T], T]] = {
 
 
 class Layer:
-    """What the three recurrent operators share: directions, lengths, layout, clipping."""
+    """State shared by the three recurrent operators: directions, lengths, layout, clipping."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class Layer:
             raise Unhandled(f"activations {sorted(unknown)}")
         self.x = x.transpose(0, 1) if layout else x
         self.layout, self.clip = layout, clip
-        self.seen: Callable[[Layer, int, int, T], T] | None = None
+        self.state_hook: StateHook | None = None
         self.steps, self.batch = self.x.shape[:2]
         self.lengths = None if lengths is None else lengths.to(x.device).long()
         self.reversed = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
@@ -49,23 +50,23 @@ class Layer:
         self._activations = [_ACTIVATIONS[a.lower()] for a in activations]
 
     def activations(self, direction: int) -> list[Callable[[T], T]]:
-        """The functions of one direction, each after the clip."""
+        """Return the activation functions of one direction, each after the clip."""
         count = len(self._activations) // len(self.reversed)
         chosen = self._activations[direction * count : (direction + 1) * count]
         limit = self.clip
         if limit is None:
             return chosen
-        # An LSTM's third squashes its cell, which ONNX Runtime does not clip.
+        # The third function of an LSTM reads its cell, which ONNX Runtime does not clip.
         return [_clipped(f, limit) for f in chosen[:2]] + chosen[2:]
 
-    def state(self, given: T | None, direction: int, size: int) -> T:
-        """The initial state of one direction, zero by default."""
-        if given is None:
+    def state(self, initial: T | None, direction: int, size: int) -> T:
+        """Return the initial state of one direction, zero by default."""
+        if initial is None:
             return self.x.new_zeros(self.batch, size)
-        return (given.transpose(0, 1) if self.layout else given)[direction]
+        return (initial.transpose(0, 1) if self.layout else initial)[direction]
 
     def in_order(self, x: T, direction: int) -> T:
-        """A sequence [steps, batch, ...] as one direction walks through it, or back from that."""
+        """Order a sequence [steps, batch, ...] as one direction reads it; its own inverse."""
         if not self.reversed[direction]:
             return x
         if self.lengths is None:
@@ -74,11 +75,19 @@ class Layer:
         return x[reversed_places(self.steps, self.lengths), batch]
 
     def run(self, direction: int, w: T, bias: T | None, cell: Cell, state: tuple[T, ...]) -> T:
-        """All steps of one direction: [steps, batch, hidden]; ``self.last`` is its final state."""
+        """Run all steps of one direction; set ``self.last`` to its final state.
+
+        Returns:
+            The hidden states [steps, batch, hidden].
+        """
         projected = F.linear(self.in_order(self.x, direction), w, bias)
         outputs = []
         for t in range(self.steps):
-            hidden = state[0] if self.seen is None else self.seen(self, direction, t, state[0])
+            hidden = (
+                state[0]
+                if self.state_hook is None
+                else self.state_hook(self, direction, t, state[0])
+            )
             new = cell(projected[t], (hidden, *state[1:]))
             if self.lengths is not None:
                 on = (t < self.lengths).unsqueeze(1)
@@ -92,7 +101,7 @@ class Layer:
         return self.in_order(y, direction)
 
     def results(self, sequences: list[T], *states: list[T]) -> tuple[T, ...]:
-        """Y and the final states in the layout asked for."""
+        """Return Y and the final states in the requested layout."""
         y, finals = torch.stack(sequences, 1), [torch.stack(s) for s in states]
         if self.layout:
             return (y.permute(2, 0, 1, 3), *(s.transpose(0, 1) for s in finals))
@@ -104,7 +113,7 @@ def _clipped(function: Callable[[T], T], limit: float) -> Callable[[T], T]:
 
 
 def _halves(b: T | None, direction: int) -> tuple[T | None, T | None]:
-    """The biases of the input and of the recurrence."""
+    """Split the bias of one direction into those of the input and of the recurrence."""
     if b is None:
         return None, None
     w_bias, r_bias = b[direction].chunk(2)
@@ -179,7 +188,7 @@ def rnn(
     hidden_size: int | None = None,
     layout: int = 0,
 ) -> tuple[T, ...]:
-    """Plain recurrent network: H = f(X W' + H R' + b)."""
+    """Run a plain recurrent network: H = f(X W' + H R' + b)."""
     parameters = [*(activation_alpha or ()), *(activation_beta or ())]
     names = activations[: 2 if direction == "bidirectional" else 1]
     layer = Layer(x, sequence_lens, direction, layout, names, parameters, clip)
@@ -210,7 +219,7 @@ def gru(
     layout: int = 0,
     linear_before_reset: int = 0,
 ) -> tuple[T, ...]:
-    """Gated recurrent unit; gates in the order update, reset, hidden."""
+    """Run a gated recurrent unit; gates are in the order update, reset, hidden."""
     parameters = [*(activation_alpha or ()), *(activation_beta or ())]
     names = activations[: 4 if direction == "bidirectional" else 2]
     layer = Layer(x, sequence_lens, direction, layout, names, parameters, clip)
@@ -242,17 +251,17 @@ def lstm(
     hidden_size: int | None = None,
     input_forget: int = 0,
     layout: int = 0,
-    seen: Callable[[Layer, int, int, T], T] | None = None,
+    state_hook: StateHook | None = None,
 ) -> tuple[T, ...]:
-    """Long short-term memory; gates in the order input, output, forget, cell; peepholes.
+    """Run an LSTM with peepholes; gates are in the order input, output, forget, cell.
 
-    ``seen``, no attribute of the operator, gives what the recurrence reads of the hidden state
-    (layer, direction, step, state).
+    ``state_hook`` is no attribute of the operator: it maps (layer, direction, step, hidden state)
+    to the hidden state that the recurrence reads.
     """
     parameters = [*(activation_alpha or ()), *(activation_beta or ())]
     names = activations[: 6 if direction == "bidirectional" else 3]
     layer = Layer(x, sequence_lens, direction, layout, names, parameters, clip)
-    layer.seen = seen
+    layer.state_hook = state_hook
     hidden, sequences = r.shape[-1], []
     finals: tuple[list[T], list[T]] = ([], [])
     for d in range(len(layer.reversed)):
@@ -261,8 +270,8 @@ def lstm(
         gates = _Lstm(layer.activations(d), r[d], r_bias, peep, bool(input_forget))
         start = (layer.state(initial_h, d, hidden), layer.state(initial_c, d, hidden))
         sequences.append(layer.run(d, w[d], w_bias, gates.cell, start))
-        for kept, state in zip(finals, layer.last, strict=True):
-            kept.append(state)
+        for states, last in zip(finals, layer.last, strict=True):
+            states.append(last)
     return layer.results(sequences, *finals)
 
 

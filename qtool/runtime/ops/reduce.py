@@ -12,7 +12,7 @@ Axes = T | Sequence[int] | None
 
 
 def reduction(fn: Callable[[T, list[int], bool], T], point: Callable[[T], T]) -> Callable[..., T]:
-    """An ONNX reduction from a torch one: axes as input (opset 13, 18) or attribute.
+    """Wrap a torch reduction as an ONNX one: axes are an input (opset 13, 18) or attribute.
 
     ``point`` is the reduction of a single element, for ``noop_with_empty_axes``.
     """
@@ -105,7 +105,7 @@ def _log(x: T) -> T:
 
 
 def arg_reduction(fn: Callable[..., T]) -> Callable[..., T]:
-    """ArgMax or ArgMin: the first place of the extreme value, or the last."""
+    """Wrap argmax or argmin: the index of the first extreme value, or of the last."""
 
     def call(x: T, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> T:
         if not select_last_index:
@@ -116,7 +116,7 @@ def arg_reduction(fn: Callable[..., T]) -> Callable[..., T]:
 
 
 def top_k(x: T, k: T | int, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[T, T]:
-    """The k extreme values along an axis and their places, equal values in order of place."""
+    """Return the k extreme values along an axis and their indices, ties in order of index."""
     kind = x.dtype
     if kind in (torch.uint16, torch.uint32, torch.uint64):
         x = x.long()

@@ -13,7 +13,7 @@ from qtool.runtime.tensors import Op, T, floats, ints
 
 
 def _coordinates(mode: str, size: int, out: int, scale: float, crop: tuple[float, float]) -> T:
-    """Where each output place lies in the input, float32."""
+    """Map each output position to its coordinate in the input, float32."""
     at = torch.arange(out, dtype=torch.float32)
     if mode == "align_corners":
         return at * (size - 1) / (out - 1) if out > 1 else torch.zeros(out)
@@ -54,9 +54,10 @@ def _cubic(distance: T, a: float) -> T:
 def _weights(
     at: T, size: int, scale: float, mode: str, a: float, exclude_outside: int, antialias: int
 ) -> T:
-    """[out, in] float32: how much each input place counts for each output place."""
+    """Return interpolation weights [out, in], float32."""
     shrink = min(scale, 1.0) if antialias else 1.0
     radius = (2 if mode == "cubic" else 1) / shrink
+    # Taps of a half-open window of the kernel's width around each coordinate.
     reach = math.ceil(radius)
     taps = torch.floor(at).unsqueeze(1) + torch.arange(-reach + 1, reach + 1)
     distance = (taps - at.unsqueeze(1)) * shrink
@@ -65,6 +66,7 @@ def _weights(
         weight = torch.where((taps >= 0) & (taps < size), weight, torch.zeros_like(weight))
     if exclude_outside or antialias:
         weight = weight / weight.sum(1, keepdim=True)
+    # Taps beyond the edge repeat the edge element.
     places = taps.clamp(0, size - 1).long()
     return torch.zeros(len(at), size).scatter_add(1, places, weight)
 
@@ -72,7 +74,7 @@ def _weights(
 def _targets(
     x: T, axes: list[int], scales: list[float], sizes: list[int], policy: str
 ) -> tuple[list[int], list[float]]:
-    """Output size and scale of each axis named."""
+    """Return the output size and scale of each axis in ``axes``."""
     if not sizes:
         return [math.floor(x.shape[a] * s) for a, s in zip(axes, scales, strict=True)], scales
     scales = [n / x.shape[a] for a, n in zip(axes, sizes, strict=True)]
@@ -99,11 +101,11 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> T:
-    """``x`` at other sizes: nearest, linear or cubic."""
+    """Resize ``x``: nearest, linear or cubic."""
     where = [a % x.dim() for a in axes] if axes is not None else list(range(x.dim()))
-    given = floats(scales) if scales is not None else []
-    wanted = ints(sizes) if sizes is not None else []
-    outs, factors = _targets(x, where, given, wanted, keep_aspect_ratio_policy)
+    scale_list = floats(scales) if scales is not None else []
+    size_list = ints(sizes) if sizes is not None else []
+    outs, factors = _targets(x, where, scale_list, size_list, keep_aspect_ratio_policy)
     kind = coordinate_transformation_mode
     crop = kind == "tf_crop_and_resize"
     region = floats(roi) if crop and roi is not None else [0.0] * len(where) + [1.0] * len(where)
@@ -134,7 +136,7 @@ def _integer(y: T, dtype: torch.dtype) -> T:
 
 
 def resize_from_corner(x: T, scales: T | Sequence[float], *, mode: str = "nearest") -> T:
-    """Upsample, and Resize before opset 11: coordinates from the first corner, rounded down."""
+    """Compute Upsample, and Resize before opset 11: asymmetric coordinates, rounded down."""
     kind = "linear" if mode in ("linear", "bilinear") else "nearest"
     return resize(
         x,
@@ -156,17 +158,17 @@ def grid_sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
 ) -> T:
-    """``x`` sampled at the places of a grid that spans [-1, 1]."""
+    """Sample ``x`` at the positions of a grid that spans [-1, 1]."""
     return F.grid_sample(x, grid, _SAMPLING.get(mode, mode), padding_mode, bool(align_corners))
 
 
 def affine_grid(theta: T, size: T, *, align_corners: int = 0) -> T:
-    """Grid of sampling places of an affine map."""
+    """Return the sampling grid of an affine map."""
     return F.affine_grid(theta, ints(size), bool(align_corners))
 
 
 def center_crop_pad(x: T, shape: T, *, axes: Sequence[int] | None = None) -> T:
-    """``x`` cropped or zero-padded around its middle to the shape."""
+    """Crop or zero-pad ``x`` around its middle to the shape."""
     where = list(axes) if axes is not None else list(range(x.dim()))
     for axis, size in zip(where, ints(shape), strict=True):
         extra = size - x.shape[axis]

@@ -13,7 +13,7 @@ Ints = T | Sequence[int]
 
 
 def reshape(x: T, shape: Ints, *, allowzero: int = 0) -> T:
-    """The same elements in another shape; 0 copies a size, -1 infers one."""
+    """Reshape; 0 copies a size, -1 infers one."""
     sizes = ints(shape)
     if not allowzero:
         sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
@@ -24,25 +24,25 @@ def reshape(x: T, shape: Ints, *, allowzero: int = 0) -> T:
 
 
 def flatten(x: T, *, axis: int = 1) -> T:
-    """Two axes: those before ``axis``, and the rest."""
+    """Flatten to two axes: those before ``axis``, and the rest."""
     axis = axis + x.dim() if axis < 0 else axis
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def transpose(x: T, *, perm: Sequence[int] | None = None) -> T:
-    """Axes in another order, reversed by default."""
+    """Permute axes; reverse them by default."""
     return x.permute(list(perm) if perm is not None else list(range(x.dim()))[::-1])
 
 
 def squeeze(x: T, axes: Ints | None = None) -> T:
-    """Without the axes of size 1 named, or all of them."""
+    """Remove the axes of size 1 in ``axes``, or all of them."""
     if axes is None:
         return x.squeeze()
     return x.squeeze(tuple(ints(axes)))
 
 
 def unsqueeze(x: T, axes: Ints) -> T:
-    """With new axes of size 1; the places count in the result."""
+    """Insert axes of size 1; ``axes`` index the result."""
     places = ints(axes)
     rank = x.dim() + len(places)
     for axis in sorted(a % rank for a in places):
@@ -51,7 +51,7 @@ def unsqueeze(x: T, axes: Ints) -> T:
 
 
 def concat(*tensors: T, axis: int = 1) -> T:
-    """The inputs one after another along an axis."""
+    """Concatenate the inputs along an axis."""
     return torch.cat(tensors, axis)
 
 
@@ -63,7 +63,7 @@ def split(
     num_outputs: int | None = None,
     n_outputs: int = 1,
 ) -> tuple[T, ...]:
-    """Consecutive parts along an axis, of given sizes or as equal as possible."""
+    """Split an axis into consecutive parts of the sizes ``split``, or as equal as possible."""
     if split is None:
         count = num_outputs or n_outputs
         size = math.ceil(x.shape[axis] / count)
@@ -76,7 +76,7 @@ def split(
 def slice_(
     x: T, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None
 ) -> T:
-    """A range of each axis named; steps may be negative."""
+    """Slice each axis in ``axes``; steps may be negative."""
     first, last = ints(starts), ints(ends)
     where = ints(axes) if axes is not None else list(range(len(first)))
     stride = ints(steps) if steps is not None else [1] * len(first)
@@ -100,7 +100,7 @@ def pad(
     *,
     mode: str = "constant",
 ) -> T:
-    """Padding before and after axes: constant, reflect, edge or wrap; negative amounts crop."""
+    """Pad before and after axes: constant, reflect, edge or wrap; negative amounts crop."""
     amounts = ints(pads)
     where = [a % x.dim() for a in ints(axes)] if axes is not None else list(range(x.dim()))
     before, after = [0] * x.dim(), [0] * x.dim()
@@ -119,7 +119,7 @@ def pad(
 
 
 def _border(n: int, before: int, after: int, mode: str) -> T:
-    """Which element each place of a padded axis shows."""
+    """Return the source index of each position of a padded axis."""
     places = torch.arange(-before, n + after)
     if mode == "edge":
         return places.clamp(0, n - 1)
@@ -140,17 +140,17 @@ def expand(x: T, shape: Ints) -> T:
 
 
 def tile(x: T, repeats: Ints) -> T:
-    """The input repeated along each axis."""
+    """Repeat the input along each axis."""
     return x.repeat(ints(repeats))
 
 
 def shape(x: T, *, start: int = 0, end: int | None = None) -> T:
-    """Sizes of the axes, on the CPU."""
+    """Return the sizes of the axes, on the CPU."""
     return torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 def size(x: T) -> T:
-    """Number of elements, on the CPU."""
+    """Return the number of elements, on the CPU."""
     return torch.tensor(x.numel(), dtype=torch.int64)
 
 
@@ -162,7 +162,7 @@ def constant(
     value_int: int | None = None,
     value_ints: Sequence[int] | None = None,
 ) -> T:
-    """A tensor written in the model."""
+    """Return the tensor written in the node's attributes."""
     if value is not None:
         return value
     if value_float is not None or value_floats is not None:
@@ -177,7 +177,7 @@ def constant(
 
 
 def constant_of_shape(shape: Ints, *, value: T | None = None) -> T:
-    """One value everywhere; float 0 by default."""
+    """Fill a shape with one value; float 0 by default."""
     sizes = ints(shape)
     if value is None:
         return torch.zeros(sizes)
@@ -185,9 +185,10 @@ def constant_of_shape(shape: Ints, *, value: T | None = None) -> T:
 
 
 def range_(start: T, limit: T, delta: T) -> T:
-    """Numbers from start to limit (excluded) by delta."""
+    """Return numbers from start to limit (excluded) in steps of delta."""
     first, last, step = number(start), number(limit), number(delta)
     count = max(math.ceil((last - first) / step), 0)
+    # start + i * delta, not a running sum: errors do not accumulate.
     wide = torch.arange(count, device=start.device)
     if start.is_floating_point():
         return (wide.double() * step + first).to(start.dtype)
@@ -195,7 +196,7 @@ def range_(start: T, limit: T, delta: T) -> T:
 
 
 def identity(x: Any) -> Any:
-    """The input."""
+    """Return the input."""
     return x
 
 
@@ -207,7 +208,7 @@ def dropout(
     seed: int | None = None,
     n_outputs: int = 1,
 ) -> T | tuple[T, T]:
-    """The input, as in inference."""
+    """Return the input, as in inference."""
     if training_mode is not None and bool(number(training_mode)):
         chance = 0.5 if ratio is None else number(ratio)
         if chance:
@@ -216,9 +217,10 @@ def dropout(
 
 
 def cast(x: T, *, to: int, saturate: int = 1, round_mode: str = "up") -> T:
-    """The values in another type."""
+    """Convert to another type."""
     if to in NARROW_INTS:
         bits, signed = NARROW_INTS[to]
+        # Integers narrower than a byte wrap around, as C casts do.
         wrapped = x.long() & (2**bits - 1)
         if signed:
             wrapped = wrapped - ((wrapped >> (bits - 1)) << bits)
@@ -229,12 +231,13 @@ def cast(x: T, *, to: int, saturate: int = 1, round_mode: str = "up") -> T:
     if 17 <= to <= 20:
         return to_float8(x, target, saturate)
     if x.is_floating_point() and not target.is_floating_point and target != torch.bool:
+        # Through int64: a float that leaves a narrow type wraps there on every device.
         return x.to(torch.int64).to(target) if target != torch.uint64 else x.to(target)
     return x.to(target)
 
 
 def to_float8(x: T, target: torch.dtype, saturate: int = 1) -> T:
-    """Nearest 8-bit float; beyond the range the largest, or infinity / NaN without saturation."""
+    """Round to 8-bit floats; out of range: the largest, or infinity / NaN without saturation."""
     top = torch.finfo(target).max
     wide = x.float()
     if saturate:
@@ -245,14 +248,14 @@ def to_float8(x: T, target: torch.dtype, saturate: int = 1) -> T:
 
 
 def cast_like(x: T, like: T, *, saturate: int = 1, round_mode: str = "up", to: int = 0) -> T:
-    """The values in the type of another tensor (``to``: that type as the model declares it)."""
+    """Convert to the type of another tensor (``to``: that type as the model declares it)."""
     if to:
         return cast(x, to=to, saturate=saturate, round_mode=round_mode)
     return x.to(like.dtype)
 
 
 def depth_to_space(x: T, *, blocksize: int, mode: str = "DCR") -> T:
-    """Channels into blocks of pixels."""
+    """Rearrange channels into blocks of pixels."""
     if mode == "CRD":
         return F.pixel_shuffle(x, blocksize)
     n, c, h, w = x.shape
@@ -261,7 +264,7 @@ def depth_to_space(x: T, *, blocksize: int, mode: str = "DCR") -> T:
 
 
 def space_to_depth(x: T, *, blocksize: int, mode: str = "DCR") -> T:
-    """Blocks of pixels into channels."""
+    """Rearrange blocks of pixels into channels."""
     if mode == "CRD":
         return F.pixel_unshuffle(x, blocksize)
     n, c, h, w = x.shape

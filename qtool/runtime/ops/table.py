@@ -1,8 +1,8 @@
-"""The op table: ONNX name to torch function, and how a node's attributes become keywords.
+"""Table of operators: ONNX name to torch function, node attributes to keyword arguments.
 
 A function takes the node's inputs by position (None where absent) and its attributes by name. A
 parameter that was an attribute in old opsets and is an input now takes both. ``n_outputs`` is the
-number of outputs the node names, for the functions that ask for it.
+number of outputs of the node, for functions that take it.
 """
 
 import functools
@@ -85,7 +85,7 @@ _NOT_VALUES = {
 
 
 def select(node: ir.Node, opset: int) -> Op | None:
-    """The function for a node under its model's opset, None where the table has none."""
+    """Return the function of a node under its model's opset, None where the table has none."""
     if node.domain not in ("", "ai.onnx"):
         return None
     since, older = BEFORE.get(node.op_type, (0, None))
@@ -102,20 +102,20 @@ def _keywords(function: Op) -> frozenset[str]:
 
 
 def _declared(value: ir.Value | None) -> int:
-    """The type the model declares for a value, as ONNX numbers it; 0 where it does not."""
+    """Return the ONNX number of the declared type of a value; 0 where none is declared."""
     return 0 if value is None or value.dtype is None else value.dtype.value
 
 
 def options_of(node: ir.Node, function: Op) -> dict[str, Any] | None:
-    """Keyword arguments for ``function``; None where it does not know one of the attributes."""
-    known = _keywords(function)
+    """Return the keyword arguments of a node; None if ``function`` lacks one of its attributes."""
+    keywords = _keywords(function)
     options: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
-        if name not in known or attribute.is_ref() or attribute.type in _NOT_VALUES:
+        if name not in keywords or attribute.is_ref() or attribute.type in _NOT_VALUES:
             return None
         is_tensor = attribute.type == ir.AttributeType.TENSOR
         options[name] = from_ir(attribute.as_tensor()) if is_tensor else attribute.value
-    if "n_outputs" in known:
+    if "n_outputs" in keywords:
         options["n_outputs"] = len(node.outputs)
     if (
         node.op_type == "QuantizeLinear"

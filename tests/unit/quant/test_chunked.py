@@ -52,13 +52,13 @@ def test_all_rows_with_their_grids(shape, granularity, grid, book, monkeypatch):
 
 
 def test_what_does_not_fit_is_made_again(monkeypatch):
-    monkeypatch.setattr(tensor_cache, "KEPT_BYTES", 100)
+    monkeypatch.setattr(tensor_cache, "CACHE_BYTES", 100)
     made: list[str] = []
 
     def make(name: str, count: int):
         return lambda: made.append(name) or torch.zeros(count)
 
-    keep = tensor_cache.Kept()
+    keep = tensor_cache.TensorCache()
     for _ in range(2):
         assert keep("a", make("a", 20)).numel() == 20
         assert keep("b", make("b", 20)).numel() == 20

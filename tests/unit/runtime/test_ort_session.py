@@ -1,4 +1,4 @@
-"""Where ONNX Runtime gets weights from: bytes, the model's own files, a temporary file."""
+"""Sources of weights for ONNX Runtime: bytes, the model's external files, a temporary file."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from qtool.runtime.ort_session import OrtSession
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """What sessions were loaded from."""
+def sources(monkeypatch):
+    """Return the list that collects the sources of sessions."""
     seen: list[bytes | str] = []
     real = ort_session._source
 
@@ -48,22 +48,22 @@ def mapped(tmp_path, monkeypatch) -> ir.Model:
     return load_model(path).model
 
 
-def test_mapped_weights_are_named_not_copied(tmp_path, monkeypatch, told):
+def test_mapped_weights_are_named_not_copied(tmp_path, monkeypatch, sources):
     model = mapped(tmp_path, monkeypatch)
     feeds = feeds_for(model)
     with OrtSession(model, threads=1) as session:
         np.testing.assert_array_equal(session(feeds)["y"], run(big_conv().proto(), feeds)["y"])
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
-    assert isinstance(told[0], bytes) and len(told[0]) < 2000 < 18_000 < weights
+    assert isinstance(sources[0], bytes) and len(sources[0]) < 2000 < 18_000 < weights
 
 
-def test_too_many_weights_in_memory_go_to_a_file_that_does_not_stay(tmp_path, monkeypatch, told):
+def test_too_many_weights_in_memory_go_to_a_file_that_does_not_stay(tmp_path, monkeypatch, sources):
     onnx.save(big_conv().proto(), tmp_path / "m.onnx")
     model = load_model(tmp_path / "m.onnx").model
     monkeypatch.setattr(files, "MAPPED_BYTES", 10_000)
     feeds = feeds_for(model)
     with OrtSession(model, threads=1) as session:
-        assert isinstance(told[0], str) and not Path(told[0]).parent.exists()
+        assert isinstance(sources[0], str) and not Path(sources[0]).parent.exists()
         np.testing.assert_array_equal(session(feeds)["y"], run(model, feeds)["y"])
     assert not any(
         isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()

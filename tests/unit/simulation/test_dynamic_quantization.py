@@ -1,4 +1,4 @@
-"""Inputs on grids found while the network runs: which nodes, which kernels, bit for bit."""
+"""Dynamically quantized inputs: selected nodes, kernels of the runtime, bit equality."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.runtime.executor import Executor
-from qtool.simulation.dynamic import exact_site
+from qtool.simulation.dynamic import dynamic_site_output
 from qtool.simulation.fake_quant import Simulation
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.kernels import kernels_part
@@ -42,16 +42,16 @@ def parity(
     model: ir.Model, emitted: ir.Model, plan: QuantPlan, feeds: Arrays, folder: Path
 ) -> ParityCounts:
     names = capturable_values(emitted, plan)
-    found = run(with_outputs(emitted, names), feeds)
-    arrays = {f"o{k}": found[name] for k, name in enumerate(names)}
+    values = run(with_outputs(emitted, names), feeds)
+    arrays = {f"o{k}": values[name] for k, name in enumerate(names)}
     np.savez(folder / "0.npz", **arrays, **{f"i:{n}": a for n, a in feeds.items()})
     return compare(model, plan, folder, names, 1)
 
 
 def kernels(emitted: ir.Model, plan: QuantPlan, folder: Path) -> dict[str, int]:
-    found = kernels_part(optimized(emitted, folder), plan, [])
-    assert found.stray_quantize == []
-    return found.integer
+    ran = kernels_part(optimized(emitted, folder), plan, [])
+    assert ran.stray_quantize == []
+    return ran.integer
 
 
 def encoder() -> Net:
@@ -94,7 +94,7 @@ def recurrent(op: str = "LSTM", directions: int = 1, extra: str = "", **attribut
 
 
 def classifier(op: str) -> Net:
-    """Reads the last state only: nothing reads what the recurrence writes at every step."""
+    """Network that reads the last state only, not the sequence of states."""
     net = recurrent(op)
     net.outputs.clear()
     net.nodes[-1].output[0] = ""
@@ -146,16 +146,16 @@ def test_products_are_exact_on_scales_that_make_ties(rows, transposed, tmp_path)
         -rng.uniform(0, 1, (rows, 33)),
         np.zeros((rows, 33)),
     ):
-        given = {"x": x.astype(np.float32)}
-        got = run(emitted, given)["y"]
-        read = {"x": torch.from_numpy(given["x"]), "w": torch.zeros(1), "b": bias}
-        found = exact_site(model, plan, site, read.__getitem__, torch.zeros(1))
-        np.testing.assert_array_equal(found.numpy(), got)
-        # The twin: one rounding for the product and the sum, as a fused multiply-add has.
-        low, high = min(given["x"].min(), 0), max(given["x"].max(), 0)
+        feeds = {"x": x.astype(np.float32)}
+        got = run(emitted, feeds)["y"]
+        inputs = {"x": torch.from_numpy(feeds["x"]), "w": torch.zeros(1), "b": bias}
+        output = dynamic_site_output(model, plan, site, inputs.__getitem__, torch.zeros(1))
+        np.testing.assert_array_equal(output.numpy(), got)
+        # The counterexample: one rounding for product and sum, as in a fused multiply-add.
+        low, high = min(feeds["x"].min(), 0), max(feeds["x"].max(), 0)
         step = np.float32((high - low) / np.float32(255)) or np.float32(1)
         zero = np.rint(-low / step)
-        centred = np.clip(np.rint(given["x"] / step) + zero, 0, 255) - zero
+        centred = np.clip(np.rint(feeds["x"] / step) + zero, 0, 255) - zero
         sums = centred.astype(np.float64) @ (codes.T if transposed else codes)
         in_one_step += int(((sums * (step * scale) + bias.numpy()).astype(np.float32) != got).sum())
     assert kernels(emitted, plan, tmp_path) == {"DynamicQuantizeMatMul": 1}
@@ -183,10 +183,10 @@ def test_an_lstm_is_rounded_as_the_runtime_does(name, tmp_path):
     want, got = run(net.proto(), feeds), run(emitted, feeds)
     simulated, floats = Simulation(model, plan)(feeds), Executor(model)(feeds)
     for value in want:
-        # The cell itself is not clipped by the runtime, only what the gates are given.
+        # The runtime clips the inputs of the gates, not the cell.
         np.testing.assert_allclose(floats[value].numpy(), want[value], rtol=0, atol=1e-6)
         assert sqnr(want[value], got[value]) > 30
-        # Running freely, a code of a state that lies at a half may flip, and changes what follows.
+        # Without the file's states, a state at a half may round otherwise and change later steps.
         assert sqnr(got[value], simulated[value].numpy()) > (35 if name == "clip" else 100)
     counts = parity(model, emitted, plan, feeds, tmp_path)
     assert counts.after_float.total == want["s"].size and counts.after_float.share <= 1e-3
@@ -199,8 +199,8 @@ def test_an_lstm_that_does_not_round_its_state_would_be_seen(tmp_path, monkeypat
     net = recurrent()
     model, feeds = net.model(), feeds_for(net.model())
     emitted, plan = made(model)
-    real = dynamic.fake
-    monkeypatch.setattr(dynamic, "fake", lambda x: real(x) if x.ndim == 3 else x)
+    real = dynamic.dynamic_fake_quantize
+    monkeypatch.setattr(dynamic, "dynamic_fake_quantize", lambda x: real(x) if x.ndim == 3 else x)
     assert parity(model, emitted, plan, feeds, tmp_path).after_float.share > 1e-2
 
 
@@ -210,22 +210,22 @@ def test_a_recurrent_classifier(op, tmp_path):
     model, feeds = net.model(), feeds_for(net.model())
     emitted, plan = made(model)
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
-    found = kernels(emitted, plan, tmp_path)
+    ran = kernels(emitted, plan, tmp_path)
     if op == "GRU":  # the runtime has no such kernel: its weights are codes in the file only
         assert list(plan.dynamic) == ["head"] and len(plan.weight_only) == 3
-        assert found == {"DynamicQuantizeMatMul": 1}
+        assert ran == {"DynamicQuantizeMatMul": 1}
         assert plan.float_nodes["rnn"] == (
             "only MatMul, Gemm, LSTM find their input's grid while they run"
         )
         return
-    assert found == {"DynamicQuantizeLSTM": 1, "DynamicQuantizeMatMul": 1}
-    # Parity follows the states step by step, also where the model has no name for them.
+    assert ran == {"DynamicQuantizeLSTM": 1, "DynamicQuantizeMatMul": 1}
+    # Parity compares the states step by step, also where the model has no name for them.
     assert plan.dynamic["rnn"].outputs == ("rnn_sequence", "h", "c")
     counts = parity(model, emitted, plan, feeds, tmp_path)
     assert counts.after_float.total == 20 * 3 * HIDDEN and counts.integer.off == 0
 
 
-def test_single_layers_beside_calibrated_ones(tmp_path):
+def test_single_layers_with_calibrated_ones(tmp_path):
     net = Net(21)
     x = net.add("Relu", net.conv(net.input("x", "N", 8, 6, 6), 8, 16))
     x = net.add("Reshape", net.conv(x, 16, 16), net.const(np.array([0, 16, 36])))
@@ -235,8 +235,8 @@ def test_single_layers_beside_calibrated_ones(tmp_path):
     emitted, plan = made(model, Bits(layers={"dynamic": Widths(8, None, True)}))
     assert list(plan.dynamic) == ["dynamic"] and "static" in plan.sites and "last" in plan.sites
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
-    found = kernels(emitted, plan, tmp_path)
-    assert found["DynamicQuantizeMatMul"] == 1 and found["QLinearConv"] == 2
+    ran = kernels(emitted, plan, tmp_path)
+    assert ran["DynamicQuantizeMatMul"] == 1 and ran["QLinearConv"] == 2
     counts = parity(model, emitted, plan, feeds, tmp_path)
     assert counts.integer.off == counts.after_float.off == 0 and counts.worst == {}
     simulated = Simulation(model, plan)(feeds)["y"].numpy()
@@ -284,7 +284,7 @@ def product(op: str, shape: tuple[int, ...], x: tuple[int | str, ...], **attribu
     )
 
 
-def test_what_no_kernel_serves_stays_float_and_says_why():
+def test_nodes_without_a_kernel_stay_float_with_a_reason():
     assert "with 128 weights, fewer than 1024" in declined(product("MatMul", (16, 8), ("N", 16)))
     assert "not a product" in declined(product("MatMul", (3, 32, 32), ("N", 3, 5, 32)))
     assert "not a product" in declined(product("MatMul", (64, 32), (64,)))
@@ -313,8 +313,8 @@ def test_a_small_lstm_only_stores_its_codes(monkeypatch):
 def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
     net = Net(21)
     x = net.input("x", 10, "N", 1)
-    given = [net.const(net.rng.uniform(-0.1, 0.1, (1, 512, size))) for size in (1, 128)]
-    net.output(net.add("LSTM", x, *given, out="y", name="rnn", hidden_size=128))
+    weights = [net.const(net.rng.uniform(-0.1, 0.1, (1, 512, size))) for size in (1, 128)]
+    net.output(net.add("LSTM", x, *weights, out="y", name="rnn", hidden_size=128))
     emitted, plan = made(net.model())
     assert plan.weight_only == set(plan.dynamic["rnn"].weights) == {"c0", "c1"}
     assert kernels(emitted, plan, tmp_path) == {"DynamicQuantizeLSTM": 1}
@@ -322,7 +322,7 @@ def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
 
 
-def asked(**bits: object) -> Bits:
+def resolved(**bits: object) -> Bits:
     def error(place: tuple[str, ...], text: str) -> RecipeError:
         return RecipeError(f"{'.'.join(place)}: {text}")
 
@@ -330,18 +330,18 @@ def asked(**bits: object) -> Bits:
     return resolve_bits(BitsAsked.model_validate(bits), encoder().model(), target, error)
 
 
-def test_what_a_recipe_can_ask_for():
+def test_bits_of_a_recipe():
     model = encoder().model()
-    everywhere = asked(activations="dynamic")
+    everywhere = resolved(activations="dynamic")
     assert (
         everywhere == replace(DYNAMIC, block=0)
         and "up" in annotate(model, cpu(), everywhere).dynamic
     )
     for layer in ({"activations": "dynamic"}, "dynamic"):
-        bits = asked(layers={"op:MatMul": layer})
+        bits = resolved(layers={"op:MatMul": layer})
         plan = annotate(model, cpu(), bits)
         assert list(plan.dynamic) == ["up", "q", "k"] and "head" in plan.sites
-    back = asked(activations="dynamic", layers={"name:head": {"activations": 8}})
+    back = resolved(activations="dynamic", layers={"name:head": {"activations": 8}})
     assert back.layers["head"] == Widths(8, 8) and back.dynamic
 
 
@@ -353,9 +353,9 @@ def test_what_a_recipe_can_ask_for():
         ({"target": replace(cpu(), dynamic={})}, "has no kernel that finds grids while it runs"),
     ],
 )
-def test_what_it_cannot(bits, text):
+def test_bits_without_a_kernel(bits, text):
     with pytest.raises(RecipeError, match=text.replace(".", r"\.")):
-        asked(activations="dynamic", **bits)
+        resolved(activations="dynamic", **bits)
 
 
 def test_other_formats():
@@ -382,9 +382,9 @@ def test_nothing_is_calibrated_where_no_activation_has_a_grid():
 def test_plans_on_disk_keep_it(tmp_path):
     plan = made(recurrent().model())[1]
     write_plan(plan, tmp_path)
-    found = read_plan(tmp_path / "plan.json")
-    assert found.dynamic == plan.dynamic and same_shape(found, plan)
-    assert not same_shape(found, replace(plan, dynamic={}))
+    read = read_plan(tmp_path / "plan.json")
+    assert read.dynamic == plan.dynamic and same_shape(read, plan)
+    assert not same_shape(read, replace(plan, dynamic={}))
 
 
 def test_pairs_of_products_may_saturate_without_vnni():

@@ -33,9 +33,9 @@ def tensor(x: int) -> torch.Tensor:
 
 @given(sums, st.integers(-8, 62), roundings)
 def test_shifts_round_as_their_name_says(x, shift, rounding):
-    found = shift_right(tensor(x), tensor(shift), rounding)
-    assert found.dtype == torch.int64
-    assert int(found) == rounded(Fraction(x) / Fraction(2) ** shift, rounding)
+    result = shift_right(tensor(x), tensor(shift), rounding)
+    assert result.dtype == torch.int64
+    assert int(result) == rounded(Fraction(x) / Fraction(2) ** shift, rounding)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_shifts_round_as_their_name_says(x, shift, rounding):
 )
 def test_halves(rounding, expected):
     """0.5, -0.5, 2.5, -2.5, 1.5, -1.5"""
-    found = shift_right(torch.tensor([1, -1, 5, -5, 3, -3]), tensor(1), rounding)
-    assert found.tolist() == expected
+    result = shift_right(torch.tensor([1, -1, 5, -5, 3, -3]), tensor(1), rounding)
+    assert result.tolist() == expected
 
 
 @given(sums, st.integers(1, 10**5), roundings)
@@ -57,10 +57,10 @@ def test_quotients_round_as_their_name_says(x, by, rounding):
     assert int(divide(tensor(x), tensor(by), rounding)) == rounded(Fraction(x, by), rounding)
 
 
-def test_gemmlowps_known_answers():
+def test_results_of_gemmlowp():
     scale = rescale(as_integers(np.array(0.0072474273418460), "float"))
-    found = scale(torch.tensor([10000, -10000, 12345, 69, 70]), "half_away")
-    assert found.tolist() == [72, -72, 89, 1, 1]
+    result = scale(torch.tensor([10000, -10000, 12345, 69, 70]), "half_away")
+    assert result.tolist() == [72, -72, 89, 1, 1]
 
 
 def test_n2d2s_kernels():
@@ -77,12 +77,12 @@ def test_n2d2s_kernels():
 @given(sums, st.floats(2.0**-60, 4.0), roundings)
 def test_a_multiplier_is_its_number(acc, alpha, rounding):
     multiplier = as_integers(np.array([alpha]), "float")
-    found = int(rescale(multiplier)(tensor(acc), rounding))
+    result = int(rescale(multiplier)(tensor(acc), rounding))
     exact = Fraction(acc) * Fraction(float(multiplier.value[0]))
     if multiplier.shift[0] <= 62:
-        assert found == rounded(exact, rounding)
+        assert result == rounded(exact, rounding)
     else:  # below a half whatever the sum
-        assert abs(found) <= 1 and abs(exact) < 1
+        assert abs(result) <= 1 and abs(exact) < 1
 
 
 @given(
