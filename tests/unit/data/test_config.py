@@ -46,7 +46,7 @@ def test_short_forms():
         ({"python": {"function": "m:f", "args": {"day": date(2026, 1, 1)}}}, "in quotes"),
         ({"python": {"function": "m:f", "args": {"table": {1: 2}}}}, "words as keys"),
         ({"python": "m:f", "labels": "/l"}, "yield the labels in the batches instead"),
-        ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`, `wav` has"),
+        ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`; `wav` does"),
         ({"wav": {"path": "/a", "log_mel": {"window": 500}}}, "expected at most n_fft, 400"),
         ({"wav": {"path": "/a", "log_mel": {"fmin": 9, "fmax": 8}}}, "expected above fmin, 9"),
         ({"wav": {"path": "/a", "log_mel": {"normalise": [0, 0]}}}, "divides by 0"),
