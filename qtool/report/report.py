@@ -214,7 +214,7 @@ def verdict(report: Report) -> tuple[Level, str]:
 
 
 def unit_word(accuracy: Accuracy | None) -> str:
-    """Return the unit of a difference in the metric: points for "%", else the metric's."""
+    """Return the unit of a difference in the metric: points for "%", else the metric's own."""
     unit = accuracy.unit if accuracy else None
     return "points" if unit in (None, "%") else str(unit)
 
