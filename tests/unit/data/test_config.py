@@ -1,4 +1,4 @@
-"""What a data section may say, and what it answers when it says something else."""
+"""The keys of a data section, and the messages for wrong ones."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ from qtool.data.preprocess import preprocess_names
 from qtool.errors import DataError
 
 
-def complaint(**given):
+def complaint(**section):
     with pytest.raises(ValidationError) as caught:
-        DataSection(**given)
+        DataSection(**section)
     return str(caught.value)
 
 
@@ -36,7 +36,7 @@ def test_short_forms():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("section", "words"),
     [
         ({}, "found none; expected exactly one reader"),
         ({"images": "/a", "arrays": "/b.npz"}, "found `images` and `arrays`; expected exactly one"),
@@ -61,8 +61,8 @@ def test_short_forms():
         ({"images": "/a", "preprocess": {"dtype": "uint8", "std": 2}}, "`std` would do nothing"),
     ],
 )
-def test_mistakes_are_answered_with_a_remedy(given, words):
-    assert words in complaint(**given)
+def test_mistakes_are_answered_with_a_remedy(section, words):
+    assert words in complaint(**section)
 
 
 def test_take_comes_before_count_and_count_is_spread_evenly():

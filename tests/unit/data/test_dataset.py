@@ -99,9 +99,9 @@ def test_a_split_with_an_empty_side_is_an_error(count, holdout):
 
 def test_overlap_is_dropped_from_calibration_and_named():
     calibration, evaluation = rows(4, labels=[0, 1, 2, 3]), rows(3, values=[2, 9, 0])
-    kept, dropped = drop_overlap(calibration, evaluation)
+    rest, dropped = drop_overlap(calibration, evaluation)
     assert dropped == ("row[0]", "row[2]")
-    assert kept.names == ("row[1]", "row[3]") and kept.labels.tolist() == [1, 3]
+    assert rest.names == ("row[1]", "row[3]") and rest.labels.tolist() == [1, 3]
 
 
 def test_an_input_spec_knows_its_batch_and_what_fits():

@@ -37,10 +37,10 @@ def test_an_entry_describes_its_key_in_a_data_section(name):
 def test_every_other_reader_refuses_a_key_it_does_not_use():
     value = {"text": {"path": "/t.tsv", "tokenizer": "/v.txt"}, "python": "mine:batches"}
     for name, reader in READERS.items():
-        for key, given in {"labels": "/l.csv", "preprocess": "imagenet"}.items():
-            section = {name: value.get(name, "/d"), key: given}
+        for key, entry in {"labels": "/l.csv", "preprocess": "imagenet"}.items():
+            section = {name: value.get(name, "/d"), key: entry}
             if key in reader.uses:
-                assert getattr(DataSection(**section), key) == given
+                assert getattr(DataSection(**section), key) == entry
                 continue
             with pytest.raises(ValueError, match=f"`{key}` belongs to `images`"):
                 DataSection(**section)
