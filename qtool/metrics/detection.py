@@ -51,7 +51,7 @@ def mean_average_precision(outputs: np.ndarray, labels: np.ndarray) -> float:
             "annotations": [_annotation(*item, number=i) for i, item in enumerate(truth, 1)],
         }
         coco.createIndex()
-        # A class that no label has cannot be scored, and loadRes refuses it.
+        # COCO's mean is over the classes of the labels; boxes of other classes do not enter it.
         scored = [item for item in detections if int(item[2]) in set(classes)]
         if not scored:
             return 0.0

@@ -65,6 +65,8 @@ class Metric:
         lower_is_better: whether a smaller value is a better one.
         binary: whether scores are 0 or 1.
         classes: whether outputs are class scores [N, classes, ...], so that agreement has meaning.
+        class_labels: whether labels are class numbers, one for each sample.
+        majority_baseline: whether always naming one class scores the share of that class.
         needs_labels: whether it needs labels.
         reference: whether the float model's outputs take the labels' place.
     """
@@ -77,6 +79,8 @@ class Metric:
     lower_is_better: bool = False
     binary: bool = False
     classes: bool = False
+    class_labels: bool = False
+    majority_baseline: bool = False
     needs_labels: bool = True
     reference: bool = False
 
@@ -86,18 +90,21 @@ class Metric:
             raise TypeError("a metric has either scores or a value")
 
 
-_top = partial(Metric, unit="%", binary=True, classes=True)
+_top = partial(Metric, unit="%", binary=True, classes=True, class_labels=True)
 
 METRICS: dict[str, Metric] = {
-    "top1": _top("the highest output is the label", scores=partial(top_k, k=1)),
+    "top1": _top(
+        "the highest output is the label", scores=partial(top_k, k=1), majority_baseline=True
+    ),
     "top5": _top("the label is among the five highest outputs", scores=partial(top_k, k=5)),
-    "accuracy": _top("the same as top1", scores=partial(top_k, k=1)),
+    "accuracy": _top("the same as top1", scores=partial(top_k, k=1), majority_baseline=True),
     "f1": Metric(
         "macro F1 of the highest output: the mean over classes",
         "%",
         class_pairs,
         macro_f1,
         classes=True,
+        class_labels=True,
     ),
     "miou": Metric(
         "mean intersection over union of segmentation maps; 255 does not count",

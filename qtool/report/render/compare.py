@@ -121,7 +121,7 @@ def _lowest(report: Report | None) -> float | None:
 
 
 def _higher_is_better(report: Report) -> bool:
-    """Infer the metric's direction: an error rate rises with its drop, others fall."""
+    """Return False where a positive drop means a higher value, as for an error rate."""
     accuracy = report.accuracy
     if not accuracy or None in (accuracy.float, accuracy.quantized, accuracy.drop):
         return True
