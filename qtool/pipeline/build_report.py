@@ -4,7 +4,7 @@ from qtool.files import digest_of
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
-from qtool.report.report import Report, judge
+from qtool.report.report import Report, check_gates
 from qtool.report.schema import Data, DataPart, Kernels, Layer, ModelPart, OutputPart, Size
 from qtool.steps.guard import AppliedSteps
 from qtool.verification.environment import environment
@@ -32,7 +32,7 @@ def build_report(
     """
     recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
     size, layers = _sizes(prepared, emitted, evaluation)
-    gates = judge(recipe.gates.model_dump(), evaluation.accuracy, size, evaluation.latency)
+    gates = check_gates(recipe.gates.model_dump(), evaluation.accuracy, size, evaluation.latency)
     calibration = context.calibration
     return Report(
         qtool=__version__,

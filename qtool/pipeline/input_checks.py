@@ -6,15 +6,11 @@ from qtool.data import DataSection, Dataset, drop_overlap
 from qtool.errors import UnsupportedError
 from qtool.graph.queries import dims
 from qtool.metrics.classification import check_label_range
-from qtool.metrics.registry import find_metric
+from qtool.metrics.registry import METRICS, find_metric
 from qtool.recipe.model import Evaluate, Recipe
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
 MAX_OVERLAP = 0.01
-
-
-# Metrics whose labels are class numbers, one for each sample.
-CLASS_METRICS = ("top1", "top5", "accuracy", "f1")
 
 
 def check_metric(recipe: Recipe, evaluation: Dataset, trust_code: bool) -> None:
@@ -51,10 +47,14 @@ def check_labels(evaluate: Evaluate | None, evaluation: Dataset, model: ir.Model
     labels, shape = evaluation.labels, dims(model.graph.outputs[0])
     if evaluate is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return
-    if evaluate.metric is not None and evaluate.metric not in CLASS_METRICS:
+    if evaluate.metric is not None and not _has_class_labels(evaluate.metric):
         return
     if shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1:
         check_label_range(labels, shape[1])
+
+
+def _has_class_labels(name: str) -> bool:
+    return name in METRICS and METRICS[name].class_labels
 
 
 def check_first_output(model: ir.Model, name: str) -> None:

@@ -15,7 +15,7 @@ from qtool.pipeline.prepare import prepare
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
-from qtool.report.report import Report, judge
+from qtool.report.report import Report, check_gates
 from qtool.report.schema import Data, OutputPart, Size
 from qtool.steps.stage_cache import StageCache
 from qtool.verification.environment import environment, instruction_sets
@@ -62,7 +62,7 @@ def _report(
     loaded = prepared.loaded
     size = _size(loaded.size, sum(part.stat().st_size for part in parts))
     limits = prepared.recipe.gates.model_dump()
-    gates = judge(limits, evaluation.accuracy, size, evaluation.latency)
+    gates = check_gates(limits, evaluation.accuracy, size, evaluation.latency)
     return Report(
         qtool=__version__,
         command="verify",

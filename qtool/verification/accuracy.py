@@ -69,7 +69,7 @@ def measure_accuracy(
         drop_ci95=None if interval is None else (round(interval[0], 4), round(interval[1], 4)),
         agreement=same,
     )
-    return accuracy, _chance_notes(metric.name, result, labels)
+    return accuracy, _chance_notes(metric.metric, result, labels)
 
 
 def _values(metric: NamedMetric, result: MetricResult) -> dict[str, float]:
@@ -115,8 +115,8 @@ def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
     return values["float"] <= 100 * float(share)
 
 
-def _chance_notes(name: str, result: MetricResult, labels: np.ndarray | None) -> list[str]:
-    if name not in ("top1", "accuracy") or not at_chance(result.values, labels):
+def _chance_notes(metric: Metric, result: MetricResult, labels: np.ndarray | None) -> list[str]:
+    if not metric.majority_baseline or not at_chance(result.values, labels):
         return []
     return [CHANCE_WARNING]
 

@@ -39,5 +39,8 @@ def parity_part(counts: "ParityCounts", samples: int) -> Parity:
         samples=samples,
         max_lsb=max(integer.largest, floats.largest, wide.largest),
         share_off=(integer.off + floats.off) / max(integer.total + floats.total, 1),
+        # Where float operators stand between integer ones, both shares have limits of their own.
+        integer_share_off=integer.share if floats.total else None,
+        after_float_share_off=floats.share if floats.total else None,
         wide_share_off=wide.share if wide.total else None,
     )
