@@ -15,7 +15,7 @@ from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
 from qtool.emitters.weight_only import float_weights
 from qtool.emitters.weight_zero_point import shift_weight_codes
-from qtool.graph.names import Names, add_initializer
+from qtool.graph.edit import Names, add_initializer
 from qtool.graph.queries import by_name, dims, nodes_by_name
 from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph.names import Names, add_initializer
+from qtool.graph.edit import Names, add_initializer
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, align, dequantize

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph.names import add_initializer
+from qtool.graph.edit import add_initializer
 from qtool.graph.queries import is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 
