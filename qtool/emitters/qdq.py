@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.emitters.copy import copy_model
 from qtool.emitters.dynamic import write_dynamic
 from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
@@ -21,24 +22,18 @@ from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerChannel, QuantParams, mean_factor
 from qtool.targets.target import PACKING, OpRule, Target
-from qtool.version import __version__
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
-    """A copy of the model with the plan's codes in it.
+    """Return a copy of the model with the plan's codes, and Q and DQ around each site.
 
     Args:
         model: the rewritten float graph; unchanged.
-        plan: frozen: every grid is found, every weight and bias has codes.
-        target: says which ops work directly on codes.
+        plan: frozen: every value on a grid has QuantParams, every weight and bias has codes.
+        target: its rules name the ops that work directly on codes, and the packed forms.
     """
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=max(model.ir_version or 0, 13 if model.opset_imports.get("", 0) >= 25 else 10),
-        producer_name="qtool",
-        producer_version=__version__,
-        metadata_props=dict(model.metadata_props),
-    )
+    # Opset 25 has int2, which needs version 13 of the file format; 10 is that of opset 21.
+    copy = copy_model(model, plan, 13 if model.opset_imports.get("", 0) >= 25 else 10)
     _Emitter(copy.graph, plan, target).run()
     return copy
 

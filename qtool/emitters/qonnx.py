@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.emitters.copy import copy_model
 from qtool.errors import UnsupportedError
 from qtool.graph.edit import Names, add_initializer
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, align, dequantize
-from qtool.version import __version__
 
 DOMAIN = "qonnx.custom_op.general"
 
@@ -39,13 +39,7 @@ def emit_qonnx(model: ir.Model, plan: QuantPlan) -> ir.Model:
             f"output.format: qonnx has constant scales only, but {next(iter(plan.dynamic))} reads "
             "dynamic activations; write activations: 8, or format: qdq"
         )
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=max(model.ir_version or 0, 10),
-        producer_name="qtool",
-        producer_version=__version__,
-        metadata_props=dict(model.metadata_props),
-    )
+    copy = copy_model(model, plan, 10)
     made = _Emitter(copy.graph, plan)
     made.run()
     opset = copy.graph.opset_imports[""]

@@ -61,7 +61,7 @@ def orders(node: ir.Node, weight: np.ndarray) -> list[np.ndarray]:
 def largest_pairs(node: ir.Node, weight: np.ndarray) -> np.ndarray:
     """Return the largest ``|w_i + w_(i+1)|`` of each output channel.
 
-    Two equal inputs multiply that sum. The sum of a pair of opposite signs is at most the larger one.
+    Two equal inputs multiply that sum. A pair of opposite signs is never larger.
 
     Args:
         node: Conv, Gemm or MatMul.
