@@ -53,8 +53,8 @@ from qtool.loading.onnx_loader import (
     Loaded,
     infer_shapes,
     load_model,
+    normalize,
     read_graph,
-    settle,
 )
 
 # Operators with the same result for codes and float values: scales are positive, so order stays.
@@ -65,13 +65,13 @@ CODE_PRESERVING_OPS = DATA_MOVEMENT_OPS | {"MaxPool", "Split", "Concat", "Pad", 
 
 
 def load_requantized(
-    path: Path, place: Callable[[tuple[str, ...]], Path], opset: int = 21
+    path: Path, cache_path: Callable[[tuple[str, ...]], Path], opset: int = 21
 ) -> Loaded:
     """Read an ONNX file as a float model; a quantized model is converted.
 
     Args:
         path: a ``.onnx`` file.
-        place: maps the parts of a cache key to the file that the float model is written to.
+        cache_path: maps the parts of a cache key to the file that the float model is written to.
         opset: the opset of the default domain to raise the model to.
 
     Returns:
@@ -82,7 +82,7 @@ def load_requantized(
         UnsupportedError: an operator has no float form (exit 3).
     """
     model, parts = read_graph(path)
-    model, notes = settle(model, opset, path)
+    model, notes = normalize(model, opset, path)
     conversion_notes = to_float(model, path)
     if not conversion_notes:
         return replace(
@@ -92,7 +92,7 @@ def load_requantized(
     infer_shapes(model)
     check_fully_dequantized(model, path)
     digest = files.digest_of(parts)
-    written = place((digest, "requantize", str(opset)))
+    written = cache_path((digest, "requantize", str(opset)))
     save_model(model, written)
     loaded = load_model(written, opset)
     return replace(loaded, sha256=digest, name=str(path), notes=(*notes, *conversion_notes))
