@@ -203,7 +203,7 @@ def tied() -> Net:
 
 
 def big_conv() -> Net:
-    """A weight too large to travel through the converter (see qtool.load.onnx.SMALL)."""
+    """A weight too large to travel through the converter (see ``external_data.SMALL_BYTES``)."""
     net = Net(opset=12)
     x = net.conv(net.input("x", "N", 16, 6, 6), 16, 32, name="wide")
     return net.output(net.add("Relu", x, out="y"))

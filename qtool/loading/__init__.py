@@ -1,4 +1,4 @@
-"""Reading models: every file becomes one graph in memory, with a known opset, names and shapes."""
+"""Loading of models into one form: a graph with a recent opset, unique names and known shapes."""
 
 from qtool.loading.dequantize.dequantize import load_requantized
 from qtool.loading.onnx_loader import Loaded, bind_shapes, infer_shapes, load_model, read_graph

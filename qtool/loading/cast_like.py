@@ -1,12 +1,13 @@
-"""CastLike, which exporters write around constants, in the form that constants fold through."""
+"""Replacement of CastLike, which prevents constant folding, by Cast."""
 
 import onnx_ir as ir
 
 
-def cast_outright(model: ir.Model) -> None:
-    """Turn CastLike into Cast where the type is known: only its type is read from the other value.
+def replace_cast_like(model: ir.Model) -> None:
+    """Replace CastLike by Cast where the type of its second input is known, in place.
 
-    Behind a CastLike of an activation nothing can be folded, biases of zeros for example.
+    CastLike reads only the type of its second input. If that is an activation, the node depends on
+    the graph's input, and constants behind it, such as biases of zeros, cannot be folded.
     """
     for node in model.graph.all_nodes():
         like = node.inputs[1] if node.op_type == "CastLike" and len(node.inputs) > 1 else None

@@ -1,56 +1,62 @@
-"""float16 and bfloat16 models in float32: their weights are exact there, and integers follow."""
+"""Conversion of float16 and bfloat16 models to float32, which represents their weights exactly."""
 
 import numpy as np
 import onnx_ir as ir
 
-LOW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+HALF_TYPES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _WAS_BFLOAT16 = "qtool.bfloat16"
 
 
 def was_bfloat16(model: ir.Model) -> bool:
-    """Whether :func:`widen` found bfloat16, for which ONNX Runtime has no kernels on the CPU."""
+    """Return whether :func:`widen` converted a bfloat16 model.
+
+    ONNX Runtime has no bfloat16 kernels on the CPU, so the original file cannot be run there.
+    """
     return _WAS_BFLOAT16 in model.meta
 
 
 def widen(model: ir.Model) -> int:
-    """Turn every 16-bit float of the graph into float32, in place.
+    """Convert all 16-bit floats of a model to float32, in place.
 
-    The graph's float16 inputs and outputs keep their type: a Cast stands at each border. Those of
-    bfloat16, which neither numpy nor ONNX Runtime takes, become float32.
+    Inputs and outputs of type float16 keep their type, and a Cast is added to each. Those of type
+    bfloat16 become float32, since neither numpy nor ONNX Runtime supports bfloat16.
+
+    Args:
+        model: with inferred types.
 
     Returns:
-        How many initializers were widened; 0 means that nothing was changed.
+        The number of converted initializers, at least 1 if anything was changed, else 0.
     """
     graphs = [model.graph, *model.graph.subgraphs()]
     values = {id(v): v for g in graphs for v in (*g.inputs, *g.initializers.values())}
     values.update({id(v): v for node in model.graph.all_nodes() for v in node.outputs})
-    low = [v for v in values.values() if v.dtype in LOW]
-    if not low:
+    half = [v for v in values.values() if v.dtype in HALF_TYPES]
+    if not half:
         return 0
-    if any(v.dtype == ir.DataType.BFLOAT16 for v in low):
+    if any(v.dtype == ir.DataType.BFLOAT16 for v in half):
         model.meta[_WAS_BFLOAT16] = True
-    outside = (*model.graph.inputs, *model.graph.outputs)
-    borders = {v: ir.DataType.FLOAT16 for v in outside if v.dtype == ir.DataType.FLOAT16}
+    interface = (*model.graph.inputs, *model.graph.outputs)
+    float16 = {v: ir.DataType.FLOAT16 for v in interface if v.dtype == ir.DataType.FLOAT16}
     done = 0
-    for value in low:
+    for value in half:
         if value.const_value is not None:
             value.const_value = _widened(value.const_value)
             done += 1
         value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in model.graph.all_nodes():
         _widen_attributes(node)
-    _keep_borders(model.graph, borders)
+    _add_interface_casts(model.graph, float16)
     return max(done, 1)
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The tensor in float32; one that lies in a file is widened anew each time it is read."""
+    """Return a tensor in float32; a memory-mapped one is converted each time it is read."""
     name = tensor.name or ""
 
     def widened() -> ir.Tensor:
         wide = np.asarray(tensor.numpy()).astype(np.float32)
         if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+            tensor.release()  # unmap the pages; otherwise both forms would stay in memory
         return ir.Tensor(wide, name=name)
 
     if not isinstance(tensor, ir.ExternalTensor):
@@ -59,19 +65,20 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _widen_attributes(node: ir.Node) -> None:
-    """Types that a node names in its attributes: Cast, ConstantOfShape, random ops."""
+    """Replace 16-bit types in the attributes of Cast, ConstantOfShape and random operators."""
     for key in ("to", "dtype"):
         attr = node.attributes.get(key)
-        if attr is not None and attr.type == ir.AttributeType.INT and attr.value in LOW:
+        if attr is not None and attr.type == ir.AttributeType.INT and attr.value in HALF_TYPES:
             node.attributes[key] = ir.AttrInt64(key, ir.DataType.FLOAT.value)
     attr = node.attributes.get("value")
-    if attr is not None and attr.type == ir.AttributeType.TENSOR and attr.value.dtype in LOW:
+    if attr is not None and attr.type == ir.AttributeType.TENSOR and attr.value.dtype in HALF_TYPES:
         array = np.asarray(attr.value.numpy()).astype(np.float32)
         node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array))
 
 
-def _keep_borders(graph: ir.Graph, borders: dict[ir.Value, ir.DataType]) -> None:
-    for value, dtype in borders.items():
+def _add_interface_casts(graph: ir.Graph, dtypes: dict[ir.Value, ir.DataType]) -> None:
+    """Add a Cast behind inputs and in front of outputs so that they keep their types and names."""
+    for value, dtype in dtypes.items():
         if value.is_graph_input():
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", 1)], name=f"{value.name}/widen")
             out = cast.outputs[0]

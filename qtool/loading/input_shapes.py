@@ -1,4 +1,4 @@
-"""Sizes of inputs that the file leaves open, as the recipe gives them."""
+"""Sizes for symbolic dimensions of inputs, as set in the recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +10,22 @@ from qtool.graph.queries import dims
 from qtool.loading.onnx_loader import infer_shapes
 
 
-def declare(model: ir.Model, given: Mapping[str, tuple[int | str, ...]], path: Path) -> str:
-    """Give inputs the shapes that the recipe says, in place, and infer the others again.
+def declare(model: ir.Model, shapes: Mapping[str, tuple[int | str, ...]], path: Path) -> str:
+    """Set the shapes of inputs, in place, and run shape inference again.
 
     Args:
-        model: as read.
-        given: input name -> sizes, the batch first; a name is a dimension of any size.
-        path: the file, for messages.
+        model: the loaded graph.
+        shapes: input name -> sizes, the batch first; a string names a symbolic dimension.
+        path: of the model, for messages.
 
     Returns:
-        What was declared, as a note.
+        A note that lists the shapes.
 
     Raises:
-        ModelError: there is no such input, or its own shape says otherwise.
+        ModelError: there is no such input, or a size contradicts a static dimension.
     """
     inputs = {value.name or "": value for value in model.graph.inputs}
-    for name, shape in given.items():
+    for name, shape in shapes.items():
         if name not in inputs:
             raise ModelError(
                 f'model {path}: `input` names "{name}", but its inputs are {", ".join(inputs)}'
@@ -35,19 +35,23 @@ def declare(model: ir.Model, given: Mapping[str, tuple[int | str, ...]], path: P
         fits = own is None or (
             len(own) == len(shape)
             and all(
-                not isinstance(have, int) or have == want
-                for have, want in zip(own, shape, strict=True)
+                not isinstance(static, int) or static == size
+                for static, size in zip(own, shape, strict=True)
             )
         )
         if not fits:
             raise ModelError(
-                f'model {path}: `input` gives "{name}" the shape {_shown(shape)}, but it is '
-                f"{_shown(own or ())} in the file; only its open dimensions can be given sizes"
+                f'model {path}: `input` gives "{name}" the shape {_format_shape(shape)}, but it is '
+                f"{_format_shape(own or ())} in the file; only its open dimensions can be given "
+                "sizes"
             )
         inputs[name].shape = ir.Shape(shape)
     infer_shapes(model)
-    return "inputs: " + ", ".join(f"{name} {_shown(shape)}" for name, shape in given.items())
+    return "inputs: " + ", ".join(
+        f"{name} {_format_shape(shape)}" for name, shape in shapes.items()
+    )
 
 
-def _shown(shape: tuple[int | str | None, ...]) -> str:
+def _format_shape(shape: tuple[int | str | None, ...]) -> str:
+    """Format a shape, with ? for dimensions without size or name."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"

@@ -1,8 +1,8 @@
-"""ONNX files in: opset upgraded, constants lifted, nodes named, shapes inferred.
+"""Loading of ONNX files: opset upgrade, constants as initializers, node names, shape inference.
 
-Opset is a loading matter: nothing behind this module changes it. Large weights never travel through
-protobuf: they are taken out while the C++ converter and shape inference run, and put back after.
-What lies in external data and how it stays there is told in ``big``.
+The opset is changed here and nowhere else. Large weights are removed from the graph while the C++
+version converter and shape inference run, and put back afterwards, because protobuf messages are
+limited to 2 GB and would copy the weights. For external data see :mod:`external_data`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,17 @@ import onnx_ir.passes.common as passes
 from qtool import files
 from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
-from qtool.loading.cast_like import cast_outright
-from qtool.loading.external_data import SMALL, resolve_external_data
+from qtool.loading.cast_like import replace_cast_like
+from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
 from qtool.loading.float16 import widen
-from qtool.loading.opset_upgrade import restore_meaning
+from qtool.loading.opset_upgrade import restore_semantics
 from qtool.loading.unsupported import check_supported
 
-# DequantizeLinear per channel needs 13; an upgrade that fails above it can be done without.
+# DequantizeLinear per channel needs opset 13. Models from there on are used as they are if the
+# converter cannot raise them further.
 OLDEST_OPSET = 13
 
+# Operators that occur in quantized models only.
 QUANTIZED_OPS = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -57,15 +59,15 @@ QUANTIZED_OPS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as read.
+    """A loaded model.
 
     Attributes:
         model: the graph, ready for rewrites.
         path: the float ONNX file, which verification runs.
-        sha256: digest of what the user gave (hex).
-        notes: what loading changed or could not do, one sentence each.
-        name: what the user gave where that is not ``path``: a factory, or a torch file.
-        size: bytes of ``path`` with its external data; 0 where that is just the file.
+        sha256: hex digest of the user's files.
+        notes: changes made while loading, and those that failed, one sentence each.
+        name: the user's name of the model where it is not ``path``: a factory or a torch file.
+        size: bytes of ``path`` with its external data; 0 where it was not measured.
     """
 
     model: ir.Model
@@ -77,12 +79,12 @@ class Loaded:
 
     @property
     def shown(self) -> str:
-        """The model as messages and the report call it."""
+        """The name of the model in messages and in the report."""
         return self.name or str(self.path)
 
     @property
     def big(self) -> bool:
-        """Whether only one session with its weights may be alive at a time."""
+        """True for a model so large that only one session may hold its weights at a time."""
         return self.size > files.EXTERNAL_BYTES
 
 
@@ -90,8 +92,8 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     """Read an ONNX file for quantization.
 
     Args:
-        path: a ``.onnx`` file; external data is found beside it.
-        opset: the default-domain opset wanted; a newer model keeps its own.
+        path: a ``.onnx`` file, with its external data in the same folder or below it.
+        opset: the opset of the default domain to raise the model to; a newer one stays.
 
     Raises:
         ModelError: missing, empty or damaged file (exit 2).
@@ -99,13 +101,19 @@ def load_model(path: Path, opset: int = 21) -> Loaded:
     """
     model, parts = read_graph(path)
     check_not_quantized(model, path)
-    model, notes = settle(model, opset, path)
+    model, notes = normalize(model, opset, path)
     size = sum(part.stat().st_size for part in parts)
     return Loaded(model, path, files.digest_of(parts), tuple(notes), size=size)
 
 
 def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
-    """The graph of an ONNX file as it is, and the files it was read from; see ``big``.
+    """Read the graph of an ONNX file without changes.
+
+    Args:
+        path: a ``.onnx`` file.
+
+    Returns:
+        The graph and the files it was read from: ``path`` and its external data.
 
     Raises:
         ModelError: missing, empty or damaged file (exit 2).
@@ -125,18 +133,24 @@ def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
     return model, parts
 
 
-def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
-    """Bring a graph into the one form that everything behind loading knows.
+def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
+    """Normalize a graph: sorted, without functions, upgraded, named, float32, with shapes.
+
+    Args:
+        model: changed in place, or replaced by its upgraded form.
+        opset: the opset of the default domain to raise the model to.
+        path: for messages.
 
     Returns:
-        The graph and what was changed, one sentence each.
+        The graph and its changes, one sentence each.
 
     Raises:
-        UnsupportedError: its opset cannot be raised, or what it computes cannot be compared:
-            random numbers or text (exit 3).
+        ModelError: its nodes form a cycle, or its functions cannot be inlined (exit 2).
+        UnsupportedError: its opset cannot be raised, or it computes random numbers or text
+            (exit 3).
     """
     try:
-        model.graph.sort()  # the runtime takes nodes in any order, the converter does not
+        model.graph.sort()  # ONNX Runtime accepts any order, the version converter does not
     except ValueError as error:
         raise ModelError(f"model {path}: its nodes form a cycle; export it again") from error
     if model.functions:
@@ -144,47 +158,54 @@ def settle(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]
             passes.InlinePass()(model)
         except Exception as error:  # a pass wraps whatever a function's body raises
             raise ModelError(
-                f"model {path}: its functions cannot be put in place ({error}); export it again "
+                f"model {path}: its functions cannot be inlined ({error}); export it again "
                 "without them"
             ) from error
     passes.RemoveInitializersFromInputsPass()(model)
     before = model.opset_imports.get("", 1)
-    model, notes = _upgraded(model, opset, path)
+    model, notes = _upgrade_opset(model, opset, path)
+    # After the upgrade, whose adapters add Constant nodes, such as axes that became inputs.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     name_everything(model)
     if model.opset_imports.get("", 1) > before:
-        restore_meaning(model, before, path)
+        restore_semantics(model, before, path)
     if count := widen(model):
         notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
     check_supported(model, str(path))
-    cast_outright(model)
+    replace_cast_like(model)
     return model, notes
 
 
 def check_not_quantized(model: ir.Model, path: Path) -> None:
-    """Stop when the model already holds quantization operators.
+    """Check that a model has no quantization operators.
+
+    Args:
+        model: the graph as read.
+        path: for messages.
 
     Raises:
-        UnsupportedError: names the first such node and how many there are.
+        UnsupportedError: it has; names their number, their kinds and the first one.
     """
-    found = [n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS]
-    if found:
-        kinds = ", ".join(sorted({n.op_type for n in found}))
+    nodes = [n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS]
+    if nodes:
+        kinds = ", ".join(sorted({n.op_type for n in nodes}))
         raise UnsupportedError(
-            f"model {path}: already quantized: {len(found)} nodes of kind {kinds}, the first is "
-            f'"{found[0].name}"; give the float model it was made from, or add --requantize '
-            "(requantize=True in Python) to turn it back to float first"
+            f"model {path}: already quantized: {len(nodes)} nodes of kind {kinds}, the first is "
+            f'"{nodes[0].name}"; give the float model it was made from, or add --requantize '
+            "(requantize=True in Python) to convert it to float first"
         )
 
 
 def _check_wiring(model: ir.Model, path: Path) -> None:
+    """Check that every value a node reads is an input, an initializer or an output of a node."""
     graph = model.graph
-    given = {*graph.inputs, *graph.initializers.values()}
+    sources = {*graph.inputs, *graph.initializers.values()}
     for node in graph:
         for value in (*node.inputs, *captured(node)):
-            if value is None or value.producer() is not None or value in given:
+            if value is None or value.producer() is not None or value in sources:
                 continue
+            # onnx_ir does not read sparse initializers.
             sparse = onnx.load(path, load_external_data=False).graph.sparse_initializer
             if value.name in [tensor.values.name for tensor in sparse]:
                 raise UnsupportedError(
@@ -196,21 +217,21 @@ def _check_wiring(model: ir.Model, path: Path) -> None:
             )
 
 
-def _heavy(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Weights too large to travel through protobuf, by name."""
+def _large_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Return the initializers that are left out of protobuf messages, by name."""
     return {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > SMALL
+        if value.const_value is not None and value.const_value.nbytes > SMALL_BYTES
     }
 
 
 @contextmanager
-def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
-    """A proto of the model in which large weights are inputs without data."""
-    graph, heavy = model.graph, _heavy(model)
+def _proto_without_weights(model: ir.Model) -> Iterator[onnx.ModelProto]:
+    """Yield the model as protobuf, with inputs in place of its large weights."""
+    graph, weights = model.graph, _large_weights(model)
     inputs = list(graph.inputs)
-    for name, tensor in heavy.items():
+    for name, tensor in weights.items():
         value = graph.initializers.pop(name)
         value.const_value = None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
@@ -218,7 +239,7 @@ def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
     try:
         yield ir.to_proto(model)
     finally:
-        for name, tensor in heavy.items():
+        for name, tensor in weights.items():
             value = next(v for v in reversed(graph.inputs) if v.name == name)
             graph.inputs.remove(value)
             value.const_value = tensor
@@ -227,34 +248,36 @@ def _light(model: ir.Model) -> Iterator[onnx.ModelProto]:
             raise AssertionError("the graph's inputs changed while its weights were set aside")
 
 
-def _upgraded(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
-    have = model.opset_imports.get("", 1)
-    if have >= opset:
+def _upgrade_opset(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
+    """Raise the opset of the default domain; return the graph and a note if anything was tried."""
+    current = model.opset_imports.get("", 1)
+    if current >= opset:
         return model, []
-    heavy = _heavy(model)
-    # The converter knows only the default domain's own history; IR 4 lets weights not be inputs.
+    weights = _large_weights(model)
+    # Before IR version 4 every initializer had to be an input as well.
     model.ir_version = max(model.ir_version or 4, 4)
-    with _light(model) as proto:
+    with _proto_without_weights(model) as proto:
         try:
             proto = onnx.version_converter.convert_version(proto, opset)
         except Exception as error:  # the converter raises RuntimeError and its own kinds alike
-            if have >= OLDEST_OPSET:
-                return model, [f"opset {have} kept: raising it to {opset} failed ({error})"]
+            if current >= OLDEST_OPSET:
+                return model, [f"opset {current} kept: raising it to {opset} failed ({error})"]
             raise UnsupportedError(
-                f"model {path}: opset {have} cannot be raised to {opset} ({error}); "
+                f"model {path}: opset {current} cannot be raised to {opset} ({error}); "
                 f"export it again with opset {OLDEST_OPSET} or newer"
             ) from error
     upgraded = ir.from_proto(proto)
+    # Opset 21 belongs to IR version 10.
     upgraded.ir_version = max(upgraded.ir_version or 0, 10)
-    for value in [v for v in upgraded.graph.inputs if v.name in heavy]:
+    for value in [v for v in upgraded.graph.inputs if v.name in weights]:
         upgraded.graph.inputs.remove(value)
-        value.const_value = heavy[value.name or ""]
+        value.const_value = weights[value.name or ""]
         upgraded.graph.register_initializer(value)
-    return upgraded, [f"opset raised from {have} to {opset}"]
+    return upgraded, [f"opset raised from {current} to {opset}"]
 
 
 def name_everything(model: ir.Model) -> None:
-    """Give every node of every graph a unique name; names that exist and are unique stay."""
+    """Give every node of every graph a unique name; existing unique names stay."""
     nodes = list(model.graph.all_nodes())
     taken = {node.name for node in nodes}
     seen: set[str] = set()
@@ -270,23 +293,24 @@ def name_everything(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in dtypes and shapes of values in place, as far as the ONNX inference gets."""
-    with _light(model) as proto:
+    """Set the types and shapes of values, in place, where ONNX shape inference determines them."""
+    with _proto_without_weights(model) as proto:
         for info in list(proto.graph.value_info):
-            # A stale shape would win over the inferred one.
+            # Inference would keep an outdated shape instead of replacing it.
             proto.graph.value_info.remove(info)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except onnx.shape_inference.InferenceError:
             return
-    found = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in model.graph:
         for value in node.outputs:
-            if value.name in found:
-                _take(value, found[value.name])
+            if value.name in infos:
+                _set_type(value, infos[value.name])
 
 
-def _take(value: ir.Value, info: onnx.ValueInfoProto) -> None:
+def _set_type(value: ir.Value, info: onnx.ValueInfoProto) -> None:
+    """Set the element type and the shape of a value from a result of shape inference."""
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type"):
         return
@@ -302,21 +326,21 @@ def _take(value: ir.Value, info: onnx.ValueInfoProto) -> None:
 
 
 def bind_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Replace symbolic input dimensions by what the data showed, then infer shapes again.
+    """Replace symbolic input dimensions by the sizes in the data, then infer shapes again.
 
-    The first dimension stays symbolic where it was, so that the batch size remains free.
+    A symbolic first dimension stays, so that the batch size can vary.
 
     Args:
         model: changed in place.
         shapes: input name -> shape of one batch.
     """
     for value in model.graph.inputs:
-        seen = shapes.get(value.name or "")
-        if seen is None or value.shape is None or len(value.shape) != len(seen):
+        shape = shapes.get(value.name or "")
+        if shape is None or value.shape is None or len(value.shape) != len(shape):
             continue
         value.shape = ir.Shape(
             [
-                d if isinstance(d, int) or axis == 0 else seen[axis]
+                d if isinstance(d, int) or axis == 0 else shape[axis]
                 for axis, d in enumerate(value.shape)
             ]
         )

@@ -1,7 +1,8 @@
-"""What ``onnx.version_converter`` raises without keeping the meaning, put right afterwards.
+"""Corrections for operators whose semantics ``onnx.version_converter`` does not preserve.
 
-It gives Upsample and Resize from before opset 11 the defaults of the new Resize (half-pixel
-centres), and leaves Hardmax from before opset 13, which saw its input as a matrix, as it was.
+The converter gives Upsample and Resize from before opset 11 the defaults of the new Resize
+(half-pixel centres). It does not change Hardmax from before opset 13, which flattened its input to
+a matrix.
 """
 
 from pathlib import Path
@@ -13,16 +14,16 @@ from qtool.errors import UnsupportedError
 from qtool.graph.queries import attribute, constant, rank
 
 
-def restore_meaning(model: ir.Model, before: int, path: Path) -> None:
-    """Rewrite in place the nodes whose meaning changed on the way up.
+def restore_semantics(model: ir.Model, before: int, path: Path) -> None:
+    """Correct, in place, the nodes whose semantics changed while the opset was raised.
 
     Args:
-        model: raised from opset ``before``, its constants lifted.
-        before: the opset it was written for.
+        model: raised from opset ``before``, with constants as initializers.
+        before: the opset of the file.
         path: for messages.
 
     Raises:
-        UnsupportedError: no new form has the old meaning (names the node).
+        UnsupportedError: a node has no equivalent in newer opsets; names it.
     """
     for node in list(model.graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
@@ -34,18 +35,20 @@ def restore_meaning(model: ir.Model, before: int, path: Path) -> None:
 
 
 def _resize(node: ir.Node, path: Path) -> None:
-    """Corners meet corners (asymmetric); nearest takes the lower pixel, the upper when shrinking.
+    """Set the coordinate mode and the rounding that Resize had before opset 11.
 
-    The specification left the pixel open; ONNX's own test of opset 10 and ONNX Runtime agree on it.
+    x_original = x_resized / scale ("asymmetric"); "nearest" rounds down when it enlarges and up
+    when it shrinks. The specification of opset 10 leaves the rounding open; its test cases and
+    ONNX Runtime agree on this one.
     """
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     pixel = "floor"
     if attribute(node, "mode", "nearest") == "nearest":
         if scales is None or (np.any(scales < 1) and np.any(scales > 1)):
-            found = "computed" if scales is None else scales.tolist()
+            shown = "computed" if scales is None else scales.tolist()
             raise UnsupportedError(
                 f'model {path}: node "{node.name}": a nearest Resize from before opset 11 with '
-                f"scales {found} has no exact form in newer opsets, expected constants that all "
+                f"scales {shown} has no exact form in newer opsets, expected constants that all "
                 "grow or all shrink; export the model again with opset 11 or newer"
             )
         pixel = "ceil" if np.any(scales < 1) else "floor"
@@ -56,7 +59,11 @@ def _resize(node: ir.Node, path: Path) -> None:
 
 
 def _hardmax(node: ir.Node) -> None:
-    """One 1 per row of the matrix [axes before ``axis``, the others], default axis 1."""
+    """Add Flatten and Reshape around a Hardmax from before opset 13.
+
+    It put one 1 in each row of the matrix [axes before ``axis``, axes from ``axis`` on]; the
+    default axis was 1.
+    """
     axis, x = int(attribute(node, "axis", 1)), node.inputs[0]
     node.attributes["axis"] = ir.AttrInt64("axis", -1)
     if x is None or node.graph is None or axis in (-1, (rank(x) or 0) - 1):

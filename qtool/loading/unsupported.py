@@ -1,10 +1,11 @@
-"""Graphs whose result cannot be compared: random numbers, and text computed from the input."""
+"""Checks for graphs that cannot be quantized: random numbers and text."""
 
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
 from qtool.graph.queries import captured, constant
 
+# Operator -> the reason, as it completes the error message.
 RANDOM = {
     "RandomNormal": "draws random numbers",
     "RandomNormalLike": "draws random numbers",
@@ -17,25 +18,25 @@ RANDOM = {
 
 
 def check_supported(model: ir.Model, name: str) -> None:
-    """Stop where no two runs agree, or where values between the inputs and outputs are text.
+    """Check that a graph is deterministic and computes no text from its inputs.
 
-    Text that no input reaches is computed once and goes.
+    Text that depends on no input is allowed, since constant folding removes it.
 
     Args:
         model: with constants as initializers, node names and inferred types.
-        name: the model, for messages.
+        name: of the model, for messages.
 
     Raises:
-        UnsupportedError: names the first such node.
+        UnsupportedError: names the first random node or the first that makes text.
     """
     for node in model.graph.all_nodes():
-        if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _draws(node):
-            what = "export the network in eval mode"
+        if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _is_random(node):
+            advice = "export the network in eval mode"
             if node.op_type != "Dropout":
-                what += ", or make the random numbers an input"
+                advice += ", or make the random numbers an input"
             raise UnsupportedError(
                 f'model {name}: node "{node.name}" ({node.op_type}) {RANDOM[node.op_type]}, so no '
-                f"two runs agree and the quantized file cannot be compared with the model; {what}"
+                f"two runs agree and the quantized file cannot be compared with the model; {advice}"
             )
     reached = set(model.graph.inputs)
     for node in model.graph:
@@ -50,8 +51,11 @@ def check_supported(model: ir.Model, name: str) -> None:
                 )
 
 
-def _draws(node: ir.Node) -> bool:
-    """Whether a node of a kind in RANDOM is random, and anything depends on it."""
+def _is_random(node: ir.Node) -> bool:
+    """Return whether an operator of RANDOM has random outputs that are used.
+
+    A Dropout is random in training mode with a ratio other than 0.
+    """
     if not any(v.uses() or v.is_graph_output() for v in node.outputs):
         return False
     if node.op_type != "Dropout":

@@ -1,11 +1,8 @@
-"""Changes to the graph that keep its float function equal; each returns how often it applied.
+"""Graph rewrites that keep the float function of a model.
 
-After the rewrites the graph is read-only. The target names them in order; a recipe may choose.
+A target lists the rewrites it needs in the order in which they run; a recipe may choose others.
+After the rewrites the graph is read-only.
 """
-
-from collections.abc import Callable
-
-import onnx_ir as ir
 
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
@@ -14,10 +11,11 @@ from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
+from qtool.rewrites.rewrite import Rewrite
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 
-REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
+REWRITES: dict[str, Rewrite] = {
     "unfuse_microsoft": unfuse_microsoft,
     "fold_constants": fold_constants,
     "make_reshapes_static": make_reshapes_static,

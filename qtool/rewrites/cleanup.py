@@ -1,28 +1,26 @@
-"""Constants that are computed, nodes that do nothing, constants that must not be shared."""
-
-from collections.abc import Callable
+"""Constant folding, removal of no-op nodes and unsharing of constants."""
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.graph.edit import add_constant, drop, take_over
 from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
+from qtool.rewrites.rewrite import IsInteger
 from qtool.runtime.ort_session import OrtSession
 
-Quantized = Callable[[ir.Node], bool]
-
-# Outputs differ from call to call, or carry a state of their own.
+# Outputs differ from run to run, so no constant can stand for them.
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 _RANDOM |= {"Bernoulli"}
 
 
-def fold_constants(model: ir.Model, quantized: Quantized) -> int:
-    """Compute once what depends on no input, and store the result as an initializer.
+def fold_constants(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace nodes that depend on no graph input by initializers with their results.
 
-    One ONNX Runtime session computes all of them, so the values are those the runtime would use.
+    All of them are computed in one ONNX Runtime session, so the values are the same as in a run of
+    the unfolded graph.
     """
     graph = model.graph
-    known: set[ir.Value] = {v for v in graph.initializers.values() if is_constant(v)}
+    constants: set[ir.Value] = {v for v in graph.initializers.values() if is_constant(v)}
     nodes: set[ir.Node] = set()
     for node in graph:
         bodies = any(
@@ -31,43 +29,45 @@ def fold_constants(model: ir.Model, quantized: Quantized) -> int:
         )
         if bodies or node.domain not in ("", "ai.onnx") or not _foldable(node):
             continue
-        if all(v is None or v in known for v in node.inputs):
-            known.update(node.outputs)
+        if all(v is None or v in constants for v in node.inputs):
+            constants.update(node.outputs)
             nodes.add(node)
-    wanted = [
+    # Only values that remaining nodes read are computed; those between folded nodes vanish.
+    outputs = [
         v
         for node in graph
         if node in nodes
         for v in node.outputs
         if any(u not in nodes for u, _ in v.uses())
     ]
-    if wanted:
+    if outputs:
         part = ir.Model(
-            ir.convenience.extract(graph, inputs=[], outputs=wanted),
+            ir.convenience.extract(graph, inputs=[], outputs=outputs),
             ir_version=model.ir_version,
         )
         part.graph.opset_imports.update(model.opset_imports)
+        # Level "basic" includes constant folding, which is all that this graph needs.
         with OrtSession(part, level="basic") as session:
-            found = session({})
-        for value in wanted:
-            folded = add_constant(graph, f"{value.name}_folded", found[value.name or ""])
+            arrays = session({})
+        for value in outputs:
+            folded = add_constant(graph, f"{value.name}_folded", arrays[value.name or ""])
             ir.convenience.replace_all_uses_with(value, folded)
     remove_unused(model)
     return len(nodes)
 
 
 def _foldable(node: ir.Node) -> bool:
-    """True for a node with tensor outputs, the same in every run, none of them the graph's."""
+    """Return whether a node is deterministic, makes tensors only, and none is a graph output."""
     if any(v.is_graph_output() for v in node.outputs) or node.op_type in _RANDOM:
         return False
     return "Sequence" not in node.op_type and "Optional" not in node.op_type
 
 
-def remove_identities(model: ir.Model, quantized: Quantized) -> int:
-    """Remove Identity, inference-time Dropout, Casts to the same type and Pads of nothing."""
+def remove_identities(model: ir.Model, is_integer: IsInteger) -> int:
+    """Remove Identity, inference-mode Dropout, Casts to the same type and Pads of width 0."""
     done = 0
     for node in list(model.graph):
-        if not _does_nothing(node):
+        if not _is_identity(node):
             continue
         source, out = node.inputs[0], node.outputs[0]
         if source is None:
@@ -85,7 +85,8 @@ def remove_identities(model: ir.Model, quantized: Quantized) -> int:
     return done
 
 
-def _does_nothing(node: ir.Node) -> bool:
+def _is_identity(node: ir.Node) -> bool:
+    """Return whether the first output of a node always equals its first input."""
     if node.op_type == "Identity":
         return True
     if node.op_type == "Dropout":
@@ -101,17 +102,19 @@ def _does_nothing(node: ir.Node) -> bool:
     return False
 
 
-def split_shared_constants(model: ir.Model, quantized: Quantized) -> int:
-    """Give each weighted node its own bias, and a weight of its own where the axes differ.
+def split_shared_constants(model: ir.Model, is_integer: IsInteger) -> int:
+    """Copy constants that several nodes share but that need different quantization parameters.
 
-    A bias is stored on the grid s_x * s_w of its one reader. Weights read along the same output
-    axis by several nodes stay one array (tied weights stay tied).
+    Every weighted node gets its own bias, because a bias is quantized with the scale s_x * s_w of
+    its reader. A weight is copied only where its readers use different output axes; weights read
+    along the same axis stay one array (tied weights stay tied).
     """
     done = 0
     for value in list(model.graph.initializers.values()):
         groups: dict[object, list[tuple[ir.Node, int]]] = {}
         for node, index in value.uses():
-            groups.setdefault(_role(node, index), []).append((node, index))
+            groups.setdefault(_quantization_key(node, index), []).append((node, index))
+        # The first group keeps the original initializer and its name.
         for uses in list(groups.values())[1:]:
             array = constant(value)
             if array is None:
@@ -123,7 +126,8 @@ def split_shared_constants(model: ir.Model, quantized: Quantized) -> int:
     return done
 
 
-def _role(node: ir.Node, index: int) -> object:
+def _quantization_key(node: ir.Node, index: int) -> object:
+    """Return a key that is equal for uses of a constant that may share quantization parameters."""
     if node.op_type in WEIGHTED_OPS and index == 1:
         return ("weight", weight_axis(node))
     if node.op_type in WEIGHTED_OPS and index == 2:
@@ -132,5 +136,5 @@ def _role(node: ir.Node, index: int) -> object:
 
 
 def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that reach no output."""
+    """Remove nodes and initializers that no graph output depends on."""
     passes.RemoveUnusedNodesPass()(model)

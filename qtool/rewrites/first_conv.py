@@ -1,25 +1,23 @@
-"""Forms of the first convolution that reach fast integer kernels. Both are bit-exact.
+"""Rewrites of the first convolution into shapes that fast integer kernels accept.
 
-ONNX Runtime's symmetric convolution kernel needs input channels divisible by four; three-channel
-images miss it. On codes the extra Pad and SpaceToDepth cost next to nothing.
+ONNX Runtime's symmetric convolution kernel needs input channels divisible by four, which images
+with three channels do not have. Both rewrites only add products with zero weights or reorder
+elements, so they are exact. The added Pad and SpaceToDepth run on int8 data and cost little.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.edit import add_constant, add_node, set_attributes
 from qtool.graph.queries import attribute, constant, dims
+from qtool.rewrites.rewrite import IsInteger
 
-Quantized = Callable[[ir.Node], bool]
 
-
-def _first_convs(model: ir.Model, quantized: Quantized) -> list[tuple[ir.Node, np.ndarray]]:
-    """Plain 2-D convolutions that read a graph input, with their weights."""
-    found = []
+def _first_convs(model: ir.Model, is_integer: IsInteger) -> list[tuple[ir.Node, np.ndarray]]:
+    """Return the ungrouped 2-D convolutions that read a graph input, with their weights."""
+    convs = []
     for node in model.graph:
-        if node.op_type != "Conv" or node.inputs[0] is None or not quantized(node):
+        if node.op_type != "Conv" or node.inputs[0] is None or not is_integer(node):
             continue
         weight = constant(node.inputs[1])
         plain = attribute(node, "group", 1) == 1 and attribute(node, "auto_pad", "NOTSET") in (
@@ -27,14 +25,14 @@ def _first_convs(model: ir.Model, quantized: Quantized) -> list[tuple[ir.Node, n
             "VALID",
         )
         if node.inputs[0].is_graph_input() and weight is not None and weight.ndim == 4 and plain:
-            found.append((node, weight))
-    return found
+            convs.append((node, weight))
+    return convs
 
 
-def pad_first_conv_channels(model: ir.Model, quantized: Quantized) -> int:
-    """Pad a three-channel input to four channels with zeros, and the weights likewise."""
+def pad_first_conv_channels(model: ir.Model, is_integer: IsInteger) -> int:
+    """Pad the input and the weights of a three-channel first convolution to four channels."""
     done = 0
-    for conv, weight in _first_convs(model, quantized):
+    for conv, weight in _first_convs(model, is_integer):
         if weight.shape[1] != 3:
             continue
         x = conv.inputs[0]
@@ -52,16 +50,22 @@ def pad_first_conv_channels(model: ir.Model, quantized: Quantized) -> int:
     return done
 
 
-def space_to_depth_first_conv(model: ir.Model, quantized: Quantized) -> int:
-    """Turn a stride-2 convolution with a kernel of 5 or more into stride 1 on 2x2 blocks.
+def space_to_depth_first_conv(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace a stride-2 first convolution by SpaceToDepth and a stride-1 convolution.
 
-    SpaceToDepth gathers each 2x2 block into channels (block row, block column, channel), the kernel
-    is cut the same way. The input is padded (or cropped by one) to an even size first, so that the
-    outputs are the same in number and in value.
+    SpaceToDepth with block size 2 moves each 2x2 block into channels, in the order (block row,
+    block column, channel); the weights are rearranged the same way:
+
+        W'[o, (r, s, c), i, j] = W[o, c, 2 i + r, 2 j + s]
+
+    The input is first padded (or cropped by one row or column) to an even size, chosen so that the
+    output keeps its shape and its values.
     """
     done = 0
-    for conv, weight in _first_convs(model, quantized):
+    for conv, weight in _first_convs(model, is_integer):
         shape = dims(conv.inputs[0])
+        # Image inputs only (at most 4 channels). An odd kernel k grows to k + 1 rows and columns:
+        # 16 / 9 as many products for k = 3, too much for what is saved; 36 / 25 for k = 5.
         if shape is None or len(shape) != 4 or weight.shape[1] > 4 or max(weight.shape[2:]) < 5:
             continue
         height, width = shape[2:]
@@ -71,8 +75,8 @@ def space_to_depth_first_conv(model: ir.Model, quantized: Quantized) -> int:
         if not isinstance(height, int) or not isinstance(width, int):
             continue
         top, left, bottom, right = attribute(conv, "pads") or (0, 0, 0, 0)
-        bottom += _even(height + top + bottom, weight.shape[2])
-        right += _even(width + left + right, weight.shape[3])
+        bottom += _padding_to_even(height + top + bottom, weight.shape[2])
+        right += _padding_to_even(width + left + right, weight.shape[3])
         x = conv.inputs[0]
         if any((top, left, bottom, right)):
             array = np.array([0, 0, top, left, 0, 0, bottom, right])
@@ -85,22 +89,40 @@ def space_to_depth_first_conv(model: ir.Model, quantized: Quantized) -> int:
         name = f"{conv.inputs[1].name}_blocks"  # type: ignore[union-attr]
         conv.replace_input_with(0, blocks)
         conv.replace_input_with(1, add_constant(model.graph, name, _blocks(weight)))
-        conv.meta["structural_zeros"] = True  # training must leave them alone
+        conv.meta["structural_zeros"] = True  # QAT does not train the padded zeros
         kernel = [(k + 1) // 2 for k in weight.shape[2:]]
         set_attributes(conv, kernel_shape=kernel, strides=[1, 1], pads=[0, 0, 0, 0])
         done += 1
     return done
 
 
-def _even(padded: int, kernel: int) -> int:
-    """How much to add so that the size is even and no output appears or vanishes."""
+def _padding_to_even(padded: int, kernel: int) -> int:
+    """Return what to add to a padded size to make it even with the same number of outputs.
+
+    Args:
+        padded: size of the input with its pads.
+        kernel: size of the kernel along the same axis.
+
+    Returns:
+        0, 1 (one more row of zeros) or -1 (the last row is cropped).
+    """
     if padded % 2 == 0:
         return 0
+    # outputs = (padded - kernel) // 2 + 1: with an odd size and an even kernel the last row is in
+    # no window and can be cropped; with an odd kernel one more row makes no further window, and
+    # the row of zeros that pads the kernel to an even size reads it.
     return -1 if kernel % 2 == 0 else 1
 
 
 def _blocks(weight: np.ndarray) -> np.ndarray:
-    """W [O, C, kh, kw] -> [O, 4C, ceil(kh/2), ceil(kw/2)], channels as SpaceToDepth orders them."""
+    """Rearrange weights into 2x2 blocks, with the channels in the order of SpaceToDepth.
+
+    Args:
+        weight: [O, C, kh, kw].
+
+    Returns:
+        [O, 4 C, ceil(kh / 2), ceil(kw / 2)]; odd kernels are padded with zeros at the end.
+    """
     o, c, kh, kw = weight.shape
     even = np.pad(weight, ((0, 0), (0, 0), (0, kh % 2), (0, kw % 2)))
     cut = even.reshape(o, c, even.shape[2] // 2, 2, even.shape[3] // 2, 2)

@@ -1,10 +1,8 @@
-"""BatchNorm into the weights of its neighbour.
+"""Folding of BatchNormalization into the weights of the layer before or behind it.
 
 Source: Jacob et al. 2018, sec. 3.2, arXiv:1712.05877: W' = W * gamma / sigma,
-b' = beta + (b - mean) * gamma / sigma, computed in float64.
+b' = beta + (b - mean) * gamma / sigma, with sigma = sqrt(var + epsilon), computed in float64.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +10,21 @@ import onnx_ir as ir
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.edit import add_constant, drop, take_over
 from qtool.graph.queries import attribute, constant, dims, is_constant, sole_reader, weight_axis
-
-Quantized = Callable[[ir.Node], bool]
+from qtool.rewrites.rewrite import IsInteger
 
 
 def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scale, shift) per channel, float64, of a constant BatchNorm in inference mode, else None."""
+    """Compute the per-channel affine map of a BatchNormalization in inference mode.
+
+    scale = gamma / sqrt(var + epsilon), shift = beta - mean * scale
+
+    Args:
+        node: any node.
+
+    Returns:
+        (scale, shift), float64 [C] each; None for another node, for training mode and where a
+        parameter is computed at run time.
+    """
     if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0):
         return None
     arrays = [constant(v) for v in node.inputs[1:5]]
@@ -28,12 +35,13 @@ def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     return scale, beta - mean * scale
 
 
-def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
+def fold_batchnorm(model: ir.Model, is_integer: IsInteger) -> int:
     """Fold BatchNorm into the Conv, ConvTranspose or Gemm in front of it.
 
-    A Pad of zeros in between is passed when the BatchNorm maps 0 to 0 (else borders would change).
-    Leaves ``meta["batchnorm"] = (beta, |gamma|)`` on the value, for data-free methods, and on the
-    node ``meta["folded_norm"]``, for training that undoes the folding.
+    A Pad of zeros between the two is no obstacle when the BatchNorm maps 0 to 0; otherwise the
+    borders would change. Two things are stored for later stages: ``meta["batchnorm"] = (beta,
+    |gamma|)`` on the output value, which data-free methods read, and ``meta["folded_norm"]`` on the
+    layer, from which QAT restores the BatchNorm.
     """
     done = 0
     for norm in list(model.graph):
@@ -42,10 +50,11 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
             continue
         scale, shift = affine
         producer = _sole_source(norm)
-        kept = FoldedNorm.of(norm, producer)
+        # Taken before the folding changes the layer's bias.
+        folded_norm = FoldedNorm.of(norm, producer)
         if producer is not None and producer.op_type == "Pad":
-            passes = _pads_zeros(producer) and not shift.any()
-            producer = _sole_source(producer) if passes else None
+            commutes = _pads_zeros(producer) and not shift.any()
+            producer = _sole_source(producer) if commutes else None
         if producer is None or not _scale_outputs(model.graph, producer, scale, shift):
             continue
         beta, gamma = constant(norm.inputs[2]), constant(norm.inputs[1])
@@ -57,14 +66,15 @@ def fold_batchnorm(model: ir.Model, quantized: Quantized) -> int:
         if beta is not None and gamma is not None:
             replacement.meta["batchnorm"] = (beta, np.abs(gamma))
         drop(norm)
-        alone = "folded_norm" not in producer.meta and producer.outputs[0] is replacement
-        producer.meta["folded_norm"] = kept if alone else None
+        # A second BatchNorm on one layer, or one behind a Pad, cannot be restored from one record.
+        restorable = "folded_norm" not in producer.meta and producer.outputs[0] is replacement
+        producer.meta["folded_norm"] = folded_norm if restorable else None
         done += 1
     return done
 
 
 def _sole_source(node: ir.Node) -> ir.Node | None:
-    """The node that makes this one's first input, when nothing else reads it."""
+    """Return the producer of a node's first input if nothing else reads that value, else None."""
     source = node.inputs[0]
     if source is None or sole_reader(source) is not node:
         return None
@@ -72,6 +82,17 @@ def _sole_source(node: ir.Node) -> ir.Node | None:
 
 
 def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+    """Fold ``y * scale + shift`` into the weights and bias of the layer that computes ``y``.
+
+    Args:
+        graph: of the node.
+        node: any node; changed in place when it is a Conv, ConvTranspose or Gemm that allows it.
+        scale: float64 [C], per output channel.
+        shift: float64 [C].
+
+    Returns:
+        Whether the layer was changed.
+    """
     weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
     if weight is None or (bias_value is not None and not is_constant(bias_value)):
@@ -82,6 +103,7 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
         plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
         if not plain or attribute(node, "transA", 0):
             return False
+    # A grouped ConvTranspose stores [C_in, C_out / group, ...]: no axis lists all output channels.
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         return False
     axis = weight_axis(node)
@@ -90,6 +112,7 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
     if weight.shape[axis] != scale.size:
         return False
     bias = constant(bias_value)
+    # A Gemm's bias may have a row per sample; only one value per output channel can be scaled.
     if bias is not None and bias.size != 1 and (bias.size, bias.shape[-1]) != (scale.size,) * 2:
         return False
     bias = np.zeros(1) if bias is None else bias.reshape(-1)
@@ -99,7 +122,7 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
 
 
 def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: np.dtype) -> None:
-    """Give the node its own constant; a tied weight is copied, since only this reader changes."""
+    """Set a constant input of a node; a constant with other readers is copied, not changed."""
     old = node.inputs[index] if len(node.inputs) > index else None
     name = old.name if old is not None else f"{node.name}.bias"
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
@@ -111,6 +134,7 @@ def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: n
 
 
 def _pads_zeros(pad: ir.Node) -> bool:
+    """Return whether a Pad adds constant zeros on spatial axes only."""
     if attribute(pad, "mode", "constant") != "constant":
         return False
     pads = constant(pad.inputs[1])
@@ -122,10 +146,13 @@ def _pads_zeros(pad: ir.Node) -> bool:
     return fill is not None and not fill.any()
 
 
-def fold_batchnorm_into_next_conv(model: ir.Model, quantized: Quantized) -> int:
+def fold_batchnorm_into_next_conv(model: ir.Model, is_integer: IsInteger) -> int:
     """Fold a BatchNorm into the Conv behind it, where that is exact.
 
-    The Conv must not pad, unless the BatchNorm maps 0 to 0: pads put zeros behind the BatchNorm.
+    W'[o, i] = W[o, i] * scale[i], b'[o] = b[o] + sum over i, k of W[o, i, k] * shift[i]
+
+    A Conv that pads qualifies only if the BatchNorm maps 0 to 0: its pads are zeros behind the
+    BatchNorm, which would be ``-shift / scale`` in front of it.
     """
     done = 0
     for norm in list(model.graph):
@@ -153,10 +180,10 @@ def fold_batchnorm_into_next_conv(model: ir.Model, quantized: Quantized) -> int:
         spatial = (1,) * (weight.ndim - 2)
         bias = constant(bias_value)
         bias = np.zeros(weight.shape[0]) if bias is None else bias
-        add = (weight.reshape(*weight.shape[:2], -1).sum(2) * shift[channels]).sum(1)
+        offset = (weight.reshape(*weight.shape[:2], -1).sum(2) * shift[channels]).sum(1)
         scaled = weight * scale[channels].reshape(*channels.shape, *spatial)
         _set(model.graph, conv, 1, scaled, weight.dtype)
-        _set(model.graph, conv, 2, bias + add, weight.dtype)
+        _set(model.graph, conv, 2, bias + offset, weight.dtype)
         ir.convenience.replace_all_uses_with(norm.outputs[0], norm.inputs[0])
         drop(norm)
         done += 1

@@ -1,17 +1,17 @@
-"""Explicit zero padding into the pads of the convolution behind it."""
-
-from collections.abc import Callable
+"""Folding of Pad nodes into the pads of the convolution behind them."""
 
 import onnx_ir as ir
 
 from qtool.graph.edit import drop, set_attributes
 from qtool.graph.queries import attribute, constant, readers
+from qtool.rewrites.rewrite import IsInteger
 
 
-def fold_pad(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
-    """Move a constant zero Pad of spatial axes into its Conv readers (asymmetric pads included).
+def fold_pad(model: ir.Model, is_integer: IsInteger) -> int:
+    """Fold a Pad with constant zeros on spatial axes into the pads of all its Conv readers.
 
-    A Pad between quantized layers costs Q, DQ and a float copy: on MobileNetV2 1.4 x the run time.
+    Asymmetric pads are folded as well. A Pad between quantized layers costs a DequantizeLinear, a
+    float copy and a QuantizeLinear; on MobileNetV2 the run time is 1.4 times as long with them.
     """
     done = 0
     for pad in list(model.graph):
@@ -20,21 +20,23 @@ def fold_pad(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
         if pads is None or out.is_graph_output() or pad.inputs[0] is None:
             continue
         convs = readers(out)
-        if not convs or not all(_can_take(conv, out, len(pads)) for conv in convs):
+        if not convs or not all(_accepts_pads(conv, out, len(pads)) for conv in convs):
             continue
+        # Pad: begins of all axes, then ends. Conv: the same for spatial axes, two fewer each.
         half = len(pads) // 2
         for conv in convs:
             own = attribute(conv, "pads") or (0,) * (2 * (half - 2))
-            begins = [a + b for a, b in zip(pads[2:half], own[: half - 2], strict=True)]
-            ends = [a + b for a, b in zip(pads[half + 2 :], own[half - 2 :], strict=True)]
-            set_attributes(conv, auto_pad="NOTSET", pads=[*begins, *ends])
+            begin_pads = [a + b for a, b in zip(pads[2:half], own[: half - 2], strict=True)]
+            end_pads = [a + b for a, b in zip(pads[half + 2 :], own[half - 2 :], strict=True)]
+            set_attributes(conv, auto_pad="NOTSET", pads=[*begin_pads, *end_pads])
         ir.convenience.replace_all_uses_with(out, pad.inputs[0])
         drop(pad)
         done += 1
     return done
 
 
-def _can_take(conv: ir.Node, out: ir.Value, length: int) -> bool:
+def _accepts_pads(conv: ir.Node, out: ir.Value, length: int) -> bool:
+    """Return whether a reader of a Pad is a Conv with explicit pads that reads it as data only."""
     auto = attribute(conv, "auto_pad", "NOTSET")
     return (
         conv.op_type == "Conv"
@@ -46,7 +48,7 @@ def _can_take(conv: ir.Node, out: ir.Value, length: int) -> bool:
 
 
 def _spatial_zero_pads(pad: ir.Node) -> list[int] | None:
-    """All pads (begins then ends) of a Pad with constant zeros on spatial axes only; else None."""
+    """Return the pads (begins, then ends) of a Pad with zeros on spatial axes only, else None."""
     if pad.op_type != "Pad" or attribute(pad, "mode", "constant") != "constant":
         return None
     pads = constant(pad.inputs[1]) if len(pad.inputs) > 1 else None

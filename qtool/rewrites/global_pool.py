@@ -1,19 +1,17 @@
-"""Global pooling in the form integer kernels know."""
-
-from collections.abc import Callable
+"""Replacement of ReduceMean by global average pooling."""
 
 import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, take_over
 from qtool.graph.queries import attribute, constant, dims, is_float
+from qtool.rewrites.rewrite import IsInteger
 
 
-def reduce_mean_to_global_average_pool(
-    model: ir.Model, quantized: Callable[[ir.Node], bool]
-) -> int:
-    """ReduceMean over all spatial axes becomes GlobalAveragePool (and Flatten without keepdims).
+def reduce_mean_to_global_average_pool(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace ReduceMean over all spatial axes by GlobalAveragePool.
 
-    Exporters write global pooling as ReduceMean, which no runtime fuses into integers.
+    Without ``keepdims`` a Flatten follows. Exporters write global pooling as ReduceMean, for which
+    runtimes have no fused integer kernel.
     """
     done = 0
     for node in list(model.graph):
@@ -22,8 +20,9 @@ def reduce_mean_to_global_average_pool(
             continue
         if not is_float(node.inputs[0]):
             continue
-        given = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
-        if given is None or {int(a) % len(shape) for a in given} != set(range(2, len(shape))):
+        # The axes are an input from opset 18 on, an attribute before.
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
+        if axes is None or {int(a) % len(shape) for a in axes} != set(range(2, len(shape))):
             continue
         x, out = node.inputs[0], node.outputs[0]
         pooled = (shape[0], shape[1], *[1] * (len(shape) - 2))

@@ -1,25 +1,25 @@
-"""Linear layers in the one form integer kernels know: Gemm with alpha = beta = 1 and a 1-D bias."""
+"""Rewrites of linear layers to Gemm with alpha = beta = 1 and a one-dimensional bias.
 
-from collections.abc import Callable
+Integer kernels exist for this form only.
+"""
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.edit import add_constant, add_node, drop, set_attributes, take_over
 from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, sole_reader
+from qtool.rewrites.rewrite import IsInteger
 
-Quantized = Callable[[ir.Node], bool]
 
+def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace MatMul with a constant right matrix by Gemm, with the Add of a bias behind it.
 
-def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
-    """MatMul with a constant matrix on the right, and the Add of a constant behind it, become Gemm.
-
-    Inputs of more than two dimensions are reshaped to [rows, K] and back; all of them but one must
-    be known. Layers that stay float are left as they are.
+    Inputs of more than two dimensions are reshaped to [rows, K] and back, which needs all leading
+    dimensions but one to be static. Nodes that stay float are not changed.
     """
     done = 0
     for node in list(model.graph):
-        if node.op_type != "MatMul" or not quantized(node):
+        if node.op_type != "MatMul" or not is_integer(node):
             continue
         x, weight = node.inputs
         shape, matrix = dims(x), dims(weight)
@@ -29,6 +29,7 @@ def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
             continue
         width = matrix[1]
         rows = [d if isinstance(d, int) else -1 for d in shape[:-1]]
+        # Reshape can infer one size only.
         if len(shape) > 2 and rows.count(-1) > 1:
             continue
         add, bias = _bias_behind(node, width)
@@ -50,14 +51,14 @@ def matmul_to_gemm(model: ir.Model, quantized: Quantized) -> int:
         drop(last)
         if add is not None:
             drop(node)
-        if gemm is not None:
+        if gemm is not None:  # the layer keeps its name in the recipe and in the report
             gemm.name = node.name
         done += 1
     return done
 
 
 def _bias_behind(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
-    """The Add that only adds a constant row to this MatMul, and that constant."""
+    """Return the Add of a constant [width] that alone reads a MatMul, and its constant."""
     add = sole_reader(node.outputs[0])
     if add is None or add.op_type != "Add":
         return None, None
@@ -68,10 +69,10 @@ def _bias_behind(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value
     return add, other
 
 
-def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
-    """Fold alpha and beta into constant weights and bias, make the bias one-dimensional.
+def normalize_gemm(model: ir.Model, is_integer: IsInteger) -> int:
+    """Fold alpha, beta and transA of a Gemm with constant weights, and flatten its bias.
 
-    A transposed input becomes a Transpose in front.
+    W' = alpha * W, b' = beta * b in float64; a transposed input becomes a Transpose in front.
     """
     done = 0
     for node in list(model.graph):
@@ -86,8 +87,8 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
             continue
         width = weight.shape[0 if attribute(node, "transB", 0) else 1]
         flat = bias is None or bias.shape == (width,)
-        turned = attribute(node, "transA", 0)
-        if alpha == 1.0 and (beta == 1.0 or bias is None) and flat and not turned:
+        transposed = attribute(node, "transA", 0)
+        if alpha == 1.0 and (beta == 1.0 or bias is None) and flat and not transposed:
             continue
         if bias is not None and not flat:
             # One row for all rows; [M, 1] is a column, even where M happens to be the width.
@@ -100,7 +101,7 @@ def normalize_gemm(model: ir.Model, quantized: Quantized) -> int:
         if bias is not None:
             scaled = (bias.astype(np.float64) * beta).astype(weight.dtype)
             node.replace_input_with(2, add_constant(model.graph, f"{node.name}.bias", scaled))
-        if turned:
+        if transposed:
             shape = dims(node.inputs[0])
             x = add_node(
                 node, "Transpose", [node.inputs[0]], {"perm": [1, 0]}, shape=shape and shape[::-1]

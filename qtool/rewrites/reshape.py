@@ -1,6 +1,4 @@
-"""Reshapes to a computed shape, in the form that stays in integers."""
-
-from collections.abc import Callable
+"""Replacement of computed Reshape shapes by constants."""
 
 import numpy as np
 import onnx_ir as ir
@@ -8,13 +6,15 @@ import onnx_ir as ir
 from qtool.graph.edit import add_constant
 from qtool.graph.queries import constant, dims
 from qtool.rewrites.cleanup import remove_unused
+from qtool.rewrites.rewrite import IsInteger
 
 
-def make_reshapes_static(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
-    """Give a Reshape whose shape is computed a constant one, where at most one size is unknown.
+def make_reshapes_static(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace the computed shape of a Reshape by a constant with at most one -1.
 
-    Exporters compute the shape of a Flatten or view from the batch size; -1 says the same, as long
-    as no size is 0.
+    Exporters compute the shape of a flatten or view from the batch size. Where inference knows all
+    sizes but one, -1 has the same meaning, provided that no size is 0: in a Reshape a 0 copies the
+    size of the input.
     """
     done = 0
     for node in list(model.graph):

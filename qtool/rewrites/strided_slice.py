@@ -1,30 +1,30 @@
-"""Strided slices of feature maps in the form integer kernels know."""
-
-from collections.abc import Callable
+"""Replacement of strided slices of feature maps by pooling."""
 
 import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, take_over
 from qtool.graph.queries import attribute, constant, dims, sole_reader
+from qtool.rewrites.rewrite import IsInteger
 
-# ONNX writes "to the end" as a number at least this large.
-TO_THE_END = 2**31 - 1
+# Exporters write an open end of a slice as INT32_MAX or INT64_MAX.
+OPEN_END = 2**31 - 1
 
 
-def strided_slice_to_max_pool(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
-    """x[:, :, ::2, ::2], one Slice or several, becomes a MaxPool with kernel 1 and stride 2.
+def strided_slice_to_max_pool(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace strided slices such as x[:, :, ::2, ::2] by a MaxPool with kernel size 1.
 
-    A window of one element has one maximum: the same numbers, in one integer kernel that keeps the
-    channels-last layout, where a Slice copies element by element (shortcuts of CIFAR ResNets).
+    The maximum of a window of one element is that element, so the values are the same. MaxPool has
+    an integer kernel that keeps the channels-last layout, while Slice copies element by element.
+    The pattern occurs in the shortcuts of CIFAR ResNets; a chain of Slices becomes one MaxPool.
     """
     done = 0
     for node in list(model.graph):
         strides = _strides(node)
-        if strides is None or not quantized(node):
+        if strides is None or not is_integer(node):
             continue
         follower = sole_reader(node.outputs[0])
         if follower is not None and _strides(follower) is not None:
-            # The last Slice of a chain collects the strides of all.
+            # The last Slice of a chain is replaced, with the product of all strides.
             continue
         first = node
         chain = [node]
@@ -44,6 +44,7 @@ def strided_slice_to_max_pool(model: ir.Model, quantized: Callable[[ir.Node], bo
 
 
 def _slice_before(node: ir.Node) -> ir.Node | None:
+    """Return the strided Slice whose only reader is this node, else None."""
     source = node.inputs[0]
     producer = source.producer() if source is not None else None
     if producer is None or source is None or _strides(producer) is None:
@@ -52,20 +53,20 @@ def _slice_before(node: ir.Node) -> ir.Node | None:
 
 
 def _strides(node: ir.Node) -> list[int] | None:
-    """Strides of the spatial axes of a Slice from 0 to the end; None for any other node."""
+    """Return the spatial strides of a Slice that covers its axes from 0 to the end, else None."""
     shape = dims(node.inputs[0]) if node.inputs else None
     if node.op_type != "Slice" or shape is None or len(shape) not in (3, 4, 5):
         return None
     if attribute(node, "starts") is not None or len(node.inputs) < 5:
         return None
-    starts, ends, axes, steps = (constant(v) for v in node.inputs[1:5])
-    if starts is None or ends is None or axes is None or steps is None:
+    starts, stops, axes, steps = (constant(v) for v in node.inputs[1:5])
+    if starts is None or stops is None or axes is None or steps is None:
         return None
     strides = [1] * (len(shape) - 2)
-    for start, end, raw, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, raw, step in zip(starts, stops, axes, steps, strict=True):
         axis = int(raw) % len(shape)
         size = shape[axis]
-        whole = end >= TO_THE_END or (isinstance(size, int) and end >= size)
+        whole = end >= OPEN_END or (isinstance(size, int) and end >= size)
         if start != 0 or step < 1 or not whole or (axis < 2 and step != 1):
             return None
         if axis >= 2:

@@ -1,6 +1,5 @@
-"""Files that ONNX Runtime optimized: fused operators back into standard ones."""
+"""Decomposition of fused operators in files that ONNX Runtime optimized."""
 
-from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -8,8 +7,9 @@ from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
 from qtool.graph.edit import add_node, drop, take_over
 from qtool.graph.queries import attribute
+from qtool.rewrites.rewrite import IsInteger
 
-# Activation name -> the attributes its parameters stand for, in order.
+# Activation name -> the operator's attributes, in the order of ``activation_params``.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Relu": (),
     "Sigmoid": (),
@@ -17,25 +17,29 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "LeakyRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"),
 }
-PLAIN = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-OWN = {"activation", "activation_params", "activation_alpha", "activation_beta"}
+UNFUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+FUSION_ATTRIBUTES = {"activation", "activation_params", "activation_alpha", "activation_beta"}
 
 
-def unfuse_microsoft(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
-    """com.microsoft FusedConv and FusedGemm become Conv or Gemm, Add and the activation.
+def unfuse_microsoft(model: ir.Model, is_integer: IsInteger) -> int:
+    """Replace com.microsoft FusedConv and FusedGemm by Conv or Gemm, Add and the activation.
 
-    Fused files run on one runtime's float kernels; unfused, their layers quantize like any other.
+    The fused operators exist in ONNX Runtime's float kernels only; the standard ones can be
+    quantized like those of any other model.
     """
     done = 0
     for node in list(model.graph):
         activation = attribute(node, "activation", "")
-        known = not activation or activation in ACTIVATIONS
-        if node.domain != "com.microsoft" or node.op_type not in PLAIN or not known:
+        supported = not activation or activation in ACTIVATIONS
+        if node.domain != "com.microsoft" or node.op_type not in UNFUSED or not supported:
             continue
-        attributes = {a.name: a.value for a in node.attributes.values() if a.name not in OWN}
+        attributes = {
+            a.name: a.value for a in node.attributes.values() if a.name not in FUSION_ATTRIBUTES
+        }
         inputs = list(node.inputs)
+        # FusedConv's fourth input is added to the result before the activation.
         added = inputs.pop(3) if node.op_type == "FusedConv" and len(inputs) > 3 else None
-        y = add_node(node, PLAIN[node.op_type], inputs, attributes, f"{node.name}/plain")
+        y = add_node(node, UNFUSED[node.op_type], inputs, attributes, f"{node.name}/plain")
         if added is not None:
             y = add_node(node, "Add", [y, added], name=f"{node.name}/Add")
         if activation:
@@ -50,8 +54,9 @@ def unfuse_microsoft(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> i
 
 
 def _parameters(node: ir.Node, activation: str) -> dict[str, Any]:
+    """Return the attributes of the activation; FusedConv lists them, FusedGemm names them."""
     names = ACTIVATIONS[activation]
-    given = attribute(node, "activation_params") or tuple(
+    values = attribute(node, "activation_params") or tuple(
         attribute(node, f"activation_{name}") for name in names
     )
-    return {k: float(v) for k, v in zip(names, given, strict=False) if v is not None}
+    return {k: float(v) for k, v in zip(names, values, strict=False) if v is not None}

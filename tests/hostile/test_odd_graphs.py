@@ -148,7 +148,7 @@ REFUSED = {
         model(node("Add", "x b", "a"), node("Relu", "a", "b"), node("MatMul", "b w", "y")),
         2, "its nodes form a cycle",
     ),
-    "a function that calls itself": (functions("itself"), 2, "its functions cannot be put in"),
+    "a function that calls itself": (functions("itself"), 2, "its functions cannot be inlined"),
     "an unknown domain": (
         model(MATMUL, helper.make_node("Magic", ["y"], ["z"], domain="mine"),
               outputs=[value("z")], more=[("mine", 1)]),

@@ -1,1 +1,1 @@
-"""Convert quantized ONNX files back to floats."""
+"""Conversion of quantized ONNX models to float models."""

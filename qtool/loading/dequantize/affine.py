@@ -1,7 +1,9 @@
-"""What a value of a quantized graph stands for: ``float value / scale + zero point``.
+"""The affine map between a quantized value and the float value it represents.
 
-Scales of dynamically quantized graphs are known at run time only; products of such scales are
-compared as products, so that they cancel where the graph multiplies by them again.
+    codes = real / scale + zero point
+
+In dynamically quantized graphs the scales are computed at run time. They are kept as symbolic
+products, which cancel where the graph multiplies by the same scales again.
 """
 
 from collections import Counter
@@ -13,8 +15,9 @@ import onnx_ir as ir
 
 from qtool.graph.queries import constant, rank
 
-# Two float32 products of the same scales, in another order.
-SAME = 1e-5
+# Relative difference of float32 products of the same scales in another order: a few roundings of
+# 6e-8 each, with a wide margin; scales that differ on purpose differ by more.
+RELATIVE_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,100 +25,112 @@ class Scale:
     """A constant times powers of scalars that are computed at run time.
 
     Attributes:
-        number: float64, [] or an array that broadcasts against the value it belongs to.
-        unknown: computed scalar -> its power; powers of 0 are left out.
+        constant: float64, [] or an array that broadcasts against the value it belongs to.
+        dynamic: scalar computed at run time -> its power, never 0.
     """
 
-    number: np.ndarray
-    unknown: Mapping[ir.Value, int] = field(default_factory=dict)
+    constant: np.ndarray
+    dynamic: Mapping[ir.Value, int] = field(default_factory=dict)
 
     def __mul__(self, other: "Scale") -> "Scale":
-        return self._times(other, 1)
+        return self._multiply(other, 1)
 
     def __truediv__(self, other: "Scale") -> "Scale":
-        return self._times(other, -1)
+        return self._multiply(other, -1)
 
-    def _times(self, other: "Scale", sign: int) -> "Scale":
-        powers = Counter(dict(self.unknown))
-        for value, power in other.unknown.items():
+    def _multiply(self, other: "Scale", sign: int) -> "Scale":
+        """Multiply by ``other ** sign``."""
+        powers = Counter(dict(self.dynamic))
+        for value, power in other.dynamic.items():
             powers[value] += sign * power
-        number = self.number * other.number if sign > 0 else self.number / other.number
-        return Scale(number, {value: power for value, power in powers.items() if power})
+        constant = self.constant * other.constant if sign > 0 else self.constant / other.constant
+        return Scale(constant, {value: power for value, power in powers.items() if power})
 
     def equals(self, other: "Scale") -> bool:
-        """The same up to the rounding of float32 products."""
-        return self.unknown == other.unknown and _close(self.number, other.number)
+        """Return whether two scales are equal up to the rounding of float32 products."""
+        return self.dynamic == other.dynamic and _close(self.constant, other.constant)
 
     @property
     def is_one(self) -> bool:
-        """Whether it changes nothing."""
+        """True for the scale 1."""
         return self.equals(ONE)
 
 
 ONE = Scale(np.float64(1.0))  # type: ignore[arg-type]
-Zero = np.ndarray | ir.Value  # a zero point: known, or computed at run time
+ZeroPoint = np.ndarray | ir.Value  # float64, or the value that is computed at run time
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """A value of the quantized graph, ``real / scale + zero``, rounded where its type is integer.
+class QuantizedValue:
+    """A value of the quantized graph: real / scale + zero_point, rounded if its type is integer.
 
     Attributes:
-        real: the float value it stands for, in the graph being made.
-        scale: value units per step.
-        zero: the code of 0, float64, or the value that holds it.
-        dtype: the type the value has in the quantized graph.
+        real: the float value that it represents, in the float graph.
+        scale: step size in units of ``real``.
+        zero_point: the code of 0.0, float64, or a value computed at run time.
+        dtype: its type in the quantized graph.
     """
 
     real: ir.Value
     scale: Scale
-    zero: Zero
+    zero_point: ZeroPoint
     dtype: ir.DataType
 
     @property
-    def is_scalar(self) -> bool:
-        """One grid for all elements: moving them does not change what they stand for."""
-        zero = self.zero
-        return self.scale.number.size == 1 and (isinstance(zero, ir.Value) or zero.size == 1)
+    def is_per_tensor(self) -> bool:
+        """True where all elements share one scale and zero point, so that they may be reordered."""
+        zero = self.zero_point
+        return self.scale.constant.size == 1 and (isinstance(zero, ir.Value) or zero.size == 1)
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return bool(np.all(np.abs(a - b) <= SAME * np.abs(b)))
+        return bool(np.all(np.abs(a - b) <= RELATIVE_TOLERANCE * np.abs(b)))
     except ValueError:  # shapes that do not broadcast
         return False
 
 
-def same_zero(a: Zero, b: Zero) -> bool:
-    """Whether two zero points are one."""
+def same_zero_point(a: ZeroPoint, b: ZeroPoint) -> bool:
+    """Return whether two zero points are equal, or the same value computed at run time."""
     if isinstance(a, ir.Value) or isinstance(b, ir.Value):
         return a is b
     return _close(a, b)
 
 
-def monomial(value: ir.Value) -> Scale:
-    """A scale read from the graph: a constant, a product of scales, or a computed scalar."""
+def parse_scale(value: ir.Value) -> Scale:
+    """Read a scale from the graph.
+
+    Args:
+        value: a constant, a product or quotient of scales, or any other scalar.
+
+    Returns:
+        Its constant factor, and the powers of the scalars that are computed at run time.
+    """
     array = constant(value)
     if array is not None:
-        number = np.asarray(array, np.float64)
-        return Scale(number.reshape(()) if number.size == 1 else number)
+        scale = np.asarray(array, np.float64)
+        return Scale(scale.reshape(()) if scale.size == 1 else scale)
     made = value.producer()
     if made is not None and made.op_type in ("Mul", "Div") and made.domain in ("", "ai.onnx"):
         left, right = made.inputs
         if left is not None and right is not None:
-            a, b = monomial(left), monomial(right)
+            a, b = parse_scale(left), parse_scale(right)
             return a * b if made.op_type == "Mul" else a / b
     return Scale(np.float64(1.0), {value: 1})  # type: ignore[arg-type]
 
 
-def spread(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
-    """Scales or zero points as they broadcast against a value.
+def broadcast_scale(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
+    """Reshape or repeat scales or zero points so that they broadcast against a value.
 
     Args:
-        array: [] or [1] per tensor, [C] along ``axis``, or blocked: the rank of the value.
-        shape: of the value; of blocked ones all dimensions are known.
+        array: [] or [1] per tensor, [C] per channel along ``axis``, or blocked: the rank of the
+            value, with one entry per block along ``axis``.
+        shape: of the value; for blocked scales all dimensions must be static.
         axis: of the channels or blocks.
         block: values per block along the axis; 0 when not blocked.
+
+    Returns:
+        float64, [] or an array of the value's rank.
     """
     array = np.asarray(array, np.float64)
     if array.size == 1 and (not block or array.ndim < 2):
@@ -127,28 +142,28 @@ def spread(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> 
     return np.take(np.repeat(array, size, axis), range(shape[axis]), axis)
 
 
-def limits(dtype: ir.DataType) -> tuple[float, float]:
-    """Smallest and largest code of a type."""
+def code_range(dtype: ir.DataType) -> tuple[float, float]:
+    """Return the smallest and the largest value of an integer or 8-bit float type."""
     name = dtype.name
     if name.startswith("FLOAT"):
         import ml_dtypes
 
-        found = ml_dtypes.finfo(dtype.numpy())
-        return float(found.min), float(found.max)
+        info = ml_dtypes.finfo(dtype.numpy())
+        return float(info.min), float(info.max)
     bits = int(dtype.bitwidth)
     return (
         (0.0, 2.0**bits - 1) if name.startswith("U") else (-(2.0 ** (bits - 1)), 2.0**bits / 2 - 1)
     )
 
 
-def numbers(value: ir.Value | None) -> np.ndarray | None:
-    """A constant's codes as float64, or None where it is computed."""
+def constant_array(value: ir.Value | None) -> np.ndarray | None:
+    """Return a constant as float64, or None for a value that is computed at run time."""
     array = constant(value)
     return None if array is None else np.asarray(array).astype(np.float64)
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...]:
-    """The shape with 0 for what is unknown; () when even the rank is."""
+    """Return the shape with 0 for symbolic dimensions; () where the rank is unknown."""
     if value.shape is None or not rank(value):
         return ()
     return tuple(d if isinstance(d, int) else 0 for d in value.shape)

@@ -1,35 +1,46 @@
-"""What turning a graph back to floats leaves behind, put into the form that exporters write."""
+"""Cleanup after the conversion to floats.
+
+Dequantized graphs contain patterns of integer kernels. They are replaced by what exporters write,
+which the rewrites and the annotation recognize.
+"""
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.graph.queries import attribute, clip_limits, constant, dims, rank, sole_reader
-from qtool.loading.dequantize.float_graph import Floating
+from qtool.loading.dequantize.float_graph import FloatGraphBuilder
 
-# Runtimes take a Clip behind these into their own kernel, in floats and in integers.
-LIMITED = ("Conv", "ConvTranspose", "Gemm", "Add")
-
-
-def tidy(work: Floating) -> None:
-    """Complete products with their scale and bias, and means of integers, in place."""
-    _absorb_scales(work)
-    clean(work.model)  # so that the sole reader of a value is seen
-    _absorb_biases(work)
-    _drop_cuts(work)
-    clean(work.model)
-    _join_limits(work)
-    _restore_means(work)
+# Runtimes fuse a Clip behind these operators into the kernel, in float and in integer form.
+CLIP_FUSED_OPS = ("Conv", "ConvTranspose", "Gemm", "Add")
 
 
-def clean(model: ir.Model) -> None:
-    """Drop nodes and constants that nothing reads any more."""
+def clean_up(builder: FloatGraphBuilder) -> None:
+    """Fold scales and biases into products, remove outlier Clips and restore global pooling.
+
+    Args:
+        builder: after the conversion of all nodes; its graph is changed in place.
+    """
+    _absorb_scales(builder)
+    remove_unused(builder.model)  # unused readers would hide that a value has one reader only
+    _absorb_biases(builder)
+    _remove_outlier_clips(builder)
+    remove_unused(builder.model)
+    _merge_clips(builder)
+    _restore_global_average_pools(builder)
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that no graph output depends on."""
     passes.RemoveUnusedNodesPass()(model)
 
 
-def _absorb_biases(work: Floating) -> None:
-    """A Conv's bias that integer kernels had to add behind it, as [1, C, 1, ...]."""
-    for node in list(work.model.graph):
+def _absorb_biases(builder: FloatGraphBuilder) -> None:
+    """Fold an Add of a constant [1, C, 1, ...] behind a Conv without bias into its bias.
+
+    ConvInteger has no bias input, so converters add the bias behind it.
+    """
+    for node in list(builder.model.graph):
         reader = sole_reader(node.outputs[0])
         if node.op_type != "Conv" or len(node.inputs) > 2 or reader is None:
             continue
@@ -47,31 +58,32 @@ def _absorb_biases(work: Floating) -> None:
         if bias.shape != (1, weight[0], *[1] * (len(weight) - 2)):
             continue
         node.resize_inputs(3)
-        node.replace_input_with(2, work.const(f"{node.name}/bias", bias.reshape(-1)))
-        work.become(reader.outputs[0], node.outputs[0])
+        node.replace_input_with(2, builder.const(f"{node.name}/bias", bias.reshape(-1)))
+        builder.replace_value(reader.outputs[0], node.outputs[0])
 
 
-def _drop_cuts(work: Floating) -> None:
-    """Keep a cut of outliers only where it costs nothing; see the text of ``requantize``."""
-    for cut in work.cuts:
-        value, out = cut.inputs[0], cut.outputs[0]
+def _remove_outlier_clips(builder: FloatGraphBuilder) -> None:
+    """Remove outlier Clips where no runtime would fuse them; see :mod:`dequantize`."""
+    for clip in builder.outlier_clips:
+        value, out = clip.inputs[0], clip.outputs[0]
         node = value.producer() if value is not None else None
         reader = sole_reader(out)
-        completed = reader is not None and reader.op_type == "BatchNormalization"
-        vanishes = node is not None and node.op_type in LIMITED and not completed
-        if cut.op_type != "Clip" or value is None or out.is_graph_output():
+        # A BatchNormalization can be folded into the layer only if no Clip is in between.
+        foldable = reader is not None and reader.op_type == "BatchNormalization"
+        fused = node is not None and node.op_type in CLIP_FUSED_OPS and not foldable
+        if clip.op_type != "Clip" or value is None or out.is_graph_output():
             continue
-        if not vanishes or sole_reader(value) is not cut:
-            work.become(out, value)
+        if not fused or sole_reader(value) is not clip:
+            builder.replace_value(out, value)
 
 
-def _absorb_scales(work: Floating) -> None:
-    """Put the scale behind a product with a constant into that constant.
+def _absorb_scales(builder: FloatGraphBuilder) -> None:
+    """Fold a Mul by a scale behind a product with a constant weight into that weight.
 
-    Dynamic quantization multiplies with the weight's scale last; the weight itself was left as
-    integers until then.
+    Dynamic quantization multiplies by the weight's scale last, so until here the weight holds
+    centred codes.
     """
-    for scaling in work.scalings:
+    for scaling in builder.scale_muls:
         product, factor = scaling.inputs[0], constant(scaling.inputs[1])
         node = product.producer() if product is not None else None
         if node is None or factor is None or product is None or sole_reader(product) is not scaling:
@@ -80,16 +92,28 @@ def _absorb_scales(work: Floating) -> None:
         if node.op_type not in ("MatMul", "Conv") or index is None or len(node.inputs) > 2:
             continue
         weight = node.inputs[index]
-        shaped = _along(node.op_type, factor, weight, index)
-        if shaped is None or weight is None:
+        scale = _broadcast_factor(node.op_type, factor, weight, index)
+        if scale is None or weight is None:
             continue
         array = np.asarray(constant(weight), np.float64)
-        node.replace_input_with(index, work.const(str(weight.name), array * shaped))
-        work.become(scaling.outputs[0], product)
+        node.replace_input_with(index, builder.const(str(weight.name), array * scale))
+        builder.replace_value(scaling.outputs[0], product)
 
 
-def _along(op: str, factor: np.ndarray, weight: ir.Value | None, index: int) -> np.ndarray | None:
-    """The scale of a product's result as it broadcasts against its weight; None where none does."""
+def _broadcast_factor(
+    op: str, factor: np.ndarray, weight: ir.Value | None, index: int
+) -> np.ndarray | None:
+    """Reshape the scale of a product's output so that it broadcasts against the weight.
+
+    Args:
+        op: "MatMul" or "Conv".
+        factor: [] or per output channel, as it broadcasts against the output.
+        weight: of the product.
+        index: of the weight among the inputs.
+
+    Returns:
+        The factor, or None where no factor of the weight has the same effect.
+    """
     count = rank(weight) or 0
     if factor.size == 1:
         return factor.reshape(())
@@ -99,42 +123,50 @@ def _along(op: str, factor: np.ndarray, weight: ir.Value | None, index: int) -> 
     return factor.reshape(-1) if op == "MatMul" and index == 1 and columns else None
 
 
-def _join_limits(work: Floating) -> None:
-    """One Clip for a Relu or Clip behind a cut that nothing else reads."""
-    for cut in work.cuts:
-        reader = sole_reader(cut.outputs[0]) if cut.graph is not None else None
-        if reader is None or cut.op_type != "Clip" or reader.op_type not in ("Relu", "Clip"):
+def _merge_clips(builder: FloatGraphBuilder) -> None:
+    """Merge an outlier Clip and the Relu or Clip that alone reads it into one Clip."""
+    for clip in builder.outlier_clips:
+        # Clips that were removed above belong to no graph.
+        reader = sole_reader(clip.outputs[0]) if clip.graph is not None else None
+        if reader is None or clip.op_type != "Clip" or reader.op_type not in ("Relu", "Clip"):
             continue
-        (a, b), (c, d) = clip_limits(cut), clip_limits(reader)
+        (a, b), (c, d) = clip_limits(clip), clip_limits(reader)
         if a is None or b is None or c is None or d is None or max(a, c) >= min(b, d):
             continue
-        ends = [None if np.isinf(end) else work.const("end", end) for end in (max(a, c), min(b, d))]
-        joined = work.add(reader, "Clip", [cut.inputs[0], *ends], like=reader.outputs[0])
-        work.become(reader.outputs[0], joined)
+        limits = [
+            None if np.isinf(limit) else builder.const("end", limit)
+            for limit in (max(a, c), min(b, d))
+        ]
+        merged = builder.add(reader, "Clip", [clip.inputs[0], *limits], like=reader.outputs[0])
+        builder.replace_value(reader.outputs[0], merged)
 
 
-def _restore_means(work: Floating) -> None:
-    """Transpose, Reshape, a row of equal numbers times it, Reshape: qtool's own integer mean."""
-    for node in list(work.model.graph):
+def _restore_global_average_pools(builder: FloatGraphBuilder) -> None:
+    """Replace an integer mean, as qtool emits it, by GlobalAveragePool.
+
+    The pattern is Transpose to channels last, Reshape to [N, area, C], MatMul with a constant
+    [1, area] of entries 1 / area on the left, Reshape to [N, C, 1, ...].
+    """
+    for node in list(builder.model.graph):
         array = constant(node.inputs[0]) if node.op_type == "MatMul" else None
         if array is None or array.ndim != 2 or array.shape[0] != 1 or node.inputs[1] is None:
             continue
         rows = node.inputs[1].producer()
-        moved = rows.inputs[0].producer() if rows is not None and rows.inputs[0] else None
+        transpose = rows.inputs[0].producer() if rows is not None and rows.inputs[0] else None
         back = sole_reader(node.outputs[0])
-        if moved is None or back is None or (rows.op_type, back.op_type) != ("Reshape",) * 2:  # type: ignore[union-attr]
+        if transpose is None or back is None or (rows.op_type, back.op_type) != ("Reshape",) * 2:  # type: ignore[union-attr]
             continue
-        source = moved.inputs[0]
+        source = transpose.inputs[0]
         shape = dims(source) or ()
         last_first = (0, *range(2, len(shape)), 1)
         area = 1 / np.float64(array.shape[1])
         if (
             source is not None
-            and moved.op_type == "Transpose"
-            and attribute(moved, "perm") == last_first
+            and transpose.op_type == "Transpose"
+            and attribute(transpose, "perm") == last_first
             and np.allclose(array, area, rtol=1e-5)
             and dims(back.outputs[0]) == (*shape[:2], *[1] * (len(shape) - 2))
             and np.prod([d for d in shape[2:] if isinstance(d, int)]) == array.shape[1]
         ):
-            mean = work.add(back, "GlobalAveragePool", [source], like=back.outputs[0])
-            work.become(back.outputs[0], mean)
+            mean = builder.add(back, "GlobalAveragePool", [source], like=back.outputs[0])
+            builder.replace_value(back.outputs[0], mean)

@@ -1,4 +1,4 @@
-"""The graph being turned back to floats: what its values stand for, and the few edits it needs."""
+"""The graph under conversion: the float values that its codes represent, and edits of it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,49 +9,51 @@ import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
 from qtool.graph.edit import Names, add_initializer
-from qtool.graph.queries import clip_limits, constant, readers, sole_reader
+from qtool.graph.queries import constant, sole_reader
 from qtool.loading.dequantize.affine import (
     ONE,
-    Held,
+    QuantizedValue,
     Scale,
-    Zero,
-    limits,
-    monomial,
-    numbers,
-    same_zero,
-    spread,
+    ZeroPoint,
+    broadcast_scale,
+    code_range,
+    constant_array,
+    parse_scale,
+    same_zero_point,
     static_shape,
 )
-from qtool.loading.dequantize.value_ranges import Ranges
+from qtool.loading.dequantize.value_ranges import ValueRanges
 
 
-class Floating:
-    """A graph on its way back to floats.
+class FloatGraphBuilder:
+    """Converts the values of one quantized graph to float values, in place.
 
     Attributes:
-        held: what the integer values (and floats computed from codes) stand for.
-        scalings: values made by a Mul that a constant weight in front of it may take over.
-        cuts: Clips with a saturation that does no Relu's work: it cuts off outliers.
-        widened: constants computed from codes, as the graph itself would.
-        unique: gives a name, with a number behind it when the graph already uses it.
-        ranges: between which numbers float values are known to lie.
+        model: the model under conversion.
         path: of the model, for messages.
+        quantized_values: quantized value (or float computed from codes) -> the float value, scale
+            and zero point that it has.
+        scale_muls: Muls by a scale that may be folded into the constant weight in front of them.
+        outlier_clips: Clips that only cut off values beyond the calibrated range, unlike a Relu.
+        widened: constants that were computed from constant codes with the graph's own operators.
+        ranges: value ranges of the float values.
+        unique: returns a name that the graph does not use yet.
     """
 
     def __init__(self, model: ir.Model, path: Path) -> None:
         self.model, self.path = model, path
-        self.held: dict[ir.Value, Held] = {}
-        self.scalings: list[ir.Node] = []
-        self.cuts: list[ir.Node] = []
+        self.quantized_values: dict[ir.Value, QuantizedValue] = {}
+        self.scale_muls: list[ir.Node] = []
+        self.outlier_clips: list[ir.Node] = []
         self.widened: set[ir.Value] = set()
-        self._made: dict[tuple[object, ...], ir.Value] = {}
-        self.ranges = Ranges()
+        self._cache: dict[tuple[object, ...], ir.Value] = {}
+        self.ranges = ValueRanges()
         self.unique = Names(model.graph).unique
 
     # -- edits
 
     def const(self, name: str, array: object, dtype: Any = np.float32) -> ir.Value:
-        """A new initializer of the main graph, which all bodies see."""
+        """Add an initializer to the main graph, where the bodies of all nodes can read it."""
         return add_initializer(self.model.graph, self.unique(name), np.asarray(array, dtype))
 
     def add(
@@ -63,15 +65,18 @@ class Floating:
         like: ir.Value | None = None,
         domain: str = "",
     ) -> ir.Value:
-        """Insert a node in front of another; returns its output, a float32.
+        """Insert a node with one float32 output in front of another node.
 
         Args:
             before: the node that is being replaced, or that reads the result.
-            op: the type.
-            inputs: of the new node.
-            attributes: Python values, or ``ir.Attr`` as they are.
-            like: a value of the same shape.
-            domain: of the op.
+            op: operator type.
+            inputs: of the new node, None for an omitted one.
+            attributes: name -> Python value or ``ir.Attr``.
+            like: a value of the output's shape, None where it is unknown.
+            domain: of the operator.
+
+        Returns:
+            The output.
         """
         return self.add_several(before, op, inputs, attributes, [like], domain)[0]
 
@@ -84,7 +89,7 @@ class Floating:
         like: Sequence[ir.Value | None],
         domain: str = "",
     ) -> Sequence[ir.Value]:
-        """As :meth:`add`, with one output for each of ``like``."""
+        """Insert a node as :meth:`add` does, with one output for each value of ``like``."""
         graph = before.graph
         if graph is None:
             raise AssertionError(f"{before.name} belongs to no graph")
@@ -102,8 +107,8 @@ class Floating:
         graph.insert_before(before, node)
         return node.outputs
 
-    def become(self, old: ir.Value, new: ir.Value) -> None:
-        """Let ``new`` replace a node's output everywhere; an output of the graph keeps its name."""
+    def replace_value(self, old: ir.Value, new: ir.Value) -> None:
+        """Replace a node's output by another value; an output of the graph keeps its name."""
         for reader, index in list(old.uses()):
             reader.replace_input_with(index, new)
         made = old.producer()
@@ -111,6 +116,7 @@ class Floating:
             return
         graph, source = made.graph, new.producer()
         if source is None or source.graph is not graph or new.is_graph_output():
+            # A constant, an input or another output cannot take the name: copy it.
             new = self.add(made, "Identity", [new], like=old)
             new.type = old.type
         name, old.name = old.name, self.unique(f"{old.name}_replaced")
@@ -121,14 +127,14 @@ class Floating:
             if output is old:
                 graph.outputs[index] = new
 
-    def refuse(self, node: ir.Node, why: str) -> UnsupportedError:
-        """The error for a node that has no float form."""
+    def unsupported(self, node: ir.Node, why: str) -> UnsupportedError:
+        """Return the error for a node that has no float form; ``why`` completes a sentence."""
         return UnsupportedError(
             f'model {self.path}: --requantize cannot turn "{node.name}" ({node.op_type}) back to '
             f"float: {why}; give the float model the file was made from"
         )
 
-    # -- what values stand for
+    # -- float values of codes
 
     def grid(
         self,
@@ -137,24 +143,32 @@ class Floating:
         zero: ir.Value | None,
         axis: int = 1,
         block: int = 0,
-    ) -> tuple[Scale, Zero]:
-        """Scale and zero point as they broadcast against a value."""
-        step = monomial(scale)
+    ) -> tuple[Scale, ZeroPoint]:
+        """Read a scale and zero point so that they broadcast against a value.
+
+        Args:
+            value: the codes.
+            scale: [], [C] or blocked.
+            zero: as ``scale``, None for 0.
+            axis: of the channels or blocks.
+            block: values per block; 0 when not blocked.
+        """
+        step = parse_scale(scale)
         shape = static_shape(value)
-        known = numbers(zero) if zero is not None else np.zeros(())
-        if not step.unknown:
-            array = np.asarray(step.number)
+        offset = constant_array(zero) if zero is not None else np.zeros(())
+        if not step.dynamic:
+            array = np.asarray(step.constant)
             if shape or array.size > 1:
-                array = spread(array, shape or (0,) * array.ndim, axis, block)
+                array = broadcast_scale(array, shape or (0,) * array.ndim, axis, block)
             step = Scale(array)
-        if known is None:
+        if offset is None:
             assert zero is not None
             return step, zero
-        if known.size == 1:
-            return step, known.reshape(())
-        return step, spread(known, shape or (0,) * known.ndim, axis, block)
+        if offset.size == 1:
+            return step, offset.reshape(())
+        return step, broadcast_scale(offset, shape or (0,) * offset.ndim, axis, block)
 
-    def floats(
+    def dequantize(
         self,
         node: ir.Node,
         codes: ir.Value,
@@ -163,209 +177,176 @@ class Floating:
         axis: int = 1,
         block: int = 0,
     ) -> ir.Value:
-        """The float value that codes on a grid stand for.
+        """Return the float value of codes: (codes - zero) * scale.
 
         Args:
             node: reads the codes.
             codes: constant, computed, or an input of the model.
-            scale, zero: the grid the node reads them on.
-            axis, block: where the scale is an array.
+            scale: with which the node reads the codes.
+            zero: zero point with which the node reads the codes, None for 0.
+            axis: of the channels or blocks, where the scale is an array.
+            block: values per block; 0 when not blocked.
         """
+        # Computed values are cached per graph: a body's values are not visible outside of it.
         key = (codes, scale, zero, axis, block, id(node.graph) if constant(codes) is None else 0)
-        if key not in self._made:
+        if key not in self._cache:
             step, offset = self.grid(codes, scale, zero, axis, block)
-            self._made[key] = self._floats(node, codes, step, offset)
-        return self._made[key]
+            self._cache[key] = self._dequantize(node, codes, step, offset)
+        return self._cache[key]
 
-    def _floats(self, node: ir.Node, codes: ir.Value, scale: Scale, zero: Zero) -> ir.Value:
-        array = numbers(codes)
-        if array is not None and not scale.unknown and not isinstance(zero, ir.Value):
-            return self.const(_float_name(codes), (array - zero) * scale.number)
-        if not scale.unknown and not isinstance(zero, ir.Value):
-            moved = self._moved_constant(codes, scale, zero)
-            if moved is not None:
-                return moved
-        held = self.held.get(codes)
-        if held is None:
-            return self._decode(node, codes, scale, zero)
-        if held.scale.equals(scale) and same_zero(held.zero, zero):
-            return held.real
-        if scale.unknown or held.scale.unknown or _computed(zero) or _computed(held.zero):
-            raise self.refuse(node, f'it reads "{codes.name}" on another grid than it was made on')
-        # The same codes read with another scale: a rescaling of what they stand for.
-        return self._affine(node, held.real, scale.number / held.scale.number,
-                            (held.zero - zero) * scale.number)  # fmt: skip
+    def _dequantize(
+        self, node: ir.Node, codes: ir.Value, scale: Scale, zero: ZeroPoint
+    ) -> ir.Value:
+        array = constant_array(codes)
+        if array is not None and not scale.dynamic and not isinstance(zero, ir.Value):
+            return self.const(_float_name(codes), (array - zero) * scale.constant)
+        if not scale.dynamic and not isinstance(zero, ir.Value):
+            dequantized = self._dequantize_initializer(codes, scale, zero)
+            if dequantized is not None:
+                return dequantized
+        quantized = self.quantized_values.get(codes)
+        if quantized is None:
+            return self._decode_integers(node, codes, scale, zero)
+        if quantized.scale.equals(scale) and same_zero_point(quantized.zero_point, zero):
+            return quantized.real
+        if (
+            scale.dynamic
+            or quantized.scale.dynamic
+            or _is_dynamic(zero)
+            or _is_dynamic(quantized.zero_point)
+        ):
+            raise self.unsupported(
+                node, f'it reads "{codes.name}" with another scale than it was quantized with'
+            )
+        # real' = (real / s + z - z') * s' = real * s' / s + (z - z') * s'
+        factor = scale.constant / quantized.scale.constant
+        offset = (quantized.zero_point - zero) * scale.constant
+        return self._add_affine(node, quantized.real, factor, offset)
 
-    def _moved_constant(self, codes: ir.Value, scale: Scale, zero: Zero) -> ir.Value | None:
-        """Codes of a constant behind ops that move them: the constant itself becomes floats."""
+    def _dequantize_initializer(
+        self, codes: ir.Value, scale: Scale, zero: ZeroPoint
+    ) -> ir.Value | None:
+        """Dequantize the constant at the start of a chain of data movement operators.
+
+        Returns:
+            The end of the chain, ``codes`` itself, now a float; None where there is no such chain.
+        """
         chain: list[ir.Node] = []
         value: ir.Value | None = codes
         while value is not None and (made := value.producer()) is not None:
-            if made.op_type not in MOVING or sole_reader(value) is None or value in self.held:
+            if (
+                made.op_type not in DATA_MOVEMENT_OPS
+                or sole_reader(value) is None
+                or value in self.quantized_values
+            ):
                 return None
             chain.append(made)
             value = made.inputs[0]
-        array = numbers(value)
-        if not chain or array is None or value is None or np.size(scale.number) != 1:
+        array = constant_array(value)
+        if not chain or array is None or value is None or np.size(scale.constant) != 1:
             return None
         chain[-1].replace_input_with(
-            0, self.const(_float_name(value), (array - zero) * scale.number)
+            0, self.const(_float_name(value), (array - zero) * scale.constant)
         )
-        for moved in chain:
-            moved.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        for link in chain:
+            link.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         return codes
 
-    def _decode(self, node: ir.Node, codes: ir.Value, scale: Scale, zero: Zero) -> ir.Value:
-        """Codes that come from outside, or from ops that compute in integers, in float ops."""
-        if scale.unknown or isinstance(zero, ir.Value):
-            raise self.refuse(node, f'"{codes.name}" has a scale that is computed at run time')
+    def _decode_integers(
+        self, node: ir.Node, codes: ir.Value, scale: Scale, zero: ZeroPoint
+    ) -> ir.Value:
+        """Dequantize codes of a model input or of integer arithmetic with float operators."""
+        if scale.dynamic or isinstance(zero, ir.Value):
+            raise self.unsupported(node, f'"{codes.name}" has a scale that is computed at run time')
         out = self.add(node, "Cast", [codes], {"to": ir.DataType.FLOAT.value}, codes)
-        lo, hi = limits(codes.dtype) if codes.dtype is not None else (-np.inf, np.inf)
-        out = self._affine(node, out, scale.number, -zero * scale.number)
-        self.ranges.known[out] = (lo - zero) * scale.number, (hi - zero) * scale.number
+        lo, hi = code_range(codes.dtype) if codes.dtype is not None else (-np.inf, np.inf)
+        out = self._add_affine(node, out, scale.constant, -zero * scale.constant)
+        self.ranges.limits[out] = (lo - zero) * scale.constant, (hi - zero) * scale.constant
         return out
 
-    def _affine(
+    def _add_affine(
         self, node: ir.Node, value: ir.Value, factor: np.ndarray, offset: np.ndarray
     ) -> ir.Value:
-        """``value * factor + offset``, without what changes nothing."""
+        """Add ``value * factor + offset``, without a Mul by 1 or an Add of 0."""
         if not np.all(factor == 1):
             value = self.add(node, "Mul", [value, self.const("factor", factor)], like=value)
         if np.any(offset):
             value = self.add(node, "Add", [value, self.const("offset", offset)], like=value)
         return value
 
-    def define(self, out: ir.Value, real: ir.Value, scale: Scale, zero: Zero) -> None:
-        """Say what an output stands for; where that is a plain float, it becomes it."""
+    def record(self, out: ir.Value, real: ir.Value, scale: Scale, zero: ZeroPoint) -> None:
+        """Record the float value of an output, or replace the output if it is that float itself."""
         dtype = out.dtype or ir.DataType.FLOAT
-        if dtype.is_floating_point() and scale.is_one and same_zero(zero, np.zeros(())):
-            self.become(out, real)
+        if dtype.is_floating_point() and scale.is_one and same_zero_point(zero, np.zeros(())):
+            self.replace_value(out, real)
             return
-        self.held[out] = Held(real, scale, zero, dtype)
+        self.quantized_values[out] = QuantizedValue(real, scale, zero, dtype)
 
-    def settle(self, node: ir.Node, real: ir.Value, scale: Scale) -> None:
-        """A node's only output is ``real / scale``, a float: make it so."""
+    def set_float_output(self, node: ir.Node, real: ir.Value, scale: Scale) -> None:
+        """Replace a node's only output by the float ``real / scale``."""
         if not scale.is_one:
-            factor = self.const("scale", 1 / scale.number)
+            factor = self.const("scale", 1 / scale.constant)
             real = self.add(node, "Mul", [real, factor], like=real)
             made = real.producer()
             if made is not None:
-                self.scalings.append(made)
-        self.become(node.outputs[0], real)
+                self.scale_muls.append(made)
+        self.replace_value(node.outputs[0], real)
 
-    def materialize(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """The value itself, computed in float ops, for a node that no float form is known for."""
-        held = self.held[value]
-        if held.scale.unknown or isinstance(held.zero, ir.Value):
-            raise self.refuse(node, f'it reads "{value.name}", whose scale is computed at run time')
+    def compute_codes(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """Compute codes from their float value, for a node that has no float form.
+
+        codes = clip(round(real / scale) + zero point), in float operators and a Cast
+        """
+        quantized = self.quantized_values[value]
+        if quantized.scale.dynamic or isinstance(quantized.zero_point, ir.Value):
+            raise self.unsupported(
+                node, f'it reads "{value.name}", whose scale is computed at run time'
+            )
         key = (value, "codes", id(node.graph))
-        if key not in self._made:
-            self._made[key] = self._materialize(node, held, np.asarray(held.zero))
-        return self._made[key]
+        if key not in self._cache:
+            self._cache[key] = self._compute_codes(
+                node, quantized, np.asarray(quantized.zero_point)
+            )
+        return self._cache[key]
 
-    def _materialize(self, node: ir.Node, held: Held, zero: np.ndarray) -> ir.Value:
-        exact = held.dtype.is_floating_point() and held.dtype.bitwidth >= 16
-        out = held.real
-        if not held.scale.is_one:
-            out = self.add(node, "Div", [out, self.const("scale", held.scale.number)], like=out)
-        if held.dtype.is_integer():
-            out = self.add(node, "Round", [out], like=held.real)
-        out = self._affine(node, out, np.ones(()), zero)
+    def _compute_codes(
+        self, node: ir.Node, quantized: QuantizedValue, zero: np.ndarray
+    ) -> ir.Value:
+        exact = quantized.dtype.is_floating_point() and quantized.dtype.bitwidth >= 16
+        out = quantized.real
+        if not quantized.scale.is_one:
+            out = self.add(
+                node, "Div", [out, self.const("scale", quantized.scale.constant)], like=out
+            )
+        if quantized.dtype.is_integer():  # Cast does the rounding to float8
+            out = self.add(node, "Round", [out], like=quantized.real)
+        out = self._add_affine(node, out, np.ones(()), zero)
         if exact:
             return out
-        if held.dtype.bitwidth < 32:
-            ends = [self.const("end", end) for end in limits(held.dtype)]
-            out = self.add(node, "Clip", [out, *ends], like=held.real)
-        out = self.add(node, "Cast", [out], {"to": held.dtype.value}, held.real)
-        out.type = ir.TensorType(held.dtype)
+        if quantized.dtype.bitwidth < 32:  # the limits of int32 are no float32 numbers
+            limits = [self.const("end", limit) for limit in code_range(quantized.dtype)]
+            out = self.add(node, "Clip", [out, *limits], like=quantized.real)
+        out = self.add(node, "Cast", [out], {"to": quantized.dtype.value}, quantized.real)
+        out.type = ir.TensorType(quantized.dtype)
         return out
 
-    # -- saturation
 
-    def clipped(
-        self, node: ir.Node, real: ir.Value, scale: Scale, zero: Zero, dtype: ir.DataType
-    ) -> ir.Value:
-        """A float value with the saturation of the grid it was rounded on.
-
-        Left out where the value provably stays inside, to within a step of the grid.
-
-        Args:
-            node: rounds the value.
-            real: the value.
-            scale, zero: the grid.
-            dtype: of its codes.
-        """
-        if scale.unknown or isinstance(zero, ir.Value):
-            return real  # a grid made from the value itself saturates nothing
-        first, last = limits(dtype)
-        return self.between(node, real, (first - zero) * scale.number,
-                            (last - zero) * scale.number, np.asarray(scale.number))  # fmt: skip
-
-    def between(
-        self, node: ir.Node, real: ir.Value, lo: np.ndarray, hi: np.ndarray, step: np.ndarray
-    ) -> ir.Value:
-        """``real`` limited to [lo, hi], where it is not known to lie there within ``step``."""
-        array = numbers(real)
-        if array is not None:
-            if np.all(array >= lo - step) and np.all(array <= hi + step):
-                return real
-            return self.const(str(real.name), np.clip(array, lo, hi))
-        low, high = self.ranges.of(real)
-        try:
-            below, above = bool(np.any(low < lo - step)), bool(np.any(high > hi + step))
-        except ValueError:  # limits of another shape
-            below = above = True
-        if not below and not above:
-            return real
-        made, joined = real.producer(), False
-        if (
-            made is not None
-            and made.op_type in ("Relu", "Clip")
-            and made.inputs[0] is not None
-            and all(reader is node for reader in readers(real))
-        ):
-            first, last = clip_limits(made)
-            if first is not None and last is not None:
-                real, joined = made.inputs[0], True  # one Clip in place of two
-                lo, hi = np.maximum(lo, first), np.minimum(hi, last)
-                below, above = below or first > -np.inf, above or last < np.inf
-        out = self._limit(node, real, lo if below else None, hi if above else None)
-        self.ranges.known[out] = np.maximum(lo, low), np.minimum(hi, high)
-        as_relu = (below and np.any(lo >= 0)) or (above and np.any(hi <= 0))
-        if not joined and not as_relu and (limiting := out.producer()) is not None:
-            self.cuts.append(limiting)
-        return out
-
-    def _limit(
-        self, node: ir.Node, real: ir.Value, lo: np.ndarray | None, hi: np.ndarray | None
-    ) -> ir.Value:
-        if hi is None and lo is not None and not np.any(lo):
-            return self.add(node, "Relu", [real], like=real)
-        if any(np.size(end) > 1 for end in (lo, hi) if end is not None):
-            for op, end in (("Max", lo), ("Min", hi)):
-                if end is not None:
-                    real = self.add(node, op, [real, self.const("end", end)], like=real)
-            return real
-        ends = [None if end is None else self.const("end", np.reshape(end, ())) for end in (lo, hi)]
-        while ends[-1] is None:
-            ends.pop()
-        return self.add(node, "Clip", [real, *ends], like=real)
-
-
-# Ops that only move the elements of their first input.
-MOVING = {
+# Operators that only copy or reorder elements of their first input.
+DATA_MOVEMENT_OPS = {
     "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather",
     "GatherND", "GatherElements", "Expand", "Tile", "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
 
 
-def _computed(zero: Zero) -> bool:
+def _is_dynamic(zero: ZeroPoint) -> bool:
+    """Return whether a zero point is computed at run time."""
     return isinstance(zero, ir.Value)
 
 
 def _float_name(codes: ir.Value) -> str:
+    """Return the name that a weight had before a converter added "_quantized"."""
     name = str(codes.name).removesuffix("_quantized")
     return name if name != codes.name else f"{name}_float"
 
 
-__all__ = ["MOVING", "ONE", "Floating"]
+__all__ = ["DATA_MOVEMENT_OPS", "ONE", "FloatGraphBuilder"]

@@ -1,1 +1,1 @@
-"""Load torch models through an exported ONNX graph."""
+"""Loading of PyTorch models through an exported ONNX graph."""

@@ -1,4 +1,4 @@
-"""Parameters of a torch module from a file that holds tensors and nothing else."""
+"""Loading of weights from a safetensors file or a saved state dict into a torch module."""
 
 import pickle
 from collections.abc import Mapping
@@ -10,53 +10,54 @@ from torch import nn
 
 from qtool.errors import ModelError
 
-# Keys under which checkpoints keep the parameters, beside epochs and optimizers.
+# Keys of the state dict in training checkpoints, which also hold epochs and optimizer states.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-# What torch.nn.DataParallel and torch.compile put before every name.
+# Prefixes that torch.nn.DataParallel and torch.compile add to every name.
 PREFIXES = ("module.", "_orig_mod.")
-SHOWN = 10
+MAX_SHOWN = 10  # names in one error message
 
 
 def load_weights(module: nn.Module, path: Path) -> list[str]:
-    """Put the file's tensors into the module.
+    """Load the weights of a file into a module.
 
     Args:
         module: changed in place.
-        path: ``.safetensors``, or what ``torch.save`` wrote of a state dict.
+        path: a ``.safetensors`` file, or a state dict saved with ``torch.save``.
 
     Returns:
-        What was unwrapped, a sentence each.
+        One note for each wrapper or prefix that was removed.
 
     Raises:
-        ModelError: the file is missing, damaged, holds more than tensors, or does not fit.
+        ModelError: the file is missing, damaged, holds other objects than tensors, or does not
+            fit the module.
     """
-    state, notes = _unwrapped(_read(path), path)
+    state, notes = _find_state_dict(_read(path), path)
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes that differ; torch lists them below a headline
+    except RuntimeError as error:  # shapes differ; torch lists them below a headline
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(
-            f"weights {path}: {len(lines)} tensors do not fit: {_first(lines)}; give the weights "
-            "of this very network"
+            f"weights {path}: {len(lines)} tensors do not fit: {_join(lines)}; give the "
+            "weights of this network"
         ) from error
     if missing or unexpected:
-        found = [
-            f"{len(keys)} {kind} keys: {_first(keys)}"
+        problems = [
+            f"{len(keys)} {kind} keys: {_join(keys)}"
             for kind, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        raise ModelError(
-            f"weights {path}: {'; '.join(found)}; give the weights of this very network"
-        )
+        raise ModelError(f"weights {path}: {'; '.join(problems)}; give the weights of this network")
     return notes
 
 
-def _first(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
+def _join(items: list[str]) -> str:
+    """Join the first names of a list, with the number of the others."""
+    more = f" and {len(items) - MAX_SHOWN} more" if len(items) > MAX_SHOWN else ""
+    return ", ".join(items[:MAX_SHOWN]) + more
 
 
 def _read(path: Path) -> Any:
+    """Read a file of tensors without running code that it may contain."""
     if not path.is_file():
         raise ModelError(f"weights {path}: no such file; expected .safetensors or a state dict")
     if path.suffix == ".safetensors":
@@ -72,6 +73,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # weights_only refuses pickled objects; other unpickling errors mean damaged bytes.
         refused = "Unsupported global" in str(error) or "GLOBAL" in str(error)
         raise ModelError(
             f"weights {path}: "
@@ -84,45 +86,58 @@ def _read(path: Path) -> Any:
         ) from error
     except Exception as error:  # zip, struct and runtime errors for damaged bytes
         raise ModelError(
-            f"weights {path}: cannot be read ({_line(error)}); expected .safetensors or a saved "
-            "state dict"
+            f"weights {path}: cannot be read ({_headline(error)}); expected .safetensors or a "
+            "saved state dict"
         ) from error
 
 
-def _line(error: BaseException) -> str:
+def _headline(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def _unwrapped(found: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The mapping of names to tensors inside a checkpoint."""
+def _find_state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Find the state dict inside a checkpoint.
+
+    Args:
+        checkpoint: the content of the file.
+        path: for messages.
+
+    Returns:
+        Name -> tensor, without wrappers' prefixes, and one note for each removed layer.
+
+    Raises:
+        ModelError: there is no state dict.
+    """
     notes = []
-    while isinstance(found, Mapping) and not _holds(found):
-        inner = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
+    while isinstance(checkpoint, Mapping) and not _is_state_dict(checkpoint):
+        key = next((key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
+        if key is None:
             break
-        others = [str(key) for key in found if key != inner]
-        beside = f" (left aside: {_first(others)})" if others else ""
-        notes.append(f'weights: taken from "{inner}" of the checkpoint{beside}')
-        found = found[inner]
-    if not _holds(found):
-        kind = f"a {type(found).__name__}"
-        if isinstance(found, Mapping):
-            kind = f"a mapping with the keys {_first([str(key) for key in found]) or 'none'}"
+        others = [str(other) for other in checkpoint if other != key]
+        ignored = f" (ignored: {_join(others)})" if others else ""
+        notes.append(f'weights: taken from "{key}" of the checkpoint{ignored}')
+        checkpoint = checkpoint[key]
+    if not _is_state_dict(checkpoint):
+        kind = f"a {type(checkpoint).__name__}"
+        if isinstance(checkpoint, Mapping):
+            kind = f"a mapping with the keys {_join([str(key) for key in checkpoint]) or 'none'}"
         raise ModelError(
             f"weights {path}: found {kind}, expected names and tensors; save model.state_dict()"
         )
-    state = dict(found)
+    state = dict(checkpoint)
+    # Prefixes may be nested: a compiled module inside DataParallel.
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         notes.append(f'weights: the prefix "{prefix}" was taken off every name')
     return state, notes
 
 
-def _holds(found: Any) -> bool:
-    """Whether this is a state dict: names to tensors, at least one."""
+def _is_state_dict(content: Any) -> bool:
+    """Return whether this maps names to values of which at least one is a tensor."""
     return (
-        isinstance(found, Mapping)
-        and any(isinstance(value, torch.Tensor) for value in found.values())
-        and all(isinstance(key, str) for key in found)
+        isinstance(content, Mapping)
+        and any(isinstance(value, torch.Tensor) for value in content.values())
+        and all(isinstance(key, str) for key in content)
     )

@@ -1,4 +1,4 @@
-"""Inputs to try a torch module on, and its outputs by name."""
+"""Random example inputs for a torch module, and names for its outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import torch
 
 from qtool.errors import UnsupportedError
 
-# Sizes of dynamic dimensions while exporting, and others to check the result at: a graph that holds
-# only for the sizes it was traced with fails there.
+# Sizes of dynamic dimensions for the export, and other sizes for the comparison with torch: a graph
+# that is correct only for the sizes it was traced with fails the comparison. 64 and 96 are
+# multiples of 32, the total stride of common backbones.
 BATCH, OTHER_BATCH = 2, 3
 SPATIAL, OTHER_SPATIAL = 64, 96
 LENGTH, OTHER_LENGTH = 16, 12
@@ -20,9 +21,9 @@ class TensorInput:
     """One input of a torch model.
 
     Attributes:
-        name: the input's name in the graph; a parameter of ``forward`` where it has one so named.
+        name: of the input in the graph; if ``forward`` has a parameter of this name, of that too.
         shape: sizes, or names of dynamic dimensions; the batch comes first.
-        dtype: torch's name of the element type.
+        dtype: element type as an attribute of ``torch``, such as "int64".
     """
 
     name: str
@@ -31,43 +32,61 @@ class TensorInput:
 
 
 def sizes(inputs: Sequence[TensorInput], other: bool = False) -> dict[str, int]:
-    """A size for every dynamic dimension; ``other`` gives different ones."""
-    found: dict[str, int] = {}
-    for given in inputs:
-        for axis, dim in enumerate(given.shape):
+    """Choose a size for every dynamic dimension.
+
+    Args:
+        inputs: of the module.
+        other: choose the second set of sizes, for the comparison.
+
+    Returns:
+        Name of the dimension -> size.
+    """
+    dim_sizes: dict[str, int] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape):
             if isinstance(dim, int):
                 continue
             if axis == 0:
                 size = OTHER_BATCH if other else BATCH
-            elif len(given.shape) > 3:
+            elif len(spec.shape) > 3:  # images and videos
                 size = OTHER_SPATIAL if other else SPATIAL
             else:
                 size = OTHER_LENGTH if other else LENGTH
-            found.setdefault(dim, size)
-    return found
+            dim_sizes.setdefault(dim, size)
+    return dim_sizes
 
 
 def random_tensors(
     inputs: Sequence[TensorInput], seed: int, other: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Random values in the declared shapes, the same for the same seed."""
-    have = sizes(inputs, other)
+    """Draw random values for all inputs, the same for the same seed.
+
+    Args:
+        inputs: of the module.
+        seed: of the first input; the others use the numbers after it.
+        other: use the second set of sizes for dynamic dimensions.
+
+    Returns:
+        Name of the input -> tensor.
+    """
+    dim_sizes = sizes(inputs, other)
     return {
-        given.name: random_tensor(
-            [d if isinstance(d, int) else have[d] for d in given.shape],
-            getattr(torch, given.dtype),
+        spec.name: random_tensor(
+            [d if isinstance(d, int) else dim_sizes[d] for d in spec.shape],
+            getattr(torch, spec.dtype),
             torch.Generator().manual_seed(seed + k),
         )
-        for k, given in enumerate(inputs)
+        for k, spec in enumerate(inputs)
     }
 
 
 def random_tensor(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> torch.Tensor:
-    """Normal floats; integers 0 or 1, which are valid as tokens, masks and indices alike.
+    """Draw standard normal floats, or integers 0 and 1.
 
-    The first entry of every row is 1: an empty mask has no mean, and a length is not 0.
+    0 and 1 are valid as tokens, masks and indices. The first entry of every row is 1, so that no
+    mask is empty; a vector of integers is all 1, since it may hold lengths.
     """
     if dtype.is_floating_point:
         return torch.randn(list(shape), generator=generator).to(dtype)
@@ -79,30 +98,38 @@ def random_tensor(
     return values.to(dtype)
 
 
-def by_name(result: Any) -> dict[str, torch.Tensor]:
-    """The tensors a module returned: ``output``, ``output_0`` ..., or the keys of a mapping.
+def named_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """Collect the tensors in the result of a module.
+
+    Args:
+        result: a tensor, or tensors in nested tuples, lists and mappings.
+
+    Returns:
+        Name -> tensor: ``output`` for one tensor, ``output_0``, ``output_1`` ... for a sequence,
+        the keys of a mapping; levels are joined by "_".
 
     Raises:
-        UnsupportedError: there is none.
+        UnsupportedError: there is no tensor.
     """
-    found = dict(_tensors(result, ""))
-    if not found:
+    tensors = dict(_tensors(result, ""))
+    if not tensors:
         raise UnsupportedError(
             f"the module returns {type(result).__name__}, expected a tensor, or tensors in a "
             "tuple or dict; wrap it in a module that does"
         )
-    return found
+    return tensors
 
 
 def _tensors(result: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    """List the named tensors of a nested result; ``name`` is the path to it."""
     if isinstance(result, torch.Tensor):
         return [(name or "output", result)]
     if isinstance(result, Mapping):
         pairs = [(str(key), value) for key, value in result.items()]
-        start = f"{name}_" if name else ""
+        prefix = f"{name}_" if name else ""
     elif isinstance(result, list | tuple):
         pairs = [(str(key), value) for key, value in enumerate(result)]
-        start = f"{name or 'output'}_"
+        prefix = f"{name or 'output'}_"
     else:
         return []
-    return [found for key, value in pairs for found in _tensors(value, start + key)]
+    return [pair for key, value in pairs for pair in _tensors(value, prefix + key)]

@@ -1,7 +1,8 @@
-"""A torch module as an ONNX graph: eval mode, BatchNorm kept, names from the module's own paths.
+"""Export of a torch module to an ONNX graph in eval mode, with BatchNorm and module paths as names.
 
-The exporter built on torch.export comes first; where it fails, the older one that traces. Both are
-asked to fold nothing, so that PTQ and QAT start from one graph, and both give the same names.
+The exporter built on torch.export is tried first, then the older one that traces. Constant folding
+is off in both, so that BatchNorm stays and PTQ and QAT start from one graph. Both give nodes the
+same names.
 """
 
 import ast
@@ -24,27 +25,26 @@ from torch import nn
 from qtool.errors import UnsupportedError
 from qtool.loading.pytorch.example_inputs import TensorInput
 
-SCOPES = "pkg.torch.onnx.name_scopes"
-TRACED_OPSET = 20
+SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata with the path of the module
+TRACED_OPSET = 20  # the newest that the tracing exporter supports
 TRACING = "tracing"
-EXPORTERS = ("torch.export", TRACING)
-"""In the order they are tried."""
+EXPORTERS = ("torch.export", TRACING)  # in the order in which they are tried
 
 
 @contextlib.contextmanager
 def quiet(swallow: bool = False) -> Iterator[None]:
-    """Keep stdout for the result: what the block prints goes to stderr, or nowhere.
+    """Redirect what a block prints to stderr, since stdout is for results.
 
     Args:
-        swallow: drop it, with warnings, log lines and what C++ prints; for the exporters' own
-            chatter.
+        swallow: discard it instead, together with log messages and output of C++ code; for the
+            progress messages of the exporters.
     """
     with contextlib.ExitStack() as stack:
         target = io.StringIO() if swallow else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(target))
         if swallow:
             stack.enter_context(contextlib.redirect_stderr(target))
-            stack.enter_context(_deaf())
+            stack.enter_context(_discard_native_stdout())
             before = logging.root.manager.disable
             logging.disable(logging.CRITICAL)
             stack.callback(logging.disable, before)
@@ -54,26 +54,26 @@ def quiet(swallow: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Drop what is written to the process's own stdout: torch prints graphs there from C++."""
+def _discard_native_stdout() -> Iterator[None]:
+    """Discard what C++ code writes to file descriptor 1; torch prints graphs there."""
     try:
-        kept = os.dup(1)
+        stdout = os.dup(1)
     except OSError:  # there is no stdout
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(null, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for as long as the block runs; every part gets its own mode back."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode without gradients; restore the mode of every submodule after."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -92,21 +92,21 @@ def export_module(
     by_keyword: bool,
     exporters: Sequence[str] = EXPORTERS,
 ) -> tuple[ir.Model, list[str]]:
-    """Export through the first exporter that can.
+    """Export a module with the first exporter that succeeds.
 
     Args:
         module: in eval mode.
-        inputs: their shapes say which dimensions stay dynamic.
+        inputs: of the module; named dimensions stay dynamic.
         feeds: example tensors by input name.
-        outputs: names for what the module returns.
-        by_keyword: whether the inputs are parameters of ``forward`` by their names.
-        exporters: of EXPORTERS, in the order they are tried; a scripted module is only traced.
+        outputs: names of the outputs.
+        by_keyword: whether ``forward`` has a parameter with the name of each input.
+        exporters: of EXPORTERS, in the order to try them; a scripted module is only traced.
 
     Returns:
-        The graph, and a note where the older exporter was needed.
+        The graph, and a note if the tracing exporter was needed.
 
     Raises:
-        UnsupportedError: none of them can.
+        UnsupportedError: all exporters fail.
     """
     call = _Call(
         module,
@@ -120,27 +120,34 @@ def export_module(
     failed: dict[str, Exception] = {}
     for name in exporters:
         try:
-            model = _traced(call) if name == TRACING else _exported(call)
-        except (
-            Exception
-        ) as error:  # the exporters raise kinds of their own, and what the model does
+            model = _export_by_tracing(call) if name == TRACING else _export_by_dynamo(call)
+        # The exporters raise types of their own, and whatever the module raises.
+        except Exception as error:
             failed[name] = error
             continue
         return model, [
             f"exported by tracing, because the exporter built on torch.export failed: "
-            f"{first_line(error)}; what the network decides in Python is fixed to one case"
+            f"{first_line(error)}; Python control flow of the network is fixed to one case"
             for error in failed.values()
         ]
-    told = "; ".join(f"{name}: {first_line(error)}" for name, error in failed.items())
+    reasons = "; ".join(f"{name}: {first_line(error)}" for name, error in failed.items())
     raise UnsupportedError(
-        f"torch cannot export the network to ONNX ({told}); "
+        f"torch cannot export the network to ONNX ({reasons}); "
         "change the module, or export it yourself and give the .onnx file"
     ) from next(reversed(failed.values()), None)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """How a module is called while it is exported: args and kwargs as ``forward`` takes them."""
+    """The arguments of an export.
+
+    Attributes:
+        module: to export.
+        args: positional arguments of ``forward``.
+        kwargs: keyword arguments of ``forward``; one of the two is empty.
+        inputs: of the module, with their dynamic dimensions.
+        names: "input_names" and "output_names" of the graph.
+    """
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -149,8 +156,8 @@ class _Call:
     names: dict[str, list[str]]
 
 
-def _exported(call: _Call) -> ir.Model:
-    """The graph of the exporter that is built on torch.export, nodes named as tracing does."""
+def _export_by_dynamo(call: _Call) -> ir.Model:
+    """Export with the exporter built on torch.export, with the node names of the tracing one."""
     shapes = _dynamic(call.inputs)
     with quiet(swallow=True):
         program = torch.onnx.export(
@@ -163,65 +170,72 @@ def _exported(call: _Call) -> ir.Model:
             dynamic_shapes=shapes if call.kwargs else tuple(shapes.values()),
             **call.names,  # type: ignore[arg-type]
         )
-    return _named(program.model)  # type: ignore[union-attr]
+    return _name_nodes(program.model)  # type: ignore[union-attr]
 
 
 def export_program(program: "torch.export.ExportedProgram") -> ir.Model:
-    """Export what ``torch.export.save`` wrote; its dynamic dimensions are those it was made with.
+    """Export a program of ``torch.export``, whose dynamic dimensions are part of it.
+
+    Args:
+        program: as read by ``torch.export.load``.
+
+    Returns:
+        The graph.
 
     Raises:
-        UnsupportedError: the exporter cannot, or the program was exported in training mode.
+        UnsupportedError: the exporter fails, or the program was exported in training mode.
     """
-    if any(_trains(node) for node in program.graph.nodes):
+    if any(_is_training_op(node) for node in program.graph.nodes):
         raise UnsupportedError(
             "the program was exported in training mode, where BatchNorm and Dropout depend on the "
             "batch; call .eval() before torch.export.export"
         )
     try:
         with quiet(swallow=True):
-            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as error:
         raise UnsupportedError(
             f"torch cannot export the program to ONNX ({first_line(error)}); "
             "export the module yourself and give the .onnx file"
         ) from error
-    return _named(made.model)  # type: ignore[union-attr]
+    return _name_nodes(exported.model)  # type: ignore[union-attr]
 
 
-def _trains(node: torch.fx.Node) -> bool:
-    """Whether an operation of a program behaves as in training."""
-    place = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}.get(str(node.target))
-    if place is None:
+def _is_training_op(node: torch.fx.Node) -> bool:
+    """Return whether an operation of a program is a BatchNorm or Dropout in training mode."""
+    # Operator -> position of its argument ``training``.
+    position = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}.get(str(node.target))
+    if position is None:
         return str(node.target).startswith("aten._native_batch_norm_legit.")
-    return len(node.args) > place and node.args[place] is True
+    return len(node.args) > position and node.args[position] is True
 
 
 def _dynamic(inputs: Sequence[TensorInput]) -> dict[str, dict[int, Any]]:
-    """For each input the dimensions with a name; equal names are one dimension."""
-    known: dict[str, Any] = {}
-    found: dict[str, dict[int, Any]] = {}
-    for given in inputs:
-        found[given.name] = {
-            axis: known.setdefault(dim, torch.export.Dim(dim))
-            for axis, dim in enumerate(given.shape)
+    """Return input -> axis -> dynamic dimension; equal names are one dimension."""
+    dims: dict[str, Any] = {}
+    return {
+        spec.name: {
+            axis: dims.setdefault(dim, torch.export.Dim(dim))
+            for axis, dim in enumerate(spec.shape)
             if isinstance(dim, str)
         }
-    return found
+        for spec in inputs
+    }
 
 
 @contextlib.contextmanager
 def _positional(call: _Call) -> Iterator[tuple[Any, ...]]:
-    """The arguments by position, for as long as ``forward`` takes them so.
+    """Yield the arguments by position, and make ``forward`` accept them while the block runs.
 
-    The older exporter would add the defaults of all other parameters, as tensors: a flag then is a
-    tensor where torch wants a flag.
+    With keyword arguments the tracing exporter would pass the defaults of all other parameters as
+    tensors, also where ``forward`` expects a Python flag.
     """
     if not call.kwargs:
         yield call.args
         return
     module: Any = call.module
     own, forward = module.__dict__.get("forward"), module.forward
-    module.forward = lambda *given: forward(**dict(zip(call.kwargs, given, strict=True)))
+    module.forward = lambda *args: forward(**dict(zip(call.kwargs, args, strict=True)))
     try:
         yield tuple(call.kwargs.values())
     finally:
@@ -230,10 +244,11 @@ def _positional(call: _Call) -> Iterator[tuple[Any, ...]]:
             module.forward = own
 
 
-def _traced(call: _Call) -> ir.Model:
-    """The older exporter's graph; its nodes are already named after the module's paths.
+def _export_by_tracing(call: _Call) -> ir.Model:
+    """Export with the tracing exporter, which names nodes after the paths of the modules.
 
-    Attention's fused forms, which torch takes in eval mode, have no symbols there.
+    The fused attention that torch uses in eval mode is switched off: this exporter has no ONNX form
+    of it.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -253,8 +268,8 @@ def _traced(call: _Call) -> ir.Model:
                 do_constant_folding=False,
                 opset_version=TRACED_OPSET,
                 dynamic_axes={
-                    given.name: {a: d for a, d in enumerate(given.shape) if isinstance(d, str)}
-                    for given in call.inputs
+                    spec.name: {a: d for a, d in enumerate(spec.shape) if isinstance(d, str)}
+                    for spec in call.inputs
                 },
                 **call.names,  # type: ignore[arg-type]
             )
@@ -263,14 +278,14 @@ def _traced(call: _Call) -> ir.Model:
         torch.backends.mha.set_fastpath_enabled(fused)
     for node in model.graph.all_nodes():
         parts = (node.name or "").split("/")
-        for k in range(2, len(parts)):  # TorchScript numbers children without their container
+        for k in range(2, len(parts)):  # children of containers have only a number here
             parts[k] = f"{parts[k - 1]}.{parts[k]}" if parts[k].isdigit() else parts[k]
         node.name = "/".join(parts)
     return model
 
 
 def first_line(error: BaseException | None) -> str:
-    """The first line that says something, without colour and without the exporters' headlines."""
+    """Return the first informative line of an error, skipping the exporters' headlines."""
     for line in str(error).splitlines():
         text = line.strip().removesuffix(".")
         if text and not text.startswith(("Failed to", "- [", "## ", "\x1b", "This is step", "(")):
@@ -279,17 +294,18 @@ def first_line(error: BaseException | None) -> str:
     return first_line(cause) if cause is not None else type(error).__name__
 
 
-def _named(model: ir.Model) -> ir.Model:
-    """Name nodes ``/layer1/layer1.0/conv1/Conv``, as tracing does, and drop the metadata.
+def _name_nodes(model: ir.Model) -> ir.Model:
+    """Name nodes ``/layer1/layer1.0/conv1/Conv``, as tracing does, and remove the metadata.
 
-    Stack traces in the metadata would carry the user's paths into every file made from this one.
+    The metadata contains stack traces with paths of the user's machine, which would be copied into
+    every file made from this graph.
     """
-    taken: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for node in model.graph.all_nodes():
         scopes = node.metadata_props.get(SCOPES)
         name = "/".join(["", *_labels(ast.literal_eval(scopes) if scopes else []), node.op_type])
-        seen = taken[name] = taken.get(name, -1) + 1
-        node.name = f"{name}_{seen}" if seen else name
+        count = counts[name] = counts.get(name, -1) + 1
+        node.name = f"{name}_{count}" if count else name
         node.metadata_props.clear()
     for value in (v for node in model.graph.all_nodes() for v in node.outputs):
         value.metadata_props.clear()
@@ -302,10 +318,10 @@ def _named(model: ir.Model) -> ir.Model:
 
 
 def _labels(scopes: Sequence[str]) -> list[str]:
-    """Path components of the nested modules ``["", "layer1", "layer1.0", "conv2d"]``.
+    """Return the path components of nested scopes such as ``["", "layer1", "layer1.0", "conv2d"]``.
 
-    The last scope is the operation itself. A numbered child is called after its container, so that
-    ``layer1.0`` and ``layer2.0`` can be told apart by their last component.
+    The last scope is the operation itself. A numbered child gets the name of its container in
+    front, so that the last components of ``layer1.0`` and ``layer2.0`` differ.
     """
     labels: list[str] = []
     parent = ""

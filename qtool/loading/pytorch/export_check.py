@@ -1,4 +1,4 @@
-"""Does an exported graph compute what torch computes?"""
+"""Comparison of an exported graph with the torch network it was exported from."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,22 +8,31 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import ModelError, UnsupportedError
-from qtool.loading.pytorch.example_inputs import by_name
+from qtool.loading.pytorch.example_inputs import named_outputs
 from qtool.loading.pytorch.export import first_line
 from qtool.runtime.ort_session import OrtSession
 
-# Largest accepted relative difference between torch and the exported graph, by the least exact type
-# that torch computes in; 16-bit floats become float32 in the graph, so torch alone rounds to them.
+# Largest accepted relative difference between torch and the exported graph, for the least exact
+# float type that torch computes in. Loading converts 16-bit floats of the graph to float32, so only
+# torch rounds to them: to 11 significant bits in float16, to 8 in bfloat16.
 MAX_DIFFERENCE = {None: 1e-3, ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 
 Run = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
-def tried(run: Run, feeds: Mapping[str, torch.Tensor], name: str) -> Any:
-    """What the network returns for these inputs.
+def run_network(run: Run, feeds: Mapping[str, torch.Tensor], name: str) -> Any:
+    """Run a torch network on example inputs.
+
+    Args:
+        run: calls the network with tensors by input name.
+        feeds: the inputs.
+        name: of the model, for messages.
+
+    Returns:
+        The result of the network.
 
     Raises:
-        ModelError: it fails on them.
+        ModelError: the network fails on these inputs.
     """
     try:
         with torch.no_grad():
@@ -38,61 +47,65 @@ def tried(run: Run, feeds: Mapping[str, torch.Tensor], name: str) -> Any:
         ) from error
 
 
-def coarsest(model: ir.Model) -> ir.DataType | None:
-    """The least exact 16-bit float type in an exported graph, or None where there is none."""
+def least_exact_type(model: ir.Model) -> ir.DataType | None:
+    """Return the least exact 16-bit float type in an exported graph, or None if there is none."""
     values = [v for node in model.graph.all_nodes() for v in (*node.inputs, *node.outputs)]
-    found = {v.dtype for v in values if v is not None}
-    return next((t for t in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16) if t in found), None)
+    dtypes = {v.dtype for v in values if v is not None}
+    return next((t for t in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16) if t in dtypes), None)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """As numpy, which has no bfloat16."""
+    """Convert a tensor to numpy; bfloat16, which numpy lacks, becomes float32."""
     tensor = tensor.detach().cpu()
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
 
-def compared(
+def compare_with_torch(
     run: Run,
     feeds: Mapping[str, torch.Tensor],
     model: ir.Model,
     name: str,
     computed_in: ir.DataType | None = None,
 ) -> str:
-    """How far the graph is from torch on random inputs, as a note.
+    """Compare the outputs of an exported graph with those of torch.
 
     Args:
-        run: the network.
-        feeds: tensors by input name.
+        run: calls the network with tensors by input name.
+        feeds: the inputs.
         model: the graph, in float32.
-        name: for messages.
-        computed_in: see :func:`coarsest`.
+        name: of the model, for messages.
+        computed_in: the least exact type that torch computes in; see :func:`least_exact_type`.
+
+    Returns:
+        A note with the largest relative difference.
 
     Raises:
-        UnsupportedError: too far.
+        ModelError: the network fails on these inputs.
+        UnsupportedError: ONNX Runtime cannot run the graph, or the outputs differ too much.
     """
-    wanted = [_array(v) for v in by_name(tried(run, feeds, name)).values()]
+    expected = [_array(v) for v in named_outputs(run_network(run, feeds, name)).values()]
     inputs = [v.name or "" for v in model.graph.inputs]
-    arrays = {given: _array(tensor) for given, tensor in feeds.items()}
+    arrays = {key: _array(tensor) for key, tensor in feeds.items()}
     fed = arrays
-    if set(inputs) != set(arrays):  # a program's inputs are renamed, never reordered
+    if set(inputs) != set(arrays):  # exporting a program renames inputs but keeps their order
         fed = dict(zip(inputs, arrays.values(), strict=True))
     try:
         with OrtSession(model) as session:
-            found = list(session(fed).values())
+            outputs = list(session(fed).values())
     except Exception as error:
         raise UnsupportedError(
             f"the exported graph does not run in ONNX Runtime ({first_line(error)}); export the "
             "network yourself and give the .onnx file"
         ) from error
-    same = len(found) == len(wanted) and all(
-        a.shape == b.shape for a, b in zip(found, wanted, strict=False)
+    same = len(outputs) == len(expected) and all(
+        a.shape == b.shape for a, b in zip(outputs, expected, strict=False)
     )
-    worst = max(map(_difference, found, wanted), default=0.0) if same else np.inf
+    worst = max(map(_difference, outputs, expected), default=0.0) if same else np.inf
     shown = f"{worst:.1e}" if same else "their shapes differ"
     rows = max((len(v) for v in fed.values() if v.ndim), default=1)
     limit = MAX_DIFFERENCE[computed_in]
-    if not worst <= limit:
+    if not worst <= limit:  # also true for NaN
         raise UnsupportedError(
             f"the exported graph does not compute what torch computes on {rows} random samples "
             f"(largest relative difference: {shown}, expected at most {limit:g}); a value "
@@ -101,12 +114,18 @@ def compared(
     return f"torch and ONNX agree: largest relative difference {shown} on {rows} random samples"
 
 
-def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest difference relative to the largest number; infinite where only one is not finite."""
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
+def _difference(output: np.ndarray, expected: np.ndarray) -> float:
+    """Compute max |output - expected| / max |expected| over finite entries.
+
+    Returns:
+        The relative difference; infinity where entries are finite in one of the arrays only.
+    """
+    a, b = output.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(b)
     if not np.array_equal(finite, np.isfinite(a)):
         return float("inf")
     if not finite.any():
         return 0.0
-    return float(np.abs(a - b)[finite].max() / max(np.abs(b[finite]).max(), 1e-12))
+    return float(
+        np.abs(a - b)[finite].max() / max(np.abs(b[finite]).max(), 1e-12)
+    )  # 1e-12: all zeros

@@ -1,4 +1,4 @@
-"""A torch module from the user's own code: ``module:factory``."""
+"""Construction of a torch module by a function of the user, ``module:factory``."""
 
 import sys
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from qtool.user_code import guarded, load_function
 
 
 def import_factory(name: str, folder: Path | None) -> tuple[Callable[[], Any], tuple[Path, ...]]:
-    """Import the module and find the factory in it. Runs the module's code.
+    """Import a factory. This runs the code of its module.
 
     Args:
         name: ``package.module:factory``.
-        folder: where the module is looked for before ``sys.path``.
+        folder: searched for the module before ``sys.path``.
 
     Returns:
-        The factory, and the source files that importing it read: the module and what it imports
-        from beside it.
+        The factory, and the source files of the module and of the modules that it imports from its
+        own folder.
 
     Raises:
-        ModelError: no such module or factory, or importing it fails.
+        ModelError: there is no such module or factory, or the import fails.
     """
     place = None if folder is None else str(folder)
     factory = load_function(name, place, trusted=True, key="torch", kind=ModelError)
@@ -31,10 +31,17 @@ def import_factory(name: str, folder: Path | None) -> tuple[Callable[[], Any], t
 
 
 def build(name: str, factory: Callable[[], Any]) -> nn.Module:
-    """Call the factory.
+    """Call a factory.
+
+    Args:
+        name: of the factory, for messages.
+        factory: takes no arguments.
+
+    Returns:
+        The module that it made.
 
     Raises:
-        ModelError: it fails, or returns no ``nn.Module``.
+        ModelError: the factory fails or returns no ``nn.Module``.
     """
     with guarded(f"torch: calling {name}()", ModelError):
         module = factory()
@@ -45,20 +52,21 @@ def build(name: str, factory: Callable[[], Any]) -> nn.Module:
     return module
 
 
-def _sources(where: str) -> tuple[Path, ...]:
-    """Source files loaded from the folder that the module, or its package, lies in."""
-    module = sys.modules[where]
-    top = sys.modules.get(where.partition(".")[0], module)
+def _sources(name: str) -> tuple[Path, ...]:
+    """Return the loaded source files in the folder of a module or of its package."""
+    module = sys.modules[name]
+    top = sys.modules.get(name.partition(".")[0], module)
     file = getattr(top, "__file__", None) or getattr(module, "__file__", None)
     if file is None:
         return ()
     root = Path(file).parent
-    found = {Path(file)} | ({Path(module.__file__)} if module.__file__ else set())
+    paths = {Path(file)} | ({Path(module.__file__)} if module.__file__ else set())
     for other in list(sys.modules.values()):
-        name = getattr(other, "__file__", None)
-        path = Path(name) if isinstance(name, str) else None
+        source = getattr(other, "__file__", None)
+        path = Path(source) if isinstance(source, str) else None
         if path is None or path.suffix != ".py" or not path.is_relative_to(root):
             continue
+        # Installed packages are not the user's code, even in an environment inside the folder.
         if "site-packages" not in path.relative_to(root).parts and root.name != "site-packages":
-            found.add(path)
-    return tuple(sorted(path for path in found if path.is_file()))
+            paths.add(path)
+    return tuple(sorted(path for path in paths if path.is_file()))

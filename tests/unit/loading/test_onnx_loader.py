@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from qtool import files
 from qtool.graph.queries import dims, is_constant, release_weight_pages
 from qtool.loading import bind_shapes, load_model
-from qtool.loading.onnx_loader import SMALL, name_everything
+from qtool.loading.onnx_loader import SMALL_BYTES, name_everything
 
 X = np.random.default_rng(0).normal(size=(2, 2, 4, 5)).astype(np.float32)
 # Two float32 orders of the same short sums.
@@ -162,7 +162,7 @@ def test_large_weights_survive_the_upgrade(external, tmp_path):
     proto, path = big_conv().proto(), tmp_path / "m.onnx"
     onnx.save(proto, path, save_as_external_data=external, location="w.bin", size_threshold=0)
     model = load_model(path).model
-    assert model.graph.initializers["c0"].const_value.nbytes > SMALL
+    assert model.graph.initializers["c0"].const_value.nbytes > SMALL_BYTES
     feeds = feeds_for(model)
     np.testing.assert_allclose(run(model, feeds)["y"], run(big_conv().proto(), feeds)["y"], **CLOSE)
     assert [v.name for v in model.graph.inputs] == ["x"]

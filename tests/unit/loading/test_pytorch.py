@@ -13,7 +13,7 @@ from torch_nets import INPUTS, source, write_nets
 from qtool.errors import UnsupportedError
 from qtool.loading.pytorch import export as exporting
 from qtool.loading.pytorch import loader as loading
-from qtool.loading.pytorch.export import evaluating, export_module
+from qtool.loading.pytorch.export import eval_mode, export_module
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
 from qtool.runtime.ort_session import OrtSession
@@ -68,7 +68,7 @@ def test_a_factory_with_weights_becomes_a_file_that_computes_the_same(folder, pl
 
 def test_nodes_are_called_after_modules_by_both_exporters(net):
     feeds = {"image": torch.randn(2, 3, 8, 8)}
-    with evaluating(net):
+    with eval_mode(net):
         first, notes = export_module(net, INPUTS, feeds, ["output"], True)
         second, more = export_module(net, INPUTS, feeds, ["output"], True, ["tracing"])
     assert weighted(first) == weighted(second)
@@ -174,7 +174,7 @@ class Two(nn.Module):
 def test_where_the_newer_exporter_fails_the_other_one_is_used_and_it_is_said(net, monkeypatch):
     monkeypatch.setattr(exporting, "_dynamic", lambda inputs: 1 / 0)
     feeds = {"image": torch.randn(2, 3, 8, 8)}
-    with evaluating(net):
+    with eval_mode(net):
         model, notes = export_module(net, INPUTS, feeds, ["output"], True)
     assert ("/layer1/layer1.0/conv1/Conv", "Conv") in weighted(model)
     assert "exported by tracing" in notes[0] and "division by zero" in notes[0]

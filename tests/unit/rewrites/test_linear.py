@@ -40,7 +40,7 @@ def test_matmul_that_is_no_linear_layer_is_declined():
     assert count == 0 and ops(model) == ["MatMul"] * 3
 
 
-def test_matmul_with_two_unknown_dimensions_or_asked_float_is_declined():
+def test_matmul_with_two_unknown_dimensions_or_requested_float_is_declined():
     net = Net()
     net.output(net.add("MatMul", net.input("x", "N", "T", 8), net.weight(8, 4), name="m", out="y"))
     assert rewritten(net.model(), "matmul_to_gemm") == {"matmul_to_gemm": 0}

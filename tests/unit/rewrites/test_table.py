@@ -1,0 +1,162 @@
+"""Laws of every entry of REWRITES: its signature, an equal float function, an honest count."""
+
+import inspect
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from models import BUILDERS, Net, changed
+from onnx import helper
+
+from qtool.graph.queries import constant
+from qtool.rewrites import REWRITES
+from qtool.rewrites.rewrite import Rewrite
+
+
+class FusedNet(Net):
+    """A model that imports the domain of ONNX Runtime's fused operators."""
+
+    def proto(self):
+        proto = super().proto()
+        proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        return proto
+
+
+def fused_conv() -> Net:
+    net = FusedNet()
+    x = net.input("x", "N", 3, 6, 6)
+    net.output(net.add("FusedConv", x, net.weight(4, 3, 3, 3), out="y", activation="Relu"))
+    net.nodes[-1].domain = "com.microsoft"
+    return net
+
+
+def flatten_by_batch_size() -> Net:
+    net = Net()
+    x = net.conv(net.input("x", "N", 2, 4, 4), 2, 4)
+    rows = net.add("Slice", net.add("Shape", x), *(net.const(np.array([k])) for k in (0, 1)))
+    shape = net.add("Concat", rows, net.const(np.array([64])), axis=0)
+    return net.output(net.add("Reshape", x, shape, out="y"))
+
+
+def identity() -> Net:
+    net = Net()
+    x = net.add("Identity", net.conv(net.input("x", "N", 3, 6, 6), 3, 4))
+    return net.output(net.add("Relu", x, out="y"))
+
+
+def batchnorm_first() -> Net:
+    net = Net()
+    x = net.norm(net.input("x", "N", 4, 6, 6), 4)
+    return net.output(net.conv(x, 4, 6, pads=[0] * 4, out="y"))
+
+
+def scaled_gemm() -> Net:
+    net = Net()
+    x = net.input("x", "N", 8)
+    return net.output(net.add("Gemm", x, net.weight(8, 4), net.weight(4), alpha=0.5, out="y"))
+
+
+def strided_first_conv() -> Net:
+    net = Net()
+    x = net.input("x", "N", 3, 15, 12)
+    return net.output(net.conv(x, 3, 4, k=7, strides=[2, 2], out="y"))
+
+
+NETS = {
+    **BUILDERS,
+    **{
+        build.__name__: build
+        for build in (
+            fused_conv,
+            flatten_by_batch_size,
+            identity,
+            batchnorm_first,
+            scaled_gemm,
+            strided_first_conv,
+        )
+    },
+}
+
+
+def violations(name: str) -> list[str]:
+    """Return the laws that an entry of REWRITES breaks on NETS."""
+    broken, total = [], 0
+    for net, build in NETS.items():
+        for before in ((), ("fold_constants",)):
+            model = build().model()
+            if before:
+                model, _ = changed(build(), *before)
+            try:
+                after, count = changed(build(), *before, name)
+            except AssertionError:
+                broken.append(f"{net}: other outputs")
+                continue
+            if type(count) is not int:
+                broken.append(f"{net}: returned {count!r}, expected an int")
+            elif (count > 0) != (signature(after) != signature(model)):
+                broken.append(f"{net}: returned {count}, but changed: {count == 0}")
+            else:
+                total += count
+    return broken if total else [*broken, "applies to none of NETS"]
+
+
+def signature(model: ir.Model) -> list[object]:
+    """Return what a rewrite may change: nodes, their attributes, inputs and constants."""
+    return [
+        (
+            node.op_type,
+            sorted((name, str(a.value)) for name, a in node.attributes.items()),
+            [v and (v.name, array_bytes(v)) for v in node.inputs],
+        )
+        for node in model.graph
+    ]
+
+
+def array_bytes(value: ir.Value) -> bytes | None:
+    array = constant(value)
+    return None if array is None else np.asarray(array).tobytes()
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_every_entry_has_the_signature_of_a_rewrite(name):
+    expected = inspect.signature(Rewrite.__call__).parameters
+    parameters = inspect.signature(REWRITES[name]).parameters
+    assert [*parameters] == [p for p in expected if p != "self"]
+    assert (REWRITES[name].__doc__ or "").split(".")[0]
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_every_entry_keeps_the_float_function_and_counts_its_changes(name):
+    assert violations(name) == []
+
+
+def doubles_a_weight(model, is_integer):
+    value = next(v for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT)
+    value.const_value = ir.Tensor(2 * value.const_value.numpy(), name=value.name)
+    return 1
+
+
+def counts_nothing(model, is_integer):
+    return REWRITES["matmul_to_gemm"](model, is_integer) * 0
+
+
+def changes_nothing(model, is_integer):
+    return 1
+
+
+def never_applies(model, is_integer):
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "message"),
+    [
+        (doubles_a_weight, "residual: other outputs"),
+        (counts_nothing, "transformer_mlp: returned 0, but changed: True"),
+        (changes_nothing, "residual: returned 1, but changed: False"),
+        (never_applies, "applies to none of NETS"),
+    ],
+)
+def test_the_laws_can_fail(rewrite, message, monkeypatch):
+    monkeypatch.setitem(REWRITES, "broken", rewrite)
+    assert message in violations("broken")
