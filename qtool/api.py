@@ -31,7 +31,7 @@ from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import as_torch, carries_code
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
 from qtool.weights import SCHEMES
@@ -200,11 +200,12 @@ def quantize(
     """
     recipe = _recipe(model, data, target, bits, method, rewrites)
     chosen = load_target(recipe.target)
-    recipe = settle(recipe, chosen)
+    recipe = apply_target_defaults(recipe, chosen)
     graph = model._graph.clone()
     first, batches = _opened(data, recipe, model, trust_code)
     bind_shapes(graph, {name: first[name].shape for name in model.inputs})
-    asked = resolve_bits(recipe.bits, graph, chosen, recipe.error)
+    with recipe.locate_errors():
+        asked = resolve_bits(recipe.bits, graph, chosen)
     notes = rewrite(graph, chosen.rewrites if recipe.rewrite is None else recipe.rewrite, asked)
     plan = make_plan(graph, chosen, asked, model.name)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)

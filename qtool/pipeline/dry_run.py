@@ -13,7 +13,7 @@ from qtool.pipeline.run import make_annotated, rewritten
 from qtool.progress import Progress, silent
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.steps.stage_cache import Stages
 from qtool.targets.loader import load_target
 
@@ -69,7 +69,7 @@ def check(
     Raises:
         QtoolError: as a run would.
     """
-    recipe = settle(recipe, load_target(recipe.target))
+    recipe = apply_target_defaults(recipe, load_target(recipe.target))
     with tempfile.TemporaryDirectory() as folder:
         stages = Stages(Path(folder), True, ())
         prepared = prepare(recipe, stages, 0, progress, trust_code, requantize)

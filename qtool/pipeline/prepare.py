@@ -106,7 +106,8 @@ def prepare(
             check_sample_shapes(spec, seen.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         _check_labels(recipe.evaluate, judged, loaded.model)
-        bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
+        with recipe.locate_errors():
+            bits = resolve_bits(recipe.bits, loaded.model, target)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
     return Prepared(

@@ -6,14 +6,13 @@ from importlib.util import find_spec
 import onnx_ir as ir
 
 from qtool.data import Dataset, split
-from qtool.errors import DataError
+from qtool.errors import DataError, KeyPath
 from qtool.graph.queries import is_float
 from qtool.pipeline.prepare import Prepared
 from qtool.qat import untrainable
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
-from qtool.recipe.yaml_loader import Path as KeyPath
 from qtool.targets.loader import load_target
 from qtool.weights.scale_constraints import SCALES
 

@@ -31,7 +31,7 @@ from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
 from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.report.render import write_run_files
 from qtool.report.report import Data, DataPart, ModelPart, OutputPart, Report, judge
 from qtool.report.schema import TrainingPart
@@ -80,7 +80,7 @@ def run_ptq(
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
-    recipe = settle(recipe, load_target(recipe.target))
+    recipe = apply_target_defaults(recipe, load_target(recipe.target))
     if train:
         refuse_early(recipe, trust_code, device)
     made = first_missing(out)
@@ -162,7 +162,7 @@ def run_qat(
 
 def _help(recipe: Recipe, out: Path, device: str, options: Mapping[str, Any]) -> None:
     """Train with the first process."""
-    recipe, seed = settle(recipe, load_target(recipe.target)), options.get("seed", 0)
+    recipe, seed = apply_target_defaults(recipe, load_target(recipe.target)), options.get("seed", 0)
     threads = options.get("threads") or default_threads()
     stages = _stages(out, False, threads, device)  # it holds models that the first one exported
     allowed = [options.get(key, False) for key in ("trust_code", "requantize")]

@@ -1,5 +1,7 @@
 """Steps that repair a plan after calibration; a later version fills the table."""
 
-from qtool.protocols import PtqStep
+from collections.abc import Callable
 
-PTQ_STEPS: dict[str, PtqStep] = {}
+from qtool.quant.plan import QuantPlan
+
+PTQ_STEPS: dict[str, Callable[..., QuantPlan]] = {}

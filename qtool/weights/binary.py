@@ -1,5 +1,7 @@
 """One bit a weight: its sign, times the mean magnitude of its channel."""
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic.dataclasses import dataclass
 
@@ -15,6 +17,9 @@ class Binary:
 
     Source: Rastegari et al. 2016, "XNOR-Net", sec. 3.1 (binary weight networks), arXiv:1603.05279.
     """
+
+    fixed_bits: ClassVar[int | None] = 1
+    low_bit_only: ClassVar[bool] = True
 
     def __call__(self, weight: np.ndarray, spec: QuantSpec) -> tuple[Codebook, np.ndarray]:
         """The code book -1, 1 and the signs, int8 in the shape of the weights."""

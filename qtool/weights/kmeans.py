@@ -1,6 +1,7 @@
 """A code book of 2^bits values, shared by all weights of a layer, placed where the weights lie."""
 
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +24,9 @@ class KMeans:
     Source: Han et al. 2016, "Deep Compression", sec. 3 (linear initialization), arXiv:1510.00149.
         Departure: one scale per channel; the paper has none.
     """
+
+    fixed_bits: ClassVar[int | None] = None
+    low_bit_only: ClassVar[bool] = True
 
     _: KW_ONLY
     iterations: int = Field(default=300, ge=1)

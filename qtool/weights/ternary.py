@@ -1,6 +1,7 @@
 """Three values a weight: nothing below a threshold, else its sign times the mean of the rest."""
 
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -20,6 +21,9 @@ class Ternary:
             smallest squared error: the largest (sum of the k)^2 / k.
     Source: Li and Liu 2016, "Ternary Weight Networks", sec. 2, arXiv:1605.04711.
     """
+
+    fixed_bits: ClassVar[int | None] = 2
+    low_bit_only: ClassVar[bool] = True
 
     _: KW_ONLY
     exact: bool = False

@@ -1,6 +1,7 @@
 """Equal steps; the range is the weights' own at 8 bits, the one of least squared error below."""
 
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +24,9 @@ class Uniform:
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", sec. 3.1,
         arXiv:2106.08295.
     """
+
+    fixed_bits: ClassVar[int | None] = None
+    low_bit_only: ClassVar[bool] = False
 
     _: KW_ONLY
     candidates: int = Field(default=80, ge=1)
