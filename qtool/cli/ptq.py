@@ -66,12 +66,23 @@ def quantize(
     quiet: bool,
     **others: Any,
 ) -> None:
-    """Do what ``qtool ptq`` and ``qtool qat`` share: check, run, print the report, exit.
+    """Check the options, run the pipeline, print the report, exit; for ptq and qat.
 
     Args:
-        run: the function of the pipeline.
-        recipe, model, data, out, settings, device, plan, json, quiet: the options of these names.
-        others: handed to the pipeline as they are.
+        run: name of the function in ``qtool.pipeline.run``.
+        recipe: the recipe file; None: the defaults, for ``model`` and ``data``.
+        model: replaces the recipe's model.
+        data: replaces the recipe's data.
+        out: the run folder; None: see :func:`default_out`.
+        settings: texts ``key=value`` of ``--set``.
+        device: for calibration and training.
+        plan: plan.json of an earlier run, or None.
+        json: print the report as JSON.
+        quiet: print no progress.
+        others: keyword arguments of the pipeline's function.
+
+    Raises:
+        typer.Exit: always; see :func:`show` and :func:`exit_codes`.
     """
     folder = out if out is not None else default_out(recipe, model)
     with exit_codes():
@@ -87,7 +98,16 @@ def quantize(
 
 
 def show(report: "Report | None", folder: Path | None, json: bool) -> None:
-    """Print a report and end with its exit code; without one, another process has it."""
+    """Print a report and exit with its code.
+
+    Args:
+        report: None where another process of the training prints it.
+        folder: of the run, shown with the report.
+        json: print JSON instead of the terminal view.
+
+    Raises:
+        typer.Exit: always; 1 where a gate failed.
+    """
     if report is None:
         raise typer.Exit(PASSED)
     from qtool.cli.report import terminal_text
@@ -99,27 +119,33 @@ def show(report: "Report | None", folder: Path | None, json: bool) -> None:
 def chosen_recipe(
     recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
-    """The recipe of the options; without a file the defaults."""
+    """Return the recipe of the options; without a file the default one."""
     from qtool.recipe.loader import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=model, data=data)
     if model is None or data is None:
-        found = "--model" if model is not None else "--data" if data is not None else "none of them"
+        present = (
+            "--model" if model is not None else "--data" if data is not None else "none of them"
+        )
         raise RecipeError(
-            f"found {found}, expected --recipe R.yaml, or --model M and --data DIR; give the rest"
+            f"found {present}, expected --recipe R.yaml, or --model M and --data DIR; give the rest"
         )
     return recipe_from_options(model, data, settings)
 
 
 def default_out(recipe: Path | None, model: Path | None) -> Path:
-    """The run folder where none was asked for."""
-    named = recipe if recipe is not None else model
-    return Path("runs") / (named.stem if named is not None else "run")
+    """Return the run folder of a command without ``--out``, named after the recipe or model."""
+    file = recipe if recipe is not None else model
+    return Path("runs") / (file.stem if file is not None else "run")
 
 
 def check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
-    """Refuse what would fail only after minutes of work."""
+    """Check options that would otherwise fail after minutes of work.
+
+    Raises:
+        RecipeError: ``--out`` is a file, ``--plan`` is not there, or there is no CUDA device.
+    """
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f'--out: "{folder}" is a file, expected a folder; choose another name')
     if plan is not None and not plan.is_file():

@@ -34,7 +34,7 @@ def qat(
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
     with exit_codes():
-        first = expected()[0] == 0  # of several processes one shows what happens
+        first = expected()[0] == 0  # of several processes one prints progress
     quantize(
         "run_qat",
         recipe,
