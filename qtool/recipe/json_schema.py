@@ -39,7 +39,7 @@ def recipe_schema() -> Schema:
 
 
 def _forms(kind: Kind[Any], parts: Schema) -> list[Schema]:
-    """Return what may stand where a name of this kind does.
+    """Return the schemas of what may stand where a name of this kind does.
 
     That is a name, ``{name: {option: value}}`` for one that has options, and the kind's
     alternative. Definitions that the options need are added to ``parts``.

@@ -49,7 +49,7 @@ class Calibrate(DataSection):
     model_config = _Part.model_config
 
     count: Annotated[int, Field(gt=0)] | None = 512
-    """How many samples at most, evenly spaced by sorted position."""
+    """Samples at most, evenly spaced by sorted position."""
     method: NamedChoice = Choice(name="mse")
     """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
 
@@ -95,7 +95,7 @@ class Bits(_Part):
     granularity: Literal["tensor", "channel"] | Block | None = None
     """One weight scale for each tensor, each output channel, or {block: 32} weights."""
     scheme: NamedChoice = Choice(name="uniform")
-    """How the codes of layers below 8 bits map to values: a name of `qtool list schemes`."""
+    """The map from codes to values in layers below 8 bits: a name of `qtool list schemes`."""
     scale: NamedChoice | None = None
     """Form of the scales: a name of `qtool list scales`, {fixed_point: {width: 16}}; absent: the
     target's own."""
@@ -115,7 +115,7 @@ class Gates(_Part):
 
 
 class Output(_Part):
-    """The form of the file that is written."""
+    """The format of the file that is written."""
 
     format: Literal["qdq", "qoperator", "qonnx"] | None = None
     """Q/DQ pairs, quantized operators, or Quant nodes; absent: the target's own, mostly qdq."""
@@ -147,7 +147,7 @@ class Recipe(_Part):
     gates: Gates = Gates()
     """Limits that decide the exit code."""
     output: Output = Output()
-    """The form of the file that is written."""
+    """The format of the file that is written."""
 
     _document: Document | None = PrivateAttr(None)
 

@@ -10,7 +10,7 @@ from qtool.data.preprocess import is_path
 from qtool.data.readers.table import SUFFIXES as TABLES
 from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.network import FILES
-from qtool.recipe.registry import YAML_FILE
+from qtool.recipe.registry import DATA_SECTIONS, YAML_FILE
 from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name
 
@@ -24,7 +24,17 @@ _NAMED: dict[str, Callable[[str], bool]] = {
 
 
 def put(document: Document, path: KeyPath, value: Any, place: str) -> None:
-    """Set one value, making the mappings above it; ``None`` removes the key."""
+    """Set one value, making the mappings above it.
+
+    Args:
+        document: changed in place.
+        path: the keys down to the value.
+        value: plain data; None removes the key.
+        place: the option that sets it, for messages.
+
+    Raises:
+        RecipeError: the path leads into a list.
+    """
     parent = document.data
     for depth, key in enumerate(path[:-1], start=1):
         if not isinstance(parent.get(key), dict):
@@ -45,6 +55,11 @@ def use_data(document: Document, data: FilePath, place: str) -> None:
     """Point calibrate and evaluate at ``data``; with both, they take alternate samples.
 
     Where the recipe reads text or recordings and ``data`` holds such, its settings stay.
+
+    Args:
+        document: changed in place.
+        data: an absolute path.
+        place: the option that names it, for messages.
     """
     both = isinstance(document.data.get("evaluate"), dict)
     kind = "arrays" if _holds_arrays(data) else "images"
@@ -73,7 +88,15 @@ def _holds_arrays(data: FilePath) -> bool:
 
 
 def override(document: Document, text: str) -> None:
-    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes."""
+    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes.
+
+    Args:
+        document: changed in place.
+        text: ``key.key=value``, the value in YAML.
+
+    Raises:
+        RecipeError: not of that form, the value is not YAML, or a key is a list.
+    """
     place = f"--set {text}"
     key, equals, value = text.partition("=")
     quoted = key.split('"')
@@ -90,7 +113,12 @@ def override(document: Document, text: str) -> None:
 
 
 def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
-    """Resolve every relative path against the recipe's folder, in place."""
+    """Resolve every relative path against the recipe's folder, in place.
+
+    Args:
+        data: of the recipe, not yet checked.
+        folder: absolute.
+    """
 
     def resolve(section: Any, key: str) -> None:
         text = section.get(key) if isinstance(section, dict) else None
@@ -106,7 +134,7 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
             model.setdefault("code", ".")
         for key in ("onnx", "torch", "weights", "code"):
             resolve(model, key)
-    for name in ("calibrate", "evaluate", "qat"):
+    for name in DATA_SECTIONS:
         section = data.get(name)
         for key in PATH_KEYS:
             resolve(section, key)

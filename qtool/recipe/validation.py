@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from qtool.data.config import DataSection
 from qtool.errors import KeyPath, suggest
 from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
 from qtool.recipe.network import FILES, OnnxModel
-from qtool.recipe.registry import ITEM, KINDS, NAME, YAML_FILE, Kind, Place, Scheme
+from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place, Scheme
 from qtool.recipe.yaml_loader import Document
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _LATER: tuple[tuple[KeyPath, Test, str], ...] = (
 
 
 def check_this_version(document: Document) -> None:
-    """Refuse what the recipe format names and this version cannot do, rather than ignore it.
+    """Refuse keys of the recipe format that this version does not implement.
 
     Args:
         document: plain data, not yet checked.
@@ -116,7 +117,7 @@ def _check_scheme(bits: "Bits", document: Document) -> None:
     name = bits.scheme.name
     scheme: type[Scheme] = KINDS["schemes"].table()[name]
     width = scheme.fixed_bits
-    # Layers at 8 bits or float never use the scheme; None is the target's width, checked there.
+    # Layers at 8 bits or float never use the scheme; None: the target's own width, mostly 8.
     requested = {bits.weights, *(layer.weights for layer in bits.layers.values())}
     requested -= {8, "float", None}
     if width is not None and not requested <= {width}:
@@ -155,11 +156,8 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     paths = _model_paths(recipe)
     if YAML_FILE.accepts(recipe.target):
         paths.append((("target",), recipe.target))
-    for name, section in (
-        ("calibrate", recipe.calibrate),
-        ("evaluate", recipe.evaluate),
-        ("qat", recipe.qat),
-    ):
+    for name in DATA_SECTIONS:
+        section: DataSection | None = getattr(recipe, name)
         if section is None:
             continue
         paths += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
