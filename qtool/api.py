@@ -31,7 +31,7 @@ from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import as_torch, carries_code
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
@@ -222,18 +222,20 @@ def quantize(
     _check_options(options)
     recipe = _recipe(model, data, options)
     target = load_target(recipe.target)
-    recipe = settle(recipe, target)
+    recipe = apply_target_defaults(recipe, target)
     graph = model._graph.clone()
     with temporary_cache() as cache:
         dataset = _dataset(data, recipe, model, options, cache.folder)
         first = next(iter(dataset.take([0]).batches(1)))
         bind_shapes(graph, {name: first[name].shape for name in model.inputs})
+        with recipe.locate_errors():
+            bits = resolve_bits(recipe.bits, graph, target)
         context = Context(
             model=graph,
             name=model.name,
             sha256=model.sha256,
             target=target,
-            bits=resolve_bits(recipe.bits, graph, target, recipe.error),
+            bits=bits,
             inputs=model.inputs,
             calibration=dataset,
             cache=cache,

@@ -1,5 +1,10 @@
 """The errors a user can meet: where, what was found, what was expected, what to do."""
 
+from collections.abc import Iterable
+
+KeyPath = tuple[str | int, ...]
+"""Keys from the top of a recipe down to a value; numbers are positions in lists."""
+
 
 class QtoolError(Exception):
     """Base of every error that is the user's to fix; never raised itself."""
@@ -8,7 +13,27 @@ class QtoolError(Exception):
 
 
 class RecipeError(QtoolError):
-    """A recipe, an option or a path is wrong (exit code 2)."""
+    """A recipe, an option or a path is wrong (exit code 2).
+
+    Args:
+        text: what was found, what was expected, what to do.
+        key: of the value that the text is about, ``()`` for the whole recipe;
+            ``Recipe.locate_errors`` puts its file and line in front. None: the text says where.
+    """
+
+    def __init__(self, text: str, key: KeyPath | None = None) -> None:
+        super().__init__(text)
+        self.key = key
+
+    def __str__(self) -> str:
+        """Return the key, if there is one, and the text."""
+        text = super().__str__()
+        return f"{dotted(self.key)}: {text}" if self.key else text
+
+    @property
+    def text(self) -> str:
+        """The message without the key."""
+        return super().__str__()
 
 
 class DataError(QtoolError):
@@ -25,14 +50,25 @@ class UnsupportedError(QtoolError):
     exit_code = 3
 
 
-def suggest(word: str, known: object) -> str:
-    """Return ``'; did you mean "x"?'`` for the closest known word, or an empty string.
+def dotted(path: KeyPath) -> str:
+    """Return a path of keys as ``--set`` takes it; list positions in brackets."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
+    return text
+
+
+def suggest(word: str, words: Iterable[object]) -> str:
+    """Return ``'; did you mean "x"?'`` for the closest of ``words``, or an empty string.
 
     Args:
-        word: what was written.
-        known: an iterable of the words that exist.
+        word: the text of the user.
+        words: those that exist.
     """
     import difflib
 
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(word, [str(each) for each in words], n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""

@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all: temporary name in the same folder, fsync, rename."""
+"""Atomic writing of files: temporary name in the same folder, fsync, rename."""
 
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from qtool.errors import RecipeError
@@ -18,11 +18,11 @@ MAPPED_BYTES = 1 << 28
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends without an error it takes the place of `path`.
+    """Yield a temporary path, and rename it to `path` when the block ends without an error.
 
     The temporary file lies in the same folder and keeps the suffix of `path`, so that writers that
     look at it (`np.savez`) do the same as for the real name. Missing folders are created. Where the
-    block raises, the temporary file is removed and an earlier `path` stays as it was.
+    block raises, the temporary file is removed and an earlier `path` is unchanged.
 
     Args:
         path: the file to write; a link is followed, not replaced.
@@ -43,14 +43,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _publish(temporary, target)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
+    """Write `data` to `path` atomically.
 
-    A device such as ``/dev/stdout`` cannot be renamed onto and is written directly.
+    A device such as ``/dev/stdout`` cannot be the goal of a rename and is written directly.
+
+    Args:
+        path: the file, or a device.
+        data: its whole content.
 
     Raises:
         RecipeError: the file cannot be written (says where and why).
@@ -68,7 +71,11 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    r"""Write `text` to `path` as UTF-8 with ``\n`` line ends, whole or not at all.
+    r"""Write `text` to `path` atomically, as UTF-8 with ``\n`` line ends.
+
+    Args:
+        path: the file, or a device.
+        text: its whole content.
 
     Raises:
         RecipeError: the file cannot be written (says where and why).
@@ -77,7 +84,7 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def digest_of(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the digests of several, in order (hex)."""
+    """Return the SHA-256 of one file, or of the digests of several, in order (hex)."""
     each = []
     for path in paths:
         with path.open("rb") as stream:
@@ -86,7 +93,7 @@ def digest_of(paths: Sequence[Path]) -> str:
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    """Bring the bytes to the disk, rename, and bring the rename to the disk."""
+    """Sync the bytes to the disk, rename, and sync the folder that holds the new name."""
     if not temporary.is_file():
         raise RecipeError(f"{target}: nothing was written to its temporary file {temporary}")
     _sync(temporary, os.O_RDWR)

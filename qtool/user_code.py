@@ -1,6 +1,6 @@
-"""Functions of the user's own that a recipe names as ``module:function``.
+"""Functions of the user that a recipe names as ``module:function``.
 
-They run only where ``--trust-code`` was given. What they print goes to stderr, for stdout carries
+They run only where ``--trust-code`` was given. What they print goes to stderr: stdout is for
 results.
 """
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def is_function_name(text: str) -> bool:
-    """Whether a text has the form ``module:function``, dots allowed in both."""
+    """Return whether a text has the form ``module:function``, dots allowed in both."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -37,8 +37,8 @@ def load_function(
 
     Args:
         name: ``module:function``.
-        folder: looked into before sys.path; the recipe's own.
-        trusted: whether the user gave ``--trust-code``.
+        folder: searched before sys.path; the recipe's own.
+        trusted: True where the user allowed code with ``--trust-code``.
         key: the recipe's key, for messages.
         kind: of error.
 
@@ -55,26 +55,26 @@ def load_function(
         )
     place, _, attribute = name.partition(":")
     with guarded(f"{key}: importing {place}", kind):
-        found = _import(place, folder, key, kind)
+        value = _import(place, folder, key, kind)
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [word for word in vars(found) if not word.startswith("_")]
+        if not hasattr(value, part):
+            names = [name for name in vars(value) if not name.startswith("_")]
             raise kind(
-                f"{key}: {place} ({getattr(found, '__file__', 'built in')}) has no `{part}`"
-                f"{suggest(part, known)}; expected a function: correct the name"
+                f"{key}: {place} ({getattr(value, '__file__', 'built in')}) has no `{part}`"
+                f"{suggest(part, names)}; expected a function: correct the name"
             )
-        found = getattr(found, part)
-    if not callable(found):
-        raise kind(f"{key}: {name} is a {type(found).__name__}; expected a function")
-    return found
+        value = getattr(value, part)
+    if not callable(value):
+        raise kind(f"{key}: {name} is a {type(value).__name__}; expected a function")
+    return value
 
 
 def _import(place: str, folder: str | None, key: str, kind: type[QtoolError]) -> Any:
-    """Import a module, from ``folder`` where it is there."""
+    """Import a module, from ``folder`` where it is in there."""
     top = place.partition(".")[0]
     importlib.invalidate_caches()
-    beside = folder is not None and PathFinder.find_spec(top, [folder]) is not None
-    if beside:
+    in_folder = folder is not None and PathFinder.find_spec(top, [folder]) is not None
+    if in_folder:
         _forget_namesake(top, Path(str(folder)), key, kind)
         sys.path.insert(0, str(folder))
     try:
@@ -87,7 +87,7 @@ def _import(place: str, folder: str | None, key: str, kind: type[QtoolError]) ->
             "(PYTHONPATH): correct the name, or install it"
         ) from error
     finally:
-        if beside:  # what the module imports later is still found, but hides nothing
+        if in_folder:  # at the end of sys.path: later imports of the module work, and hide no other
             if str(folder) in sys.path:
                 sys.path.remove(str(folder))
             if str(folder) not in sys.path:
@@ -95,11 +95,11 @@ def _import(place: str, folder: str | None, key: str, kind: type[QtoolError]) ->
 
 
 def _forget_namesake(top: str, folder: Path, key: str, kind: type[QtoolError]) -> None:
-    """Drop a module of the same name that an earlier recipe brought from another folder."""
-    known = sys.modules.get(top)
-    if known is None:
+    """Drop a module of the same name that an earlier recipe imported from another folder."""
+    module = sys.modules.get(top)
+    if module is None:
         return
-    origin = getattr(known, "__file__", None)
+    origin = getattr(module, "__file__", None)
     if origin is not None and Path(origin).is_relative_to(folder):
         return
     installed = [*map(Path, _INSTALLED), Path(__file__).parent]
@@ -114,10 +114,13 @@ def _forget_namesake(top: str, folder: Path, key: str, kind: type[QtoolError]) -
 
 @contextmanager
 def guest_modules(folder: Path | None) -> Iterator[None]:
-    """Leave ``sys.modules`` and ``sys.path`` as they were.
+    """Restore ``sys.modules`` and ``sys.path`` after the block.
 
-    For code that is needed only while the block runs: modules imported from ``folder`` are
-    dropped behind it, and those of the same name that stepped aside come back.
+    For code that is needed only while the block runs: modules that it imported from ``folder`` are
+    dropped, and those of the same name that they replaced are restored.
+
+    Args:
+        folder: of the user's modules; None: no module is dropped.
     """
     modules, path = dict(sys.modules), list(sys.path)
     try:
@@ -135,10 +138,10 @@ def guest_modules(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def guarded(what: str, kind: type[QtoolError] = DataError) -> Iterator[None]:
-    """Run the user's code: its print goes to stderr, its exceptions become one sentence.
+    """Run code of the user: send its print to stderr, convert its exceptions to one sentence.
 
     Args:
-        what: what is being done, for the message.
+        what: is being done, for the message.
         kind: of error.
 
     Raises:
@@ -160,7 +163,15 @@ def guarded(what: str, kind: type[QtoolError] = DataError) -> Iterator[None]:
 
 
 def drain(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """Yield what the user's iterable yields, each step under :func:`guarded`."""
+    """Yield the items of the user's iterable, each step under :func:`guarded`.
+
+    Args:
+        items: of the user.
+        what: is being done, for messages.
+
+    Raises:
+        DataError: the user's code raised, naming its file and line.
+    """
     with guarded(what):
         steps = iter(items)
     end = object()
@@ -179,7 +190,7 @@ def drain(items: Iterable[Any], what: str) -> Iterator[Any]:
 
 
 def _place(error: BaseException) -> str:
-    """``file:line `` of the user's innermost frame, or of the line that is no Python."""
+    """Return ``file:line `` of the user's innermost frame, or of a syntax error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno} "
     frames = [

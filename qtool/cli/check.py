@@ -1,4 +1,4 @@
-"""``qtool check``: what a recipe would do, without calibrating."""
+"""``qtool check``: the plan of a recipe, without calibration."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to look at.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to check.")],
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
 ) -> None:
@@ -35,10 +35,10 @@ def check(
 
 
 def _table(result: "CheckResult") -> str:
-    """The plan as aligned columns, then the estimate."""
+    """Return the plan as aligned columns, then the estimate."""
     rows = [("VALUE", "BITS", "WHY"), *((v, str(b), why) for v, b, why in result.rows)]
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{v:<{wide[0]}}  {b:<{wide[1]}}  {why}".rstrip() for v, b, why in rows]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{v:<{widths[0]}}  {b:<{widths[1]}}  {why}".rstrip() for v, b, why in rows]
     memory = f"{result.bytes / 2**20:,.0f} MB"
     return "\n".join([*lines, "", f"Estimate: {_duration(result.seconds)}, {memory} of memory"])
 

@@ -1,4 +1,4 @@
-"""Exit codes: the one place where errors end a command."""
+"""Exit codes of commands, from the errors that end them."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ USER_ERROR = 2
 BUG = 70
 INTERRUPTED = 130
 
-_USERS = (
+_USER_ERRNO = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -29,12 +29,12 @@ _USERS = (
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,
-)  # what a disk or its rights refuse is not a bug
+)  # refused by the disk or its rights: not a bug
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn whatever ends a command into its exit code, with a message on stderr.
+    """Convert every exception of a command to its exit code, with a message on stderr.
 
     Raises:
         typer.Exit: 2 or 3 for the user's errors, 130 for SIGINT and SIGTERM, 70 for a bug, whose
@@ -45,15 +45,17 @@ def exit_codes() -> Iterator[None]:
     except typer.Exit:
         raise
     except QtoolError as error:
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        _say(": ".join(["interrupted", *map(str, error.args)]))
+        _print_error(": ".join(["interrupted", *map(str, error.args)]))
         raise typer.Exit(INTERRUPTED) from error
     except OSError as error:
-        if error.errno in _USERS:
+        if error.errno in _USER_ERRNO:
             place = f"{error.filename}: " if error.filename else ""
-            _say(f"error: {place}{error.strerror}; free space or rights there, or choose --out")
+            _print_error(
+                f"error: {place}{error.strerror}; free space or rights there, or choose --out"
+            )
             raise typer.Exit(USER_ERROR) from error
         raise _bug(error) from error
     except Exception as error:
@@ -61,7 +63,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def print_result(text: str) -> None:
-    """Write a command's result to stdout; a reader that has left (``| head``) is no error."""
+    """Write a command's result to stdout; a closed pipe (``| head``) is no error."""
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
@@ -70,7 +72,7 @@ def print_result(text: str) -> None:
 
 
 def _bug(error: Exception) -> typer.Exit:
-    """Save the traceback and say where."""
+    """Save the traceback in a file, name the file, and return exit code 70."""
     lines = [
         f"qtool {__version__}, Python {platform.python_version()}, {platform.platform()}",
         "command: " + " ".join(sys.argv),
@@ -84,11 +86,15 @@ def _bug(error: Exception) -> typer.Exit:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:
-        _say(f"{text}\nthis is a bug in qtool ({summary}); please report it with the lines above")
+        _print_error(
+            f"{text}\nthis is a bug in qtool ({summary}); please report it with the lines above"
+        )
     else:
-        _say(f"this is a bug in qtool ({summary}); please report it with the traceback in {path}")
+        _print_error(
+            f"this is a bug in qtool ({summary}); please report it with the traceback in {path}"
+        )
     return typer.Exit(BUG)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"qtool: {text}", file=sys.stderr)

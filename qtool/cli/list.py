@@ -1,11 +1,14 @@
-"""``qtool list``: what a recipe can name."""
+"""``qtool list``: the names that a recipe can hold."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qtool.cli.exits import exit_codes, print_result
 from qtool.errors import RecipeError, suggest
+
+if TYPE_CHECKING:
+    from qtool.recipe.registry import Kind
 
 
 def list_(
@@ -16,7 +19,7 @@ def list_(
         str | None, typer.Argument(metavar="NAME", help="One entry: its help and options.")
     ] = None,
 ) -> None:
-    """List calibrators, ptq steps, rewrites, targets, metrics, readers and preprocess settings."""
+    """List the names that a recipe can hold, by kind; or the help and options of one."""
     with exit_codes():
         from qtool.recipe.registry import KINDS
 
@@ -25,39 +28,42 @@ def list_(
                 f'list: found "{kind}", expected one of {", ".join(KINDS)}{suggest(kind, KINDS)}'
             )
         if kind is not None and name is not None:
-            print_result(_entry(kind, name))
+            print_result(_entry_text(KINDS[kind], name))
         else:
-            print_result("\n\n".join(_kind(k) for k in ([kind] if kind else KINDS)))
+            kinds = [KINDS[kind]] if kind else KINDS.values()
+            print_result("\n\n".join(_kind_text(each) for each in kinds))
 
 
-def _kind(kind: str) -> str:
-    """The names of one kind with a line about each."""
-    from qtool.recipe.registry import KINDS, describe
+def _kind_text(kind: "Kind[Any]") -> str:
+    """Return the names of one kind with a line about each."""
+    from qtool.recipe.registry import describe
 
-    names = sorted(KINDS[kind]())
+    names = sorted(kind.table())
     if not names:
-        return f"{kind}\n  (none in this version)"
-    wide = max(map(len, names))
-    return "\n".join([kind, *(f"  {n:<{wide}}  {describe(kind, n).summary}" for n in names)])
+        return f"{kind.name}\n  (none in this version)"
+    width = max(map(len, names))
+    lines = (f"  {name:<{width}}  {describe(kind, name).summary}" for name in names)
+    return "\n".join([kind.name, *lines])
 
 
-def _entry(kind: str, name: str) -> str:
-    """The whole help of one entry."""
-    from qtool.recipe.registry import KINDS, describe
+def _entry_text(kind: "Kind[Any]", name: str) -> str:
+    """Return the whole help of one entry."""
+    from qtool.recipe.registry import describe
 
-    names = sorted(KINDS[kind]())
+    names = sorted(kind.table())
     if name not in names:
-        known = ", ".join(names) or "nothing in this version"
+        expected = ", ".join(names) or "nothing in this version"
         raise RecipeError(
-            f'list {kind}: found "{name}", expected one of {known}{suggest(name, names)}'
+            f'list {kind.name}: found "{name}", expected one of {expected}{suggest(name, names)}'
         )
-    found = describe(kind, name)
-    lines = [f"{name} ({kind})", "", found.text]
-    if found.options:
+    entry = describe(kind, name)
+    lines = [f"{name} ({kind.name})", "", entry.text]
+    if entry.options:
         lines += ["", "Options:"]
-        wide = max(len(option.name) for option in found.options)
-        kinds = max(len(option.type) for option in found.options)
+        width = max(len(option.name) for option in entry.options)
+        type_width = max(len(option.type) for option in entry.options)
         lines += [
-            f"  {o.name:<{wide}}  {o.type:<{kinds}}  default: {o.default}" for o in found.options
+            f"  {o.name:<{width}}  {o.type:<{type_width}}  default: {o.default}"
+            for o in entry.options
         ]
     return "\n".join(lines)

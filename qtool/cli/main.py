@@ -1,4 +1,4 @@
-"""The ``qtool`` command: which commands there are. What they need is imported when they run."""
+"""The ``qtool`` command and its subcommands; they import what they need when they run."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from qtool.version import __version__
 
 app = typer.Typer(
     name="qtool",
-    help="Quantize an ONNX network with a dataset folder, and prove what the file on disk does.",
+    help="Quantize an ONNX network with a dataset folder, and verify the file that was written.",
     epilog="Exit codes: 0 done, 1 a gate failed, 2 recipe, file, data or option is wrong, "
     "3 model or target not supported, 70 a bug in qtool, 130 interrupted.",
     add_completion=False,
@@ -31,13 +31,13 @@ app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
 app.command("qat", short_help="Train with quantization in the loop.")(qat)
 app.command("report", short_help="Show one run, or compare several.")(report)
 app.command("check", short_help="Show what a recipe would do.")(check)
-app.command("verify", short_help="Judge any quantized file against its float model.")(verify)
+app.command("verify", short_help="Compare any quantized file with its float model.")(verify)
 app.command("list", short_help="List what a recipe can name.")(list_)
 app.command("schema", short_help="Print the recipe's JSON schema.")(schema)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"qtool {__version__}")
         raise typer.Exit(0)
 
@@ -60,9 +60,9 @@ def main() -> None:
 
 
 def entry() -> None:
-    """Run the command line as a process: like :func:`main`, without tearing torch down.
+    """Run the command line as a process: like :func:`main`, but exit without freeing torch.
 
-    Freeing torch's modules one by one takes half a second at exit; nothing is left to be written.
+    Freeing torch's modules one by one takes half a second; no file is left to be written then.
     """
     try:
         main()

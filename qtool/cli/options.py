@@ -1,4 +1,4 @@
-"""The options of the commands that quantize, each written once."""
+"""Options that several commands share."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 
 class Device(StrEnum):
-    """Where calibration computes."""
+    """The device that calibration and training compute on."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -52,7 +52,7 @@ Seed = Annotated[
     ),
 ]
 ComputeDevice = Annotated[
-    Device, typer.Option("--device", help="Where to compute; the file is judged on the CPU.")
+    Device, typer.Option("--device", help="Where to compute; the file is evaluated on the CPU.")
 ]
 Threads = Annotated[
     int | None,

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[Progress]:
-    """Yield what long work reports to.
+    """Yield the function that long work reports its progress to.
 
     Args:
-        quiet: draw nothing at all.
+        quiet: print nothing.
     """
     if quiet:
         yield silent
@@ -53,25 +53,25 @@ def _rich_progress() -> "RichProgress":
 
 @dataclass
 class _Bars:
-    """One bar for each stage; a note is printed above them, once."""
+    """Progress bars, one for each stage; a note is printed above them, once."""
 
     bars: "RichProgress"
     tasks: dict[str, int] = field(default_factory=dict)
-    said: set[tuple[str, str]] = field(default_factory=set)
+    printed: set[tuple[str, str]] = field(default_factory=set)
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         """Move the bar of ``stage``."""
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total)
         self.bars.update(self.tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
-        if note and (stage, note) not in self.said:
-            self.said.add((stage, note))
+        if note and (stage, note) not in self.printed:
+            self.printed.add((stage, note))
             self.bars.console.print(f"{stage}: {note}", markup=False, highlight=False)
 
 
 @dataclass
 class _Lines:
-    """A line for a stage when it ends, with its notes."""
+    """Progress lines: one when a stage ends, with its notes."""
 
     stage: str = ""
     amount: str = ""
@@ -80,7 +80,7 @@ class _Lines:
     printed: set[str] = field(default_factory=set)
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Remember how far ``stage`` is; a new stage ends the one before."""
+        """Record the progress of ``stage``; a new stage prints the line of the one before."""
         if stage != self.stage:
             self.close()
             self.stage, self.notes, self.started = stage, [], time.monotonic()
@@ -89,7 +89,7 @@ class _Lines:
             self.notes.append(note)
 
     def close(self) -> None:
-        """Print the line of the current stage, unless it has had one."""
+        """Print the line of the current stage, once."""
         if self.stage and self.stage not in self.printed:
             self.printed.add(self.stage)
             seconds = f"{time.monotonic() - self.started:.1f} s"

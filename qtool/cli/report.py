@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a report can be written."""
+    """Formats of a written report."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -33,7 +33,7 @@ def report(
         Path | None,
         typer.Option("--baseline", metavar="RUN", help="Show differences to this run."),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.terminal,
+    form: Annotated[Format, typer.Option("--format", help="The format.")] = Format.terminal,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write there instead of to stdout."),
@@ -66,7 +66,13 @@ def terminal_text(
     baseline: Union["Report", None] = None,
     folder: Path | None = None,
 ) -> str:
-    """The terminal view for stdout as it is: its width, and colour only on a terminal."""
+    """Return the terminal view in the width of stdout; with colour only on a terminal.
+
+    Args:
+        reports: one, or several by name.
+        baseline: to show differences to.
+        folder: of the run, to name its files.
+    """
     from qtool.report.render import render
 
     terminal = sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""``qtool verify``: judge any quantized ONNX file against its float model."""
+"""``qtool verify``: compare any quantized ONNX file with its float model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +38,7 @@ def verify(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Judge a quantized file: accuracy, agreement, size, speed and the kernels that run it."""
+    """Verify a quantized file: accuracy, agreement, size, speed and the kernels that run it."""
     with exit_codes():
         chosen = _recipe(recipe, against, data, settings or [])
         if out is not None and out.exists() and not out.is_dir():
@@ -62,9 +62,11 @@ def _recipe(
     if recipe is not None:
         return load_recipe(recipe, settings, model=against, data=data)
     if against is None or data is None:
-        found = "--against" if against is not None else "--data" if data is not None else "neither"
+        present = (
+            "--against" if against is not None else "--data" if data is not None else "neither"
+        )
         raise RecipeError(
-            f"found {found}, expected --against FLOAT and --data DIR, or --recipe R.yaml; give the "
-            "rest"
+            f"found {present}, expected --against FLOAT and --data DIR, or --recipe R.yaml; give "
+            "the rest"
         )
     return recipe_from_options(against, data, settings)

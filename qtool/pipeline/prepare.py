@@ -17,7 +17,7 @@ from qtool.pipeline.input_checks import check_first_output, check_labels, check_
 from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.rewrites import REWRITES
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache, StageRecord
@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
             sizes where the model leaves one open.
     """
     target = load_target(recipe.target)
-    recipe = settle(recipe, target)
+    recipe = apply_target_defaults(recipe, target)
     progress, trust_code = options.progress, options.trust_code
     with cache.stage("load") as record:
         progress("load", 0, 1)
@@ -60,7 +60,8 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
             check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
-        bits = resolve_bits(recipe.bits, loaded.model, target, recipe.error)
+        with recipe.locate_errors():
+            bits = resolve_bits(recipe.bits, loaded.model, target)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
     context = Context(

@@ -6,15 +6,14 @@ from importlib.util import find_spec
 import onnx_ir as ir
 
 from qtool.data import Dataset, split
-from qtool.errors import DataError
+from qtool.errors import DataError, KeyPath
 from qtool.graph.queries import is_float
 from qtool.pipeline.context import RunOptions
 from qtool.qat import untrainable
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
-from qtool.recipe.target_defaults import settle
-from qtool.recipe.yaml_loader import Path as KeyPath
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 from qtool.weights.scale_constraints import SCALES
 
@@ -31,7 +30,7 @@ def check_early(recipe: Recipe, options: RunOptions) -> None:
             or would not be used; TensorBoard is requested and not installed; the device has no
             bfloat16.
     """
-    recipe = settle(recipe, load_target(recipe.target))
+    recipe = apply_target_defaults(recipe, load_target(recipe.target))
     section = recipe.qat
     _check_grids(recipe)
     if section is None:

@@ -1,7 +1,7 @@
 """A name from a table with its options, as recipes and calls write it."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -12,11 +12,15 @@ from pydantic import (
     model_serializer,
 )
 
-from qtool.errors import RecipeError, suggest
+from qtool.errors import KeyPath, RecipeError, suggest
+from qtool.recipe.entry_options import options_of
 from qtool.recipe.error_messages import describe, explain
 from qtool.recipe.network import Part
-from qtool.recipe.registry import KINDS, options_of
-from qtool.recipe.yaml_loader import Document, Path
+from qtool.recipe.registry import KINDS, Kind
+from qtool.recipe.yaml_loader import Document
+
+Built = TypeVar("Built")
+Entry = TypeVar("Entry")
 
 
 class Choice(Part):
@@ -29,67 +33,70 @@ class Choice(Part):
     def _to_yaml(self) -> Any:
         return {self.name: self.options} if self.options else self.name
 
-    def build(self, table: Mapping[str, Any]) -> Any:
-        """The entry of ``table`` with this name, made with these options."""
+    def build(self, table: Mapping[str, Callable[..., Built]]) -> Built:
+        """Make the entry of ``table`` with this name and these options."""
         return table[self.name](**self.options)
 
 
-def _choice(found: Any) -> Any:
-    """What YAML holds for a choice, as the fields of :class:`Choice`."""
-    if isinstance(found, Choice):
-        return found
-    if isinstance(found, str):
-        return Choice(name=found)
-    if isinstance(found, Mapping) and len(found) == 1:
-        ((name, options),) = found.items()
+def _choice(value: Any) -> Choice:
+    """Convert what YAML holds for a choice."""
+    if isinstance(value, Choice):
+        return value
+    if isinstance(value, str):
+        return Choice(name=value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, options),) = value.items()
         if options is None or isinstance(options, Mapping):
             return Choice(name=name, options=dict(options or {}))
     raise ValueError(
-        f"found {describe(found)}, expected a name, or one name with options: "
+        f"found {describe(value)}, expected a name, or one name with options: "
         "{name: {key: value}}"
     )
 
 
-def read_choice(found: Any, kind: str, place: str) -> Choice:
-    """A choice that was not written in a recipe, checked as one.
+def read_choice(value: str | Mapping[str, Any], kind: str, place: str) -> Choice:
+    """Read a choice that was not written in a recipe, and check it as one.
 
     Args:
-        found: a name, or one name with options.
-        kind: of the catalog.
+        value: a name, or one name with options.
+        kind: the name of its kind in KINDS.
         place: named in errors.
 
     Raises:
         RecipeError: an unknown name or option, or another form.
     """
     try:
-        chosen = _choice(found)
+        choice = _choice(value)
     except ValueError as error:
         raise RecipeError(f"{place}: {error}") from error
-    check_choice(chosen, kind, (), Document({}, {}, place))
-    return chosen
+    check_choice(choice, KINDS[kind], (), Document({}, {}, place))
+    return choice
 
 
 NamedChoice = Annotated[Choice, BeforeValidator(_choice)]
 
 
-_MANY = {"ptq": "ptq steps"}
-
-
-def check_choice(choice: Choice, kind: str, path: Path, document: Document) -> None:
+def check_choice(choice: Choice, kind: Kind[Any], path: KeyPath, document: Document) -> None:
     """Check a name against its table, and its options against its entry.
+
+    Args:
+        choice: the name and its options.
+        kind: of the name.
+        path: the keys down to the choice.
+        document: the data that holds it, for messages.
 
     Raises:
         RecipeError: an unknown name or option, or a value an option does not take.
     """
-    entry = _name(choice.name, kind, path, document)
+    entry = find_entry(choice.name, kind, path, document)
     path = (*path, choice.name)
-    known = [option.name for option in options_of(entry)]
+    names = [option.name for option in options_of(entry)]
     for name in choice.options:
-        if name not in known:
-            have = f"it has {', '.join(known)}" if known else "it has none"
-            text = f"unknown option of {choice.name}{suggest(name, known)}"
+        if name not in names:
+            have = f"it has {', '.join(names)}" if names else "it has none"
+            text = f"unknown option of {choice.name}{suggest(name, names)}"
             raise document.error((*path, name), f"{text} ({have})")
-    if not known:
+    if not names:
         return
     try:
         TypeAdapter(entry).validate_python(choice.options)
@@ -97,13 +104,25 @@ def check_choice(choice: Choice, kind: str, path: Path, document: Document) -> N
         raise explain(error, document, BaseModel, path) from error
 
 
-def _name(name: str, kind: str, path: Path, document: Document) -> Any:
-    table: Mapping[str, Any] = KINDS[kind]()
+def find_entry(name: str, kind: Kind[Entry], path: KeyPath, document: Document) -> Entry:
+    """Return the entry of a kind's table.
+
+    Args:
+        name: of the entry.
+        kind: whose table is searched.
+        path: the keys down to the name.
+        document: the data that holds it, for messages.
+
+    Raises:
+        RecipeError: there is no such entry; names the closest one.
+    """
+    table = kind.table()
     if name in table:
         return table[name]
     if not table:
         raise document.error(
-            path, f'found "{name}", but this version has no {_MANY.get(kind, kind)} yet; remove it'
+            path,
+            f'found "{name}", but this version has no {kind.title or kind.name} yet; remove it',
         )
     hint = suggest(name, table)
     raise document.error(path, f'found "{name}", expected one of {", ".join(sorted(table))}{hint}')

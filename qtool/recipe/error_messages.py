@@ -1,4 +1,4 @@
-"""pydantic's findings in the user's words: place, key, what was found and expected, remedy."""
+"""pydantic's errors as messages: place, key, the value found, the expected one, the remedy."""
 
 import re
 from collections.abc import Iterator
@@ -6,30 +6,33 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from qtool.errors import RecipeError, suggest
-from qtool.recipe.yaml_loader import Document, Path
+from qtool.errors import KeyPath, RecipeError, suggest
+from qtool.recipe.yaml_loader import Document
 
-SHOWN = 10  # errors in one message
+SHOWN = 10  # lines in one message: more scroll the first ones off a terminal
 
 
 def explain(
-    error: ValidationError, document: Document, model: type[BaseModel], at: Path = ()
+    error: ValidationError, document: Document, model: type[BaseModel], at: KeyPath = ()
 ) -> RecipeError:
-    """Turn what pydantic found into one error, a line for each finding.
+    """Convert a validation error of pydantic to one error, a line for each finding.
 
     Args:
         error: from validating the data at ``at``.
         document: the data and its places.
         model: the class of the whole document, for the keys that exist.
         at: where in the document the validated part stands.
+
+    Returns:
+        An error of at most :data:`SHOWN` lines, each with ``file:line`` and key.
     """
-    expected: dict[Path, list[str]] = {}
-    lines: dict[Path, str] = {}
+    expected: dict[KeyPath, list[str]] = {}
+    lines: dict[KeyPath, str] = {}
     for finding in error.errors():
-        path = at + _real(finding, _at(document.data, at))
-        if _not_meant(finding, path[len(at) :]):
+        path = at + _key_path(finding, _value_at(document.data, at))
+        if _is_of_other_branch(finding, path[len(at) :]):
             continue
-        text = _statement(finding, path, model)
+        text = _own_text(finding, path, model)
         if text is None:
             expected.setdefault(path, []).append(_expected(finding))
             text = _mismatch(finding["input"], expected[path])
@@ -39,7 +42,7 @@ def explain(
 
 
 def describe(value: Any) -> str:
-    """A value as the user wrote it, shortened."""
+    """Return a value as the user wrote it, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -53,14 +56,14 @@ def describe(value: Any) -> str:
     return f'"{text}"' if isinstance(value, str) else text
 
 
-def _at(data: Any, path: Path) -> Any:
+def _value_at(data: Any, path: KeyPath) -> Any:
     for part in path:
         data = data[part]
     return data
 
 
-def _real(finding: Any, data: Any) -> Path:
-    """The keys that lead to a finding, without the union branches pydantic puts between them."""
+def _key_path(finding: Any, data: Any) -> KeyPath:
+    """Return the keys that lead to a finding, without pydantic's names of union branches."""
     path: list[str | int] = []
     for part in finding["loc"]:
         in_mapping = isinstance(data, dict) and part in data
@@ -72,16 +75,16 @@ def _real(finding: Any, data: Any) -> Path:
     return tuple(path)
 
 
-def _not_meant(finding: Any, path: Path) -> bool:
-    """Whether a finding is about the branch of a union that the value's shape rules out."""
+def _is_of_other_branch(finding: Any, path: KeyPath) -> bool:
+    """Return whether a finding is about a branch of a union that the value's type rules out."""
     if len(path) == len(finding["loc"]):
         return False
-    shaped = isinstance(finding["input"], dict)
-    return finding["type"] in (("string_type", "path_type") if shaped else ("model_type",))
+    is_mapping = isinstance(finding["input"], dict)
+    return finding["type"] in (("string_type", "path_type") if is_mapping else ("model_type",))
 
 
-def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:
-    """What to say of a key that is unknown or missing, or a rule of ours; None for a mismatch."""
+def _own_text(finding: Any, path: KeyPath, model: type[BaseModel]) -> str | None:
+    """Return the text for an unknown or missing key or a rule of ours; None for a mismatch."""
     if finding["type"] == "extra_forbidden":
         keys = sorted(valid_keys(model, path[:-1]))
         hint = suggest(str(path[-1]), keys) or "; remove it."
@@ -93,25 +96,25 @@ def _statement(finding: Any, path: Path, model: type[BaseModel]) -> str | None:
     return None
 
 
-def _mismatch(found: Any, expected: list[str]) -> str:
+def _mismatch(value: Any, expected: list[str]) -> str:
     words = " or ".join(dict.fromkeys(expected))
-    known = words.replace(" or ", ", ").split(", ")
-    hint = suggest(found, known) if isinstance(found, str) and found not in known else ""
-    return f"found {describe(found)}, expected {words}{hint}"
+    names = words.replace(" or ", ", ").split(", ")
+    hint = suggest(value, names) if isinstance(value, str) and value not in names else ""
+    return f"found {describe(value)}, expected {words}{hint}"
 
 
-def _run_together(listed: str) -> str:
-    """``2, 3, 4, 5 or float`` as ``2 to 5 or float``."""
+def _merge_ranges(listed: str) -> str:
+    """Shorten ``2, 3, 4, 5 or float`` to ``2 to 5 or float``."""
     return re.sub(
         r"(\d+), (?:\d+, )+(\d+)(?: or (\d+))?", lambda m: f"{m[1]} to {m[3] or m[2]}", listed
     )
 
 
 def _expected(finding: Any) -> str:
-    """What pydantic wanted, as a noun phrase."""
+    """Return the value that pydantic expected, as a noun phrase."""
     kind, context = finding["type"], finding.get("ctx", {})
     if kind == "literal_error":
-        return _run_together(str(context["expected"]).replace("'", ""))
+        return _merge_ranges(str(context["expected"]).replace("'", ""))
     limits = {
         "greater_than": ("gt", "a number above"),
         "greater_than_equal": ("ge", "a number from"),
@@ -149,8 +152,8 @@ _NOUNS = {
 }
 
 
-def valid_keys(model: type[BaseModel], path: Path) -> set[str]:
-    """The keys that exist at ``path`` below ``model``; empty where any key may stand."""
+def valid_keys(model: type[BaseModel], path: KeyPath) -> set[str]:
+    """Return the keys that exist at ``path`` below ``model``; empty where any key may stand."""
     models: list[type[BaseModel]] = [model]
     for part in path:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]

@@ -1,61 +1,54 @@
 """The recipe's JSON schema, for editors: pydantic's, with the names and short forms added."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from qtool.data.config import READER_KEYS
+from qtool.recipe.entry_options import options_of
 from qtool.recipe.model import ActivationWidth, Recipe
-from qtool.recipe.registry import KINDS, options_of
+from qtool.recipe.registry import ITEM, KINDS, NAME, Kind, Place
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-YAML_PATH = {"type": "string", "pattern": r"\.ya?ml$"}
+
+Schema = dict[str, Any]
+
+_REF = "#/$defs/"
+_TEXT = {"type": "string"}
+# What pydantic writes where a name stands: a choice with its options, or a plain text.
+_NAMES = ({"$ref": f"{_REF}Choice"}, _TEXT)
+
+# Readers whose options may be given as one text: the path, or the function.
+_ONE_TEXT = ("arrays", "wav", "python")
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> Schema:
     """Return the schema; what it accepts ``load_recipe`` accepts, but for files that must exist."""
     schema = Recipe.model_json_schema()
-    parts, keys = schema["$defs"], schema["properties"]
-    method = parts["Calibrate"]["properties"]["method"]
-    del method["$ref"]
-    method |= _choices("calibrators", parts)
-    quantizer = parts["Qat"]["properties"]["quantizer"]
-    del quantizer["$ref"]
-    quantizer |= _choices("quantizers", parts)
-    scheme = parts["Bits"]["properties"]["scheme"]
-    del scheme["$ref"]
-    scheme |= _choices("schemes", parts)
-    metric = parts["Evaluate"]["properties"]["metric"]
-    own = {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}
-    metric["anyOf"] = [{"enum": sorted(KINDS["metrics"]())}, own, {"type": "null"}]
-    keys["ptq"]["items"] = _choices("ptq", parts)
-    keys["rewrite"]["anyOf"][0]["items"] = {"enum": sorted(KINDS["rewrites"]())}
-    del keys["target"]["type"]
-    keys["target"]["anyOf"] = [{"enum": sorted(KINDS["targets"]())}, YAML_PATH]
-    width = TypeAdapter(ActivationWidth).json_schema()
-    layers = parts["Bits"]["properties"]["layers"]
-    layers["additionalProperties"] = {"anyOf": [width, {"$ref": "#/$defs/LayerBits"}]}
-    layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}
-    for section in ("Calibrate", "Evaluate", "Qat"):
-        for reader in ("arrays", "wav", "python"):
-            parts[section]["properties"][reader]["anyOf"].append({"type": "string"})
-        parts[section]["oneOf"] = [{"required": [reader]} for reader in READER_KEYS]
-    shape = {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1}
-    parts["TorchModel"]["properties"]["input"]["additionalProperties"] = {
-        "anyOf": [shape, parts.pop("TorchInput")]
-    }
-    parts["OnnxModel"]["properties"]["input"]["additionalProperties"] = shape
-    parts.pop("Choice", None)
+    parts = schema["$defs"]
+    for kind in KINDS.values():
+        forms = _forms(kind, parts)
+        for place in kind.at:
+            if place[-1] == NAME:
+                _require_one(_section(schema, place[:-1], parts), kind.table())
+            else:
+                _replace_names(_node_at(schema, place, parts), forms)
+    _add_short_forms(parts)
+    parts.pop("Choice")  # no reference to it is left
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 
 
-def _choices(kind: str, parts: dict[str, Any]) -> dict[str, Any]:
-    """A name of this kind, or ``{name: {option: value}}`` for one that has options."""
-    table = KINDS[kind]()
-    forms: list[dict[str, Any]] = [{"enum": sorted(table)}] if table else []
+def _forms(kind: Kind[Any], parts: Schema) -> list[Schema]:
+    """Return the schemas of what may stand where a name of this kind does.
+
+    That is a name, ``{name: {option: value}}`` for one that has options, and the kind's
+    alternative. Definitions that the options need are added to ``parts``.
+    """
+    table = kind.table()
+    forms: list[Schema] = [{"enum": sorted(table)}] if table else []
     for name, entry in sorted(table.items()):
         if options_of(entry):
-            options = TypeAdapter(entry).json_schema(ref_template="#/$defs/{model}")
+            options = TypeAdapter(entry).json_schema(ref_template=f"{_REF}{{model}}")
             parts.update(options.pop("$defs", {}))
             forms.append(
                 {
@@ -65,4 +58,59 @@ def _choices(kind: str, parts: dict[str, Any]) -> dict[str, Any]:
                     "additionalProperties": False,
                 }
             )
-    return {"anyOf": forms} if forms else {"not": {}}
+    if kind.alternative is not None:
+        forms.append({**_TEXT, "pattern": kind.alternative.pattern})
+    return forms or [{"not": {}}]
+
+
+def _node_at(node: Schema, place: Place, parts: Schema) -> Schema:
+    """Return the schema of the value at a place of the recipe."""
+    for key in place:
+        branches = _branches(node, parts)
+        if key == ITEM:
+            node = next(branch["items"] for branch in branches if "items" in branch)
+        else:
+            node = next(b["properties"][key] for b in branches if key in b.get("properties", ()))
+    return node
+
+
+def _section(schema: Schema, place: Place, parts: Schema) -> Schema:
+    """Return the definition of the section at a place of the recipe."""
+    branches = _branches(_node_at(schema, place, parts), parts)
+    return next(branch for branch in branches if "properties" in branch)
+
+
+def _branches(node: Schema, parts: Schema) -> Iterator[Schema]:
+    """Yield a node and the alternatives in it, references resolved."""
+    for branch in (node, *node.get("anyOf", ())):
+        yield parts[branch["$ref"].removeprefix(_REF)] if "$ref" in branch else branch
+
+
+def _replace_names(node: Schema, forms: list[Schema]) -> None:
+    """Put ``forms`` where pydantic wrote that a name stands, in place."""
+    branches = node.pop("anyOf", None)
+    if branches is None:
+        branches = [{key: node.pop(key) for key in ("$ref", "type") if key in node}]
+    node["anyOf"] = [
+        form for branch in branches for form in (forms if branch in _NAMES else [branch])
+    ]
+
+
+def _require_one(section: Schema, names: Iterable[str]) -> None:
+    """Require exactly one of ``names`` as a key of a section, in place."""
+    section["oneOf"] = [{"required": [name]} for name in names]
+    for name in _ONE_TEXT:
+        section["properties"][name]["anyOf"].append(_TEXT)
+
+
+def _add_short_forms(parts: Schema) -> None:
+    """Add the forms that the recipe's validators turn into full ones, in place."""
+    width = TypeAdapter(ActivationWidth).json_schema()
+    layers = parts["Bits"]["properties"]["layers"]
+    layers["additionalProperties"] = {"anyOf": [width, {"$ref": f"{_REF}LayerBits"}]}
+    layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}
+    shape = {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1}
+    parts["TorchModel"]["properties"]["input"]["additionalProperties"] = {
+        "anyOf": [shape, parts.pop("TorchInput")]
+    }
+    parts["OnnxModel"]["properties"]["input"]["additionalProperties"] = shape

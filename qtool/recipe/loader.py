@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from qtool.errors import RecipeError
 from qtool.recipe.error_messages import explain
@@ -46,20 +44,23 @@ def load_recipe(
         raise RecipeError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     document = parse(text, name)
     if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
-        raise document.error((), f"found {found}, expected keys: at least model and calibrate")
+        shown = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise document.error((), f"found {shown}, expected keys: at least model and calibrate")
     return _resolve(document, Path(path).absolute().parent, overrides, model, data)
 
 
 def recipe_from_options(
     model: str | Path, data: str | Path, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """The default recipe: calibrate on every second sample of ``data``, evaluate on the others.
+    """Return the default recipe: calibrate on every second sample, evaluate on the others.
 
     Args:
         model: the float ONNX file, or a .pt2 or .pt file, relative to the working directory.
         data: a folder of images, or a .npz/.npy file or a folder of them.
         overrides: as for :func:`load_recipe`.
+
+    Raises:
+        RecipeError: as :func:`load_recipe` does, naming the option.
     """
     document = Document({"calibrate": {}, "evaluate": {}}, {}, "command line")
     return _resolve(document, Path.cwd(), overrides, model, data)
@@ -82,13 +83,13 @@ def _resolve(
 
 
 def recipe_from_keywords(data: dict[str, Any], place: str, folder: Path, *, files: bool) -> Recipe:
-    """A recipe that was never a file.
+    """Read a recipe from keywords, without a file.
 
     Args:
         data: as YAML would hold it; changed in place.
         place: named in errors.
         folder: what paths are relative to.
-        files: whether every path must exist; False where one only stands for data in memory.
+        files: check that every path exists; False where one stands for data in memory.
 
     Raises:
         RecipeError: anything wrong, with the key and a remedy.

@@ -1,10 +1,11 @@
-"""The recipe: what a user writes in YAML, read into frozen values with errors that name the line.
+"""The recipe: the YAML of a user as frozen, checked values; errors name the line.
 
-``load_recipe`` reads a file, ``recipe_from_options`` builds the defaults for a run without one, and
-``Recipe.dump`` writes the resolved recipe, which runs again as it is.
+``loader.load_recipe`` reads a file, ``loader.recipe_from_options`` builds the defaults for a run
+without one, and ``Recipe.dump`` writes the resolved recipe, which runs again as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,31 +16,30 @@ from pydantic import (
 )
 
 from qtool.data.config import DataSection
-from qtool.errors import RecipeError
+from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.network import Model
 from qtool.recipe.network import Part as _Part
 from qtool.recipe.qat_section import Qat
 from qtool.recipe.yaml_loader import Document, emit
-from qtool.recipe.yaml_loader import Path as KeyPath
 from qtool.targets.target import NEWEST_OPSET
 
 
-def _no_truth(found: Any) -> Any:
-    """True equals 1 in Python, but it is no width."""
-    if isinstance(found, bool):
-        raise ValueError(f"found {describe(found)}, expected 1 to 16 or float")
-    return found
+def _refuse_boolean(value: Any) -> Any:
+    """Refuse a boolean: True equals 1 in Python, but it is no width."""
+    if isinstance(value, bool):
+        raise ValueError(f"found {describe(value)}, expected 1 to 16 or float")
+    return value
 
 
 WeightWidth = Annotated[
     Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float"],
-    BeforeValidator(_no_truth),
+    BeforeValidator(_refuse_boolean),
 ]
 ActivationWidth = Annotated[
     Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float", "dynamic"],
-    BeforeValidator(_no_truth),
+    BeforeValidator(_refuse_boolean),
 ]
 
 
@@ -49,13 +49,13 @@ class Calibrate(DataSection):
     model_config = _Part.model_config
 
     count: Annotated[int, Field(gt=0)] | None = 512
-    """How many samples at most, evenly spaced by sorted position."""
+    """Samples at most, evenly spaced by sorted position."""
     method: NamedChoice = Choice(name="mse")
     """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
 
 
 class Evaluate(DataSection):
-    """The samples both files are judged on, and the metric."""
+    """The samples both files are evaluated on, and the metric."""
 
     model_config = _Part.model_config
 
@@ -73,12 +73,12 @@ class LayerBits(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_yaml(cls, found: Any) -> Any:
-        if isinstance(found, Mapping):
-            return found
-        if found == "dynamic":  # weights are no such thing
-            return {"activations": found}
-        return {"weights": found, "activations": found}
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return value
+        if value == "dynamic":  # only activations can be
+            return {"activations": value}
+        return {"weights": value, "activations": value}
 
 
 class Block(_Part):
@@ -88,7 +88,7 @@ class Block(_Part):
 
 
 class Bits(_Part):
-    """Which grids are asked for."""
+    """The requested widths, granularity, scheme and scales."""
 
     weights: WeightWidth | None = None
     """Width of the weights; 1 is binary; absent: the target's own, mostly 8."""
@@ -97,7 +97,7 @@ class Bits(_Part):
     granularity: Literal["tensor", "channel"] | Block | None = None
     """One weight scale for each tensor, each output channel, or {block: 32} weights."""
     scheme: NamedChoice = Choice(name="uniform")
-    """How the codes of layers below 8 bits map to values: a name of `qtool list schemes`."""
+    """The map from codes to values in layers below 8 bits: a name of `qtool list schemes`."""
     scale: NamedChoice | None = None
     """Form of the scales: a name of `qtool list scales`, {fixed_point: {width: 16}}; absent: the
     target's own."""
@@ -117,18 +117,18 @@ class Gates(_Part):
 
 
 class Output(_Part):
-    """The form of the file that is written."""
+    """The format of the file that is written."""
 
     format: Literal["qdq", "qoperator", "qonnx"] | None = None
     """Q/DQ pairs, quantized operators, or Quant nodes; absent: the target's own, mostly qdq."""
     opset: Annotated[int, Field(ge=21, le=NEWEST_OPSET)] | None = None
     """The ONNX opset of the file; absent: the target's own, mostly 21."""
     io: Literal["float", "quantized"] = "float"
-    """Inputs and outputs as values, or as codes whose scales the file and the report say."""
+    """Inputs and outputs as values, or as codes; then the file and the report hold their scales."""
 
 
 class Recipe(_Part):
-    """Everything a run is asked to do. Paths are absolute once it is loaded."""
+    """Everything a run does. Paths are absolute once it is loaded."""
 
     model: Model
     """The float ONNX file, a .pt2 or .pt file, {onnx: FILE, input: ..} or {torch: NAME, ..}."""
@@ -137,19 +137,19 @@ class Recipe(_Part):
     calibrate: Calibrate
     """The samples that ranges come from."""
     evaluate: Evaluate | None = None
-    """The samples both files are judged on; absent: agreement with the float model only."""
+    """The samples both files are evaluated on; absent: agreement with the float model only."""
     bits: Bits = Bits()
-    """Which grids are asked for."""
+    """The requested widths, granularity, scheme and scales."""
     rewrite: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Rewrites in order; absent: the target's own list."""
     ptq: Annotated[tuple[NamedChoice, ...], Field(strict=False)] = ()
     """Post-training steps in order."""
     qat: Qat | None = None
-    """What `qtool qat` learns from, and how; other commands leave it alone."""
+    """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()
     """Limits that decide the exit code."""
     output: Output = Output()
-    """The form of the file that is written."""
+    """The format of the file that is written."""
 
     _document: Document | None = PrivateAttr(None)
 
@@ -159,11 +159,11 @@ class Recipe(_Part):
     __hash__ = None  # type: ignore[assignment]  # it holds dictionaries
 
     def dump(self) -> str:
-        """The recipe as YAML with every default written out; it loads again to an equal recipe."""
+        """Return the recipe as YAML with every default; it loads again to an equal recipe."""
         return emit(self.model_dump(mode="json", exclude_none=True))
 
     def error(self, path: KeyPath, text: str) -> RecipeError:
-        """An error about one key, with its ``file:line``.
+        """Return an error about one key, with its ``file:line``.
 
         Args:
             path: the keys down to the value, such as ``("bits", "layers", pattern)``.
@@ -171,3 +171,19 @@ class Recipe(_Part):
         """
         document = self._document or Document(None, {}, "recipe")
         return document.error(path, text)
+
+    @contextmanager
+    def locate_errors(self) -> Iterator[None]:
+        """Add ``file:line`` to errors of the block that name a key of the recipe.
+
+        Code that does not hold the recipe raises ``RecipeError(text, key=("bits", "scale"))``.
+
+        Raises:
+            RecipeError: as :meth:`error` returns it; errors without a key pass unchanged.
+        """
+        try:
+            yield
+        except RecipeError as error:
+            if error.key is None:
+                raise
+            raise self.error(error.key, error.text) from error

@@ -19,11 +19,11 @@ Dtype = Literal[
     "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
 FILES = (".pt2", ".pt")
-"""What ``torch.export.save`` and ``torch.jit.save`` write: files that hold a network and code."""
+"""Suffixes of ``torch.export.save`` and ``torch.jit.save``: files with a network and its code."""
 
 
 class Part(BaseModel):
-    """What every part of a recipe has in common: frozen, strict types, no unknown keys, no NaN."""
+    """Base of every part of a recipe: frozen, strict types, no unknown keys, no NaN."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,20 +34,20 @@ class Part(BaseModel):
     )
 
 
-def _shape(found: Any) -> Any:
-    """A list as the shape, checked; anything else as it is."""
-    if not isinstance(found, list | tuple):
-        return found
-    for dim in found:
+def _shape(value: Any) -> Any:
+    """Check a list as a shape; return anything else as it is, for pydantic to refuse."""
+    if not isinstance(value, list | tuple):
+        return value
+    for dim in value:
         whole = isinstance(dim, int) and not isinstance(dim, bool) and dim > 0
         if not whole and not (isinstance(dim, str) and dim.isidentifier()):
             raise ValueError(
                 f"found {dim!r} in a shape, expected sizes from 1, or names for dimensions of any "
                 "size: [N, 3, 32, 32]"
             )
-    if not found:
+    if not value:
         raise ValueError("found an empty shape, expected the batch first: [N, 3, 32, 32]")
-    return tuple(found)
+    return tuple(value)
 
 
 Shape = Annotated[tuple[int | str, ...], BeforeValidator(_shape)]
@@ -63,8 +63,8 @@ class TorchInput(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _shape_is_enough(cls, found: Any) -> Any:
-        return {"shape": found} if isinstance(found, list | tuple) else found
+    def _shape_is_enough(cls, value: Any) -> Any:
+        return {"shape": value} if isinstance(value, list | tuple) else value
 
     @model_serializer
     def _to_yaml(self) -> Any:
@@ -95,12 +95,12 @@ class TorchModel(Part):
 
     @field_validator("torch")
     @classmethod
-    def _names_something(cls, found: str) -> str:
-        where, _, what = found.partition(":")
-        if found.endswith(FILES) or (where and what and ":" not in what):
-            return found
+    def _names_something(cls, torch: str) -> str:
+        module, _, factory = torch.partition(":")
+        if torch.endswith(FILES) or (module and factory and ":" not in factory):
+            return torch
         raise ValueError(
-            f'found "{found}", expected "module:factory", or a file that ends in .pt2 or .pt'
+            f'found "{torch}", expected "module:factory", or a file that ends in .pt2 or .pt'
         )
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class TorchModel(Part):
             if self.weights is not None:
                 raise ValueError("a .pt2 or .pt file holds its weights; remove `weights`")
             if self.torch.endswith(".pt2") and self.input:
-                raise ValueError("a .pt2 file knows its inputs; remove `input`")
+                raise ValueError("a .pt2 file has its inputs; remove `input`")
         elif not self.input:
             raise ValueError(
                 "the network's inputs are missing; add `input: {input: [N, 3, 32, 32]}`, N being "
@@ -118,11 +118,11 @@ class TorchModel(Part):
         return self
 
 
-def _form(found: Any) -> str:
-    """Which of the forms of a model is meant."""
-    if isinstance(found, OnnxModel) or (isinstance(found, dict) and "onnx" in found):
+def _form(value: Any) -> str:
+    """Return the tag of the model's form."""
+    if isinstance(value, OnnxModel) or (isinstance(value, dict) and "onnx" in value):
         return "with sizes"
-    return "a network" if isinstance(found, dict | TorchModel) else "a file"
+    return "a network" if isinstance(value, dict | TorchModel) else "a file"
 
 
 Model = Annotated[
@@ -134,10 +134,10 @@ Model = Annotated[
 
 
 def carries_code(model: "Path | OnnxModel | TorchModel") -> bool:
-    """Whether loading the model can run code of its own."""
+    """Return whether loading the model can run code of its own."""
     return isinstance(model, TorchModel) or (isinstance(model, Path) and model.suffix in FILES)
 
 
 def as_torch(model: "Path | OnnxModel | TorchModel") -> TorchModel:
-    """A torch file named by its path alone, as the mapping it stands for."""
+    """Return a torch file that is named by its path alone as a :class:`TorchModel`."""
     return model if isinstance(model, TorchModel) else TorchModel(torch=str(model))

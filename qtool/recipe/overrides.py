@@ -1,4 +1,4 @@
-"""Command-line options and paths, put into a recipe's plain data before it is checked."""
+"""Command-line options and absolute paths in a recipe's plain data, before it is checked."""
 
 import os
 from collections.abc import Callable
@@ -8,22 +8,33 @@ from typing import Any
 from qtool.data.config import READER_KEYS
 from qtool.data.preprocess import is_path
 from qtool.data.readers.table import SUFFIXES as TABLES
-from qtool.errors import RecipeError
+from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.network import FILES
-from qtool.recipe.yaml_loader import Document, Path, parse
+from qtool.recipe.registry import DATA_SECTIONS, YAML_FILE
+from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name
 
 DATA_KEYS = (*READER_KEYS, "labels", "take")
 PATH_KEYS = ("images", "arrays", "wav", "labels", "preprocess", "code")
 _NAMED: dict[str, Callable[[str], bool]] = {
     "preprocess": is_path,
-    "torch": lambda found: found.endswith(FILES),
-    "target": lambda found: found.endswith((".yaml", ".yml")),
-}  # these may be a name instead; the function says when it is a path
+    "torch": lambda text: text.endswith(FILES),
+    "target": YAML_FILE.accepts,
+}  # these may be a name instead; the function returns whether it is a path
 
 
-def put(document: Document, path: Path, value: Any, place: str) -> None:
-    """Set one value, making the mappings above it; ``None`` removes the key."""
+def put(document: Document, path: KeyPath, value: Any, place: str) -> None:
+    """Set one value, making the mappings above it.
+
+    Args:
+        document: changed in place.
+        path: the keys down to the value.
+        value: plain data; None removes the key.
+        place: the option that sets it, for messages.
+
+    Raises:
+        RecipeError: the path leads into a list.
+    """
     parent = document.data
     for depth, key in enumerate(path[:-1], start=1):
         if not isinstance(parent.get(key), dict):
@@ -44,6 +55,11 @@ def use_data(document: Document, data: FilePath, place: str) -> None:
     """Point calibrate and evaluate at ``data``; with both, they take alternate samples.
 
     Where the recipe reads text or recordings and ``data`` holds such, its settings stay.
+
+    Args:
+        document: changed in place.
+        data: an absolute path.
+        place: the option that names it, for messages.
     """
     both = isinstance(document.data.get("evaluate"), dict)
     kind = "arrays" if _holds_arrays(data) else "images"
@@ -59,7 +75,7 @@ def use_data(document: Document, data: FilePath, place: str) -> None:
 
 
 def _reads(section: Any, key: str, data: FilePath) -> bool:
-    """Whether a section has settings for a reader that can read ``data`` too."""
+    """Return whether a section has settings for a reader that can read ``data`` too."""
     if not isinstance(section, dict) or not isinstance(section.get(key), dict):
         return False
     return data.is_dir() if key == "wav" else data.suffix.lower() in TABLES
@@ -72,7 +88,15 @@ def _holds_arrays(data: FilePath) -> bool:
 
 
 def override(document: Document, text: str) -> None:
-    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes."""
+    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes.
+
+    Args:
+        document: changed in place.
+        text: ``key.key=value``, the value in YAML.
+
+    Raises:
+        RecipeError: not of that form, the value is not YAML, or a key is a list.
+    """
     place = f"--set {text}"
     key, equals, value = text.partition("=")
     quoted = key.split('"')
@@ -89,13 +113,18 @@ def override(document: Document, text: str) -> None:
 
 
 def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
-    """Resolve every relative path against the recipe's folder, in place."""
+    """Resolve every relative path against the recipe's folder, in place.
+
+    Args:
+        data: of the recipe, not yet checked.
+        folder: absolute.
+    """
 
     def resolve(section: Any, key: str) -> None:
-        found = section.get(key) if isinstance(section, dict) else None
-        names = _NAMED.get(key)
-        if isinstance(found, str) and found and (names is None or names(found)):
-            section[key] = os.path.abspath(folder / FilePath(found).expanduser())
+        text = section.get(key) if isinstance(section, dict) else None
+        is_file = _NAMED.get(key)
+        if isinstance(text, str) and text and (is_file is None or is_file(text)):
+            section[key] = os.path.abspath(folder / FilePath(text).expanduser())
 
     for key in ("model", "target"):
         resolve(data, key)
@@ -105,7 +134,7 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
             model.setdefault("code", ".")
         for key in ("onnx", "torch", "weights", "code"):
             resolve(model, key)
-    for name in ("calibrate", "evaluate", "qat"):
+    for name in DATA_SECTIONS:
         section = data.get(name)
         for key in PATH_KEYS:
             resolve(section, key)
@@ -118,6 +147,6 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
 
 
 def _runs_code(section: dict[str, Any]) -> bool:
-    """Whether a data section names code of the user's own."""
+    """Return whether a data section names code of the user's own."""
     own = (section.get("metric"), section.get("loss"))
     return "python" in section or any(isinstance(n, str) and is_function_name(n) for n in own)

@@ -1,4 +1,4 @@
-"""The recipe's ``qat`` section: what the network learns from, and how."""
+"""The recipe's ``qat`` section: the data of the training and its settings."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ class Distill(Part):
     """The float network as teacher: loss = (1 - weight) * labels + weight * teacher."""
 
     weight: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the teacher; 1: labels are not looked at."""
+    """Share of the teacher; 1: labels are not used."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softens both distributions before they are compared."""
     blocks: Annotated[float, Field(ge=0)] = 0.0
@@ -25,11 +25,11 @@ class Augment(Part):
     """Random changes of training images."""
 
     crop: Annotated[int, Field(ge=0)] = 0
-    """Shift by up to so many pixels; what comes in is black, or 0 where there is no preprocess."""
+    """Shift by up to so many pixels; the border is black, or 0 where there is no preprocess."""
     flip: bool = False
     """Mirror every second image left and right."""
     colour: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Brightness, contrast and saturation change by a random factor up to so far from 1."""
+    """Change brightness, contrast and saturation by a random factor up to so far from 1."""
     mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the images that are blended with another one, and so are their labels."""
     cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -37,7 +37,7 @@ class Augment(Part):
 
     @property
     def mixes(self) -> bool:
-        """Whether any image is mixed with another one."""
+        """True where any image is mixed with another one."""
         return self.mixup + self.cutmix > 0
 
     @model_validator(mode="after")
@@ -51,26 +51,26 @@ class Augment(Part):
 
 
 class Oscillation(Part):
-    """Weights of at most 4 bits whose codes jump to and fro: counted, and what is asked for."""
+    """Weights of at most 4 bits whose codes jump to and fro: counted, dampened, frozen."""
 
     dampen: Annotated[float, Field(ge=0)] = 0.0
-    """Pulls weights to their rounded values; the loss gets so many times their squared distance."""
+    """Add so many times the squared distance of weights to their rounded values to the loss."""
     freeze: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Fix what jumps back in more than this share of steps; begins at 0.1; absent: nothing."""
+    """Fix weights that jump back in more than this share of steps; begins at 0.1; absent: none."""
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """What the newest step counts in that share."""
+    """Weight of the newest step in that share."""
 
 
 class Qat(DataSection):
-    """The samples that training sees, and how it learns; used by `qtool qat` alone."""
+    """The training data and the settings of the training; used by `qtool qat` alone."""
 
     model_config = Part.model_config
 
     quantizer: NamedChoice = Choice(name="lsq")
-    """How grids learn: a name of `qtool list quantizers`, or one with options."""
+    """The way grids learn: a name of `qtool list quantizers`, or one with options."""
     epochs: Annotated[int, Field(ge=1)] = 10
-    """How often the samples are gone through, in random order; those left that fill no batch are
-    left out of that round."""
+    """Passes over the samples, in random order; a last batch that is not full is left out of its
+    pass."""
     batch: Annotated[int, Field(ge=1)] = 128
     """Samples of one step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -78,7 +78,7 @@ class Qat(DataSection):
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Peak learning rate; it falls to 0 along half a cosine."""
     scale_lr: Annotated[float, Field(ge=0)] | None = None
-    """That of scales; absent: lr / 100."""
+    """Peak learning rate of scales; absent: lr / 100."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Of weights alone."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
@@ -95,21 +95,21 @@ class Qat(DataSection):
     distill: Distill | None = None
     """A teacher; absent: labels alone, or without labels the teacher alone."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of every label given to all classes alike."""
+    """Share of every label spread over all classes alike."""
     augment: Augment = Augment()
     """Random changes of images."""
     oscillation: Oscillation | None = None
     """Count oscillating weights, dampen them, freeze them; absent: none of it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Judge and keep a moving average of the network, of which each step keeps so much."""
+    """Evaluate and write a moving average of the network; each step keeps so much of it."""
     tensorboard: bool = False
     """Write event files into the run folder's tensorboard folder; needs qtool[tensorboard]."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the samples held out, class by class, to choose the best epoch."""
+    """Share of the samples set aside as holdout, class by class, to choose the best epoch."""
 
     @field_validator("loss")
     @classmethod
-    def _names_a_function(cls, found: str | None) -> str | None:
-        if found is not None and not is_function_name(found):
-            raise ValueError(f'found "{found}", expected module:function, such as mine:focal')
-        return found
+    def _names_a_function(cls, loss: str | None) -> str | None:
+        if loss is not None and not is_function_name(loss):
+            raise ValueError(f'found "{loss}", expected module:function, such as mine:focal')
+        return loss

@@ -1,212 +1,214 @@
-"""Everything a recipe can name, by kind: for the reader of recipes and for ``qtool list``."""
+"""Kinds of names that a recipe can hold: the table of each, and the keys where its names stand.
+
+Validation, the JSON schema, ``qtool list`` and the table of kinds in docs/recipe.md loop over
+:data:`KINDS`. The tables are imported when they are read: most of them need numpy or torch.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pydantic import BaseModel
+from qtool.recipe.entry_options import Option, as_recipe, options_of, reader_options
+from qtool.user_code import is_function_name
+
+if TYPE_CHECKING:
+    from qtool.calibration.statistics import Calibrator
+    from qtool.data import Preprocess
+    from qtool.data.reader import Reader
+    from qtool.metrics.registry import Metric
+    from qtool.qat.quantizers.base import QatQuantizer
+    from qtool.rewrites.rewrite import Rewrite
+    from qtool.steps.step import Step
+    from qtool.targets.target import Target
+    from qtool.weights.scale_constraints import ScaleKind
+    from qtool.weights.scheme import WeightScheme
+
+Entry = TypeVar("Entry")
+
+Place = tuple[str, ...]
+"""Keys from the top of a recipe down to a name; :data:`ITEM` and :data:`NAME` may be among them."""
+
+ITEM = "[]"
+"""Stands in a place for every item of a list."""
+NAME = "<name>"
+"""Ends a place where the name is itself a key, such as ``images`` under ``calibrate``."""
+
+DATA_SECTIONS = ("calibrate", "evaluate", "qat")
 
 
-def _calibrators() -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class Alternative:
+    """A text that may stand where a name does, such as the path of a file.
+
+    Attributes:
+        accepts: returns whether a text has this form.
+        pattern: the form as a regular expression, for the JSON schema.
+    """
+
+    accepts: Callable[[str], bool]
+    pattern: str
+
+
+def _docstring(entry: object) -> str:
+    return inspect.getdoc(entry) or "(no help)"
+
+
+def _options(name: str, entry: object) -> tuple[Option, ...]:
+    return options_of(entry)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Entry]):
+    """One kind of names: its table, and where a recipe holds its names.
+
+    Attributes:
+        name: as in ``qtool list NAME``.
+        table: imports and returns the table.
+        at: the places of its names in a recipe.
+        title: the plural for messages; empty: ``name``.
+        alternative: what may stand there instead of a name.
+        help: returns the help of an entry; its first line is the summary.
+        options: returns the options of an entry, by its name and the entry.
+    """
+
+    name: str
+    table: Callable[[], Mapping[str, Entry]]
+    at: tuple[Place, ...]
+    title: str = ""
+    alternative: Alternative | None = None
+    help: Callable[[Entry], str] = _docstring
+    options: Callable[[str, Entry], tuple[Option, ...]] = _options
+
+
+def _calibrators() -> "Mapping[str, type[Calibrator]]":
     from qtool.calibration import CALIBRATORS
 
     return CALIBRATORS
 
 
-def _schemes() -> Mapping[str, Any]:
+def _schemes() -> "Mapping[str, type[WeightScheme]]":
     from qtool.weights import SCHEMES
 
     return SCHEMES
 
 
-def _scales() -> Mapping[str, Any]:
+def _scales() -> "Mapping[str, type[ScaleKind]]":
     from qtool.weights.scale_constraints import SCALES
 
     return SCALES
 
 
-def _ptq() -> Mapping[str, Any]:
+def _ptq() -> "Mapping[str, type[Step]]":
     from qtool.ptq import PTQ_STEPS
 
     return PTQ_STEPS
 
 
-def _rewrites() -> Mapping[str, Any]:
-    from qtool.rewrites import REWRITES
-
-    return REWRITES
-
-
-def _targets() -> Mapping[str, Any]:
-    from qtool.targets.loader import load_target, target_names
-
-    return {name: load_target(name) for name in target_names()}
-
-
-def _metrics() -> Mapping[str, Any]:
-    from qtool.metrics.registry import METRICS
-
-    return METRICS
-
-
-def _readers() -> Mapping[str, Any]:
-    from qtool.data import READERS
-
-    return READERS
-
-
-def _preprocess() -> Mapping[str, Any]:
-    from qtool.data.preprocess import load_preprocess, preprocess_names
-
-    return {name: load_preprocess(name) for name in preprocess_names()}
-
-
-def _quantizers() -> Mapping[str, Any]:
+def _quantizers() -> "Mapping[str, type[QatQuantizer]]":
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
     return QAT_QUANTIZERS
 
 
-KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {
-    "calibrators": _calibrators,
-    "schemes": _schemes,
-    "scales": _scales,
-    "ptq": _ptq,
-    "quantizers": _quantizers,
-    "rewrites": _rewrites,
-    "targets": _targets,
-    "metrics": _metrics,
-    "readers": _readers,
-    "preprocess": _preprocess,
-}
+def _rewrites() -> "Mapping[str, Rewrite]":
+    from qtool.rewrites import REWRITES
+
+    return REWRITES
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of an entry: its name, type and default (``required`` where it has none)."""
+def _targets() -> "Mapping[str, Target]":
+    from qtool.targets.loader import load_target, target_names
 
-    name: str
-    type: str
-    default: str
+    return {name: load_target(name) for name in target_names()}
+
+
+def _metrics() -> "Mapping[str, Metric]":
+    from qtool.metrics.registry import METRICS
+
+    return METRICS
+
+
+def _readers() -> "Mapping[str, Reader]":
+    from qtool.data import READERS
+
+    return READERS
+
+
+def _preprocess() -> "Mapping[str, Preprocess]":
+    from qtool.data.preprocess import load_preprocess, preprocess_names
+
+    return {name: load_preprocess(name) for name in preprocess_names()}
+
+
+def _is_preprocess_path(text: str) -> bool:
+    from qtool.data.preprocess import is_path
+
+    return is_path(text)
+
+
+def _target_help(target: "Target") -> str:
+    ops = ", ".join(sorted(target.ops))
+    return f"{target.description}\n\n{target.measured}\n\nIn integers: {ops}"
+
+
+def _metric_help(metric: "Metric") -> str:
+    return f"{metric.help} (unit: {metric.unit})"
+
+
+def _reader_options(name: str, reader: "Reader") -> tuple[Option, ...]:
+    return reader_options(name)
+
+
+YAML_FILE = Alternative(lambda text: text.endswith((".yaml", ".yml")), r"\.ya?ml$")
+FUNCTION = Alternative(is_function_name, r"^[^:\s]+:[^:\s]+$")
+PREPROCESS_FILE = Alternative(_is_preprocess_path, r"[/\\]|\.ya?ml$")
+
+_ALL: tuple[Kind[Any], ...] = (
+    Kind("calibrators", _calibrators, (("calibrate", "method"),)),
+    Kind("schemes", _schemes, (("bits", "scheme"),)),
+    Kind("scales", _scales, (("bits", "scale"),)),
+    Kind("ptq", _ptq, (("ptq", ITEM),), title="ptq steps"),
+    Kind("quantizers", _quantizers, (("qat", "quantizer"),)),
+    Kind("rewrites", _rewrites, (("rewrite", ITEM),)),
+    Kind("targets", _targets, (("target",),), alternative=YAML_FILE, help=_target_help),
+    Kind("metrics", _metrics, (("evaluate", "metric"),), alternative=FUNCTION, help=_metric_help),
+    Kind(
+        "readers",
+        _readers,
+        tuple((section, NAME) for section in DATA_SECTIONS),
+        options=_reader_options,
+    ),
+    Kind(
+        "preprocess",
+        _preprocess,
+        tuple((section, "preprocess") for section in DATA_SECTIONS),
+        title="preprocess settings",
+        alternative=PREPROCESS_FILE,
+        help=as_recipe,
+    ),
+)
+
+KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in _ALL}
+"""Name -> kind, in the order of ``qtool list``."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What ``qtool list`` says about an entry."""
+    """The help of an entry: its first line, the whole text, and the options."""
 
     summary: str
     text: str
     options: tuple[Option, ...]
 
 
-def describe(kind: str, name: str) -> Description:
-    """What there is to say about the entry ``name`` of ``kind``."""
-    entry = KINDS[kind]()[name]
-    text = _TEXTS.get(kind, _docstring)(entry)
-    options = _reader_options(name) if kind == "readers" else options_of(entry)
-    return Description(text.partition("\n")[0], text, options)
+def describe(kind: Kind[Any], name: str) -> Description:
+    """Return the help of the entry ``name`` of a kind.
 
-
-def _docstring(entry: Any) -> str:
-    return inspect.getdoc(entry) or "(no help)"
-
-
-def _about_target(target: Any) -> str:
-    ops = ", ".join(sorted(target.ops))
-    return f"{target.description}\n\n{target.measured}\n\nIn integers: {ops}"
-
-
-def _about_metric(metric: Any) -> str:
-    return f"{metric.help} (unit: {metric.unit})"
-
-
-def _about_preprocess(preprocess: Any) -> str:
-    return _as_recipe(preprocess)
-
-
-_TEXTS: dict[str, Callable[[Any], str]] = {
-    "targets": _about_target,
-    "metrics": _about_metric,
-    "preprocess": _about_preprocess,
-}
-
-
-def _reader_options(name: str) -> tuple[Option, ...]:
-    """The keys of a data section that this reader uses."""
-    from qtool.data.config import READER_KEYS, DataSection
-
-    idle = {*READER_KEYS, "preprocess", "labels", "code"} - {name, *_ALSO.get(name, ())}
-    found = []
-    for key, field in DataSection.model_fields.items():
-        parts = [part for part in get_args(field.annotation) if _is_model(part)]
-        if key == name and parts:
-            found += _fields_of(key, parts[0])
-        elif key not in idle:
-            found.append(Option(key, _type_name(field.annotation), _default(field)))
-    return tuple(found)
-
-
-_ALSO = {"images": ("preprocess", "labels"), "wav": ("labels",), "python": ("code",)}
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _fields_of(key: str, model: type[BaseModel]) -> list[Option]:
-    """The keys below ``key``, dots between."""
-    found = []
-    for name, field in model.model_fields.items():
-        inner = [part for part in get_args(field.annotation) if _is_model(part)]
-        if inner:
-            found += _fields_of(f"{key}.{name}", inner[0])
-        else:
-            found.append(Option(f"{key}.{name}", _type_name(field.annotation), _default(field)))
-    return found
-
-
-def options_of(entry: Any) -> tuple[Option, ...]:
-    """The options of a table entry: the fields of a dataclass, none for a function."""
-    if not (isinstance(entry, type) and is_dataclass(entry)):
-        return ()
-    return tuple(Option(f.name, _type_name(f.type), _default(f)) for f in fields(entry) if f.init)
-
-
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    inner = [_type_name(part) for part in get_args(annotation) if part is not type(None)]
-    if get_origin(annotation) in (Union, UnionType):
-        return " | ".join(inner)
-    return f"{get_origin(annotation).__name__}[{', '.join(inner)}]"
-
-
-def _default(field: Any) -> str:
-    """The default of a dataclass's or a pydantic model's field, as a recipe would write it."""
-    held: Any = field.default
-    inner: Any = held if hasattr(held, "is_required") else field
-    if hasattr(inner, "is_required"):
-        if inner.is_required():
-            return "required"
-        held = inner.get_default(call_default_factory=True)
-    elif field.default_factory is not MISSING:
-        held = field.default_factory()
-    return "required" if held is MISSING else _as_recipe(held)
-
-
-def _as_recipe(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return _as_recipe(value.model_dump(exclude_none=True))
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_as_recipe(item)}" for key, item in value.items()) + "}"
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    Args:
+        kind: one of KINDS.
+        name: a key of its table.
+    """
+    entry = kind.table()[name]
+    text = kind.help(entry)
+    return Description(text.partition("\n")[0], text, kind.options(name, entry))

@@ -1,16 +1,21 @@
-"""What a recipe leaves to its target, and what it asks of it in vain."""
+"""Values of a recipe that its target chooses, and requests that the target cannot fulfil."""
 
 from typing import Any
 
-from qtool.recipe.model import Block, Recipe
+from qtool.errors import RecipeError
+from qtool.recipe.model import Bits, Block, Output, Recipe
 from qtool.targets.target import Target
 
 
-def settle(recipe: Recipe, target: Target) -> Recipe:
-    """The recipe with the target's own widths, granularity, format and opset where it names none.
+def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
+    """Return the recipe with the target's widths, granularity, format and opset where it has none.
+
+    Args:
+        recipe: absent values are None.
+        target: the one that the recipe names.
 
     Raises:
-        RecipeError: it asks for what the target cannot do; names the key and what is possible.
+        RecipeError: a request that the target cannot fulfil; names the key and the possible values.
     """
     bits, output = recipe.bits, recipe.output
     grids: dict[str, Any] = {
@@ -23,43 +28,52 @@ def settle(recipe: Recipe, target: Target) -> Recipe:
         name: part.model_copy(update={k: v for k, v in own.items() if getattr(part, k) is None})
         for name, part, own in (("bits", bits, grids), ("output", output, form))
     }
-    found = recipe.model_copy(update=parts)
-    _check(found, target)
-    return found
+    resolved = recipe.model_copy(update=parts)
+    with recipe.locate_errors():
+        _check_output(resolved.output, target)
+        _check_granularity(resolved.bits, target)
+        _check_qonnx(resolved.output, resolved.bits)
+    return resolved
 
 
-def _check(recipe: Recipe, target: Target) -> None:
-    output, asked = recipe.output, recipe.bits.granularity
+def _check_output(output: Output, target: Target) -> None:
     if output.format not in target.formats:
-        raise recipe.error(
-            ("output", "format"),
+        raise RecipeError(
             f"{output.format}, but target {target.name} reads {', '.join(target.formats)}; choose "
             "one of these, or another target",
+            ("output", "format"),
         )
     oldest, newest = target.opsets
     if output.opset is None or not oldest <= output.opset <= newest:
-        raise recipe.error(
-            ("output", "opset"),
+        raise RecipeError(
             f"{output.opset}, but target {target.name} reads opsets {oldest} to {newest}; choose "
             "one of these",
+            ("output", "opset"),
         )
-    granularity = "block" if isinstance(asked, Block) else asked
+
+
+def _check_granularity(bits: Bits, target: Target) -> None:
+    granularity = "block" if isinstance(bits.granularity, Block) else bits.granularity
     if granularity not in target.granularities:
-        raise recipe.error(
-            ("bits", "granularity"),
+        raise RecipeError(
             f"{granularity}, but target {target.name} takes {', '.join(target.granularities)}; "
             "choose one of these, or another target",
+            ("bits", "granularity"),
         )
-    widths = (recipe.bits.activations, *(each.activations for each in recipe.bits.layers.values()))
-    if output.format == "qonnx" and "dynamic" in widths:
-        raise recipe.error(
-            ("output", "format"),
-            "qonnx holds grids that are known beforehand, not those of activations: dynamic; write "
+
+
+def _check_qonnx(output: Output, bits: Bits) -> None:
+    if output.format != "qonnx":
+        return
+    if "dynamic" in (bits.activations, *(layer.activations for layer in bits.layers.values())):
+        raise RecipeError(
+            "qonnx holds grids that are fixed beforehand, not those of activations: dynamic; write "
             "format: qdq",
+            ("output", "format"),
         )
-    if output.format == "qonnx" and output.io == "quantized":
-        raise recipe.error(
-            ("output", "io"),
+    if output.io == "quantized":
+        raise RecipeError(
             "a qonnx file computes on values, it has no codes to read or write; write io: float, "
             "or format: qdq",
+            ("output", "io"),
         )

@@ -1,35 +1,36 @@
-"""What pydantic cannot say about a recipe: features of later versions, names, options, files."""
+"""Checks of a recipe beyond keys and types: features of later versions, names, options, files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from qtool.errors import suggest
-from qtool.recipe.choice import _name, check_choice
+from qtool.data.config import DataSection
+from qtool.errors import KeyPath, suggest
+from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
 from qtool.recipe.network import FILES, OnnxModel
-from qtool.recipe.yaml_loader import Document, Path
-from qtool.user_code import is_function_name
+from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place, Scheme
+from qtool.recipe.yaml_loader import Document
 
 if TYPE_CHECKING:
-    from qtool.recipe.model import Recipe
+    from qtool.recipe.model import Bits, Recipe
 
 Test = Callable[[Any], bool]
 
 
 def _one_of(*words: str) -> Test:
-    return lambda found: found in words
+    return lambda value: value in words
 
 
-def _holds_weights(found: Any) -> bool:
-    return isinstance(found, str) and found.endswith((".pth", ".safetensors", ".ckpt", ".bin"))
+def _holds_weights(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".pth", ".safetensors", ".ckpt", ".bin"))
 
 
-def _anything(found: Any) -> bool:
+def _anything(value: Any) -> bool:
     return True
 
 
-_LATER: tuple[tuple[Path, Test, str], ...] = (
+_LATER: tuple[tuple[KeyPath, Test, str], ...] = (
     (
         ("model",),
         _holds_weights,
@@ -42,19 +43,22 @@ _LATER: tuple[tuple[Path, Test, str], ...] = (
 
 
 def check_this_version(document: Document) -> None:
-    """Refuse what the recipe format names and this version cannot do, rather than ignore it.
+    """Refuse keys of the recipe format that this version does not implement.
+
+    Args:
+        document: plain data, not yet checked.
 
     Raises:
         RecipeError: with the place and what to write instead.
     """
     for path, test, text in _LATER:
-        found = _get(document.data, path)
-        if found is not None and test(found):
-            shown = "" if test is _anything else f"found {describe(found)}; "
+        value = _get(document.data, path)
+        if value is not None and test(value):
+            shown = "" if test is _anything else f"found {describe(value)}; "
             raise document.error(path, shown + text)
 
 
-def _get(data: Any, path: Path) -> Any:
+def _get(data: Any, path: KeyPath) -> Any:
     for key in path:
         if not isinstance(data, dict) or key not in data:
             return None
@@ -65,52 +69,70 @@ def _get(data: Any, path: Path) -> Any:
 def check_names(recipe: "Recipe", document: Document) -> None:
     """Check every name against its table, and every option against its entry.
 
+    Args:
+        recipe: its keys and types are valid.
+        document: the data it was read from, for messages.
+
     Raises:
         RecipeError: unknown name or option, with the closest one that exists; gates that need data.
     """
-    check_choice(recipe.calibrate.method, "calibrators", ("calibrate", "method"), document)
-    check_choice(recipe.bits.scheme, "schemes", ("bits", "scheme"), document)
-    if recipe.bits.scale is not None:
-        check_choice(recipe.bits.scale, "scales", ("bits", "scale"), document)
-    _scheme(recipe, document)
-    if recipe.qat is not None:
-        check_choice(recipe.qat.quantizer, "quantizers", ("qat", "quantizer"), document)
-    for i, step in enumerate(recipe.ptq):
-        check_choice(step, "ptq", ("ptq", i), document)
-    for i, name in enumerate(recipe.rewrite or ()):
-        _name(name, "rewrites", ("rewrite", i), document)
-    if not recipe.target.endswith((".yaml", ".yml")):
-        _name(recipe.target, "targets", ("target",), document)
-    if recipe.evaluate is not None:
-        metric = recipe.evaluate.metric
-        if metric is not None and not is_function_name(metric):
-            _name(metric, "metrics", ("evaluate", "metric"), document)
-    elif recipe.gates.max_drop is not None:
+    for kind in KINDS.values():
+        for place in kind.at:
+            for path, value in _values_at(recipe, place):
+                if isinstance(value, Choice):
+                    check_choice(value, kind, path, document)
+                elif isinstance(value, str) and not _is_alternative(value, kind):
+                    find_entry(value, kind, path, document)
+    _check_scheme(recipe.bits, document)
+    if recipe.evaluate is None and recipe.gates.max_drop is not None:
         raise document.error(
             ("gates", "max_drop"), "needs accuracy, but the recipe has no `evaluate`; add it"
         )
     for pattern in recipe.bits.layers:
-        _pattern(pattern, document)
+        _check_pattern(pattern, document)
 
 
-def _scheme(recipe: "Recipe", document: Document) -> None:
-    """Refuse a scheme whose values do not go with the bits asked for."""
-    name = recipe.bits.scheme.name
-    wanted = {"binary": 1, "ternary": 2}.get(name)
-    asked = {recipe.bits.weights, *(layer.weights for layer in recipe.bits.layers.values())}
-    if wanted is not None and not asked <= {wanted, 8, "float", None}:
+def _values_at(value: Any, place: Place, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values at a place of the recipe with their keys; absent ones are left out.
+
+    Names that are keys themselves are left out too: the model of their section checks them.
+    """
+    if value is None or place[:1] == (NAME,):
+        return
+    if not place:
+        yield path, value
+    elif place[0] == ITEM:
+        for index, item in enumerate(value):
+            yield from _values_at(item, place[1:], (*path, index))
+    else:
+        yield from _values_at(getattr(value, place[0]), place[1:], (*path, place[0]))
+
+
+def _is_alternative(text: str, kind: Kind[Any]) -> bool:
+    return kind.alternative is not None and kind.alternative.accepts(text)
+
+
+def _check_scheme(bits: "Bits", document: Document) -> None:
+    """Refuse a scheme whose values do not go with the requested bits."""
+    name = bits.scheme.name
+    scheme: type[Scheme] = KINDS["schemes"].table()[name]
+    width = scheme.fixed_bits
+    # Layers at 8 bits or float never use the scheme; None: the target's own width, mostly 8.
+    requested = {bits.weights, *(layer.weights for layer in bits.layers.values())}
+    requested -= {8, "float", None}
+    if width is not None and not requested <= {width}:
         raise document.error(
             ("bits", "scheme"),
-            f"{name} weights take {wanted} bit{'s' * (wanted > 1)}; write weights: {wanted}",
+            f"{name} weights take {width} bit{'s' * (width > 1)}; write weights: {width}",
         )
-    if name != "uniform" and not asked - {8, "float", None}:
+    if scheme.low_bit_only and not requested:
         raise document.error(
             ("bits", "scheme"),
             f"{name} is for layers of less than 8 bits, and there are none; set bits.weights",
         )
 
 
-def _pattern(pattern: str, document: Document) -> None:
+def _check_pattern(pattern: str, document: Document) -> None:
     kind, _, rest = pattern.partition(":")
     if pattern in ("first", "last") or (kind in ("name", "op") and rest):
         return
@@ -124,27 +146,28 @@ def _pattern(pattern: str, document: Document) -> None:
 def check_paths(recipe: "Recipe", document: Document) -> None:
     """Check that every file and folder the recipe names is there.
 
+    Args:
+        recipe: its paths are absolute.
+        document: the data it was read from, for messages.
+
     Raises:
         RecipeError: with the place and the absolute path that was looked for.
     """
-    wanted = _model_paths(recipe)
-    if recipe.target.endswith((".yaml", ".yml")):
-        wanted.append((("target",), recipe.target))
-    for name, section in (
-        ("calibrate", recipe.calibrate),
-        ("evaluate", recipe.evaluate),
-        ("qat", recipe.qat),
-    ):
+    paths = _model_paths(recipe)
+    if YAML_FILE.accepts(recipe.target):
+        paths.append((("target",), recipe.target))
+    for name in DATA_SECTIONS:
+        section: DataSection | None = getattr(recipe, name)
         if section is None:
             continue
-        wanted += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
+        paths += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
         for key in ("arrays", "text", "wav"):
-            given = getattr(section, key)
+            options = getattr(section, key)
             files = ("path", "tokenizer") if key == "text" else ("path",)
-            wanted += [((name, key, file), getattr(given, file)) for file in files if given]
+            paths += [((name, key, file), getattr(options, file)) for file in files if options]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
-            wanted.append(((name, "preprocess"), section.preprocess))
-    for path, file in wanted:
+            paths.append(((name, "preprocess"), section.preprocess))
+    for path, file in paths:
         if file is not None and not FilePath(file).exists():
             raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
     for path, file in _model_paths(recipe):
@@ -152,13 +175,13 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
             raise document.error(path, f'"{file}" is a folder; expected a file')
 
 
-def _model_paths(recipe: "Recipe") -> list[tuple[Path, str | None]]:
-    """The files and folders the model is made of, with their keys."""
+def _model_paths(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:
+    """Return the files and folders the model is made of, with their keys."""
     model = recipe.model
     if isinstance(model, FilePath):
         return [(("model",), str(model))]
     if isinstance(model, OnnxModel):
         return [(("model", "onnx"), str(model.onnx))]
     file = model.torch if model.torch.endswith(FILES) else None
-    named = {"torch": file, "weights": model.weights, "code": model.code}
-    return [(("model", k), str(v)) for k, v in named.items() if v is not None]
+    files = {"torch": file, "weights": model.weights, "code": model.code}
+    return [(("model", k), str(v)) for k, v in files.items() if v is not None]

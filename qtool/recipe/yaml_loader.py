@@ -1,4 +1,4 @@
-"""YAML in and out for recipes: every value keeps the line it came from, and nothing is executed.
+"""YAML reading and writing for recipes: every value has its line, and no tag runs code.
 
 Scalars follow the YAML 1.2 core schema: only ``true`` and ``false`` are booleans, ``1e-3`` is a
 number, dates and ``yes`` are text. Anchors, aliases and merge keys work; tags beyond the core ones,
@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-from qtool.errors import RecipeError
-
-Path = tuple[str | int, ...]
+from qtool.errors import KeyPath, RecipeError, dotted
 
 MAX_CHARACTERS = 256 * 1024
 MAX_NODES = 10_000  # values after aliases are expanded; a long recipe has about 100
@@ -42,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper that quotes exactly what :class:`_Loader` would misread."""
+    """The safe dumper; it quotes exactly what :class:`_Loader` would misread."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write repeated values out, so that the file reads without anchors."""
@@ -75,35 +73,24 @@ class Document:
     """
 
     data: Any
-    places: dict[Path, str]
+    places: dict[KeyPath, str]
     name: str
 
-    def place(self, path: Path) -> str:
-        """The place of ``path``, or of its nearest parent that has one."""
+    def place(self, path: KeyPath) -> str:
+        """Return the place of ``path``, or of its nearest parent that has one."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
         return self.name
 
-    def error(self, path: Path, text: str) -> RecipeError:
-        """An error that starts with the place and the key path."""
+    def error(self, path: KeyPath, text: str) -> RecipeError:
+        """Return an error that starts with the place and the key path."""
         return RecipeError(": ".join(p for p in (self.place(path), dotted(path), text) if p))
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: KeyPath) -> None:
         """Drop the places of ``path`` and below: another source has replaced the value."""
         for old in [p for p in self.places if p[: len(path)] == path]:
             del self.places[old]
-
-
-def dotted(path: Path) -> str:
-    """A path of keys as the user would write it after ``--set``; list positions in brackets."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
-    return text
 
 
 def parse(text: str, name: str) -> Document:
@@ -161,15 +148,15 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 @dataclass
 class _Reader:
-    """Walks composed nodes; counts them, so that aliases cannot expand without end."""
+    """Walks composed nodes and counts them, so that aliases cannot expand without end."""
 
     name: str
-    places: dict[Path, str] = field(default_factory=dict)
+    places: dict[KeyPath, str] = field(default_factory=dict)
     nodes: int = 0
     open: list[yaml.Node] = field(default_factory=list)
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
-        """The plain value of ``node``; notes its line under ``path``."""
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        """Return the plain value of ``node`` and record its line under ``path``."""
         self.places.setdefault(path, self.line(node))
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
             return self.mapping(node, path)
@@ -178,8 +165,8 @@ class _Reader:
                 return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         return self.scalar(node, path)
 
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        """A mapping with its merge keys resolved; its own keys win over merged ones."""
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        """Read a mapping and resolve its merge keys; its own keys win over merged ones."""
         own: list[tuple[str, yaml.Node, yaml.Node]] = []
         result: dict[str, Any] = {}
         seen: dict[str, int] = {}
@@ -201,7 +188,7 @@ class _Reader:
         return result
 
     @contextmanager
-    def inside(self, node: yaml.Node, path: Path) -> Iterator[None]:
+    def inside(self, node: yaml.Node, path: KeyPath) -> Iterator[None]:
         """Count a collection on the way in; refuse one that holds itself."""
         self.nodes += 1 + len(node.value)
         if node in self.open:
@@ -217,8 +204,8 @@ class _Reader:
         yield
         self.open.pop()
 
-    def merged(self, node: yaml.Node, path: Path) -> Iterator[yaml.MappingNode]:
-        """The mappings behind one ``<<``."""
+    def merged(self, node: yaml.Node, path: KeyPath) -> Iterator[yaml.MappingNode]:
+        """Yield the mappings behind one ``<<``."""
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
         for item in items:
             if not isinstance(item, yaml.MappingNode):
@@ -227,17 +214,17 @@ class _Reader:
                 )
             yield item
 
-    def key(self, node: yaml.Node, path: Path) -> str:
-        """A key, which must be a word."""
+    def key(self, node: yaml.Node, path: KeyPath) -> str:
+        """Read a key, which must be a word."""
         tag = node.tag.rpartition(":")[2]
         if not isinstance(node, yaml.ScalarNode) or tag not in ("str", "merge"):
             scalar = isinstance(node, yaml.ScalarNode)
-            found = f'"{node.value}"' if scalar else "a list or mapping"
-            raise self.error(node, path, f"found {found} as a key, expected a word")
+            shown = f'"{node.value}"' if scalar else "a list or mapping"
+            raise self.error(node, path, f"found {shown} as a key, expected a word")
         return str(node.value)
 
-    def scalar(self, node: yaml.Node, path: Path) -> Any:
-        """A string, number, boolean or None."""
+    def scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        """Read a string, number, boolean or None."""
         make = _SCALARS.get(node.tag) if isinstance(node, yaml.ScalarNode) else None
         if make is None:
             raise self.error(
@@ -248,12 +235,12 @@ class _Reader:
         except ValueError as error:
             raise self.error(node, path, f'found "{node.value[:40]}" ({error})') from error
 
-    def error(self, node: yaml.Node, path: Path, text: str) -> RecipeError:
-        """An error at ``node``'s own line."""
+    def error(self, node: yaml.Node, path: KeyPath, text: str) -> RecipeError:
+        """Return an error at ``node``'s own line."""
         return RecipeError(": ".join(p for p in (self.line(node), dotted(path), text) if p))
 
     def line(self, node: yaml.Node) -> str:
-        """``file:line`` of ``node``."""
+        """Return ``file:line`` of ``node``."""
         return f"{self.name}{_line(node.start_mark)}"
 
 

@@ -1,1 +1,1 @@
-"""Read what a runtime executes in integers from ``configs/targets/*.yaml``."""
+"""Targets: descriptions of the integer operators of a runtime, from ``configs/targets``."""

@@ -25,19 +25,26 @@ from qtool.targets.target import (
 
 
 def config_folder(kind: str) -> Path:
-    """Where ``configs/<kind>`` lie: inside the wheel, or beside the package in a checkout."""
+    """Return the folder ``configs/<kind>``: inside the wheel, or next to the package in a checkout.
+
+    Args:
+        kind: such as "targets".
+    """
     here = Path(__file__).parents[1]
     inside = here / "configs" / kind
     return inside if inside.is_dir() else here.parent / "configs" / kind
 
 
 def target_names() -> tuple[str, ...]:
-    """Names of the shipped targets."""
+    """Return the names of the shipped targets."""
     return tuple(sorted(p.stem for p in config_folder("targets").glob("*.yaml")))
 
 
 def load_target(name: str) -> Target:
     """Read a target by name, or from a path ending in ``.yaml``.
+
+    Args:
+        name: of a shipped target, or a path.
 
     Raises:
         RecipeError: unknown name, unreadable file, unknown or missing key (names the file and key).
@@ -46,12 +53,12 @@ def load_target(name: str) -> Target:
     if path is None:
         path = config_folder("targets") / f"{name}.yaml"
         if not path.is_file():
-            known = target_names()
+            names = target_names()
             raise RecipeError(
-                f'target: "{name}" is not a target{suggest(name, known)} known: {", ".join(known)};'
+                f'target: "{name}" is not a target{suggest(name, names)} known: {", ".join(names)};'
                 " or give the path of a .yaml file"
             )
-    return _target(_whole(_read(path), path), path)
+    return _target(_with_base(_read(path), path), path)
 
 
 def _read(path: Path) -> Any:
@@ -61,32 +68,36 @@ def _read(path: Path) -> Any:
         raise RecipeError(f"target {path}: cannot be read: {error}") from error
 
 
-def _whole(raw: Any, path: Path) -> Any:
-    """The file's keys over those of the shipped target that it is ``like``; of that one only."""
+def _with_base(raw: Any, path: Path) -> Any:
+    """Merge the file's keys over those of the shipped target that it is ``like``.
+
+    That target must not be ``like`` another one.
+    """
     if not isinstance(raw, dict) or "like" not in raw:
         return raw
     base = _typed(raw["like"], str, f"{path}: like")
-    _one_of(base, target_names(), f"{path}: like")
-    below = _read(config_folder("targets") / f"{base}.yaml")
-    if "like" in below:
+    _check_one_of(base, target_names(), f"{path}: like")
+    inherited = _read(config_folder("targets") / f"{base}.yaml")
+    if "like" in inherited:
         raise RecipeError(f'target {path}: like: "{base}" is itself like another; name that one')
-    own = ("name", "description", "measured")  # nothing is measured by being like something
+    # The measurements of a target hold for no other one.
+    own = ("name", "description", "measured")
     return {
-        **{key: value for key, value in below.items() if key not in own},
+        **{key: value for key, value in inherited.items() if key not in own},
         **{key: value for key, value in raw.items() if key != "like"},
     }
 
 
 def _target(raw: Any, path: Path) -> Target:
-    _known(
+    _check_keys(
         raw,
         {f.name for f in fields(Target)},
         str(path),
-        {f.name for f in fields(Target) if _required(f)},
+        {f.name for f in fields(Target) if _is_required(f)},
     )
     for key in ("name", "description", "measured"):
         _typed(raw[key], str, f"{path}: {key}")
-    _one_of(raw.get("bias", "int32"), BIASES, f"{path}: bias")
+    _check_one_of(raw.get("bias", "int32"), BIASES, f"{path}: bias")
     _typed(raw["ops"], dict, f"{path}: ops")
     specs = {key: _spec(raw[key], f"{path}: {key}") for key in ("activations", "weights")}
     opset = _typed(raw["opset"], int, f"{path}: opset")
@@ -121,89 +132,92 @@ def _target(raw: Any, path: Path) -> Target:
         unsigned_where_positive=_typed(
             raw.get("unsigned_where_positive", False), bool, f"{path}: unsigned_where_positive"
         ),
-        weight_zero_point=_moved(raw.get("weight_zero_point"), f"{path}: weight_zero_point"),
+        weight_zero_point=_weight_zero_point(
+            raw.get("weight_zero_point"), f"{path}: weight_zero_point"
+        ),
     )
 
 
-def _required(field_: Field[Any]) -> bool:
+def _is_required(field_: Field[Any]) -> bool:
     return field_.default is MISSING and field_.default_factory is MISSING
 
 
 def _scale(raw: Any, where: str) -> str:
     kinds = ("float", "power_of_two", "double_shift", "fixed_point:16", "fixed_point:32")
-    _one_of(raw, kinds, where)
+    _check_one_of(raw, kinds, where)
     return str(raw)
 
 
 def _packing(raw: Any, where: str) -> tuple[str, ...]:
     for form in _list(raw, str, where):
-        _one_of(form, tuple(PACKING), where)
+        _check_one_of(form, tuple(PACKING), where)
     return tuple(raw)
 
 
 def _widths(raw: Any, specs: Mapping[str, QuantSpec], where: str) -> dict[str, tuple[int, int]]:
-    _known(raw, set(specs), where, needed=set())
-    found = {key: (spec.bits, spec.bits) for key, spec in specs.items()}
-    for key, ends in raw.items():
-        ends = _list(ends, int, f"{where}.{key}")
-        if len(ends) != 2 or not 1 <= ends[0] <= ends[1] <= 16:
+    _check_keys(raw, set(specs), where, required=set())
+    widths = {key: (spec.bits, spec.bits) for key, spec in specs.items()}
+    for key, value in raw.items():
+        limits = _list(value, int, f"{where}.{key}")
+        if len(limits) != 2 or not 1 <= limits[0] <= limits[1] <= 16:
             raise RecipeError(
-                f"target {where}.{key}: expected [fewest, most] bits within 1 and 16, found {ends}"
+                f"target {where}.{key}: expected [fewest, most] bits within 1 and 16, found "
+                f"{list(limits)}"
             )
-        found[key] = (ends[0], ends[1])
-    return found
+        widths[key] = (limits[0], limits[1])
+    return widths
 
 
 def _dynamic(raw: Any, where: str) -> dict[str, int]:
     for op, least in _typed(raw, dict, where).items():
-        _one_of(op, DYNAMIC_OPS, where)
+        _check_one_of(op, DYNAMIC_OPS, where)
         _typed(least, int, f"{where}.{op}")
     return dict(raw)
 
 
-def _names(raw: Any, known: tuple[str, ...], where: str) -> tuple[str, ...]:
-    found = _list(raw, str, where)
-    for name in found:
-        _one_of(name, known, where)
-    if not found:
-        raise RecipeError(f"target {where}: expected at least one of {', '.join(known)}")
-    return found
+def _names(raw: Any, allowed: tuple[str, ...], where: str) -> tuple[str, ...]:
+    names = _list(raw, str, where)
+    for name in names:
+        _check_one_of(name, allowed, where)
+    if not names:
+        raise RecipeError(f"target {where}: expected at least one of {', '.join(allowed)}")
+    return names
 
 
 def _opsets(raw: Any, opset: int, where: str) -> tuple[int, int]:
-    ends = _list(raw, int, where)
-    if len(ends) != 2 or not ends[0] <= opset <= ends[1] <= NEWEST_OPSET:
+    limits = _list(raw, int, where)
+    if len(limits) != 2 or not limits[0] <= opset <= limits[1] <= NEWEST_OPSET:
         raise RecipeError(
             f"target {where}: expected [oldest, newest] around its opset {opset} and up to "
-            f"{NEWEST_OPSET}, found {list(ends)}"
+            f"{NEWEST_OPSET}, found {list(limits)}"
         )
-    return ends[0], ends[1]
+    return limits[0], limits[1]
 
 
-def _moved(raw: Any, where: str) -> WeightZeroPoint | None:
+def _weight_zero_point(raw: Any, where: str) -> WeightZeroPoint | None:
     if raw is None:
         return None
-    _known(raw, {f.name for f in fields(WeightZeroPoint)}, where)
-    found = WeightZeroPoint(**{key: _typed(raw[key], int, f"{where}.{key}") for key in raw})
-    if found.value != -1:  # narrow codes leave one place free, below
-        raise RecipeError(f"target {where}.value: expected -1, found {found.value}")
-    return found
+    _check_keys(raw, {f.name for f in fields(WeightZeroPoint)}, where)
+    shift = WeightZeroPoint(**{key: _typed(raw[key], int, f"{where}.{key}") for key in raw})
+    if shift.value != -1:  # narrow codes leave -128 free, so int8 has room for a shift by -1 only
+        raise RecipeError(f"target {where}.value: expected -1, found {shift.value}")
+    return shift
 
 
 def _stores(raw: Any, where: str) -> dict[str, dict[int, int]]:
-    found: dict[str, dict[int, int]] = {}
+    axes: dict[str, dict[int, int]] = {}
     for op, inputs in _typed(raw, dict, where).items():
         for position, axis in _typed(inputs, dict, f"{where}.{op}").items():
             _typed(position, int, f"{where}.{op}")
             _typed(axis, int, f"{where}.{op}.{position}")
-        found[op] = dict(inputs)
-    return found
+        axes[op] = dict(inputs)
+    return axes
 
 
 def _rule(raw: Any, where: str) -> OpRule:
-    _known(raw, {f.name for f in fields(OpRule)}, where, needed={"form"})
-    _one_of(raw["form"], FORMS, f"{where}.form")
-    _one_of(raw.get("output", "quantized"), OUTPUTS, f"{where}.output")
+    _check_keys(raw, {f.name for f in fields(OpRule)}, where, required={"form"})
+    _check_one_of(raw["form"], FORMS, f"{where}.form")
+    _check_one_of(raw.get("output", "quantized"), OUTPUTS, f"{where}.output")
     kinds = {"weight": int, "bias": int, "on_codes": bool, "on_codes_bits": int, "when": dict}
     for key, kind in kinds.items():
         if key in raw:
@@ -221,10 +235,10 @@ def _rule(raw: Any, where: str) -> OpRule:
 
 
 def _spec(raw: Any, where: str) -> QuantSpec:
-    needed = {"bits", "signed", "symmetric", "granularity"}
-    _known(raw, needed | {"narrow"}, where, needed)
+    required = {"bits", "signed", "symmetric", "granularity"}
+    _check_keys(raw, required | {"narrow"}, where, required)
     kinds: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(0)}
-    _one_of(raw["granularity"], tuple(kinds), f"{where}.granularity")
+    _check_one_of(raw["granularity"], tuple(kinds), f"{where}.granularity")
     signed, symmetric = (_typed(raw[k], bool, f"{where}.{k}") for k in ("signed", "symmetric"))
     bits = _typed(raw["bits"], int, f"{where}.bits")
     narrow = _typed(raw.get("narrow", True), bool, f"{where}.narrow")
@@ -244,18 +258,19 @@ def _list(raw: Any, kind: type, where: str) -> tuple[Any, ...]:
     return tuple(_typed(item, kind, where) for item in raw)
 
 
-def _one_of(raw: Any, known: tuple[str, ...], where: str) -> None:
-    if raw not in known:
+def _check_one_of(raw: Any, allowed: tuple[str, ...], where: str) -> None:
+    if raw not in allowed:
         raise RecipeError(
-            f'target {where}: "{raw}" is not one of {", ".join(known)}{suggest(str(raw), known)}'
+            f'target {where}: "{raw}" is not one of {", ".join(allowed)}'
+            f"{suggest(str(raw), allowed)}"
         )
 
 
-def _known(raw: Any, keys: set[str], where: str, needed: set[str] | None = None) -> None:
+def _check_keys(raw: Any, keys: set[str], where: str, required: set[str] | None = None) -> None:
     if not isinstance(raw, dict):
         raise RecipeError(f"target {where}: expected a mapping, found {type(raw).__name__}")
     for key in raw:
         if key not in keys:
             raise RecipeError(f'target {where}: unknown key "{key}"{suggest(str(key), keys)}')
-    for key in sorted((keys if needed is None else needed) - raw.keys()):
+    for key in sorted((keys if required is None else required) - raw.keys()):
         raise RecipeError(f'target {where}: key "{key}" is missing')

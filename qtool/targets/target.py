@@ -1,4 +1,4 @@
-"""What a runtime executes in integers: data, read from ``configs/targets/*.yaml``."""
+"""Integer operators, grids and file formats of a runtime; read from ``configs/targets/*.yaml``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,21 +21,20 @@ NEWEST_OPSET = 26
 
 @dataclass(frozen=True)
 class OpRule:
-    """How a target runs one op type in integers.
+    """Integer kernel of a target for one op type.
 
     Attributes:
-        form: ``weighted`` (constant weights times an activation), ``elementwise`` (every float
-            input and the output on grids of their own), ``same_grid`` (codes move unchanged),
-            ``concat``.
+        form: ``weighted`` (constant weights times an activation), ``elementwise`` (a grid for each
+            float input and for the output), ``same_grid`` (codes move unchanged), ``concat``.
         inputs: positions of the activation inputs; empty: all.
         weight, bias: positions of the constant operands of a weighted op.
-        output: ``quantized`` when the kernel only writes codes, ``either`` when also floats.
-        absorbs: activations that vanish into this op's output grid.
+        output: ``quantized`` when the kernel writes codes only, ``either`` when floats too.
+        absorbs: activation functions that the kernel computes by clipping to its output grid.
         on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
-        on_codes_bits: the widest codes it moves so; around wider ones Q and DQ stay.
-        fused_into: weighted ops that add the other operand themselves, before they round: the
-            last one whose output only this op reads keeps it float (elementwise only).
-        when: attribute name -> values the kernel needs; anything else stays float.
+        on_codes_bits: the widest codes it moves like this; wider ones keep Q and DQ around it.
+        fused_into: weighted ops whose kernels add the other operand before they round: the last
+            one whose output only this op reads keeps it float (elementwise only).
+        when: attribute name -> values the kernel requires; other nodes stay float.
     """
 
     form: str
@@ -52,12 +51,12 @@ class OpRule:
 
 @dataclass(frozen=True)
 class WeightZeroPoint:
-    """Convolutions whose weights are stored moved by a zero point: the same grid, other kernels.
+    """Zero point of stored convolution weights: the grid is the same, other kernels run.
 
     Attributes:
-        value: the zero point; codes are moved by as much.
-        min_k: only where at least so many products are summed for one output.
-        min_macs: only where the layer has at least so many multiply-accumulates.
+        value: the zero point; codes are shifted by as much.
+        min_k: fewest products summed for one output, from which a layer gets it.
+        min_macs: fewest multiply-accumulates of a layer, from which it gets it.
     """
 
     value: int
@@ -73,34 +72,33 @@ class Target:
         activations, weights: the default grids; ``weights`` gets its axis from the op.
         ops: op type -> OpRule. An op that is absent stays float.
         rewrites: names from REWRITES, in order.
-        measured: a sentence about what was executed to support this file.
-        requantizes: ops that the runtime turns into integers by itself wherever it finds them
-            behind a DequantizeLinear, also those that were meant to stay float.
+        measured: the executions that support this file, in a sentence.
+        requantizes: ops that the runtime converts to integers wherever they follow a
+            DequantizeLinear, also those that the plan has as float.
         stores: op type -> input position -> axis of the scales, for weights of float ops that the
             file keeps as codes.
-        dynamic: op type -> the fewest weights from which a kernel that finds the grid of its input
-            while it runs is faster than float; absent ops have none.
-        widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may ask
-            for; absent: only the target's own.
-        scale: form of the scales where the recipe asks for none, a ``scale_kind``.
-        int16_pairs: pairs of products are added in 16 bits: scales of weights are made so wide
-            that none saturates.
-        integer_only: there are no floats between the first codes and the last; the report says how
-            the integer-only reference compares with the file.
+        dynamic: op type -> the fewest weights from which a kernel that computes the grid of its
+            input at run time is faster than float; absent ops have none.
+        widths: ``weights`` and ``activations`` -> the fewest and the most bits a recipe may
+            request; absent: only the target's own.
+        scale: form of the scales where the recipe names none, a ``scale_kind``.
+        int16_pairs: pairs of products are added in 16 bits; scales of weights are widened so that
+            no pair saturates.
+        integer_only: there are no floats between the first codes and the last; the report compares
+            the file with the integer-only reference.
         packing: what the runtime computes once at load, names from PACKING: codes from int4 or
             int2 initializers, from packed ``bytes`` or from five ternary codes a byte (``base3``),
             and ``scales`` of biases as products. A form is used where the file's opset has it;
-            codes that no form serves lie in containers.
-        granularities: how many scales for weights a recipe may ask for; absent: what the target's
-            own allows.
-        formats: the forms of file it reads, the default first.
+            other codes are stored in int8 or uint8 containers.
+        granularities: granularities of weights that a recipe may request; absent: the target's own.
+        formats: the file formats it reads, the default first.
         opsets: the oldest and the newest opset it reads; absent: from its own to the newest.
-        runtime: what executes the files; where that is not onnxruntime, kernels and latency in the
-            report are not its own.
-        isa: instruction sets (as the report names them) without which its files lose their speed.
+        runtime: the program that executes the files; where that is not onnxruntime, kernels and
+            latency in the report are not its own.
+        isa: instruction sets (as the report names them) that the speed of its files depends on.
         bias: ``int32`` on the grid s_x * s_w, or ``float``.
         unsigned_where_positive: values that cannot be negative get unsigned codes.
-        weight_zero_point: which weights are stored moved, or None.
+        weight_zero_point: the zero point of stored weights and the layers that get it, or None.
     """
 
     name: str

@@ -19,6 +19,7 @@ class Binary:
     """
 
     fixed_bits: ClassVar[int | None] = 1
+    low_bit_only: ClassVar[bool] = True
 
     def __call__(
         self, weight: np.ndarray, spec: QuantSpec, level_bits: int = 8

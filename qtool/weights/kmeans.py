@@ -26,6 +26,8 @@ class KMeans:
     """
 
     fixed_bits: ClassVar[int | None] = None
+    low_bit_only: ClassVar[bool] = True
+
     _: KW_ONLY
     iterations: int = Field(default=300, ge=1)
 

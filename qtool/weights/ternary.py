@@ -23,6 +23,7 @@ class Ternary:
     """
 
     fixed_bits: ClassVar[int | None] = 2
+    low_bit_only: ClassVar[bool] = True
     _: KW_ONLY
     exact: bool = False
 

@@ -26,6 +26,8 @@ class Uniform:
     """
 
     fixed_bits: ClassVar[int | None] = None
+    low_bit_only: ClassVar[bool] = False
+
     _: KW_ONLY
     candidates: int = Field(default=80, ge=1)
 

@@ -68,7 +68,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     (tmp_path / "train").mkdir()
     (tmp_path / "int8.yaml").write_text(RECIPE)
-    monkeypatch.setitem(KINDS, "ptq", dict)
+    monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -310,9 +310,9 @@ def test_report_compares_with_a_baseline(folder):
 def test_list_shows_every_kind_and_every_name():
     result = run("list")
     assert result.exit_code == 0
-    for kind, table in KINDS.items():
-        assert f"{kind}\n" in result.stdout
-        for name in table():
+    for kind in KINDS.values():
+        assert f"{kind.name}\n" in result.stdout
+        for name in kind.table():
             assert f"  {name} " in result.stdout
     assert "ptq\n  (none in this version)" in result.stdout
 
@@ -332,7 +332,7 @@ def test_list_of_one_name_gives_help_and_options():
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "ptq"])
 def test_every_entry_of_every_kind_has_help(kind):
-    for name in KINDS[kind]():
+    for name in KINDS[kind].table():
         result = run("list", kind, name)
         assert result.exit_code == 0
         assert "(no help)" not in result.stdout

@@ -18,8 +18,9 @@ def run_ptq(recipe, out, options):
     time.sleep(60)
 pipeline.run_ptq = run_ptq
 sys.modules["qtool.pipeline.run"] = pipeline
+from dataclasses import replace
 from qtool.recipe.registry import KINDS
-KINDS["ptq"] = dict
+KINDS["ptq"] = replace(KINDS["ptq"], table=dict)
 from qtool.cli.main import main
 sys.argv = ["qtool", "ptq", "--model", "net.onnx", "--data", "train"]
 main()

@@ -174,11 +174,7 @@ def test_more_bits_are_never_worse():
 
 def resolved(target=None, **asked) -> Bits:
     model = residual_net().model()
-
-    def error(place, text):
-        return RecipeError(f"{'.'.join(place)}: {text}")
-
-    return resolve_bits(BitsAsked(**asked), model, target or cpu(), error)
+    return resolve_bits(BitsAsked(**asked), model, target or cpu())
 
 
 def test_patterns_resolve_to_widths():

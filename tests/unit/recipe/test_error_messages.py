@@ -1,5 +1,6 @@
 """Every mistake in a recipe is an error that says where, what was found, what to write instead."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import pytest
@@ -33,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     (tmp_path / "train").mkdir()
     (tmp_path / "net.pt2").write_bytes(b"")
-    monkeypatch.setitem(KINDS, "ptq", lambda: {"repair": Step})
+    monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=lambda: {"repair": Step}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -113,7 +114,7 @@ FILE_ERRORS = [
     (BASE.replace("net.onnx", "{torch: 'nets:one', weights: w.pth, input: {x: [N]}}"),
      'r.yaml:1: model.weights: nothing at "'),
     (BASE.replace("net.onnx", "{torch: net.pt2, input: {x: [N]}}"),
-     "r.yaml:1: model: a .pt2 file knows its inputs; remove `input`"),
+     "r.yaml:1: model: a .pt2 file has its inputs; remove `input`"),
     (BASE.replace("net.onnx", "{torch: gone.pt2}"), 'r.yaml:1: model.torch: nothing at "'),
     (BASE.replace("model: net.onnx", "target: onnxruntime-cpu"),
      'r.yaml:1: the key "model" is missing; add it'),
@@ -211,7 +212,7 @@ def test_an_override_into_a_list_says_so():
 
 
 def test_no_ptq_step_yet_is_said(monkeypatch):
-    monkeypatch.setitem(KINDS, "ptq", dict)
+    monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
     found = message(BASE + "ptq: [gptq]\n")
     assert (
         found == 'r.yaml:7: ptq[0]: found "gptq", but this version has no ptq steps yet; remove it'

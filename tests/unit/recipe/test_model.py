@@ -1,5 +1,6 @@
 """Recipes: what loads, what it becomes, and that the resolved recipe runs again as it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from qtool.recipe.loader import load_recipe, recipe_from_options
 from qtool.recipe.model import Choice, LayerBits
 from qtool.recipe.registry import KINDS
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 
 SMALL = "model: net.onnx\ncalibrate: {images: train}\n"
@@ -41,7 +42,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
-    monkeypatch.setitem(KINDS, "ptq", dict)
+    monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
     return tmp_path
 
 
@@ -57,10 +58,10 @@ def test_a_small_recipe_gets_the_contract_defaults(folder):
     assert recipe.calibrate.method == Choice(name="mse")
     assert recipe.calibrate.count == 512
     assert (recipe.bits.weights, recipe.bits.activations) == (None, None)  # the target's
-    settled = settle(recipe, load_target(recipe.target))
-    assert (settled.bits.weights, settled.bits.activations) == (8, 8)
-    assert settled.bits.granularity == "channel"
-    assert (settled.output.format, settled.output.opset) == ("qdq", 21)
+    resolved = apply_target_defaults(recipe, load_target(recipe.target))
+    assert (resolved.bits.weights, resolved.bits.activations) == (8, 8)
+    assert resolved.bits.granularity == "channel"
+    assert (resolved.output.format, resolved.output.opset) == ("qdq", 21)
     assert (recipe.evaluate, recipe.rewrite, recipe.ptq) == (None, None, ())
     assert recipe.output.io == "float"
 
@@ -205,7 +206,7 @@ def test_data_that_holds_arrays_is_read_as_arrays(folder, name):
 
 
 def test_a_choice_builds_its_entry_with_its_options():
-    built = Choice(name="percentile", options={"q": 0.99}).build(KINDS["calibrators"]())
+    built = Choice(name="percentile", options={"q": 0.99}).build(KINDS["calibrators"].table())
     assert built.q == 0.99
 
 

@@ -1,10 +1,10 @@
-"""What a recipe leaves to its target, and what it asks of it in vain."""
+"""Values of a recipe that its target chooses, and requests that the target cannot fulfil."""
 
 import pytest
 
 from qtool.errors import RecipeError
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.target_defaults import settle
+from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 
 
@@ -23,18 +23,19 @@ OWN = {
 
 @pytest.mark.parametrize("target", OWN)
 def test_a_target_answers_what_the_recipe_leaves_open(target, tmp_path):
-    found = settle(recipe(tmp_path, target), load_target(target))
-    bits, output = found.bits, found.output
-    told = (bits.weights, bits.activations, bits.granularity, output.format, output.opset)
-    assert told == OWN[target]
+    resolved = apply_target_defaults(recipe(tmp_path, target), load_target(target))
+    bits, output = resolved.bits, resolved.output
+    values = (bits.weights, bits.activations, bits.granularity, output.format, output.opset)
+    assert values == OWN[target]
     again = recipe(tmp_path, target, bits={"weights": 8, "activations": 8})
-    assert settle(again, load_target(target)).bits.activations == 8
+    assert apply_target_defaults(again, load_target(target)).bits.activations == 8
 
 
-def test_settled_recipes_stay_as_they_are(tmp_path):
+def test_resolved_recipes_stay_as_they_are(tmp_path):
     target = load_target("npu-u16")
-    found = settle(recipe(tmp_path, "npu-u16"), target)
-    assert settle(found, target) == found and "activations: 16" in found.dump()
+    resolved = apply_target_defaults(recipe(tmp_path, "npu-u16"), target)
+    assert apply_target_defaults(resolved, target) == resolved
+    assert "activations: 16" in resolved.dump()
 
 
 BAD = [
@@ -50,7 +51,7 @@ BAD = [
     (
         "onnxruntime-cpu",
         {"output": {"format": "qonnx"}, "bits": {"activations": "dynamic"}},
-        "here: output.format: qonnx holds grids that are known beforehand",
+        "here: output.format: qonnx holds grids that are fixed beforehand",
     ),
 ]
 
@@ -58,6 +59,6 @@ BAD = [
 @pytest.mark.parametrize(("target", "parts", "complaint"), BAD, ids=range(len(BAD)))
 def test_what_a_target_cannot_do_is_refused(target, parts, complaint, tmp_path):
     with pytest.raises(RecipeError) as caught:
-        settle(recipe(tmp_path, target, **parts), load_target(target))
+        apply_target_defaults(recipe(tmp_path, target, **parts), load_target(target))
     assert str(caught.value).startswith(complaint) or complaint in str(caught.value)
     assert caught.value.exit_code == 2

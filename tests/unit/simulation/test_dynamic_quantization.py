@@ -323,11 +323,8 @@ def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
 
 
 def resolved(**bits: object) -> Bits:
-    def error(place: tuple[str, ...], text: str) -> RecipeError:
-        return RecipeError(f"{'.'.join(place)}: {text}")
-
     target = bits.pop("target", cpu())
-    return resolve_bits(BitsAsked.model_validate(bits), encoder().model(), target, error)
+    return resolve_bits(BitsAsked.model_validate(bits), encoder().model(), target)
 
 
 def test_bits_of_a_recipe():

@@ -31,12 +31,8 @@ def network(name: str, tmp_path):
     return model
 
 
-def refused(path, text: str) -> RecipeError:
-    return RecipeError(f"{'.'.join(path)}: {text}")
-
-
 def asked(**keys) -> str:
-    bits = resolve_bits(BitsAsked(**keys), Net().output().model(), cpu(), refused)
+    bits = resolve_bits(BitsAsked(**keys), Net().output().model(), cpu())
     return bits.scale
 
 
