@@ -145,7 +145,7 @@ class _TrainingRun:
     def train(self) -> StepResult:
         import torch
 
-        from qtool.qat.settings import best_of
+        from qtool.qat.settings import RunFiles, best_of
         from qtool.qat.trainer import train
 
         context, section = self.prepared.context, self.section
@@ -168,9 +168,8 @@ class _TrainingRun:
             self.train_data,
             self.validation,
             settings,
-            checkpoint,
+            RunFiles(checkpoint, board),
             context.progress,
-            board,
         )
         best = best_of(history)
         notes += warnings_of(history, settings.epochs, float_score, self.validation.count)

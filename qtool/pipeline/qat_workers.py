@@ -79,6 +79,7 @@ def assist_training(recipe: Recipe, cache: StageCache, options: RunOptions) -> N
     start = distributed.share(_no_message)
     import torch
 
+    from qtool.qat.settings import RunFiles
     from qtool.qat.trainer import train
 
     torch.manual_seed(options.seed)
@@ -99,7 +100,7 @@ def assist_training(recipe: Recipe, cache: StageCache, options: RunOptions) -> N
     train_data = data.take([index[sample] for sample in start.samples])
     network, teacher = build_network(section, context, start.plan)
     # The first process alone evaluates; no validation sample is read for that here.
-    train(network, teacher, train_data, train_data, start.settings, start.checkpoint)
+    train(network, teacher, train_data, train_data, start.settings, RunFiles(start.checkpoint))
 
 
 def _no_message() -> TrainingStart:
@@ -127,9 +128,8 @@ def build_network(
     Raises:
         RecipeError: the plan cannot be trained.
     """
-    from qtool.qat.fake_quant_model import QatNetwork
+    from qtool.qat.fake_quant_model import QatNetwork, to_float32
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.quantizers.functions import widened
     from qtool.runtime.executor import Executor
 
     model, first = context.model, context.first_output
@@ -138,7 +138,7 @@ def build_network(
     executor = Executor(model, context.device)
 
     def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
-        return executor(feeds, widened, list(dict.fromkeys((first, *more))))
+        return executor(feeds, to_float32, list(dict.fromkeys((first, *more))))
 
     return network, teacher
 
