@@ -251,12 +251,12 @@ def quantize(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    known = QuantizeOptions.__annotations__
+    valid = QuantizeOptions.__annotations__
     for name in options:
-        if name not in known:
+        if name not in valid:
             raise RecipeError(
-                f"qtool.quantize: unknown option {name}{suggest(name, known)}; known: "
-                f"{', '.join(known)}"
+                f"qtool.quantize: unknown option {name}{suggest(name, valid)}; known: "
+                f"{', '.join(valid)}"
             )
 
 
@@ -349,7 +349,7 @@ def simulate(
     quantizer: str | Mapping[str, Any] | None = None,
     batchnorm: str = "live",
 ) -> "nn.Module":
-    """The quantized network as a torch module: every value on a grid is rounded to it.
+    """Return the quantized network as a torch module: values on a grid are rounded to it.
 
     Its ``forward`` takes the model's inputs by position or by name, as tensors or arrays, and
     returns the one output, or all in a tuple. Without a ``quantizer`` rounding has no gradient and

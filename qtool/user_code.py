@@ -113,7 +113,7 @@ def _forget_namesake(top: str, folder: Path, key: str, kind: type[QtoolError]) -
 
 
 @contextmanager
-def guest_modules(folder: Path | None) -> Iterator[None]:
+def isolated_imports(folder: Path | None) -> Iterator[None]:
     """Restore ``sys.modules`` and ``sys.path`` after the block.
 
     For code that is needed only while the block runs: modules that it imported from ``folder`` are
@@ -162,7 +162,7 @@ def guarded(what: str, kind: type[QtoolError] = DataError) -> Iterator[None]:
         ) from error
 
 
-def drain(items: Iterable[Any], what: str) -> Iterator[Any]:
+def guarded_items(items: Iterable[Any], what: str) -> Iterator[Any]:
     """Yield the items of the user's iterable, each step under :func:`guarded`.
 
     Args:

@@ -91,7 +91,7 @@ def add_node(
     return out
 
 
-def take_over(old: ir.Value, new: ir.Value) -> None:
+def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Replace ``old`` by ``new`` everywhere, under the old name and as the graph's output."""
     producer = old.producer()
     graph = producer.graph if producer is not None else None

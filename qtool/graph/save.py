@@ -43,7 +43,7 @@ def save_model(model: ir.Model, path: Path) -> None:
 def _save(model: ir.Model, path: Path) -> None:
     """Write the file without redundant types and shapes, up to a tenth of a small file."""
     computed = [v for node in model.graph for v in node.outputs]
-    values = [v for v in (*model.graph.initializers.values(), *computed) if is_said_elsewhere(v)]
+    values = [v for v in (*model.graph.initializers.values(), *computed) if is_type_redundant(v)]
     removed = [(v, v.type, v.shape) for v in values]
     for value in values:
         value.type = value.shape = None
@@ -54,7 +54,7 @@ def _save(model: ir.Model, path: Path) -> None:
             value.type, value.shape = kind, shape
 
 
-def is_said_elsewhere(value: ir.Value) -> bool:
+def is_type_redundant(value: ir.Value) -> bool:
     """Return True when type and shape follow from a tensor, or from a zero point and an input."""
     if value.is_graph_input() or value.is_graph_output():
         return False

@@ -10,7 +10,9 @@ from qtool.graph.queries import dims
 from qtool.loading.onnx_loader import infer_shapes
 
 
-def declare(model: ir.Model, shapes: Mapping[str, tuple[int | str, ...]], path: Path) -> str:
+def set_input_shapes(
+    model: ir.Model, shapes: Mapping[str, tuple[int | str, ...]], path: Path
+) -> str:
     """Set the shapes of inputs, in place, and run shape inference again.
 
     Args:

@@ -166,7 +166,7 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
     model, notes = _upgrade_opset(model, opset, path)
     # After the upgrade, whose adapters add Constant nodes, such as axes that became inputs.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    name_everything(model)
+    assign_node_names(model)
     if model.opset_imports.get("", 1) > before:
         restore_semantics(model, before, path)
     if count := widen(model):
@@ -276,7 +276,7 @@ def _upgrade_opset(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, l
     return upgraded, [f"opset raised from {current} to {opset}"]
 
 
-def name_everything(model: ir.Model) -> None:
+def assign_node_names(model: ir.Model) -> None:
     """Give every node of every graph a unique name; existing unique names stay."""
     nodes = list(model.graph.all_nodes())
     taken = {node.name for node in nodes}

@@ -12,7 +12,7 @@ from qtool.graph.queries import dims
 from qtool.graph.save import save_model
 from qtool.loading import Loaded, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
-from qtool.loading.input_shapes import declare
+from qtool.loading.input_shapes import set_input_shapes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
@@ -74,7 +74,7 @@ def load_any(
         loaded = read(model.onnx)
         if not model.input:
             return loaded
-        note = declare(loaded.model, model.input, model.onnx)
+        note = set_input_shapes(loaded.model, model.input, model.onnx)
         return replace(loaded, notes=(*loaded.notes, note))
     torch = as_torch(model)
     if requantize:

@@ -145,7 +145,7 @@ class _TrainingRun:
     def train(self) -> StepResult:
         import torch
 
-        from qtool.qat.settings import RunFiles, best_of
+        from qtool.qat.settings import RunFiles, best_epoch
         from qtool.qat.trainer import train
 
         context, section = self.prepared.context, self.section
@@ -171,7 +171,7 @@ class _TrainingRun:
             RunFiles(checkpoint, board),
             context.progress,
         )
-        best = best_of(history)
+        best = best_epoch(history)
         notes += warnings_of(history, settings.epochs, float_score, self.validation.count)
         if distributed.count() > 1:
             notes.append(f"{distributed.count()} processes shared every batch of {settings.batch}")
@@ -243,9 +243,9 @@ def warnings_of(
         float_score: of the float network on the same samples, where the score is top-1 in %.
         held_out: how many these are.
     """
-    from qtool.qat.settings import best_of
+    from qtool.qat.settings import best_epoch
 
-    best = best_of(history)
+    best = best_epoch(history)
     if len(history) <= epochs:
         return [
             f"WARNING: stopped, for the loss of epoch {len(history)} is no number, or twice that "

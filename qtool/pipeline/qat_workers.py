@@ -74,7 +74,7 @@ def assist_training(recipe: Recipe, cache: StageCache, options: RunOptions) -> N
 
     Raises:
         QtoolError: model or data are not here what they are to the first process.
-        Lost: the first process ended before training did; it says why.
+        ProcessLost: the first process ended before training did; it says why.
     """
     start = distributed.share(_no_message)
     import torch

@@ -58,7 +58,7 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
             return _run(recipe, out, options, train=True)
         cache = open_cache(out, options)  # it holds models that the first process exported
         # Where the first process ended early, it says why.
-        with suppress(distributed.Lost):
+        with suppress(distributed.ProcessLost):
             assist_training(recipe, cache, options)
         return None
 

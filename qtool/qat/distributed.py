@@ -24,7 +24,7 @@ GROUP_TIMEOUT = timedelta(days=1)
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Lost(KeyboardInterrupt):
+class ProcessLost(KeyboardInterrupt):
     """Another process ended and reports why; an interruption, so the checkpoint stays valid."""
 
 
@@ -135,7 +135,7 @@ def share(make: Callable[[], R]) -> R:
         make: called in the first process alone; its result must be picklable.
 
     Raises:
-        Lost: another process ended.
+        ProcessLost: another process ended.
     """
     import torch
     import torch.distributed as dist
@@ -227,9 +227,9 @@ def all_reduce_gradients(
 
 @contextmanager
 def _detect_lost_process() -> Iterator[None]:
-    """Turn the errors of a broken connection into :class:`Lost`."""
+    """Turn the errors of a broken connection into :class:`ProcessLost`."""
     try:
         yield
     except RuntimeError as error:
         why = str(error).strip().splitlines() or [""]
-        raise Lost(f"another process ended ({why[0][:200]})") from error
+        raise ProcessLost(f"another process ended ({why[0][:200]})") from error

@@ -111,6 +111,6 @@ class Epoch:
     frozen: float | None = None
 
 
-def best_of(history: list[Epoch]) -> int:
+def best_epoch(history: list[Epoch]) -> int:
     """Return the number of the epoch with the highest score, the last of equals."""
     return max(history, key=lambda epoch: (epoch.score, epoch.number)).number

@@ -8,7 +8,7 @@ from torch import nn
 
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.quant.plan import QuantPlan
-from qtool.simulation.module import by_input
+from qtool.simulation.module import bind_inputs
 
 
 class TrainableModule(nn.Module):
@@ -38,7 +38,7 @@ class TrainableModule(nn.Module):
         Raises:
             DataError: an input is missing, unknown or passed twice.
         """
-        outputs = self.network(by_input(self.inputs, values, named))
+        outputs = self.network(bind_inputs(self.inputs, values, named))
         tensors = tuple(outputs[name] for name in self.network.outputs)
         return tensors[0] if len(tensors) == 1 else tensors
 

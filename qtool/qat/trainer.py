@@ -30,7 +30,7 @@ from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import Loss, Teacher, are_classes
 from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
-from qtool.qat.settings import Epoch, RunFiles, Settings, best_of
+from qtool.qat.settings import Epoch, RunFiles, Settings, best_epoch
 from qtool.qat.tensorboard_log import TensorBoardLog, tensorboard_log
 
 T = torch.Tensor
@@ -180,7 +180,7 @@ class _Loop:
             self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
             if self.log is not None:
                 self.log.epoch(self.history[-1])
-            if best_of(self.history) == number:
+            if best_epoch(self.history) == number:
                 self.best = copy_state(self.network)
         return True
 

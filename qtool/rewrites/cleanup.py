@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from qtool.graph.edit import add_constant, drop, take_over
+from qtool.graph.edit import add_constant, drop, replace_value
 from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
 from qtool.rewrites.rewrite import IsInteger
 from qtool.runtime.ort_session import OrtSession
@@ -77,7 +77,7 @@ def remove_identities(model: ir.Model, is_integer: IsInteger) -> int:
             # A graph output keeps its name; an input or constant cannot be renamed into it.
             if producer is None or source.is_graph_output() or len(source.uses()) > 1:
                 continue
-            take_over(out, source)
+            replace_value(out, source)
         else:
             ir.convenience.replace_all_uses_with(out, source)
         drop(node)

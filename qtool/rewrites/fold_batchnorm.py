@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.batchnorm import FoldedNorm
-from qtool.graph.edit import add_constant, drop, take_over
+from qtool.graph.edit import add_constant, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, is_constant, sole_reader, weight_axis
 from qtool.rewrites.rewrite import IsInteger
 
@@ -62,7 +62,7 @@ def fold_batchnorm(model: ir.Model, is_integer: IsInteger) -> int:
         replacement = norm.inputs[0]
         if replacement is None:
             raise AssertionError(f"{norm.name} lost its input")
-        take_over(out, replacement)
+        replace_value(out, replacement)
         if beta is not None and gamma is not None:
             replacement.meta["batchnorm"] = (beta, np.abs(gamma))
         drop(norm)

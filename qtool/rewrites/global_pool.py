@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, is_float
 from qtool.rewrites.rewrite import IsInteger
 
@@ -29,7 +29,7 @@ def reduce_mean_to_global_average_pool(model: ir.Model, is_integer: IsInteger) -
         y = add_node(node, "GlobalAveragePool", [x], name=f"{node.name}/pool", shape=pooled)
         if not attribute(node, "keepdims", 1):
             y = add_node(node, "Flatten", [y], {"axis": 1}, f"{node.name}/flatten", shape[:2])
-        take_over(out, y)
+        replace_value(out, y)
         drop(node)
         done += 1
     return done

@@ -6,7 +6,7 @@ Integer kernels exist for this form only.
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.edit import add_constant, add_node, drop, set_attributes, take_over
+from qtool.graph.edit import add_constant, add_node, drop, replace_value, set_attributes
 from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, sole_reader
 from qtool.rewrites.rewrite import IsInteger
 
@@ -47,7 +47,7 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
             y = add_node(
                 last, "Reshape", [y, back], name=f"{node.name}/restore", shape=(*shape[:-1], width)
             )
-        take_over(last.outputs[0], y)
+        replace_value(last.outputs[0], y)
         drop(last)
         if add is not None:
             drop(node)

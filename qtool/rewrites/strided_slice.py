@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, sole_reader
 from qtool.rewrites.rewrite import IsInteger
 
@@ -36,7 +36,7 @@ def strided_slice_to_max_pool(model: ir.Model, is_integer: IsInteger) -> int:
         shape = dims(node.outputs[0])
         name = f"{node.name}/max_pool"
         pooled = add_node(node, "MaxPool", [first.inputs[0]], attributes, name, shape)
-        take_over(node.outputs[0], pooled)
+        replace_value(node.outputs[0], pooled)
         for old in chain:
             drop(old)
         done += 1

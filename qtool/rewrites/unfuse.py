@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
-from qtool.graph.edit import add_node, drop, take_over
+from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import attribute
 from qtool.rewrites.rewrite import IsInteger
 
@@ -45,7 +45,7 @@ def unfuse_microsoft(model: ir.Model, is_integer: IsInteger) -> int:
         if activation:
             parameters = _parameters(node, activation)
             y = add_node(node, activation, [y], parameters, f"{node.name}/{activation}")
-        take_over(node.outputs[0], y)
+        replace_value(node.outputs[0], y)
         drop(node)
         done += 1
     if done:

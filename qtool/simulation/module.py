@@ -10,7 +10,7 @@ from qtool.errors import DataError
 from qtool.simulation.fake_quant import Simulation
 
 
-def by_input(
+def bind_inputs(
     inputs: Sequence[str], values: Sequence[Any], named: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Bind the arguments of a call to the names of inputs, as Python does.
@@ -63,7 +63,7 @@ class SimulatedModule(nn.Module):
         Raises:
             DataError: an input is missing, unknown or passed twice.
         """
-        results = self.simulation(by_input(self.inputs, values, named), self.outputs)
+        results = self.simulation(bind_inputs(self.inputs, values, named), self.outputs)
         # A clone outside inference mode may enter an autograd graph later.
         tensors = tuple(results[name].clone() for name in self.outputs)
         return tensors[0] if len(tensors) == 1 else tensors

@@ -24,7 +24,7 @@ EXACT_SUM = 2**24
 Codes = torch.Tensor
 
 
-class ExactKernels:
+class OrtKernels:
     """Kernels of the sites of one plan, on codes; weights are converted once."""
 
     def __init__(self, model: ir.Model, plan: QuantPlan) -> None:

@@ -126,17 +126,17 @@ def _cached(named: NamedStep, plan: QuantPlan, context: Context, record: StageRe
     )
 
 
-def check_needs(steps: Sequence[NamedStep], known: frozenset[str]) -> None:
+def check_needs(steps: Sequence[NamedStep], available: frozenset[str]) -> None:
     """Refuse steps whose requirements the run does not meet, before any work.
 
     Args:
         steps: of the recipe.
-        known: requirements that are met, names from ``step.NEEDS``.
+        available: requirements that are met, names from ``step.NEEDS``.
 
     Raises:
         RecipeError: names the step and what it needs.
     """
     for named in steps:
-        missing = sorted(named.step.needs - known)
+        missing = sorted(named.step.needs - available)
         if missing:
             raise RecipeError(f"ptq: {named.name} needs {', '.join(missing)}; leave the step out")

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import WEIGHTED_OPS, by_name, is_constant
-from qtool.graph.save import is_said_elsewhere
+from qtool.graph.save import is_type_redundant
 from qtool.quant.plan import QuantPlan
 from qtool.report.report import Size
 
@@ -130,7 +130,7 @@ def _node(node: ir.Node) -> FileParts:
 
 def _described(value: ir.Value) -> int:
     """Name, type and shape, where the file holds them."""
-    if (value.type is None and value.shape is None) or is_said_elsewhere(value):
+    if (value.type is None and value.shape is None) or is_type_redundant(value):
         return 0
     return _field(ir.serde.serialize_value(value).ByteSize())
 

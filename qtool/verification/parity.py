@@ -16,7 +16,7 @@ from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import dynamic_functions, dynamic_site_output
 from qtool.simulation.fake_quant import raw_edges
 from qtool.simulation.float_sites import FloatSites
-from qtool.simulation.ort_kernels import ExactKernels
+from qtool.simulation.ort_kernels import OrtKernels
 from qtool.simulation.site_kernels import SiteKernels
 
 # Operators with an integer kernel in ONNX Runtime that writes floats: QGemm without an output
@@ -79,7 +79,7 @@ def compare(
     folder: Path,
     names: Mapping[str, str],
     saved: int,
-    kernels_of: Callable[[ir.Model, QuantPlan], SiteKernels] = ExactKernels,
+    kernels_of: Callable[[ir.Model, QuantPlan], SiteKernels] = OrtKernels,
     in_floats: bool = False,
 ) -> ParityCounts:
     """Recompute every layer from the file's own inputs to it, and count the codes that differ.
@@ -91,7 +91,7 @@ def compare(
             for the k-th name.
         names: captured value of the file -> value of the plan.
         saved: number of captures.
-        kernels_of: creates the kernels of single layers: ExactKernels, or IntegerKernels.
+        kernels_of: creates the kernels of single layers: OrtKernels, or IntegerKernels.
         in_floats: the file computes on values, not on codes (QONNX).
     """
     executor = Executor(model, node_functions=dynamic_functions(plan))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.main import app
 from qtool.loading.pytorch.factory import build, import_factory
-from qtool.user_code import guest_modules
+from qtool.user_code import isolated_imports
 
 RECIPE = """
 model: {torch: "nets:net", weights: w.pth, input: {image: [N, 3, 8, 8]}}
@@ -22,7 +22,7 @@ evaluate: {arrays: data.npz, metric: top1, take: {every: 2, offset: 1}}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_nets(tmp_path)
-    with guest_modules(tmp_path):
+    with isolated_imports(tmp_path):
         net = build("nets:net", import_factory("nets:net", tmp_path)[0])
     torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
     shapes = {"image": {0: torch.export.Dim("N")}}

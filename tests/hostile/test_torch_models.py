@@ -11,7 +11,7 @@ from qtool.errors import ModelError, UnsupportedError
 from qtool.loading.pytorch.checkpoint import load_weights
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
-from qtool.user_code import guest_modules
+from qtool.user_code import isolated_imports
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_module_of_that_name_from_another_folder_is_not_taken(folder, tmp_path
 
     found = []
     for place, name in ((folder, "net"), (other, "only_here"), (folder, "net")):
-        with guest_modules(place):
+        with isolated_imports(place):
             found.append(import_factory(f"nets:{name}", place)[1])
     assert found[0] == found[2] == (folder / "blocks.py", folder / "nets.py")
     assert found[1] == (other / "nets.py",)
@@ -105,7 +105,7 @@ WEIGHTS = [
 @pytest.mark.parametrize(("make", "expected"), WEIGHTS)
 def test_weights_that_do_not_fit(folder, make, expected, monkeypatch):
     monkeypatch.chdir(folder)
-    with guest_modules(folder):
+    with isolated_imports(folder):
         net = build("nets:net", import_factory("nets:net", folder)[0])
         pickled = make(net)
         torch.save(pickled, folder / "w.pth")

@@ -1,4 +1,4 @@
-"""Comparison of one quantized op in ONNX Runtime and in ExactKernels, on grids of the test."""
+"""Comparison of one quantized op in ONNX Runtime and in OrtKernels, on grids of the test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.annotation.annotator import annotate
 from qtool.emitters import emit_qdq
 from qtool.loading import infer_shapes
-from qtool.loading.onnx_loader import name_everything
+from qtool.loading.onnx_loader import assign_node_names
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerTensor, QuantParams, dequantize
 from qtool.runtime.ort_options import session_options
-from qtool.simulation.ort_kernels import ExactKernels
+from qtool.simulation.ort_kernels import OrtKernels
 from qtool.targets.loader import load_target
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 
@@ -88,7 +88,7 @@ class Case:
                 constants[f"{out}_w"] = np.ones((sizes[-1], 1), np.float32)
                 nodes.append(helper.make_node("MatMul", [out, f"{out}_w"], [end], f"{out}_mm"))
         model = ir.from_proto(self._proto(nodes, outputs, constants))
-        name_everything(model)
+        assign_node_names(model)
         infer_shapes(model)
         return model
 
@@ -217,7 +217,7 @@ def in_runtime(
 
 @dataclass
 class Comparison:
-    """Outputs of one draw: those of the runtime and those of ExactKernels."""
+    """Outputs of one draw: those of the runtime and those of OrtKernels."""
 
     runtime: list[np.ndarray]
     exact: list[np.ndarray]
@@ -250,7 +250,7 @@ def draw(
     scales: Scales,
     seed: int,
     optimized: Path | None = None,
-    kernels_of: Callable[[ir.Model, QuantPlan], Any] = ExactKernels,
+    kernels_of: Callable[[ir.Model, QuantPlan], Any] = OrtKernels,
     kind: str = "float",
 ) -> Comparison:
     """Compute a case on random codes both ways; ``kind`` is the scale kind of its grids."""

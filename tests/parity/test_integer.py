@@ -29,7 +29,7 @@ from qtool.quant.freeze import freeze
 from qtool.simulation.fixed_point import ROUNDINGS
 from qtool.simulation.integer_kernels import BUILDERS as KERNELS
 from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
-from qtool.simulation.ort_kernels import ExactKernels
+from qtool.simulation.ort_kernels import OrtKernels
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
 from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
@@ -279,7 +279,7 @@ def test_weights_with_zero_points(tmp_path):
         model, observed_values(model, plan), [feeds_for(model)], histograms=True, threads=1
     )
     plan = freeze(model, weight_grids(model, choose_grids(plan, stats, MinMax())))
-    whole, exact = IntegerNetwork(model, plan), ExactKernels(model, plan)
+    whole, exact = IntegerNetwork(model, plan), OrtKernels(model, plan)
     with torch.inference_mode():
         codes = whole.run(whole.quantized(feeds_for(model, seed=5)))
     compared = 0

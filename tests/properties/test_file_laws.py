@@ -15,7 +15,7 @@ from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
-from qtool.simulation.ort_kernels import ExactKernels
+from qtool.simulation.ort_kernels import OrtKernels
 from qtool.verification.captured_outputs import with_outputs
 from qtool.weights import SCHEMES
 
@@ -98,7 +98,7 @@ def test_a_file_of_any_widths_computes_its_plan(net, data):
     for name, array in same.items():
         np.testing.assert_array_equal(seen[name], array)
     held = {k.removesuffix("_quantized"): v for k, v in seen.items() if k != "y"}
-    kernels = ExactKernels(model, plan)
+    kernels = OrtKernels(model, plan)
     compared = 0
     for site in plan.sites.values():
         if site.output in held and all(v in held or v in plan.codes for v in site.inputs):

@@ -20,7 +20,7 @@ from qtool.data.dataset import (
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Python
 from qtool.errors import DataError, suggest
-from qtool.user_code import drain, guarded, load_function
+from qtool.user_code import guarded, guarded_items, load_function
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Call:
                 f"{where}: gave a {type(batches).__name__}; expected batches: yield dicts of "
                 "arrays, or return a list of them"
             )
-        for number, batch in enumerate(drain(batches, where)):
+        for number, batch in enumerate(guarded_items(batches, where)):
             yield self._checked(batch, f"{where}: batch {number}")
 
     def _checked(self, batch: Any, where: str) -> Batch:

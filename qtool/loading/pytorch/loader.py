@@ -41,7 +41,7 @@ from qtool.loading.pytorch.export_check import (
     run_network,
 )
 from qtool.loading.pytorch.factory import build, import_factory
-from qtool.user_code import guest_modules
+from qtool.user_code import isolated_imports
 
 __all__ = ["TensorInput", "TorchSource", "export_to", "inputs_like", "load_torch"]
 
@@ -108,7 +108,7 @@ def load_torch(
         ModelError: the model's files or code are wrong (exit 2).
         UnsupportedError: torch cannot export it, or the export differs from torch (exit 3).
     """
-    with quiet(), guest_modules(source.folder):
+    with quiet(), isolated_imports(source.folder):
         if source.is_file:
             file = Path(source.torch)
             digest = _digest([file])

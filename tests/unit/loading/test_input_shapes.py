@@ -12,7 +12,7 @@ from qtool.cli.main import app
 from qtool.errors import ModelError
 from qtool.graph.queries import dims
 from qtool.loading import load_model
-from qtool.loading.input_shapes import declare
+from qtool.loading.input_shapes import set_input_shapes
 
 
 def tokens(path, *shape):
@@ -30,7 +30,7 @@ def tokens(path, *shape):
 def test_open_sizes_are_settled_and_reach_the_values_behind(shape, tmp_path):
     path = tokens(tmp_path / "m.onnx", *shape)
     model = load_model(path).model
-    note = declare(model, {"tokens": ("N", 6, 4)}, path)
+    note = set_input_shapes(model, {"tokens": ("N", 6, 4)}, path)
     assert note == "inputs: tokens [N, 6, 4]"
     assert dims(model.graph.inputs[0]) == ("N", 6, 4)
     assert dims(model.graph.outputs[0]) == ("N", 6, 3)
@@ -48,7 +48,7 @@ def test_open_sizes_are_settled_and_reach_the_values_behind(shape, tmp_path):
 def test_what_the_file_says_stays(given, text, tmp_path):
     path = tokens(tmp_path / "m.onnx", "N", "L", 4)
     with pytest.raises(ModelError, match=text):
-        declare(load_model(path).model, given, path)
+        set_input_shapes(load_model(path).model, given, path)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from qtool import files
 from qtool.graph.queries import dims, is_constant, release_weight_pages
 from qtool.loading import bind_shapes, load_model
-from qtool.loading.onnx_loader import SMALL_BYTES, name_everything
+from qtool.loading.onnx_loader import SMALL_BYTES, assign_node_names
 
 X = np.random.default_rng(0).normal(size=(2, 2, 4, 5)).astype(np.float32)
 # Two float32 orders of the same short sums.
@@ -104,7 +104,7 @@ def test_nodes_get_unique_names_and_keep_good_ones(tmp_path):
     proto = net.proto()
     proto.graph.node[4].name = ""
     model = ir.from_proto(proto)
-    name_everything(model)
+    assign_node_names(model)
     assert [n.name for n in model.graph] == ["r", "r_2", "r_1", "only", "Relu_y"]
 
 

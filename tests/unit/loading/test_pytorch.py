@@ -17,7 +17,7 @@ from qtool.loading.pytorch.export import eval_mode, export_module
 from qtool.loading.pytorch.factory import build, import_factory
 from qtool.loading.pytorch.loader import TensorInput, TorchSource, export_to, load_torch
 from qtool.runtime.ort_session import OrtSession
-from qtool.user_code import guest_modules
+from qtool.user_code import isolated_imports
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def net(folder):
-    with guest_modules(folder):
+    with isolated_imports(folder):
         return build("nets:net", import_factory("nets:net", folder)[0]).eval()
 
 

@@ -51,7 +51,7 @@ def test_training_ends_with_averaged_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop, "MovingAverage", lambda *given: kept.append(MovingAverage(*given)) or kept[-1]
     )
-    monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
+    monkeypatch.setattr(loop, "best_epoch", lambda history: history[-1].number)
     network, history = run(tmp_path, 6, batchnorm="folded", ema=0.9, lr=0.1)
     (average,) = kept
     found = network.state_dict()

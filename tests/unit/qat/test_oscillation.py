@@ -159,7 +159,7 @@ def test_what_was_frozen_is_in_the_plan(quantizer, tmp_path, monkeypatch):
         "Oscillations",
         lambda *given: kept.append(Oscillations(*given)) or kept[-1],
     )
-    monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
+    monkeypatch.setattr(loop, "best_epoch", lambda history: history[-1].number)
     for ema in (None, 0.9):
         name = f"frozen{ema}"
         network, history = run(
@@ -196,7 +196,7 @@ def test_dampening_brings_weights_to_their_codes(tmp_path, monkeypatch):
         seen = Oscillations(network, Oscillation(dampen=1.0))
         return seen.dampening(1.0).item()
 
-    monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
+    monkeypatch.setattr(loop, "best_epoch", lambda history: history[-1].number)
     options = {"batchnorm": "folded", "weight_decay": 0.0, "clip": 0.0}
     plain, history = run(tmp_path, 6, "plain", **options)
     held, again = run(tmp_path, 6, "held", oscillation=Oscillation(dampen=1.0), **options)

@@ -164,7 +164,7 @@ def test_gradients_are_clipped_where_no_batchnorm_holds_them(batchnorm, want):
 
 @pytest.mark.parametrize(("clip", "far"), [(0.0, True), (None, False), (0.01, False)])
 def test_one_step_moves_no_further_than_rate_times_clip(clip, far, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
+    monkeypatch.setattr(loop, "best_epoch", lambda history: history[-1].number)
     options = {"batchnorm": "folded", "weight_decay": 0.0, "batch": 190, "scale_lr": 0.0}
     start, _ = run(tmp_path, 1, "start", lr=1e-12, **options)
     moved, _ = run(tmp_path, 1, "moved", lr=0.01, clip=clip, **options)

@@ -21,9 +21,9 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
 from qtool.recipe.layer_bits import resolve_bits
-from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import Bits as RequestedBits
 from qtool.simulation.fake_quant import Simulation
-from qtool.simulation.ort_kernels import ExactKernels
+from qtool.simulation.ort_kernels import OrtKernels
 from qtool.weights import SCHEMES
 
 
@@ -111,7 +111,7 @@ def test_the_file_computes_the_plan_to_the_last_bit(weights, acts, scheme, grain
     names = {f"{v}_quantized" for v in plan.grid_of if v not in plan.codes}
     seen = codes_of(emitted, feeds, names)
     codes = {n.removesuffix("_quantized"): a for n, a in seen.items() if n.endswith("_quantized")}
-    kernels = ExactKernels(model, plan)
+    kernels = OrtKernels(model, plan)
     compared = 0
     for value, array in codes.items():
         spec = plan.spec(value)
@@ -174,7 +174,7 @@ def test_more_bits_are_never_worse():
 
 def resolved(target=None, **asked) -> Bits:
     model = residual_net().model()
-    return resolve_bits(BitsAsked(**asked), model, target or cpu())
+    return resolve_bits(RequestedBits(**asked), model, target or cpu())
 
 
 def test_patterns_resolve_to_widths():

@@ -19,7 +19,7 @@ from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.layer_bits import resolve_bits
-from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import Bits as RequestedBits
 from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import dynamic_site_output
 from qtool.simulation.fake_quant import Simulation
@@ -324,7 +324,7 @@ def test_small_weights_of_a_large_lstm_are_codes_too(tmp_path):
 
 def resolved(**bits: object) -> Bits:
     target = bits.pop("target", cpu())
-    return resolve_bits(BitsAsked.model_validate(bits), encoder().model(), target)
+    return resolve_bits(RequestedBits.model_validate(bits), encoder().model(), target)
 
 
 def test_bits_of_a_recipe():

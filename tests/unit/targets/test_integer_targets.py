@@ -16,7 +16,7 @@ from qtool.pipeline.stages import make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import Bits as RequestedBits
 from qtool.report.report import Report
 from qtool.targets.loader import load_target
 
@@ -39,11 +39,11 @@ def test_they_place_what_onnxruntime_executes(target, name):
 
 def test_integer_only_asks_for_shifts_by_default():
     model, target = Net().output().model(), load_target("integer-only")
-    assert resolve_bits(BitsAsked(), model, target).scale == "power_of_two"
-    requested = BitsAsked(scale="double_shift")
+    assert resolve_bits(RequestedBits(), model, target).scale == "power_of_two"
+    requested = RequestedBits(scale="double_shift")
     assert resolve_bits(requested, model, target).scale == "double_shift"
     with pytest.raises(RecipeError, match="takes 2 to 8 bits"):
-        resolve_bits(BitsAsked(activations=16), model, target)
+        resolve_bits(RequestedBits(activations=16), model, target)
 
 
 def middle() -> Net:

@@ -14,7 +14,7 @@ from qtool.quant.freeze import BIAS_LIMIT, freeze
 from qtool.quant.primitives import Codebook
 from qtool.quant.scale_formats import as_integers
 from qtool.recipe.layer_bits import resolve_bits
-from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import Bits as RequestedBits
 from qtool.weights import SCHEMES
 from qtool.weights.scale_constraints import SCALES, ScaleKind, request_scale_kind
 
@@ -32,7 +32,7 @@ def network(name: str, tmp_path):
 
 
 def asked(**keys) -> str:
-    bits = resolve_bits(BitsAsked(**keys), Net().output().model(), cpu())
+    bits = resolve_bits(RequestedBits(**keys), Net().output().model(), cpu())
     return bits.scale
 
 
