@@ -1,5 +1,8 @@
 """Small ONNX models of the kinds exporters write, and the few lines that quantize one."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,12 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values
+from qtool.data.spool import spool_batches
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes, load_model
+from qtool.pipeline import stages
+from qtool.pipeline.load_model import input_specs
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.rewrites import REWRITES
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageCache
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
 from qtool.weights.grids import weight_grids
@@ -347,3 +355,33 @@ def two_convs(weight=None, bias=None, middle=None) -> Net:
     x = net.add("Conv", x, w, b, pads=[1] * 4, name="conv")
     x = x if middle is None else net.add("Add", x, net.const(middle, "k"))
     return net.output(net.conv(x, 8, 4, out="y"))
+
+
+def graph_context(model, target=None, bits=None, dataset=None, threads=1) -> Context:
+    """A context for a graph that was never a file; without ``dataset`` nothing can calibrate."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Context(
+        model=model,
+        name="net",
+        sha256="",
+        target=target or cpu(),
+        bits=bits or Bits(),
+        inputs=input_specs(model, "net"),
+        calibration=dataset,
+        cache=StageCache(folder, fresh=True),
+        threads=threads,
+    )
+
+
+def make_plan(model, target, bits) -> QuantPlan:
+    """The plan of a rewritten graph, without grids."""
+    return stages.make_plan(graph_context(model, target, bits))
+
+
+def make_grids(model, plan, batches, calibrator, scheme=None, target=None) -> QuantPlan:
+    """The plan with grids from some batches."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    context = graph_context(model, target, dataset=spool_batches(batches, folder))
+    return stages.make_grids(context, plan, calibrator, scheme)

@@ -38,6 +38,7 @@ from qtool.weights import SCHEMES
 from qtool.weights.grids import weight_grids
 from qtool.weights.int16_saturation import safe_scales
 from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
+from qtool.weights.scheme import WeightScheme
 
 
 @dataclass(frozen=True)
@@ -177,22 +178,35 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             record,
             "grids",
             parts,
-            lambda: make_grids(recipe, context, plan),
+            lambda: make_grids(
+                context,
+                plan,
+                recipe.calibrate.method.build(CALIBRATORS),
+                recipe.bits.scheme.build(SCHEMES),
+            ),
             save_plan_archive,
             lambda path: load_plan_archive(path)[0],
         )
         return replace(plan, grids=grids.grids, codes=grids.codes, log=grids.log)
 
 
-def make_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
-    """Return the plan with grids estimated in one pass over the calibration data."""
+def make_grids(
+    context: Context, plan: QuantPlan, calibrator: Calibrator, scheme: WeightScheme | None = None
+) -> QuantPlan:
+    """Return the plan with grids estimated in one pass over the calibration data.
+
+    Args:
+        context: holds the graph and the calibration samples.
+        plan: without grids.
+        calibrator: estimates the grids of activations.
+        scheme: computes those of weights of 2 to 7 bits; None: equal steps.
+    """
     model = context.model
     # First, so that a weight that is not finite is named, and not the value it makes.
-    plan = weight_grids(model, plan, recipe.bits.scheme.build(SCHEMES))
+    plan = weight_grids(model, plan, scheme)
     observed = observed_values(model, plan)
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
-    calibrator: Calibrator = recipe.calibrate.method.build(CALIBRATORS)
     total, done = context.calibration.count, 0
 
     def on_batch(rows: int) -> None:

@@ -7,11 +7,10 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import Net, bind, cpu, feeds_for, rewritten, run
+from models import Net, bind, cpu, feeds_for, make_grids, make_plan, rewritten, run
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, packing
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -71,10 +70,8 @@ def planned(net: Net, data) -> tuple[ir.Model, QuantPlan]:
     drawn = {name: data.draw(widths) for name in layers if data.draw(st.booleans())}
     bits = Bits(*data.draw(widths), layers=drawn)
     scheme = SCHEMES[data.draw(st.sampled_from(sorted(SCHEMES)))]()
-    plan = make_plan(model, cpu(), bits, "net")
-    return model, freeze(
-        model, make_grids(model, plan, [feeds_for(model)], MinMax(), scheme, threads=1)
-    )
+    plan = make_plan(model, cpu(), bits)
+    return model, freeze(model, make_grids(model, plan, [feeds_for(model)], MinMax(), scheme))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

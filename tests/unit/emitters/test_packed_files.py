@@ -7,12 +7,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from models import Net, bind, cpu, feeds_for, optimized, rewritten, run
+from models import Net, bind, cpu, feeds_for, make_grids, make_plan, optimized, rewritten, run
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, save_model
 from qtool.emitters.qoperator import to_operators
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.targets.loader import load_target
@@ -32,8 +31,8 @@ def planned(bits: Bits, scheme: str = "uniform", opset: int = 21):
     model = net(opset).model()
     bind(model, feeds_for(model))
     rewritten(model)
-    plan = make_plan(model, cpu(), bits, "net")
-    grids = make_grids(model, plan, [feeds_for(model)], MinMax(), SCHEMES[scheme](), threads=1)
+    plan = make_plan(model, cpu(), bits)
+    grids = make_grids(model, plan, [feeds_for(model)], MinMax(), SCHEMES[scheme]())
     return model, freeze(model, grids)
 
 

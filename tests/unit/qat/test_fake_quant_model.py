@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from models import Net, bind, cpu, feeds_for, rewritten, run, two_convs
+from models import Net, bind, cpu, feeds_for, make_grids, make_plan, rewritten, run, two_convs
 
 import qtool
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.qat.batchnorm import fold_norm
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.quantizers import QAT_QUANTIZERS
@@ -155,8 +154,8 @@ def planned(net: Net, bits: Bits):
     model = net.model()
     bind(model, feeds_for(model))
     rewritten(model)
-    plan = make_plan(model, cpu(), bits, "net")
-    grids = make_grids(model, plan, [feeds_for(model, seed=1, rows=8)], MinMax(), None, 1)
+    plan = make_plan(model, cpu(), bits)
+    grids = make_grids(model, plan, [feeds_for(model, seed=1, rows=8)], MinMax())
     return model, freeze(model, grids)
 
 
@@ -257,8 +256,8 @@ def test_biases_that_no_rewrite_parted_are_one_on_the_last_layers_grid():
     feeds = feeds_for(model, seed=2, rows=16)
     bind(model, feeds)
     rewritten(model, "fold_constants")
-    plan = make_plan(model, cpu(), Bits(3, 4), "net")
-    plan = freeze(model, make_grids(model, plan, [feeds], MinMax(), None, 1))
+    plan = make_plan(model, cpu(), Bits(3, 4))
+    plan = freeze(model, make_grids(model, plan, [feeds], MinMax()))
     assert {site.bias for site in plan.sites.values() if site.bias} == {"b"}
     network = QatNetwork(model, plan, LSQ())
     assert len(network.biases) == 1

@@ -9,13 +9,24 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import BUILDERS, Net, bind, cpu, feeds_for, optimized, rewritten, run, sqnr
+from models import (
+    BUILDERS,
+    Net,
+    bind,
+    cpu,
+    feeds_for,
+    make_grids,
+    make_plan,
+    optimized,
+    rewritten,
+    run,
+    sqnr,
+)
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.loading import infer_shapes
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -46,8 +57,8 @@ def planned(net: Net, bits: Bits, scheme=None) -> tuple[ir.Model, QuantPlan]:
     model = net.model()
     bind(model, feeds_for(model))
     infer_shapes(model)
-    plan = make_plan(model, cpu(), bits, "net")
-    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), scheme, 1)
+    plan = make_plan(model, cpu(), bits)
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), scheme)
     return model, freeze(model, grids)
 
 
@@ -209,12 +220,12 @@ def test_binary_weights_are_signs():
 
 
 def test_rewritten_networks_take_every_width():
-    for name, build in BUILDERS.items():
+    for _name, build in BUILDERS.items():
         model = build().model()
         bind(model, feeds_for(model))
         rewritten(model)
-        plan = make_plan(model, cpu(), Bits(3, 4), name)
-        grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+        plan = make_plan(model, cpu(), Bits(3, 4))
+        grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax())
         emitted = emit_qdq(model, freeze(model, grids), cpu())
         for value in run(emitted, feeds_for(model)).values():
             assert np.isfinite(value).all()
@@ -225,8 +236,8 @@ def test_codes_of_16_bits_are_padded_in_floats():
     bind(model, feeds_for(model))
     rewritten(model)
     assert any(node.op_type == "Pad" for node in model.graph)
-    plan = make_plan(model, cpu(), Bits(8, 16), "net")
-    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+    plan = make_plan(model, cpu(), Bits(8, 16))
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax())
     feeds = feeds_for(model, seed=5)
     found = run(emit_qdq(model, freeze(model, grids), cpu()), feeds)["y"]
     assert np.abs(found - run(model, feeds)["y"]).max() < 0.05 * np.abs(found).max()
@@ -243,8 +254,8 @@ def test_the_target_says_how_wide_codes_an_op_moves(bits, most, kind):
     bind(model, feeds_for(model))
     rule = replace(cpu().ops["DepthToSpace"], on_codes_bits=most)
     target = replace(cpu(), ops={**cpu().ops, "DepthToSpace": rule})
-    plan = make_plan(model, target, Bits(8, bits), "net")
-    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
+    plan = make_plan(model, target, Bits(8, bits))
+    grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax())
     emitted = emit_qdq(model, freeze(model, grids), target)
     infer_shapes(emitted)
     move = next(node for node in emitted.graph if node.name == "move")

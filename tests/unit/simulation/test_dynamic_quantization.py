@@ -7,14 +7,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from models import Arrays, Net, cpu, feeds_for, frozen_plan, optimized, run, sqnr
+from models import Arrays, Net, cpu, feeds_for, frozen_plan, make_grids, optimized, run, sqnr
 
 from qtool.annotation.annotator import annotate
 from qtool.emitters import emit_qdq
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.pipeline.stages import make_grids
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_shape
 from qtool.quant.plan_io import read_plan, write_plan

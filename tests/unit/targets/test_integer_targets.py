@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
+from models import BUILDERS, Net, bind, cpu, feeds_for, make_plan, rewritten
 
 from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.pipeline import evaluate
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.stages import make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
@@ -56,9 +55,9 @@ def middle() -> Net:
 def test_a_float_in_the_middle_is_refused_before_anything_is_calibrated():
     model = middle().model()
     bind(model, feeds_for(model))
-    make_plan(model, cpu(), Bits(), "net")
+    make_plan(model, cpu(), Bits())
     with pytest.raises(UnsupportedError, match=r'"middle" \(Softmax\)'):
-        make_plan(model, load_target("integer-only"), Bits(), "net")
+        make_plan(model, load_target("integer-only"), Bits())
 
 
 def ran(folder: Path, net: Net, target: str) -> Report:

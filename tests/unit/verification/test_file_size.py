@@ -2,13 +2,12 @@
 
 import onnx_ir as ir
 import pytest
-from models import BUILDERS, Net, bind, cpu, feeds_for, quantized, rewritten
+from models import BUILDERS, Net, bind, cpu, feeds_for, make_grids, make_plan, quantized, rewritten
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_qdq, save_model
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.verification.file_size import file_bytes, file_parts, size_part, weight_bytes
@@ -51,8 +50,8 @@ def large() -> Net:
 
 def planned(net: Net, bits: Bits, scheme: str):
     model = network(net)
-    plan = make_plan(model, cpu(), bits, "net")
-    grids = make_grids(model, plan, [feeds_for(model)], MinMax(), SCHEMES[scheme](), threads=1)
+    plan = make_plan(model, cpu(), bits)
+    grids = make_grids(model, plan, [feeds_for(model)], MinMax(), SCHEMES[scheme]())
     return model, freeze(model, grids)
 
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
+from models import BUILDERS, Net, bind, cpu, feeds_for, make_grids, make_plan, rewritten
 
 from qtool.calibration import MinMax
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.simulation.integer_network import IntegerNetwork
@@ -31,9 +30,9 @@ NO_VNNI = load_target("onnxruntime-cpu-no-vnni")
 
 def frozen(model: ir.Model, target=None):
     target = target or cpu()
-    plan = make_plan(model, target, Bits(), "net")
+    plan = make_plan(model, target, Bits())
     feeds = [feeds_for(model, seed=1)]
-    return freeze(model, make_grids(model, plan, feeds, MinMax(), threads=1, target=target))
+    return freeze(model, make_grids(model, plan, feeds, MinMax(), target=target))
 
 
 def network(name: str, tmp_path) -> ir.Model:

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import BUILDERS, Net, bind, cpu, feeds_for, rewritten
+from models import BUILDERS, Net, bind, cpu, feeds_for, make_grids, make_plan, rewritten
 
 from qtool.calibration import MSE
 from qtool.errors import RecipeError
-from qtool.pipeline.stages import make_grids, make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import BIAS_LIMIT, freeze
 from qtool.quant.primitives import Codebook
@@ -20,8 +19,8 @@ from qtool.weights.scale_constraints import SCALES, ScaleKind, request_scale_kin
 
 
 def planned(model, bits: Bits, scheme=None):
-    plan = make_plan(model, cpu(), bits, "net")
-    return make_grids(model, plan, [feeds_for(model, seed=1)], MSE(), scheme, 1)
+    plan = make_plan(model, cpu(), bits)
+    return make_grids(model, plan, [feeds_for(model, seed=1)], MSE(), scheme)
 
 
 def network(name: str, tmp_path):
@@ -76,7 +75,7 @@ def test_float_ops_keep_their_scales(tmp_path):
     x = net.add("Gather", net.weight(64, 16, name="rows"), net.input("i", "N", dtype=7))
     x = net.add("Gemm", x, net.weight(5, 16), net.weight(5), transB=1, name="mm")
     model = net.output(net.add("Gemm", x, net.weight(5, 5), out="y")).load(tmp_path)
-    plan = request_scale_kind(make_plan(model, cpu(), Bits(), "net"), "power_of_two")
+    plan = request_scale_kind(make_plan(model, cpu(), Bits()), "power_of_two")
     assert plan.weight_only == {"rows"}
     assert plan.spec("rows").scale_kind == "float"
     assert plan.spec(plan.sites["mm"].weight).scale_kind == "power_of_two"
@@ -121,6 +120,6 @@ def test_a_snapped_plan_is_another_shape_than_a_float_one(tmp_path):
     from qtool.quant.plan import same_shape
 
     model = network("residual", tmp_path)
-    plan = make_plan(model, cpu(), Bits(), "net")
+    plan = make_plan(model, cpu(), Bits())
     assert same_shape(plan, replace(plan))
     assert not same_shape(plan, request_scale_kind(plan, "power_of_two"))
