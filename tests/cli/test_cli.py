@@ -30,7 +30,7 @@ RECIPE = "model: net.onnx\ncalibrate: {images: train}\n"
 
 
 class Pipeline(types.ModuleType):
-    """Stands in for qtool.pipeline: remembers its calls, does what a test tells it."""
+    """Stands in for qtool.pipeline: remembers its calls, does what a test sets."""
 
     def __init__(self):
         super().__init__("qtool.pipeline.run")
@@ -88,11 +88,11 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
     options += " --quiet --json"
     result = run("ptq", "--recipe", "int8.yaml", "--set", "calibrate.count=5", *options.split())
     assert result.exit_code == 0, result.output
-    ((recipe, out, given),) = pipeline.calls
+    ((recipe, out, passed),) = pipeline.calls
     assert recipe.calibrate.count == 5
     assert out == Path("o")
-    del given["progress"]
-    assert given == {
+    del passed["progress"]
+    assert passed == {
         "seed": 3,
         "device": "cpu",
         "threads": 2,
@@ -105,10 +105,10 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
 
 def test_without_options_the_defaults_are_passed(pipeline):
     run("ptq", "--recipe", "int8.yaml")
-    ((_, out, given),) = pipeline.calls
+    ((_, out, passed),) = pipeline.calls
     assert out == Path("runs/int8")
-    del given["progress"]
-    assert given == {
+    del passed["progress"]
+    assert passed == {
         "seed": 0,
         "device": "cpu",
         "threads": None,
@@ -282,7 +282,7 @@ def saved(folder: Path, name: str, passed: bool) -> str:
     return name
 
 
-def test_report_check_exits_1_only_when_asked(folder):
+def test_report_exits_1_only_with_check(folder):
     good, bad = saved(folder, "good", True), saved(folder, "bad", False)
     assert run("report", good, "--check").exit_code == 0
     assert run("report", bad).exit_code == 0

@@ -15,7 +15,7 @@ from qtool.pipeline.stages import make_plan
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.model import Bits as BitsAsked
+from qtool.recipe.model import Bits as RequestedBits
 from qtool.report.report import Report
 from qtool.targets.loader import load_target
 
@@ -38,11 +38,11 @@ def test_they_place_what_onnxruntime_executes(target, name):
 
 def test_integer_only_asks_for_shifts_by_default():
     model, target = Net().output().model(), load_target("integer-only")
-    assert resolve_bits(BitsAsked(), model, target).scale == "power_of_two"
-    requested = BitsAsked(scale="double_shift")
+    assert resolve_bits(RequestedBits(), model, target).scale == "power_of_two"
+    requested = RequestedBits(scale="double_shift")
     assert resolve_bits(requested, model, target).scale == "double_shift"
     with pytest.raises(RecipeError, match="takes 2 to 8 bits"):
-        resolve_bits(BitsAsked(activations=16), model, target)
+        resolve_bits(RequestedBits(activations=16), model, target)
 
 
 def middle() -> Net:
@@ -66,13 +66,13 @@ def ran(folder: Path, net: Net, target: str) -> Report:
     np.savez(folder / "a.npz", x=rng.normal(0, 1, (24, 4, 8, 8)).astype(np.float32),
              y=rng.integers(0, 5, 24))  # fmt: skip
     data = {"arrays": "a.npz", "take": {"every": 2, "offset": 0}}
-    asked = {
+    recipe = {
         "model": "net.onnx",
         "target": target,
         "calibrate": data,
         "evaluate": {**data, "take": {"every": 2, "offset": 1}},
     }
-    return run_ptq(recipe_from_keywords(asked, "r", folder, files=True), folder / "out", threads=1)
+    return run_ptq(recipe_from_keywords(recipe, "r", folder, files=True), folder / "out", threads=1)
 
 
 def classifier() -> Net:
@@ -84,8 +84,8 @@ def classifier() -> Net:
 
 def test_the_report_says_how_the_reference_compares(tmp_path):
     report = ran(tmp_path, classifier(), "integer-only")
-    found = report.parity.integer_only
-    assert (found.max_lsb, found.share_off, found.agreement) == (0, 0.0, 100.0)
+    reference = report.parity.integer_only
+    assert (reference.max_lsb, reference.share_off, reference.agreement) == (0, 0.0, 100.0)
     assert "integers" in [stage.name for stage in report.stages]
     assert "integer_only" in report.model_dump_json()
     assert "integers only" in (tmp_path / "out" / "report.html").read_text()
