@@ -1,4 +1,4 @@
-"""The words of ``bits.layers``: first, last, op types and names."""
+"""Match the keys of ``bits.layers`` with nodes: first, last, op types and names."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -6,54 +6,58 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from qtool.errors import RecipeError, suggest
-from qtool.graph.queries import WEIGHTED_OPS, is_constant, readers
+from qtool.graph.queries import WEIGHTED_OPS, is_constant, name_of, readers
 
 
 def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
-    """Names of nodes a ``bits.layers`` key stands for.
+    """Return the names of the nodes that a ``bits.layers`` key matches.
 
-    ``first`` are the weighted nodes reached from an input through no other weighted node, ``last``
-    those that reach an output so; ``op:Gemm`` is an op type; ``name:*/head/*`` a name, where ``*``
-    also matches ``/``.
+    ``first`` are the weighted nodes that an input reaches through no other weighted node, ``last``
+    those that reach an output in the same way; ``op:Gemm`` is an op type; ``name:*/head/*`` a name,
+    where ``*`` also matches ``/``.
+
+    Args:
+        model: the rewritten graph.
+        pattern: the key.
 
     Raises:
         RecipeError: the pattern matches nothing (with the closest names).
     """
     graph = model.graph
     if pattern == "first":
-        found = _edge(graph.inputs, forward=True)
+        names = _first_weighted(graph.inputs, forward=True)
     elif pattern == "last":
-        found = _edge(graph.outputs, forward=False)
+        names = _first_weighted(graph.outputs, forward=False)
     elif pattern.startswith("op:"):
-        found = {n.name or "" for n in graph if n.op_type == pattern[3:]}
+        names = {name_of(n) for n in graph if n.op_type == pattern[3:]}
     else:
-        name = pattern.removeprefix("name:")
-        found = {n.name or "" for n in graph if fnmatchcase(n.name or "", name)}
-    if not found:
+        glob = pattern.removeprefix("name:")
+        names = {name_of(n) for n in graph if fnmatchcase(name_of(n), glob)}
+    if not names:
         ops = pattern.startswith("op:")
-        known = {n.op_type if ops else n.name or "" for n in graph}
+        choices = {n.op_type if ops else name_of(n) for n in graph}
         word = pattern.removeprefix("op:").removeprefix("name:")
         raise RecipeError(
             f'bits.layers: the pattern "{pattern}" matches no node of the model'
-            f"{suggest(word, known) or ';'} `qtool check` lists the names"
+            f"{suggest(word, choices) or ';'} `qtool check` lists the names"
         )
-    return found
+    return names
 
 
-def _edge(values: Iterable[ir.Value], forward: bool) -> set[str]:
-    """Weighted nodes met first when walking from the graph's inputs, or back from its outputs."""
-    found: set[str] = set()
+def _first_weighted(values: Iterable[ir.Value], forward: bool) -> set[str]:
+    """Walk from the graph's inputs, or back from its outputs, to the first weighted nodes."""
+    names: set[str] = set()
     seen: set[ir.Node] = set()
     todo = list(values)
     while todo:
         value = todo.pop()
-        made = value.producer()
-        for node in readers(value) if forward else [made] if made is not None else []:
+        producer = value.producer()
+        for node in readers(value) if forward else [producer] if producer is not None else []:
             if node in seen:
                 continue
             seen.add(node)
             if node.op_type in WEIGHTED_OPS and any(is_constant(v) for v in node.inputs[:2]):
-                found.add(node.name or "")
+                names.add(name_of(node))
                 continue
             todo.extend(v for v in (node.outputs if forward else node.inputs) if v is not None)
-    return found
+    return names

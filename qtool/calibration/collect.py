@@ -1,7 +1,7 @@
-"""One pass over the calibration data: statistics of every value that gets a grid, then the grids.
+"""Collect statistics in one pass over the calibration data, and compute the activations' grids.
 
 The float graph runs in ONNX Runtime (2 to 5 times faster than eager torch on mobile networks) with
-the observed values as extra outputs; statistics are summed batch by batch and do not grow.
+the observed values as extra outputs; statistics are merged batch by batch in constant memory.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,10 @@ BATCH_ELEMENTS = 1 << 22
 
 
 def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
-    """Activations whose statistics decide a grid: those that no same-grid op makes from another."""
+    """Return the values whose statistics determine a grid of activations.
+
+    Outputs of data movement ops are left out: they hold the same values as their inputs.
+    """
     values = by_name(model.graph)
     names = []
     weights = {
@@ -41,9 +44,18 @@ def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
 
 
 def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
-    """How many samples fit in a batch so that the observed values stay within BATCH_ELEMENTS."""
+    """Return the batch size with which the observed values stay within BATCH_ELEMENTS.
+
+    Args:
+        model: the rewritten graph, with shapes.
+        names: the observed values.
+        count: samples in the data set.
+
+    Returns:
+        1 to 64, at most ``count``.
+    """
     values = by_name(model.graph)
-    each = 0
+    each = 0  # elements of one sample
     for name in names:
         shape = dims(values[name]) or ()
         each += int(np.prod([d if isinstance(d, int) else 1 for d in shape[1:]], dtype=np.int64))
@@ -59,14 +71,14 @@ def collect(
     threads: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Stats]:
-    """Run the float graph and sum the statistics of the named values.
+    """Run the float graph and merge the statistics of the named values.
 
     Args:
         model: the rewritten float graph.
-        names: values to watch, computed, fed or constant.
-        batches: input name -> array; every array float32 or integer as the model wants it.
+        names: values to observe: computed ones, graph inputs and initializers.
+        batches: input name -> array, of the types of the model's inputs.
         histograms: False when the calibrator only needs the limits.
-        threads: for ONNX Runtime.
+        threads: threads of ONNX Runtime; None for its default.
         on_batch: called with the number of samples after each batch.
 
     Raises:
@@ -79,11 +91,11 @@ def collect(
             stats[name] = summarize(array, True, 0)
     fed = [n for n in names if values[n].is_graph_input()]
     computed = [n for n in names if values[n].producer() is not None]
-    wanted = computed or [v.name or "" for v in model.graph.outputs[:1]]
+    outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
 
-    def absorb(found: Mapping[str, np.ndarray], number: int) -> None:
+    def merge(arrays: Mapping[str, np.ndarray], number: int) -> None:
         for name in (*fed, *computed):
-            part = summarize(found[name], histograms, number)
+            part = summarize(arrays[name], histograms, number)
             if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
                 raise DataError(
                     f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
@@ -94,14 +106,14 @@ def collect(
     pending: Future[None] | None = None
     number = 0
     release_weight_pages(model)  # the session maps them itself
-    with OrtSession(model, wanted, threads) as session, ThreadPoolExecutor(1) as pool:
+    with OrtSession(model, outputs, threads) as session, ThreadPoolExecutor(1) as pool:
         for number, batch in enumerate(batches, 1):
-            found = {**batch, **session.stream(batch)}
+            arrays = {**batch, **session.stream(batch)}
             if pending is not None:
                 pending.result()
-            # Summing overlaps with the next run; one batch in flight bounds the memory.
-            pending = pool.submit(absorb, found, number)
-            del found
+            # Merging overlaps with the next run; one batch in flight bounds the memory.
+            pending = pool.submit(merge, arrays, number)
+            del arrays
             on_batch(len(next(iter(batch.values()))))
         if pending is not None:
             pending.result()
@@ -111,9 +123,17 @@ def collect(
 
 
 def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:
-    """Replace the activations' QuantSpecs by the QuantParams the calibrator finds.
+    """Replace the activations' QuantSpecs by QuantParams that the calibrator computes.
 
-    Values that share a grid share their statistics.
+    Statistics of values that share a grid are merged.
+
+    Args:
+        plan: annotated.
+        stats: value name -> statistics.
+        calibrator: computes the grids.
+
+    Returns:
+        The plan with these grids.
 
     Raises:
         DataError: a range is not finite (names the value).
@@ -123,15 +143,15 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
         grid = plan.grid_of[name]
         merged[grid] = merged[grid] + part if grid in merged else part
     grids = dict(plan.grids)
-    for grid, seen in merged.items():
+    for grid, observed in merged.items():
         spec = grids[grid]
         if not isinstance(spec, QuantSpec):
             continue
         try:
-            found = calibrator(seen, spec)
+            params = calibrator(observed, spec)
             if spec.scale_kind in ("power_of_two", "double_shift"):
-                found = constrain_activation_scale(found, squared_error(seen))
-            grids[grid] = found
+                params = constrain_activation_scale(params, squared_error(observed))
+            grids[grid] = params
         except ValueError as error:
             raise DataError(f'calibrate: the value "{grid}": {error}') from error
     return replace(plan, grids=grids)

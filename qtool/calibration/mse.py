@@ -1,7 +1,8 @@
-"""The range with the smallest squared error of the rounded values."""
+"""MSE calibration: the range with the smallest squared error of the rounded values."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -13,27 +14,31 @@ from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params
 
 @dataclass(frozen=True)
 class MSE:
-    """Shrink the range until clipping costs more than rounding saves.
+    """Choose the range with the smallest error of the rounded values.
 
-    Both ends are shrunk by one factor first, then each end alone. Candidates are scored on the
-    histogram, so the cost does not grow with the data; the full range is among them: on the
-    histogram the result is never worse than min-max.
+    minimize over lo, hi: sum |x - fake_quantize(x; lo, hi)| ^ p
+
+    Both limits are scaled by one factor first, then each limit alone. Candidates are scored on the
+    histogram, so the time does not grow with the data. The full range is one of them, so that on
+    the histogram the error is at most that of min-max.
 
     Args:
         candidates: factors tried per search, from 1 down to 1 / candidates.
-        p: exponent of the error; 2 is the squared error, 2.4 weighs clipping more.
+        p: exponent of the error; 2 is the squared error, 2.4 gives clipping more weight.
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", sec. 3.1,
-        arXiv:2106.08295. Departure: the paper leaves the search open; we shrink jointly, then each
-        end. For p = 2 the error is integrated over bins, values spread evenly inside each: at the
-        middles of bins alone, steps that are a multiple of the bin would look better than they are.
+        arXiv:2106.08295. Departure: the paper does not fix the search; we scale both limits, then
+        each alone. For p = 2 the error is integrated over bins, with values spread evenly inside
+        each: at the middles of bins alone, steps that are a multiple of the bin width would score
+        too well.
     """
 
+    needs_histogram: ClassVar[bool] = True
     _: KW_ONLY
     candidates: int = Field(default=100, ge=2)
     p: float = Field(default=2.0, gt=0, allow_inf_nan=False)
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
-        """The best grid among the candidates."""
+        """Return the grid with the smallest error among the candidates."""
         best = params_from_range(stats.lo, stats.hi, spec)
         if not stats.histogram.any() or stats.lo == stats.hi:
             return best
@@ -42,8 +47,8 @@ class MSE:
         factors = np.arange(self.candidates, 0, -1) / self.candidates
         error, lo, hi = score(best), full_lo, full_hi
         two_sided = full_lo < 0 < full_hi and not spec.symmetric
-        for ends in ("both", "hi", "lo") if two_sided else ("both",):
-            shrink_lo, shrink_hi = ends != "hi", ends != "lo"
+        for scaled in ("both", "hi", "lo") if two_sided else ("both",):
+            shrink_lo, shrink_hi = scaled != "hi", scaled != "lo"
             fixed_lo, fixed_hi = lo, hi
             for factor in factors:
                 pair = (
@@ -58,9 +63,16 @@ class MSE:
 
 
 def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
-    """Sum of squared errors of a grid, from running moments: as many steps as it has levels.
+    """Return a function that computes the sum of squared errors of a grid on a histogram.
 
-    None where there is no histogram to take it from.
+    It uses cumulative moments of the histogram: its time is proportional to the number of codes of
+    the grid, not to that of bins.
+
+    Args:
+        stats: statistics of the value.
+
+    Returns:
+        The function; None where there is no histogram.
     """
     if not stats.histogram.any() or stats.lo == stats.hi:
         return None
@@ -72,9 +84,9 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
     running = [np.concatenate([[0.0], np.cumsum(m)]) for m in moments]
 
     def below(limit: np.ndarray) -> list[np.ndarray]:
-        """Count, sum and sum of squares of the values below each limit."""
+        """Return count, sum and sum of squares of the values below each limit."""
         index = np.floor(np.ldexp(limit, -stats.exponent)).astype(np.int64) - stats.first
-        # All values lie below the last edge, also those of a last bin without extent.
+        # All values lie below the last edge, also those of a last bin of width zero.
         index = np.where(limit >= edges[-1], len(counts), index.clip(0, len(counts) - 1))
         at, share = edges[index], density[index]
         parts = (limit - at, (limit**2 - at**2) / 2, (limit * limit**2 - at * at**2) / 3)
@@ -94,10 +106,10 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
 
 
 def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
-    """Sum of ``|error| ** p`` of a grid, at the middle of each bin."""
+    """Return a function that computes the sum of ``|error| ** p`` at the middle of each bin."""
     edges, counts = _bins(stats)
-    keep = counts > 0
-    middle, counts = ((edges[1:] + edges[:-1]) / 2)[keep], counts[keep]
+    filled = counts > 0
+    middle, counts = ((edges[1:] + edges[:-1]) / 2)[filled], counts[filled]
 
     def score(params: QuantParams) -> float:
         return float(counts @ np.abs(middle - fake_quantize(middle, params)) ** p)
@@ -106,5 +118,5 @@ def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
 
 
 def _bins(stats: Stats) -> tuple[np.ndarray, np.ndarray]:
-    """Edges within what was seen, and counts as floats."""
+    """Return the bin edges, clipped to the observed range, and the counts as floats."""
     return np.clip(stats.edges, stats.lo, stats.hi), stats.histogram.astype(np.float64)

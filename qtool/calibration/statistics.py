@@ -1,4 +1,4 @@
-"""Statistics of one value, gathered in one pass and merged exactly."""
+"""Statistics of one value, collected in one pass and merged exactly."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -7,21 +7,25 @@ import numpy as np
 
 from qtool.quant.primitives import QuantParams, QuantSpec
 
+# Most bins of a histogram: at least 4 for each code of an 8-bit grid.
 BINS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """What calibration saw of one value; ``a + b`` is what it would have seen of both.
+    """Statistics of one value; ``a + b`` are those of the elements of both.
 
     The histogram's bins are ``[k * 2**exponent, (k + 1) * 2**exponent)`` for ``k`` from ``first``:
     two histograms merge exactly by coarsening the finer one, in any order, so statistics can be
-    gathered in one pass, in parallel, without knowing the range beforehand.
+    collected in one pass, in parallel, without knowing the range beforehand.
 
     Attributes:
         lo, hi: smallest and largest value of all elements, float.
         total, square: sum of elements and of squares, over ``count`` elements.
+        count: elements in the histogram and the two sums.
         histogram: int64 [at most BINS], counts of a subset of the elements.
+        first: index k of the first bin.
+        exponent: log2 of the bin width.
     """
 
     lo: float = np.inf
@@ -35,12 +39,12 @@ class Stats:
 
     @property
     def mean(self) -> float:
-        """Mean of the elements seen."""
+        """Mean of the counted elements."""
         return self.total / max(self.count, 1)
 
     @property
     def var(self) -> float:
-        """Variance of the elements seen."""
+        """Variance of the counted elements."""
         return max(self.square / max(self.count, 1) - self.mean**2, 0.0)
 
     @property
@@ -51,7 +55,7 @@ class Stats:
         )
 
     def coarsened(self, exponent: int) -> "Stats":
-        """The same statistics with bins ``2**exponent`` wide."""
+        """Return the statistics with bins ``2**exponent`` wide."""
         if exponent == self.exponent or not len(self.histogram):
             return replace(self, exponent=max(exponent, self.exponent))
         shift = exponent - self.exponent
@@ -84,17 +88,17 @@ class Stats:
         )
 
 
-# Elements of one value and batch that enter the histogram; limits are taken over all of them.
+# Elements of one value and batch that enter the histogram; limits are taken over all elements.
 SAMPLED = 1 << 14
 
 
 def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
-    """Statistics of one array; the histogram takes at most SAMPLED evenly spread elements.
+    """Compute the statistics of one array; the histogram counts SAMPLED evenly spread elements.
 
     Args:
         array: float, any shape.
         histogram: False leaves the histogram empty.
-        seed: shifts the sampling grid, so that batches look at different places.
+        seed: shifts the sampled positions, so that batches sample different ones.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
@@ -114,15 +118,21 @@ def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
 
 
 class Calibrator(Protocol):
-    """Choose the grid of one value from its statistics; pure. The type of CALIBRATORS' entries."""
+    """Compute the grid of one value from its statistics; the type of the entries of CALIBRATORS.
+
+    A call is a pure function of its arguments.
+    """
 
     needs_histogram: ClassVar[bool]
-    """False for an estimator that reads ``lo`` and ``hi`` alone; then no histogram is gathered."""
+    """False for an estimator that reads only ``lo`` and ``hi``: no histogram is collected then."""
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
         """Return the grid.
 
         Args:
-            stats: of all values that share the grid.
+            stats: statistics of all values that share the grid.
             spec: the requested bits, sign and symmetry.
+
+        Raises:
+            ValueError: the range is not finite.
         """

@@ -1,4 +1,4 @@
-"""Writing quantized models. The emitter does no arithmetic: it places codes, scales and nodes."""
+"""Write quantized models. Emitters place codes, scales and nodes; rounding is done before."""
 
 import onnx_ir as ir
 
@@ -17,20 +17,22 @@ __all__ = ["emit_model", "emit_qdq", "save_model"]
 def emit_model(
     model: ir.Model, plan: QuantPlan, target: Target, form: str = "qdq", io: str = "float"
 ) -> tuple[ir.Model, QuantizedIO, list[str]]:
-    """The quantized model in one of the FORMATS.
+    """Emit the quantized model in one of the formats.
 
     Args:
         model: the rewritten float graph; unchanged.
         plan: frozen.
-        target: says what lies in the file, and how.
+        target: its rules name the ops that work directly on codes, and the packed forms.
         form: ``qdq``, ``qoperator`` or ``qonnx``.
-        io: ``quantized`` for inputs and outputs that are codes; not with qonnx, which has none.
+        io: ``quantized`` for inputs and outputs that are codes, else ``float``; qonnx has floats
+            only.
 
     Returns:
-        The model, the grids of inputs and outputs that are codes, and what stays float there.
+        The model, the grids of inputs and outputs that are codes, and one sentence for each input
+        and output that stays float under ``quantized``.
 
     Raises:
-        UnsupportedError: the form cannot say what the plan holds (exit 3).
+        UnsupportedError: the format cannot represent the plan (exit 3).
     """
     if form == "qonnx":
         return emit_qonnx(model, plan), QuantizedIO(), []

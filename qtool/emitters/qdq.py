@@ -1,7 +1,7 @@
-"""QDQ ONNX: QuantizeLinear and DequantizeLinear around what the runtime fuses into integer kernels.
+"""Emit QDQ ONNX: QuantizeLinear and DequantizeLinear around the nodes that the runtime fuses.
 
-Names stay: a value keeps its name, its codes are ``<name>_quantized``, what readers see is
-``<name>_dequantized``, and Netron shows the network it showed before.
+A value keeps its name, its codes are ``<name>_quantized``, and its readers get
+``<name>_dequantized``: a viewer shows the network with its original names.
 """
 
 from collections.abc import Sequence
@@ -10,41 +10,36 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.emitters.copy import copy_model
 from qtool.emitters.dynamic import write_dynamic
 from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
 from qtool.emitters.weight_only import float_weights
 from qtool.emitters.weight_zero_point import shift_weight_codes
-from qtool.graph.names import Names, add_initializer
-from qtool.graph.queries import by_name, dims, nodes_by_name
+from qtool.graph.edit import Names, add_initializer
+from qtool.graph.queries import by_name, dims, name_of, nodes_by_name
 from qtool.quant.clipping import code_limits
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerChannel, QuantParams, mean_factor
 from qtool.targets.target import PACKING, OpRule, Target
-from qtool.version import __version__
 
 
 def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
-    """A copy of the model with the plan's codes in it.
+    """Return a copy of the model with the plan's codes, and Q and DQ around each site.
 
     Args:
         model: the rewritten float graph; unchanged.
-        plan: frozen: every grid is found, every weight and bias has codes.
-        target: says which ops work directly on codes.
+        plan: frozen: every value on a grid has QuantParams, every weight and bias has codes.
+        target: its rules name the ops that work directly on codes, and the packed forms.
     """
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=max(model.ir_version or 0, 13 if model.opset_imports.get("", 0) >= 25 else 10),
-        producer_name="qtool",
-        producer_version=__version__,
-        metadata_props=dict(model.metadata_props),
-    )
+    # Opset 25 has int2, which needs version 13 of the file format; 10 is that of opset 21.
+    copy = copy_model(model, plan, 13 if model.opset_imports.get("", 0) >= 25 else 10)
     _Emitter(copy.graph, plan, target).run()
     return copy
 
 
 class _Emitter:
-    """The graph being edited, and the initializers made so far."""
+    """The graph being edited, and the initializers added so far."""
 
     def __init__(self, graph: ir.Graph, plan: QuantPlan, target: Target) -> None:
         self.graph = graph
@@ -53,7 +48,7 @@ class _Emitter:
         self.requantizes = target.requantizes
         opset = graph.opset_imports.get("", 0)
         self.packing = [form for form in target.packing if PACKING[form] <= opset]
-        self.moved = shift_weight_codes(graph, plan, target)
+        self.zero_point_shift = shift_weight_codes(graph, plan, target)
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
@@ -66,12 +61,12 @@ class _Emitter:
         self.unique = Names(graph).unique
 
     def _works_on_codes(self, node: ir.Node, rule: OpRule) -> bool:
-        """Whether a same-grid op reads and writes codes, or Q and DQ stay around it."""
-        spec = self.plan.spec(node.outputs[0].name or "")
+        """Return True when a data movement op needs no Q and DQ around it."""
+        spec = self.plan.spec(name_of(node.outputs[0]))
         return rule.on_codes and (spec is None or spec.bits <= rule.on_codes_bits)
 
     def run(self) -> None:
-        """Place everything, then drop what nothing reads any more."""
+        """Edit the graph, then remove nodes and initializers without readers."""
         self._drop_unread()
         self._drop_absorbed()
         write_dynamic(self)
@@ -81,7 +76,7 @@ class _Emitter:
         for value in order:
             if value.name in self.plan.codes:
                 self._constant(value)
-            elif not self._moved(value):
+            elif not self._is_written_as_codes(value):
                 codes[value] = self._quantize(value)
         for node in list(self.graph):
             if node.name in self.on_codes:
@@ -101,13 +96,16 @@ class _Emitter:
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
 
-    def _moved(self, value: ir.Value) -> bool:
-        """True when an op that works on codes makes this value."""
+    def _is_written_as_codes(self, value: ir.Value) -> bool:
+        """Return True when an op that works on codes writes this value."""
         producer = value.producer()
         return producer is not None and producer.name in self.on_codes
 
     def _drop_absorbed(self) -> None:
-        """Remove the Relu or Clip of a site; codes are clipped where its grid is wider."""
+        """Remove the Relu or Clip of each site, and record its limits in codes.
+
+        Codes are clipped to them only where the grid is wider.
+        """
         nodes = nodes_by_name(self.graph)
         for site in self.plan.sites.values():
             params = self.plan.params(site.output)
@@ -126,45 +124,40 @@ class _Emitter:
             first.outputs[0].name = name
             first.outputs[0].shape = out.shape
 
-    def _grid(self, name: str) -> QuantParams:
-        params = self.plan.params(name)
-        if params is None:
-            raise AssertionError(f"{name} has no grid")
-        return params
-
     def constant(self, name: str, data: np.ndarray | ir.Tensor) -> ir.Value:
-        """An initializer; asked twice for one name, the same one."""
+        """Add an initializer, or return the one that was added under this name before."""
         if name not in self.constants:
             self.constants[name] = add_initializer(self.graph, self.unique(name), data)
         return self.constants[name]
 
     def _scale(self, name: str) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point of a value's grid; values on one grid share them."""
-        params, grid = self._grid(name), self.plan.grid_of[name]
-        zero = params.zero_point + self.moved.get(name, 0)
+        """Return scale and zero point of a value's grid; values on one grid share them."""
+        params, grid = self.plan.qparams(name), self.plan.grid_of[name]
+        zero = params.zero_point + self.zero_point_shift.get(name, 0)
         return (
             self.constant(f"{grid}_scale", params.scale),
             self.constant(f"{grid}_zero_point", zero.astype(params.container)),
         )
 
     def _quantize(self, value: ir.Value) -> ir.Value:
-        """Codes of a value; those of a grid narrower than its container are clipped as codes."""
-        scale, zero = self._scale(value.name or "")
+        """Quantize a value; codes of a grid narrower than its container are clipped behind it."""
+        scale, zero = self._scale(name_of(value))
         node = ir.Node(
             "", "QuantizeLinear", [value, scale, zero], name=f"{value.name}_QuantizeLinear"
         )
         self.quantizers.add(node)
-        spec = self._grid(value.name or "").spec
-        held, limits = np.iinfo(spec.container), self.limits.get(value.name, (spec.qmin, spec.qmax))
-        # A narrow signed grid leaves out one code of its container: nothing is clipped for that.
-        if limits[0] <= held.min + spec.symmetric * spec.signed and limits[1] >= held.max:
+        spec = self.plan.qparams(name_of(value)).spec
+        low, high = self.limits.get(value.name, (spec.qmin, spec.qmax))
+        full = np.iinfo(spec.container)
+        # A narrow signed grid excludes one code of its container: no Clip for that one.
+        if low <= full.min + spec.symmetric * spec.signed and high >= full.max:
             return self._add(node, f"{value.name}_quantized", zero.dtype, value.shape)
         wide = self._add(node, f"{value.name}_unclipped", zero.dtype, value.shape)
-        ends = [
-            self.constant(f"code_{end}_of_{spec.container}", np.asarray(end, spec.container))
-            for end in limits
+        bounds = [
+            self.constant(f"code_{code}_of_{spec.container}", np.asarray(code, spec.container))
+            for code in (low, high)
         ]
-        clip = ir.Node("", "Clip", [wide, *ends], name=f"{value.name}_Clip")
+        clip = ir.Node("", "Clip", [wide, *bounds], name=f"{value.name}_Clip")
         return self._add(clip, f"{value.name}_quantized", zero.dtype, value.shape)
 
     def _add(
@@ -178,19 +171,19 @@ class _Emitter:
         return value
 
     def _move_to_codes(self, node: ir.Node, codes: dict[ir.Value, ir.Value]) -> None:
-        """Let a same-grid op read and write codes; zeros that a Pad adds become the zero point."""
+        """Make a data movement op read and write codes; a Pad fills with the zero point."""
         source = node.inputs[0]
         if source is None:
             raise AssertionError(f"{node.name} lost its input")
         dtype = codes[source].dtype
-        _, zero = self._scale(source.name or "")
+        _, zero = self._scale(name_of(source))
         node.replace_input_with(0, codes[source])
         if node.op_type == "Pad":
             if len(node.inputs) < 3:
                 node.resize_inputs(3)
             node.replace_input_with(2, zero)
         for out in node.outputs:
-            # The old value object stays as the name that readers use; a new one carries the codes.
+            # The old value stays for its readers, which are rewired later; a new one is the codes.
             code = ir.Value(
                 name=self.unique(f"{out.name}_quantized"),
                 type=ir.TensorType(dtype or ir.DataType.UINT8),
@@ -212,9 +205,9 @@ class _Emitter:
         self.graph.insert_before(node, new)
 
     def _integer_mean(self, node: ir.Node, codes: dict[ir.Value, ir.Value]) -> None:
-        """Replace a GlobalAveragePool that writes floats by ones @ codes, times scale / area.
+        """Replace a GlobalAveragePool that writes floats by (ones @ codes) * scale / area.
 
-        Channels go last first: the runtime keeps feature maps so, and the two transposes cancel.
+        A Transpose puts channels last, the runtime's own layout, so that two transposes cancel.
         """
         source, out = node.inputs[0], node.outputs[0]
         shape = dims(source)
@@ -223,13 +216,13 @@ class _Emitter:
         size = [int(str(d)) for d in shape[2:]]
         area, channels = int(np.prod(size)), int(str(shape[1]))
         code = codes[source]
-        _, zero = self._scale(source.name or "")
-        factor = mean_factor(self._grid(source.name or ""), size)
+        _, zero = self._scale(name_of(source))
+        factor = mean_factor(self.plan.qparams(name_of(source)), size)
 
         def step(op: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
             attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
-            made = ir.Node("", op, inputs, attrs, name=f"{node.name}/{op}")
-            return self._add(made, f"{node.name}/{op}_output", None, None)
+            new = ir.Node("", op, inputs, attrs, name=f"{node.name}/{op}")
+            return self._add(new, f"{node.name}/{op}_output", None, None)
 
         def constant_of(name: str, array: object, dtype: type) -> ir.Value:
             return self.constant(f"{node.name}/{name}", np.asarray(array, dtype))
@@ -245,10 +238,10 @@ class _Emitter:
         result = step("Reshape", [mean, restored])
         for value, kind in ((last, code.dtype), (rows, code.dtype), (total, ir.DataType.INT32)):
             value.type = ir.TensorType(kind or ir.DataType.UINT8)
-        made = result.producer()
-        if made is not None:
-            # The last Reshape is the old node to everyone who looks for it.
-            made.name = f"{node.name}/restore"
+        reshape = result.producer()
+        if reshape is not None:
+            # The name by which the report and the parity check find the last node of the pool.
+            reshape.name = f"{node.name}/restore"
         ir.convenience.replace_all_uses_with(
             out, result, replace_graph_outputs=out.is_graph_output()
         )
@@ -256,19 +249,19 @@ class _Emitter:
         result.name, result.shape = out.name, out.shape
 
     def _dequantize(self, value: ir.Value, code: ir.Value) -> None:
-        """Give the readers of a value its dequantized codes, if any reader wants them."""
+        """Dequantize a value for its readers in integers, or for all if integers wrote it."""
         producer = value.producer()
-        moved = producer is not None and producer.name in self.on_codes
-        made_in_integers = producer is not None and producer.name in self.integer
+        written_as_codes = producer is not None and producer.name in self.on_codes
+        written_in_integers = producer is not None and producer.name in self.integer
         uses = [
             (node, index)
             for node, index in value.uses()
             if node not in self.quantizers
             and node.name not in self.on_codes
-            and (node.name in self.integer or made_in_integers)
+            and (node.name in self.integer or written_in_integers)
         ]
-        output = value.is_graph_output() and made_in_integers
-        if moved and producer is not None:
+        output = value.is_graph_output() and written_in_integers
+        if written_as_codes and producer is not None:
             replaced = producer
         guarded = [use for use in uses if self._would_be_requantized(use[0])]
         if guarded:
@@ -280,7 +273,7 @@ class _Emitter:
             uses.remove((reader, index))
             reader.replace_input_with(index, code)
         if uses or output:
-            scale, zero = self._scale(value.name or "")
+            scale, zero = self._scale(name_of(value))
             node = ir.Node(
                 "",
                 "DequantizeLinear",
@@ -292,23 +285,25 @@ class _Emitter:
                 reader.replace_input_with(index, out)
             if output:
                 self._become_output(value, out)
-        if moved and replaced.graph is not None:  # a Split is met once for each of its outputs
+        # None: a Split has been removed at the first of its outputs.
+        if written_as_codes and replaced.graph is not None:
             self.graph.remove(replaced, safe=False)
 
     def _would_be_requantized(self, reader: ir.Node) -> bool:
-        """True for a float node that the runtime would fuse with a DequantizeLinear in front."""
+        """Return True for a float node that the runtime fuses with a DequantizeLinear in front."""
         return reader.name not in self.integer and reader.op_type in self.requantizes
 
     def _dequantize_by_hand(self, value: ir.Value, code: ir.Value) -> ir.Value:
-        """What DequantizeLinear computes, bit for bit, in ops that the runtime does not fuse."""
-        params, grid = self._grid(value.name or ""), self.plan.grid_of[value.name or ""]
+        """Compute DequantizeLinear, bit for bit, in ops that the runtime does not fuse."""
+        name = name_of(value)
+        params, grid = self.plan.qparams(name), self.plan.grid_of[name]
         to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
         out = code
         steps: list[tuple[str, list[ir.Value], list[ir.Attr]]] = [("Cast", [], [to])]
         if params.zero_point:
             zero = self.constant(f"{grid}_zero", params.zero_point.astype(np.float32))
             steps.append(("Sub", [zero], []))
-        steps.append(("Mul", [self._scale(value.name or "")[0]], []))
+        steps.append(("Mul", [self._scale(name)[0]], []))
         for op, operands, attributes in steps:
             node = ir.Node("", op, [out, *operands], attributes, name=f"{value.name}/{op}")
             out = self._add(node, f"{value.name}/{op}_output", ir.DataType.FLOAT, value.shape)
@@ -323,9 +318,9 @@ class _Emitter:
         out.name = name
 
     def _constant(self, value: ir.Value) -> None:
-        """Codes of an initializer, dequantized in front of its integer readers."""
-        name = value.name or ""
-        params = self._grid(name)
+        """Add the codes of an initializer, and dequantize them for its readers."""
+        name = name_of(value)
+        params = self.plan.qparams(name)
         codes = self.codes(name, params)
         scale, zero = self._scale(name)
         axis = (
@@ -340,7 +335,7 @@ class _Emitter:
                     reader.replace_input_with(index, floats)
             if not value.uses():
                 return
-        # int32 has no zero point to speak of; leaving it out saves four bytes a channel.
+        # The zero point of int32 is always 0; leaving it out saves four bytes a channel.
         inputs = [codes, scale] if params.spec.bits == 32 else [codes, scale, zero]
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
         node = ir.Node("", "DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
@@ -350,9 +345,9 @@ class _Emitter:
                 reader.replace_input_with(index, out)
 
     def codes(self, name: str, params: QuantParams) -> ir.Value:
-        """The codes that kernels read, as the file holds or unpacks them."""
+        """Add the codes of an initializer, packed if the target can; return the unpacked value."""
         array = self.plan.codes[name].astype(params.container, copy=False)
-        codes = widen(self, name, array, params, self.packing, self.moved.get(name, 0))
+        codes = widen(self, name, array, params, self.packing, self.zero_point_shift.get(name, 0))
         codes.type, codes.shape = (
             ir.TensorType(ir.DataType.from_numpy(array.dtype)),
             ir.Shape(array.shape),
@@ -360,9 +355,9 @@ class _Emitter:
         return codes
 
     def step(self, op: str, inputs: Sequence[ir.Value], out: str, **attributes: Any) -> ir.Value:
-        """The output of a new node; without a type, which loading finds out."""
-        made = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
-        node = ir.Node("", op, inputs, made, name=self.unique(f"{out}/{op}"))
+        """Add a node; return its output, named ``out`` or after it, without a type."""
+        attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+        node = ir.Node("", op, inputs, attrs, name=self.unique(f"{out}/{op}"))
         self.graph.append(node)
         node.outputs[0].name = self.unique(out)
         return node.outputs[0]

@@ -1,9 +1,9 @@
-"""QONNX: a float graph with ``Quant`` and ``BipolarQuant`` where values are rounded to a grid.
+"""Emit QONNX: a float graph with ``Quant`` and ``BipolarQuant`` where values are rounded to a grid.
 
-The format of FPGA compilers, for any number of bits: nothing in it says integer, the operators say
-which numbers occur. Weights lie on their grids already, so ``Quant`` behind them changes nothing.
-Both operators are also given as functions of standard operators inside the file: ONNX Runtime
-runs it as it is, in floats, and compilers see only the operators.
+QONNX is a format of FPGA compilers for any number of bits. All tensors are floats; the operators
+define their possible values. Weights are stored as rounded values, so ``Quant`` behind them changes
+nothing. The file also defines both operators as functions of standard operators: ONNX Runtime runs
+it in floats, and compilers see only the operators.
 
 Source: Pappalardo et al. 2022, "QONNX: Representing Arbitrary-Precision Quantized Neural
 Networks", sec. 4, arXiv:2206.07527.
@@ -14,50 +14,44 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qtool.emitters.copy import copy_model
 from qtool.errors import UnsupportedError
-from qtool.graph.names import Names, add_initializer
-from qtool.graph.queries import by_name
+from qtool.graph.edit import Names, add_initializer
+from qtool.graph.queries import by_name, name_of
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, align, dequantize
-from qtool.version import __version__
 
 DOMAIN = "qonnx.custom_op.general"
 
 
 def emit_qonnx(model: ir.Model, plan: QuantPlan) -> ir.Model:
-    """A copy of the model that rounds where the plan does.
+    """Return a copy of the model with ``Quant`` or ``BipolarQuant`` behind every quantized value.
 
     Args:
         model: the rewritten float graph; unchanged.
-        plan: frozen: every grid is found, every weight and bias has codes.
+        plan: frozen: every value on a grid has QuantParams, every weight and bias has codes.
 
     Raises:
-        UnsupportedError: a grid is found while the file runs, and scales of Quant are constant.
+        UnsupportedError: a site is dynamic, but scales of Quant are constant.
     """
     if plan.dynamic:
         raise UnsupportedError(
             f"output.format: qonnx has constant scales only, but {next(iter(plan.dynamic))} reads "
             "dynamic activations; write activations: 8, or format: qdq"
         )
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=max(model.ir_version or 0, 10),
-        producer_name="qtool",
-        producer_version=__version__,
-        metadata_props=dict(model.metadata_props),
-    )
-    made = _Emitter(copy.graph, plan)
-    made.run()
+    copy = copy_model(model, plan, 10)
+    emitter = _Emitter(copy.graph, plan)
+    emitter.run()
     opset = copy.graph.opset_imports[""]
     for function in (quant_function(opset), bipolar_function(opset)):
-        if function.name in made.used:
+        if function.name in emitter.used:
             copy.functions[function.identifier()] = function
             copy.graph.opset_imports[DOMAIN] = 1
     return copy
 
 
 class _Emitter:
-    """The graph being edited, the initializers made so far, and the operators used."""
+    """The graph being edited, the initializers added so far, and the operators used."""
 
     def __init__(self, graph: ir.Graph, plan: QuantPlan) -> None:
         self.graph = graph
@@ -68,7 +62,7 @@ class _Emitter:
         self.unique = Names(graph).unique
 
     def run(self) -> None:
-        """Round every value on a grid once: where it is made, or in front of its readers."""
+        """Round every value on a grid once: where it is computed, or in front of its readers."""
         for value in [v for v in by_name(self.graph).values() if v.name in self.plan.grid_of]:
             producer = value.producer()
             if value.name in self.plan.codes:
@@ -87,7 +81,7 @@ class _Emitter:
         output = value.is_graph_output() and in_integers
         if not uses and not output:
             return
-        rounded = self._rounded(value, value.name or "")
+        rounded = self._rounded(value, name_of(value))
         for reader, index in uses:
             reader.replace_input_with(index, rounded)
         if output:
@@ -97,11 +91,11 @@ class _Emitter:
             rounded.name, value.name = value.name, self.unique(f"{value.name}_float")
 
     def _constant(self, value: ir.Value) -> None:
-        """An initializer's values on its grid; float readers keep its own, unless it is stored."""
-        name = value.name or ""
-        stored = name in self.plan.weight_only
-        uses = [use for use in value.uses() if stored or use[0].name in self.integer]
-        codes, params = self.plan.codes[name], self._grid(name)
+        """Round an initializer; float readers read the unrounded one, unless it is weight-only."""
+        name = name_of(value)
+        weight_only = name in self.plan.weight_only
+        uses = [use for use in value.uses() if weight_only or use[0].name in self.integer]
+        codes, params = self.plan.codes[name], self.plan.qparams(name)
         array = np.asarray(dequantize(codes.astype(np.float64), params), np.float32)
         if len(uses) == len(tuple(value.uses())) and not value.is_graph_output():
             value.const_value, source = ir.Tensor(array, name=name), value
@@ -112,8 +106,8 @@ class _Emitter:
             reader.replace_input_with(index, rounded)
 
     def _rounded(self, value: ir.Value, name: str) -> ir.Value:
-        """``Quant`` or ``BipolarQuant`` behind a value, on the grid of ``name``."""
-        params = self._grid(name)
+        """Add ``Quant`` or ``BipolarQuant`` behind a value, on the grid of ``name``."""
+        params = self.plan.qparams(name)
         scale, zero = align(params, np.empty(value.shape.numpy() if name in self.plan.codes else 0))  # type: ignore[union-attr]
         grid = self.plan.grid_of[name]
         inputs = [value, self._initializer(f"{grid}_scale", scale)]
@@ -141,12 +135,6 @@ class _Emitter:
         out.type = ir.TensorType(ir.DataType.FLOAT)
         return out
 
-    def _grid(self, name: str) -> QuantParams:
-        params = self.plan.params(name)
-        if params is None:
-            raise AssertionError(f"{name} has no grid")
-        return params
-
     def _initializer(self, name: str, array: object) -> ir.Value:
         if name not in self.shared:
             data = np.asarray(array, np.float32)
@@ -155,19 +143,19 @@ class _Emitter:
 
 
 def is_bipolar(params: QuantParams) -> bool:
-    """True for a grid of two values, minus and plus the scale."""
+    """Return True for a grid of two values, minus and plus the scale."""
     return isinstance(params, Codebook) and params.levels.tolist() == [-1, 1]
 
 
 def bits_of(params: QuantParams) -> int:
-    """The width of ``Quant``: the grid's own, or the narrowest that holds a code book's levels."""
+    """Return the bits of ``Quant``: the grid's own, or the fewest for a code book's levels."""
     if not isinstance(params, Codebook):
         return params.spec.bits
     return int(np.abs(params.levels).max()).bit_length() + 1
 
 
 class _Body:
-    """A function's body being written: every call adds one node and returns its value."""
+    """The body of a function under construction: every call adds a node and returns its output."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
@@ -198,10 +186,15 @@ class _Body:
 
 
 def quant_function(opset: int) -> ir.Function:
-    """``Quant`` in standard operators: (clip(x / scale + zero, low, high) rounded - zero) * scale.
+    """Define ``Quant`` in standard operators.
 
-    The zero point is added before rounding, as the format has it: where it is odd, a value half-way
-    between two codes goes the other way than in QuantizeLinear.
+    y = (round(clip(x / scale + zero_point, low, high)) - zero_point) * scale
+
+    The format adds the zero point before rounding: where it is odd, a value half-way between two
+    codes is rounded in the other direction than by QuantizeLinear.
+
+    Args:
+        opset: version of the standard operators.
     """
     body = _Body()
     x, scale, zero, bits = (ir.val(n) for n in ("x", "scale", "zeropt", "bitwidth"))
@@ -230,7 +223,11 @@ def quant_function(opset: int) -> ir.Function:
 
 
 def bipolar_function(opset: int) -> ir.Function:
-    """``BipolarQuant`` in standard operators: the scale with the sign of x; zero counts as plus."""
+    """Define ``BipolarQuant`` in standard operators: y = scale where x >= 0, else -scale.
+
+    Args:
+        opset: version of the standard operators.
+    """
     body = _Body()
     x, scale = ir.val("x"), ir.val("scale")
     plus = body("GreaterOrEqual", x, body.number(0))

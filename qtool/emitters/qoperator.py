@@ -1,8 +1,8 @@
-"""QOperator ONNX: the quantized operators themselves, without Q/DQ pairs around float ones.
+"""Emit QOperator ONNX: quantized operators in place of float operators between Q and DQ.
 
-Made from the QDQ file, so that both hold one plan's codes, scales and names: each site's
-DequantizeLinears, its operator and its QuantizeLinear become the operator that ONNX Runtime would
-have fused them into. Operators of the domain ``com.microsoft`` are ONNX Runtime's.
+It is made from the QDQ model, so that both have the codes, scales and names of one plan: each
+site's DequantizeLinears, operator and QuantizeLinear become the operator that ONNX Runtime fuses
+them into. Operators of the domain ``com.microsoft`` are ONNX Runtime's.
 
 Source: ONNX operators QLinearConv, QLinearMatMul; ONNX Runtime ContribOperators.md.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph.names import add_initializer
+from qtool.graph.edit import add_initializer
 from qtool.graph.queries import is_constant, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 
@@ -30,12 +30,12 @@ class Codes(NamedTuple):
 
     @property
     def parts(self) -> list[ir.Value | None]:
-        """In the order that nearly every operator wants them."""
+        """Codes, scale and zero point, the order of nearly all operators."""
         return [self.codes, self.scale, self.zero]
 
 
 class Form(NamedTuple):
-    """What a site becomes: an operator, its inputs, and attributes it adds or does not know."""
+    """The quantized operator of a site: its inputs, and the attributes to add or to leave out."""
 
     op: str
     inputs: list[ir.Value | None]
@@ -45,21 +45,21 @@ class Form(NamedTuple):
 
 
 def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
-    """Replace Q/DQ pairs by quantized operators, in place; returns the model.
+    """Replace Q/DQ pairs by quantized operators, in place; return the model.
 
     A site without such an operator keeps its pairs, which ONNX Runtime fuses as it does in QDQ
-    files. Weights that are widened from packed codes stay so: the runtime folds that at load.
+    files. Packed weights stay packed: the runtime folds the unpacking at load.
 
     Args:
-        emitted: what ``emit_qdq`` made of the plan.
-        plan: says which nodes compute in integers.
+        emitted: result of ``emit_qdq`` for the plan.
+        plan: frozen.
 
     Raises:
         UnsupportedError: a site reads or writes codes wider than 8 bits (exit 3).
     """
     nodes = nodes_by_name(emitted.graph)
     for site in plan.sites.values():
-        # The integer mean of a GlobalAveragePool that writes floats is operators already.
+        # A GlobalAveragePool that writes floats was replaced by emit_qdq, and is no node any more.
         if site.op in FORMS and site.name in nodes:
             _replace(nodes[site.name], site, plan)
     for name in plan.data_movement_ops:
@@ -71,25 +71,25 @@ def to_operators(emitted: ir.Model, plan: QuantPlan) -> ir.Model:
 
 
 def _replace(node: ir.Node, site: Site, plan: QuantPlan) -> None:
-    """Put the quantized operator in the place of one site's pairs and node."""
+    """Replace the pairs and the node of a site by the quantized operator."""
     graph = node.graph
     quantizer = _quantizer(node.outputs[0]) if site.output in plan.grid_of else None
     if not isinstance(graph, ir.Graph) or (quantizer is None and site.output in plan.grid_of):
-        return  # an activation with computed limits stands between: a float operator
+        return  # an activation with computed limits follows, a float operator
     operands = [None if v is None else _dequantized(v) for v in node.inputs]
-    found = None if quantizer is None else _written(quantizer)
-    for part in (*operands, found):
+    result = None if quantizer is None else _quantized_result(quantizer)
+    for part in (*operands, result):
         _check_width(site, part)
-    form = FORMS[site.op]([_with_zero(graph, part) for part in operands], found)
-    kept = [a for name, a in node.attributes.items() if name not in form.without]
-    made = ir.Node(form.domain, form.op, form.inputs, [*kept, *form.added], name=node.name)
-    graph.insert_before(node, made)
-    old, out = (node if quantizer is None else quantizer).outputs[0], made.outputs[0]
+    form = FORMS[site.op]([_with_zero(graph, part) for part in operands], result)
+    shared = [a for name, a in node.attributes.items() if name not in form.without]
+    new = ir.Node(form.domain, form.op, form.inputs, [*shared, *form.added], name=node.name)
+    graph.insert_before(node, new)
+    old, out = (node if quantizer is None else quantizer).outputs[0], new.outputs[0]
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=old.is_graph_output())
     out.name, out.type, out.shape = old.name, old.type, old.shape
-    for gone in (quantizer, node):
-        if gone is not None:
-            graph.remove(gone, safe=True)
+    for replaced in (quantizer, node):
+        if replaced is not None:
+            graph.remove(replaced, safe=True)
 
 
 def _check_width(site: Site, part: Codes | None) -> None:
@@ -103,7 +103,7 @@ def _check_width(site: Site, part: Codes | None) -> None:
 
 
 def _with_zero(graph: ir.Graph, part: Codes | None) -> Codes | None:
-    """With the zero point that DequantizeLinear may leave out and quantized operators need."""
+    """Add the zero point that DequantizeLinear may leave out and quantized operators need."""
     if part is None or part.zero is not None or part.codes.dtype not in EIGHT_BITS:
         return part
     array = np.zeros((), part.codes.dtype.numpy())
@@ -114,7 +114,7 @@ def _with_zero(graph: ir.Graph, part: Codes | None) -> Codes | None:
 
 
 def _on_codes(node: ir.Node) -> None:
-    """Let an op that moves codes read and write them, where Q and DQ still stand around it."""
+    """Make a data movement op between DQ and Q read and write codes."""
     source = node.inputs[0]
     if source is None or source.dtype in EIGHT_BITS or node.graph is None:
         return
@@ -134,7 +134,7 @@ def _on_codes(node: ir.Node) -> None:
 
 
 def _dequantized(value: ir.Value) -> Codes | None:
-    """What stands in front of the DequantizeLinear that makes this value, if one does."""
+    """Return the codes, scale and zero point of a value that a DequantizeLinear writes."""
     producer = value.producer()
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
@@ -145,7 +145,7 @@ def _dequantized(value: ir.Value) -> Codes | None:
 
 
 def _zeros(dequantizer: ir.Node, codes: ir.Value, scale: ir.Value) -> ir.Value | None:
-    """The zero point that a pair may leave out and an operator may not."""
+    """Add zeros for the zero point that a DequantizeLinear left out, in the shape of its scale."""
     if codes.dtype not in EIGHT_BITS or scale.shape is None or dequantizer.graph is None:
         return None
     name = f"{codes.name}_zero_point"
@@ -155,8 +155,8 @@ def _zeros(dequantizer: ir.Node, codes: ir.Value, scale: ir.Value) -> ir.Value |
     return dequantizer.graph.initializers[name]
 
 
-def _written(quantizer: ir.Node) -> Codes:
-    """The grid that a QuantizeLinear writes on."""
+def _quantized_result(quantizer: ir.Node) -> Codes:
+    """Return the codes that a QuantizeLinear writes, with their scale and zero point."""
     _, scale, zero = quantizer.inputs
     if scale is None:
         raise AssertionError(f"{quantizer.name} lacks a scale")
@@ -164,14 +164,14 @@ def _written(quantizer: ir.Node) -> Codes:
 
 
 def _quantizer(value: ir.Value) -> ir.Node | None:
-    """The QuantizeLinear that alone reads this value, if one does."""
+    """Return the QuantizeLinear that is the only reader of a value, or None."""
     uses = [node for node, _ in value.uses()]
-    alone = len(uses) == 1 and uses[0].op_type == "QuantizeLinear" and not value.is_graph_output()
-    return uses[0] if alone else None
+    only = len(uses) == 1 and uses[0].op_type == "QuantizeLinear" and not value.is_graph_output()
+    return uses[0] if only else None
 
 
 def _drop_unread(graph: ir.Graph) -> None:
-    """Remove what only the replaced pairs read."""
+    """Remove nodes and initializers without readers."""
     for node in reversed(list(graph)):
         if all(not out.uses() and not out.is_graph_output() for out in node.outputs):
             graph.remove(node, safe=True)
@@ -190,9 +190,9 @@ def _need(part: Codes | None) -> Codes:
 
 
 def _bias(operands: Operands) -> list[ir.Value | None]:
-    """The bias: int32 codes on the grid s_x * s_w, which the operator knows by itself."""
-    given = operands[2] if len(operands) > 2 else None
-    return [] if given is None else [given.codes]
+    """Return the codes of the bias; the operator computes its scale s_x * s_w itself."""
+    bias = operands[2] if len(operands) > 2 else None
+    return [] if bias is None else [bias.codes]
 
 
 def _conv(operands: Operands, out: Codes | None) -> Form:
@@ -252,7 +252,7 @@ FORMS: dict[str, Callable[[Operands, Codes | None], Form]] = {
     "Concat": _concat,
     "Sigmoid": _one("QLinearSigmoid"),
     "LeakyRelu": _one("QLinearLeakyRelu"),
-    # The plan admits dilations of 1 only.
+    # Annotation accepts dilations of 1 only, and the operator has no such attribute.
     "AveragePool": _one("QLinearAveragePool", CHANNELS_FIRST, ("dilations",)),
     "GlobalAveragePool": _one("QLinearGlobalAveragePool", CHANNELS_FIRST),
 }

@@ -1,38 +1,39 @@
-"""Inputs and outputs as codes: no QuantizeLinear at the entry, no DequantizeLinear at the exit."""
+"""Make inputs and outputs of a file codes: no QuantizeLinear first, no DequantizeLinear last."""
 
 import json
 
 import onnx_ir as ir
 
+from qtool.graph.queries import name_of
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams
 from qtool.quant.quantized_io import KEY, QuantizedIO
 
 
 def quantize_io(emitted: ir.Model, plan: QuantPlan) -> tuple[QuantizedIO, list[str]]:
-    """Let a file read and write codes where it would convert, in place.
+    """Remove the conversions between floats and codes at inputs and outputs, in place.
 
     Names of inputs and outputs stay; their types become those of the codes, and the file's metadata
-    says on which grids they are.
+    holds their grids.
 
     Args:
-        emitted: a QDQ or QOperator file of the plan.
+        emitted: a QDQ or QOperator model of the plan.
         plan: frozen.
 
     Returns:
-        The grids, and a sentence for each input and output that stays as it is.
+        The grids, and one sentence for each input and output that stays float.
     """
     graph = emitted.graph
     inputs, outputs, notes = {}, {}, []
     for value in graph.inputs:
-        params = _open_input(value, plan)
+        params = _quantize_input(value, plan)
         if params is not None:
-            inputs[value.name or ""] = params
+            inputs[name_of(value)] = params
         elif value.dtype == ir.DataType.FLOAT:
             notes.append(f'input "{value.name}" stays float: not only integer layers read it')
     for index, value in enumerate(graph.outputs):
-        name = value.name or ""
-        params = _open_output(graph, index, plan)
+        name = name_of(value)
+        params = _quantize_output(graph, index, plan)
         if params is not None:
             outputs[name] = params
         elif value.dtype == ir.DataType.FLOAT:
@@ -40,15 +41,18 @@ def quantize_io(emitted: ir.Model, plan: QuantPlan) -> tuple[QuantizedIO, list[s
     for name, initializer in list(graph.initializers.items()):
         if not initializer.uses() and not initializer.is_graph_output():
             del graph.initializers[name]
-    ends = QuantizedIO(inputs, outputs)
-    emitted.metadata_props[KEY] = json.dumps(ends.described(), sort_keys=True)
-    return ends, notes
+    io = QuantizedIO(inputs, outputs)
+    emitted.metadata_props[KEY] = json.dumps(io.described(), sort_keys=True)
+    return io, notes
 
 
-def _open_input(value: ir.Value, plan: QuantPlan) -> QuantParams | None:
-    """Drop the QuantizeLinear behind an input that nothing else reads; the input's grid."""
+def _quantize_input(value: ir.Value, plan: QuantPlan) -> QuantParams | None:
+    """Remove the QuantizeLinear behind an input and return its grid.
+
+    None where another node reads the input: it stays float.
+    """
     readers = [node for node, _ in value.uses()]
-    params = plan.params(value.name or "")
+    params = plan.params(name_of(value))
     if params is None or value.is_graph_output() or not readers:
         return None
     if any(node.op_type != "QuantizeLinear" for node in readers):
@@ -63,10 +67,13 @@ def _open_input(value: ir.Value, plan: QuantPlan) -> QuantParams | None:
     return params
 
 
-def _open_output(graph: ir.Graph, index: int, plan: QuantPlan) -> QuantParams | None:
-    """Return the codes that a DequantizeLinear makes an output of; the output's grid."""
+def _quantize_output(graph: ir.Graph, index: int, plan: QuantPlan) -> QuantParams | None:
+    """Make the codes in front of a last DequantizeLinear the output, and return its grid.
+
+    None where no DequantizeLinear writes the output: it stays float.
+    """
     value = graph.outputs[index]
-    node, name = value.producer(), value.name or ""
+    node, name = value.producer(), name_of(value)
     params = plan.params(name)
     if params is None or node is None or node.op_type != "DequantizeLinear":
         return None

@@ -1,26 +1,26 @@
-"""What a QDQ file need not say: zero points of 0, and scales of biases that are products."""
+"""Remove redundant parts of a QDQ file: zero points of 0, and scales of biases."""
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import constant
 
-# onnxruntime 1.31 finds no integer kernel for a Gemm or MatMul whose weights have no zero point.
+# Ops whose weights need no zero point: onnxruntime 1.31 does not fuse a Gemm or MatMul without one.
 WITHOUT_ZERO_POINT = {"Conv"}
 
 
 def compact(graph: ir.Graph) -> None:
     """Make the file smaller, by 5 to 9 bytes for every output channel, in place.
 
-    Zero points of weights are optional where they are 0. A bias has the scale s_x * s_w; where that
-    product of float32 numbers is exact, the runtime computes it at load.
+    Zero points of weights are left out where they are 0. The scale of a bias is s_x * s_w: where
+    that product of float32 numbers is exact, a Mul computes it, which the runtime folds at load.
     """
     for node in list(graph):
         operands = [_dequantizer(v) for v in node.inputs]
         if len(operands) < 2 or operands[0] is None or operands[1] is None:
             continue
         if len(operands) == 3 and operands[2] is not None:
-            _multiply(graph, operands[0], operands[1], operands[2])
+            _replace_bias_scale(graph, operands[0], operands[1], operands[2])
         _leave_out_zeros(operands[1])
 
 
@@ -38,8 +38,8 @@ def _leave_out_zeros(weights: ir.Node) -> None:
     weights.resize_inputs(2)
 
 
-def _multiply(graph: ir.Graph, x: ir.Node, w: ir.Node, bias: ir.Node) -> None:
-    """Compute the scale of the bias where it is the product, and where the node is smaller."""
+def _replace_bias_scale(graph: ir.Graph, x: ir.Node, w: ir.Node, bias: ir.Node) -> None:
+    """Replace the scale of a bias by a Mul of the other two, where that makes the file smaller."""
     scales = [node.inputs[1] for node in (x, w, bias)]
     left, right, whole = (constant(v) for v in scales)
     if left is None or right is None or whole is None or not np.array_equal(left * right, whole):

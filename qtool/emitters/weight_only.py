@@ -1,4 +1,4 @@
-"""Codes times scales in front of float ops; the runtime folds it to plain floats at load."""
+"""Dequantize weight-only codes for float ops; the runtime folds that to floats at load."""
 
 import numpy as np
 import onnx_ir as ir
@@ -10,14 +10,19 @@ from qtool.quant.primitives import PerBlock, QuantParams, align
 def float_weights(
     store: Store, name: str, codes: ir.Value, shape: tuple[int, ...], params: QuantParams
 ) -> ir.Value:
-    """What DequantizeLinear computes, in ops that the runtime computes once and does not fuse.
+    """Compute DequantizeLinear in ops that the runtime folds at load and does not fuse.
+
+    y = (codes - zero_point) * scale
 
     Args:
-        store: where constants and nodes go.
-        name: of the initializer.
-        codes: holds all its codes.
-        shape: of the codes.
+        store: receives constants and nodes.
+        name: name of the initializer.
+        codes: value of its codes.
+        shape: shape of the codes.
         params: their grid.
+
+    Returns:
+        The float value, in the shape of the codes.
     """
     granularity = params.spec.granularity
     out = store.step("Cast", [codes], f"{name}/floats", to=ir.DataType.FLOAT.value)

@@ -1,4 +1,4 @@
-"""Weights stored one code lower, with a zero point that says so: the same grid, other kernels."""
+"""Shift weight codes and their zero point by one: equal values, but other, faster kernels."""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,29 +9,33 @@ from qtool.targets.target import Target, WeightZeroPoint
 
 
 def shift_weight_codes(graph: ir.Graph, plan: QuantPlan, target: Target) -> dict[str, int]:
-    """Initializer -> what is added to its codes and its zero point, where the target asks for it.
+    """Return the shift of codes and zero point for weights on which the target's kernels gain.
 
-    Weights that several layers share are moved when all of them ask.
+    Weights that several layers share are shifted when all of them gain.
 
     Args:
-        graph: float, with shapes.
+        graph: the float graph, with shapes.
         plan: frozen.
-        target: says from which size on a convolution gains.
+        target: its ``weight_zero_point`` is the shift, and the least size of such a convolution.
+
+    Returns:
+        Initializer name -> shift.
     """
     rule = target.weight_zero_point
     if rule is None:
         return {}
-    nodes, asked = nodes_by_name(graph), dict[str, bool]()
+    nodes, gaining = nodes_by_name(graph), dict[str, bool]()
     for site in plan.sites.values():
         if site.weight is not None:
             gains = _gains(nodes[site.name], site, plan, rule)
-            asked[site.weight] = asked.get(site.weight, True) and gains
-    return {name: rule.value for name, all_ask in asked.items() if all_ask}
+            gaining[site.weight] = gaining.get(site.weight, True) and gains
+    return {name: rule.value for name, all_gain in gaining.items() if all_gain}
 
 
 def _gains(node: ir.Node, site: Site, plan: QuantPlan, rule: WeightZeroPoint) -> bool:
+    """Return True when a site's convolution is large enough and its codes stay in int8."""
     weight = site.weight or ""
-    codes, params, read = plan.codes[weight], plan.params(weight), plan.spec(site.inputs[0])
+    codes, params, x = plan.codes[weight], plan.params(weight), plan.spec(site.inputs[0])
     return (
         site.op == "Conv"
         and attribute(node, "group", 1) == 1
@@ -42,6 +46,6 @@ def _gains(node: ir.Node, site: Site, plan: QuantPlan, rule: WeightZeroPoint) ->
         and params.container == np.int8
         and not params.zero_point.any()
         and int(codes.min(initial=0)) + rule.value >= -128
-        and read is not None
-        and read.bits <= 8
+        and x is not None
+        and x.bits <= 8
     )

@@ -1,4 +1,4 @@
-"""The few edits every rewrite is made of."""
+"""Edit a graph: new names, initializers and nodes; replaced values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,16 +6,64 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.names import Names, add_initializer
+
+class Names:
+    """The names that a graph and its bodies use, and a source of new ones.
+
+    Names are collected once, at construction; names added elsewhere later are not seen.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Collect the names.
+
+        Args:
+            graph: the graph to edit. Names in the bodies of its control flow count too: a body
+                reads values of the outer graph, which an equal name in the body would hide.
+        """
+        graphs = [graph, *graph.subgraphs()]
+        self._used: set[str | None] = {
+            v.name for g in graphs for v in (*g.inputs, *g.initializers.values())
+        }
+        for node in graph.all_nodes():
+            self._used.update((node.name, *(v.name for v in node.outputs)))
+
+    def unique(self, base: str) -> str:
+        """Return ``base``, or ``base_1``, ``base_2`` ... when that is in use, and reserve it."""
+        name, k = base, 0
+        while name in self._used:
+            k += 1
+            name = f"{base}_{k}"
+        self._used.add(name)
+        return name
+
+
+def add_initializer(graph: ir.Graph, name: str, data: np.ndarray | ir.Tensor) -> ir.Value:
+    """Register a new initializer and return it.
+
+    Args:
+        graph: the graph to add to; it has no value of that name yet.
+        name: name of the value and of its tensor.
+        data: array of any shape; an ``ir.Tensor`` where numpy lacks the type (int4, int2).
+    """
+    tensor = data if isinstance(data, ir.Tensor) else ir.Tensor(np.asarray(data, order="C"))
+    tensor.name = name
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def unique(graph: ir.Graph, base: str) -> str:
-    """``base``, or ``base_1``, ``base_2`` ... when the graph has a value or node so named."""
+    """Return ``base``, or ``base_1``, ``base_2`` ... when the graph uses that name."""
     return Names(graph).unique(base)
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer; its name starts with ``name`` and is unique."""
+    """Add an initializer under ``name``, or a unique name that starts with it; return it."""
     return add_initializer(graph, unique(graph, name), array)
 
 
@@ -44,9 +92,9 @@ def add_node(
 
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` replace ``old`` everywhere, under the old name and as the graph's output."""
-    made = old.producer()
-    graph = made.graph if made is not None else None
+    """Replace ``old`` by ``new`` everywhere, under the old name and as the graph's output."""
+    producer = old.producer()
+    graph = producer.graph if producer is not None else None
     name = old.name
     if new.producer() is not None and new.shape is None:
         new.shape = old.shape
@@ -59,7 +107,7 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
 
 
 def drop(node: ir.Node) -> None:
-    """Remove a node nobody reads any more."""
+    """Remove a node whose outputs have no readers."""
     if node.graph is None:
         raise AssertionError(f"{node.name} belongs to no graph")
     node.graph.remove(node, safe=True)

@@ -1,4 +1,4 @@
-"""Questions about a graph. Read-only, no state: every function takes an ``onnx_ir`` object."""
+"""Read-only queries of ``onnx_ir`` graphs, nodes and values."""
 
 import mmap
 from collections.abc import Iterator
@@ -8,20 +8,25 @@ import numpy as np
 import onnx_ir as ir
 
 
+def name_of(item: ir.Value | ir.Node) -> str:
+    """Return the name of a value or node, "" where it has none."""
+    return item.name or ""
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind an initializer, or None when the value is computed or fed."""
+    """Return the array of an initializer, or None when the value is computed or a graph input."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """True for an initializer (without loading its data)."""
+    """Return True for an initializer (without loading its data)."""
     return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
 def release_weight_pages(model: ir.Model) -> None:
-    """Give back the memory of weights mapped from files; whoever reads them maps them again."""
+    """Release the memory of weights mapped from files; the next read maps them again."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     for value in model.graph.initializers.values():
@@ -31,7 +36,7 @@ def release_weight_pages(model: ir.Model) -> None:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """True when the value is known to hold float32, float16, bfloat16 or float64."""
+    """Return True for a value of type float32, float16, bfloat16 or float64."""
     return value is not None and value.dtype in _FLOATS
 
 
@@ -44,7 +49,7 @@ _FLOATS = {
 
 
 def readers(value: ir.Value) -> tuple[ir.Node, ...]:
-    """Nodes that read the value, each once, bodies of control flow included."""
+    """Return the nodes that read the value, each once, bodies of control flow included."""
     seen: dict[int, ir.Node] = {}
     for node, _ in value.uses():
         seen[id(node)] = node
@@ -52,13 +57,13 @@ def readers(value: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value, or None when several do, none does, or it is an output."""
+    """Return the only reader of a value; None for several, none, or a graph output."""
     nodes = readers(value)
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's Python value (str, int, float, tuple), or ``default`` when absent."""
+    """Return an attribute's Python value (str, int, float, tuple), or ``default`` when absent."""
     attr = node.attributes.get(name)
     if attr is None:
         return default
@@ -67,31 +72,31 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 
 
 def rank(value: ir.Value | None) -> int | None:
-    """Number of dimensions, or None when unknown."""
+    """Return the number of dimensions, or None when unknown."""
     return None if value is None or value.shape is None else len(value.shape)
 
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
-    """Shape as ints, symbol names or None per dimension; None when even the rank is unknown."""
+    """Return the shape: an int, a symbol's name or None per dimension; None for unknown rank."""
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
 def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
-    """Limits of a Relu or Clip; None where a limit is computed at run time."""
+    """Return the lower and upper limit of a Relu or Clip; None for one computed at run time."""
     if node.op_type == "Relu":
         return 0.0, float("inf")
-    found: list[float | None] = []
+    limits: list[float | None] = []
     for index, default in ((1, float("-inf")), (2, float("inf"))):
         value = node.inputs[index] if len(node.inputs) > index else None
         array = constant(value)
-        found.append(default if value is None else None if array is None else float(array))
-    return found[0], found[1]
+        limits.append(default if value is None else None if array is None else float(array))
+    return limits[0], limits[1]
 
 
 def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Inputs, initializers and node outputs of the main graph, in that order."""
+    """Yield inputs, initializers and node outputs of the main graph, in that order."""
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
@@ -99,17 +104,17 @@ def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def by_name(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Name -> value over the main graph."""
+    """Map name -> value over the main graph."""
     return {v.name: v for v in all_values(graph) if v.name}
 
 
 def nodes_by_name(graph: ir.Graph) -> dict[str, ir.Node]:
-    """Name -> node over the main graph (loading gives every node a unique name)."""
+    """Map name -> node over the main graph (loading gives every node a unique name)."""
     return {n.name: n for n in graph if n.name}
 
 
 def nested(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs of a node."""
+    """Yield the subgraphs of a node."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
@@ -118,25 +123,32 @@ def nested(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def captured(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Outer values that a node's subgraphs read, in order of first use."""
+    """Return the outer values that a node's subgraphs read, in order of first use."""
     seen: dict[str, ir.Value] = {}
     for graph in nested(node):
-        _outer(graph, set(), seen)
+        _collect_outer(graph, set(), seen)
     return tuple(seen.values())
 
 
-def _outer(graph: ir.Graph, known: set[int], seen: dict[str, ir.Value]) -> None:
-    known = known | {id(v) for v in graph.inputs} | {id(v) for v in graph.initializers.values()}
+def _collect_outer(graph: ir.Graph, local: set[int], seen: dict[str, ir.Value]) -> None:
+    """Add the values to ``seen`` that a graph reads but neither it nor its parents define.
+
+    Args:
+        graph: a subgraph.
+        local: ids of the values that the subgraphs around it define.
+        seen: name -> outer value, extended in place.
+    """
+    local = local | {id(v) for v in graph.inputs} | {id(v) for v in graph.initializers.values()}
     for node in graph:
-        known |= {id(v) for v in node.outputs}
+        local |= {id(v) for v in node.outputs}
     for node in graph:
         for value in node.inputs:
-            if value is not None and value.name and id(value) not in known:
+            if value is not None and value.name and id(value) not in local:
                 seen.setdefault(value.name, value)
         for inner in nested(node):
-            _outer(inner, known, seen)
+            _collect_outer(inner, local, seen)
     for value in graph.outputs:
-        if value.name and id(value) not in known:
+        if value.name and id(value) not in local:
             seen.setdefault(value.name, value)
 
 
@@ -144,14 +156,14 @@ WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def weight_axis(node: ir.Node) -> int:
-    """Axis of the output channels in the weight (input 1) of a weighted node."""
+    """Return the axis of the output channels in the weight (input 1) of a weighted node."""
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
 
 
 def parameters(graph: ir.Graph) -> int:
-    """How many floating-point numbers the initializers hold."""
+    """Count the floating-point numbers in the initializers."""
     return sum(
         int(np.prod(v.const_value.shape.numpy()))
         for v in graph.initializers.values()
@@ -160,13 +172,14 @@ def parameters(graph: ir.Graph) -> int:
 
 
 def macs(node: ir.Node) -> int:
-    """Multiply-accumulates of a convolution or matrix product for one sample; 0 if unknown."""
+    """Count multiply-accumulates of a convolution or matrix product per sample; 0 if unknown."""
     if node.op_type in ("Conv", "ConvTranspose"):
         weight = dims(node.inputs[1])
-        place = dims(node.outputs[0] if node.op_type == "Conv" else node.inputs[0])
-        if weight is None or place is None:
+        # A ConvTranspose applies its kernel at every input position, a Conv at every output one.
+        positions = dims(node.outputs[0] if node.op_type == "Conv" else node.inputs[0])
+        if weight is None or positions is None:
             return 0
-        spatial = [d if isinstance(d, int) else 0 for d in place[2:]]
+        spatial = [d if isinstance(d, int) else 0 for d in positions[2:]]
         return int(np.prod([*[d for d in weight if isinstance(d, int)], *spatial], dtype=np.int64))
     if node.op_type in ("Gemm", "MatMul"):
         weight = dims(node.inputs[1])

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import check_no_float_nodes
-from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.calibration.statistics import Calibrator
 from qtool.errors import UnsupportedError
@@ -125,7 +124,7 @@ def make_grids(
         model,
         observed,
         batches,
-        histograms=not isinstance(calibrator, MinMax),
+        histograms=calibrator.needs_histogram,
         threads=threads,
         on_batch=on_batch,
     )

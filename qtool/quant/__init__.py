@@ -1,1 +1,1 @@
-"""Define quantization: grids, codes, the plan, rounding. Numpy only; torch tensors pass through."""
+"""Quantization primitives: grids, codes, rounding and the plan. Numpy only; torch tensors pass."""

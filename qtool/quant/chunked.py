@@ -1,4 +1,7 @@
-"""Large arrays a few rows at a time: rounding needs several times the memory of what it rounds."""
+"""Quantize large arrays a few rows at a time.
+
+Rounding makes several temporary arrays of the size of its input.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,39 +14,40 @@ from qtool.quant.primitives import PerBlock, PerChannel, QuantParams, quantize
 
 Grid = TypeVar("Grid", bound=QuantParams)
 
-# Elements of one piece; an array that has fewer is one piece.
+# Elements of one piece (64 MiB of float32); a smaller array is one piece.
 PIECE = 1 << 24
 
 
 def pieces(array: np.ndarray, params: Grid) -> Iterator[tuple[slice | EllipsisType, Grid]]:
-    """Rows of an array, together all of them, each with the grid of those rows.
+    """Yield slices of rows that together cover an array, each with the grid of those rows.
 
     Args:
         array: any shape; rows are along axis 0.
-        params: its grid.
+        params: grid of the whole array.
 
     Yields:
-        An index (``...`` for everything) and the grid as of that part alone.
+        An index (``...`` for everything) and the grid of that slice.
     """
     if array.ndim == 0 or array.size <= PIECE:
         yield ..., params
         return
     granularity, unit = params.spec.granularity, 1
-    along = isinstance(granularity, PerBlock)
+    slices_scale = isinstance(granularity, PerBlock)
     if isinstance(granularity, PerChannel | PerBlock) and granularity.axis % array.ndim == 0:
-        along, unit = True, getattr(granularity, "size", 1)
+        # A slice must not cut a block: its rows share a scale.
+        slices_scale, unit = True, getattr(granularity, "size", 1)
     rows = max(PIECE * len(array) // array.size // unit, 1) * unit
     for start in range(0, len(array), rows):
         stop = min(start + rows, len(array))
         part = slice(start // unit, -(-stop // unit))
         grid = params
-        if along:
+        if slices_scale:
             grid = replace(params, scale=params.scale[part], zero_point=params.zero_point[part])
         yield slice(start, stop), grid
 
 
 def codes_of(array: np.ndarray, params: QuantParams) -> np.ndarray:
-    """Codes of an array in their container; holds only a few rows of it as floats at a time."""
+    """Quantize an array to codes in their container; converts a few rows at a time."""
     codes = np.empty(array.shape, params.container)
     for part, grid in pieces(array, params):
         codes[part] = quantize(array[part], grid)

@@ -8,9 +8,13 @@ from qtool.quant.primitives import QuantParams, quantize
 
 
 def code_limits(node: ir.Node, params: QuantParams) -> tuple[int, int] | None:
-    """Codes between which a Relu or Clip keeps a value on a grid; None if computed at run time.
+    """Return the lowest and highest code that a Relu or Clip passes; None if computed at run time.
 
-    Rounding and saturating keep the order of values, so clipping codes is clipping values.
+    Rounding and saturation are monotonic, so clipping codes is the same as clipping values.
+
+    Args:
+        node: a Relu or Clip.
+        params: grid of its output, one scale.
     """
     lo, hi = clip_limits(node)
     if lo is None or hi is None:

@@ -1,28 +1,37 @@
-"""The plan: which value lives on which grid, and the integers. The one thing that changes.
+"""The plan: the grid of every quantized value, and the codes of weights and biases.
 
-Every step after the rewrites is ``plan -> plan``; ``dataclasses.replace`` makes the next one.
+Every step after the rewrites is a function ``plan -> plan``; ``dataclasses.replace`` makes the next
+plan. Three words are used throughout qtool; papers and tools call them
+
+* grid: quantization parameters, a scale s and a zero point z (``QuantParams``);
+* codes: integer (quantized) values q, with real value x ~ s * (q - z);
+* site: fused operator or supergroup, the nodes that a runtime fuses into one integer kernel.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 
+from qtool.graph.queries import constant
 from qtool.quant.primitives import QuantParams, QuantSpec
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the runtime fuses into one integer kernel: an op, its activation folded into its grid.
+    """A group of nodes that the runtime fuses into one integer kernel: an op and its activation.
+
+    The clipping of the activation (Relu, Clip) is part of the output grid.
 
     Attributes:
         name: name of the node that does the work.
-        op: its op type.
+        op: op type of that node.
         nodes: all fused nodes, first to last (Conv, Relu).
-        inputs: activation values it reads on their grids.
-        weight: initializer holding its weights, or None.
-        bias: initializer holding its bias, or None.
-        output: the last node's value; on a grid when it is in ``grid_of``, else float.
+        inputs: activation values it reads as codes.
+        weight: initializer of its weights, or None.
+        bias: initializer of its bias, or None.
+        output: output of the last node; on a grid when it is in ``grid_of``, else float.
     """
 
     name: str
@@ -36,17 +45,17 @@ class Site:
 
 @dataclass(frozen=True)
 class DynamicSite:
-    """A node that multiplies codes of its weights by codes of an input it rounds itself.
+    """A node with dynamic quantization: its kernel computes the grid of its input at run time.
 
-    Its kernel finds the grid of the input while it runs, and reads and writes floats: to the rest
-    of the plan it is a float op with stored weights.
+    It multiplies codes by codes, but reads and writes floats: in the rest of the plan it is a float
+    op with weight-only quantization.
 
     Attributes:
-        name: of the node.
-        op: its op type.
-        input: the float value it rounds.
-        outputs: float values, in the node's order; of an LSTM the first is what it writes at every
-            step, named also where nothing reads it.
+        name: name of the node.
+        op: op type of the node.
+        input: the float value that the kernel quantizes.
+        outputs: float values, in the node's order; the first one of an LSTM is its output at every
+            step, which has a name also where nothing reads it.
         weights: initializers it reads as codes.
     """
 
@@ -58,25 +67,25 @@ class DynamicSite:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of the nodes in the file that read its codes, scales and bias."""
+        """Names of the nodes in the emitted file that read its codes, scales and bias."""
         return (self.name, f"{self.name}/factor", f"{self.name}/bias")
 
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """All decisions about one model.
+    """All quantization decisions about one model.
 
     Attributes:
-        sites: node name -> Site, in graph order; everything else computes in float.
+        sites: node name -> Site, in graph order; all other nodes compute in float.
         data_movement_ops: nodes that only move codes (Reshape, MaxPool ...): input and output
             share a grid.
         grid_of: value name -> grid id; activations, weights and biases alike.
-        grids: grid id -> what is asked for (QuantSpec), later what was found (QuantParams).
+        grids: grid id -> QuantSpec, replaced by QuantParams once its scale is computed.
         codes: initializer name -> final integers.
         weight_overrides: initializer name -> float array that replaces the model's own.
-        weight_only: initializers that float ops read, kept as codes and widened once at load.
+        weight_only: initializers that float ops read; stored as codes, dequantized at load.
         dynamic: node name -> DynamicSite, in graph order.
-        float_nodes: node name -> why it stays in float.
+        float_nodes: node name -> the reason why it computes in float.
         log: one line per finished step.
     """
 
@@ -92,14 +101,42 @@ class QuantPlan:
     log: tuple[str, ...] = ()
 
     def params(self, value: str) -> QuantParams | None:
-        """The found grid of a value, or None when the value is float."""
+        """Return the grid of a value; None when the value is float or has only a QuantSpec."""
         grid = self.grids.get(self.grid_of.get(value, ""))
         return grid if isinstance(grid, QuantParams) else None
 
+    def qparams(self, value: str) -> QuantParams:
+        """Return the grid of a value that must have one.
+
+        Raises:
+            AssertionError: the value is float, or its scale is not computed yet.
+        """
+        params = self.params(value)
+        if params is None:
+            raise AssertionError(f"{value} has no grid")
+        return params
+
     def spec(self, value: str) -> QuantSpec | None:
-        """The asked-for grid of a value, or None when the value is float."""
+        """Return the QuantSpec of a value, or None when the value is float."""
         grid = self.grids.get(self.grid_of.get(value, ""))
         return grid.spec if isinstance(grid, QuantParams) else grid
+
+    def weight(self, name: str, initializer: ir.Value) -> np.ndarray:
+        """Return the float array of an initializer: the override of a step, or the model's own.
+
+        Args:
+            name: name of the initializer in this plan.
+            initializer: the model's value of that name.
+
+        Raises:
+            AssertionError: there is no override, and the value is no initializer.
+        """
+        array = self.weight_overrides.get(name)
+        if array is None:
+            array = constant(initializer)
+        if array is None:
+            raise AssertionError(f"{name} has no data")
+        return array
 
     @property
     def integer_nodes(self) -> frozenset[str]:
@@ -107,26 +144,27 @@ class QuantPlan:
         return self.data_movement_ops.union(*(site.nodes for site in self.sites.values()))
 
     def members(self) -> dict[str, list[str]]:
-        """Grid id -> the values on it."""
-        found: dict[str, list[str]] = {}
+        """Map grid id -> names of the values on that grid."""
+        members: dict[str, list[str]] = {}
         for value, grid in self.grid_of.items():
-            found.setdefault(grid, []).append(value)
-        return found
+            members.setdefault(grid, []).append(value)
+        return members
 
     def note(self, line: str) -> "QuantPlan":
-        """The same plan with one more line in its log."""
+        """Return the plan with one more line in its log."""
         return replace(self, log=(*self.log, line))
 
 
 def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
-    """True when two plans put the same values on grids of the same specs, found or not.
+    """Return True when two plans have the same sites and the same QuantSpec for every value.
 
-    Whether a grid is narrow does not count: training widens those of weights.
+    Scales and codes are not compared, and neither is ``narrow``, which training changes for
+    weights.
     """
 
     def specs(plan: QuantPlan) -> dict[str, QuantSpec | None]:
-        found = {value: plan.spec(value) for value in plan.grid_of}
-        return {v: s if s is None else replace(s, narrow=True) for v, s in found.items()}
+        pairs = ((value, plan.spec(value)) for value in plan.grid_of)
+        return {v: s if s is None else replace(s, narrow=True) for v, s in pairs}
 
     return (
         dict(a.grid_of) == dict(b.grid_of)

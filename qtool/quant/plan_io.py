@@ -1,4 +1,9 @@
-"""A plan on disk: ``plan.json`` for people, ``plan.npz`` for integers; equal plans, equal bytes."""
+"""Write and read a plan: readable ``plan.json``, arrays in ``plan.npz``; equal plans, equal bytes.
+
+Two files hold one plan. The keys are part of the file format and older than the names of the fields
+in QuantPlan: "passes" is ``data_movement_ops``, "stored" is ``weight_only``, "floats" is
+``float_nodes``, and "values/" in plan.npz is ``weight_overrides``.
+"""
 
 import io
 import json
@@ -17,7 +22,7 @@ from qtool.quant.primitives import Codebook, PerBlock, PerChannel, PerTensor, Qu
 
 VERSION = 1
 
-# What reading damaged or foreign files raises.
+# Exceptions that reading damaged or foreign files raises.
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
@@ -25,12 +30,17 @@ DAMAGE = (
 
 
 def write_plan(plan: QuantPlan, folder: Path) -> None:
-    """Write ``plan.json`` and ``plan.npz`` into a folder."""
+    """Write ``plan.json`` and ``plan.npz`` into a folder.
+
+    Args:
+        plan: any plan, frozen or not.
+        folder: an existing folder; files of an earlier plan are replaced.
+    """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
     for name, grid in plan.grids.items():
         spec = grid.spec if isinstance(grid, QuantParams) else grid
-        grids[name] = {**asdict(spec), "granularity": _words(spec.granularity)}
+        grids[name] = {**asdict(spec), "granularity": _granularity_fields(spec.granularity)}
         if isinstance(grid, QuantParams):
             arrays[f"scale/{name}"] = grid.scale
             arrays[f"zero_point/{name}"] = grid.zero_point
@@ -60,7 +70,7 @@ def read_plan(path: Path) -> QuantPlan:
     """Read the plan written by :func:`write_plan`.
 
     Args:
-        path: the ``plan.json``; its ``plan.npz`` lies beside it.
+        path: the ``plan.json``; ``plan.npz`` is read from the same folder.
 
     Raises:
         RecipeError: a file is missing, damaged or of another version.
@@ -103,26 +113,26 @@ def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
 
 
-def _words(granularity: PerTensor | PerChannel | PerBlock) -> dict[str, Any]:
+def _granularity_fields(granularity: PerTensor | PerChannel | PerBlock) -> dict[str, Any]:
     return {"kind": granularity.name, **asdict(granularity)}
 
 
 def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantSpec | QuantParams:
-    words = dict(raw["granularity"])
+    options = dict(raw["granularity"])
     kinds = {"tensor": PerTensor, "channel": PerChannel, "block": PerBlock}
-    granularity = kinds[words.pop("kind")](**words)
+    granularity = kinds[options.pop("kind")](**options)
     raw = {**raw, "granularity": granularity}
     spec = QuantSpec(**{f.name: raw[f.name] for f in fields(QuantSpec)})
     if f"scale/{name}" not in arrays:
         return spec
-    found = (spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])
+    params = QuantParams(spec, arrays[f"scale/{name}"], arrays[f"zero_point/{name}"])
     if f"levels/{name}" in arrays:
-        return Codebook(*found, arrays[f"levels/{name}"])
-    return QuantParams(*found)
+        return Codebook(spec, params.scale, params.zero_point, arrays[f"levels/{name}"])
+    return params
 
 
 def _archive(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Write an .npz whose bytes depend on nothing but the arrays (numpy's has the time of day)."""
+    """Write an .npz whose bytes depend only on the arrays (numpy's holds the time of writing)."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(arrays):
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))

@@ -1,8 +1,12 @@
-"""What a quantizer is: specs, parameters and the three verbs. Nothing else in qtool rounds.
+"""Quantization specs and parameters, and quantize, dequantize and fake_quantize.
 
-The convention is that of ONNX QuantizeLinear: divide by the scale, round half to even, add the zero
-point, saturate. The verbs use only methods that numpy arrays and torch tensors share, so one text
-serves both and torch need not be imported here.
+The convention is that of ONNX QuantizeLinear and DequantizeLinear:
+
+    q = clip(round_half_even(x / scale) + zero_point, qmin, qmax)
+    x ~ (q - zero_point) * scale
+
+No other module rounds values to codes. The functions use only methods that numpy arrays and torch
+tensors share, so they accept both, and this module need not import torch.
 
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", sec. 2.1, arXiv:1712.05877; ONNX operator QuantizeLinear.
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # a numpy array or a torch tensor; a verb returns the kind it was given
+Array = Any  # a numpy array or a torch tensor; results have the type of the input
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,16 @@ Granularity = PerTensor | PerChannel | PerBlock
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A grid that is asked for.
+    """The requested properties of a grid, without scale and zero point.
 
     Attributes:
-        bits: 1..16 for data, 32 for biases; 1 bit has no grid of its own, only a Codebook.
+        bits: 1..16 for data, 32 for biases; 1 bit exists only as a Codebook.
         signed: codes around zero, else from 0 up.
-        symmetric: the zero point is fixed (0 when signed).
-        narrow: a signed symmetric grid leaves out its lowest code, -2^(bits-1), so that -x is
-            representable whenever x is; False where a runtime's QuantizeLinear writes it.
-        granularity: how many scales.
-        scale_kind: float | power_of_two | fixed_point | double_shift.
+        symmetric: the zero point is 0.
+        narrow: a signed symmetric grid excludes its lowest code, -2^(bits-1), so that -x is
+            representable whenever x is; False where a runtime's QuantizeLinear writes that code.
+        granularity: one scale per tensor, channel or block.
+        scale_kind: float | power_of_two | fixed_point:<bits> | double_shift.
     """
 
     bits: int
@@ -87,9 +91,10 @@ class QuantSpec:
 
 @dataclass(frozen=True, eq=False)
 class QuantParams:
-    """A grid that was found: ``spec`` with its scale and zero point.
+    """A grid: a ``spec`` with scale and zero point.
 
     Attributes:
+        spec: the requested properties.
         scale: float32, in value units per step; shape [] | [C] | [.., blocks].
         zero_point: int32, same shape, the code of the value 0.
     """
@@ -116,10 +121,10 @@ class QuantParams:
 
 @dataclass(frozen=True, eq=False)
 class Codebook(QuantParams):
-    """A grid of which only some codes are used: the values are ``(level - zero_point) * scale``.
+    """A grid with a subset of codes: its values are ``(level - zero_point) * scale``.
 
     Attributes:
-        spec: its ``bits`` are those of an index into the levels.
+        spec: ``bits`` are those of an index into the levels.
         levels: int32 [k], ascending, at most 2**bits (3 for ternary, where bits is 2).
     """
 
@@ -127,7 +132,7 @@ class Codebook(QuantParams):
 
     @property
     def container(self) -> np.dtype:
-        """int8 where every level fits, else int16 (code books that become floats at load)."""
+        """The type int8 where every level fits, else int16 (weight-only code books)."""
         return np.dtype(np.int8 if np.abs(self.levels).max() <= 127 else np.int16)
 
     @property
@@ -141,21 +146,28 @@ class Codebook(QuantParams):
         return (self.levels[-1] - self.zero_point) * self.scale.astype(np.float64)
 
 
-# A smaller scale would be a denormal float32 that runtimes flush to zero.
+# A smaller scale is close to the denormal float32 numbers that runtimes flush to zero.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**10
-# Weights on such a scale leave nothing of their sums, and its product with an activation's scale is
-# no denormal either.
+# Scale of channels whose weights are all zero: small enough to give their bias fine steps, and its
+# product with the scale of an activation is no denormal.
 NEGLIGIBLE_SCALE = 2.0**-60
 
 
 def params_from_range(lo: Array, hi: Array, spec: QuantSpec) -> QuantParams:
-    """Turn observed limits into a grid that contains zero exactly.
+    """Compute the grid that covers a range and contains zero exactly.
+
+    symmetric:  scale = max(-lo, hi) / qmax (hi / qmax if unsigned),  zero_point = 0
+    asymmetric: scale = (hi - lo) / (qmax - qmin),  zero_point = round(qmin - lo / scale)
 
     The range is widened to include 0. A range without extent (all values zero) gives scale 1.
 
     Args:
-        lo, hi: float limits, shape [] or [C], in value units.
-        spec: the grid asked for.
+        lo: lower limits, float, shape [] or [C], in value units.
+        hi: upper limits, same shape.
+        spec: the requested properties.
+
+    Returns:
+        The grid, scale of the limits' shape.
 
     Raises:
         ValueError: a limit is NaN or infinite (callers name the value).
@@ -179,25 +191,30 @@ def params_from_range(lo: Array, hi: Array, spec: QuantSpec) -> QuantParams:
 
 
 def round_half_even(x: Array) -> Array:
-    """0.5 -> 0, 1.5 -> 2, 2.5 -> 2 (ONNX, numpy, torch)."""
+    """Round half to even: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2 (ONNX, numpy, torch)."""
     return x.round()
 
 
 def round_half_away(x: Array) -> Array:
-    """0.5 -> 1, -0.5 -> -1, 2.5 -> 3 (C ``round``, N2D2, gemmlowp)."""
+    """Round half away from zero: 0.5 -> 1, -0.5 -> -1 (C ``round``, N2D2, gemmlowp)."""
     even = x.round()
     up, down = (x - even == 0.5) & (x > 0), (even - x == 0.5) & (x < 0)
     return -(down + -(even + up))  # only sums: torch subtracts no booleans
 
 
 def round_half_up(x: Array) -> Array:
-    """0.5 -> 1, -0.5 -> 0, 2.5 -> 3 (floor(x + 0.5), some DSPs)."""
+    """Round half up: 0.5 -> 1, -0.5 -> 0, 2.5 -> 3 (floor(x + 0.5), some DSPs)."""
     even = x.round()
     return even + (x - even == 0.5)  # x + 0.5 would itself be rounded: 0.49999997 -> 1
 
 
 def align(params: QuantParams, x: Array) -> tuple[Array, Array]:
-    """Scale and zero point as float arrays of ``x``'s kind that broadcast against ``x``."""
+    """Return scale and zero point as float arrays that broadcast against ``x``.
+
+    Args:
+        params: the grid of ``x``.
+        x: a numpy array or torch tensor; the results have its type.
+    """
     granularity, scale, zero = params.spec.granularity, params.scale, params.zero_point
     if isinstance(granularity, PerChannel):
         shape = [1] * x.ndim
@@ -216,10 +233,18 @@ def align(params: QuantParams, x: Array) -> tuple[Array, Array]:
 def quantize(
     x: Array, params: QuantParams, rounding: Callable[[Array], Array] = round_half_even
 ) -> Array:
-    """Codes of ``x`` as a float array of its kind and shape; every code is an exact integer.
+    """Compute the codes of ``x``: clip(rounding(x / scale) + zero_point, qmin, qmax).
 
-    Codes stay floats so that numpy and torch agree and gradients can pass; containers are chosen
-    where they are stored. 32-bit codes need a float64 ``x``.
+    Codes are whole numbers in a float array, so that numpy and torch agree and gradients can pass;
+    callers convert them to the container. 32-bit codes need a float64 ``x``.
+
+    Args:
+        x: float numpy array or torch tensor, any shape.
+        params: its grid; with a Codebook, every value gets the nearest level.
+        rounding: one of the ``round_half_*`` functions.
+
+    Returns:
+        Codes, type and shape of ``x``.
     """
     scale, zero = align(params, x)
     if isinstance(params, Codebook):
@@ -228,7 +253,7 @@ def quantize(
 
 
 def _nearest(x: Array, levels: np.ndarray) -> Array:
-    """The nearest level of each number; half-way between two, the upper one."""
+    """Return the nearest level of each number; half-way between two, the upper one."""
     level = x * 0 + float(levels[0])
     for below, above in itertools.pairwise(levels):
         level = level + (x >= (float(below) + float(above)) / 2) * float(above - below)
@@ -236,16 +261,21 @@ def _nearest(x: Array, levels: np.ndarray) -> Array:
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
-    """Values of codes: ``(codes - zero_point) * scale``, shape of ``codes``."""
+    """Compute the values of codes: ``(codes - zero_point) * scale``, shape of ``codes``."""
     scale, zero = align(params, codes)
     return (codes - zero) * scale
 
 
 def fake_quantize(x: Array, params: QuantParams) -> Array:
-    """The nearest representable values; ``dequantize(quantize(x))``, idempotent bit for bit."""
+    """Return the nearest representable values, dequantize(quantize(x)); idempotent bit for bit."""
     return dequantize(quantize(x, params), params)
 
 
 def mean_factor(params: QuantParams, size: Sequence[int]) -> np.float32:
-    """What turns a sum of codes (without zero points) over an area into the mean value."""
+    """Compute scale / area, the factor from a sum of codes minus zero points to a mean value.
+
+    Args:
+        params: grid of the codes, one scale.
+        size: extents of the area that is summed over.
+    """
     return np.float32(params.scale / np.float32(np.prod(size)))

@@ -1,8 +1,9 @@
-"""Files whose inputs or outputs are codes: how their users turn values into codes and back.
+"""Conversion between values and codes for files whose inputs or outputs are codes.
 
-The file itself says it, as JSON under ``qtool.io`` in its metadata, so that whoever runs it needs
-nothing else: ``codes = clip(round(value / scale) + zero_point, low, high)``, rounding half to even,
-and ``value = (code - zero_point) * scale``.
+The file's metadata holds the grids as JSON under ``qtool.io``; a caller needs only the file:
+
+    codes = clip(round_half_even(value / scale) + zero_point, low, high)
+    value = (code - zero_point) * scale
 """
 
 import json
@@ -19,37 +20,37 @@ KEY = "qtool.io"
 
 @dataclass(frozen=True)
 class QuantizedIO:
-    """Names of inputs and of outputs that are codes -> their grids, one scale each."""
+    """The grids of a file's inputs and outputs that are codes, by name; one scale each."""
 
     inputs: Mapping[str, QuantParams] = field(default_factory=dict)
     outputs: Mapping[str, QuantParams] = field(default_factory=dict)
 
     def feeds(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as the file wants it: inputs that are codes quantized, others as they are."""
-        found = dict(batch)
+        """Quantize the inputs of a batch that the file reads as codes; return all inputs."""
+        feeds = dict(batch)
         for name, params in self.inputs.items():
-            if name in found:
-                codes = quantize(np.asarray(found[name], np.float32), params)
-                found[name] = codes.astype(params.spec.container)
-        return found
+            if name in feeds:
+                codes = quantize(np.asarray(feeds[name], np.float32), params)
+                feeds[name] = codes.astype(params.spec.container)
+        return feeds
 
     def values(self, name: str, array: np.ndarray) -> np.ndarray:
-        """What an output of the file means: codes dequantized, floats as they are."""
+        """Dequantize an output of the file; return a float output as it is."""
         params = self.outputs.get(name)
         if params is None:
             return array
         return np.asarray(dequantize(array.astype(np.float32), params), np.float32)
 
     def described(self) -> dict[str, Any]:
-        """As metadata and report hold it."""
+        """Return the grids as a JSON-compatible dict, for the file's metadata and the report."""
         return {
-            kind: {name: _described(params) for name, params in grids.items()}
+            kind: {name: _to_json(params) for name, params in grids.items()}
             for kind, grids in (("inputs", self.inputs), ("outputs", self.outputs))
             if grids
         }
 
 
-def _described(params: QuantParams) -> dict[str, Any]:
+def _to_json(params: QuantParams) -> dict[str, Any]:
     return {
         "dtype": str(params.spec.container),
         "scale": float(params.scale),
@@ -60,20 +61,19 @@ def _described(params: QuantParams) -> dict[str, Any]:
 
 
 def read_quantized_io(metadata: Mapping[str, str]) -> QuantizedIO:
-    """The ends of a file by its metadata; none where it was not written with codes."""
-    found = json.loads(metadata.get(KEY, "{}"))
-    return QuantizedIO(
-        *(
-            {name: _grid(each) for name, each in found.get(kind, {}).items()}
-            for kind in ("inputs", "outputs")
-        )
+    """Read the grids of inputs and outputs from a file's metadata; empty for a float interface."""
+    document = json.loads(metadata.get(KEY, "{}"))
+    inputs, outputs = (
+        {name: _from_json(entry) for name, entry in document.get(kind, {}).items()}
+        for kind in ("inputs", "outputs")
     )
+    return QuantizedIO(inputs, outputs)
 
 
-def _grid(found: Mapping[str, Any]) -> QuantParams:
-    low, high = found["low"], found["high"]
+def _from_json(entry: Mapping[str, Any]) -> QuantParams:
+    low, high = entry["low"], entry["high"]
     signed, bits = low < 0, (high - min(low, 0)).bit_length()
-    # A grid that leaves its lowest code out is a symmetric one.
+    # Only symmetric grids exclude the lowest code of their container.
     spec = QuantSpec(bits, signed, symmetric=signed and low == -high)
-    scale, zero = np.asarray(found["scale"], np.float32), np.asarray(found["zero_point"], np.int32)
+    scale, zero = np.asarray(entry["scale"], np.float32), np.asarray(entry["zero_point"], np.int32)
     return QuantParams(spec, scale, zero)

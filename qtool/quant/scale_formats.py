@@ -1,15 +1,15 @@
-"""Scales that hardware without floats can carry out: 2^-k, 2^-m + 2^-n, and x * 2^-p.
+"""Scales for hardware without floats: 2^-k, 2^-m + 2^-n, and x * 2^-p.
 
-Every rescaling of an integer network multiplies a sum by ``s_x * s_w / s_y``. Here are the forms
-such a multiplier may take (``as_integers``), how grids are brought to them, and the rule by which
-N2D2 rounds. Weights are rounded to codes *after* their scale was brought to a form, so the product
-of codes and scales is exact and nothing else has to make up for it: N2D2 gets the same by
-multiplying weights and bias by ``alpha / approximation``.
+Every rescaling of an integer network multiplies a sum by ``s_x * s_w / s_y``. This module computes
+the forms of such a multiplier (``as_integers``), constrains grids to them, and implements N2D2's
+rounding rule. Weights are rounded to codes *after* their scale was constrained, so the product of
+codes and scales is exact; N2D2 gets the same by multiplying weights and bias by
+``alpha / approximation``.
 
 Source: N2D2, CEA-LIST, "Quantization methodologies" (post-training quantization, activation scaling
-modes); Jacob et al. 2018, sec. 2.2, arXiv:1712.05877. Departure: N2D2 decides by the precision of
-the multiplier alone; of the neighbouring forms, N2D2's choice among them, we take the one that
-leaves the smallest squared error of the weights.
+modes); Jacob et al. 2018, sec. 2.2, arXiv:1712.05877. Departure: N2D2 chooses by the precision of
+the multiplier alone; of the neighbouring forms, which include N2D2's choice, we take the one with
+the smallest squared error of the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,19 +21,19 @@ from qtool.quant.primitives import PerChannel, QuantParams, dequantize, quantize
 
 Numbers = np.ndarray | np.float64
 
-# N2D2 keeps a form that is smaller than the multiplier when it reaches this share of it.
-PRECISE = 0.98
+# N2D2 accepts a form that is smaller than the multiplier when it reaches this share of it.
+N2D2_PRECISION = 0.98
 
-# Terms of a double shift lie no further apart: one of the two shifts a sum to the left.
-MOST_APART = 15
+# Largest difference of the two shifts of a double shift: the kernel shifts one term left by it.
+MAX_SHIFT_GAP = 15
 
 # Largest p of x * 2^-p.
-MOST_SHIFT = 50
+MAX_SHIFT = 50
 
 
 @dataclass(frozen=True, eq=False)
 class Multiplier:
-    """Real numbers as integers that shift and multiply.
+    """Real multipliers in the integers that a kernel multiplies and shifts by.
 
     Attributes:
         form: ``product``: factor * 2^-shift; ``shift``: 2^-shift; ``double``: (1 + 2^factor) *
@@ -48,66 +48,83 @@ class Multiplier:
 
     @property
     def value(self) -> np.ndarray:
-        """What the integers stand for, float64."""
+        """The real multipliers, float64."""
         if self.form == "product":
             return np.ldexp(self.factor.astype(np.float64), -self.shift)
-        more = np.ldexp(1.0, self.factor) if self.form == "double" else 0.0
-        return np.ldexp(1.0 + more, -self.shift)
+        second = np.ldexp(1.0, self.factor) if self.form == "double" else 0.0
+        return np.ldexp(1.0 + second, -self.shift)
 
 
 def width_of(kind: str) -> int:
-    """Bits of x in ``fixed_point:<bits>``, its sign included; 0 for the other kinds."""
+    """Return the bits of x in ``fixed_point:<bits>``, sign included; 0 for the other kinds."""
     name, _, width = kind.partition(":")
     return int(width) if name == "fixed_point" else 0
 
 
 def floor_log2(x: Numbers) -> np.ndarray:
-    """Largest k with 2^k <= x, int64, exact."""
+    """Return the largest k with 2^k <= x, int64, exact."""
     return np.frexp(x)[1].astype(np.int64) - 1
 
 
 def ceil_log2(x: Numbers) -> np.ndarray:
-    """Smallest k with 2^k >= x, int64, exact."""
+    """Return the smallest k with 2^k >= x, int64, exact."""
     mantissa, exponent = np.frexp(x)
     return exponent.astype(np.int64) - (mantissa == 0.5)
 
 
 def double_shift(alpha: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """N2D2's m <= n of alpha ~ 2^-m + 2^-n: greedy from below, the last doubled if imprecise."""
+    """Compute N2D2's m <= n of alpha ~ 2^-m + 2^-n.
+
+    Greedy from below: 2^-m <= alpha, then 2^-n <= alpha - 2^-m. The second term is doubled where
+    the sum stays below 0.98 alpha.
+
+    Args:
+        alpha: positive, any shape.
+
+    Returns:
+        m and n, int64, shape of alpha.
+    """
     alpha = np.asarray(alpha, np.float64)
     m = -floor_log2(alpha)
     rest = alpha - np.ldexp(1.0, -m)
-    # A rest too small to carry is left out: twice half of the first term.
-    alone = rest < np.ldexp(1.0, -m - MOST_APART)
+    # A remainder below the largest shift gap is dropped: the form is 2 * 2^-(m + 1).
+    alone = rest < np.ldexp(1.0, -m - MAX_SHIFT_GAP)
     n = -floor_log2(np.where(alone, 1.0, rest))
     sum_ = np.ldexp(1.0, -m) + np.ldexp(1.0, -n)
-    n = np.where(sum_ < PRECISE * alpha, n - 1, n)
+    n = np.where(sum_ < N2D2_PRECISION * alpha, n - 1, n)
     return np.where(alone, m + 1, m), np.where(alone, m + 1, n)
 
 
 def fixed_point(alpha: Numbers, width: int) -> tuple[np.ndarray, int]:
-    """Integers x and one p with alpha ~ x * 2^-p; the largest alpha decides p.
+    """Compute integers x and one shift p with alpha ~ x * 2^-p; the largest alpha determines p.
 
     Args:
-        alpha: positive.
-        width: bits of x with its sign: x < 2^(width - 1) - 1.
+        alpha: positive, any shape.
+        width: bits of x, sign included: x < 2^(width - 1) - 1.
 
     Returns:
         x, int64, at least 1, and p, at most 50. The relative error of the largest alpha is at most
-        2^-(width - 1), that of one 2^-j as large 2^j times that.
+        2^-(width - 1); that of an alpha 2^-j times as large is at most 2^j times that.
     """
     alpha = np.asarray(alpha, np.float64)
     largest, limit = float(alpha.max()), 2 ** (width - 1) - 1
-    p = min(width - 1 - int(floor_log2(np.float64(largest))), MOST_SHIFT)
+    p = min(width - 1 - int(floor_log2(np.float64(largest))), MAX_SHIFT)
     while np.rint(np.ldexp(largest, p)) >= limit:
         p -= 1
     return np.maximum(np.rint(np.ldexp(alpha, p)), 1).astype(np.int64), p
 
 
 def normalized(alpha: Numbers, bits: int = 31) -> tuple[np.ndarray, np.ndarray]:
-    """Jacob's multiplier and shift: alpha ~ q * 2^-shift, q of exactly ``bits`` bits.
+    """Compute Jacob's multiplier and shift: alpha ~ q * 2^-shift, q of exactly ``bits`` bits.
 
     0.00724724... gives q = 1992157658 and a shift of 31 + 7.
+
+    Args:
+        alpha: positive, any shape.
+        bits: bits of q.
+
+    Returns:
+        q and shift, int64, shape of alpha.
     """
     mantissa, exponent = np.frexp(np.asarray(alpha, np.float64))
     q = np.rint(np.ldexp(mantissa, bits)).astype(np.int64)
@@ -116,17 +133,17 @@ def normalized(alpha: Numbers, bits: int = 31) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_integers(alpha: Numbers, kind: str, *, together: bool = False) -> Multiplier:
-    """The multiplier that an integer kernel uses for ``alpha``.
+    """Compute the integer multiplier that a kernel uses for ``alpha``.
 
     Args:
         alpha: positive, float64, any shape.
         kind: a grid's ``scale_kind``. Under ``power_of_two`` and ``double_shift`` alpha has that
             form already, exactly; ``fixed_point:<bits>`` and ``float`` (31 bits) round to nearest.
-        together: one shift for all (terms that are added); ``float`` then rounds the smaller ones
-            more coarsely, to 2^-31 of the largest.
+        together: True for one common shift (terms of a sum); ``float`` then rounds all of them to
+            2^-31 of the largest.
 
     Raises:
-        ValueError: alpha is not of a form that allows no other.
+        ValueError: alpha does not have the form of ``power_of_two`` or ``double_shift``.
     """
     alpha = np.asarray(alpha, np.float64)
     if kind == "float" and not together:
@@ -142,12 +159,20 @@ def as_integers(alpha: Numbers, kind: str, *, together: bool = False) -> Multipl
     high = -floor_log2(np.where(alone, 1.0, rest))
     low, high = np.where(alone, low + 1, low), np.where(alone, low + 1, high)
     if kind != "double_shift" or np.any(np.ldexp(1.0, -low) + np.ldexp(1.0, -high) != alpha):
-        raise ValueError(f"{alpha} is not {kind}")
+        raise ValueError(f"the multipliers {alpha} do not have the form {kind}")
     return Multiplier("double", high - low, high)
 
 
 def neighbours(alpha: Numbers, kind: str) -> tuple[np.ndarray, ...]:
-    """The numbers of a form just below and just above alpha, and N2D2's choice (float64)."""
+    """Return the numbers of a form just below and just above alpha, and N2D2's choice.
+
+    Args:
+        alpha: positive, any shape.
+        kind: ``power_of_two``, ``double_shift`` or ``fixed_point:<bits>``.
+
+    Returns:
+        Two or three float64 arrays, shape of alpha.
+    """
     alpha = np.asarray(alpha, np.float64)
     if kind == "power_of_two":
         return np.ldexp(1.0, floor_log2(alpha)), np.ldexp(1.0, ceil_log2(alpha))
@@ -155,7 +180,7 @@ def neighbours(alpha: Numbers, kind: str) -> tuple[np.ndarray, ...]:
         first = floor_log2(alpha)
         unit = np.ldexp(1.0, first)
         rest = alpha / unit - 1
-        least = np.ldexp(1.0, -MOST_APART)
+        least = np.ldexp(1.0, -MAX_SHIFT_GAP)
         below = np.where(rest < least, 0.0, np.ldexp(1.0, floor_log2(np.maximum(rest, least))))
         above = np.where(rest > 0, np.ldexp(1.0, ceil_log2(np.maximum(rest, least))), 0.0)
         m, n = double_shift(alpha)
@@ -171,16 +196,19 @@ def neighbours(alpha: Numbers, kind: str) -> tuple[np.ndarray, ...]:
 def constrain_weight_scale(
     weight: np.ndarray, params: QuantParams, ratio: float | None
 ) -> QuantParams:
-    """A weight's grid with scales of the form its spec asks for.
+    """Constrain the scales of a weight's grid to the form in its spec.
 
     Of the neighbouring scales, each channel takes the one with the smallest squared error of its
-    weights; N2D2's choice is among them, so the error is never larger than that rule's.
+    weights. N2D2's choice is among them, so the error is at most that of N2D2's rule.
 
     Args:
-        weight: float.
-        params: the grid found; its ``scale_kind`` says the form.
-        ratio: s_x / s_y of the layer, for ``fixed_point``; None where it writes floats: then the
-            scale stays as it is.
+        weight: float, any shape.
+        params: its grid; ``spec.scale_kind`` is the form.
+        ratio: s_x / s_y of the layer, for ``fixed_point``; None where the layer writes floats, and
+            its scales stay as they are.
+
+    Returns:
+        The grid with constrained scales.
     """
     kind = params.spec.scale_kind
     if kind == "float" or (width_of(kind) and ratio is None):
@@ -188,7 +216,7 @@ def constrain_weight_scale(
     factor = ratio if width_of(kind) and ratio is not None else 1.0
     best, error = params, np.full(params.scale.shape, np.inf)
     for candidate in neighbours(params.scale * np.float64(factor), kind):
-        trial = _moved(params, (candidate / factor).astype(np.float32))
+        trial = _rescaled(params, (candidate / factor).astype(np.float32))
         loss = _squared_error(weight, trial)
         best = replace(
             best,
@@ -199,17 +227,17 @@ def constrain_weight_scale(
     return best
 
 
-def _moved(params: QuantParams, scale: np.ndarray) -> QuantParams:
-    """The grid at another scale; an asymmetric one begins where it began."""
+def _rescaled(params: QuantParams, scale: np.ndarray) -> QuantParams:
+    """Return the grid with another scale; an asymmetric grid keeps its lowest value."""
     spec, zero = params.spec, params.zero_point
     if not spec.symmetric:
-        begin = np.rint(spec.qmin - params.lo / scale)
-        zero = np.clip(begin, spec.qmin, spec.qmax).astype(np.int32)
+        shifted = np.rint(spec.qmin - params.lo / scale)
+        zero = np.clip(shifted, spec.qmin, spec.qmax).astype(np.int32)
     return replace(params, scale=scale, zero_point=zero)
 
 
 def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:
-    """Sum of squared errors, one for each scale."""
+    """Compute the sum of squared errors for each scale, shape of the scale."""
     wide = weight.astype(np.float64)
     errors = np.square(dequantize(quantize(wide, params), params) - wide)
     granularity = params.spec.granularity
@@ -221,31 +249,37 @@ def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:
 def constrain_activation_scale(
     params: QuantParams, error: Callable[[QuantParams], float] | None
 ) -> QuantParams:
-    """An activation's grid with a power of two for a scale.
+    """Constrain the scale of an activation's grid to a power of two.
 
-    The powers around the scale that was found are tried with zero points from one end of the range
-    to the other, and the grid with the smallest error is taken; rounding up is among them.
+    Candidates are the powers around the calibrated scale, each with zero points from one end of the
+    range to the other; the scale rounded up is among them.
 
     Args:
-        params: the grid found, per tensor.
-        error: what a grid costs; None (only the range is known): the scale is rounded up, which
-            clips nothing.
+        params: the calibrated grid, per tensor.
+        error: returns the error of a grid; None when only the range is available: the scale is then
+            rounded up, which clips no value.
+
+    Returns:
+        The candidate with the smallest error.
     """
     scale = params.scale.astype(np.float64)
     up = int(ceil_log2(scale))
-    candidates = _grids(params, (up,) if error is None else (up, up - 1, up - 2))
+    candidates = _power_of_two_grids(params, (up,) if error is None else (up, up - 1, up - 2))
     return min(candidates, key=error) if error is not None else candidates[0]
 
 
-def _grids(params: QuantParams, exponents: Sequence[int]) -> list[QuantParams]:
-    """The grid at each power of two, with every zero point that shows another part of the range."""
-    spec, found = params.spec, []
+def _power_of_two_grids(params: QuantParams, exponents: Sequence[int]) -> list[QuantParams]:
+    """Return the grids of scale 2^exponent, with up to 17 zero points each.
+
+    The zero points go from the one that covers the lower limit to the one that covers the upper.
+    """
+    spec, grids = params.spec, []
     for exponent in exponents:
         scale = np.float32(2.0**exponent)
-        ends = [spec.qmin - float(params.lo) / scale, spec.qmax - float(params.hi) / scale]
-        low, high = (int(np.clip(np.rint(end), spec.qmin, spec.qmax)) for end in ends)
+        limits = [spec.qmin - float(params.lo) / scale, spec.qmax - float(params.hi) / scale]
+        low, high = (int(np.clip(np.rint(limit), spec.qmin, spec.qmax)) for limit in limits)
         step = max(abs(high - low) // 16, 1) * (1 if high >= low else -1)
         zeros = [int(params.zero_point)] if spec.symmetric else [*range(low, high, step), high]
         for zero in zeros:
-            found.append(QuantParams(spec, np.asarray(scale), np.asarray(zero, np.int32)))
-    return found
+            grids.append(QuantParams(spec, np.asarray(scale), np.asarray(zero, np.int32)))
+    return grids

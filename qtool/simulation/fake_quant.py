@@ -12,6 +12,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import dequantize, fake_quantize
 from qtool.runtime.executor import Executor
 from qtool.runtime.tensor_cache import Kept
+from qtool.runtime.tensors import from_numpy
 from qtool.simulation.dynamic import functions
 
 
@@ -41,6 +42,8 @@ class Simulation:
         name = value.name or ""
         if name in self.plan.codes:
             return self._constants(name, lambda: constant_tensor(self.plan, name).to(tensor.device))
+        if name in self.plan.weight_overrides:
+            tensor = from_numpy(self.plan.weight_overrides[name]).to(tensor)
         params = self.plan.params(name)
         return tensor if params is None else fake_quantize(tensor, params)
 

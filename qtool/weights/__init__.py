@@ -1,17 +1,15 @@
-"""How the weights of one layer become codes: which values they may take, and which one each takes.
+"""Weight schemes: compute the grid and the codes of a layer's weights.
 
-A scheme is called with the weights and the grid asked for, and returns the grid found and the codes
-(None: every weight takes the nearest code, which ``freeze`` rounds).
+The fields of an entry of SCHEMES are its options in a recipe.
 """
-
-from typing import Any
 
 from qtool.weights.binary import Binary
 from qtool.weights.kmeans import KMeans
+from qtool.weights.scheme import WeightScheme
 from qtool.weights.ternary import Ternary
 from qtool.weights.uniform import Uniform
 
-SCHEMES: dict[str, Any] = {
+SCHEMES: dict[str, type[WeightScheme]] = {
     "uniform": Uniform,
     "kmeans": KMeans,
     "binary": Binary,

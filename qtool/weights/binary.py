@@ -1,4 +1,4 @@
-"""One bit a weight: its sign, times the mean magnitude of its channel."""
+"""Binary weights: the sign times the mean magnitude of the channel."""
 
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from qtool.weights.grouping import as_rows, from_rows, scale_shape
 class Binary:
     """The sign of each weight times the mean magnitude of its channel; 0 counts as positive.
 
-    No other scale leaves a smaller squared error with these signs.
+    w ~ mean(|w|) * sign(w), the scale of smallest squared error for these signs.
 
     Source: Rastegari et al. 2016, "XNOR-Net", sec. 3.1 (binary weight networks), arXiv:1603.05279.
     """
@@ -21,8 +21,10 @@ class Binary:
     fixed_bits: ClassVar[int | None] = 1
     low_bit_only: ClassVar[bool] = True
 
-    def __call__(self, weight: np.ndarray, spec: QuantSpec) -> tuple[Codebook, np.ndarray]:
-        """The code book -1, 1 and the signs, int8 in the shape of the weights."""
+    def __call__(
+        self, weight: np.ndarray, spec: QuantSpec, level_bits: int = 8
+    ) -> tuple[Codebook, np.ndarray]:
+        """Return the code book -1, 1 and the signs, int8 in the shape of the weights."""
         rows = as_rows(weight, spec)
         mean = np.nanmean(np.abs(rows), 1)
         scale = np.maximum(mean, SMALLEST_SCALE).astype(np.float32)

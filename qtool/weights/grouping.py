@@ -1,4 +1,4 @@
-"""Weights as rows that share a scale, and back."""
+"""Reshape weights to rows that share a scale, and back."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from qtool.quant.primitives import PerBlock, PerChannel, PerTensor, QuantSpec
 
 
 def as_rows(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    """The weights that share a scale in one row each, float64 [scales, weights in each].
+    """Return the weights as float64 [scales, weights per scale].
 
-    The last block of a row may be short: NaN fills it.
+    Short blocks at the end of an axis are filled with NaN.
     """
     granularity = spec.granularity
     wide = weight.astype(np.float64)
@@ -26,7 +26,7 @@ def as_rows(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
 
 
 def scale_shape(weight: np.ndarray, spec: QuantSpec) -> tuple[int, ...]:
-    """The shape in which one number per row is stored as a scale."""
+    """Return the shape of the scale of a weight."""
     granularity = spec.granularity
     if isinstance(granularity, PerTensor):
         return ()
@@ -38,7 +38,7 @@ def scale_shape(weight: np.ndarray, spec: QuantSpec) -> tuple[int, ...]:
 
 
 def from_rows(rows: np.ndarray, weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    """The inverse of :func:`as_rows`: rows of anything in the shape of the weights."""
+    """Return rows in the shape of the weights: the inverse of :func:`as_rows`, for any type."""
     granularity = spec.granularity
     if isinstance(granularity, PerTensor):
         return rows.reshape(weight.shape)

@@ -1,22 +1,30 @@
-"""Bring a plan's grids to the scale kind they ask for: found, but not yet rounded to codes."""
+"""Scale kinds, and constraining the scales of a plan's weights to them before freezing."""
 
 from dataclasses import KW_ONLY, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.graph.queries import by_name, constant
+from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams, QuantSpec
 from qtool.quant.scale_formats import constrain_weight_scale
 
 
+class ScaleKind(Protocol):
+    """A form of scales; the type of the entries of SCALES."""
+
+    @property
+    def kind(self) -> str:
+        """The form as ``QuantSpec.scale_kind`` holds it."""
+
+
 @dataclass(frozen=True)
 class Float:
-    """Any scale; integer hardware multiplies by 31 bits and shifts, a pair for each channel.
+    """Any scale; integer hardware multiplies by 31 bits and shifts, one pair for each channel.
 
     Source: Jacob et al. 2018, sec. 2.2, arXiv:1712.05877.
     """
@@ -26,10 +34,10 @@ class Float:
 
 @dataclass(frozen=True)
 class PowerOfTwo:
-    """Every scale 2^k: a rescaling is one shift.
+    """Every scale is 2^k: a rescaling is one shift.
 
-    Activations take the power, and zero point, with the smallest squared error on their histogram;
-    weights, channel by channel, the one of the two neighbours that fits them better.
+    Activations get the power and zero point with the smallest squared error on their histogram;
+    each channel of weights gets the one of the two neighbouring powers with the smaller error.
 
     Source: N2D2, CEA-LIST, activation scaling mode "single-shift"; see docs/methods.md.
     """
@@ -39,7 +47,7 @@ class PowerOfTwo:
 
 @dataclass(frozen=True)
 class DoubleShift:
-    """Scales of weights 2^n + 2^m, of activations 2^k: a rescaling is two shifts and one sum.
+    """Scales are 2^n + 2^m for weights, 2^k for activations: a rescaling is two shifts and a sum.
 
     Source: N2D2, CEA-LIST, activation scaling mode "double-shift"; see docs/methods.md.
     """
@@ -49,13 +57,14 @@ class DoubleShift:
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Multipliers x * 2^-p: an integer for each channel, one shift for each layer.
+    """Multipliers are x * 2^-p: an integer x for each channel, one shift p for each layer.
 
-    Scales of activations stay as they are; the scale of each channel's weights makes its multiplier
-    exact. Sums, products and pools of activations round their multipliers to the same width.
+    Scales of activations stay as they are; the scale of each channel of weights is chosen so that
+    its multiplier is exact. Sums, products and pools of activations round their multipliers to the
+    same width.
 
     Args:
-        width: bits of x with its sign.
+        width: bits of x, sign included.
     Source: N2D2, CEA-LIST, activation scaling mode "fixed-point"; see docs/methods.md.
     """
 
@@ -64,11 +73,11 @@ class FixedPoint:
 
     @property
     def kind(self) -> str:
-        """As a grid's spec holds it."""
+        """The form as ``QuantSpec.scale_kind`` holds it."""
         return f"fixed_point:{self.width}"
 
 
-SCALES: dict[str, Any] = {
+SCALES: dict[str, type[ScaleKind]] = {
     "float": Float,
     "power_of_two": PowerOfTwo,
     "double_shift": DoubleShift,
@@ -77,11 +86,14 @@ SCALES: dict[str, Any] = {
 
 
 def request_scale_kind(plan: QuantPlan, kind: str) -> QuantPlan:
-    """The plan whose integer sites ask for ``kind``; weights of float ops keep float scales.
+    """Set the scale kind of all integer sites; weights of float ops keep float scales.
 
     Args:
-        plan: without grids.
+        plan: annotated, without QuantParams.
         kind: float | power_of_two | double_shift | fixed_point:<bits>.
+
+    Returns:
+        The plan with these QuantSpecs.
     """
     grids = dict(plan.grids)
     for value, grid in plan.grid_of.items():
@@ -92,30 +104,30 @@ def request_scale_kind(plan: QuantPlan, kind: str) -> QuantPlan:
 
 
 def constrain_plan_scales(model: ir.Model, plan: QuantPlan) -> QuantPlan:
-    """Weights' scales in the form that is asked for; codes that were made for others are dropped.
+    """Constrain the scales of weights to their scale kind, and drop the codes of other scales.
 
-    Activations' scales are a power of two by now, where that is asked for: the calibrator's grid
-    was moved there by what it costs the value.
+    Scales of activations are constrained in calibration already, where histograms are at hand.
 
     Args:
         model: the rewritten graph.
-        plan: every grid is found.
+        plan: every activation and weight has QuantParams.
+
+    Returns:
+        The plan with these grids; ``freeze`` rounds the weights.
     """
     values = by_name(model.graph)
     grids, codes = dict(plan.grids), dict(plan.codes)
     for site in plan.sites.values():
-        found = grids.get(site.weight or "")
-        if not isinstance(found, QuantParams) or found.spec.scale_kind == "float":
+        name = site.weight or ""
+        params = grids.get(name)
+        if not isinstance(params, QuantParams) or params.spec.scale_kind == "float":
             continue
-        if found is not plan.grids[site.weight or ""]:
-            continue  # shared: it has the form its first reader needs
+        if params is not plan.grids[name]:
+            continue  # shared weights: constrained for their first reader already
         ratio = None
         x, y = plan.params(site.inputs[0]), plan.params(site.output)
         if x is not None and y is not None:
             ratio = float(x.scale.astype(np.float64) / y.scale)
-        array = plan.weight_overrides.get(site.weight or "", constant(values[site.weight or ""]))
-        if array is None:
-            raise AssertionError(f"{site.weight} has no data")
-        grids[site.weight or ""] = constrain_weight_scale(array, found, ratio)
-        codes.pop(site.weight or "", None)
+        grids[name] = constrain_weight_scale(plan.weight(name, values[name]), params, ratio)
+        codes.pop(name, None)
     return replace(plan, grids=grids, codes=codes)

@@ -1,4 +1,4 @@
-"""Equal steps; the range is the weights' own at 8 bits, the one of least squared error below."""
+"""Uniform weights: equal steps over the full range, below 8 bits over that of smallest error."""
 
 from dataclasses import KW_ONLY
 from typing import ClassVar
@@ -15,24 +15,25 @@ from qtool.weights.grouping import as_rows, scale_shape
 class Uniform:
     """Equal steps between codes.
 
-    At 8 bits and more the range of a channel is that of its weights: clipping gains nothing there.
-    Below, the range is shrunk by the factor that leaves the smallest squared error; the full range
-    is among the candidates, so the error is never larger.
+    At 8 bits and more the range of a channel is that of its weights: clipping does not reduce the
+    error there. Below, the range is scaled by the factor of smallest squared error; the full range
+    is one of the candidates, so the error is at most that of the full range.
 
     Args:
-        candidates: factors tried, evenly spaced from 1 down to 1 / candidates.
+        candidates: number of factors tried, evenly spaced from 1 down to 1 / candidates.
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", sec. 3.1,
         arXiv:2106.08295.
     """
 
     fixed_bits: ClassVar[int | None] = None
     low_bit_only: ClassVar[bool] = False
-
     _: KW_ONLY
     candidates: int = Field(default=80, ge=1)
 
-    def __call__(self, weight: np.ndarray, spec: QuantSpec) -> tuple[QuantParams, None]:
-        """The grid; codes are the nearest ones.
+    def __call__(
+        self, weight: np.ndarray, spec: QuantSpec, level_bits: int = 8
+    ) -> tuple[QuantParams, None]:
+        """Return the grid; codes are rounded to nearest later.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -52,7 +53,7 @@ class Uniform:
     def _best_factors(
         self, rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, spec: QuantSpec
     ) -> np.ndarray:
-        """For each row, the factor on its range with the smallest squared error."""
+        """Return the factor on the range of each row with the smallest squared error, [rows]."""
         best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
         for k in range(self.candidates, 0, -1):
             factor = k / self.candidates

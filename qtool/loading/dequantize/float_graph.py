@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph.names import Names, add_initializer
+from qtool.graph.edit import Names, add_initializer
 from qtool.graph.queries import clip_limits, constant, readers, sole_reader
 from qtool.loading.dequantize.affine import (
     ONE,

@@ -5,7 +5,8 @@ import onnx_ir as ir
 import pytest
 from models import Net, cpu, feeds_for, optimized, quantized, run, sqnr
 
-from qtool.annotation.annotator import STORED_SIZE, annotate
+from qtool.annotation.annotator import annotate
+from qtool.annotation.weight_only import MIN_SIZE
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.simulation.fake_quant import Simulation
 
@@ -53,7 +54,7 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
 
 
 def test_a_small_one_and_one_that_another_op_reads_stay_float():
-    small = STORED_SIZE // 32 - 1
+    small = MIN_SIZE // 32 - 1
     assert annotate(embedding(small).model(), cpu(), Bits()).weight_only == frozenset()
     assert annotate(embedding(64, readers=2).model(), cpu(), Bits()).weight_only == frozenset()
 

@@ -1,5 +1,6 @@
 """Calibrators: known answers, options, and the laws that every entry of the table obeys."""
 
+import inspect
 from statistics import NormalDist
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 
 from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.calibration.percentile import quantile
-from qtool.calibration.statistics import Stats, summarize
+from qtool.calibration.statistics import Calibrator, Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize
 
 RNG = np.random.default_rng(5)
@@ -42,6 +43,18 @@ def seen(values) -> Stats:
 def error(values, params) -> float:
     values = np.asarray(values, np.float32).astype(np.float64)
     return float(np.mean((values - fake_quantize(values, params)) ** 2))
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_every_entry_fulfils_the_protocol(name):
+    """It says whether it reads the histogram: an entry that does not is the same without one."""
+    calibrator: Calibrator = CALIBRATORS[name]()
+    assert isinstance(CALIBRATORS[name].needs_histogram, bool)
+    parameters = inspect.signature(Calibrator.__call__).parameters
+    assert list(inspect.signature(CALIBRATORS[name].__call__).parameters) == list(parameters)
+    stats = seen(DATA["heavy"])
+    full, limits = calibrator(stats, UINT8), calibrator(Stats(stats.lo, stats.hi), UINT8)
+    assert (full.scale != limits.scale) == calibrator.needs_histogram
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -299,6 +299,6 @@ def test_large_weights_go_to_a_file_of_their_own(tmp_path, monkeypatch):
     lying = [v.const_value for v in emitted.graph.initializers.values()]
     lying = [t for t in lying if isinstance(t, ir.ExternalTensor)]
     assert lying and all(t.offset % 4096 == 0 and t.numpy().size == t.size for t in lying)
-    with pytest.raises(RecipeError, match="the float model's own weights lie there"):
+    with pytest.raises(RecipeError, match="the float model reads its weights from this file"):
         save_model(emitted, tmp_path / "two.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]

@@ -20,7 +20,7 @@ from qtool.quant.primitives import (
     quantize,
 )
 from qtool.quant.scale_formats import (
-    PRECISE,
+    N2D2_PRECISION,
     as_integers,
     ceil_log2,
     constrain_activation_scale,
@@ -41,7 +41,7 @@ arrays = st.lists(st.floats(2.0**-20, 8.0), min_size=1, max_size=8).map(np.array
 def single_shift(alpha: np.ndarray) -> np.ndarray:
     """N2D2's k of alpha ~ 2^-k: the power below where it is precise enough, else the one above."""
     k = -floor_log2(alpha)
-    return k - (np.ldexp(1.0, -k) < PRECISE * alpha)
+    return k - (np.ldexp(1.0, -k) < N2D2_PRECISION * alpha)
 
 
 def test_known_answers():
@@ -64,10 +64,10 @@ def test_logarithms_are_exact(x):
 @given(positive)
 def test_n2d2s_shifts_reach_their_precision(alpha):
     k = int(single_shift(np.array(alpha)))
-    assert PRECISE * alpha <= 2.0**-k < 2 * alpha
+    assert N2D2_PRECISION * alpha <= 2.0**-k < 2 * alpha
     m, n = (int(v) for v in double_shift(np.array(alpha)))
     assert m <= n
-    assert PRECISE * alpha * (1 - 2.0**-15) <= 2.0**-m + 2.0**-n < 1.34 * alpha
+    assert N2D2_PRECISION * alpha * (1 - 2.0**-15) <= 2.0**-m + 2.0**-n < 1.34 * alpha
 
 
 def test_the_worst_multiplier_of_each_form():
@@ -101,7 +101,7 @@ def test_products_are_as_precise_as_their_bits(alpha, kind, together):
 
 @pytest.mark.parametrize("kind", ["power_of_two", "double_shift"])
 def test_a_number_without_the_form_is_refused(kind):
-    with pytest.raises(ValueError, match=f"is not {kind}"):
+    with pytest.raises(ValueError, match=f"do not have the form {kind}"):
         as_integers(np.array([0.5, 0.3]), kind)
 
 

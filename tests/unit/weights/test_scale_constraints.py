@@ -16,7 +16,7 @@ from qtool.quant.scale_formats import as_integers
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as BitsAsked
 from qtool.weights import SCHEMES
-from qtool.weights.scale_constraints import SCALES, request_scale_kind
+from qtool.weights.scale_constraints import SCALES, ScaleKind, request_scale_kind
 
 
 def planned(model, bits: Bits, scheme=None):
@@ -42,6 +42,14 @@ def test_the_key_becomes_a_kind():
     assert asked(scale="fixed_point") == "fixed_point:16"
     assert asked(scale={"fixed_point": {"width": 12}}) == "fixed_point:12"
     assert set(SCALES) == {"float", "power_of_two", "double_shift", "fixed_point"}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_scale_kind_fulfils_the_protocol(name):
+    """Its kind is its name, with options behind a colon, and one that rescaling understands."""
+    entry: ScaleKind = SCALES[name]()
+    assert entry.kind.partition(":")[0] == name
+    assert as_integers(np.float64(0.5), entry.kind).value == 0.5
 
 
 def test_weights_alone_have_no_scale_kind():

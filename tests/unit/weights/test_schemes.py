@@ -1,5 +1,6 @@
 """Weight schemes: known answers of the papers, and laws that hold for every entry."""
 
+import inspect
 import itertools
 
 import numpy as np
@@ -21,8 +22,8 @@ from qtool.quant.primitives import (
 from qtool.weights import SCHEMES, Binary, KMeans, Ternary, Uniform
 from qtool.weights.grouping import as_rows, from_rows, scale_shape
 from qtool.weights.kmeans import lloyd
+from qtool.weights.scheme import WeightScheme
 
-BITS = {"binary": 1, "ternary": 2}
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerBlock(1, 4)]
 
 
@@ -32,8 +33,29 @@ def spec(bits: int, granularity=PerChannel(0)) -> QuantSpec:  # noqa: B008
 
 def made(name: str, weight: np.ndarray, granularity, bits: int = 4):
     """The grid and the codes, rounded where the scheme leaves rounding to freeze."""
-    grid, codes = SCHEMES[name]()(weight, spec(BITS.get(name, bits), granularity))
+    grid, codes = SCHEMES[name]()(weight, spec(SCHEMES[name].fixed_bits or bits, granularity))
     return grid, quantize(weight, grid) if codes is None else codes
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_entry_fulfils_the_protocol(name):
+    """``fixed_bits`` is the number of values as bits; ``level_bits`` bounds the container."""
+    entry = SCHEMES[name]
+    parameters = inspect.signature(WeightScheme.__call__).parameters
+    assert list(inspect.signature(entry.__call__).parameters) == list(parameters)
+    assert entry.fixed_bits is None or isinstance(entry.fixed_bits, int)
+    scheme: WeightScheme = entry()
+    weight = np.random.default_rng(4).normal(size=(2, 200))
+    for bits in (3, 5) if entry.fixed_bits is None else (entry.fixed_bits,):
+        for level_bits, widest in ((8, 1), (16, 2)):
+            grid, codes = scheme(weight, spec(bits), level_bits)
+            codes = quantize(weight, grid) if codes is None else codes
+            assert bits - 1 < np.log2(len(np.unique(codes))) <= bits
+            assert codes.shape == weight.shape and grid.container.itemsize <= widest
+
+
+def test_only_one_scheme_has_one_bit():
+    assert [name for name, entry in SCHEMES.items() if entry.fixed_bits == 1] == ["binary"]
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)

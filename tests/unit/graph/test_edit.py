@@ -1,9 +1,9 @@
-"""New names and initializers, in graphs with bodies too."""
+"""New names and initializers, also in graphs with subgraphs."""
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.names import Names, add_initializer
+from qtool.graph.edit import Names, add_initializer
 
 
 def looped() -> ir.Graph:
@@ -19,7 +19,7 @@ def looped() -> ir.Graph:
     return ir.Graph([x], [outer.outputs[0]], nodes=[outer], opset_imports={"": 21})
 
 
-def test_a_name_is_given_once_and_never_one_that_graph_or_body_has():
+def test_unique_names_differ_from_each_other_and_from_those_of_graph_and_subgraphs():
     names = Names(looped())
     for used in ("x", "y", "choose", "inner", "inner_node", "made"):
         assert names.unique(used) == f"{used}_1"
