@@ -1,8 +1,8 @@
 """Calibration and evaluation data: readers, datasets and preprocessing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from qtool.data.config import Arrays, DataSection, Take
+from qtool.data.config import DataSection, Take
 from qtool.data.dataset import (
     LABEL,
     Batch,
@@ -15,12 +15,9 @@ from qtool.data.dataset import (
     split,
 )
 from qtool.data.preprocess import Preprocess, load_preprocess
-from qtool.data.reader_options import LogMel, Python, Text, Wav
-from qtool.data.readers.arrays import open_arrays
-from qtool.data.readers.images import open_images
-from qtool.data.readers.python import open_python
-from qtool.data.readers.text import open_text
-from qtool.data.readers.wav import open_wav
+from qtool.data.reader import Reader, Section
+from qtool.data.reader_options import Arrays, LogMel, Python, Text, Wav
+from qtool.data.readers import READERS
 from qtool.errors import DataError
 
 __all__ = [
@@ -34,6 +31,8 @@ __all__ = [
     "Opening",
     "Preprocess",
     "Python",
+    "Reader",
+    "Section",
     "Source",
     "Take",
     "Text",
@@ -45,16 +44,6 @@ __all__ = [
     "split",
 ]
 
-Opener = Callable[[DataSection, Mapping[str, InputSpec], Opening], Dataset]
-
-READERS: dict[str, Opener] = {
-    "images": open_images,
-    "arrays": open_arrays,
-    "text": open_text,
-    "wav": open_wav,
-    "python": open_python,
-}
-
 
 def open_dataset(
     section: DataSection,
@@ -63,10 +52,10 @@ def open_dataset(
     workers: int | None = None,
     trust_code: bool = False,
 ) -> Dataset:
-    """Open the data a recipe section names, for the model's inputs.
+    """Open the data that a recipe section names, for the model's inputs.
 
     Args:
-        section: the recipe's words, paths absolute.
+        section: the section of the recipe, its paths absolute.
         inputs: the model's inputs by name.
         workers: see :class:`Opening`.
         trust_code: see :class:`Opening`.

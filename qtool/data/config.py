@@ -1,65 +1,65 @@
-"""The recipe's data sections: what ``calibrate``, ``evaluate`` and ``qat`` say about data."""
+"""The recipe's data sections: the keys of ``calibrate``, ``evaluate`` and ``qat`` about data."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from qtool.data.preprocess import Preprocess, check_name
-from qtool.data.reader_options import Python, Text, Wav
+from qtool.data.reader import Reader
+from qtool.data.readers import READERS
 from qtool.errors import DataError
 
-READER_KEYS = ("images", "arrays", "text", "wav", "python")
+READER_KEYS = tuple(READERS)
 """The keys that name a reader; a section has exactly one."""
 
-_LABELS_OF = {
-    "arrays": "name the label array instead: `arrays: {path: ..., label: y}`",
-    "text": "name the label column instead: `text: {path: ..., label: column}`",
-    "python": "yield the labels in the batches instead, as `label`",
-}
+T = TypeVar("T")
 
 
 class Take(BaseModel):
-    """Which samples, by sorted position, before ``count``: ``offset``, ``offset + every``, ..."""
+    """A choice of samples by sorted position, before ``count``: offset, offset + every, ..."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     every: Annotated[int, Field(ge=1)] = 1
-    """Keep one sample in this many."""
+    """Use one sample in this many."""
     offset: Annotated[int, Field(ge=0)] = 0
-    """The first position kept."""
+    """The first position used."""
 
 
-class Arrays(BaseModel):
-    """A .npy or .npz file, or a folder of .npz files with one batch each; samples first."""
+def _reader_field(reader: Reader) -> tuple[Any, Any]:
+    """Return type and default of a reader's key, as ``create_model`` takes them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    def expand(value: Any) -> Any:
+        is_short = reader.short_form and isinstance(value, str)
+        return {reader.source: value} if is_short else value
 
-    path: str
-    """The file or folder."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """Model input to array name; absent: arrays called as the inputs."""
-    label: str | None = None
-    """The array of labels; absent: label, labels, y or target, if there is one."""
+    options: Any = reader.options
+    kind = Annotated[options | None, BeforeValidator(expand)]
+    return kind, Field(default=None, description=reader.description)
 
 
-class DataSection(BaseModel):
-    """Where samples come from and how they become model inputs; exactly one reader is named.
+_ReaderKeys: Any = create_model(  # type: ignore[call-overload]
+    "_ReaderKeys", **{name: _reader_field(reader) for name, reader in READERS.items()}
+)
+"""One optional key for each reader, so that a new reader is one more line in READERS."""
+
+
+class DataSection(_ReaderKeys):
+    """The samples to read, and how they become model inputs; exactly one reader is named.
 
     All paths are absolute by the time they are read; the recipe resolves them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    images: str | None = None
-    """A folder of images, or of class folders."""
-    arrays: Arrays | None = None
-    """A .npy or .npz file, or a folder of .npz files; or a mapping with its path."""
-    text: Text | None = None
-    """A table of sentences and a vocabulary."""
-    wav: Wav | None = None
-    """A folder of .wav files, or of class folders; or a mapping with its path."""
-    python: Python | None = None
-    """module:function that yields batches, or a mapping with it; needs --trust-code."""
     code: str | None = None
     """The folder where modules of your own are looked for first; absent: the recipe's."""
     count: Annotated[int, Field(gt=0)] | None = None
@@ -67,40 +67,31 @@ class DataSection(BaseModel):
     take: Take = Take()
     """Which samples by sorted position, before count."""
     preprocess: str | Preprocess | None = None
-    """A name in configs/preprocess, a .yaml file, or inline; absent: guessed, and said."""
+    """A name in configs/preprocess, a .yaml file, or inline; absent: guessed, with a note."""
     labels: str | None = None
     """A CSV, TSV or JSON file of samples and labels, or a folder of label maps as PNG."""
     allow_overlap: bool = False
     """Go on where many of these samples are also evaluated."""
 
-    @field_validator("arrays", "wav", mode="before")
-    @classmethod
-    def _path_is_enough(cls, given: Any) -> Any:
-        return {"path": given} if isinstance(given, str) else given
-
-    @field_validator("python", mode="before")
-    @classmethod
-    def _name_is_enough(cls, given: Any) -> Any:
-        return {"function": given} if isinstance(given, str) else given
-
     @field_validator("preprocess")
     @classmethod
-    def _known_preprocess(cls, given: str | Preprocess | None) -> str | Preprocess | None:
-        return check_name(given) if isinstance(given, str) else given
+    def _check_preprocess(cls, value: str | Preprocess | None) -> str | Preprocess | None:
+        return check_name(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSection":
         named = [key for key in READER_KEYS if getattr(self, key) is not None]
         if len(named) != 1:
-            found = " and ".join(f"`{key}`" for key in named) or "none"
-            known = ", ".join(f"`{key}`" for key in READER_KEYS)
-            raise ValueError(f"found {found}; expected exactly one reader: one of {known}")
-        if self.preprocess is not None and self.images is None:
-            raise ValueError(
-                f"`preprocess` belongs to `images`, `{named[0]}` has no use for it: remove it"
-            )
-        if self.labels is not None and named[0] not in ("images", "wav"):
-            raise ValueError(f"`labels` belongs to `images` and `wav`; {_LABELS_OF[named[0]]}")
+            listed = " and ".join(f"`{key}`" for key in named) or "none"
+            expected = ", ".join(f"`{key}`" for key in READER_KEYS)
+            raise ValueError(f"found {listed}; expected exactly one reader: one of {expected}")
+        reader = READERS[named[0]]
+        # `code` is not checked: a metric of the user's own needs it beside any reader.
+        for key in ("preprocess", "labels"):
+            if getattr(self, key) is not None and key not in reader.uses:
+                users = [f"`{name}`" for name, other in READERS.items() if key in other.uses]
+                remedy = reader.instead.get(key, f"`{named[0]}` does not use it: remove it")
+                raise ValueError(f"`{key}` belongs to {' and '.join(users)}; {remedy}")
         return self
 
     @property
@@ -108,16 +99,34 @@ class DataSection(BaseModel):
         """The name of the one reader this section uses."""
         return next(key for key in READER_KEYS if getattr(self, key) is not None)
 
-    def choose(self, total: int) -> tuple[list[int], tuple[str, ...]]:
-        """Which of ``total`` sorted samples are read: ``take`` first, then ``count`` evenly spaced.
+    def reader_options(self, kind: type[T]) -> T:
+        """Return the value of the reader's key.
 
-        Evenly spaced and not the first, because samples in class folders are sorted by class.
-
-        Returns:
-            The positions, ascending, and what to announce in the report.
+        Args:
+            kind: its type, the reader's ``options``.
 
         Raises:
-            DataError: nothing is left.
+            TypeError: it is of another type, so the section names another reader.
+        """
+        value = getattr(self, self.reader)
+        if not isinstance(value, kind):
+            raise TypeError(f"`{self.reader}` is {type(value).__name__}, expected {kind.__name__}")
+        return value
+
+    def choose(self, total: int) -> tuple[list[int], tuple[str, ...]]:
+        """Choose the samples to read out of ``total`` sorted ones.
+
+        ``take`` comes first, then ``count`` of its samples, evenly spaced. Not the first ``count``,
+        because samples in class folders are sorted by class.
+
+        Args:
+            total: how many samples there are.
+
+        Returns:
+            The positions, ascending, and notes for the report.
+
+        Raises:
+            DataError: ``take`` leaves no sample.
         """
         positions = list(range(self.take.offset, total, self.take.every))
         if not positions:
@@ -138,5 +147,5 @@ class DataSection(BaseModel):
     @property
     def where(self) -> str:
         """The path, or the function, the samples come from."""
-        given = getattr(self, self.reader)
-        return str(getattr(given, "path", None) or getattr(given, "function", given))
+        value = getattr(self, self.reader)
+        return str(value if isinstance(value, str) else getattr(value, READERS[self.reader].source))

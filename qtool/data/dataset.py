@@ -19,7 +19,7 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A model input as the data must fit it.
+    """A model input, which the data must fit.
 
     Attributes:
         name: the input's name.
@@ -38,38 +38,38 @@ class InputSpec:
         return first if isinstance(first, int) else None
 
     def fits(self, sample: Sequence[int]) -> bool:
-        """Whether one sample's shape (without the batch axis) fits; dynamic dimensions do."""
-        wanted = self.shape[1:]
-        return len(sample) == len(wanted) and all(
-            not isinstance(want, int) or want == have
-            for want, have in zip(wanted, sample, strict=True)
+        """Return whether one sample's shape (without the batch axis) fits; a dynamic size does."""
+        expected = self.shape[1:]
+        return len(sample) == len(expected) and all(
+            not isinstance(size, int) or size == have
+            for size, have in zip(expected, sample, strict=True)
         )
 
     def describe(self) -> str:
-        """The input as messages show it, such as ``input float32 [N, 3, 224, 224]``."""
+        """Return the input as messages show it: ``x float32 [N, 3, 224, 224]``."""
         return f"`{self.name}` {self.dtype} {show_shape(self.shape)}"
 
 
 def show_shape(shape: Sequence[int | str | None]) -> str:
-    """A shape as messages show it; a dynamic dimension is its name or ``?``."""
+    """Format a shape for messages; a dynamic dimension is its name or ``?``."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
 def check_sample_shapes(
-    spec: InputSpec, found: Iterable[tuple[str, Sequence[int]]], where: str
+    spec: InputSpec, shapes: Iterable[tuple[str, Sequence[int]]], where: str
 ) -> None:
     """Refuse samples that have several sizes where the model's input leaves its size open.
 
     Args:
         spec: the model's input.
-        found: names of samples and their shapes, without the batch axis; every shape fits.
+        shapes: names of samples and their shapes, without the batch axis; every shape fits.
         where: the data, for messages.
 
     Raises:
         DataError: naming the dimension, its sizes and the line for the recipe.
     """
     first: dict[tuple[int, ...], str] = {}
-    for name, shape in found:
+    for name, shape in shapes:
         first.setdefault(tuple(shape), name)
     for axis, sizes in enumerate(zip(*first, strict=True), 1):
         if len(set(sizes)) < 2:
@@ -80,26 +80,31 @@ def check_sample_shapes(
         dim = spec.shape[axis] or f"dimension {axis}"
         line = [spec.shape[0] or "N", *map(max, zip(*first, strict=True))]
         raise DataError(
-            f"{where}: the model's input {spec.describe()} leaves {dim} open, and the samples do "
-            f"not settle it: {shown}{more}; expected one size, which the file is planned for: pad "
+            f"{where}: the model's input {spec.describe()} leaves {dim} open, and the samples "
+            f"differ in it: {shown}{more}; expected one size, which the file is planned for: pad "
             f"or cut the samples to it, and write it into the recipe, such as "
             f"`model: {{.., input: {{{spec.name}: {show_shape(line)}}}}}`"
         )
 
 
 def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
-    """Give rows the model input's dtype where no value can change beyond rounding.
+    """Cast rows to the model input's dtype where no value can change beyond rounding.
 
     Floats become other floats, integers other integers that hold every value, small integers
     floats; anything else is refused.
+
+    Args:
+        rows: an array of samples, [N, ...].
+        spec: the model's input.
+        where: the data, for messages.
 
     Raises:
         DataError: the dtypes do not fit, or a value does not.
     """
     remedy = f"save the array as {spec.dtype}"
     try:
-        wanted = np.dtype(spec.dtype)
-        if wanted.isbuiltin != 1:  # ml_dtypes, where something imported it
+        dtype = np.dtype(spec.dtype)
+        if dtype.isbuiltin != 1:  # ml_dtypes, where something imported it
             raise TypeError(spec.dtype)
     except TypeError as error:
         raise DataError(
@@ -107,28 +112,28 @@ def cast(rows: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
             "be; expected float16, float32, float64, bool or an integer type: convert the model"
         ) from error
     have = rows.dtype
-    both_integers = have.kind in "iu" and wanted.kind in "iu"
-    if not (np.can_cast(have, wanted, "safe") or have.kind == wanted.kind == "f" or both_integers):
+    both_integers = have.kind in "iu" and dtype.kind in "iu"
+    if not (np.can_cast(have, dtype, "safe") or have.kind == dtype.kind == "f" or both_integers):
         raise DataError(
-            f"{where}: found {have}, but the model's input `{spec.name}` is {wanted}; {remedy}"
+            f"{where}: found {have}, but the model's input `{spec.name}` is {dtype}; {remedy}"
         )
     with np.errstate(over="ignore"):  # a float that overflows becomes inf, which is refused later
-        given = rows.astype(wanted, copy=False)
-    if both_integers and not np.array_equal(given, rows):
+        converted = rows.astype(dtype, copy=False)
+    if both_integers and not np.array_equal(converted, rows):
         raise DataError(
-            f"{where}: values {rows.min()}..{rows.max()} do not fit {wanted}, the type of the "
+            f"{where}: values {rows.min()}..{rows.max()} do not fit {dtype}, the type of the "
             f"model's input `{spec.name}`; {remedy}"
         )
-    return given
+    return converted
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a dataset is opened, apart from what the recipe says.
+    """Settings for opening a dataset that are not the recipe's.
 
     Attributes:
-        workers: how many threads decode images; 0 decodes where the batches are asked for, None
-            is one per usable core.
+        workers: how many threads decode images; 0 decodes in the thread that iterates over the
+            batches, None is one per usable core.
         trust_code: whether the user allowed the recipe to run code of its own.
     """
 
@@ -137,7 +142,7 @@ class Opening:
 
 
 def row_digest(row: Batch) -> str:
-    """The sha256 over one row of every input, by input name, as the model gets it."""
+    """Compute the sha256 over one row of every input, by input name, as the model gets it."""
     total = hashlib.sha256()
     for name, values in sorted(row.items()):
         total.update(f"{name} {values.dtype} {values.shape}".encode())
@@ -146,18 +151,18 @@ def row_digest(row: Batch) -> str:
 
 
 class Source(Protocol):
-    """Where a dataset's samples come from; positions count the source's own samples."""
+    """The origin of a dataset's samples; positions count the source's own samples."""
 
     def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
         """Yield the model inputs at the positions in order, ``size`` rows at a time."""
 
     def digest(self, position: int) -> str:
-        """The sha256 of one sample's content; computed once."""
+        """Return the sha256 of one sample's content; it is computed once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples in a fixed order. Nothing is read before it is asked for.
+    """Samples in a fixed order, read batch by batch.
 
     Attributes:
         names: one name per sample, such as ``cat/003.png`` or ``f.npz[12]``.
@@ -165,7 +170,7 @@ class Dataset:
         positions: each sample's position in the source.
         labels: one label per sample, [count] integers for classification, or None.
         classes: class names by label, or None.
-        notes: what was assumed or announced while opening, for the report.
+        notes: assumptions made while opening, for the report.
     """
 
     names: tuple[str, ...]
@@ -177,13 +182,16 @@ class Dataset:
 
     @property
     def count(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.names)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield every sample once, in order, ``size`` rows a batch; the last may be shorter.
 
-        Memory does not depend on ``count``. Closing the iterator early ends its helpers.
+        Memory does not depend on ``count``. Closing the iterator early ends its threads.
+
+        Args:
+            size: rows a batch, 1 or more.
 
         Raises:
             DataError: a sample cannot be read, does not fit the model, or is not finite.
@@ -204,6 +212,9 @@ class Dataset:
 
         The last batch repeats its last row; only the first ``valid`` rows are samples, so trim
         outputs with ``[:valid]``.
+
+        Args:
+            size: rows of every batch, 1 or more.
         """
         with closing(self.batches(size)) as stream:  # type: ignore[type-var]
             for batch in stream:
@@ -217,7 +228,7 @@ class Dataset:
                 yield batch, valid
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
-        """The samples at these indices (0..count-1), in this order."""
+        """Return the samples at these indices (0..count-1), in this order."""
         chosen = [int(index) for index in indices]
         return replace(
             self,
@@ -227,7 +238,7 @@ class Dataset:
         )
 
     def digests(self) -> tuple[str, ...]:
-        """Each sample's sha256 over its content (file bytes, or row bytes); labels not included."""
+        """Return the sha256 of each sample's content (file or row bytes), without its label."""
         return tuple(self.source.digest(position) for position in self.positions)
 
     @cached_property
@@ -239,36 +250,37 @@ class Dataset:
         return total.hexdigest()
 
 
-def split(dataset: Dataset, held_out: int | float, seed: int) -> tuple[Dataset, Dataset]:
-    """Divide into (rest, held out); both keep the dataset's order.
+def split(dataset: Dataset, holdout: int | float, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide a dataset into (rest, holdout); both have the dataset's order.
 
     Where there are class labels, every class gives its share, as evenly as whole samples allow.
 
     Args:
-        dataset: what to divide; at least 2 samples.
-        held_out: how many samples to hold out, or a fraction between 0 and 1.
+        dataset: at least 2 samples.
+        holdout: how many samples to hold out, or a fraction between 0 and 1.
         seed: fixes the choice.
 
     Raises:
         DataError: one of the two parts would be empty.
     """
-    wanted = round(held_out * dataset.count) if isinstance(held_out, float) else held_out
-    if not 0 < wanted < dataset.count:
+    size = round(holdout * dataset.count) if isinstance(holdout, float) else holdout
+    if not 0 < size < dataset.count:
         raise DataError(
-            f"found {dataset.count} samples, of which {wanted} are to be held out; expected at "
+            f"found {dataset.count} samples, of which {size} are to be held out; expected at "
             "least one sample on either side: give more data"
         )
     order = np.random.default_rng(seed).permutation(dataset.count)
     labels = dataset.labels
     if labels is not None and labels.ndim == 1:
-        order = order[np.argsort(_share(labels[order]), kind="stable")]
-    held = np.sort(order[:wanted])
-    rest = np.sort(order[wanted:])
-    return dataset.take(rest), dataset.take(held)
+        # Sorted by rank within the class, any prefix holds the same share of every class.
+        order = order[np.argsort(_class_share(labels[order]), kind="stable")]
+    chosen = np.sort(order[:size])
+    rest = np.sort(order[size:])
+    return dataset.take(rest), dataset.take(chosen)
 
 
-def _share(labels: np.ndarray) -> np.ndarray:
-    """For each sample, the share of its class that comes at or before it: (rank + 1/2) / size."""
+def _class_share(labels: np.ndarray) -> np.ndarray:
+    """Compute each sample's relative rank within its class, (rank + 1/2) / class size."""
     share = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -279,11 +291,15 @@ def _share(labels: np.ndarray) -> np.ndarray:
 def drop_overlap(calibration: Dataset, evaluation: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     """Remove from calibration every sample whose content also occurs in evaluation.
 
+    Args:
+        calibration: the samples to remove from.
+        evaluation: the samples to compare with.
+
     Returns:
         The remaining calibration samples, and the names of those dropped (in order).
     """
     seen = set(evaluation.digests())
     overlap = [digest in seen for digest in calibration.digests()]
-    kept = [index for index, same in enumerate(overlap) if not same]
+    remaining = [index for index, same in enumerate(overlap) if not same]
     dropped = tuple(name for name, same in zip(calibration.names, overlap, strict=True) if same)
-    return calibration.take(kept), dropped
+    return calibration.take(remaining), dropped

@@ -1,4 +1,4 @@
-"""Label files: which image has which label."""
+"""Label files, folders of label maps, and the numbering of class names."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ def read_labels(
 ) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
     """Read the label of every image from a CSV, TSV or JSON file.
 
-    An image is found by its path below the images folder, its file name, its file name without
+    An image is looked up by its path below the images folder, its file name, its file name without
     suffix, or its folder, in this order. Labels are class numbers, or class names, which are
     numbered in sorted order.
 
@@ -44,13 +44,13 @@ def read_labels(
     return number_labels([str(text) for text in texts], list(table.values()), str(path))
 
 
-def read_maps(folder: Path, names: Sequence[str], how: Preprocess) -> np.ndarray:
+def read_maps(folder: Path, names: Sequence[str], preprocess: Preprocess) -> np.ndarray:
     """Read the label map of every image: the file of its name in a folder, as PNG.
 
     Args:
         folder: holds a map for each image, at its path below the images folder.
         names: the images that need a map.
-        how: the images' preprocessing; maps are resized and cropped alike.
+        preprocess: that of the images; maps are resized and cropped alike.
 
     Returns:
         Class numbers uint8 or uint16 [len(names), H, W].
@@ -65,7 +65,7 @@ def read_maps(folder: Path, names: Sequence[str], how: Preprocess) -> np.ndarray
             raise DataError(
                 f"{path}: no such file; expected the label map of the image {name}: add it"
             )
-        maps.append(decode_map(path, how))
+        maps.append(decode_map(path, preprocess))
         if maps[-1].shape != maps[0].shape:
             raise DataError(
                 f"{path}: the label map is {maps[-1].shape[0]}x{maps[-1].shape[1]}, those before "
@@ -76,24 +76,24 @@ def read_maps(folder: Path, names: Sequence[str], how: Preprocess) -> np.ndarray
 
 
 def number_labels(
-    found: Sequence[str], every: Sequence[str], where: str
+    texts: Sequence[str], every: Sequence[str], where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
-    """Make class numbers of label texts: numbers stay, names are numbered in sorted order.
+    """Convert label texts to class numbers: numbers stay, names are numbered in sorted order.
 
     Args:
-        found: the samples' labels.
-        every: all labels of the file; whether they are numbers, and the names, come from them.
+        texts: the samples' labels.
+        every: all labels of the file; they are numbers, or else its class names.
         where: the file, for the note.
 
     Returns:
-        Labels int64 [len(found)], the class names where there are names, and notes.
+        Labels int64 [len(texts)], the class names where there are names, and notes.
     """
     if all(_is_number(text) for text in every):
-        return np.array([int(text) for text in found], np.int64), None, ()
+        return np.array([int(text) for text in texts], np.int64), None, ()
     classes = tuple(sorted(set(every)))
     index = {name: number for number, name in enumerate(classes)}
     note = f"{where}: {len(classes)} class names, numbered in sorted order"
-    return np.array([index[text] for text in found], np.int64), classes, (note,)
+    return np.array([index[text] for text in texts], np.int64), classes, (note,)
 
 
 def _is_number(text: str) -> bool:
@@ -101,7 +101,7 @@ def _is_number(text: str) -> bool:
 
 
 def _find(table: Mapping[str, str], name: str) -> str | None:
-    """The label text of an image, or None."""
+    """Return the label text of an image, or None."""
     place = PurePosixPath(name)
     for key in (name, place.name, place.stem, place.parent.as_posix(), place.parent.name):
         if key in table:
@@ -110,7 +110,7 @@ def _find(table: Mapping[str, str], name: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The file as a table from image to label text."""
+    """Read the file as a table from image to label text."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -120,15 +120,15 @@ def _read(path: Path) -> dict[str, str]:
     return _from_lines(path, text)
 
 
-def _from_json(path: Path, given: object) -> dict[str, str]:
-    if not isinstance(given, dict):
-        raise DataError(f"{path}: found a JSON {type(given).__name__}, expected {SHAPE}")
-    for image, label in given.items():
+def _from_json(path: Path, table: object) -> dict[str, str]:
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: found a JSON {type(table).__name__}, expected {SHAPE}")
+    for image, label in table.items():
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise DataError(
                 f"{path}: the label of {image!r} is {label!r}; expected a class number or name"
             )
-    return {image: str(label) for image, label in given.items()}
+    return {image: str(label) for image, label in table.items()}
 
 
 def _from_lines(path: Path, text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From pixels to a model input: the options, the named settings, the guess and the arithmetic."""
+"""From pixels to a model input: the options, the named settings and the arithmetic."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 class Preprocess(BaseModel):
-    """How a decoded image becomes a model input: resize, crop, then ``(x * scale - mean) / std``.
+    """Preprocessing of a decoded image: resize, crop, then ``(x * scale - mean) / std``.
 
     Resizing is Pillow's (antialiased); a short side s makes the long side round(long * s / short).
     The crop is centred. EXIF rotation is not applied; alpha is dropped; gray and palette images
@@ -34,17 +34,17 @@ class Preprocess(BaseModel):
     crop: Size | Pair | None = None
     """The side of the centre crop, or [height, width]."""
     scale: float = 1 / 255
-    """What the 0..255 pixels are multiplied by, first."""
+    """Factor of the 0..255 pixels, applied first."""
     mean: float | Channels = 0.0
-    """What is subtracted after scale, in its unit: a number, or one per channel."""
+    """Subtracted after scale, in its unit: a number, or one per channel."""
     std: float | Channels = 1.0
-    """What divides last, in the unit after scale: a number, or one per channel."""
+    """Divides last, in the unit after scale: a number, or one per channel."""
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     """The order of the channels; mean and std follow it."""
     layout: Literal["nchw", "nhwc"] = "nchw"
     """The order of the axes."""
     dtype: Literal["float32", "uint8"] = "float32"
-    """What the model takes; uint8 feeds the pixels as they are."""
+    """The type of the model's input; uint8 feeds the pixels as they are."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Preprocess":
@@ -72,29 +72,29 @@ class Preprocess(BaseModel):
 
     @property
     def channels(self) -> int:
-        """How many channels a sample has."""
+        """The number of channels of a sample."""
         return 1 if self.color == "gray" else 3
 
 
 def preprocess_folder() -> Path:
-    """The folder of named settings: inside the installed package, else in the source tree."""
+    """Return the folder of named settings, of the installed package or of the source tree."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "configs" / "preprocess"
     return installed if installed.is_dir() else package.parent / "configs" / "preprocess"
 
 
 def preprocess_names() -> list[str]:
-    """The names that ``preprocess:`` understands, sorted."""
+    """Return the names that ``preprocess:`` accepts, sorted."""
     return sorted(path.stem for path in preprocess_folder().glob("*.yaml"))
 
 
 def is_path(name: str) -> bool:
-    """Whether a ``preprocess:`` string is a path; else it is a name in configs/preprocess."""
+    """Return whether a ``preprocess:`` string is a path, not a name in configs/preprocess."""
     return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
 
 
 def check_name(name: str) -> str:
-    """Return the string as it is; raise ValueError where it is a name nobody knows."""
+    """Return the string as it is; raise ValueError where it is a name that does not exist."""
     if not is_path(name) and name not in preprocess_names():
         raise ValueError(
             f"no preprocess setting is called `{name}`{suggest(name, preprocess_names())}; "
@@ -107,6 +107,9 @@ def check_name(name: str) -> str:
 def load_preprocess(name: str) -> Preprocess:
     """Read a named setting or a YAML file.
 
+    Args:
+        name: a name in configs/preprocess, or the path of a YAML file.
+
     Raises:
         DataError: no such name or file, or its content is not a preprocess mapping.
     """
@@ -116,46 +119,50 @@ def load_preprocess(name: str) -> Preprocess:
         raise DataError(str(error)) from error
     path = Path(name) if is_path(name) else preprocess_folder() / f"{name}.yaml"
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as preprocess settings: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(data, dict):
         raise DataError(
-            f"{path}: found {type(given).__name__}, expected a mapping such as "
+            f"{path}: found {type(data).__name__}, expected a mapping such as "
             "`{resize: 256, crop: 224, mean: [...], std: [...]}`"
         )
     try:
-        return Preprocess.model_validate(given)
+        return Preprocess.model_validate(data)
     except ValidationError as error:
-        raise DataError(f"{path}: {_first_problem(error, given)}") from error
+        raise DataError(f"{path}: {_first_problem(error, data)}") from error
 
 
-def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:
-    """The first complaint of pydantic as one line, with a suggestion for an unknown key."""
+def _first_problem(error: ValidationError, data: Mapping[str, Any]) -> str:
+    """Return the first complaint of pydantic as one line, a suggestion for an unknown key."""
     first = error.errors()[0]
     key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        known = list(Preprocess.model_fields)
-        return f"unknown key `{key}`{suggest(key, known)}; known: {', '.join(known)}"
-    where = f"`{key}` is {given[key]!r}: " if key in given else ""
+        keys = list(Preprocess.model_fields)
+        return f"unknown key `{key}`{suggest(key, keys)}; known: {', '.join(keys)}"
+    where = f"`{key}` is {data[key]!r}: " if key in data else ""
     return where + first["msg"].removeprefix("Value error, ")
 
 
-def normalise(pixels: np.ndarray, how: Preprocess) -> np.ndarray:
-    """Turn pixels uint8 [N, H, W, C] (C in RGB order) into a batch in the wanted layout and dtype.
+def normalise(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Convert pixels to a batch in the layout and dtype of the settings.
+
+    Args:
+        pixels: uint8 [N, H, W, C], C in RGB order.
+        preprocess: the settings.
 
     Returns:
         Contiguous [N, C, H, W] or [N, H, W, C], float32 or, unchanged, uint8.
     """
-    if how.color == "bgr":
+    if preprocess.color == "bgr":
         pixels = pixels[..., ::-1]
-    if how.layout == "nchw":
+    if preprocess.layout == "nchw":
         pixels = pixels.transpose(0, 3, 1, 2)
-    if how.dtype == "uint8":
+    if preprocess.dtype == "uint8":
         return np.ascontiguousarray(pixels)
-    shape = (-1, 1, 1) if how.layout == "nchw" else (-1,)
+    shape = (-1, 1, 1) if preprocess.layout == "nchw" else (-1,)
     batch = pixels.astype(np.float32, order="C")
-    batch *= np.float32(how.scale)
-    batch -= np.asarray(how.mean, np.float32).reshape(shape)
-    batch /= np.asarray(how.std, np.float32).reshape(shape)
+    batch *= np.float32(preprocess.scale)
+    batch -= np.asarray(preprocess.mean, np.float32).reshape(shape)
+    batch /= np.asarray(preprocess.std, np.float32).reshape(shape)
     return batch

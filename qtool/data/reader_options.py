@@ -1,4 +1,4 @@
-"""What a recipe may say about the readers text, wav and python."""
+"""The option models of the readers arrays, text, wav and python."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -12,11 +12,11 @@ Place = Annotated[int, Field(ge=0)]
 Column = str | Place
 
 ROLES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-"""What the text reader makes of a sample."""
+"""The arrays that the text reader makes of a sample."""
 
 
 class Part(BaseModel):
-    """What the readers' options have in common: frozen, strict types, no unknown keys."""
+    """The base of the option models: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -25,6 +25,17 @@ class Part(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+class Arrays(Part):
+    """A .npy or .npz file, or a folder of .npz files with one batch each; samples first."""
+
+    path: str
+    """The file or folder."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Model input to array name; absent: arrays called as the inputs."""
+    label: str | None = None
+    """The array of labels; absent: label, labels, y or target, if there is one."""
 
 
 class Text(Part):
@@ -47,7 +58,7 @@ class Text(Part):
     inputs: dict[str, Literal["input_ids", "attention_mask", "token_type_ids", "position_ids"]] = (
         Field(default_factory=dict)
     )
-    """Model input to what feeds it; absent: inputs called so."""
+    """Model input to the array that feeds it; absent: inputs called so."""
 
 
 class LogMel(Part):
@@ -76,7 +87,7 @@ class LogMel(Part):
     log: Literal["natural", "log10", "db"] = "natural"
     """ln, log10, or 10 log10."""
     offset: Annotated[float, Field(gt=0)] = 1e-6
-    """What is added to the mel energies before the logarithm."""
+    """Added to the mel energies before the logarithm."""
     normalise: Literal["none", "sample"] | tuple[float, float] = "none"
     """sample: mean 0 and deviation 1 of each spectrogram; or [mean, std] to subtract, divide by."""
     layout: Literal["mel_time", "time_mel"] = "mel_time"
@@ -84,8 +95,8 @@ class LogMel(Part):
 
     @field_validator("normalise", mode="before")
     @classmethod
-    def _from_list(cls, found: Any) -> Any:
-        return tuple(found) if isinstance(found, list) else found
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "LogMel":
@@ -104,9 +115,9 @@ class Wav(Part):
     path: str
     """The folder."""
     rate: Count | None = None
-    """Samples a second the model wants; files of another rate are resampled."""
+    """Samples a second that the model takes; files of another rate are resampled."""
     samples: Count | None = None
-    """Samples of every recording at that rate; absent: what the model's input asks for."""
+    """Samples of every recording at that rate; absent: the length of the model's input."""
     align: Literal["start", "center"] = "start"
     """Where a recording that is cut or padded with zeros stays."""
     log_mel: LogMel | None = None
@@ -123,15 +134,15 @@ class Python(Part):
 
     @field_validator("function")
     @classmethod
-    def _has_the_form(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not is_function_name(name):
             raise ValueError(f'found "{name}", expected module:function, such as mine:batches')
         return name
 
     @field_validator("args")
     @classmethod
-    def _travels(cls, args: dict[str, Any]) -> dict[str, Any]:
-        """The verifying process gets the arguments as JSON; they must be the same there."""
+    def _check_args(cls, args: dict[str, Any]) -> dict[str, Any]:
+        """Refuse arguments that JSON changes: the verifying process gets them as JSON."""
         try:
             same = json.loads(json.dumps(args)) == args
         except (TypeError, ValueError):

@@ -5,11 +5,11 @@ import numpy as np
 from qtool.errors import DataError
 
 IGNORED = 255
-"""The class number of pixels that are not judged, where there are fewer classes."""
+"""The class number of pixels that do not count, where there are fewer classes."""
 
 
 def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """1 where the label is among the k highest outputs, else 0; equal outputs rank by index.
+    """Score 1 where the label is among the k highest outputs, else 0; equal outputs rank by index.
 
     Args:
         outputs: [N, classes]; trailing axes of length 1 are ignored.
@@ -33,13 +33,13 @@ def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def _classes_last(outputs: np.ndarray) -> np.ndarray:
-    """Outputs as [N, classes], without trailing axes of length 1."""
+    """Reshape outputs to [N, classes], without trailing axes of length 1."""
     if outputs.ndim > 2 and all(size == 1 for size in outputs.shape[2:]):
         outputs = outputs.reshape(outputs.shape[:2])
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise DataError(
             f"the model's first output has shape {list(outputs.shape)}; expected [N, classes] with "
-            "at least 2 classes: class metrics cannot judge it; leave out `evaluate` labels"
+            "at least 2 classes: class metrics do not apply; leave out `evaluate` labels"
         )
     return outputs
 
@@ -72,14 +72,14 @@ def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
 
 
 def check_label_range(labels: np.ndarray, classes: int) -> None:
-    """Refuse class numbers that the model does not have; cheap enough to ask before a run.
+    """Refuse class numbers that the model does not have; cheap enough to check before a run.
 
     Args:
         labels: whole numbers [N].
-        classes: of the model's first output.
+        classes: how many the model's first output has.
 
     Raises:
-        DataError: naming how many labels, and which numbers were found.
+        DataError: labels lie outside 0..classes - 1; names how many, and their range.
     """
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
@@ -91,7 +91,11 @@ def check_label_range(labels: np.ndarray, classes: int) -> None:
 
 
 def class_pairs(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The label and the highest output of each sample, int64 [N, 2].
+    """Return the label and the highest output of each sample, int64 [N, 2].
+
+    Args:
+        outputs: [N, classes]; trailing axes of length 1 are ignored.
+        labels: integers [N], from 0 to classes - 1.
 
     Raises:
         DataError: as for :func:`top_k`.
@@ -102,7 +106,9 @@ def class_pairs(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(pairs: np.ndarray, weights: np.ndarray) -> float:
-    """The mean over classes of 2 TP / (2 TP + FP + FN); classes never seen are left out.
+    """Compute macro F1 from 0 to 1; classes that never occur are left out.
+
+    mean over classes of 2 TP / (2 TP + FP + FN)
 
     Args:
         pairs: see :func:`class_pairs`.
@@ -117,12 +123,12 @@ def macro_f1(pairs: np.ndarray, weights: np.ndarray) -> float:
 
 
 def overlaps(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pixels of each class in both maps, then in either map, float64 [N, 2 classes].
+    """Count the pixels of each class in both maps, then in either map, float64 [N, 2 classes].
 
     Args:
         outputs: [N, classes, ...], the highest wins.
         labels: class numbers [N, ...]; negative numbers, and 255 where there are no so many
-            classes, are not judged.
+            classes, do not count.
 
     Raises:
         DataError: the shapes or the label range do not fit, or an output is NaN.
@@ -142,30 +148,32 @@ def overlaps(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         )
     if np.isnan(outputs).any():
         raise DataError("the model's first output holds NaN; expected numbers: check the model")
-    judged = (labels >= 0) & ~((labels == IGNORED) & (classes <= IGNORED))
-    if (labels[judged] >= classes).any():
+    counted = (labels >= 0) & ~((labels == IGNORED) & (classes <= IGNORED))
+    if (labels[counted] >= classes).any():
         raise DataError(
-            f"the label maps go up to {int(labels[judged].max())}, but the model's first output "
-            f"has {classes} classes; expected 0..{classes - 1}, 255 where nothing is judged"
+            f"the label maps go up to {int(labels[counted].max())}, but the model's first output "
+            f"has {classes} classes; expected 0..{classes - 1}, 255 for pixels that do not count"
         )
-    found = np.empty((count, 2 * classes))
+    pixels = np.empty((count, 2 * classes))
     for row, (guess, label, where) in enumerate(
-        zip(outputs.argmax(axis=1), labels, judged, strict=True)
+        zip(outputs.argmax(axis=1), labels, counted, strict=True)
     ):
         guess, label = guess[where], label[where].astype(np.int64)
         both = np.bincount(label[guess == label], minlength=classes)
         either = np.bincount(label, minlength=classes) + np.bincount(guess, minlength=classes)
-        found[row] = np.concatenate([both, either - both])
-    return found
+        pixels[row] = np.concatenate([both, either - both])
+    return pixels
 
 
-def mean_iou(found: np.ndarray, weights: np.ndarray) -> float:
-    """The mean over the classes that occur of pixels in both maps / pixels in either.
+def mean_iou(pixels: np.ndarray, weights: np.ndarray) -> float:
+    """Compute the mean intersection over union, from 0 to 1.
+
+    mean over the classes that occur of pixels in both maps / pixels in either
 
     Args:
-        found: see :func:`overlaps`; all samples' pixels are pooled.
+        pixels: see :func:`overlaps`; all samples' pixels are pooled.
         weights: how often each sample counts, [N].
     """
-    both, either = np.split(weights @ found, 2)
+    both, either = np.split(weights @ pixels, 2)
     seen = either > 0
     return float(np.mean(both[seen] / either[seen])) if seen.any() else float("nan")

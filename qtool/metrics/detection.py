@@ -10,7 +10,7 @@ from qtool.errors import DataError
 
 
 def mean_average_precision(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """COCO's AP: the mean over classes and IoU 0.50, 0.55 .. 0.95, at most 100 boxes an image.
+    """Compute COCO's AP: the mean over classes and IoU 0.50, 0.55 .. 0.95, 100 boxes an image.
 
     Args:
         outputs: [N, boxes, 6]: x1, y1, x2, y2, score, class; a score of 0 or less is no box.
@@ -34,12 +34,12 @@ def mean_average_precision(outputs: np.ndarray, labels: np.ndarray) -> float:
     truth = [
         (k, box[:4], box[4], None) for k, rows in enumerate(labels) for box in rows if box[4] >= 0
     ]
-    found = [
+    detections = [
         (k, box[:4], box[5], box[4]) for k, rows in enumerate(outputs) for box in rows if box[4] > 0
     ]
     if not truth:
         raise DataError("the labels hold no box (class 0 or above); expected at least one for map")
-    if not found:
+    if not detections:
         return 0.0
     classes = sorted({int(item[2]) for item in truth})
     with redirect_stdout(io.StringIO()):  # it prints tables
@@ -51,15 +51,16 @@ def mean_average_precision(outputs: np.ndarray, labels: np.ndarray) -> float:
             "annotations": [_annotation(*item, number=i) for i, item in enumerate(truth, 1)],
         }
         coco.createIndex()
-        known = [item for item in found if int(item[2]) in set(classes)]
-        if not known:
+        # COCO's mean is over the classes of the labels; boxes of other classes do not enter it.
+        scored = [item for item in detections if int(item[2]) in set(classes)]
+        if not scored:
             return 0.0
-        results = coco.loadRes([_annotation(*item, number=i) for i, item in enumerate(known, 1)])
-        judge = COCOeval(coco, results, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return float(judge.stats[0])
+        results = coco.loadRes([_annotation(*item, number=i) for i, item in enumerate(scored, 1)])
+        evaluator = COCOeval(coco, results, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return float(evaluator.stats[0])
 
 
 def _annotation(
@@ -79,14 +80,14 @@ def _annotation(
 
 
 def _check(outputs: np.ndarray, labels: np.ndarray) -> None:
-    for what, given, width, columns in (
+    for what, boxes, width, columns in (
         ("model's first output", outputs, 6, "x1, y1, x2, y2, score, class"),
         ("labels", labels, 5, "x1, y1, x2, y2, class"),
     ):
-        if given.ndim != 3 or given.shape[2] != width or len(given) != len(outputs):
+        if boxes.ndim != 3 or boxes.shape[2] != width or len(boxes) != len(outputs):
             raise DataError(
-                f"the {what}: found shape {list(given.shape)}, expected "
+                f"the {what}: found shape {list(boxes.shape)}, expected "
                 f"[{len(outputs)}, boxes, {width}] ({columns}) for map"
             )
-        if not np.isfinite(given).all():
+        if not np.isfinite(boxes).all():
             raise DataError(f"the {what}: NaN or Inf among the boxes; expected finite numbers")

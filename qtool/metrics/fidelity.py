@@ -1,4 +1,4 @@
-"""How near outputs are to the float model's: cosine, and signal to quantization noise."""
+"""Metrics of outputs against the float model's: cosine, signal to quantization noise."""
 
 import math
 
@@ -8,16 +8,24 @@ from qtool.errors import DataError
 
 
 def cosine(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The cosine between each sample's output and the float model's, [N]; two zeros count as 1."""
+    """Compute the cosine between each sample's output and the float model's, [N].
+
+    Args:
+        outputs: [N, ...].
+        reference: the float model's outputs, the same shape; two outputs of zeros count as 1.
+
+    Raises:
+        DataError: a value is NaN or Inf.
+    """
     a, b = _flat(outputs), _flat(reference)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     equal = (a == b).all(axis=1)
-    found = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
-    return np.where(equal, 1.0, found)
+    cosines = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return np.where(equal, 1.0, cosines)
 
 
 def _flat(outputs: np.ndarray) -> np.ndarray:
-    """Outputs as float64 [N, elements]; refused where they are not finite."""
+    """Reshape outputs to float64 [N, elements]; refuse values that are not finite."""
     flat = outputs.astype(np.float64).reshape(len(outputs), -1)
     if not np.isfinite(flat).all():
         raise DataError(
@@ -27,22 +35,41 @@ def _flat(outputs: np.ndarray) -> np.ndarray:
 
 
 def powers(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The power of each sample's float output and of the difference from it, [N, 2]."""
+    """Compute the power of each sample's float output and of the difference from it, [N, 2].
+
+    Args:
+        outputs: [N, ...].
+        reference: the float model's outputs, the same shape.
+
+    Raises:
+        DataError: a value is NaN or Inf.
+    """
     signal = _flat(reference)
     noise = signal - _flat(outputs)
     return np.stack([np.square(signal).sum(axis=1), np.square(noise).sum(axis=1)], axis=1)
 
 
-def decibels(found: np.ndarray, weights: np.ndarray) -> float:
-    """10 log10 of signal over noise, pooled; inf without noise. See :func:`powers`."""
-    signal, noise = (float(x) for x in weights @ found)
+def decibels(sample_powers: np.ndarray, weights: np.ndarray) -> float:
+    """Compute 10 log10(sum of signal / sum of noise), in dB; inf without noise.
+
+    Args:
+        sample_powers: see :func:`powers`.
+        weights: how often each sample counts, [N].
+    """
+    signal, noise = (float(x) for x in weights @ sample_powers)
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def sqnr_db(reference: np.ndarray, test: np.ndarray) -> float:
-    """Signal to quantization noise, 10 log10(sum reference^2 / sum (reference - test)^2), in dB.
+    """Compute the signal to quantization noise in dB.
+
+    10 log10(sum reference^2 / sum (reference - test)^2)
+
+    Args:
+        reference: values of the float model.
+        test: the same values of the quantized model, of the same shape.
 
     Returns:
         inf where the two are equal; -inf where only the reference is all zero.

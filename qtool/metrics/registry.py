@@ -1,13 +1,13 @@
-"""How good outputs are: metrics against labels or the float model, and the paired difference.
+"""The table of metrics, against labels or the float model, and the paired difference.
 
-Every metric judges the model's first output.
+Every metric scores the model's first output.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -36,60 +36,78 @@ CHUNK = 1 << 24
 """Elements of the output that are scored at once."""
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Total = Callable[[np.ndarray, np.ndarray], float]
 
 
 def mean(scores: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted mean of one score per sample."""
+    """Compute the weighted mean of one score per sample.
+
+    Args:
+        scores: [N].
+        weights: how often each sample counts, [N].
+    """
     return float(weights @ scores / weights.sum())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to judge outputs.
+    """An entry of METRICS: the scores of outputs, and the value they add up to.
 
     A metric is ``total(scores(outputs, labels), ones)`` where samples can be scored one by one,
     else ``value(outputs, labels)``, which has no interval.
 
     Attributes:
         help: one line for the list of metrics.
-        unit: what the value is given in; "%" means times 100.
-        scores: (outputs [N, ...], labels [N, ...]) -> what each sample adds, [N] or [N, K].
+        unit: of the value; "%" means times 100.
+        scores: (outputs [N, ...], labels [N, ...]) -> the score of each sample, [N] or [N, K].
         total: (scores, how often each sample counts [N]) -> the value.
-        value: judges all outputs at once, in place of scores.
+        value: (outputs, labels) -> the value, or scores [N]; in place of scores, all at once.
         lower_is_better: whether a smaller value is a better one.
         binary: whether scores are 0 or 1.
         classes: whether outputs are class scores [N, classes, ...], so that agreement has meaning.
-        needs_labels: whether it cannot do without.
+        class_labels: whether labels are class numbers, one for each sample.
+        majority_baseline: whether always naming one class scores the share of that class.
+        needs_labels: whether it needs labels.
         reference: whether the float model's outputs take the labels' place.
     """
 
     help: str
     unit: str
     scores: Scores | None = None
-    total: Callable[[np.ndarray, np.ndarray], float] = mean
-    value: Callable[[np.ndarray, np.ndarray], Any] | None = None
+    total: Total = mean
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray | float] | None = None
     lower_is_better: bool = False
     binary: bool = False
     classes: bool = False
+    class_labels: bool = False
+    majority_baseline: bool = False
     needs_labels: bool = True
     reference: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse a metric with both scores and a value, or with neither."""
+        if (self.scores is None) is (self.value is None):
+            raise TypeError("a metric has either scores or a value")
 
-_top = partial(Metric, unit="%", binary=True, classes=True)
+
+_top = partial(Metric, unit="%", binary=True, classes=True, class_labels=True)
 
 METRICS: dict[str, Metric] = {
-    "top1": _top("the highest output is the label", scores=partial(top_k, k=1)),
+    "top1": _top(
+        "the highest output is the label", scores=partial(top_k, k=1), majority_baseline=True
+    ),
     "top5": _top("the label is among the five highest outputs", scores=partial(top_k, k=5)),
-    "accuracy": _top("the same as top1", scores=partial(top_k, k=1)),
+    "accuracy": _top("the same as top1", scores=partial(top_k, k=1), majority_baseline=True),
     "f1": Metric(
         "macro F1 of the highest output: the mean over classes",
         "%",
         class_pairs,
         macro_f1,
         classes=True,
+        class_labels=True,
     ),
     "miou": Metric(
-        "mean intersection over union of segmentation maps; 255 is not judged",
+        "mean intersection over union of segmentation maps; 255 does not count",
         "%",
         overlaps,
         mean_iou,
@@ -128,10 +146,10 @@ METRICS: dict[str, Metric] = {
 
 
 def custom_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
-    """A metric of the user's own: ``function(outputs, labels)`` gives a score per sample or one.
+    """Make a metric of the user's function: it returns one score, or one per sample.
 
-    ``labels`` is None where there are none. The function's attributes ``unit`` and
-    ``lower_is_better``, where it has them, say what its value means.
+    It is called as ``function(outputs, labels)``; ``labels`` is None where there are none. Its
+    attributes ``unit`` and ``lower_is_better``, where it has them, describe the value.
 
     Args:
         name: ``module:function``.
@@ -147,13 +165,14 @@ def custom_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
 
     def value(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         with guarded(where):
-            found = np.asarray(function(outputs, labels), np.float64)
-        if found.shape not in ((), (len(outputs),)) or not np.isfinite(found).all():
+            result = np.asarray(function(outputs, labels), np.float64)
+        finite = np.isfinite(result)
+        if result.shape not in ((), (len(outputs),)) or not finite.all():
             raise DataError(
-                f"{where}: gave {list(found.shape)}, {np.isfinite(found).sum()} of {found.size} "
+                f"{where}: gave {list(result.shape)}, {finite.sum()} of {result.size} "
                 f"finite; expected one finite number, or [{len(outputs)}], one per sample"
             )
-        return found
+        return result
 
     return Metric(
         f"{name}, your own",
@@ -165,17 +184,27 @@ def custom_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
 
 
 def find_metric(name: str, folder: str | None, trust_code: bool) -> Metric:
-    """The metric a recipe names; see :func:`custom_metric`."""
+    """Return the metric that a recipe names.
+
+    Args:
+        name: of METRICS, or ``module:function``.
+        folder: see :func:`custom_metric`.
+        trust_code: see :func:`custom_metric`.
+
+    Raises:
+        RecipeError: the code is not trusted.
+        DataError: there is no such function.
+    """
     return custom_metric(name, folder, trust_code) if is_function_name(name) else METRICS[name]
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric says of several models' outputs.
+    """The values of one metric for several models.
 
     Attributes:
         values: model to value, in the metric's unit; infinite ones are left out.
-        drop: what the quantized file lost against float; positive is worse.
+        drop: the loss of the quantized file against float; positive is worse.
         interval: the drop's 95 % interval, where it has one.
     """
 
@@ -187,51 +216,52 @@ class MetricResult:
 def score_outputs(
     metric: Metric, outputs: Mapping[str, np.ndarray], labels: np.ndarray | None
 ) -> MetricResult:
-    """Judge outputs of the same samples by one metric.
+    """Score several models' outputs of the same samples.
 
     Args:
-        metric: how.
+        metric: the metric.
         outputs: model name to first output [N, ...]; at least "float" and "quantized".
         labels: [N, ...]; not used by metrics against the float model.
 
     Raises:
         DataError: outputs and labels do not fit the metric.
     """
-    against: Any = outputs["float"] if metric.reference else labels
-    found = {name: _scored(metric, array, against) for name, array in outputs.items()}
+    # Labels are None only for a metric of the user's own, whose function takes None.
+    target = outputs["float"] if metric.reference else cast(np.ndarray, labels)
+    scores = {name: _scored(metric, array, target) for name, array in outputs.items()}
     factor = 100.0 if metric.unit == "%" else 1.0
     sign = -1.0 if metric.lower_is_better else 1.0
     total = metric.total if metric.scores is not None else mean
     ones = np.ones(len(outputs["float"]))
 
-    def worth(scores: np.ndarray, weights: np.ndarray) -> float:
+    def value_of(scores: np.ndarray, weights: np.ndarray) -> float:
         return factor * (float(scores) if scores.ndim == 0 else total(scores, weights))
 
-    values = {name: worth(scores, ones) for name, scores in found.items()}
+    values = {name: value_of(array, ones) for name, array in scores.items()}
     if any(math.isnan(value) for value in values.values()):
         raise DataError(
-            "the metric is not a number (0 / 0); expected labels with something to judge"
+            "the metric is not a number (0 / 0); expected labels of at least one sample or pixel "
+            "that counts: check them"
         )
-    kept = {name: value for name, value in values.items() if math.isfinite(value)}
-    if not {"float", "quantized"} <= set(kept):
-        return MetricResult(kept, None, None)
-    first, second = found["float"], found["quantized"]
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not {"float", "quantized"} <= set(finite):
+        return MetricResult(finite, None, None)
+    first, second = scores["float"], scores["quantized"]
     if metric.binary:
         drop, lo, hi = paired_interval(first, second)
-        return MetricResult(kept, drop, (lo, hi))
-    drop = sign * (kept["float"] - kept["quantized"])
+        return MetricResult(finite, drop, (lo, hi))
+    drop = sign * (finite["float"] - finite["quantized"])
     if first.ndim == 0:
-        return MetricResult(kept, drop, None)
-    ends = bootstrap_interval(lambda scores, w: sign * worth(scores, w), first, second)
-    return MetricResult(kept, drop, ends)
+        return MetricResult(finite, drop, None)
+    interval = bootstrap_interval(lambda array, w: sign * value_of(array, w), first, second)
+    return MetricResult(finite, drop, interval)
 
 
-def _scored(metric: Metric, outputs: np.ndarray, labels: Any) -> np.ndarray:
-    """Scores of all samples, a part at a time, or the one value of a metric without scores."""
-    if metric.scores is None:
-        if metric.value is None:
-            raise AssertionError("a metric has scores or a value")
+def _scored(metric: Metric, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Score all samples, a part at a time; or return the one value of a metric without scores."""
+    if metric.value is not None:
         return np.asarray(metric.value(np.asarray(outputs), labels), np.float64)
+    assert metric.scores is not None  # __post_init__ has checked it
     rows = max(1, CHUNK // max(1, outputs[:1].size))
     parts = [
         metric.scores(np.asarray(outputs[k : k + rows]), np.asarray(labels[k : k + rows]))
@@ -241,7 +271,7 @@ def _scored(metric: Metric, outputs: np.ndarray, labels: Any) -> np.ndarray:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """How often two models' highest output is the same class, in %.
+    """Compute how often two models' highest output is the same class, in %.
 
     Args:
         first: [N, classes, ...]; further axes, such as pixels, count one by one.

@@ -6,7 +6,7 @@ from qtool.errors import DataError
 
 
 def word_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Edits and reference words of each sample, float64 [N, 2].
+    """Count the edits and the reference words of each sample, float64 [N, 2].
 
     Args:
         outputs: token ids [N, T], decoded by the model; negative ids are padding.
@@ -15,11 +15,11 @@ def word_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
         DataError: either is no table of whole numbers.
     """
-    for what, found in (("model's first output", outputs), ("labels", labels)):
-        whole = found.dtype.kind in "iu" or bool(np.all(found == np.round(found)))
-        if found.ndim != 2 or not whole:
+    for what, ids in (("model's first output", outputs), ("labels", labels)):
+        whole = ids.dtype.kind in "iu" or bool(np.all(ids == np.round(ids)))
+        if ids.ndim != 2 or not whole:
             raise DataError(
-                f"the {what}: found {found.dtype} {list(found.shape)}, expected token ids "
+                f"the {what}: found {ids.dtype} {list(ids.shape)}, expected token ids "
                 "[N, length] for wer, padded with -1: decode in the model"
             )
     if len(outputs) != len(labels):
@@ -34,7 +34,11 @@ def word_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def edit_distance(first: np.ndarray, second: np.ndarray) -> int:
-    """The fewest insertions, deletions and substitutions between two sequences.
+    """Count the fewest insertions, deletions and substitutions between two sequences.
+
+    Args:
+        first: token ids [N].
+        second: token ids [M].
 
     Source: Wagner and Fischer 1974, "The String-to-String Correction Problem", J. ACM 21(1),
         doi:10.1145/321796.321811.
@@ -51,7 +55,7 @@ def edit_distance(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def error_rate(counts: np.ndarray, weights: np.ndarray) -> float:
-    """All edits over all reference words.
+    """Compute the word error rate: all edits / all reference words.
 
     Args:
         counts: see :func:`word_errors`.

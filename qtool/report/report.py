@@ -1,4 +1,4 @@
-"""The report as data: what a run did and measured, and whether its gates hold (report.json)."""
+"""The report as data (report.json), the gates of a recipe, and the verdict."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from qtool.errors import RecipeError, suggest
 from qtool.report.schema import (
+    PARITY_MAX_LSB,
+    PARITY_SHARE_OFF,
+    PARITY_SHARE_OFF_AFTER_FLOAT,
+    PARITY_SHARE_OFF_WIDE,
     Accuracy,
     Data,
     DataPart,
@@ -26,6 +30,10 @@ from qtool.report.schema import (
 )
 
 __all__ = [
+    "PARITY_MAX_LSB",
+    "PARITY_SHARE_OFF",
+    "PARITY_SHARE_OFF_AFTER_FLOAT",
+    "PARITY_SHARE_OFF_WIDE",
     "Accuracy",
     "Data",
     "DataPart",
@@ -42,28 +50,22 @@ __all__ = [
     "Report",
     "Size",
     "Stage",
-    "judge",
-    "judge_parity",
+    "check_gates",
     "parity_gates",
     "unit_word",
     "verdict",
 ]
 
 SCHEMA = 1
-PARITY_MAX_LSB = 1
-PARITY_SHARE_OFF = 1e-5
-PARITY_SHARE_OFF_AFTER_FLOAT = 1e-3
-# Values of more than 8 bits are computed in floats throughout, and their steps are so fine that the
-# order of a sum decides now and then.
-PARITY_SHARE_OFF_WIDE = 1e-2
 WARN_DROP = 1.0
+"""Points of drop above which a run without a max_drop gate gets a warning."""
 ENVIRONMENT_ORDER = ("python", "torch", "onnxruntime", "cpu", "isa")
 
 Level: TypeAlias = Literal["passed", "warning", "not proven", "failed"]
 
 
 class Report(Part):
-    """Everything report.json holds. Keys without a value are absent; a NaN is refused."""
+    """The content of report.json. Keys without a value are absent; a NaN is refused."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     qtool: str
@@ -98,18 +100,21 @@ class Report(Part):
     def read(cls, place: str | Path) -> Self:
         """Read a report.json, or the one in a run folder.
 
+        Args:
+            place: the file or the folder.
+
         Raises:
             RecipeError: there is none, it is damaged, or another schema wrote it.
         """
         path = Path(place)
         path = path / "report.json" if path.is_dir() else path
         try:
+            if not path.exists():
+                raise RecipeError(
+                    f"{path}: no such file; expected a run folder or its report.json "
+                    "(qtool ptq and qtool qat write one)"
+                )
             data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(
-                f"{path}: no such file; expected a run folder or its report.json "
-                "(qtool ptq and qtool qat write one)"
-            ) from None
         except OSError as error:
             raise RecipeError(
                 f"{path}: cannot be read ({error.strerror}); check the path and its rights"
@@ -129,17 +134,17 @@ class Report(Part):
             raise _damaged(path, _first_problem(error)) from error
 
 
-def judge(
+def check_gates(
     gates: Mapping[str, float | None],
     accuracy: Accuracy | None,
     size: Size | None,
     latency: Latency | None,
 ) -> list[Gate]:
-    """Hold each gate of the recipe against what was measured; a value on the limit passes.
+    """Compare each gate of the recipe with the measured value; a value on the limit passes.
 
     Args:
         gates: limits by name (max_drop, min_compression, min_speedup); None means not set.
-        accuracy: judged by its point estimate, not by the interval (see `verdict`).
+        accuracy: its drop counts as it is, without the interval (see `verdict`).
         size: of both files.
         latency: of both files.
 
@@ -151,7 +156,7 @@ def judge(
         "min_compression": (size.compression if size else None, "needs the size of both files"),
         "min_speedup": (latency.speedup if latency else None, "needs a latency measurement"),
     }
-    judged = []
+    checked = []
     for name, limit in gates.items():
         if name not in measured:
             raise RecipeError(
@@ -161,43 +166,27 @@ def judge(
             continue
         value, need = measured[name]
         if value is None:
-            raise RecipeError(f"gates.{name}: {limit:g} was asked for, but it {need}; add it")
+            raise RecipeError(f"gates.{name}: {limit:g} cannot be checked, as it {need}; add it")
         passed = value <= limit if name.startswith("max_") else value >= limit
-        judged.append(Gate(name=name, limit=limit, value=value, passed=passed))
-    return judged
+        checked.append(Gate(name=name, limit=limit, value=value, passed=passed))
+    return checked
 
 
-def judge_parity(parity: Parity, after_float: bool = False) -> list[Gate]:
-    """Judge the gate that is always on: the file computes what was simulated.
-
-    Args:
-        parity: the measured differences.
-        after_float: a float operator stands between two quantized ones, so rounding may differ on
-            1e-3 of the codes instead of 1e-5.
-    """
-    share = PARITY_SHARE_OFF_AFTER_FLOAT if after_float else PARITY_SHARE_OFF
-    pairs = [("share_off", share, parity.share_off), ("max_lsb", PARITY_MAX_LSB, parity.max_lsb)]
-    if parity.wide_share_off is not None:
-        pairs.append(("wide_share_off", PARITY_SHARE_OFF_WIDE, parity.wide_share_off))
-    return [
-        Gate(name=f"parity_{name}", limit=limit, value=value, passed=value <= limit)
-        for name, limit, value in pairs
-    ]
+judge = check_gates  # the former name, until its callers use the new one
 
 
 def parity_gates(report: Report) -> list[Gate]:
-    """Return the parity gates of a finished report; none where parity was not measured.
+    """Return the parity gates of a report; none where parity was not measured.
 
-    Where `kernels` lists float operators the wider limit holds, as the report does not say which
-    layer follows one.
+    None as well where the report lists them among its gates, so that they are shown once.
     """
     if report.parity is None or any(gate.name.startswith("parity_") for gate in report.gates):
         return []
-    return judge_parity(report.parity, after_float=bool(report.kernels and report.kernels.float))
+    return report.parity.gates
 
 
 def verdict(report: Report) -> tuple[Level, str]:
-    """Return the level and one sentence that a reader can act on.
+    """Return the level, and one sentence about the gates and the drop.
 
     "failed" follows `passed`; "not proven" where the max_drop limit lies inside the drop's 95 %
     interval; "warning" where nothing limits the drop and it is above one point.
@@ -211,7 +200,7 @@ def verdict(report: Report) -> tuple[Level, str]:
         lo, hi = report.accuracy.drop_ci95
         return "not proven", (
             f"All gates pass, but the max_drop limit {limit.limit:g} lies inside the drop's 95 % "
-            f"interval {lo:.2f} to {hi:.2f}: more evaluation samples would settle it."
+            f"interval {lo:.2f} to {hi:.2f}: more evaluation samples narrow the interval."
         )
     if limit is None and drop is not None and drop > WARN_DROP:
         return "warning", (
@@ -225,13 +214,13 @@ def verdict(report: Report) -> tuple[Level, str]:
 
 
 def unit_word(accuracy: Accuracy | None) -> str:
-    """Return how a difference in the metric is spoken of: points for "%", else the unit."""
+    """Return the unit of a difference in the metric: points for "%", else the metric's own."""
     unit = accuracy.unit if accuracy else None
     return "points" if unit in (None, "%") else str(unit)
 
 
 def _inside_interval(limit: float, accuracy: Accuracy | None) -> bool:
-    """Tell whether the interval holds drops on both sides of the limit (on it counts as within)."""
+    """Return whether the interval has drops on both sides of the limit; on it is within it."""
     if accuracy is None or accuracy.drop_ci95 is None:
         return False
     lo, hi = accuracy.drop_ci95
@@ -241,10 +230,10 @@ def _inside_interval(limit: float, accuracy: Accuracy | None) -> bool:
 def _failure(report: Report, open_question: bool) -> str:
     failed = [gate for gate in [*report.gates, *parity_gates(report)] if not gate.passed]
     if not failed:
-        return "The run did not pass, though every gate listed does: see the notes of its stages."
-    said = "; ".join(f"{gate.name} {gate.value:.4g} (limit {gate.limit:g})" for gate in failed)
+        return "The run did not pass, though every gate listed passes: see the notes of its stages."
+    listed = "; ".join(f"{gate.name} {gate.value:.4g} (limit {gate.limit:g})" for gate in failed)
     doubt = " The max_drop limit lies inside the drop's 95 % interval." if open_question else ""
-    return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {said}.{doubt}"
+    return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {listed}.{doubt}"
 
 
 def _closing(report: Report, drop: float | None) -> str:

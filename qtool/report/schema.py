@@ -6,9 +6,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Number: TypeAlias = float  # the built-in's name is a key of the schema, so fields shadow it
 
+PARITY_MAX_LSB = 1
+"""Rounding of two correct implementations differs by one step at most."""
+PARITY_SHARE_OFF = 1e-5
+"""Integer kernels compute the same codes but for ties of the last rounding."""
+PARITY_SHARE_OFF_AFTER_FLOAT = 1e-3
+"""Float operators sum in another order, so more values lie on the other side of a tie."""
+PARITY_SHARE_OFF_WIDE = 1e-2
+"""Values of more than 8 bits are computed in floats throughout, and their steps are so fine that
+the order of a sum matters more often."""
+
 
 class Part(BaseModel):
-    """What all parts share: frozen, no unknown keys, only finite numbers."""
+    """The base of all parts: frozen, no unknown keys, only finite numbers."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
@@ -25,7 +35,7 @@ class ModelPart(Part):
 
 
 class Codes(Part):
-    """The grid of an input or output that is codes.
+    """The grid (scale and zero point) of an input or output that is codes (integers).
 
     Codes are ``clip(round(value / scale) + zero_point, low, high)``, halves rounded to even.
     """
@@ -38,19 +48,19 @@ class Codes(Part):
 
 
 class OutputPart(Part):
-    """The quantized file that was written (or, under `verify`, judged)."""
+    """The quantized file that was written (or, under `verify`, evaluated)."""
 
     path: str
     sha256: str
     opset: int
     format: str | None = None
     inputs: dict[str, Codes] | None = None
-    """Inputs that are codes, and on which grids; the file's metadata says the same."""
+    """Inputs that are codes, with their grids; the file's metadata holds the same."""
     outputs: dict[str, Codes] | None = None
 
 
 class DataPart(Part):
-    """One set of samples: how many were read, and the digest of what was read."""
+    """One set of samples: their number, and the digest of their content."""
 
     count: int
     sha256: str
@@ -59,8 +69,8 @@ class DataPart(Part):
 class TrainingEpoch(Part):
     """One epoch; 0 is the plan before training.
 
-    `score` is judged on the held-out samples: top-1 in %, or without labels minus the loss against
-    the float network. `oscillating` and `frozen` are as in `training`, when the epoch ended.
+    `score` is of the held-out samples: top-1 in %, or without labels minus the loss against the
+    float network. `oscillating` and `frozen` are as in `training`, at the end of the epoch.
     """
 
     epoch: int
@@ -71,13 +81,13 @@ class TrainingEpoch(Part):
 
 
 class TrainingPart(DataPart):
-    """What training learned from, and how it went.
+    """The training samples, and the course of training.
 
     `float_score` is the float network's on the same held-out samples, where the score is top-1.
 
-    Where `qat.oscillation` asks for them, shares of the weights of at most 4 bits after the last
-    epoch, 0 to 1: those whose code jumped back in more than 0.5 % of the latest steps, and those
-    that were fixed.
+    `oscillating` and `frozen`, present with `qat.oscillation`, are shares from 0 to 1 of the
+    weights of at most 4 bits after the last epoch: those whose code returned to its previous value
+    in more than 0.5 % of the latest steps, and those that were fixed.
     """
 
     validation: int
@@ -150,20 +160,66 @@ class IntegerOnly(Part):
     agreement: Number | None = None
 
 
+class Gate(Part):
+    """One limit, and the value that was compared with it."""
+
+    name: str
+    limit: Number
+    value: Number
+    passed: bool
+
+
 class Parity(Part):
-    """Integer-exact simulation against the file, layer by layer."""
+    """Differences between the integer-exact simulation and the file, layer by layer.
+
+    `share_off` is codes that differ / codes compared, of all values of at most 8 bits. Where float
+    operators compute some of them, the next two are the same share of either kind.
+    """
 
     samples: int
     max_lsb: int
+    """The largest difference, in steps."""
     share_off: Number
+    integer_share_off: Number | None = None
+    """The share among codes that integer kernels compute; absent where all are such."""
+    after_float_share_off: Number | None = None
+    """The share among codes that are rounded after a float operator."""
     wide_share_off: Number | None = None
     """The share among values of more than 8 bits, which the file computes in floats."""
     end_to_end_agreement: Number | None = None
     integer_only: IntegerOnly | None = None
 
+    @property
+    def gates(self) -> list[Gate]:
+        """The gates that are always on: the file computes what was simulated.
+
+        Integer kernels and float operators have limits of their own: in a pooled share, many
+        correct codes of one kind hide errors of the other.
+        """
+        limits: list[tuple[str, float, float | None]] = [
+            ("integer_share_off", PARITY_SHARE_OFF, self.integer_share_off),
+            ("after_float_share_off", PARITY_SHARE_OFF_AFTER_FLOAT, self.after_float_share_off),
+        ]
+        if self.integer_share_off is None and self.after_float_share_off is None:
+            limits = [("share_off", PARITY_SHARE_OFF, self.share_off)]
+        limits += [
+            ("max_lsb", PARITY_MAX_LSB, self.max_lsb),
+            ("wide_share_off", PARITY_SHARE_OFF_WIDE, self.wide_share_off),
+        ]
+        return [
+            Gate(name=f"parity_{name}", limit=limit, value=value, passed=value <= limit)
+            for name, limit, value in limits
+            if value is not None
+        ]
+
+    @property
+    def passed(self) -> bool:
+        """True where the file computes what was simulated: all parity gates pass."""
+        return all(gate.passed for gate in self.gates)
+
 
 class Kernels(Part):
-    """What the runtime executes: counts per operator, sorted by name.
+    """The operators that the runtime executes: counts per operator, sorted by name.
 
     `saturation_risk` names the layers in which pairs of products can leave int16.
     """
@@ -182,7 +238,7 @@ class Kernels(Part):
 class Layer(Part):
     """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing.
 
-    `bytes` are what its constants take in the file: codes and float numbers (`payload_bytes`),
+    `bytes` are those of its constants in the file: codes and float numbers (`payload_bytes`),
     scales, and code books.
     """
 
@@ -199,19 +255,10 @@ class Layer(Part):
 
 
 class Stage(Part):
-    """One stage of the pipeline: time, memory, and what it has to say."""
+    """One stage of the pipeline: its time, memory and notes."""
 
     name: str
     seconds: Number
     peak_rss_mb: Number | int | None = None
     cached: bool = False
     notes: list[str] = Field(default_factory=list)
-
-
-class Gate(Part):
-    """One limit of the recipe and the value it was held against."""
-
-    name: str
-    limit: Number
-    value: Number
-    passed: bool

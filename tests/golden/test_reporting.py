@@ -16,7 +16,7 @@ from qtool.report.render.charts import drop_strip, layer_chart, ticks
 from qtool.report.render.compare import compare
 from qtool.report.render.html import html
 from qtool.report.render.terminal import print_report
-from qtool.report.report import Report
+from qtool.report.report import Report, verdict
 
 
 class Page(HTMLParser):
@@ -102,7 +102,7 @@ def test_terminal_shows_markup_in_names_as_it_is():
     assert "qtool [u]" in text
 
 
-def test_terminal_colour_is_asked_for_and_no_color_wins(monkeypatch):
+def test_terminal_colour_is_an_option_and_no_color_wins(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" not in render(sample(), "terminal")
     assert "\x1b[32m" in render(sample(), "terminal", color=True)
@@ -153,7 +153,7 @@ def test_html_shows_each_layer_and_the_verdict():
 
 
 @pytest.mark.parametrize("fmt", ["terminal", "html", "markdown"])
-def test_the_parts_of_the_file_are_told_where_there_are_some(fmt):
+def test_the_parts_of_the_file_are_shown_where_there_are_some(fmt):
     shown = " ".join(render(sample(), fmt).split())
     for words in ("codes and numbers", "270 kB", "scales", "9.10 kB", "graph"):
         assert words in shown
@@ -196,6 +196,21 @@ def test_junit_of_hostile_names_parses_and_of_several_runs_has_suites():
     root = ElementTree.fromstring(render({HOSTILE: hostile(), "b": sample()}, "junit"))
     assert len(root) == 2
     assert root.get("failures") == "0"
+
+
+@pytest.mark.parametrize("fmt", ["terminal", "html", "markdown", "junit"])
+def test_every_format_shows_the_parity_gate_that_failed(fmt):
+    shares = {"share_off": 1e-5, "integer_share_off": 1e-4, "after_float_share_off": 0.0}
+    report = sample(passed=False, parity={"samples": 64, "max_lsb": 1, **shares})
+    text = render(report, fmt)
+    mark = {
+        "terminal": r"✗ parity_integer_share_off +0.0001 +at most 1e-05",
+        "html": r"parity_integer_share_off</code>(?:(?!</tr>).)*>failed<",
+        "markdown": r"❌ \| `parity_integer_share_off` \| 0.0001",
+        "junit": r'name="parity_integer_share_off" time="0">\s*<failure type="gate"',
+    }[fmt]
+    assert re.search(mark, text) and "parity_after_float_share_off" in text
+    assert "parity_integer_share_off" in verdict(report)[1]
 
 
 def test_comparison_takes_differences_to_the_baseline():

@@ -130,11 +130,11 @@ def test_a_stranger_among_the_images(tmp_path):
     refused(lambda: read_images(tmp_path), "cat/notes.txt", "not an image by its name.*move it")
 
 
-def test_images_beside_class_folders(tmp_path):
+def test_images_among_class_folders(tmp_path):
     (tmp_path / "cat").mkdir()
     jpeg(tmp_path / "cat" / "a.jpg")
     jpeg(tmp_path / "b.jpg")
-    refused(lambda: read_images(tmp_path), tmp_path, r"1 images \(first: b.jpg\) beside 1 folders")
+    refused(lambda: read_images(tmp_path), tmp_path, r"1 images \(first: b.jpg\) and 1 folders")
 
 
 def test_folders_without_images(tmp_path):

@@ -65,7 +65,7 @@ def test_damaged_tables(tmp_path, name, content, given, line, words):
     [
         (b"[PAD]\n[UNK]\n\xff\n", "byte 12 is not UTF-8"),
         ("[PAD]\n[UNK]\n\na\n", "vocab.txt:3: the line is empty"),
-        ("[UNK]\na\na\n", 'vocab.txt:3: "a" stands in line 2 too'),
+        ("[UNK]\na\na\n", 'vocab.txt:3: "a" is in line 2 too'),
         ("[PAD]\na\n", "has no .UNK."),
         ("[PAD]\n[UNK]\n##ing\n", "is a WordPiece vocabulary.*tokenizer.json instead"),
         ("[UNK]\na\n", "no token for padding"),

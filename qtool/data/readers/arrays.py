@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.config import Arrays, DataSection
 from qtool.data.dataset import (
     Batch,
     Dataset,
@@ -19,6 +19,8 @@ from qtool.data.dataset import (
     row_digest,
     show_shape,
 )
+from qtool.data.reader import Reader, Section
+from qtool.data.reader_options import Arrays
 from qtool.data.readers.npz import Column, read_columns
 from qtool.errors import DataError, suggest
 
@@ -32,16 +34,16 @@ class ArraySource:
 
     Attributes:
         files: for each file, model input name to array.
-        ends: for each file, the position after its last row.
+        stops: for each file, the position after its last row.
         specs: the model's inputs by name.
-        known: digests by position, filled as they are asked for.
+        digests: by position, computed on first use.
         opened: the values of the file read last, by file number.
     """
 
     files: tuple[Mapping[str, Column], ...]
-    ends: tuple[int, ...]
+    stops: tuple[int, ...]
     specs: Mapping[str, InputSpec]
-    known: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
     opened: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
@@ -50,23 +52,23 @@ class ArraySource:
             yield self._rows(positions[start : start + size])
 
     def digest(self, position: int) -> str:
-        """The sha256 over the row of every input, by input name, as the model gets it."""
-        if position not in self.known:
-            self.known[position] = row_digest(self._rows([position]))
-        return self.known[position]
+        """Return the sha256 over the row of every input, by input name, as the model gets it."""
+        if position not in self.digests:
+            self.digests[position] = row_digest(self._rows([position]))
+        return self.digests[position]
 
     def name(self, position: int) -> str:
-        """A row as messages name it, such as ``f.npz[12]``."""
+        """Return a row's name for messages, such as ``f.npz[12]``."""
         number, row = self._place(position)
         return f"{next(iter(self.files[number].values())).path.name}[{row}]"
 
     def _place(self, position: int) -> tuple[int, int]:
-        """The file number and the row in it."""
-        number = bisect_right(self.ends, position)
-        return number, position - (self.ends[number - 1] if number else 0)
+        """Return the file number and the row in it."""
+        number = bisect_right(self.stops, position)
+        return number, position - (self.stops[number - 1] if number else 0)
 
     def _values(self, number: int) -> dict[str, np.ndarray]:
-        """One file's arrays; only the last file's are kept."""
+        """Read one file's arrays; only those of the last file stay in memory."""
         if number not in self.opened:
             self.opened.clear()
             columns = self.files[number].items()
@@ -103,45 +105,55 @@ class ArraySource:
         return rows
 
 
-def open_arrays(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+class ArrayReader(Reader):
     """Open saved arrays for the model's inputs.
 
-    Raises:
-        DataError: a file is missing or damaged, an input has no array, shapes do not fit, or
-            files differ in a size that the model leaves open.
+    A .npy or .npz file, or a folder of .npz files with one batch each; the first axis counts the
+    samples. Arrays feed the inputs of the same name; a sole array feeds a sole input.
     """
-    assert section.arrays is not None  # the section chose this reader
-    given = section.arrays
-    files = [read_columns(path) for path in _files(Path(given.path))]
-    mapping, label, notes = _match(given, files[0], inputs)
-    ends: list[int] = []
-    for columns in files:
-        ends.append(_rows_of(columns, mapping, label, inputs))
-    ends = list(accumulate(ends))
-    source = ArraySource(
-        tuple({name: columns[array] for name, array in mapping.items()} for columns in files),
-        tuple(ends),
-        inputs,
-    )
-    chosen, more = section.choose(ends[-1])
-    used = [source.files[k] for k in sorted({bisect_right(ends, position) for position in chosen})]
-    for name, spec in inputs.items():
-        shapes = [(file[name].path.name, file[name].shape[1:]) for file in used]
-        check_sample_shapes(spec, shapes, given.path)
-    labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
-    names = tuple(source.name(position) for position in chosen)
-    return Dataset(
-        names,
-        source,
-        tuple(chosen),
-        labels,
-        None,
-        notes + _unscaled(mapping, files[0], inputs) + more,
-    )
+
+    description = "A .npy or .npz file, or a folder of .npz files; or a mapping with its path."
+    options = Arrays
+    source = "path"
+    short_form = True
+    paths = ("path",)
+    uses = ()
+    instead: ClassVar[Mapping[str, str]] = {
+        "labels": "name the label array instead: `arrays: {path: ..., label: y}`"
+    }
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the arrays; see :class:`qtool.data.reader.Reader`."""
+        options = section.reader_options(Arrays)
+        files = [read_columns(path) for path in _files(Path(options.path))]
+        mapping, label, notes = _match(options, files[0], inputs)
+        stops = list(accumulate(_rows_of(columns, mapping, label, inputs) for columns in files))
+        source = ArraySource(
+            tuple({name: columns[array] for name, array in mapping.items()} for columns in files),
+            tuple(stops),
+            inputs,
+        )
+        chosen, more = section.choose(stops[-1])
+        used = [source.files[k] for k in sorted({bisect_right(stops, k) for k in chosen})]
+        for name, spec in inputs.items():
+            shapes = [(file[name].path.name, file[name].shape[1:]) for file in used]
+            check_sample_shapes(spec, shapes, options.path)
+        labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
+        names = tuple(source.name(position) for position in chosen)
+        return Dataset(
+            names,
+            source,
+            tuple(chosen),
+            labels,
+            None,
+            notes + _unscaled(mapping, files[0], inputs) + more,
+        )
 
 
 def _labels(columns: Sequence[Column]) -> np.ndarray:
-    """The labels of all files, one after the other."""
+    """Concatenate the labels of all files."""
     shapes = {column.shape[1:] for column in columns}
     if len(shapes) > 1:
         raise DataError(
@@ -154,7 +166,7 @@ def _labels(columns: Sequence[Column]) -> np.ndarray:
 def _unscaled(
     mapping: Mapping[str, str], columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
 ) -> tuple[str, ...]:
-    """Announce whole numbers that feed a float input: nobody scales them."""
+    """Return notes about whole numbers that feed a float input, where nothing scales them."""
     return tuple(
         f"array `{array}` is {columns[array].dtype}; its values feed the {inputs[name].dtype} "
         f"input `{name}` as they are, unscaled"
@@ -164,12 +176,12 @@ def _unscaled(
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or the .npz files of a folder, sorted."""
+    """Return the file itself, or the .npz files of a folder, sorted."""
     if path.is_dir():
-        found = sorted(file for file in path.glob("*.npz") if not file.name.startswith("."))
-        if not found:
+        files = sorted(file for file in path.glob("*.npz") if not file.name.startswith("."))
+        if not files:
             raise DataError(f"{path}: the folder holds no .npz file; expected one batch per file")
-        return found
+        return files
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder; correct `arrays`")
     if path.suffix.lower() not in (".npy", ".npz"):
@@ -185,15 +197,15 @@ def _listing(columns: Mapping[str, Column]) -> str:
 
 
 def _match(
-    given: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
+    options: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
 ) -> tuple[dict[str, str], str | None, tuple[str, ...]]:
-    """Which array feeds which input, which is the label, and what to announce."""
-    _check_names(given, columns, inputs)
-    mapping = {name: given.inputs.get(name, name) for name in inputs}
+    """Match arrays with inputs: (input -> array, the array of labels, notes)."""
+    _check_names(options, columns, inputs)
+    mapping = {name: options.inputs.get(name, name) for name in inputs}
     mapping = {name: array for name, array in mapping.items() if array in columns}
     taken = set(mapping.values())
     notes: list[str] = []
-    label = given.label
+    label = options.label
     if label is None:
         label = next((name for name in LABEL_NAMES if name in columns and name not in taken), None)
         if label is not None:
@@ -205,32 +217,32 @@ def _match(
         if name not in {*taken, label} and (column.dtype.kind == "f" or column.member is None)
     ]
     if missing and not len(missing) == len(spare) == 1:
-        wanted = ", ".join(inputs[name].describe() for name in missing)
+        described = ", ".join(inputs[name].describe() for name in missing)
         raise DataError(
-            f"{given.path}: no array for the model's input {wanted}; found {_listing(columns)}: "
-            f"set `arrays: {{path: .., inputs: {{{missing[0]}: ARRAY}}}}`"
+            f"{options.path}: no array for the model's input {described}; found "
+            f"{_listing(columns)}: set `arrays: {{path: .., inputs: {{{missing[0]}: ARRAY}}}}`"
         )
     for name, array in zip(missing, spare, strict=False):
         mapping[name] = array
-        shown = f"array `{array}`" if array else f"the array of {given.path}"
+        shown = f"array `{array}`" if array else f"the array of {options.path}"
         notes.append(f"{shown} taken for the input `{name}`")
     return mapping, label, tuple(notes)
 
 
 def _check_names(
-    given: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
+    options: Arrays, columns: Mapping[str, Column], inputs: Mapping[str, InputSpec]
 ) -> None:
     """Refuse names in the recipe that the model or the file does not have."""
-    for name in given.inputs:
+    for name in options.inputs:
         if name not in inputs:
             raise DataError(
                 f"arrays.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
                 f"{suggest(name, inputs)}"
             )
-    for array in [*given.inputs.values(), given.label]:
+    for array in [*options.inputs.values(), options.label]:
         if array is not None and array not in columns:
             raise DataError(
-                f"{given.path}: holds no array `{array}`{suggest(array, columns)}; found "
+                f"{options.path}: holds no array `{array}`{suggest(array, columns)}; found "
                 f"{_listing(columns)}"
             )
 

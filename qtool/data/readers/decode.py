@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-"""The image formats read. Vector formats are left out: Pillow hands them to outside programs."""
+"""The image formats read. Vector formats are left out: Pillow runs other programs for them."""
 
 SUFFIXES = tuple(
     f".{name}"
     for names in ("png jpg jpeg jpe bmp gif tif tiff webp", "ppm pgm pbm pnm jp2 j2k")
     for name in names.split()
 )
-"""The file names' endings, in any case, that are taken for images."""
+"""The suffixes, in any case, of files that are read as images."""
+# Pillow's modes that convert to L or RGB without loss of range; 16 bits and floats do not.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 MAX_WORKERS = 16
 TINY = 8192
@@ -38,10 +39,13 @@ MAX_PIXELS = 89_478_485
 
 
 def default_workers(paths: Sequence[Path]) -> int:
-    """One thread per usable core, at most 16; none on a single core or for tiny files.
+    """Return how many threads decode: one per usable core, at most 16, or none.
 
-    A tiny file (CIFAR's 2 KB) takes longer to hand to a thread than to decode: 10,000 of them
-    take 0.9 s in the caller's thread and 1.3 s on two others.
+    None on a single core and for tiny files. A tiny file (CIFAR's 2 KB) takes longer to pass to a
+    thread than to decode: 10,000 of them take 0.9 s in the caller's thread and 1.3 s on two others.
+
+    Args:
+        paths: the images; at most 16 of them are looked at.
     """
     some = paths[:: max(1, len(paths) // 16)]
     if sum(path.stat().st_size for path in some if path.is_file()) < TINY * len(some):
@@ -50,8 +54,12 @@ def default_workers(paths: Sequence[Path]) -> int:
     return 0 if not cores or cores == 1 else min(cores, MAX_WORKERS)
 
 
-def decode(path: Path, how: Preprocess) -> np.ndarray:
+def decode(path: Path, preprocess: Preprocess) -> np.ndarray:
     """Decode, convert, resize and crop one image.
+
+    Args:
+        path: the file.
+        preprocess: gives colour, size and crop; its arithmetic is not applied here.
 
     Returns:
         Pixels uint8 [H, W, C]; C is 1 for gray, else 3 in RGB order.
@@ -59,16 +67,20 @@ def decode(path: Path, how: Preprocess) -> np.ndarray:
     Raises:
         DataError: the file is no image, is damaged, is too large, or is smaller than the crop.
     """
-    image = _open(path, how.color == "gray")
-    if how.resize is not None:
-        image = _resize(image, how, path)
-    if how.crop is not None:
-        image = _crop(image, how.crop, path)
+    image = _open(path, preprocess.color == "gray")
+    if preprocess.resize is not None:
+        image = _resize(image, preprocess, path)
+    if preprocess.crop is not None:
+        image = _crop(image, preprocess.crop, path)
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def decode_map(path: Path, how: Preprocess) -> np.ndarray:
+def decode_map(path: Path, preprocess: Preprocess) -> np.ndarray:
     """Decode a label map as whole numbers; it is resized (nearest) and cropped as the images are.
+
+    Args:
+        path: the file.
+        preprocess: that of the images.
 
     Returns:
         uint8 or uint16 [H, W]: gray values, or the numbers behind a palette's colours.
@@ -86,20 +98,20 @@ def decode_map(path: Path, how: Preprocess) -> np.ndarray:
             image.load()
         except Exception as error:  # Pillow raises many kinds on damaged content
             raise DataError(damaged(path, error)) from error
-        nearest = how.model_copy(update={"resize_mode": "nearest"})
-        found: Image = image if how.resize is None else _resize(image, nearest, path)
-        found = found if how.crop is None else _crop(found, how.crop, path)
-        return np.asarray(found).astype(np.uint16 if image.mode == "I;16" else np.uint8)
+        nearest = preprocess.model_copy(update={"resize_mode": "nearest"})
+        resized: Image = image if preprocess.resize is None else _resize(image, nearest, path)
+        cropped = resized if preprocess.crop is None else _crop(resized, preprocess.crop, path)
+        return np.asarray(cropped).astype(np.uint16 if image.mode == "I;16" else np.uint8)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """The (height, width) that an image's header states; pixels are not decoded."""
+    """Read the (height, width) from an image's header; pixels are not decoded."""
     with _header(path) as image:
         return image.height, image.width
 
 
 def _header(path: Path) -> "Image":
-    """Open the file and check what its header says."""
+    """Open the file and check format and size in its header."""
     from PIL import Image
 
     try:
@@ -131,14 +143,14 @@ def _too_large(path: Path) -> str:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    """What to say of an image that cannot be read."""
+    """Return the message for an image that cannot be read."""
     return (
         f"{path}: the image cannot be read ({error}); expected a whole file: remove or replace it"
     )
 
 
 def _open(path: Path, gray: bool) -> "Image":
-    """The decoded image in mode L or RGB; the first frame where there are several."""
+    """Decode an image in mode L or RGB; the first frame where there are several."""
     with _header(path) as image:
         if image.mode not in EIGHT_BIT:
             raise DataError(
@@ -153,19 +165,19 @@ def _open(path: Path, gray: bool) -> "Image":
             raise DataError(damaged(path, error)) from error
 
 
-def _resize(image: "Image", how: Preprocess, path: Path) -> "Image":
+def _resize(image: "Image", preprocess: Preprocess, path: Path) -> "Image":
     from PIL.Image import Resampling
 
-    if isinstance(how.resize, list):
-        height, width = how.resize
+    if isinstance(preprocess.resize, list):
+        height, width = preprocess.resize
     else:
-        factor = (how.resize or 1) / min(image.size)
+        factor = (preprocess.resize or 1) / min(image.size)
         width, height = (max(1, round(side * factor)) for side in image.size)
     if (width, height) == image.size:
         return image
     if width * height > MAX_PIXELS:
         raise DataError(_too_large(path))
-    return image.resize((width, height), Resampling[how.resize_mode.upper()])
+    return image.resize((width, height), Resampling[preprocess.resize_mode.upper()])
 
 
 def _crop(image: "Image", crop: int | list[int], path: Path) -> "Image":
@@ -180,33 +192,33 @@ def _crop(image: "Image", crop: int | list[int], path: Path) -> "Image":
 
 
 def decode_all(
-    paths: Sequence[Path], how: Preprocess, ahead: int, workers: int
+    paths: Sequence[Path], preprocess: Preprocess, ahead: int, workers: int
 ) -> Iterator[np.ndarray]:
     """Decode many images in order.
 
-    At most ``ahead`` and two per worker are decoded before they are asked for, so memory does not
-    depend on how many there are. Closing the iterator ends the threads.
+    At most ``ahead`` and two per worker are decoded before the caller takes them, so memory does
+    not depend on how many there are. Closing the iterator ends the threads.
 
     Args:
         paths: the files.
-        how: the preprocessing.
+        preprocess: see :func:`decode`.
         ahead: how many images the caller takes at once.
         workers: threads; 0 decodes in the caller's.
     """
     if workers == 0 or len(paths) < 2:
         for path in paths:
-            yield decode(path, how)
+            yield decode(path, preprocess)
         return
     pool = ThreadPoolExecutor(min(workers, len(paths)), thread_name_prefix="qtool-decode")
     waiting: deque[Future[Any]] = deque()
     rest = iter(paths)
     try:
         for path in islice(rest, ahead + 2 * workers):
-            waiting.append(pool.submit(decode, path, how))
+            waiting.append(pool.submit(decode, path, preprocess))
         while waiting:
             pixels = waiting.popleft().result()
             for path in islice(rest, 1):
-                waiting.append(pool.submit(decode, path, how))
+                waiting.append(pool.submit(decode, path, preprocess))
             yield pixels
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -13,7 +13,7 @@ from qtool.errors import DataError
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds, for messages.
+    """The kind of samples in a folder, for messages.
 
     Attributes:
         key: the recipe's key that names the folder.
@@ -31,15 +31,23 @@ class Kind:
 def list_samples(
     root: Path, kind: Kind, label_file: Path | None
 ) -> tuple[list[str], tuple[str, ...] | None]:
-    """The samples' names relative to root, sorted, and the classes where there are class folders.
+    """List the samples of a folder.
+
+    Args:
+        root: the folder.
+        kind: of its samples.
+        label_file: a file in the folder that is no sample.
+
+    Returns:
+        The samples' names relative to root, sorted, and the classes where there are class folders.
 
     Raises:
-        DataError: no folder, no sample, a file of another kind, or files beside folders.
+        DataError: no folder, no sample, a file of another kind, or both files and folders.
     """
     if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
+        state = "a file" if root.exists() else "nothing"
         raise DataError(
-            f"{root}: found {found}, expected a folder of {kind.word}s; correct `{kind.key}`"
+            f"{root}: found {state}, expected a folder of {kind.word}s; correct `{kind.key}`"
         )
     try:
         entries = sorted(name for name in os.listdir(root) if not name.startswith("."))
@@ -49,17 +57,17 @@ def list_samples(
         ) from error
     folders = tuple(name for name in entries if (root / name).is_dir())
     files = [name for name in entries if name not in set(folders) and root / name != label_file]
-    _refuse_strangers(root, files, kind)
+    _check_suffixes(root, files, kind)
     if files and folders:
         raise DataError(
-            f"{root}: found {len(files)} {kind.word}s (first: {files[0]}) beside {len(folders)} "
+            f"{root}: found {len(files)} {kind.word}s (first: {files[0]}) and {len(folders)} "
             f"folders (first: {folders[0]}); expected class folders only, or {kind.word}s only: "
             "move one kind"
         )
     names = files
     for folder in folders:
         inside = sorted(_walk(root, folder))
-        _refuse_strangers(root, inside, kind)
+        _check_suffixes(root, inside, kind)
         names.extend(inside)
     if not names:
         raise DataError(
@@ -69,19 +77,19 @@ def list_samples(
 
 
 def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Each sample's class, int64 [len(names)]: the place of its first folder among the classes."""
+    """Return each sample's class, int64 [len(names)]: the index of its first folder in classes."""
     index = {name: number for number, name in enumerate(classes)}
     return np.array([index[name.split("/", 1)[0]] for name in names], np.int64)
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes."""
+    """Compute the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _walk(root: Path, folder: str) -> Iterator[str]:
-    """Every file below root/folder that is not hidden, relative to root with forward slashes."""
+    """Yield files below root/folder that are not hidden, relative to root, with forward slashes."""
     for place, inner, files in os.walk(root / folder, onerror=_unlisted):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in files:
@@ -95,7 +103,7 @@ def _unlisted(error: OSError) -> None:
     ) from error
 
 
-def _refuse_strangers(root: Path, names: Sequence[str], kind: Kind) -> None:
+def _check_suffixes(root: Path, names: Sequence[str], kind: Kind) -> None:
     for name in names:
         if Path(name).suffix.lower() not in kind.suffixes:
             raise DataError(

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.config import DataSection
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
 from qtool.data.default_preprocess import guess
 from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
+from qtool.data.reader import Reader, Section
 from qtool.data.readers.decode import SUFFIXES, damaged, decode_all, default_workers
 from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.errors import DataError
@@ -21,19 +22,28 @@ IMAGES = Kind("images", "image", "an image", SUFFIXES)
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """Image files that become one model input."""
+    """Image files that become one model input.
+
+    Attributes:
+        root: the folder.
+        names: the files, relative to root.
+        preprocess: how pixels become the input.
+        spec: the model's input.
+        workers: threads that decode; 0 decodes in the caller's.
+        digests: by position, computed on first use.
+    """
 
     root: Path
     names: tuple[str, ...]
-    how: Preprocess
+    preprocess: Preprocess
     spec: InputSpec
     workers: int
-    known: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
 
     def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
         """Yield batches of at most ``size`` preprocessed images, in order."""
         paths = [self.root / self.names[position] for position in positions]
-        decoded = decode_all(paths, self.how, size, self.workers)
+        decoded = decode_all(paths, self.preprocess, size, self.workers)
         first: tuple[int, ...] = ()
         try:
             for start in range(0, len(paths), size):
@@ -41,30 +51,30 @@ class ImageSource:
                 first = first or rows[0].shape
                 for path, row in zip(paths[start:], rows, strict=False):
                     self._check(path, row.shape, first)
-                batch = normalise(np.stack(rows), self.how)
+                batch = normalise(np.stack(rows), self.preprocess)
                 yield {self.spec.name: cast(batch, self.spec, str(self.root))}
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
     def digest(self, position: int) -> str:
-        """The sha256 of the file's bytes."""
-        if position not in self.known:
+        """Return the sha256 of the file's bytes."""
+        if position not in self.digests:
             path = self.root / self.names[position]
             try:
-                self.known[position] = file_digest(path)
+                self.digests[position] = file_digest(path)
             except OSError as error:
                 raise DataError(damaged(path, error)) from error
-        return self.known[position]
+        return self.digests[position]
 
     def _check(self, path: Path, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
-        """Refuse an image that does not fit the input, or its neighbours where that is dynamic."""
+        """Refuse an image that does not fit the input, or differs from the first of its batch."""
         height, width, channels = shape
-        nchw = self.how.layout == "nchw"
+        nchw = self.preprocess.layout == "nchw"
         sample = (channels, height, width) if nchw else (height, width, channels)
         if not self.spec.fits(sample):
             raise DataError(
                 f"{path}: the preprocessed image has shape {show_shape(sample)}; the model's input "
-                f"{self.spec.describe()} expects another: {_remedy(self.spec, self.how)}"
+                f"{self.spec.describe()} expects another: {_remedy(self.spec, self.preprocess)}"
             )
         if shape != first:
             raise DataError(
@@ -74,16 +84,16 @@ class ImageSource:
             )
 
 
-def _remedy(spec: InputSpec, how: Preprocess) -> str:
-    """What to write under ``preprocess`` so that images fit the input."""
+def _remedy(spec: InputSpec, preprocess: Preprocess) -> str:
+    """Return the ``preprocess`` keys that make images fit the input, for messages."""
     dims = spec.shape[1:]
     if len(dims) != 3:
         return "an image is no such input; use `arrays`"
-    nchw = how.layout == "nchw"
+    nchw = preprocess.layout == "nchw"
     channels, height, width = dims if nchw else (dims[2], dims[0], dims[1])
-    if isinstance(channels, int) and channels != how.channels:
+    if isinstance(channels, int) and channels != preprocess.channels:
         other = dims[2] if nchw else dims[0]
-        if other == how.channels:
+        if other == preprocess.channels:
             return f"set `preprocess: {{layout: {'nhwc' if nchw else 'nchw'}}}`"
         return f"set `preprocess: {{color: {'gray' if channels == 1 else 'rgb'}}}`"
     if isinstance(height, int) and height == width:
@@ -91,57 +101,66 @@ def _remedy(spec: InputSpec, how: Preprocess) -> str:
     return f"set `preprocess: {{resize: [{height}, {width}]}}`"
 
 
-def open_images(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+class ImageReader(Reader):
     """Open a folder of images for a model with one input.
 
     Class folders, sorted by name, give the labels (an empty one counts); ``labels`` overrides them:
-    a file, or a folder of label maps.
-
-    Raises:
-        DataError: no folder, no image, a file that is no image, several model inputs, or labels
-            that do not cover the images.
+    a file, or a folder of label maps. ``preprocess`` makes pixels the model's input; without it,
+    it is guessed from the input's shape.
     """
-    root = Path(str(section.images))
-    if len(inputs) != 1:
-        raise DataError(
-            f"{root}: images feed one input, the model has {len(inputs)} ({', '.join(inputs)}); "
-            "save all inputs as .npz and use `arrays`"
-        )
-    (spec,) = inputs.values()
-    label_file = Path(section.labels) if section.labels is not None else None
-    listed, classes = list_samples(root, IMAGES, label_file)
-    chosen, notes = section.choose(len(listed))
-    names = tuple(listed[index] for index in chosen)
-    labels: np.ndarray | None = None
-    if label_file is not None and label_file.is_dir():
-        classes = None  # label maps, read once it is known how images are preprocessed
-    elif label_file is not None:
-        labels, classes, more = read_labels(label_file, names)
-        notes += more
-    elif classes is not None:
-        labels = folder_labels(names, classes)
-    paths = [root / name for name in names]
-    how, note = _preprocess(section, spec, paths)
-    if label_file is not None and label_file.is_dir():
-        labels = read_maps(label_file, names, how)
-    workers = default_workers(paths) if opening.workers is None else opening.workers
-    source = ImageSource(root, names, how, spec, workers)
-    positions = tuple(range(len(names)))
-    return Dataset(names, source, positions, labels, classes, notes + note)
+
+    description = "A folder of images, or of class folders."
+    options = str
+    source = "path"
+    short_form = False  # the key takes a plain string and nothing else
+    paths = ("path",)
+    uses = ("preprocess", "labels")
+    instead: ClassVar[Mapping[str, str]] = {}
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the folder; see :class:`qtool.data.reader.Reader`."""
+        root = Path(section.reader_options(str))
+        if len(inputs) != 1:
+            raise DataError(
+                f"{root}: images feed one input, the model has {len(inputs)} ({', '.join(inputs)});"
+                " save all inputs as .npz and use `arrays`"
+            )
+        (spec,) = inputs.values()
+        label_file = Path(section.labels) if section.labels is not None else None
+        listed, classes = list_samples(root, IMAGES, label_file)
+        chosen, notes = section.choose(len(listed))
+        names = tuple(listed[index] for index in chosen)
+        maps = label_file is not None and label_file.is_dir()
+        labels: np.ndarray | None = None
+        if label_file is not None and not maps:
+            labels, classes, more = read_labels(label_file, names)
+            notes += more
+        elif label_file is None and classes is not None:
+            labels = folder_labels(names, classes)
+        paths = [root / name for name in names]
+        preprocess, note = _preprocess(section, spec, paths)
+        if label_file is not None and maps:  # maps are resized as the images are
+            labels, classes = read_maps(label_file, names, preprocess), None
+        workers = default_workers(paths) if opening.workers is None else opening.workers
+        source = ImageSource(root, names, preprocess, spec, workers)
+        positions = tuple(range(len(names)))
+        return Dataset(names, source, positions, labels, classes, notes + note)
 
 
 def _preprocess(
-    section: DataSection, spec: InputSpec, paths: Sequence[Path]
+    section: Section, spec: InputSpec, paths: Sequence[Path]
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """The settings the section names, or a guess and its announcement."""
+    """Return the settings that the section names; without them, a guess and a note about it."""
     if section.preprocess is None:
-        how, note = guess(spec, paths)
-        return how, (note,)
+        preprocess, note = guess(spec, paths)
+        return preprocess, (note,)
     named = section.preprocess
-    how = load_preprocess(named) if isinstance(named, str) else named
-    if (how.dtype == "uint8") != (spec.dtype == "uint8"):
+    preprocess = load_preprocess(named) if isinstance(named, str) else named
+    if (preprocess.dtype == "uint8") != (spec.dtype == "uint8"):
         raise DataError(
-            f"`preprocess` gives {how.dtype}, but the model's input is {spec.describe()}; set "
-            f"`preprocess: {{dtype: {'uint8' if spec.dtype == 'uint8' else 'float32'}, ...}}`"
+            f"`preprocess` gives {preprocess.dtype}, but the model's input is {spec.describe()}; "
+            f"set `preprocess: {{dtype: {'uint8' if spec.dtype == 'uint8' else 'float32'}, ...}}`"
         )
-    return how, ()
+    return preprocess, ()

@@ -14,57 +14,61 @@ LINEAR_STEP = 200 / 3
 """Slaney's scale below 1000 Hz: Hz per mel."""
 LOG_START = 1000.0
 LOG_STEP = np.log(6.4) / 27
+"""Slaney's scale above 1000 Hz: 27 mels span a factor of 6.4."""
 
 
-def log_mel(signal: np.ndarray, rate: int, how: LogMel) -> np.ndarray:
-    """The log-mel spectrogram of one recording.
+def log_mel(signal: np.ndarray, rate: int, options: LogMel) -> np.ndarray:
+    """Compute the log-mel spectrogram of one recording.
+
+    log(filters @ |STFT|^power + offset), then normalised.
 
     Args:
-        signal: float [samples], at least ``shortest(how)`` of them.
+        signal: float [samples], at least ``shortest(options)`` of them.
         rate: samples a second.
-        how: the settings.
+        options: the settings.
 
     Returns:
         float32 [mels, frames], or [frames, mels] for the layout time_mel.
     """
-    filters = mel_filters(rate, how.n_fft, how.mels, how.fmin, how.fmax, how.scale, how.norm)
-    energy = filters @ _magnitude(signal.astype(np.float64), how) ** how.power + how.offset
-    found: np.ndarray = np.log(energy) if how.log == "natural" else np.log10(energy)
-    if how.log == "db":
-        found = 10 * found
-    if how.normalise == "sample":
-        found = (found - found.mean()) / (found.std() or 1.0)
-    elif isinstance(how.normalise, tuple):
-        found = (found - how.normalise[0]) / how.normalise[1]
-    return np.ascontiguousarray(found.T if how.layout == "time_mel" else found, np.float32)
+    o = options
+    filters = mel_filters(rate, o.n_fft, o.mels, o.fmin, o.fmax, o.scale, o.norm)
+    energy = filters @ _magnitude(signal.astype(np.float64), o) ** o.power + o.offset
+    mels: np.ndarray = np.log(energy) if o.log == "natural" else np.log10(energy)
+    if o.log == "db":
+        mels = 10 * mels
+    if o.normalise == "sample":
+        mels = (mels - mels.mean()) / (mels.std() or 1.0)
+    elif isinstance(o.normalise, tuple):
+        mels = (mels - o.normalise[0]) / o.normalise[1]
+    return np.ascontiguousarray(mels.T if o.layout == "time_mel" else mels, np.float32)
 
 
-def frame_count(samples: int, how: LogMel) -> int:
-    """How many frames a recording of this length has."""
-    padded = samples + 2 * (how.n_fft // 2) * how.center
-    return 1 + (padded - how.n_fft) // how.hop
+def frame_count(samples: int, options: LogMel) -> int:
+    """Return how many frames a recording of this length has."""
+    padded = samples + 2 * (options.n_fft // 2) * options.center
+    return 1 + (padded - options.n_fft) // options.hop
 
 
-def shortest(how: LogMel) -> int:
-    """The fewest samples that give a frame; mirroring needs more than it mirrors."""
-    return how.n_fft // 2 + 1 if how.center else how.n_fft
+def shortest(options: LogMel) -> int:
+    """Return the fewest samples that give a frame; mirroring needs one more than it mirrors."""
+    return options.n_fft // 2 + 1 if options.center else options.n_fft
 
 
-def samples_of(frames: int, how: LogMel) -> int:
-    """The fewest samples with this many frames."""
-    padded = how.n_fft + (frames - 1) * how.hop
-    return max(padded - 2 * (how.n_fft // 2) * how.center, shortest(how))
+def samples_of(frames: int, options: LogMel) -> int:
+    """Return the fewest samples with this many frames."""
+    padded = options.n_fft + (frames - 1) * options.hop
+    return max(padded - 2 * (options.n_fft // 2) * options.center, shortest(options))
 
 
-def _magnitude(signal: np.ndarray, how: LogMel) -> np.ndarray:
-    """|STFT|, [n_fft / 2 + 1, frames], with a periodic Hann window."""
-    length = how.window or how.n_fft
+def _magnitude(signal: np.ndarray, options: LogMel) -> np.ndarray:
+    """Compute |STFT|, [n_fft / 2 + 1, frames], with a periodic Hann window."""
+    length = options.window or options.n_fft
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
-    before = (how.n_fft - length) // 2
-    window = np.pad(window, (before, how.n_fft - length - before))
-    if how.center:
-        signal = np.pad(signal, how.n_fft // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(signal, how.n_fft)[:: how.hop]
+    before = (options.n_fft - length) // 2
+    window = np.pad(window, (before, options.n_fft - length - before))
+    if options.center:
+        signal = np.pad(signal, options.n_fft // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(signal, options.n_fft)[:: options.hop]
     return np.abs(np.fft.rfft(frames * window, axis=1)).T
 
 
@@ -93,10 +97,20 @@ def mel_filters(
     scale: str,
     norm: str,
 ) -> np.ndarray:
-    """Triangular filters, evenly spaced in mels, float64 [mels, n_fft / 2 + 1]."""
+    """Compute triangular filters, evenly spaced in mels, float64 [mels, n_fft / 2 + 1].
+
+    Args:
+        rate: samples a second.
+        n_fft: samples of one Fourier transform.
+        mels: how many filters.
+        fmin: the lowest frequency, in Hz.
+        fmax: the highest frequency, in Hz; None is half the rate.
+        scale: the mel scale, "htk" or "slaney".
+        norm: "slaney" gives every filter the area 1 over Hz.
+    """
     bins = np.fft.rfftfreq(n_fft, 1 / rate)
-    ends = _to_mel(np.array([fmin, fmax if fmax is not None else rate / 2]), scale)
-    edges = _to_hertz(np.linspace(ends[0], ends[1], mels + 2), scale)
+    low, high = _to_mel(np.array([fmin, fmax if fmax is not None else rate / 2]), scale)
+    edges = _to_hertz(np.linspace(low, high, mels + 2), scale)
     left, middle, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)
     filters: np.ndarray = np.maximum(0, np.minimum(rising, falling))

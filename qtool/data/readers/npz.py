@@ -1,4 +1,4 @@
-"""Reading .npy and .npz files row by row: headers first, values only when asked for."""
+"""Read .npy and .npz files: headers first, values on first use."""
 
 import struct
 import zipfile
@@ -27,12 +27,12 @@ DAMAGE = (
     zipfile.LargeZipFile,
     zlib.error,
 )
-"""What zipfile, zlib and numpy raise on files that are not what they should be."""
+"""The exceptions that zipfile, zlib and numpy raise on damaged files."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One array of a file, known by its header.
+    """One array of a file, described by its header.
 
     Attributes:
         path: the file.
@@ -52,11 +52,11 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The array as messages name it."""
+        """The name of the array in messages."""
         return f"{self.path}" if self.member is None else f"{self.path}: array `{self.member}`"
 
     def values(self) -> np.ndarray:
-        """The array: mapped from the file where it is stored as it is, else decompressed."""
+        """Read the array: mapped from the file where it is stored uncompressed."""
         try:
             if self.offset is not None and 0 not in self.shape:
                 order: Any = self.order
@@ -78,7 +78,10 @@ def _damaged(where: str, error: object) -> str:
 
 
 def read_columns(path: Path) -> dict[str, Column]:
-    """The arrays of a .npy (under the name "") or .npz file; only headers are read.
+    """Read the headers of a .npy (under the name "") or .npz file.
+
+    Args:
+        path: the file.
 
     Raises:
         DataError: the file is missing, damaged, of another kind, or holds Python objects.
@@ -124,7 +127,7 @@ def _column(path: Path, member: str | None, file: IO[bytes], start: int | None) 
     }
     version = np.lib.format.read_magic(file)
     if version not in read:
-        raise ValueError(f"array format {version}, known are {sorted(read)}")
+        raise ValueError(f"array format {version}, expected one of {sorted(read)}")
     shape, fortran, dtype = read[version](file)
     column = Column(
         path,
@@ -143,9 +146,9 @@ def _column(path: Path, member: str | None, file: IO[bytes], start: int | None) 
 
 
 def _check_size(column: Column, have: int) -> None:
-    """Refuse a file whose header promises more values than follow."""
-    wanted = column.dtype.itemsize * int(np.prod(column.shape, dtype=object))
-    if have < wanted or min(column.shape, default=0) < 0:
+    """Refuse a file whose header states more values than follow."""
+    expected = column.dtype.itemsize * int(np.prod(column.shape, dtype=object))
+    if have < expected or min(column.shape, default=0) < 0:
         raise DataError(
-            _damaged(column.name, f"{have} bytes of values, the header promises {wanted}")
+            _damaged(column.name, f"{have} bytes of values, the header says {expected}")
         )

@@ -1,12 +1,11 @@
-"""The python reader: batches that a function of the user's own yields."""
+"""The python reader: batches that a function of the user yields."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from qtool.data.config import DataSection
 from qtool.data.dataset import (
     LABEL,
     Batch,
@@ -18,6 +17,7 @@ from qtool.data.dataset import (
     row_digest,
     show_shape,
 )
+from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Python
 from qtool.errors import DataError, suggest
 from qtool.user_code import drain, guarded, load_function
@@ -48,32 +48,32 @@ class PythonSource:
                 )
             waiting.append(row)
             if len(waiting) == size:
-                yield _joined(waiting)
+                yield _concatenated(waiting)
                 waiting = []
         if waiting:
-            yield _joined(waiting)
+            yield _concatenated(waiting)
 
     def digest(self, position: int) -> str:
-        """The sha256 over the row of every input, as the model gets it."""
+        """Return the sha256 over the row of every input, as the model gets it."""
         return self.digests[position]
 
     def _rows(self, positions: Sequence[int]) -> Iterator[tuple[int, Batch]]:
-        """The rows at the positions, in order; a step back begins another pass."""
+        """Yield the rows at the positions, in order; a step back begins another pass."""
         start = 0
         while start < len(positions):
             stop = start + 1
             while stop < len(positions) and positions[stop] > positions[stop - 1]:
                 stop += 1
-            wanted = iter(positions[start:stop])
+            remaining = iter(positions[start:stop])
             start = stop
-            following = next(wanted, None)
+            following = next(remaining, None)
             at = 0
             for batch in self.batches():
                 count = _rows_in(batch)
                 while following is not None and following < at + count:
                     k = following - at
                     yield following, {n: v[k : k + 1] for n, v in batch.items() if n != LABEL}
-                    following = next(wanted, None)
+                    following = next(remaining, None)
                 at += count
                 if following is None:
                     break
@@ -90,25 +90,25 @@ class Call:
 
     Attributes:
         function: the user's.
-        given: the recipe's words.
+        options: those of the recipe.
         specs: the model's inputs by name.
     """
 
     function: Any
-    given: Python
+    options: Python
     specs: Mapping[str, InputSpec]
 
     def __call__(self) -> Iterator[Batch]:
         """Call the function and yield what it yields, cast to the inputs' types."""
-        where = f"python: {self.given.function}"
+        where = f"python: {self.options.function}"
         with guarded(where):
-            found = self.function(**self.given.args)
-        if isinstance(found, Mapping | str) or not hasattr(found, "__iter__"):
+            batches = self.function(**self.options.args)
+        if isinstance(batches, Mapping | str) or not hasattr(batches, "__iter__"):
             raise DataError(
-                f"{where}: gave a {type(found).__name__}; expected batches: yield dicts of arrays, "
-                "or return a list of them"
+                f"{where}: gave a {type(batches).__name__}; expected batches: yield dicts of "
+                "arrays, or return a list of them"
             )
-        for number, batch in enumerate(drain(found, where)):
+        for number, batch in enumerate(drain(batches, where)):
             yield self._checked(batch, f"{where}: batch {number}")
 
     def _checked(self, batch: Any, where: str) -> Batch:
@@ -116,12 +116,12 @@ class Call:
             raise DataError(
                 f"{where} is a {type(batch).__name__}; expected a dict from input names to arrays"
             )
-        known = [*self.specs, LABEL]
+        expected = [*self.specs, LABEL]
         for name in batch:
-            if name not in known:
+            if name not in expected:
                 raise DataError(
-                    f"{where} has `{name}`{suggest(str(name), known)}; expected "
-                    f"{', '.join(known)}: leave it out"
+                    f"{where} has `{name}`{suggest(str(name), expected)}; expected "
+                    f"{', '.join(expected)}: leave it out"
                 )
         missing = [name for name in self.specs if name not in batch]
         if missing:
@@ -138,12 +138,12 @@ class Call:
             )
         return checked
 
-    def _array(self, name: str, found: Any, where: str) -> np.ndarray:
+    def _array(self, name: str, value: Any, where: str) -> np.ndarray:
         with guarded(f"{where}: `{name}`"):
-            values = np.asarray(found)
+            values = np.asarray(value)
         if values.dtype.hasobject or not values.ndim:
             raise DataError(
-                f"{where}: `{name}` is {type(found).__name__}, as an array {values.dtype} "
+                f"{where}: `{name}` is {type(value).__name__}, as an array {values.dtype} "
                 f"{show_shape(values.shape)}; expected numbers with a leading sample axis"
             )
         if name == LABEL:
@@ -162,28 +162,55 @@ class Call:
         return values
 
 
-def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
-    """Open what a function yields; one pass counts the samples and digests them.
+class PythonReader(Reader):
+    """Open the batches that a function yields; one pass counts the samples and digests them.
 
-    Args:
-        section: names the function, and the folder it is looked for in first.
-        inputs: the model's inputs by name.
-        opening: whether the code is trusted.
-
-    Raises:
-        RecipeError: the code is not trusted.
-        DataError: there is no such function, it raises, what it yields does not fit, or samples
-            differ in a size that the model leaves open.
+    The function is named module:function; the module is looked for in ``code`` first. Batches are
+    dicts from input names to arrays, samples first, with `label` where there are labels.
     """
-    assert section.python is not None  # the section chose this reader
-    given = section.python
-    function = load_function(given.function, section.code, trusted=opening.trust_code, key="python")
-    call = Call(function, given, inputs)
+
+    description = "module:function that yields batches, or a mapping with it; needs --trust-code."
+    options = Python
+    source = "function"
+    short_form = True
+    paths = ()
+    uses = ("code",)
+    instead: ClassVar[Mapping[str, str]] = {
+        "labels": "yield the labels in the batches instead, as `label`"
+    }
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the batches; see :class:`qtool.data.reader.Reader`."""
+        options = section.reader_options(Python)
+        function = load_function(
+            options.function, section.code, trusted=opening.trust_code, key="python"
+        )
+        where = f"python: {options.function}"
+        call = Call(function, options, inputs)
+        digests, labels, shapes = _first_pass(call, where)
+        chosen, notes = section.choose(len(digests))
+        for name, spec in inputs.items():
+            check_sample_shapes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
+        return Dataset(
+            tuple(f"{options.function}[{k}]" for k in chosen),
+            PythonSource(call, digests, where),
+            tuple(chosen),
+            None if labels is None else labels[chosen],
+            None,
+            notes,
+        )
+
+
+def _first_pass(
+    call: Call, where: str
+) -> tuple[tuple[str, ...], np.ndarray | None, list[dict[str, tuple[int, ...]]]]:
+    """Run the function once: (digests, labels if there are any, shapes by input), by sample."""
     digests: list[str] = []
     labels: list[np.ndarray] = []
     labelled: set[bool] = set()
     shapes: list[dict[str, tuple[int, ...]]] = []
-    where = f"python: {given.function}"
     for batch in call():
         rows = _rows_in(batch)
         labelled.add(LABEL in batch)
@@ -197,21 +224,10 @@ def open_python(section: DataSection, inputs: Mapping[str, InputSpec], opening: 
             )
     if not digests:
         raise DataError(f"{where}: yielded no batch; expected at least one sample")
-    chosen, notes = section.choose(len(digests))
-    for name, spec in inputs.items():
-        check_sample_shapes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
-    every = np.concatenate(labels) if labels else None
-    return Dataset(
-        tuple(f"{given.function}[{k}]" for k in chosen),
-        PythonSource(call, tuple(digests), where),
-        tuple(chosen),
-        None if every is None else every[chosen],
-        None,
-        notes,
-    )
+    return tuple(digests), np.concatenate(labels) if labels else None, shapes
 
 
-def _joined(rows: Sequence[Batch]) -> Batch:
+def _concatenated(rows: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -12,9 +12,9 @@ from qtool.data.reader_options import Text
 from qtool.errors import DataError, suggest
 
 TEXT_NAMES = ("text", "sentence")
-"""Columns taken for the sentence where the recipe names none, first match first."""
+"""Names of the column of sentences where the recipe names none, first match first."""
 LABEL_NAMES = ("label", "labels", "class", "target", "y")
-"""Columns taken for the label where the recipe names none, first match first."""
+"""Names of the column of labels where the recipe names none, first match first."""
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
 Row = Mapping[str | int, Any]
@@ -22,14 +22,14 @@ Row = Mapping[str | int, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """What a file of sentences holds.
+    """The rows of a file of sentences.
 
     Attributes:
         lines: the line of each row in the file, from 1.
         texts: the sentence of each row.
         pairs: the second sentence of each row, or None.
         labels: the label of each row as it is written, or None.
-        notes: what was assumed.
+        notes: assumptions, for the report.
     """
 
     lines: tuple[int, ...]
@@ -39,13 +39,16 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_table(given: Text) -> Table:
-    """Read the columns a recipe names; .tsv knows no quotes, .csv has the usual ones.
+def read_table(options: Text) -> Table:
+    """Read the columns that a recipe names; .tsv has no quotes, .csv has the usual ones.
+
+    Args:
+        options: name the file and its columns.
 
     Raises:
         DataError: the file is missing, not UTF-8, ragged, or lacks a column.
     """
-    path = Path(given.path)
+    path = Path(options.path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: expected a {', '.join(SUFFIXES)} file; correct `text: {{path}}`")
     try:
@@ -57,24 +60,24 @@ def read_table(given: Text) -> Table:
         raise DataError(
             f"{path}:{line}: not UTF-8 ({error.reason}); expected UTF-8: convert it"
         ) from error
-    rows, known, named = _rows(path, content, given)
-    columns, notes = _columns(given, known, named)
-    picked: dict[str, list[str]] = {role: [] for role in columns}
+    rows, available, named = _rows(path, content, options)
+    columns, notes = _columns(options, available, named)
+    cells: dict[str, list[str]] = {role: [] for role in columns}
     lines = []
     for line, row in rows:
         lines.append(line)
         for role, column in columns.items():
-            picked[role].append(_cell(path, line, row, column, role))
+            cells[role].append(_cell(path, line, row, column, role))
     if not lines:
         raise DataError(f"{path}: holds no row; expected one sentence in each line")
-    found = {role: tuple(cells) for role, cells in picked.items()}
-    return Table(tuple(lines), found["text"], found.get("pair"), found.get("label"), notes)
+    texts = {role: tuple(column_cells) for role, column_cells in cells.items()}
+    return Table(tuple(lines), texts["text"], texts.get("pair"), texts.get("label"), notes)
 
 
 def _rows(
-    path: Path, content: str, given: Text
+    path: Path, content: str, options: Text
 ) -> tuple[Iterator[tuple[int, Row]], tuple[str | int, ...], bool]:
-    """The (line, cells by column) pairs, the columns there are, and whether they have names."""
+    """Return pairs (line, cells by column), the columns, and whether columns have names."""
     if path.suffix.lower() == ".jsonl":
         objects = list(_objects(path, content))
         return iter(objects), tuple(objects[0][1]) if objects else (), True
@@ -83,12 +86,12 @@ def _rows(
     if not records:
         return iter(()), (), False
     first = [cell.strip() for cell in records[0][1]]
-    asked = [column for column in (given.text, given.pair, given.label) if column is not None]
-    kinds = {type(column) for column in asked}
+    requested = [c for c in (options.text, options.pair, options.label) if c is not None]
+    kinds = {type(column) for column in requested}
     if len(kinds) > 1:
         raise DataError(
-            f"{path}: the columns {', '.join(map(repr, asked))} mix names and numbers; expected "
-            "names for a file with a header, numbers from 0 for one without"
+            f"{path}: the columns {', '.join(map(repr, requested))} mix names and numbers; "
+            "expected names for a file with a header, numbers from 0 for one without"
         )
     named = str in kinds or (not kinds and any(cell.lower() in TEXT_NAMES for cell in first))
     keys: tuple[str | int, ...] = tuple(first) if named else tuple(range(len(first)))
@@ -130,67 +133,67 @@ def _objects(path: Path, content: str) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(
                 f"{path}:{number}: not JSON ({error}); expected one object in each line"
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(row, dict):
             raise DataError(
-                f"{path}:{number}: found a {type(found).__name__}, expected an object in each line"
+                f"{path}:{number}: found a {type(row).__name__}, expected an object in each line"
             )
-        yield number, found
+        yield number, row
 
 
 def _columns(
-    given: Text, known: tuple[str | int, ...], named: bool
+    options: Text, available: tuple[str | int, ...], named: bool
 ) -> tuple[dict[str, str | int], tuple[str, ...]]:
-    """Which column has which role, and what was assumed."""
+    """Match roles with columns: (role -> column, notes about assumptions)."""
     columns: dict[str, str | int] = {}
     notes = []
-    wanted = {"text": given.text, "pair": given.pair, "label": given.label}
-    for role, column in wanted.items():
+    requested = {"text": options.text, "pair": options.pair, "label": options.label}
+    for role, column in requested.items():
         if column is not None:
             columns[role] = column
     guesses: dict[str, tuple[str | int, ...]] = {
         "text": TEXT_NAMES if named else (0,),
         "label": LABEL_NAMES if named else (1,),
     }
-    if not named and len(known) != 2:
+    if not named and len(available) != 2:
         guesses.pop("label")
     for role, names in guesses.items():
-        lower = {str(key).lower() if named else key: key for key in known}
+        lower = {str(key).lower() if named else key: key for key in available}
         match = next((lower[name] for name in names if name in lower), None)
         if role not in columns and match is not None and match not in columns.values():
             columns[role] = match
-            notes.append(f"column {match!r} of {given.path} taken for the {role}")
-    listed = ", ".join(map(repr, known))
+            notes.append(f"column {match!r} of {options.path} taken for the {role}")
+    listed = ", ".join(map(repr, available))
     for role, column in columns.items():
-        if known and column not in known:
+        if available and column not in available:
             raise DataError(
-                f"{given.path}: there is no column {column!r}{suggest(str(column), known)}; "
+                f"{options.path}: there is no column {column!r}{suggest(str(column), available)}; "
                 f"expected one of {listed}: correct `text: {{{role}: ..}}`"
             )
-    if known and "text" not in columns:
+    if available and "text" not in columns:
         raise DataError(
-            f"{given.path}: no column is called {' or '.join(TEXT_NAMES)}; expected one "
+            f"{options.path}: no column is called {' or '.join(TEXT_NAMES)}; expected one "
             f"of {listed}: set `text: {{text: COLUMN}}`"
         )
     return {"text": 0, **columns}, tuple(notes)
 
 
 def _cell(path: Path, line: int, row: Row, column: str | int, role: str) -> str:
-    """One cell's text; class numbers of JSON become text too."""
+    """Return one cell's text; class numbers of JSON become text too."""
     if column not in row:
         raise DataError(f"{path}:{line}: has no {column!r}; expected it in every line: add it")
-    found = row[column]
-    number = role == "label" and isinstance(found, int) and not isinstance(found, bool)
-    if not isinstance(found, str) and not number:
+    cell = row[column]
+    number = role == "label" and isinstance(cell, int) and not isinstance(cell, bool)
+    if not isinstance(cell, str) and not number:
         raise DataError(
-            f"{path}:{line}: {column!r} is {found!r}; expected "
+            f"{path}:{line}: {column!r} is {cell!r}; expected "
             + ("a class number or name" if role == "label" else "text")
         )
-    text = str(found).strip()
+    text = str(cell).strip()
     if not text:
         raise DataError(f"{path}:{line}: {column!r} is empty; expected text: remove the line")
     return text

@@ -1,14 +1,15 @@
-"""The text reader: sentences of a table, made token ids by a vocabulary."""
+"""The text reader: sentences of a table, converted to token ids."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.config import DataSection
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
 from qtool.data.labels import number_labels
+from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import ROLES, Text
 from qtool.data.readers.table import Table, read_table
 from qtool.data.readers.vocabulary import Encoded, Encoder, load_encoder
@@ -21,9 +22,9 @@ class TextSource:
 
     Attributes:
         rows: the samples' tokens.
-        roles: for each model input what feeds it.
+        roles: model input -> the array that feeds it, one of ROLES.
         specs: the model's inputs by name.
-        encoder: knows how to pad.
+        encoder: gives the ids and the side of padding.
         length: tokens of every row.
         where: the file, for messages.
     """
@@ -41,7 +42,7 @@ class TextSource:
             yield self._batch([self.rows[k] for k in positions[start : start + size]])
 
     def digest(self, position: int) -> str:
-        """The sha256 over the row of every input, as the model gets it."""
+        """Return the sha256 over the row of every input, as the model gets it."""
         return row_digest(self._batch([self.rows[position]]))
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
@@ -64,56 +65,69 @@ class TextSource:
         }
 
 
-def open_text(section: DataSection, inputs: Mapping[str, InputSpec], opening: Opening) -> Dataset:
+class TextReader(Reader):
     """Open a .tsv, .csv or .jsonl file of sentences.
 
     The inputs input_ids, attention_mask, token_type_ids and position_ids are filled by name.
-
-    Raises:
-        DataError: a file is missing or damaged, a column is missing, or the inputs do not fit.
     """
-    assert section.text is not None  # the section chose this reader
-    given = section.text
-    roles, notes = _roles(given, inputs)
-    length = _length(given, roles, inputs)
-    table = read_table(given)
-    encoder = load_encoder(given, length)
-    chosen, more = section.choose(len(table.texts))
-    rows = [_encode(given, table, encoder, k) for k in chosen]
-    if encoder.pad is None and any(len(row.ids) < length for row in rows):
-        raise DataError(
-            f"{given.tokenizer}: has no token for padding, and samples are shorter than {length} "
-            "tokens; expected [PAD] in the vocabulary, or padding saved in the tokenizer.json"
+
+    description = "A table of sentences and a vocabulary."
+    options = Text
+    source = "path"
+    short_form = False  # a tokenizer is always needed too
+    paths = ("path", "tokenizer")
+    uses = ()
+    instead: ClassVar[Mapping[str, str]] = {
+        "labels": "name the label column instead: `text: {path: ..., label: column}`"
+    }
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the file; see :class:`qtool.data.reader.Reader`."""
+        options = section.reader_options(Text)
+        roles, notes = _roles(options, inputs)
+        length = _length(options, roles, inputs)
+        table = read_table(options)
+        encoder = load_encoder(options, length)
+        chosen, more = section.choose(len(table.texts))
+        rows = [_encode(options, table, encoder, k) for k in chosen]
+        if encoder.pad is None and any(len(row.ids) < length for row in rows):
+            raise DataError(
+                f"{options.tokenizer}: has no token for padding, and samples are shorter than "
+                f"{length} tokens; expected [PAD] in the vocabulary, or padding saved in the "
+                "tokenizer.json"
+            )
+        source = TextSource(tuple(rows), roles, inputs, encoder, length, options.path)
+        labels: np.ndarray | None = None
+        classes: tuple[str, ...] | None = None
+        numbered: tuple[str, ...] = ()
+        if table.labels is not None:
+            own = [table.labels[k] for k in chosen]
+            labels, classes, numbered = number_labels(own, table.labels, options.path)
+        losses = _losses(rows, encoder, length)
+        return Dataset(
+            tuple(f"{Path(options.path).name}:{table.lines[k]}" for k in chosen),
+            source,
+            tuple(range(len(chosen))),
+            labels,
+            classes,
+            (*notes, *table.notes, *encoder.notes, *numbered, *more, *losses),
         )
-    source = TextSource(tuple(rows), roles, inputs, encoder, length, given.path)
-    labels: np.ndarray | None = None
-    classes: tuple[str, ...] | None = None
-    said: tuple[str, ...] = ()
-    if table.labels is not None:
-        own = [table.labels[k] for k in chosen]
-        labels, classes, said = number_labels(own, table.labels, given.path)
-    return Dataset(
-        tuple(f"{Path(given.path).name}:{table.lines[k]}" for k in chosen),
-        source,
-        tuple(range(len(chosen))),
-        labels,
-        classes,
-        (*notes, *table.notes, *encoder.notes, *said, *more, *_losses(rows, encoder, length)),
-    )
 
 
-def _encode(given: Text, table: Table, encoder: Encoder, k: int) -> Encoded:
-    found = encoder.encode(table.texts[k], None if table.pairs is None else table.pairs[k])
-    if not found.ids:
+def _encode(options: Text, table: Table, encoder: Encoder, k: int) -> Encoded:
+    row = encoder.encode(table.texts[k], None if table.pairs is None else table.pairs[k])
+    if not row.ids:
         raise DataError(
-            f"{given.path}:{table.lines[k]}: the sentence has no token; expected at least one: "
+            f"{options.path}:{table.lines[k]}: the sentence has no token; expected at least one: "
             "remove the line"
         )
-    return found
+    return row
 
 
 def _losses(rows: Sequence[Encoded], encoder: Encoder, length: int) -> tuple[str, ...]:
-    """What the model does not see of the sentences."""
+    """Return notes about cut sentences and unknown words."""
     cut = sum(row.cut for row in rows)
     notes = [f"{cut} of {len(rows)} sentences are cut to {length} tokens"] if cut else []
     tokens = sum(len(row.ids) for row in rows)
@@ -123,15 +137,17 @@ def _losses(rows: Sequence[Encoded], encoder: Encoder, length: int) -> tuple[str
     return tuple(notes)
 
 
-def _roles(given: Text, inputs: Mapping[str, InputSpec]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """What feeds each model input, and what was assumed."""
-    for name in given.inputs:
+def _roles(
+    options: Text, inputs: Mapping[str, InputSpec]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Match inputs with roles: (model input -> role, notes about assumptions)."""
+    for name in options.inputs:
         if name not in inputs:
             raise DataError(
                 f"text.inputs names `{name}`, but the model's inputs are {', '.join(inputs)}"
                 f"{suggest(name, inputs)}; expected one of them"
             )
-    roles: dict[str, str] = dict(given.inputs)
+    roles: dict[str, str] = dict(options.inputs)
     for name in inputs:
         if name not in roles and name in ROLES:
             roles[name] = name
@@ -141,28 +157,28 @@ def _roles(given: Text, inputs: Mapping[str, InputSpec]) -> tuple[dict[str, str]
         return {missing[0]: "input_ids"}, (note,)
     if missing:
         raise DataError(
-            f"{given.path}: nothing feeds the model's input {inputs[missing[0]].describe()}; "
+            f"{options.path}: nothing feeds the model's input {inputs[missing[0]].describe()}; "
             f"expected one of {', '.join(ROLES)}: set `text: {{inputs: {{{missing[0]}: ..}}}}`"
         )
     return roles, ()
 
 
-def _length(given: Text, roles: Mapping[str, str], inputs: Mapping[str, InputSpec]) -> int:
-    """Tokens of every sample: as the recipe says, else as the model's inputs do."""
+def _length(options: Text, roles: Mapping[str, str], inputs: Mapping[str, InputSpec]) -> int:
+    """Return the tokens of every sample: the recipe's number, else that of the model's inputs."""
     fixed = (inputs[name].shape[1] for name in roles if len(inputs[name].shape) == 2)
-    known = next((size for size in fixed if isinstance(size, int)), None)
-    length = given.length or known
+    model_length = next((size for size in fixed if isinstance(size, int)), None)
+    length = options.length or model_length
     if length is None:
         open_ = ", ".join(inputs[name].describe() for name in roles)
         raise DataError(
-            f"{given.path}: the model leaves the number of tokens open ({open_}), and sentences do "
-            "not settle it; set `text: {length: 128}`"
+            f"{options.path}: the model leaves the number of tokens open ({open_}), and sentences "
+            "differ in it; set `text: {length: 128}`"
         )
     for name in roles:
         if not inputs[name].fits((length,)):
             raise DataError(
-                f"{given.path}: samples have {show_shape((length,))} tokens; the model's input "
+                f"{options.path}: samples have {show_shape((length,))} tokens; the model's input "
                 f"{inputs[name].describe()} expects another shape: "
-                + (f"set `text: {{length: {known}}}`" if known else "use `arrays`")
+                + (f"set `text: {{length: {model_length}}}`" if model_length else "use `arrays`")
             )
     return length

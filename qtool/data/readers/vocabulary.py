@@ -9,7 +9,7 @@ from qtool.errors import DataError
 
 START, END, PAD, UNKNOWN = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
 PAD_NAMES = (PAD, "<pad>", "<PAD>", "<|padding|>")
-"""Tokens that fill up short samples in a tokenizer.json that does not say itself."""
+"""Tokens that pad short samples where a tokenizer.json names no padding."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A way to make token ids of sentences.
+    """The conversion of sentences to token ids.
 
     Attributes:
-        encode: (sentence, second sentence or None) to tokens, at most the length asked for.
-        pad: the id that fills up short samples; None where the file names none.
+        encode: (sentence, second sentence or None) -> tokens, at most the length of the samples.
+        pad: the id that pads short samples; None where the file names none.
         pad_type: the token type of padding.
         left: whether padding comes first.
         unknown: the id of unknown words, or None.
-        notes: what was assumed.
+        notes: assumptions, for the report.
     """
 
     encode: Callable[[str, str | None], Encoded]
@@ -48,31 +48,36 @@ class Encoder:
     notes: tuple[str, ...]
 
 
-def load_encoder(given: Text, length: int) -> Encoder:
-    """Read the tokenizer a recipe names.
+def load_encoder(options: Text, length: int) -> Encoder:
+    """Read the tokenizer that a recipe names.
+
+    Args:
+        options: name the file.
+        length: tokens of a sample at most; longer ones are cut.
 
     Raises:
         DataError: the file cannot be read, or qtool[text] is needed and not installed.
     """
-    path = Path(given.tokenizer)
+    path = Path(options.tokenizer)
     if path.suffix.lower() == ".json":
-        if given.lower is not None:
+        if options.lower is not None:
             raise DataError(
                 f"{path}: a tokenizer.json lower-cases by its own rules; remove `text: {{lower}}`"
             )
         return _from_tokenizers(path, length)
     if path.suffix.lower() == ".txt":
-        return _from_words(path, given.lower, length)
+        return _from_words(path, options.lower, length)
     raise DataError(
         f"{path}: expected a tokenizer.json, or a .txt vocabulary with one word per line"
     )
 
 
 def _from_words(path: Path, lower: bool | None, length: int) -> Encoder:
-    """Words between blanks, looked up in a list; a word's id is its line, from 0.
+    """Make an encoder of words between blanks; a word's id is its line in the list, from 0.
 
-    The rule, found on SST-2: [CLS] comes first and [SEP] after each sentence where the vocabulary
-    has them, unknown words are [UNK], what is longer is cut at the end, padding is [PAD].
+    The rule, taken from SST-2 models: [CLS] comes first and [SEP] after each sentence where the
+    vocabulary has them, unknown words are [UNK], longer samples are cut at the end, padding is
+    [PAD].
     """
     words = _words(path)
     ids = {word: number for number, word in enumerate(words)}
@@ -82,25 +87,25 @@ def _from_words(path: Path, lower: bool | None, length: int) -> Encoder:
     notes = []
     if lower is None:
         lower = not capital
-        said = f'has "{capital}": nothing is lower-cased' if capital else "has no capital letter: "
-        notes.append(f"{path} {said}{'' if capital else 'sentences are lower-cased'}")
+        reason = f'has "{capital}": nothing' if capital else "has no capital letter: sentences"
+        notes.append(f"{path} {reason} {'is' if capital else 'are'} lower-cased")
     pad, unknown = ids.get(PAD), ids[UNKNOWN]
     start, end = ids.get(START), ids.get(END)
     special = [f"{START} first"] * (start is not None) + [f"{END} last"] * (end is not None)
     notes.append(f"{path}: words between blanks, {', '.join([*special, UNKNOWN])} for the unknown")
 
     def encode(text: str, pair: str | None) -> Encoded:
-        found = [] if start is None else [start]
-        types = [0] * len(found)
+        tokens = [] if start is None else [start]
+        types = [0] * len(tokens)
         for number, sentence in enumerate([text] if pair is None else [text, pair]):
-            given = (sentence.lower() if lower else sentence).split()
-            part = [ids.get(word, unknown) for word in given] + ([] if end is None else [end])
-            found += part
+            split = (sentence.lower() if lower else sentence).split()
+            part = [ids.get(word, unknown) for word in split] + ([] if end is None else [end])
+            tokens += part
             types += [number] * len(part)
-        if len(found) <= length:
-            return Encoded(tuple(found), tuple(types), False)
-        kept = found[:length] if end is None else [*found[: length - 1], end]
-        return Encoded(tuple(kept), tuple(types[:length]), True)
+        if len(tokens) <= length:
+            return Encoded(tuple(tokens), tuple(types), False)
+        cut = tokens[:length] if end is None else [*tokens[: length - 1], end]
+        return Encoded(tuple(cut), tuple(types[:length]), True)
 
     return Encoder(encode, pad, 0, False, unknown, tuple(notes))
 
@@ -118,7 +123,7 @@ def _words(path: Path) -> list[str]:
     seen: dict[str, int] = {}
     for number, word in enumerate(words, start=1):
         if not word or word in seen:
-            what = f'"{word}" stands in line {seen[word]} too' if word else "the line is empty"
+            what = f'"{word}" is in line {seen[word]} too' if word else "the line is empty"
             raise DataError(
                 f"{path}:{number}: {what}; expected one word per line, each once: correct the file"
             )
@@ -156,25 +161,25 @@ def _from_tokenizers(path: Path, length: int) -> Encoder:
     tokenizer.no_padding()
     try:
         tokenizer.enable_truncation(length)
-    except Exception as error:  # the same
+    except Exception as error:  # the library raises bare Exception
         raise DataError(
             f"{path}: cannot cut to {length} tokens ({error}); set a larger `text: {{length}}`"
         ) from error
 
     def encode(text: str, pair: str | None) -> Encoded:
         try:
-            found = tokenizer.encode(text, pair)
-        except Exception as error:  # the same
+            encoding = tokenizer.encode(text, pair)
+        except Exception as error:  # the library raises bare Exception
             raise DataError(
-                f"{path}: cannot encode {text[:40]!r} ({error}); expected text it knows: remove "
-                "the sentence"
+                f"{path}: cannot encode {text[:40]!r} ({error}); expected text that it can encode: "
+                "remove the sentence"
             ) from error
-        if len(found.ids) > length:
+        if len(encoding.ids) > length:
             raise DataError(
-                f"{path}: its special tokens alone are {len(found.ids)}; expected at most {length} "
-                "tokens: set a larger `text: {length}`"
+                f"{path}: its special tokens alone are {len(encoding.ids)}; expected at most "
+                f"{length} tokens: set a larger `text: {{length}}`"
             )
-        return Encoded(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing))
+        return Encoded(tuple(encoding.ids), tuple(encoding.type_ids), bool(encoding.overflowing))
 
     return Encoder(
         encode,

@@ -1,21 +1,22 @@
-"""Geometry of the page's charts, in percent of their box; the templates only place it."""
+"""Geometry of the page's charts, in percent of their box; the templates place it."""
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtool.report.render import formatting
+import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Accuracy, Gate, Layer, Report, Stage
 
 MARKED_LAYERS = 3
 STEPS = (1, 2, 2.5, 5, 10)
+"""Distances of grid lines, times a power of ten."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: where it lies, and what it says."""
+    """A grid line: its place, and its label."""
 
     at: float
     label: str
@@ -34,7 +35,7 @@ class TwoBars:
 
 @dataclass(frozen=True)
 class TwoCharts:
-    """Two charts under one another with one shared axis; `title` says what the upper one shows."""
+    """Two charts, one below the other, with a shared axis; `title` is that of the upper one."""
 
     title: str
     bars: list[TwoBars]
@@ -76,7 +77,7 @@ class Scatter:
 
 
 def training_chart(report: Report) -> TwoCharts | None:
-    """Epochs in order, score of the held-out samples above, loss below; None without training.
+    """Place the epochs: score of the held-out samples above, loss below; None without training.
 
     Without labels the score is minus the loss against the float network: less is better.
     """
@@ -93,7 +94,7 @@ def training_chart(report: Report) -> TwoCharts | None:
             tone="good" if epoch.epoch == training.best else "plain",
             tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
             + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}")
-            + _restless(epoch.oscillating, epoch.frozen),
+            + _weight_shares(epoch.oscillating, epoch.frozen),
         )
         for epoch in training.epochs
     ]
@@ -106,20 +107,25 @@ def training_chart(report: Report) -> TwoCharts | None:
 
 
 def _title(by_labels: bool, float_score: float | None) -> str:
-    """What the bars above are."""
+    """Return the title of the upper bars."""
     if not by_labels:
         return "Loss against the float network"
     return "Top-1 in %" if float_score is None else f"Top-1 in %; float network {float_score:.2f}"
 
 
-def _restless(oscillating: float | None, frozen: float | None) -> str:
-    """Shares of weights, as words that go on a line."""
+def _weight_shares(oscillating: float | None, frozen: float | None) -> str:
+    """Format the shares of oscillating and frozen weights as the end of a line."""
     shares = (("oscillating", oscillating), ("frozen", frozen))
     return "".join(f", {share:.2%} {name}" for name, share in shares if share is not None)
 
 
 def ticks(top: float, count: int = 6) -> list[float]:
-    """Return round values from 0 to just above `top`, in at most `count` steps."""
+    """Return round values from 0 to just above `top`, in at most `count` steps.
+
+    Args:
+        top: the largest value on the axis.
+        count: steps.
+    """
     if top <= 0:
         return [0.0, 1.0]
     raw = top / count
@@ -129,7 +135,7 @@ def ticks(top: float, count: int = 6) -> list[float]:
 
 
 def layer_chart(report: Report) -> TwoCharts | None:
-    """Layers in graph order, signal to noise above, bytes below; None where none was measured."""
+    """Place the layers: signal to noise above, bytes below; None where none was measured."""
     layers = report.layers
     if not any(layer.sqnr_db is not None or layer.bytes for layer in layers):
         return None
@@ -222,12 +228,12 @@ def scatter(comparison: Comparison) -> Scatter | None:
         x_ticks=[
             Tick(_share(value, x_axis[-1]), _plain(formatting.size(value))) for value in x_axis
         ],
-        y_ticks=_between(bottom, bottom + span),
+        y_ticks=_ticks_inside(bottom, bottom + span),
     )
 
 
 def _share(value: float, top: float) -> float:
-    """Return value / top in percent, held within 0 and 100."""
+    """Return value / top in percent, clipped to 0..100."""
     return round(max(0.0, min(1.0, value / top)) * 100, 2) if top > 0 else 0.0
 
 
@@ -236,7 +242,7 @@ def _plain(label: str) -> str:
     return re.sub(r"\.0+ ", " ", label)
 
 
-def _between(bottom: float, top: float) -> list[Tick]:
+def _ticks_inside(bottom: float, top: float) -> list[Tick]:
     """Return grid lines at round values inside an axis that does not start at zero."""
     step = ticks(top - bottom)[1]
     first, last = math.ceil(bottom / step), math.floor(top / step)

@@ -8,7 +8,7 @@ from qtool.report.report import Level, Report, verdict
 
 @dataclass(frozen=True)
 class Cell:
-    """One measured value of one run, and how far it is from the baseline's.
+    """One measured value of one run, and its difference from the baseline's.
 
     Attributes:
         value: the run's own; None where it was not measured.
@@ -38,7 +38,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, and why some differences are left out; the metric may be an error rate."""
+    """All runs, and the reasons for differences that are left out.
+
+    Attributes:
+        rows: one for each run, the baseline first.
+        caveats: sentences about differences that are left out.
+        higher_is_better: False where the metric is an error rate.
+    """
 
     rows: list[Row]
     caveats: list[str]
@@ -46,12 +52,12 @@ class Comparison:
 
     @property
     def baseline(self) -> Row | None:
-        """The run the others are held against, if any."""
+        """The run that the others are compared with, if any."""
         return next((row for row in self.rows if row.baseline), None)
 
 
 def compare(runs: Mapping[str, Report], baseline: str | None = None) -> Comparison:
-    """Put runs side by side; differences only where both sides measured the same thing.
+    """Compare runs; differences are taken only where both sides measured the same thing.
 
     Args:
         runs: reports by the name they are shown under.
@@ -68,7 +74,7 @@ def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> R
     other = None if is_baseline else base
     same_data = other is not None and _same_evaluation(report, other)
     same_timing = other is not None and _same_timing(report, other)
-    ours, theirs = report.accuracy, other.accuracy if other else None
+    accuracy, base_accuracy = report.accuracy, other.accuracy if other else None
     up = _higher_is_better(report)
     return Row(
         name=name,
@@ -76,12 +82,13 @@ def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> R
         level=verdict(report)[0],
         baseline=is_baseline,
         metric=_cell(
-            ours.quantized if ours else None,
-            theirs.quantized if theirs and same_data else None,
+            accuracy.quantized if accuracy else None,
+            base_accuracy.quantized if base_accuracy and same_data else None,
             higher=up,
         ),
         agreement=_cell(
-            ours.agreement if ours else None, theirs.agreement if theirs and same_data else None
+            accuracy.agreement if accuracy else None,
+            base_accuracy.agreement if base_accuracy and same_data else None,
         ),
         size=_cell(
             report.size.quantized_bytes if report.size else None,
@@ -114,26 +121,26 @@ def _lowest(report: Report | None) -> float | None:
 
 
 def _higher_is_better(report: Report) -> bool:
-    """Read it off the signs: a drop is what was lost, so for an error rate it grows with it."""
+    """Return False where a positive drop means a higher value, as for an error rate."""
     accuracy = report.accuracy
     if not accuracy or None in (accuracy.float, accuracy.quantized, accuracy.drop):
         return True
     return (accuracy.float - accuracy.quantized) * accuracy.drop >= 0  # type: ignore[operator]
 
 
-def _same_evaluation(ours: Report, theirs: Report) -> bool:
-    metrics = [report.accuracy.metric if report.accuracy else None for report in (ours, theirs)]
-    used = [report.data.evaluation or report.data.calibration for report in (ours, theirs)]
+def _same_evaluation(first: Report, second: Report) -> bool:
+    metrics = [report.accuracy.metric if report.accuracy else None for report in (first, second)]
+    used = [report.data.evaluation or report.data.calibration for report in (first, second)]
     return metrics[0] == metrics[1] and used[0] == used[1]
 
 
-def _same_timing(ours: Report, theirs: Report) -> bool:
+def _same_timing(first: Report, second: Report) -> bool:
     def conditions(report: Report) -> tuple[object, ...]:
         timing = report.latency
         cpu = report.environment.get("cpu")
         return (cpu, timing.threads, timing.batch) if timing else (cpu,)
 
-    return conditions(ours) == conditions(theirs)
+    return conditions(first) == conditions(second)
 
 
 def _caveats(name: str, report: Report, base: Report | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""How numbers and names are spoken of, the same in every format."""
+"""Text of numbers and names, the same in every format."""
 
 import unicodedata
 
@@ -6,7 +6,8 @@ from qtool.report.report import Accuracy, Gate, Latency, Layer, Report, Size
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
-METRICS = {
+"""Bounds of good, fair and poor layers; they colour the report and decide nothing."""
+METRIC_TITLES = {
     "top1": "top-1",
     "top5": "top-5",
     "f1": "macro F1",
@@ -25,7 +26,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a long name: layer names differ at both ends."""
+    """Cut the middle out of a long name, since layer names differ at both ends."""
     text = clean(text)
     if len(text) <= width:
         return text
@@ -34,7 +35,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def saturating(risk: bool | list[str]) -> str:
-    """Which layers may saturate: the first three by name; other tools' files do not say which."""
+    """Name the first three layers that may saturate; files of other tools have no names."""
     if isinstance(risk, bool):
         return "some layers"
     more = f" and {len(risk) - 3} more" if len(risk) > 3 else ""
@@ -46,20 +47,20 @@ def size(count: float) -> str:
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
-def held(found: Size) -> list[tuple[str, int]]:
-    """What the bytes of a file are, where it is known."""
+def file_parts(file: Size) -> list[tuple[str, int]]:
+    """Return the parts of the quantized file and their bytes; none where they were not counted."""
     named = (
-        ("codes and numbers", found.payload_bytes),
-        ("scales", found.scale_bytes),
-        ("code books", found.code_book_bytes),
-        ("graph", found.graph_bytes),
+        ("codes and numbers", file.payload_bytes),
+        ("scales", file.scale_bytes),
+        ("code books", file.code_book_bytes),
+        ("graph", file.graph_bytes),
     )
     return [(name, count) for name, count in named if count]
 
 
-def parts(found: Size) -> str:
-    """The same in a line: codes and numbers 1.2 MB, scales 9.1 kB; empty where unknown."""
-    return ", ".join(f"{name} {size(count)}" for name, count in held(found))
+def file_parts_line(file: Size) -> str:
+    """Return the parts of the file in a line: codes and numbers 1.2 MB, scales 9.1 kB."""
+    return ", ".join(f"{name} {size(count)}" for name, count in file_parts(file))
 
 
 def amount(count: float) -> str:
@@ -91,7 +92,7 @@ def milliseconds(value: float) -> str:
 
 
 def conditions(timing: Latency) -> str:
-    """Return what a latency was measured at: 1 thread, batch 1."""
+    """Return the conditions of a latency: 1 thread, batch 1."""
     return f"{timing.threads} thread{'s' if timing.threads != 1 else ''}, batch {timing.batch}"
 
 
@@ -114,7 +115,7 @@ def memory(megabytes: float) -> str:
 
 def metric(accuracy: Accuracy) -> str:
     """Return the metric's name with its unit: top-1 (%)."""
-    name = METRICS.get(accuracy.metric or "", accuracy.metric or "accuracy")
+    name = METRIC_TITLES.get(accuracy.metric or "", accuracy.metric or "accuracy")
     return clean(f"{name} ({accuracy.unit})" if accuracy.unit else name)
 
 
@@ -137,7 +138,13 @@ def interval(pair: tuple[float, float]) -> str:
 
 
 def ratio(value: float, more: str, less: str) -> str:
-    """Return a factor in words that stay true below one: 3.76x smaller, 1.25x larger."""
+    """Return a factor with the word for its direction: 3.76x smaller, 1.25x larger.
+
+    Args:
+        value: the factor; below 1 its inverse is shown.
+        more: the word for 1 and above.
+        less: the word for below 1.
+    """
     if value >= 1 or value <= 0:
         return f"{value:.2f}x {more}"
     return f"{1 / value:.2f}x {less}"
@@ -150,7 +157,7 @@ def bits(layer: Layer) -> str:
 
 
 def limit(gate: Gate) -> str:
-    """Return what a gate asks for: at most 1."""
+    """Return the limit of a gate: at most 1."""
     return f"at {'least' if gate.name.startswith('min_') else 'most'} {gate.limit:g}"
 
 

@@ -5,7 +5,8 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qtool.report.render import charts, formatting
+import qtool.report.render.charts as charts
+import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -75,7 +76,7 @@ def _environment() -> Environment:
         "quality",
         "signed",
         "ratio",
-        "held",
+        "file_parts",
         "saturating",
     ):
         environment.filters[name] = getattr(formatting, name)

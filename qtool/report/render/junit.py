@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from qtool.report.render import formatting
+import qtool.report.render.formatting as formatting
 from qtool.report.report import Gate, Report, parity_gates, verdict
 
 
@@ -52,10 +52,10 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
 def _case(suite: ElementTree.Element, name: str, gate: Gate) -> None:
     label = formatting.clean(gate.name)
     case = ElementTree.SubElement(suite, "testcase", classname=name, name=label, time="0")
-    said = f"{label}: value {gate.value:.6g}, limit {formatting.limit(gate)}"
+    message = f"{label}: value {gate.value:.6g}, limit {formatting.limit(gate)}"
     if not gate.passed:
-        ElementTree.SubElement(case, "failure", type="gate", message=said).text = said
-    ElementTree.SubElement(case, "system-out").text = said
+        ElementTree.SubElement(case, "failure", type="gate", message=message).text = message
+    ElementTree.SubElement(case, "system-out").text = message
 
 
 def _facts(report: Report) -> dict[str, str]:

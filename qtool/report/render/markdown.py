@@ -1,9 +1,9 @@
-"""The report for a pull request comment: verdict first, then one table, the rest folded."""
+"""The report as Markdown: verdict first, then the tables, layers and notes folded."""
 
 import re
 from pathlib import Path
 
-from qtool.report.render import formatting
+import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -14,11 +14,11 @@ FOLDED_LAYERS = 60
 def markdown(report: Report) -> str:
     """Return one run as GitHub-flavoured Markdown; layer names cannot break out of their cells."""
     level, sentence = verdict(report)
-    source, made = Path(report.model.path).name, Path(report.output.path).name
+    source, output = Path(report.model.path).name, Path(report.output.path).name
     blocks = [
         f"### {MARK[level]} qtool {text(report.command)}: {level}",
         text(sentence),
-        f"{code(source)} → {code(made)}",
+        f"{code(source)} → {code(output)}",
         _results(report),
         _gates(report),
         _kernels(report),
@@ -50,7 +50,7 @@ def markdown_comparison(comparison: Comparison) -> str:
 
 
 def text(value: str) -> str:
-    """Escape everything Markdown or its HTML could act on, mentions included."""
+    """Escape everything that Markdown or HTML interprets, mentions included."""
     safe = formatting.clean(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     safe = re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
     return re.sub(r"@(?=\w)", "@\u200b", safe).replace("://", ":\u200b//")
@@ -68,12 +68,12 @@ def _table(head: list[str], rows: list[list[str]], right: int) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
 
 
-def _cell(cell: Cell, spoken: str, unit: str) -> str:
+def _cell(cell: Cell, shown: str, unit: str) -> str:
     if cell.value is None:
         return "–"
     if cell.delta is None:
-        return spoken
-    return f"{spoken} ({formatting.signed(cell.delta, 1 if unit else 2)}{unit})"
+        return shown
+    return f"{shown} ({formatting.signed(cell.delta, 1 if unit else 2)}{unit})"
 
 
 def _results(report: Report) -> str:
@@ -92,8 +92,8 @@ def _results(report: Report) -> str:
         )
     if size:
         small = formatting.ratio(size.compression, "smaller", "larger")
-        held = formatting.parts(size)
-        small = f"{small}: {held}" if held else small
+        parts = formatting.file_parts_line(size)
+        small = f"{small}: {parts}" if parts else small
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         rows.append(["file size", *cells, small])
     if timing:

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report.render import formatting
+import qtool.report.render.formatting as formatting
 from qtool.report.report import Gate, Report, parity_gates, unit_word, verdict
 
 WORST_LAYERS = 8
@@ -20,7 +20,7 @@ LEVEL_STYLE = {"passed": "green", "warning": "yellow", "not proven": "yellow", "
 QUALITY_STYLE = {"good": "green", "fair": "yellow", "poor": "red", "none": "dim"}
 
 
-# What stands for a character on a terminal that has only ASCII; each as wide as the original.
+# Substitutes on a terminal that has only ASCII; each as wide as the original.
 ASCII = str.maketrans("✓✗━─→•–−…", "+x#.>*--~")
 
 
@@ -29,7 +29,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
 
     Args:
         report: the run.
-        console: rich's; it decides about width, colour (`NO_COLOR`) and characters.
+        console: rich's; it sets width, colour (`NO_COLOR`) and characters.
         folder: the run folder, whose files are then named at the end.
     """
     room = max(16, min(60, console.width - 50))
@@ -47,7 +47,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
 
 
 def put(console: Console, *parts: RenderableType) -> None:
-    """Print, with stand-ins for what an ASCII terminal cannot show."""
+    """Print, with substitutes for characters that an ASCII terminal lacks."""
     if not console.options.ascii_only:
         console.print(Group(*parts))
         return
@@ -103,8 +103,8 @@ def _results(report: Report) -> RenderableType:
     if report.size:
         size = report.size
         small = Text(formatting.ratio(size.compression, "smaller", "larger"))
-        if held := formatting.parts(size):
-            small.append(f"\n{held}", "dim")
+        if parts := formatting.file_parts_line(size):
+            small.append(f"\n{parts}", "dim")
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
     if report.latency:

@@ -8,13 +8,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtool.report.render import formatting
+import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.render.terminal import LEVEL_STYLE, put
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print one row per run; with a baseline, its differences stand under each value."""
+    """Print one row per run; with a baseline, the difference is below each value."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
     table.add_column("run", overflow="fold", max_width=26)
     table.add_column("verdict", no_wrap=True)
@@ -45,10 +45,10 @@ def _titles(comparison: Comparison) -> list[str]:
     return [metrics.pop() if len(metrics) == 1 else "metric", "size", "latency", "worst layer"]
 
 
-def _cell(cell: Cell, spoken: Callable[[float], str], unit: str) -> Text:
+def _cell(cell: Cell, shown: Callable[[float], str], unit: str) -> Text:
     if cell.value is None:
         return Text("–", "dim")
-    text = Text(spoken(cell.value))
+    text = Text(shown(cell.value))
     if cell.delta is not None:
         style = "dim" if cell.better is None else "green" if cell.better else "red"
         text.append(f"\n{formatting.signed(cell.delta, 1 if unit else 2)}{unit}", style)

@@ -26,7 +26,7 @@ def gather(data, size=4, name="input"):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_sole_float_array_and_a_label_are_found_and_announced(tmp_path, compress, order):
+def test_a_sole_float_array_and_a_label_match_with_a_note(tmp_path, compress, order):
     path = save(tmp_path, compress=compress, x=np.asarray(X, order=order), y=Y)
     data = open_dataset(DataSection(arrays=path), SPEC)
     np.testing.assert_array_equal(gather(data), X)
@@ -121,7 +121,7 @@ def test_the_digest_sees_labels(tmp_path):
         ({"x": X[:0]}, "no rows; expected at least one sample"),
     ],
 )
-def test_arrays_that_do_not_fit_say_what_was_found(tmp_path, arrays, words):
+def test_arrays_that_do_not_fit_are_described(tmp_path, arrays, words):
     path = save(tmp_path, **arrays)
     with pytest.raises(DataError, match=words) as caught:
         open_dataset(DataSection(arrays=path), SPEC)
@@ -129,15 +129,15 @@ def test_arrays_that_do_not_fit_say_what_was_found(tmp_path, arrays, words):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"inputs": {"inpt": "x"}}, "names `inpt`, but the model's inputs are input"),
         ({"inputs": {"input": "z"}}, r"holds no array `z`; found x float32 \[6, 4\]"),
         ({"label": "z"}, "holds no array `z`"),
     ],
 )
-def test_names_that_do_not_exist_are_errors(tmp_path, given, words):
-    section = DataSection(arrays={"path": save(tmp_path, x=X), **given})
+def test_names_that_do_not_exist_are_errors(tmp_path, options, words):
+    section = DataSection(arrays={"path": save(tmp_path, x=X), **options})
     with pytest.raises(DataError, match=words):
         open_dataset(section, SPEC)
 
@@ -165,7 +165,7 @@ def lengths(folder, *sizes):
     return str(folder)
 
 
-def test_files_of_several_lengths_leave_an_open_size_unsettled(tmp_path):
+def test_files_of_several_lengths_are_refused_for_an_open_size(tmp_path):
     path = lengths(tmp_path, 3, 5, 3, 4, 8)
     words = (
         r"`x` float32 \[N, T, 2\] leaves T open.* 3 \(0.npz\), 4 \(3.npz\), 5 \(1.npz\) and 1 more "
@@ -175,7 +175,7 @@ def test_files_of_several_lengths_leave_an_open_size_unsettled(tmp_path):
         open_dataset(DataSection(arrays=path), OPEN)
 
 
-def test_a_size_without_a_name_is_told_by_its_axis(tmp_path):
+def test_a_size_without_a_name_is_named_by_its_axis(tmp_path):
     specs = {"x": InputSpec("x", (None, None, 2), "float32")}
     with pytest.raises(DataError, match=r"leaves dimension 1 open.*{x: \[N, 5, 2\]}"):
         open_dataset(DataSection(arrays=lengths(tmp_path, 3, 5)), specs)

@@ -1,4 +1,4 @@
-"""What a data section may say, and what it answers when it says something else."""
+"""The keys of a data section, and the messages for wrong ones."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ from qtool.data.preprocess import preprocess_names
 from qtool.errors import DataError
 
 
-def complaint(**given):
+def complaint(**section):
     with pytest.raises(ValidationError) as caught:
-        DataSection(**given)
+        DataSection(**section)
     return str(caught.value)
 
 
@@ -36,7 +36,7 @@ def test_short_forms():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("section", "words"),
     [
         ({}, "found none; expected exactly one reader"),
         ({"images": "/a", "arrays": "/b.npz"}, "found `images` and `arrays`; expected exactly one"),
@@ -46,7 +46,7 @@ def test_short_forms():
         ({"python": {"function": "m:f", "args": {"day": date(2026, 1, 1)}}}, "in quotes"),
         ({"python": {"function": "m:f", "args": {"table": {1: 2}}}}, "words as keys"),
         ({"python": "m:f", "labels": "/l"}, "yield the labels in the batches instead"),
-        ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`, `wav` has"),
+        ({"wav": "/a", "preprocess": "imagenet"}, "`preprocess` belongs to `images`; `wav` does"),
         ({"wav": {"path": "/a", "log_mel": {"window": 500}}}, "expected at most n_fft, 400"),
         ({"wav": {"path": "/a", "log_mel": {"fmin": 9, "fmax": 8}}}, "expected above fmin, 9"),
         ({"wav": {"path": "/a", "log_mel": {"normalise": [0, 0]}}}, "divides by 0"),
@@ -61,8 +61,8 @@ def test_short_forms():
         ({"images": "/a", "preprocess": {"dtype": "uint8", "std": 2}}, "`std` would do nothing"),
     ],
 )
-def test_mistakes_are_answered_with_a_remedy(given, words):
-    assert words in complaint(**given)
+def test_mistakes_are_answered_with_a_remedy(section, words):
+    assert words in complaint(**section)
 
 
 def test_take_comes_before_count_and_count_is_spread_evenly():

@@ -68,40 +68,40 @@ def test_take_keeps_names_labels_and_rows_together():
 )
 def test_a_split_is_disjoint_exhaustive_ordered_and_repeatable(labels, seed, share):
     data = rows(len(labels), labels=labels)
-    held_out = min(max(1, round(share * len(labels))), len(labels) - 1)
-    rest, held = split(data, held_out, seed)
-    assert held.count == held_out
-    assert sorted(rest.positions + held.positions) == list(range(len(labels)))
-    assert list(held.positions) == sorted(held.positions)
-    assert split(data, held_out, seed)[1].positions == held.positions
+    holdout = min(max(1, round(share * len(labels))), len(labels) - 1)
+    rest, chosen = split(data, holdout, seed)
+    assert chosen.count == holdout
+    assert sorted(rest.positions + chosen.positions) == list(range(len(labels)))
+    assert list(chosen.positions) == sorted(chosen.positions)
+    assert split(data, holdout, seed)[1].positions == chosen.positions
     for label in set(labels):  # every class gives its share, to within a sample
-        expected = labels.count(label) * held_out / len(labels)
-        assert abs(held.labels.tolist().count(label) - expected) <= 1 + len(set(labels)) / 2
+        expected = labels.count(label) * holdout / len(labels)
+        assert abs(chosen.labels.tolist().count(label) - expected) <= 1 + len(set(labels)) / 2
 
 
 def test_a_fraction_splits_every_class_alike_and_the_seed_matters():
     data = rows(100, labels=np.repeat([0, 1], 50))
-    rest, held = split(data, 0.2, 0)
-    assert np.bincount(held.labels).tolist() == [10, 10] and rest.count == 80
-    assert split(data, 0.2, 1)[1].positions != held.positions
+    rest, chosen = split(data, 0.2, 0)
+    assert np.bincount(chosen.labels).tolist() == [10, 10] and rest.count == 80
+    assert split(data, 0.2, 1)[1].positions != chosen.positions
 
 
 def test_a_split_needs_no_labels():
-    rest, held = split(rows(10), 3, 0)
-    assert (rest.count, held.count) == (7, 3)
+    rest, chosen = split(rows(10), 3, 0)
+    assert (rest.count, chosen.count) == (7, 3)
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(1, 0.5), (3, 3), (4, 0.01)])
-def test_a_split_with_an_empty_side_is_an_error(count, held_out):
+@pytest.mark.parametrize(("count", "holdout"), [(1, 0.5), (3, 3), (4, 0.01)])
+def test_a_split_with_an_empty_side_is_an_error(count, holdout):
     with pytest.raises(DataError, match=f"found {count} samples, of which .* give more data"):
-        split(rows(count), held_out, 0)
+        split(rows(count), holdout, 0)
 
 
 def test_overlap_is_dropped_from_calibration_and_named():
     calibration, evaluation = rows(4, labels=[0, 1, 2, 3]), rows(3, values=[2, 9, 0])
-    kept, dropped = drop_overlap(calibration, evaluation)
+    rest, dropped = drop_overlap(calibration, evaluation)
     assert dropped == ("row[0]", "row[2]")
-    assert kept.names == ("row[1]", "row[3]") and kept.labels.tolist() == [1, 3]
+    assert rest.names == ("row[1]", "row[3]") and rest.labels.tolist() == [1, 3]
 
 
 def test_an_input_spec_knows_its_batch_and_what_fits():

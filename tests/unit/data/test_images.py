@@ -120,7 +120,7 @@ def test_threads_change_nothing(tmp_path):
     assert one.digest == many.digest
 
 
-def test_closing_a_half_read_iterator_ends_its_threads(tmp_path):
+def test_closing_a_partly_read_iterator_ends_its_threads(tmp_path):
     data = open_dataset(DataSection(images=folder(tmp_path, 40)), SPEC, workers=3)
     batches = data.batches(4)
     next(batches)
@@ -140,12 +140,12 @@ def test_tiny_files_are_decoded_without_threads(tmp_path, monkeypatch):
 def test_decoding_runs_only_a_bounded_number_ahead(tmp_path, monkeypatch):
     from qtool.data.readers import decode as module
 
-    asked = []
-    monkeypatch.setattr(module, "decode", lambda path, how: asked.append(path) or np.zeros(1))
+    decoded = []
+    monkeypatch.setattr(module, "decode", lambda path, how: decoded.append(path) or np.zeros(1))
     stream = module.decode_all([tmp_path] * 500, Preprocess(), 4, 2)
     next(stream)
     stream.close()
-    assert len(asked) <= 4 + 2 * 2 + 1
+    assert len(decoded) <= 4 + 2 * 2 + 1
 
 
 def test_digests_are_those_of_the_files_and_see_every_byte(tmp_path):

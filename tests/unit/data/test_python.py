@@ -1,4 +1,4 @@
-"""The python reader, and how functions of the user's own are found and run."""
+"""The python reader, and how functions of the user are imported and run."""
 
 import sys
 
@@ -85,7 +85,7 @@ def test_the_recipe_s_folder_comes_first_and_a_namesake_elsewhere_is_forgotten(t
         assert function() == name
 
 
-def test_a_module_on_the_path_is_found_too():
+def test_a_module_on_the_path_is_imported_too():
     assert load_function("os.path:join", None, trusted=True, key="k")("a", "b") == "a/b"
 
 
@@ -158,7 +158,7 @@ def test_arguments_the_function_does_not_have(tmp_path):
         read(tmp_path, args={"sise": 3})
 
 
-def test_samples_of_several_lengths_leave_an_open_size_unsettled(tmp_path):
+def test_samples_of_several_lengths_are_refused_for_an_open_size(tmp_path):
     text = "import numpy as np\ndef batches():\n    for size in (3, 3, 5):\n"
     module(tmp_path, text + "        yield {'x': np.ones((2, size), 'f4')}\n")
     specs = {"x": InputSpec("x", ("N", "T"), "float32")}

@@ -20,8 +20,8 @@ def write(folder, content, name="f.tsv", vocabulary=VOCAB):
     return {"path": str(folder / name), "tokenizer": str(folder / "vocab.txt")}
 
 
-def read(given, inputs=BOTH, **section):
-    return open_dataset(DataSection(text=given, **section), inputs)
+def read(options, inputs=BOTH, **section):
+    return open_dataset(DataSection(text=options, **section), inputs)
 
 
 def only(data, name="input_ids"):
@@ -29,8 +29,8 @@ def only(data, name="input_ids"):
 
 
 def test_words_are_looked_up_cut_and_padded(tmp_path):
-    given = write(tmp_path, "The film  is bad\t0\nis is is is is is is\t1\n")
-    data = read(given)
+    options = write(tmp_path, "The film  is bad\t0\nis is is is is is is\t1\n")
+    data = read(options)
     assert only(data).tolist() == [[2, 3, 4, 5, 1, 0], [2, 5, 5, 5, 5, 5]]
     assert only(data, "attention_mask").tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
     assert only(data).dtype == np.int64
@@ -42,20 +42,20 @@ def test_words_are_looked_up_cut_and_padded(tmp_path):
 
 def test_a_vocabulary_with_separators_gets_them_and_pairs_get_types(tmp_path):
     vocabulary = VOCAB + "[SEP]\n"
-    given = write(tmp_path, "a\tb\nthe film\tgood\n", vocabulary=vocabulary)
+    options = write(tmp_path, "a\tb\nthe film\tgood\n", vocabulary=vocabulary)
     inputs = BOTH | {"token_type_ids": InputSpec("token_type_ids", ("N", 6), "int32")}
-    data = read({**given, "text": "a", "pair": "b"}, inputs)
+    data = read({**options, "text": "a", "pair": "b"}, inputs)
     assert only(data).tolist() == [[2, 3, 4, 7, 6, 7]]
     assert only(data, "token_type_ids").tolist() == [[0, 0, 0, 0, 1, 1]]
     assert data.labels is None
     short = {"input_ids": InputSpec("input_ids", ("N", 3), "int64")}
-    assert only(read({**given, "text": "a"}, short)).tolist() == [[2, 3, 7]]
+    assert only(read({**options, "text": "a"}, short)).tolist() == [[2, 3, 7]]
 
 
 def test_capitals_in_the_vocabulary_keep_those_of_the_text(tmp_path):
-    given = write(tmp_path, "The the\t0\n", vocabulary=VOCAB + "The\n")
-    assert only(read(given))[0, :3].tolist() == [2, 7, 3]
-    assert only(read({**given, "lower": True}))[0, :3].tolist() == [2, 3, 3]
+    options = write(tmp_path, "The the\t0\n", vocabulary=VOCAB + "The\n")
+    assert only(read(options))[0, :3].tolist() == [2, 7, 3]
+    assert only(read({**options, "lower": True}))[0, :3].tolist() == [2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path, name, content):
 
 
 def test_columns_by_number_and_labels_over_the_whole_file(tmp_path):
-    given = write(tmp_path, "7\tx\tgood\tb\n8\tx\tthe\ta\n9\tx\tis\tc\n")
-    data = read({**given, "text": 2, "label": 3}, take={"every": 2, "offset": 0})
+    options = write(tmp_path, "7\tx\tgood\tb\n8\tx\tthe\ta\n9\tx\tis\tc\n")
+    data = read({**options, "text": 2, "label": 3}, take={"every": 2, "offset": 0})
     assert only(data)[:, 1].tolist() == [6, 5]
     assert data.labels.tolist() == [1, 2] and data.classes == ("a", "b", "c")
 
 
 def test_lengths_names_and_types_of_inputs(tmp_path):
-    given = write(tmp_path, "good\t1\n")
+    options = write(tmp_path, "good\t1\n")
     lone = {"tokens": InputSpec("tokens", ("N", "T"), "int32")}
     with pytest.raises(DataError, match=r"leaves the number of tokens open.*length: 128"):
-        read(given, lone)
-    data = read({**given, "length": 3}, lone)
+        read(options, lone)
+    data = read({**options, "length": 3}, lone)
     assert only(data, "tokens").tolist() == [[2, 6, 0]] and only(data, "tokens").dtype == np.int32
     assert "the token ids feed the model's only input `tokens`" in data.notes
     inputs = {
@@ -95,24 +95,24 @@ def test_lengths_names_and_types_of_inputs(tmp_path):
         "m": InputSpec("m", ("N", 3), "float32"),
         "position_ids": InputSpec("position_ids", ("N", 3), "int64"),
     }
-    named = {**given, "inputs": {"a": "input_ids", "m": "attention_mask"}}
+    named = {**options, "inputs": {"a": "input_ids", "m": "attention_mask"}}
     data = read(named, inputs)
     assert only(data, "m").tolist() == [[1, 1, 0]]
     assert only(data, "position_ids").tolist() == [[0, 1, 2]]
     with pytest.raises(DataError, match=r"nothing feeds the model's input `a`.*inputs: \{a: "):
-        read(given, inputs)
+        read(options, inputs)
     with pytest.raises(DataError, match="`b`, but the model's inputs are a, m"):
-        read({**given, "inputs": {"b": "input_ids"}}, inputs)
+        read({**options, "inputs": {"b": "input_ids"}}, inputs)
     with pytest.raises(DataError, match=r"`input_ids` int64 \[N, 6\] expects another shape.*6"):
-        read({**given, "length": 9})
+        read({**options, "length": 9})
 
 
 def test_equal_samples_have_equal_digests_and_the_vocabulary_counts(tmp_path):
-    given = write(tmp_path, "the film\t0\nTHE FILM\t1\ngood\t0\n")
-    first, second, third = read(given).digests()
+    options = write(tmp_path, "the film\t0\nTHE FILM\t1\ngood\t0\n")
+    first, second, third = read(options).digests()
     assert first == second != third
     write(tmp_path, "the film\t0\n", vocabulary=VOCAB.replace("the", "da"))
-    assert read(given).digests()[0] != first
+    assert read(options).digests()[0] != first
 
 
 def tokenizer(path, left=False, separator=False):
@@ -130,32 +130,32 @@ def tokenizer(path, left=False, separator=False):
 
 @pytest.mark.parametrize("left", [False, True])
 def test_a_tokenizer_json_says_the_same_as_its_words(tmp_path, left):
-    given = write(tmp_path, "The film is bad\t0\nis is is is is is is\t1\n")
+    options = write(tmp_path, "The film is bad\t0\nis is is is is is is\t1\n")
     path = tokenizer(tmp_path / "tokenizer.json", left=left)
-    data = read({**given, "tokenizer": path})
+    data = read({**options, "tokenizer": path})
     first = [2, 3, 4, 5, 1, 0]
     assert only(data).tolist() == [first[-1:] + first[:-1] if left else first, [2, 5, 5, 5, 5, 5]]
     assert "1 of 2 sentences are cut to 6 tokens" in data.notes
-    assert only(data).tolist() == only(read(given)).tolist() or left
+    assert only(data).tolist() == only(read(options)).tolist() or left
 
 
 def test_a_tokenizer_json_without_its_package_names_the_extra(tmp_path, monkeypatch):
-    given = write(tmp_path, "the\t0\n")
+    options = write(tmp_path, "the\t0\n")
     (tmp_path / "tokenizer.json").write_text(json.dumps({}))
-    given["tokenizer"] = str(tmp_path / "tokenizer.json")
+    options["tokenizer"] = str(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="cannot be read as a tokenizer"):
-        read(given)
+        read(options)
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(DataError, match=r"pip install 'qtool\[text\]'"):
-        read(given)
+        read(options)
 
 
 def test_a_tokenizer_that_needs_more_than_the_length_or_gets_no_text(tmp_path):
-    given = write(tmp_path, '{"text": "the"}\n', "f.jsonl")
-    given["tokenizer"] = tokenizer(tmp_path / "tokenizer.json", separator=True)
+    options = write(tmp_path, '{"text": "the"}\n', "f.jsonl")
+    options["tokenizer"] = tokenizer(tmp_path / "tokenizer.json", separator=True)
     short = {"input_ids": InputSpec("input_ids", ("N", 1), "int64")}
     with pytest.raises(DataError, match=r"special tokens alone are \d; expected at most 1"):
-        read(given, short)
+        read(options, short)
     write(tmp_path, '{"text": "\\ud800"}\n', "f.jsonl")
     with pytest.raises(DataError, match="cannot encode"):
-        read(given)
+        read(options)

@@ -15,10 +15,10 @@ RNG = np.random.default_rng(0)
 
 def value(name, outputs, labels):
     """A metric's value; float and quantized outputs are the same, so nothing drops."""
-    judged = score_outputs(METRICS[name], {"float": outputs, "quantized": outputs}, labels)
+    result = score_outputs(METRICS[name], {"float": outputs, "quantized": outputs}, labels)
     assert not METRICS[name].reference or labels is None
-    assert judged.drop in (0, None)
-    return judged.values["quantized"]
+    assert result.drop in (0, None)
+    return result.values["quantized"]
 
 
 def test_f1_is_scikit_learn_s_macro_f1():
@@ -40,7 +40,7 @@ def test_miou_by_hand():
     guess = np.array([[[0, 0], [1, 1]], [[2, 2], [2, 0]]])
     label = np.array([[[0, 1], [1, 1]], [[2, 2], [255, -1]]], np.int16)
     outputs = np.moveaxis(np.eye(4)[guess], -1, 1)
-    # pixels 3 and 4 of the second map are not judged; class 3 never occurs
+    # pixels 3 and 4 of the second map do not count; class 3 never occurs
     # class 0: 1/2, class 1: 2/3, class 2: 2/2
     assert value("miou", outputs, label) == pytest.approx(100 * (1 / 2 + 2 / 3 + 1) / 3)
 
@@ -58,14 +58,14 @@ def test_miou_pools_pixels_as_scikit_learn_s_jaccard():
 @pytest.mark.parametrize("shape", [(3, 3, 16, 20), (2, 1, 11, 11)])
 def test_psnr_and_ssim_are_scikit_image_s(kind, shape):
     metrics = pytest.importorskip("skimage.metrics")
-    wanted = RNG.uniform(0, 1, shape)
-    found = np.clip(wanted + RNG.normal(0, 0.1, shape), 0, 1)
+    target = RNG.uniform(0, 1, shape)
+    image = np.clip(target + RNG.normal(0, 0.1, shape), 0, 1)
     top = 1.0
     if kind == "uint8":
-        wanted, found, top = (255 * wanted).astype(np.uint8), 255 * found, 255.0
-    pairs = [(a.astype(np.float64), b) for a, b in zip(wanted, found, strict=True)]
+        target, image, top = (255 * target).astype(np.uint8), 255 * image, 255.0
+    pairs = [(a.astype(np.float64), b) for a, b in zip(target, image, strict=True)]
     expected = np.mean([metrics.peak_signal_noise_ratio(a, b, data_range=top) for a, b in pairs])
-    assert value("psnr", found, wanted) == pytest.approx(expected)
+    assert value("psnr", image, target) == pytest.approx(expected)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     expected = np.mean(
         [
@@ -73,7 +73,7 @@ def test_psnr_and_ssim_are_scikit_image_s(kind, shape):
             for a, b in pairs
         ]
     )
-    assert value("ssim", found, wanted) == pytest.approx(100 * expected)
+    assert value("ssim", image, target) == pytest.approx(100 * expected)
 
 
 def test_equal_images():
@@ -102,10 +102,10 @@ def test_edit_distances(first, second, edits):
 
 
 def boxes(*rows, width):
-    found = np.full((1, 4, width), -1.0)
+    boxes = np.full((1, 4, width), -1.0)
     for k, row in enumerate(rows):
-        found[0, k] = row
-    return found
+        boxes[0, k] = row
+    return boxes
 
 
 def test_map_by_hand():
@@ -154,9 +154,9 @@ def test_outputs_that_are_not_finite_cannot_be_compared(name):
 def test_less_is_better_turns_the_drop():
     label = np.array([[1, 2], [3, 4]])
     worse = np.array([[1, 9], [3, 4]])
-    judged = score_outputs(METRICS["wer"], {"float": label, "quantized": worse}, label)
-    assert judged.values == {"float": 0, "quantized": 25} and judged.drop == 25
-    lo, hi = judged.interval
+    result = score_outputs(METRICS["wer"], {"float": label, "quantized": worse}, label)
+    assert result.values == {"float": 0, "quantized": 25} and result.drop == 25
+    lo, hi = result.interval
     assert lo == 0 and 25 < hi <= 50
 
 
@@ -213,16 +213,16 @@ def test_a_metric_of_one_s_own(tmp_path):
     text += "score.lower_is_better = True\nscore.unit = 'm'\n"
     metric = own(tmp_path, text)
     outputs = {"float": np.ones((4, 1)), "quantized": np.full((4, 1), 3.0)}
-    judged = score_outputs(metric, outputs, np.zeros(4))
-    assert metric.unit == "m" and judged.values == {"float": 1, "quantized": 3}
-    assert judged.drop == 2 and judged.interval == (2, 2)
+    result = score_outputs(metric, outputs, np.zeros(4))
+    assert metric.unit == "m" and result.values == {"float": 1, "quantized": 3}
+    assert result.drop == 2 and result.interval == (2, 2)
 
 
 def test_a_metric_of_one_number_has_no_interval(tmp_path):
     metric = own(tmp_path, "def score(outputs, labels):\n    return outputs.max()\n")
     outputs = {"float": np.ones((4, 1)), "quantized": np.zeros((4, 1))}
-    judged = score_outputs(metric, outputs, None)
-    assert judged.drop == 1 and judged.interval is None and metric.unit == ""
+    result = score_outputs(metric, outputs, None)
+    assert result.drop == 1 and result.interval is None and metric.unit == ""
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qtool.errors import DataError
-from qtool.metrics.registry import METRICS, agreement, paired_interval, sqnr_db
+from qtool.metrics.registry import METRICS, Metric, agreement, mean, paired_interval, sqnr_db
 
 OUTPUTS = np.array(
     [
@@ -134,3 +134,26 @@ def test_sqnr_in_decibels():
     assert sqnr_db(reference * 0, reference) == -math.inf
     with pytest.raises(ValueError, match="shapes"):
         sqnr_db(reference, reference[:1])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_entry_has_what_a_metric_needs(name):
+    metric = METRICS[name]
+    assert isinstance(metric, Metric) and metric.help and metric.unit
+    assert (metric.scores is None) is not (metric.value is None)
+    assert metric.total is mean or not metric.binary  # an interval of 0 / 1 scores is of their mean
+    assert metric.needs_labels is not metric.reference
+    assert metric.classes or not metric.class_labels
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].majority_baseline])
+def test_always_naming_one_class_scores_its_share(name):
+    outputs, labels = np.zeros((8, 3)), np.array([1, 1, 1, 1, 1, 0, 2, 2])
+    outputs[:, 1] = 1
+    assert METRICS[name].scores(outputs, labels).mean() == 5 / 8
+
+
+def test_a_metric_has_scores_or_a_value_and_not_both():
+    for parts in ({}, {"scores": np.add, "value": np.add}):
+        with pytest.raises(TypeError, match="either scores or a value"):
+            Metric("help", "%", **parts)

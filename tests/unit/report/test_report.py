@@ -1,4 +1,4 @@
-"""report.json: exactly the keys of schema 1, nothing null, nothing infinite, gates judged."""
+"""report.json: exactly the keys of schema 1, nothing null, nothing infinite, gates checked."""
 
 import copy
 import json
@@ -15,8 +15,7 @@ from qtool.report.report import (
     Parity,
     Report,
     Size,
-    judge,
-    judge_parity,
+    check_gates,
     parity_gates,
     verdict,
 )
@@ -148,7 +147,7 @@ def test_unknown_keys_are_refused_and_reports_are_frozen():
         Report.model_validate(FULL).seed = 1
 
 
-def test_order_of_counts_and_environment_does_not_depend_on_the_order_found():
+def test_counts_and_environment_have_one_order():
     one = changed(
         kernels={"integer": {"QGemm": 1, "QLinearConv": 2}},
         environment={"python": "3", "cpu": "c", "threads": 2},
@@ -209,50 +208,65 @@ def test_read_of_nothing_and_of_bytes(tmp_path):
 )
 def test_a_value_on_the_limit_passes(limits, passes):
     report = Report.model_validate(FULL)
-    (judged,) = judge(limits, report.accuracy, report.size, report.latency)
-    assert judged.passed is passes
-    assert {judged.name: judged.limit} == limits
+    (checked,) = check_gates(limits, report.accuracy, report.size, report.latency)
+    assert checked.passed is passes
+    assert {checked.name: checked.limit} == limits
 
 
-def test_judge_refuses_what_was_not_measured_or_is_not_a_gate():
+def test_a_gate_is_refused_that_was_not_measured_or_is_not_a_gate():
     nothing = Accuracy(samples=64, agreement=97.0)
     with pytest.raises(RecipeError, match=r"gates\.max_drop: 1 .*evaluate"):
-        judge({"max_drop": 1.0}, nothing, None, None)
+        check_gates({"max_drop": 1.0}, nothing, None, None)
     with pytest.raises(RecipeError, match=r"gates\.min_speedup"):
-        judge({"min_speedup": 1.5}, nothing, None, None)
+        check_gates({"min_speedup": 1.5}, nothing, None, None)
     with pytest.raises(RecipeError, match='did you mean "max_drop"'):
-        judge({"max_dropp": 1.0}, nothing, None, None)
+        check_gates({"max_dropp": 1.0}, nothing, None, None)
 
 
-def test_judge_leaves_unset_gates_out():
+def test_gates_that_are_not_set_are_left_out():
     size = Size(float_bytes=4, quantized_bytes=1, compression=4.0)
     timing = Latency(threads=1, batch=1, float_ms=1, quantized_ms=1, speedup=1, runs=1)
-    judged = judge({"max_drop": None, "min_compression": 3.0}, None, size, timing)
-    assert [one.name for one in judged] == ["min_compression"]
+    checked = check_gates({"max_drop": None, "min_compression": 3.0}, None, size, timing)
+    assert [one.name for one in checked] == ["min_compression"]
 
 
 @pytest.mark.parametrize(
-    ("share", "lsb", "after_float", "passes"),
+    ("shares", "lsb", "passes"),
     [
-        (1e-5, 1, False, True),
-        (1.1e-5, 1, False, False),
-        (0.0, 2, False, False),
-        (1e-3, 1, True, True),
-        (1.1e-3, 0, True, False),
+        ({"share_off": 1e-5}, 1, True),
+        ({"share_off": 1.1e-5}, 1, False),
+        ({"share_off": 0.0}, 2, False),
+        ({"share_off": 1e-3, "integer_share_off": 1e-5, "after_float_share_off": 1e-3}, 1, True),
+        ({"share_off": 1e-3, "integer_share_off": 0.0, "after_float_share_off": 1.1e-3}, 0, False),
+        ({"share_off": 0.0, "wide_share_off": 1e-2}, 1, True),
+        ({"share_off": 0.0, "wide_share_off": 1.1e-2}, 1, False),
     ],
 )
-def test_parity_gate_at_its_limits(share, lsb, after_float, passes):
-    judged = judge_parity(Parity(samples=1, max_lsb=lsb, share_off=share), after_float)
-    assert all(one.passed for one in judged) is passes
+def test_parity_at_its_limits(shares, lsb, passes):
+    parity = Parity(samples=1, max_lsb=lsb, **shares)
+    assert parity.passed is passes
+    assert all(gate.passed for gate in parity.gates) is passes
 
 
-def test_parity_is_judged_once():
+def test_integer_codes_have_a_limit_that_a_pooled_share_cannot_hide():
+    # 100 of 10^6 integer codes differ, none of 9 * 10^6 after float operators: pooled 1e-5.
+    parity = {"samples": 1, "max_lsb": 1, "share_off": 1e-5, "integer_share_off": 1e-4}
+    parity["after_float_share_off"] = 0.0
+    assert Parity(**{k: parity[k] for k in ("samples", "max_lsb", "share_off")}).passed
+    report = changed(parity=parity, passed=False, kernels={"float": {"Softmax": 1}})
+    assert not report.parity.passed
+    (failed,) = [gate for gate in parity_gates(report) if not gate.passed]
+    assert (failed.name, failed.limit, failed.value) == ("parity_integer_share_off", 1e-5, 1e-4)
+    level, sentence = verdict(report)
+    assert level == "failed" and "parity_integer_share_off 0.0001 (limit 1e-05)" in sentence
+    assert json.loads(report.to_json())["parity"] == parity
+
+
+def test_parity_gates_are_shown_once():
     assert len(parity_gates(Report.model_validate(FULL))) == 2
     listed = [*FULL["gates"], gate(1.0, 0.0, "parity_max_lsb")]
     assert parity_gates(changed(gates=listed)) == []
     assert parity_gates(changed(parity=None)) == []
-    wide = changed(kernels={"float": {"Softmax": 1}})
-    assert parity_gates(wide)[0].limit == 1e-3
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_nothing_is_left_when_the_writer_raises(tmp_path, error):
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
-def test_the_file_is_not_there_before_the_block_ends(tmp_path):
+def test_the_file_is_absent_until_the_block_is_over(tmp_path):
     target = tmp_path / "plan.npz"
     with atomic_path(target) as temporary:
         temporary.write_bytes(b"x")

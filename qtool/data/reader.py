@@ -1,0 +1,69 @@
+"""The protocol of a reader, and the keys of a data section that a reader sees."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+
+from qtool.data.dataset import Dataset, InputSpec, Opening
+from qtool.data.preprocess import Preprocess
+
+T = TypeVar("T")
+
+
+class Section(Protocol):
+    """The keys of a data section that readers see; ``config.DataSection`` has them."""
+
+    @property
+    def labels(self) -> str | None:
+        """The label file, or the folder of label maps."""
+
+    @property
+    def preprocess(self) -> str | Preprocess | None:
+        """The preprocessing of images."""
+
+    @property
+    def code(self) -> str | None:
+        """The folder that is searched first for modules of the user."""
+
+    def reader_options(self, kind: type[T]) -> T:
+        """Return the value of the reader's key, which is of type ``kind``."""
+
+    def choose(self, total: int) -> tuple[list[int], tuple[str, ...]]:
+        """Return the positions of the samples to read out of ``total``, and notes."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """An entry of READERS: opens one kind of data, and describes its key in a data section.
+
+    Attributes:
+        description: one line for the recipe's schema.
+        options: the type of the key's value: a pydantic model, or str.
+        source: the option that names the file, the folder or the function.
+        short_form: whether a plain string may stand for ``source`` alone.
+        paths: the options that are paths; the recipe makes them absolute.
+        uses: other keys of the section that the reader uses, such as labels.
+        instead: a key that the reader does not use -> the remedy that the error message names.
+    """
+
+    description: ClassVar[str]
+    options: ClassVar[type]
+    source: ClassVar[str]
+    short_form: ClassVar[bool]
+    paths: ClassVar[tuple[str, ...]]
+    uses: ClassVar[tuple[str, ...]]
+    instead: ClassVar[Mapping[str, str]]
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the data that a section names.
+
+        Args:
+            section: the section of the recipe, its paths absolute.
+            inputs: the model's inputs by name.
+            opening: settings that are not the recipe's.
+
+        Raises:
+            RecipeError: the section names code, which is not trusted.
+            DataError: a file is missing or damaged, or the data does not fit the inputs.
+        """
