@@ -9,8 +9,8 @@ from qtool.data import Dataset, split
 from qtool.errors import DataError, KeyPath
 from qtool.graph.queries import is_float
 from qtool.pipeline.prepare import Prepared
-from qtool.qat import untrainable
 from qtool.qat.custom_loss import CustomLoss, custom_loss
+from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
 from qtool.recipe.model import Recipe
 from qtool.recipe.qat_section import Qat
 from qtool.targets.loader import load_target
@@ -67,20 +67,20 @@ def _refuse_grids(recipe: Recipe) -> None:
         widths = (layer.weights or bits.weights, layer.activations or bits.activations)
         places["bits", "layers", pattern] = widths
     if bits.scheme.name != "uniform":
-        why = f"{bits.scheme.name}: a code book {untrainable.CODE_BOOK}"
+        why = f"{bits.scheme.name}: a code book {UNTRAINABLE_CODEBOOK}"
         raise recipe.error(("bits", "scheme"), why)
     for place, (weights, activations) in places.items():
         if weights == 1:
-            why = f"1: a code book {untrainable.CODE_BOOK} of 2 bits or more"
+            why = f"1: a code book {UNTRAINABLE_CODEBOOK} of 2 bits or more"
             raise recipe.error((*place, "weights"), why)
         if activations == "dynamic":
-            raise recipe.error((*place, "activations"), f"dynamic: {untrainable.DYNAMIC}")
+            raise recipe.error((*place, "activations"), f"dynamic: {UNTRAINABLE_DYNAMIC}")
     integers = any("float" not in widths for widths in places.values())
     target = load_target(recipe.target)
     asked = target.scale if bits.scale is None else bits.scale.build(SCALES).kind
     if integers and asked != "float":
         whose = "" if bits.scale is not None else f"target {target.name} has "
-        raise recipe.error(("bits", "scale"), f"{whose}{asked}: the scale {untrainable.SCALE}")
+        raise recipe.error(("bits", "scale"), f"{whose}{asked}: the scale {UNTRAINABLE_SCALE}")
 
 
 def asked_loss(section: Qat, prepared: Prepared) -> CustomLoss | None:

@@ -176,7 +176,7 @@ def _teacher(section: Qat, data: Dataset) -> float:
 def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     import torch
 
-    from qtool.qat.settings import best_of
+    from qtool.qat.settings import RunFiles, best_of
     from qtool.qat.trainer import train
 
     torch.manual_seed(run.seed)
@@ -191,8 +191,10 @@ def _train(run: "_Run", record: Record) -> tuple[QuantPlan, TrainingPart]:
     board = None
     if section.tensorboard:
         board = run.stages.folder.parent / "tensorboard" / keep.stem
-    parts = (run.lessons, run.validation, settings, keep, run.progress, board)
-    history, float_score = train(network, teacher, *parts)
+    files = RunFiles(keep, board)
+    history, float_score = train(
+        network, teacher, run.lessons, run.validation, settings, files, run.progress
+    )
     best = best_of(history)
     record.notes += warnings_of(history, settings.epochs, float_score, run.validation.count)
     if distributed.count() > 1:

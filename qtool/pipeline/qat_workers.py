@@ -63,6 +63,7 @@ def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: 
     course = distributed.share(_told)
     import torch
 
+    from qtool.qat.settings import RunFiles
     from qtool.qat.trainer import train
 
     torch.manual_seed(seed)
@@ -80,7 +81,7 @@ def help_learn(recipe: Recipe, make: Callable[[], Prepared], seed: int, device: 
     lessons = data.take([place[sample] for sample in course.samples])
     network, teacher = make_network(section, prepared, course.plan, device)
     # The first process alone judges; nothing is read for that here.
-    train(network, teacher, lessons, lessons, course.settings, course.keep)
+    train(network, teacher, lessons, lessons, course.settings, RunFiles(course.keep))
 
 
 def _told() -> Course:
@@ -101,9 +102,8 @@ def make_network(
     Raises:
         RecipeError: the plan cannot be trained.
     """
-    from qtool.qat.fake_quant_model import QatNetwork
+    from qtool.qat.fake_quant_model import QatNetwork, to_float32
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.quantizers.functions import widened
     from qtool.runtime.executor import Executor
 
     model = prepared.loaded.model
@@ -112,7 +112,7 @@ def make_network(
     executor, first = Executor(model, device), str(model.graph.outputs[0].name)
 
     def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
-        return executor(feeds, widened, list(dict.fromkeys((first, *more))))
+        return executor(feeds, to_float32, list(dict.fromkeys((first, *more))))
 
     return network, teacher
 

@@ -1,4 +1,4 @@
-"""A loss of the user's own, ``module:function``, called with tensors as torch's own losses are."""
+"""A loss function of the user, ``module:function``, called with tensors as torch's losses are."""
 
 import hashlib
 import inspect
@@ -17,28 +17,35 @@ OPTIONAL = ("outputs", "teacher")
 
 
 class CustomLoss:
-    """``function(output, labels)``, with what else its parameters ask for by name.
+    """``function(output, labels)``, plus ``outputs`` and ``teacher`` where it has them.
 
-    ``output`` is the network's first output as it is and ``labels`` the batch's, or None where the
-    data has none. A parameter called ``outputs`` gets all outputs by name, one called ``teacher``
-    the first output of the float network, without gradient.
+    ``output`` is the network's first output, unchanged, and ``labels`` the batch's, or None where
+    the data has none. A parameter called ``outputs`` gets all outputs by name, one called
+    ``teacher`` the first output of the float network, without gradient.
 
     Attributes:
         name: ``module:function``.
-        wants_teacher: whether the function has a parameter called ``teacher``.
+        uses_teacher: the function has a parameter called ``teacher``.
         digest: sha256 of the module's file, in hex; empty where it has none.
     """
 
     def __init__(self, name: str, folder: str | None, function: Callable[..., Any]) -> None:
+        """Wrap a function.
+
+        Args:
+            name: ``module:function``.
+            folder: its module was imported from, before sys.path.
+            function: returns the loss.
+        """
         self.name, self.folder, self.function = name, folder, function
-        known = _parameters(function)
-        self.asked = tuple(word for word in OPTIONAL if word in known)
-        self.wants_teacher = "teacher" in self.asked
+        parameters = _parameters(function)
+        self.optional = tuple(word for word in OPTIONAL if word in parameters)
+        self.uses_teacher = "teacher" in self.optional
         file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
         self.digest = "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def __reduce__(self) -> tuple[Callable[..., "CustomLoss"], tuple[str, str | None, bool]]:
-        """Another process imports the function anew, from where this one did."""
+        """Pickle the name alone: another process imports the function from the same folder."""
         return custom_loss, (self.name, self.folder, True)
 
     def __call__(
@@ -47,56 +54,55 @@ class CustomLoss:
         labels: "torch.Tensor | None",
         teacher: "torch.Tensor | None",
     ) -> "torch.Tensor":
-        """The function's result, rank 0 and float32.
+        """Return the function's result, rank 0 and float32.
 
         Args:
-            outputs: by name, the first one first.
+            outputs: by name, the network's first output first.
             labels: [N, ...] on the outputs' device.
-            teacher: the float network's first output, where the function asks for it.
+            teacher: the float network's first output, where the function has such a parameter.
 
         Raises:
-            RecipeError: the function raises, or gives anything but one differentiable number.
+            RecipeError: the function raises, or returns anything but one differentiable number.
         """
         import torch
 
-        more = {"outputs": dict(outputs), "teacher": teacher}
+        available = {"outputs": dict(outputs), "teacher": teacher}
+        optional = {word: available[word] for word in self.optional}
         with guarded(f"qat.loss: {self.name}", RecipeError):
-            found = self.function(
-                next(iter(outputs.values())), labels, **{word: more[word] for word in self.asked}
-            )
+            loss = self.function(next(iter(outputs.values())), labels, **optional)
         wrong = None
-        if not isinstance(found, torch.Tensor):
-            wrong = f"a {type(found).__name__}"
-        elif found.numel() != 1:
-            wrong = f"a tensor of shape {list(found.shape)}"
-        elif torch.is_grad_enabled() and not found.requires_grad:
+        if not isinstance(loss, torch.Tensor):
+            wrong = f"a {type(loss).__name__}"
+        elif loss.numel() != 1:
+            wrong = f"a tensor of shape {list(loss.shape)}"
+        elif torch.is_grad_enabled() and not loss.requires_grad:
             wrong = "a number without gradient"
         if wrong is not None:
             raise RecipeError(
                 f"qat.loss: {self.name} gave {wrong}; expected one number computed from the "
                 "outputs by torch alone, such as a mean over the samples: correct the function"
             )
-        result: torch.Tensor = found.reshape(()).float()
+        result: torch.Tensor = loss.reshape(()).float()
         return result
 
 
 def custom_loss(name: str, folder: str | None, trust_code: bool) -> CustomLoss:
-    """The loss a recipe names.
+    """Import the loss function that a recipe names.
 
     Args:
         name: ``module:function``.
-        folder: looked into before sys.path.
-        trust_code: whether the user gave ``--trust-code``.
+        folder: searched before sys.path.
+        trust_code: the user passed ``--trust-code``.
 
     Raises:
         RecipeError: the code is not trusted, or there is no such function.
     """
-    found = load_function(name, folder, trusted=trust_code, key="qat.loss", kind=RecipeError)
-    return CustomLoss(name, folder, found)
+    function = load_function(name, folder, trusted=trust_code, key="qat.loss", kind=RecipeError)
+    return CustomLoss(name, folder, function)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Parameters by name; none where a function written in C does not say."""
+    """Return the parameters by name; none of a function in C without a signature."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):

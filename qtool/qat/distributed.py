@@ -1,11 +1,12 @@
-"""Several processes that train one network together, as torchrun starts them.
+"""Training of one network by several processes, as torchrun starts them.
 
-The group is torch's own default one: without it every function here is that of a single process.
+The group is torch's default one. Without it every function here does what a single process needs.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,41 +17,69 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# The others wait while the first process calibrates, which may take hours. One that ends is
-# noticed at once, by its closed connection; this is only for one that hangs.
-PATIENCE = timedelta(days=1)
+# The others wait while the first process calibrates, which may take hours. A process that ends is
+# detected at once, by its closed connection; the timeout is only for one that hangs.
+GROUP_TIMEOUT = timedelta(days=1)
 
-_STARTED_BY = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Lost(KeyboardInterrupt):
-    """Another process ended first and said why: an interruption, so finished epochs are kept."""
+    """Another process ended and reports why; an interruption, so the checkpoint stays valid."""
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """The rows of a batch that one process trains on.
+
+    Attributes:
+        size: rows of the whole batch.
+        first, step: this process has the rows first, first + step, first + 2 step ...
+    """
+
+    size: int
+    first: int = 0
+    step: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """This process's rows."""
+        return slice(self.first, None, self.step)
+
+    def of(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Select this process's part of values [..., size] for all rows."""
+        return values[..., self.rows]
+
+    @property
+    def count(self) -> int:
+        """Number of rows of this process."""
+        return len(range(self.size)[self.rows])
 
 
 def expected() -> tuple[int, int]:
-    """(rank, number) of the processes that torchrun says there are, joined or not.
+    """Return (rank, number of processes) from torchrun's variables, before any group exists.
 
     Raises:
-        RecipeError: only a part of what torchrun says is there.
+        RecipeError: some of torchrun's variables are missing.
     """
-    found = os.environ.get("WORLD_SIZE", "1")
-    if found == "1":
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size == "1":
         return 0, 1
-    missing = [name for name in _STARTED_BY if name not in os.environ]
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
     if missing:
         raise RecipeError(
-            f"found WORLD_SIZE={found}, but not {', '.join(missing)}: start several processes with "
-            "`torchrun --nproc-per-node=K -m qtool qat`, or unset WORLD_SIZE"
+            f"found WORLD_SIZE={world_size}, but not {', '.join(missing)}: start several "
+            "processes with `torchrun --nproc-per-node=K -m qtool qat`, or unset WORLD_SIZE"
         )
-    return int(os.environ["RANK"]), int(found)
+    return int(os.environ["RANK"]), int(world_size)
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Hold the group that torchrun's processes form; nothing where there is one process.
+    """Join the group of torchrun's processes, and leave it at the end; do nothing in one process.
 
     Args:
-        device: ``cpu`` (gloo) or ``cuda`` (nccl, one device for each process of a machine).
+        device: ``cpu`` (gloo) or ``cuda`` (nccl, one device for each process on a machine).
 
     Raises:
         RecipeError: there are more processes than devices, or they cannot reach each other.
@@ -61,46 +90,49 @@ def joined(device: str) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    kinds = "gloo"
+    backend = "gloo"
     if device == "cuda":
-        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if here > devices:
+        processes, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if processes > devices:
             raise RecipeError(
-                f"found {here} processes on a machine with {devices} CUDA devices; start one for "
-                "each device: torchrun --nproc-per-node"
+                f"found {processes} processes on a machine with {devices} CUDA devices; start "
+                "one for each device: torchrun --nproc-per-node"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        kinds = "cpu:gloo,cuda:nccl"  # objects go from memory to memory
+        backend = "cpu:gloo,cuda:nccl"  # gloo broadcasts Python objects
     try:
-        dist.init_process_group(kinds, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
     except RuntimeError as error:
         raise RecipeError(f"the processes of torchrun cannot reach each other: {error}") from error
     try:
         yield
-        # Nobody leaves while another may still hear from it: gloo's threads would be torn down
-        # under it.
-        with _noticing_the_lost():
+        # All leave together: gloo's threads must not end while another process still receives
+        # from them.
+        with _detect_lost_process():
             dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is; 0, the first, writes and judges."""
+    """Return the number of this process; 0, the first, writes files and evaluates."""
     import torch.distributed as dist
 
     return dist.get_rank() if count() > 1 else 0
 
 
 def share(make: Callable[[], R]) -> R:
-    """What the first process makes, at every process.
+    """Call ``make`` in the first process and return its result in every process.
+
+    Args:
+        make: called in the first process alone; its result must be picklable.
 
     Raises:
         Lost: another process ended.
@@ -110,70 +142,75 @@ def share(make: Callable[[], R]) -> R:
 
     if count() == 1:
         return make()
-    held: list[R | None] = [make() if rank() == 0 else None]
-    with _noticing_the_lost():
-        dist.broadcast_object_list(held, 0, device=torch.device("cpu"))
-    return held[0]  # type: ignore[return-value]
+    results: list[R | None] = [make() if rank() == 0 else None]
+    with _detect_lost_process():
+        dist.broadcast_object_list(results, 0, device=torch.device("cpu"))
+    return results[0]  # type: ignore[return-value]
 
 
-def share_tensors(tensors: "Iterable[torch.Tensor]") -> None:
-    """Overwrite tensors with those of the first process."""
+def broadcast_tensors(tensors: "Iterable[torch.Tensor]") -> None:
+    """Overwrite tensors, in place, with those of the first process."""
     import torch.distributed as dist
 
     if count() > 1:
-        with _noticing_the_lost():
+        with _detect_lost_process():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
 
-def add_up(tensor: "torch.Tensor") -> "torch.Tensor":
-    """The sum over all processes, in place."""
+def all_reduce_sum(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Sum a tensor over all processes, in place, and return it."""
     import torch.distributed as dist
 
     if count() > 1:
-        with _noticing_the_lost():
+        with _detect_lost_process():
             dist.all_reduce(tensor)
     return tensor
 
 
-def gather(tensor: "torch.Tensor") -> "torch.Tensor":
-    """The tensors of all processes, stacked: [processes, ...]."""
+def all_gather(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return the tensors of all processes, stacked: [processes, ...]."""
     import torch
     import torch.distributed as dist
 
-    found = [torch.empty_like(tensor) for _ in range(count())]
-    with _noticing_the_lost():
-        dist.all_gather(found, tensor)
-    return torch.stack(found)
+    tensors = [torch.empty_like(tensor) for _ in range(count())]
+    with _detect_lost_process():
+        dist.all_gather(tensors, tensor)
+    return torch.stack(tensors)
 
 
 def mean_over_rows(mean: "torch.Tensor", rows: int) -> "torch.Tensor":
-    """Means [K] over this process's rows become those over the rows of all processes."""
+    """Combine means over this process's rows to those over the rows of all processes.
+
+    Args:
+        mean: [K].
+        rows: number of this process's rows.
+    """
     if count() == 1:
         return mean
     import torch
 
-    total = add_up(torch.cat([mean * rows, mean.new_full((1,), rows)]))
+    total = all_reduce_sum(torch.cat([mean * rows, mean.new_full((1,), rows)]))
     return total[:-1] / total[-1]
 
 
-def widest(limits: "torch.Tensor") -> "torch.Tensor":
-    """(lowest, highest) over all processes."""
+def widest_limits(limits: "torch.Tensor") -> "torch.Tensor":
+    """Return the lowest and highest of limits [2] over all processes."""
     if count() == 1:
         return limits
     import torch
 
-    found = gather(limits)
-    return torch.stack([found[:, 0].min(), found[:, 1].max()])
+    parts = all_gather(limits)
+    return torch.stack([parts[:, 0].min(), parts[:, 1].max()])
 
 
-def add_up_gradients(
+def all_reduce_gradients(
     parameters: "Iterable[torch.nn.Parameter]", loss: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Sum gradients over all processes, in place, in one message; returns the sum of losses.
+    """Sum gradients over all processes, in place, in one message; return the sum of losses.
 
     Args:
-        parameters: those of all processes have gradients, or none have.
+        parameters: the same ones have gradients in all processes.
         loss: this process's part, rank 0.
     """
     if count() == 1:
@@ -181,7 +218,7 @@ def add_up_gradients(
     import torch
 
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = add_up(torch.cat([loss.reshape(1), *(g.reshape(-1) for g in gradients)]))
+    flat = all_reduce_sum(torch.cat([loss.reshape(1), *(g.reshape(-1) for g in gradients)]))
     parts = flat[1:].split([g.numel() for g in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view(gradient.shape))
@@ -189,7 +226,7 @@ def add_up_gradients(
 
 
 @contextmanager
-def _noticing_the_lost() -> Iterator[None]:
+def _detect_lost_process() -> Iterator[None]:
     """Turn the errors of a broken connection into :class:`Lost`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The moving average of what a network learned, which is judged and kept in its place."""
+"""Exponential moving average of the network in training, which is evaluated in its place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,47 +8,47 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class MovingAverage:
     """Exponential moving average of parameters and of buffers that are real numbers.
 
     Statistics of BatchNorm and ranges that follow the data are averaged with the weights they
-    belong to; buffers that count are taken as they are.
+    belong to; buffers of whole numbers are copied.
 
     Attributes:
         state: names and averages, as the network's ``state_dict``.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Begin with the network as it is.
+        """Begin with a copy of the network.
 
         Args:
-            network: what learns.
-            decay: what each step keeps of the average, above 0 and below 1.
+            network: that is trained.
+            decay: weight of the old average in each step, above 0 and below 1.
         """
         self.decay = decay
-        self.state = copied(network)
+        self.state = copy_state(network)
 
     def step(self, network: nn.Module, steps: int) -> None:
-        """Take in the network after an optimizer step.
+        """Update the average after an optimizer step: a <- d a + (1 - d) w.
 
-        Until ``decay`` is reached, (1 + steps) / (10 + steps) is kept: the start is forgotten soon,
-        and the average is over about the last tenth of the steps.
+        d is the smaller of ``decay`` and (1 + steps) / (10 + steps): early in training the average
+        is over about the last tenth of the steps, so the start does not weigh on it for long.
 
         Args:
             network: the one this was made of.
-            steps: taken since training began, from 1.
+            steps: since training began, from 1.
         """
-        now = network.state_dict()
-        real = [name for name, tensor in now.items() if tensor.is_floating_point()]
+        state = network.state_dict()
+        real = [name for name, tensor in state.items() if tensor.is_floating_point()]
         blend = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))
-        blend([self.state[k] for k in real], [now[k] for k in real], steps)
-        for name in now.keys() - real:
-            self.state[name].copy_(now[name])
+        blend([self.state[k] for k in real], [state[k] for k in real], steps)
+        for name in state.keys() - real:
+            self.state[name].copy_(state[name])
 
     @contextmanager
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
-        """The network has the averages within, and its own parameters again behind."""
-        own = copied(network)
+        """Load the averages into the network; restore its own parameters at the end."""
+        own = copy_state(network)
         network.load_state_dict(self.state)
         try:
             yield
@@ -56,6 +56,6 @@ class Average:
             network.load_state_dict(own)
 
 
-def copied(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The network's ``state_dict`` as it is now, which later steps leave alone."""
+def copy_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the network's ``state_dict``, which later steps do not change."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

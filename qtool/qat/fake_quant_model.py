@@ -1,32 +1,24 @@
 """The fake-quantized graph as a torch module: weights, scales and BatchNorm learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from qtool.errors import RecipeError
-from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.queries import by_name, constant, nodes_by_name
-from qtool.qat import batchnorm, distributed, untrainable
+from qtool.qat.batchnorm import LiveNorm, fold_norm, unfold_norm
 from qtool.qat.block_outputs import block_outputs
-from qtool.qat.quantizers.clipped import SqueezedWeight
-from qtool.qat.quantizers.fixed import FixedWeight
-from qtool.qat.quantizers.functions import beside, straight_through, widened
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.ste import straight_through
+from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
 from qtool.quant.plan import QuantPlan, Site
-from qtool.quant.primitives import (
-    NEGLIGIBLE_SCALE,
-    Codebook,
-    PerChannel,
-    QuantParams,
-    fake_quantize,
-)
+from qtool.quant.primitives import Codebook, PerChannel, QuantParams, fake_quantize
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import raw_edges
 
@@ -36,7 +28,7 @@ BATCHNORM = ("live", "frozen", "folded")
 
 
 class QatNetwork(nn.Module):
-    """One plan on its graph, differentiable; ``forward`` computes what the emitted file will.
+    """One plan on its graph, differentiable; in evaluation it computes what the file will.
 
     The graph stays as the emitter will write it, with BatchNorm folded. Where a BatchNorm was
     folded into a layer and learns on, the layer's weight here is the one before folding, and the
@@ -46,7 +38,9 @@ class QatNetwork(nn.Module):
     Attributes:
         weights, norms: learned, by position of their site; tied weights are one.
         biases: learned, by position among them; a layer has a bias or a norm.
-        weight_grids, activation_grids: the quantizers' modules.
+        weight_grids: the quantizer's modules (WeightModule), by the keys of ``weights``.
+        activation_grids: the quantizer's modules (ActivationModule), one for each grid.
+        outputs: names of the graph's outputs.
         blocks: values that end a block of the network, by name.
     """
 
@@ -54,7 +48,7 @@ class QatNetwork(nn.Module):
         self,
         model: ir.Model,
         plan: QuantPlan,
-        quantizer: Any,
+        quantizer: QatQuantizer,
         batchnorm: str = "live",
         device: str = "cpu",
     ) -> None:
@@ -62,7 +56,7 @@ class QatNetwork(nn.Module):
 
         Args:
             model: the rewritten graph; read only.
-            plan: with grids of activations and weights; codes are not looked at.
+            plan: with grids of activations and weights; its codes are not used.
             quantizer: an entry of QAT_QUANTIZERS with its options.
             batchnorm: ``live`` (batch statistics), ``frozen`` (running ones) or ``folded``.
             device: where to compute.
@@ -88,7 +82,7 @@ class QatNetwork(nn.Module):
         self._biases: dict[str, str] = {}
         self._hooks: dict[str, Any] = {}
         values, nodes = by_name(model.graph), nodes_by_name(model.graph)
-        for site in plan.sites.values():
+        for site in plan.sites.values():  # tied weights: the first site's module serves all
             if site.weight is not None and site.weight not in self._hooks:
                 self._add_site(site, nodes[site.name], values, quantizer)
         self._add_biases(values)
@@ -99,37 +93,36 @@ class QatNetwork(nn.Module):
         self.to(device)
 
     def _add_site(
-        self, site: Site, node: ir.Node, values: Mapping[str, ir.Value], quantizer: Any
+        self, site: Site, node: ir.Node, values: Mapping[str, ir.Value], quantizer: QatQuantizer
     ) -> None:
+        """Add the weight of one site, and the BatchNorm behind it that learns on."""
         key, weight_name = str(len(self._sites)), site.weight or ""
         weight, params = np.asarray(constant(values[weight_name]), np.float32), None
         norm = node.meta.get("folded_norm") if self.batchnorm != "folded" else None
         if any(len(values[name].uses()) > 1 for name in (weight_name, site.bias) if name):
             norm = None  # tied weights have one BatchNorm each; they train as they are
         if norm is not None:
-            params = self._found(weight_name)
+            params = self._params(weight_name)
             if not isinstance(params.spec.granularity, PerChannel):
                 raise RecipeError(
                     f"{site.name} has one scale for all channels, into which its BatchNorm cannot "
                     "be folded after training; use granularity: channel, or batchnorm: folded"
                 )
-            weight, params = unfolded(weight, params, norm)
-            unit = partial(self._unit, key, self.plan.grid_of[site.inputs[0]])
-            self.norms[key] = LiveNorm(norm, self.batchnorm == "live", unit)
+            weight, params = unfold_norm(weight, params, norm)
+            bias_step = partial(self._bias_step, key, self.plan.grid_of[site.inputs[0]])
+            self.norms[key] = LiveNorm(norm, self.batchnorm == "live", bias_step)
             self._hooks[node.outputs[0].name or ""] = self.norms[key]
         self._add_weight(key, weight_name, weight, quantizer, params)
         if node.meta.get("structural_zeros"):
-            squeezed = self.weight_grids[key]
-            if isinstance(squeezed, SqueezedWeight):  # it has no level at 0
-                self.weight_grids[key] = FixedWeight(squeezed.params, False)
+            self.weight_grids[key] = cast(nn.Module, self._weight_grid(key).with_zero_level())
             mask = torch.from_numpy((weight != 0).astype(np.float32))
             self.weights[key].register_hook(lambda grad: grad * mask.to(grad.device))
         self._sites[key] = site
 
     def _add_biases(self, values: Mapping[str, ir.Value]) -> None:
-        """The biases of all sites: tied weights have one each; the norm behind a layer has its own.
+        """Add the biases of all sites as parameters, but of those whose BatchNorm has a shift.
 
-        Layers that still share a bias have one code array, on the grid of the last (see freeze).
+        Layers that share a bias have one code array, on the grid of the last (see ``freeze``).
         """
         keys = {site.weight: key for key, site in self._sites.items()}
         for name, site in {s.bias: s for s in self.plan.sites.values() if s.bias}.items():
@@ -142,7 +135,8 @@ class QatNetwork(nn.Module):
             grid = self.plan.grid_of[site.inputs[0]]
             self._hooks[name] = partial(self._bias, bias, key, grid)
 
-    def _found(self, name: str) -> QuantParams:
+    def _params(self, name: str) -> QuantParams:
+        """Return the grid of a weight."""
         params = self.plan.params(name)
         if params is None:
             raise AssertionError(f"{name} has no grid")
@@ -153,15 +147,18 @@ class QatNetwork(nn.Module):
         key: str,
         name: str,
         weight: np.ndarray,
-        quantizer: Any,
+        quantizer: QatQuantizer,
         params: QuantParams | None = None,
     ) -> None:
+        """Add a weight as a parameter, and its module on ``params`` or on its grid in the plan."""
         self.weights[key] = nn.Parameter(torch.tensor(weight))
-        self.weight_grids[key] = quantizer.weight(params or self._found(name), self.weights[key])
+        module = quantizer.weight(params or self._params(name), self.weights[key])
+        self.weight_grids[key] = cast(nn.Module, module)
         self._names[key] = name
         self._hooks[name] = partial(self._weight, key)
 
-    def _add_activations(self, values: Mapping[str, ir.Value], quantizer: Any) -> None:
+    def _add_activations(self, values: Mapping[str, ir.Value], quantizer: QatQuantizer) -> None:
+        """Add a module for each activation grid, and the rounding of constant operands."""
         constants = {v for s in self.plan.sites.values() for v in (s.weight, s.bias)}
         self._grids: dict[str, str] = {}
         keys: dict[str, str] = {}
@@ -176,180 +173,112 @@ class QatNetwork(nn.Module):
                 continue
             if grid not in keys:
                 keys[grid] = str(len(keys))
-                self.activation_grids[keys[grid]] = quantizer.activation(params)
+                self.activation_grids[keys[grid]] = cast(nn.Module, quantizer.activation(params))
             if producer is None or producer.name not in self.plan.data_movement_ops:
                 self._grids[name] = keys[grid]
-        for name, params in operands.items():  # on a grid that learns, or the calibrated one
+        for name, params in operands.items():  # rounded on a grid that learns, or as calibrated
             if self.plan.grid_of[name] in keys:
                 self._grids[name] = keys[self.plan.grid_of[name]]
             else:
                 self._hooks[name] = partial(fake_quantize, params=params)
         self._grid_keys = keys
 
-    def forward(self, feeds: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, T]:
-        """Outputs by name for a batch of inputs by name, then ``more`` values, as readers see them.
+    def forward(self, feeds: Mapping[str, Any], extra: Sequence[str] = ()) -> dict[str, T]:
+        """Compute the outputs by name, then the values named in ``extra``, as their readers do.
 
-        A layer's output is what a BatchNorm folded into the layer makes of it.
+        A layer's output is taken behind the BatchNorm folded into the layer.
+
+        Args:
+            feeds: batch of inputs by name.
+            extra: names of further values.
         """
-        names = tuple(dict.fromkeys((*self.outputs, *more)))
+        names = tuple(dict.fromkeys((*self.outputs, *extra)))
         return self.executor(feeds, self._observe, names, self.raw)
 
     def _observe(self, value: ir.Value, tensor: T) -> T:
+        """Return a value as its readers get it: learned, normalized, rounded."""
         name = value.name or ""
-        hook, tensor = self._hooks.get(name), widened(value, tensor)
+        hook, tensor = self._hooks.get(name), to_float32(value, tensor)
         if hook is not None:
             tensor = hook(tensor)
         key = self._grids.get(name)
         return tensor if key is None else self.activation_grids[key](tensor)
 
+    def _weight_grid(self, key: str) -> WeightModule:
+        return cast(WeightModule, self.weight_grids[key])
+
+    def _activation_grid(self, key: str) -> ActivationModule:
+        return cast(ActivationModule, self.activation_grids[key])
+
     def _weight(self, key: str, tensor: T) -> T:
-        """A layer's fake-quantized weights, in the place of the graph's."""
-        found: T = self.weight_grids[key](self.weights[key])
-        return found
+        """Return a layer's fake-quantized weights, in the place of the graph's."""
+        return self._weight_grid(key)(self.weights[key])
 
     def _bias(self, bias: str, key: str, grid: str, tensor: T) -> T:
-        """A layer's learned bias, rounded as the file will, in the place of the graph's."""
-        unit = self._unit(key, grid)
-        return straight_through(self.biases[bias] / unit) * unit
+        """Return a layer's learned bias, rounded as in the file, in the place of the graph's."""
+        step = self._bias_step(key, grid)
+        return straight_through(self.biases[bias] / step) * step
 
-    def _unit(self, key: str, grid: str) -> T:
-        """The step of a layer's int32 bias: input scale times weight scales, without gradient."""
-        x, w = self.activation_grids[self._grid_keys[grid]].scale, self.weight_grids[key].scale
-        return (x * w).detach()  # type: ignore[operator]
+    def _bias_step(self, key: str, grid: str) -> T:
+        """Return input scale * weight scales, the step of the int32 bias, without gradient."""
+        x = self._activation_grid(self._grid_keys[grid]).scale
+        return (x * self._weight_grid(key).scale).detach()
+
+    def live_norms(self) -> list[LiveNorm]:
+        """Return the BatchNorms that use batch statistics in training."""
+        norms = (cast(LiveNorm, norm) for norm in self.norms.values())
+        return [norm for norm in norms if norm.live]
 
     def project(self) -> None:
-        """After an optimizer step: scales and BatchNorm's factors back into their domain."""
-        for grids in (self.weight_grids, self.activation_grids):
-            for grid in grids.values():
-                grid.project()  # type: ignore[operator]
+        """Clamp scales and BatchNorm's factors to their domain; call after an optimizer step."""
+        for key in self.weight_grids:
+            self._weight_grid(key).project()
+        for key in self.activation_grids:
+            self._activation_grid(key).project()
         with torch.no_grad():
             for norm in self.norms.values():
-                norm.gamma.clamp_(min=0)  # type: ignore[operator]
+                cast(LiveNorm, norm).gamma.clamp_(min=0)
 
     def freeze(self) -> QuantPlan:
-        """The plan with what was learned: grids, codes of weights, float biases in ``values``.
+        """Return the plan with learned grids, codes of weights, and biases as float overrides.
 
-        ``freeze`` then rounds the biases, which need the activations' final scales.
+        :func:`qtool.quant.freeze.freeze` then rounds the biases, which need the final scales of
+        activations.
         """
         grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.weight_overrides)
         for grid, key in self._grid_keys.items():
-            grids[grid] = self.activation_grids[key].freeze()[1]  # type: ignore[operator]
+            grids[grid] = self._activation_grid(key).freeze()
         for key, weight in self._names.items():
-            found, params = self.weight_grids[key].freeze(self.weights[key])  # type: ignore[operator]
-            array = found.detach().cpu().numpy().astype(params.container)
+            rounded, params = self._weight_grid(key).freeze(self.weights[key])
+            array = rounded.detach().cpu().numpy().astype(params.container)
             site = self._sites.get(key)
             if key in self.norms:
-                factor, shift = self.norms[key].affine()  # type: ignore[operator]
-                array, params = refolded(array, params, factor)
+                factor, shift = cast(LiveNorm, self.norms[key]).affine()
+                array, params = fold_norm(array, params, factor)
                 values[(site.bias if site else None) or ""] = shift.astype(np.float32)
             codes[weight], grids[self.plan.grid_of[weight]] = array, params
         values |= {n: self.biases[key].detach().cpu().numpy() for key, n in self._biases.items()}
         return replace(self.plan, grids=grids, codes=codes, weight_overrides=values)
 
 
-class LiveNorm(nn.Module):
-    """A BatchNorm behind a layer's raw output, channels along axis 1.
+def to_float32(value: Any, tensor: T) -> T:
+    """Return what torch.autocast computed in bfloat16 as float32; an observer for executors.
 
-    In evaluation its shift is rounded as the bias it will become; in training it is not.
+    Grids, BatchNorm and operators that autocast does not cast then get float32 alone.
 
-    Attributes:
-        live: batch statistics while training, over the batches of all processes; else the running
-            ones always.
+    Args:
+        value: of the graph; not used.
+        tensor: its value.
     """
-
-    mean: T
-    var: T
-
-    def __init__(
-        self, norm: FoldedNorm, live: bool, unit: Callable[[], T], momentum: float = 0.1
-    ) -> None:
-        super().__init__()
-        self.live, self.epsilon, self.momentum, self.unit = live, norm.epsilon, momentum, unit
-        # Signs of channels stand in the layer's weights, see unfolded.
-        sign = np.where(norm.gamma < 0, -1.0, 1.0)
-        self.gamma = nn.Parameter(torch.tensor(np.abs(norm.gamma), dtype=torch.float32))
-        self.beta = nn.Parameter(torch.tensor(norm.beta, dtype=torch.float32))
-        # The layer's own bias only moves the mean.
-        mean = torch.tensor(sign * (norm.mean - norm.bias), dtype=torch.float32)
-        self.register_buffer("mean", mean)
-        self.register_buffer("var", torch.tensor(norm.var, dtype=torch.float32))
-
-    def forward(self, x: T) -> T:
-        """Normalized, scaled and shifted."""
-        if self.training and self.live:
-            if distributed.count() > 1:
-                return self._synced(x)
-            if x.numel() == x.shape[1]:
-                raise RecipeError(
-                    "qat: a batch of 1 has no statistics for a BatchNorm of one pixel; use a "
-                    "larger batch, or batchnorm: frozen"
-                )
-            vectors = (self.mean, self.var, self.gamma, self.beta)
-            return F.batch_norm(x, *vectors, True, self.momentum, self.epsilon)
-        factor = self.gamma / (self.var + self.epsilon).sqrt()
-        step = self.unit() * factor.detach()
-        shift = self.beta - self.mean * factor
-        # A dead channel (factor 0) keeps its shift.
-        rounded = straight_through(shift / torch.where(step == 0, 1.0, step)) * step
-        shift = torch.where(step == 0, shift, rounded)
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        return x * factor.reshape(shape) + shift.reshape(shape)
-
-    def _synced(self, x: T) -> T:
-        """As torch's own in training, over the rows of all processes."""
-        y, mean, var, counted = batchnorm.batch_norm(x, self.gamma, self.beta, self.epsilon)
-        with torch.no_grad():
-            self.mean.lerp_(mean, self.momentum)
-            self.var.lerp_(var * counted / (counted - 1), self.momentum)
-        return y
-
-    def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """(factor, shift) per channel, float64, in inference."""
-        gamma, beta, mean, var = (
-            t.detach().cpu().double().numpy() for t in (self.gamma, self.beta, self.mean, self.var)
-        )
-        factor = gamma / np.sqrt(var + self.epsilon)
-        return factor, beta - mean * factor
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _check(plan: QuantPlan) -> None:
-    """Refuse what this module would train to something else than the file holds."""
+    """Refuse grids that the file could not hold as this module would train them."""
     for name, grid in plan.grids.items():
         if isinstance(grid, Codebook):
-            raise RecipeError(f'the code book of "{name}" {untrainable.CODE_BOOK}')
+            raise RecipeError(f'the code book of "{name}" {UNTRAINABLE_CODEBOOK}')
         if isinstance(grid, QuantParams) and grid.spec.scale_kind != "float":
-            raise RecipeError(f'the scale of "{name}" {untrainable.SCALE}')
+            raise RecipeError(f'the scale of "{name}" {UNTRAINABLE_SCALE}')
     if plan.dynamic:
-        raise RecipeError(untrainable.DYNAMIC)
-
-
-def unfolded(
-    weight: np.ndarray, params: QuantParams, norm: FoldedNorm
-) -> tuple[np.ndarray, QuantParams]:
-    """Weights and per-channel grid before the BatchNorm was folded into them, but for its signs.
-
-    Signs stay with the weights, so that what is folded in later is positive and any code, also the
-    lowest, which has no opposite, stays what it is.
-    """
-    factor = np.abs(norm.gamma) / np.sqrt(norm.var + norm.epsilon)
-    safe = np.where(factor == 0, 1.0, factor)
-    raw = (weight.astype(np.float64) / beside(safe, weight, params)).astype(np.float32)
-    scale = (params.scale.astype(np.float64) / safe).astype(np.float32)
-    return raw, replace(params, scale=scale)
-
-
-def refolded(
-    codes: np.ndarray, params: QuantParams, factor: np.ndarray
-) -> tuple[np.ndarray, QuantParams]:
-    """Fold a BatchNorm's factors [C], none negative, into the grid; codes stay.
-
-    A factor of 0 leaves codes 0 and scale 1; those of a code book, which may have no level 0, stay,
-    on a scale that leaves nothing of their products.
-    """
-    if isinstance(params, Codebook):
-        scale = np.maximum(params.scale * factor, NEGLIGIBLE_SCALE).astype(np.float32)
-        return codes, replace(params, scale=scale)
-    alive = beside(factor > 0, codes, params).astype(codes.dtype)
-    scale = params.scale.astype(np.float64) * factor
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    return codes * alive, replace(params, scale=scale)
+        raise RecipeError(UNTRAINABLE_DYNAMIC)

@@ -1,4 +1,4 @@
-"""What training makes small: a loss of labels, the distance to the float network, or both."""
+"""The training loss: by labels, by the distance to the float network, or both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,26 +9,26 @@ import torch
 import torch.nn.functional as F
 
 from qtool.errors import RecipeError
-from qtool.qat.augmentation.mixup import Pairs
+from qtool.qat.augmentation.mixup import LabelPairs
 from qtool.qat.block_outputs import block_error
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.settings import Settings
 
 T = torch.Tensor
-# The float network's first output for inputs by name, and more of its values, by name.
+# Returns the float network's first output for inputs by name, and further values, by name.
 Teacher = Callable[[Mapping[str, T], Sequence[str]], Mapping[str, T]]
 
 
 class Loss:
-    """The loss of one batch."""
+    """The loss of one batch: (1 - a) * by labels + a * by teacher + b * error of blocks."""
 
     def __init__(self, network: QatNetwork, teacher: Teacher, settings: Settings) -> None:
         """Make the loss.
 
         Args:
-            network: what learns.
+            network: that is trained.
             teacher: values of the float network for a batch of inputs.
-            settings: how much of what.
+            settings: with the weights a (``teacher``) and b (``blocks``).
 
         Raises:
             RecipeError: blocks are to be compared, and the network has none.
@@ -41,95 +41,116 @@ class Loss:
                 "layers with weights; leave it out"
             )
 
-    def __call__(self, feeds: Mapping[str, T], labels: T | Pairs | None) -> T:
-        """Differentiable, rank 0."""
+    def __call__(self, feeds: Mapping[str, T], labels: T | LabelPairs | None) -> T:
+        """Compute the loss of a batch, differentiable, rank 0.
+
+        Args:
+            feeds: inputs by name.
+            labels: as for :meth:`of_outputs`.
+        """
         with self._precision(feeds):
-            found, taught = self.network(feeds, self.blocks), self.taught(feeds)
-        loss = self.of(found, labels, taught)
-        if taught is not None and self.blocks:
-            loss = loss + self.settings.blocks * block_error(found, taught, self.blocks)
+            outputs = self.network(feeds, self.blocks)
+            teacher = self.teacher_outputs(feeds)
+        loss = self.of_outputs(outputs, labels, teacher)
+        if teacher is not None and self.blocks:
+            loss = loss + self.settings.blocks * block_error(outputs, teacher, self.blocks)
         return loss
 
     def _precision(self, feeds: Mapping[str, T]) -> AbstractContextManager[Any]:
-        """Within, products of both networks are computed as the settings say; losses never are."""
+        """Return a context in which both networks compute products as the settings say.
+
+        Losses are always computed in float32.
+        """
         if self.settings.precision == "float32":
             return nullcontext()
         return torch.autocast(next(iter(feeds.values())).device.type, torch.bfloat16)
 
     @torch.no_grad()
-    def taught(self, feeds: Mapping[str, T]) -> Mapping[str, T] | None:
-        """The float network's first output and blocks, where the loss looks at them."""
-        own = self.settings.loss
-        wanted = self.settings.teacher > 0 or (own is not None and own.wants_teacher)
-        return self.teacher(feeds, self.blocks) if wanted or self.blocks else None
+    def teacher_outputs(self, feeds: Mapping[str, T]) -> Mapping[str, T] | None:
+        """Compute the float network's first output and blocks; None where the loss uses neither."""
+        custom = self.settings.loss
+        uses_output = self.settings.teacher > 0 or (custom is not None and custom.uses_teacher)
+        return self.teacher(feeds, self.blocks) if uses_output or self.blocks else None
 
-    def of(
-        self, found: Mapping[str, T], labels: T | Pairs | None, taught: Mapping[str, T] | None
+    def of_outputs(
+        self,
+        outputs: Mapping[str, T],
+        labels: T | LabelPairs | None,
+        teacher: Mapping[str, T] | None,
     ) -> T:
-        """The loss of what the network found, blocks left out; rank 0.
+        """Compute the loss of outputs without the error of blocks, rank 0.
 
         Args:
-            found: the network's outputs by name.
-            labels: class numbers [N], two of each of mixed images; for a loss of the user's own
-                any tensor.
-            taught: the float network's first output by name, see :meth:`taught`.
+            outputs: the network's outputs by name.
+            labels: class numbers [N], two of each of mixed images; for a loss of the user any
+                tensor.
+            teacher: the float network's first output by name, see :meth:`teacher_outputs`.
         """
         settings, parts, first = self.settings, [], self.network.outputs[0]
-        out, want = self.scores(found[first]), None if taught is None else taught[first]
-        by_label = self._by_label(found, out, labels, want) if settings.teacher < 1 else None
+        target = None if teacher is None else teacher[first]
+        by_label = self._by_label(outputs, labels, target) if settings.teacher < 1 else None
         if by_label is not None:
             parts.append((1 - settings.teacher) * by_label)
-        if settings.teacher > 0 and want is not None:
-            by_teacher = distilled(out, self.scores(want), settings.temperature)
-            parts.append(settings.teacher * by_teacher)
+        if settings.teacher > 0 and target is not None:
+            scores, target_scores = self.scores(outputs[first]), self.scores(target)
+            distance = distillation(scores, target_scores, settings.temperature)
+            parts.append(settings.teacher * distance)
         total: T = torch.stack(parts).sum()
         return total
 
     def _by_label(
-        self, found: Mapping[str, T], out: T, labels: T | Pairs | None, want: T | None
+        self, outputs: Mapping[str, T], labels: T | LabelPairs | None, target: T | None
     ) -> T | None:
-        settings = self.settings
-        if isinstance(labels, Pairs):
-            return labels.cross_entropy(out, settings.label_smoothing)
+        """Compute the loss by labels; None without labels, but for a loss of the user."""
+        settings, names = self.settings, self.network.outputs
+        if isinstance(labels, LabelPairs):
+            return labels.cross_entropy(self.scores(outputs[names[0]]), settings.label_smoothing)
         if settings.loss is not None:
-            return settings.loss({k: found[k] for k in self.network.outputs}, labels, want)
+            return settings.loss({k: outputs[k] for k in names}, labels, target)
         if labels is None:
             return None
-        return F.cross_entropy(out, labels, label_smoothing=settings.label_smoothing)
+        scores = self.scores(outputs[names[0]])
+        return F.cross_entropy(scores, labels, label_smoothing=settings.label_smoothing)
 
     @torch.no_grad()
     def distance(
-        self, feeds: Mapping[str, T], found: Mapping[str, T], labels: T | None, rows: int
+        self, feeds: Mapping[str, T], outputs: Mapping[str, T], labels: T | None, rows: int
     ) -> float:
-        """Mean over the first ``rows`` samples: the user's own loss, or that against the teacher.
+        """Compute the mean over the first ``rows`` samples: the user's loss, or the teacher's.
 
         Args:
             feeds: inputs of the batch.
-            found: the network's outputs for them.
+            outputs: the network's outputs for them.
             labels: of the first rows.
-            rows: the others only fill up a fixed batch.
+            rows: samples that count; the others only fill up a fixed batch.
         """
         if self.settings.loss is None:
-            out = self.scores(found[self.network.outputs[0]])[:rows]
-            return float(distilled(out, self.wanted(feeds)[:rows], 1.0))
-        taught = self.taught(feeds) or {}
-        ours, theirs = ({k: v[:rows] for k, v in part.items()} for part in (found, taught))
-        return float(self.of(ours, labels, theirs or None))
+            scores = self.scores(outputs[self.network.outputs[0]])[:rows]
+            return float(distillation(scores, self.teacher_scores(feeds)[:rows], 1.0))
+        teacher = self.teacher_outputs(feeds) or {}
+        ours, theirs = ({k: v[:rows] for k, v in part.items()} for part in (outputs, teacher))
+        return float(self.of_outputs(ours, labels, theirs or None))
 
     @torch.no_grad()
-    def wanted(self, feeds: Mapping[str, T]) -> T:
-        """The float network's scores."""
+    def teacher_scores(self, feeds: Mapping[str, T]) -> T:
+        """Compute the float network's scores of a batch."""
         return self.scores(self.teacher(feeds, ())[self.network.outputs[0]])
 
     def scores(self, out: T) -> T:
-        """Scores before a Softmax, up to a constant that no loss sees."""
+        """Return the scores before a Softmax, up to a constant that no loss depends on."""
         return out.clamp(min=1e-12).log() if self.settings.probabilities else out
 
 
 def valid_labels(labels: np.ndarray | None, any_kind: bool) -> T | None:
-    """Labels as the loss takes them: class numbers [N], or with ``any_kind`` any numbers.
+    """Convert labels to the tensor that the loss takes.
 
-    None for labels of other kinds: then the float network alone teaches and judges.
+    Args:
+        labels: of a batch.
+        any_kind: accept any numbers, for a loss of the user; else class numbers [N] alone.
+
+    Returns:
+        int64 or float32; None for labels of other kinds: then the float network alone is the
+        teacher and the measure.
     """
     if labels is None or (not any_kind and (labels.ndim != 1 or labels.dtype.kind not in "iu")):
         return None
@@ -138,18 +159,22 @@ def valid_labels(labels: np.ndarray | None, any_kind: bool) -> T | None:
 
 
 def are_classes(labels: T | None, out: T) -> bool:
-    """Whether an output [N, C] can be judged by labels as class numbers."""
+    """Return whether the labels are class numbers [N] of scores ``out`` [N, C], C > 1."""
     scores = out.dim() == 2 and out.shape[1] > 1
     return scores and labels is not None and labels.dim() == 1 and labels.dtype == torch.int64
 
 
-def distilled(out: T, want: T, temperature: float) -> T:
-    """How far from the teacher: KL divergence of scores [N, C], times T^2; else squared error.
+def distillation(out: T, target: T, temperature: float) -> T:
+    """Compute KL(softmax(target / T) || softmax(out / T)) T^2 of scores; else squared error.
 
+    Args:
+        out: scores [N, C] of the network, or an output of another shape.
+        target: those of the float network.
+        temperature: T.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     if out.dim() != 2 or out.shape[1] < 2:
-        return F.mse_loss(out, want)
+        return F.mse_loss(out, target)
     a = F.log_softmax(out / temperature, 1)
-    b = F.log_softmax(want / temperature, 1)
+    b = F.log_softmax(target / temperature, 1)
     return F.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2

@@ -1,19 +1,26 @@
-"""The optimizer: which parameters learn how fast."""
+"""The optimizer: groups of parameters, their learning rates and the default gradient clipping."""
 
 import math
 from typing import Any
 
 import torch
 
-from qtool.qat.fake_quant_model import LiveNorm, QatNetwork
+from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.settings import Settings
 
 
 def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Optimizer:
-    """Weights decay; biases, norms and scales do not, but for the levels that say so (PACT)."""
-    grids = [*network.weight_grids.values(), *network.activation_grids.values()]
-    decaying = [p for g in grids if getattr(g, "decays", False) for p in g.parameters()]
-    scales = [p for g in grids if not getattr(g, "decays", False) for p in g.parameters()]
+    """Return an optimizer with four groups: weights; biases and norms; scales; decaying scales.
+
+    Weights and the grid modules that ask for it (PACT) take weight decay, all others none.
+
+    Args:
+        network: that is trained.
+        settings: with optimizer, rate and decay.
+    """
+    grids: list[Any] = [*network.weight_grids.values(), *network.activation_grids.values()]
+    decaying = [p for grid in grids if grid.decays for p in grid.parameters()]
+    scales = [p for grid in grids if not grid.decays for p in grid.parameters()]
     others = [*network.biases.parameters(), *network.norms.parameters()]
     groups: list[dict[str, Any]] = [
         {"params": list(network.weights.parameters()), "weight_decay": settings.weight_decay},
@@ -27,22 +34,27 @@ def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Opti
 
 
 def default_clip(network: QatNetwork) -> float:
-    """Largest norm of the gradient where nobody says one; 0: any.
+    """Return the largest norm of the gradient where the settings have none; 0: any.
 
     BatchNorm on statistics of the batch makes a layer's output independent of the size of its
-    weights. Without it, one step at a rate that suits such a network can throw it far away: the
-    loss of a folded resnet20 at rate 0.01 rises from 0.1 to 30 in four steps, and stays at chance.
+    weights. Without it, one step at a rate that suits such a network can be far too large: the loss
+    of a folded resnet20 at rate 0.01 rises from 0.1 to 30 in four steps, and stays at chance.
     """
-    live = any(isinstance(m, LiveNorm) and m.live for m in network.modules())
-    return 0.0 if live else 1.0
+    return 0.0 if network.live_norms() else 1.0
 
 
 def rates(settings: Settings, epoch: float) -> tuple[float, float, float, float]:
-    """Learning rates of the four groups of parameters: a linear warm-up, then half a cosine."""
+    """Compute the learning rates of the four groups: a linear warm-up, then half a cosine.
+
+    Args:
+        settings: with rates, epochs and warm-up.
+        epoch: epochs done, with fractions.
+    """
     if epoch < settings.warmup:
-        share = (epoch + 1e-3) / settings.warmup
+        share = (epoch + 1e-3) / settings.warmup  # 1e-3: the first step learns too
     else:
         rest = max(settings.epochs - settings.warmup, 1e-9)
         share = 0.5 * (1 + math.cos(math.pi * min((epoch - settings.warmup) / rest, 1.0)))
+    # A hundredth: scales are small numbers, and every one of them moves a whole grid.
     scale = settings.lr / 100 if settings.scale_lr is None else settings.scale_lr
     return settings.lr * share, settings.lr * share, scale * share, scale * share

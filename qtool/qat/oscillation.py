@@ -1,27 +1,26 @@
-"""Weights whose codes jump to and fro: counted, held back, or fixed for good.
+"""Oscillating weights, whose codes change back and forth: counted, dampened or frozen.
 
 Source: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training",
 arXiv:2203.11086. Departures: codes are counted after each optimizer step, not in the next forward
-pass; a frozen weight moves with its scale, and its gradient becomes that of the scale.
+pass; a frozen weight follows its scale, and its gradient is added to that of the scale.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from qtool.errors import RecipeError
 from qtool.qat.fake_quant_model import QatNetwork
-from qtool.qat.quantizers.fixed import FixedWeight
-from qtool.qat.quantizers.functions import beside, nearest_codes
-from qtool.qat.quantizers.grids import LearnedScaleWeight
+from qtool.qat.quantizers.base import WeightModule
+from qtool.qat.quantizers.scales import broadcast_scale, nearest_codes
 from qtool.qat.settings import Oscillation
 
 T = torch.Tensor
 
-# Weights of more bits have codes too close to each other for their jumps to matter.
+# Codes of more bits are so close to each other that a change of one hardly matters.
 MOST_BITS = 4
 # A weight oscillates while its frequency is above this: once in 200 steps.
 OSCILLATES = 0.005
@@ -31,31 +30,31 @@ FIRST_THRESHOLD = 0.1
 
 @dataclass(frozen=True)
 class _Layer:
-    """One weight, its grid, and its place in the vectors over all weights."""
+    """One weight, its quantizer, and its part of the vectors over all weights."""
 
     weight: nn.Parameter
-    grid: LearnedScaleWeight | FixedWeight
+    grid: WeightModule
     part: slice
 
     def step(self) -> T:
-        """The scale, without gradient, in a shape that broadcasts against the weight."""
-        step: T = beside(self.grid.scale.detach(), self.weight, self.grid.params)
+        """Return the scale, without gradient, in a shape that broadcasts against the weight."""
+        step: T = broadcast_scale(self.grid.scale.detach(), self.weight, self.grid.params)
         return step
 
     def of(self, vector: T) -> T:
-        """This layer's part of a vector, in the weight's shape."""
+        """Return this layer's part of a vector, in the weight's shape."""
         return vector[self.part].view(self.weight.shape)
 
 
 class Oscillations(nn.Module):
-    """The codes of all weights of at most 4 bits, step by step.
+    """Codes of all weights of at most 4 bits, and how often they change their direction.
 
     Attributes:
         last: codes after the last step, int8 [weights].
         direction: sign of the last change, int8; 0 before the first.
         frequency: moving average of "changed against the direction of its last change", float32.
         mean: moving average of the code; of a frozen weight its code.
-        frozen: fixed for good, bool.
+        frozen: weights whose code no longer changes, bool.
     """
 
     last: T
@@ -65,11 +64,11 @@ class Oscillations(nn.Module):
     frozen: T
 
     def __init__(self, network: QatNetwork, settings: Oscillation) -> None:
-        """Begin with the codes as they are.
+        """Begin with the current codes.
 
         Args:
             network: its weights are read, and written where they are frozen.
-            settings: what to do about oscillations.
+            settings: dampening, freezing and momentum.
 
         Raises:
             RecipeError: no weight has 4 bits or fewer, or one is not rounded on a uniform grid.
@@ -85,17 +84,20 @@ class Oscillations(nn.Module):
 
     @torch.no_grad()
     def _codes(self) -> T:
-        found = []
+        """Return the current codes, int8 [weights]."""
+        parts = []
         for layer in self._layers:
             codes = nearest_codes(layer.weight, layer.grid.scale, layer.grid.params)
-            found.append(codes.to(torch.int8).reshape(-1))
-        return torch.cat(found)
+            parts.append(codes.to(torch.int8).reshape(-1))
+        return torch.cat(parts)
 
     def dampening(self, share: float) -> T | None:
-        """What is added to the loss; None where nothing is asked for.
+        """Compute the term that is added to the loss; None without dampening.
+
+        factor * sum (round(w) - clip(w))^2, the factor rising from 0 along half a cosine.
 
         Args:
-            share: of training that is done, 0 to 1; the factor rises along half a cosine.
+            share: of training that is done, 0 to 1.
         """
         if not self.settings.dampen:
             return None
@@ -103,11 +105,12 @@ class Oscillations(nn.Module):
         return factor * torch.stack([_distance(layer) for layer in self._layers]).sum()
 
     @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Before the optimizer's step: gradients of frozen weights become their scales'.
+    def move_gradients(self) -> None:
+        """Add the gradients of frozen weights to those of their scales, and set them to 0.
 
-        With w = code * s the derivative by s is the code. LSQ gives it at the limits of the grid
-        and, for a w of its own, 0 on the grid between them, where the weight has the gradient.
+        Call it before the optimizer's step. A frozen weight is code * s, so its derivative by s is
+        the code. LSQ's gradient has that at the limits of the grid; between them it is round(w/s) -
+        w/s, which is 0 for a weight on the grid.
         """
         if self.settings.freeze is None:
             return
@@ -116,20 +119,23 @@ class Oscillations(nn.Module):
             if gradient is None:
                 continue
             frozen, scale = layer.of(self.frozen), layer.grid.scale
-            if isinstance(layer.grid, LearnedScaleWeight) and scale.grad is not None:
-                moved = torch.where(frozen, gradient * layer.of(self.mean), 0.0)
-                per_scale = moved.sum_to_size(layer.step().shape).reshape(scale.shape)
-                scale.grad += layer.grid.rule.factor * per_scale
+            if scale.grad is not None:
+                by_scale = torch.where(frozen, gradient * layer.of(self.mean), 0.0)
+                summed = by_scale.sum_to_size(layer.step().shape).reshape(scale.shape)
+                scale.grad += layer.grid.scale_gradient_factor * summed
             gradient.masked_fill_(frozen, 0.0)
 
     @torch.no_grad()
     def step(self, share: float) -> None:
-        """After the optimizer's step: look at the codes, freeze what oscillates too often.
+        """Update the frequencies from the new codes, and freeze what oscillates too often.
+
+        Call it after the optimizer's step. f <- m o + (1 - m) f, where o = 1 if the code changed
+        against the direction of its last change, else 0, and m is the momentum.
 
         Args:
             share: of training that is done, 0 to 1; the threshold falls along half a cosine.
         """
-        self._follow()
+        self._update_ranges()
         codes = torch.where(self.frozen, self.last, self._codes())
         change = (codes - self.last).sign()
         turned = (change * self.direction) < 0
@@ -142,78 +148,84 @@ class Oscillations(nn.Module):
             self._write()
 
     def _freeze(self, limit: float) -> None:
+        """Freeze the weights whose frequency exceeds the limit at their mean code."""
         new = (self.frequency > limit) & ~self.frozen
         for layer in self._layers:
-            if _follows(layer):  # a range that follows the weights hangs on the outermost of them
+            if layer.grid.follows_range:  # the outermost weights determine the range
                 new[layer.part] &= self.last[layer.part].abs() < layer.grid.params.spec.qmax
         self.mean.copy_(torch.where(new, self.mean.round(), self.mean))
         self.last.copy_(torch.where(new, self.mean.to(torch.int8), self.last))
         self.frozen |= new
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Bring frozen weights to their codes on the scales as they are now."""
+    def restore_frozen(self) -> None:
+        """Set frozen weights to their codes on the current scales."""
         if self.settings.freeze is not None:
-            self._follow()
+            self._update_ranges()
             self._write()
 
-    def _follow(self) -> None:
-        """Scales that the next step would take from the weights, from those that are free."""
+    def _update_ranges(self) -> None:
+        """Compute scales that follow the weights from the weights that are not frozen."""
         if self.settings.freeze is None:
             return
         for layer in self._layers:
-            if isinstance(layer.grid, FixedWeight) and _follows(layer):
-                layer.grid.follow(layer.weight.masked_fill(layer.of(self.frozen), 0.0))
+            if layer.grid.follows_range:
+                layer.grid.update_range(layer.weight.masked_fill(layer.of(self.frozen), 0.0))
 
     def _write(self) -> None:
+        """Set frozen weights to code * scale."""
         for layer in self._layers:
             codes = layer.of(self.mean) * layer.step()
             layer.weight.copy_(torch.where(layer.of(self.frozen), codes, layer.weight))
 
     def shares(self) -> tuple[float, float | None]:
-        """Shares of the weights that oscillate and that are frozen; None: nothing is ever frozen.
+        """Return the shares of weights that oscillate and that are frozen (None without freezing).
 
         Frozen weights do not oscillate.
         """
         count = self.last.numel()
-        restless = (self.frequency > OSCILLATES) & ~self.frozen
+        oscillating = (self.frequency > OSCILLATES) & ~self.frozen
         frozen = None if self.settings.freeze is None else int(self.frozen.sum()) / count
-        return int(restless.sum()) / count, frozen
+        return int(oscillating.sum()) / count, frozen
 
 
 def threshold(last: float, share: float) -> float:
-    """Frequency above which a weight is frozen: half a cosine from the first value to ``last``."""
+    """Compute the frequency above which a weight is frozen.
+
+    t = last + (first - last) (1 + cos(pi share)) / 2.
+
+    Args:
+        last: threshold at the end of training.
+        share: of training that is done, 0 to 1.
+    """
     first = max(FIRST_THRESHOLD, last)
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _layers(network: QatNetwork) -> list[_Layer]:
-    found, start = [], 0
+    """List the weights of at most 4 bits."""
+    layers, start = [], 0
     for key, weight in network.weights.items():
-        grid: Any = network.weight_grids[key]
+        grid = cast(WeightModule, network.weight_grids[key])
         if grid.params.spec.bits > MOST_BITS:
             continue
-        if not isinstance(grid, LearnedScaleWeight | FixedWeight):
+        if not grid.rounds_to_nearest:
             raise RecipeError(
                 "qat.oscillation: found a quantizer whose codes are not round(weight / scale), "
                 "expected lsq, lsq_plus, ewgs or ste; use one of them, or leave oscillation out"
             )
-        found.append(_Layer(weight, grid, slice(start, start + weight.numel())))
+        layers.append(_Layer(weight, grid, slice(start, start + weight.numel())))
         start += weight.numel()
-    if not found:
+    if not layers:
         raise RecipeError(
             f"qat.oscillation: found no weights of {MOST_BITS} bits or fewer, and others are not "
-            "looked at; leave oscillation out, or set bits.weights"
+            "counted; leave oscillation out, or set bits.weights"
         )
-    return found
-
-
-def _follows(layer: _Layer) -> bool:
-    return isinstance(layer.grid, FixedWeight) and layer.grid.follows
+    return layers
 
 
 def _distance(layer: _Layer) -> T:
-    """Squared distance of the clipped weights to their rounded values, summed; rank 0."""
+    """Compute sum (round(w) - clip(w))^2 of one layer, rank 0."""
     spec, step = layer.grid.params.spec, layer.step()
     rounded = nearest_codes(layer.weight, layer.grid.scale, layer.grid.params) * step
     clipped = layer.weight.clamp(spec.qmin * step, spec.qmax * step)

@@ -1,20 +1,28 @@
-"""What training is asked to do, and what it tells of an epoch."""
+"""Settings of a training run, the history it returns, and the reasons for refusing a grid."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qtool.qat.custom_loss import CustomLoss
 
+# Ends of messages that refuse to train a grid: of a recipe before any work, and of a plan by
+# QatNetwork.
+UNTRAINABLE_CODEBOOK = "cannot be trained yet; use uniform weights"
+UNTRAINABLE_SCALE = "is not free; train with bits.scale: float"
+UNTRAINABLE_DYNAMIC = "grids found at run time cannot be trained; use activations: 8"
+
 
 @dataclass(frozen=True)
 class Oscillation:
-    """What to do about oscillating weights; :mod:`qtool.qat.oscillation` counts them.
+    """Treatment of oscillating weights; :mod:`qtool.qat.oscillation` counts them.
 
     Attributes:
-        dampen: last factor on the squared distance of weights to their rounded values; 0: none.
-        freeze: last frequency above which a weight is fixed; None: none is.
-        momentum: of the frequency, weight of the newest step.
+        dampen: factor at the end of training on the squared distance of weights to their rounded
+            values; 0: none.
+        freeze: frequency at the end of training above which a weight is frozen; None: none is.
+        momentum: weight of the newest step in the moving average of the frequency.
     """
 
     dampen: float = 0.0
@@ -24,11 +32,11 @@ class Oscillation:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pixels p between 0 and 1 become inputs: p * scale + offset.
+    """Conversion of pixels p between 0 and 1 to inputs: p * scale + offset.
 
     Attributes:
         scale, offset: one number for each channel, or one for all.
-        luma: the channels' shares of a pixel's gray; they sum to 1.
+        luma: weights of the channels in a pixel's gray; they sum to 1.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -38,24 +46,24 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the recipe's ``qat`` section says what each means."""
+    """Options of a training run; the recipe's ``qat`` section describes each."""
 
     epochs: int
     batch: int = 128
-    fixed: bool = False  # the network takes no other batch
+    fixed: bool = False  # the network takes no other batch size
     probabilities: bool = False  # the network ends in a Softmax
     optimizer: str = "sgd"
     lr: float = 0.01
     scale_lr: float | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.0
-    clip: float | None = None  # 0: none; None: as the network needs it
-    precision: str = "float32"  # of products in training; or bfloat16
+    clip: float | None = None  # largest norm of the gradient; 0: any; None: default_clip
+    precision: str = "float32"  # of matrix products in training; or bfloat16
     label_smoothing: float = 0.0
-    loss: "CustomLoss | None" = None  # cross entropy
-    teacher: float = 1.0
+    loss: "CustomLoss | None" = None  # None: cross entropy
+    teacher: float = 1.0  # weight of the distance to the float network; labels have the rest
     temperature: float = 1.0
-    blocks: float = 0.0
+    blocks: float = 0.0  # weight of the error of block outputs
     crop: int = 0
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)
@@ -64,21 +72,35 @@ class Settings:
     cutmix: float = 0.0
     pixels: Pixels = Pixels()
     seed: int = 0
-    oscillation: Oscillation | None = None  # not even counted
-    ema: float | None = None  # what the average judged keeps at every step
+    oscillation: Oscillation | None = None  # None: oscillations are not counted
+    ema: float | None = None  # decay of the moving average of the network
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Files that training writes.
+
+    Attributes:
+        checkpoint: state after the last epoch; a run goes on from it if it is there.
+        tensorboard: folder for TensorBoard's event files; None: none are written.
+    """
+
+    checkpoint: Path
+    tensorboard: Path | None = None
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history.
+    """One epoch of the history.
 
     Attributes:
         number: from 1; 0 is the plan before training.
         loss: mean over the epoch's batches; None before training.
         score: on the validation samples: top-1 in % with labels, else minus the loss against the
             teacher; larger is better.
-        oscillating, frozen: shares of the weights of at most 4 bits as it ended, 0 to 1; None where
-            they are not asked for, or before training.
+        seconds: duration of training and validation.
+        oscillating, frozen: shares of the weights of at most 4 bits at its end, 0 to 1; None where
+            they are not counted, or before training.
     """
 
     number: int
@@ -90,5 +112,5 @@ class Epoch:
 
 
 def best_of(history: list[Epoch]) -> int:
-    """Number of the epoch with the highest score, the last of equals."""
+    """Return the number of the epoch with the highest score, the last of equals."""
     return max(history, key=lambda epoch: (epoch.score, epoch.number)).number

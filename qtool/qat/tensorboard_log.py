@@ -11,67 +11,74 @@ from qtool.qat.settings import Epoch, Settings
 
 T = torch.Tensor
 
-# Steps whose mean loss is one point. They are read from the device once an epoch.
-EVERY = 10
+# Steps whose mean loss is one point. Points are read from the device once an epoch, as each reading
+# waits for it.
+STEPS_PER_POINT = 10
 
 
-class Board:
-    """Writes the events of one run; the x-axis counts optimizer steps.
+class TensorBoardLog:
+    """Event files of one run; the x-axis counts optimizer steps.
 
-    Tags: ``loss/step`` (mean over EVERY steps), ``loss/epoch``, ``score``, ``rate/weights``,
-    ``rate/scales``, and ``share/oscillating`` and ``share/frozen`` where those are counted.
+    Tags: ``loss/step`` (mean over STEPS_PER_POINT steps), ``loss/epoch``, ``score``,
+    ``rate/weights``, ``rate/scales``, and ``share/oscillating`` and ``share/frozen`` where those
+    are counted.
     """
 
     def __init__(self, folder: Path, history: list[Epoch], steps: int, settings: Settings) -> None:
         """Open the folder.
 
         Args:
-            folder: of this run alone. Files of an interrupted run are gone on with; those of a run
+            folder: of this run alone. Files of an interrupted run are continued; those of a run
                 that starts anew are replaced.
-            history: epochs done before; told where no file tells of them yet.
+            history: epochs done before; written where the folder has no file yet.
             steps: of one epoch.
             settings: with the learning rates.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self.steps, self.settings = steps, settings
-        kept = sorted(folder.glob("events.out.tfevents.*"))
+        files = sorted(folder.glob("events.out.tfevents.*"))
         if not history:
-            for file in kept:
+            for file in files:
                 file.unlink()
-        # What an interrupted epoch wrote is taken back when its first step comes again.
-        again = len(history) and (len(history) - 1) * steps + 1
-        self._writer = SummaryWriter(str(folder), purge_step=again or None)
+        # TensorBoard drops the points of an interrupted epoch, which is trained again from here.
+        first_step = len(history) and (len(history) - 1) * steps + 1
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
         self._total: T | None = None
         self._points: list[tuple[int, T]] = []
-        for epoch in [] if kept else history:
+        for epoch in [] if files else history:
             self.epoch(epoch)
 
     def step(self, at: int, loss: T) -> None:
-        """Note the loss of one step, the ``at``-th since training began; waits for no device."""
+        """Record the loss of one step; does not wait for the device.
+
+        Args:
+            at: steps since training began, from 1.
+            loss: rank 0.
+        """
         loss = loss.detach()
         self._total = loss if self._total is None else self._total + loss
-        if at % EVERY == 0:
-            self._points.append((at, self._total / EVERY))
+        if at % STEPS_PER_POINT == 0:
+            self._points.append((at, self._total / STEPS_PER_POINT))
             self._total = None
 
     def epoch(self, done: Epoch) -> None:
-        """Write what one epoch came to, and the losses of its steps."""
+        """Write the results of one epoch, and the losses of its steps."""
         at = done.number * self.steps
         self._flush()
         self._writer.add_scalar("score", done.score, at)
         if done.loss is not None:
             self._writer.add_scalar("loss/epoch", done.loss, at)
-            found = rates(self.settings, done.number - 1 / self.steps)
-            self._writer.add_scalar("rate/weights", found[0], at)
-            self._writer.add_scalar("rate/scales", found[2], at)
+            weights, _, scales, _ = rates(self.settings, done.number - 1 / self.steps)
+            self._writer.add_scalar("rate/weights", weights, at)
+            self._writer.add_scalar("rate/scales", scales, at)
         for name in ("oscillating", "frozen"):
             if getattr(done, name) is not None:
                 self._writer.add_scalar(f"share/{name}", getattr(done, name), at)
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left, also of an epoch that did not end."""
+        """Write the rest, also of an epoch that was not finished, and close the files."""
         self._flush()
         self._writer.close()
 
@@ -84,15 +91,22 @@ class Board:
 
 
 @contextmanager
-def recorded(
+def tensorboard_log(
     folder: Path | None, history: list[Epoch], steps: int, settings: Settings
-) -> Iterator[Board | None]:
-    """A board that is closed at the end, or None without a folder; arguments as for Board."""
+) -> Iterator[TensorBoardLog | None]:
+    """Yield a log that is closed at the end, or None without a folder.
+
+    Args:
+        folder: None: nothing is written.
+        history: as for TensorBoardLog.
+        steps: as for TensorBoardLog.
+        settings: as for TensorBoardLog.
+    """
     if folder is None:
         yield None
         return
-    board = Board(folder, history, steps, settings)
+    log = TensorBoardLog(folder, history, steps, settings)
     try:
-        yield board
+        yield log
     finally:
-        board.close()
+        log.close()

@@ -1,4 +1,4 @@
-"""The network in training as a module for anyone's loop."""
+"""The network in training as a torch module for a training loop of the user."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,31 +22,35 @@ class TrainableModule(nn.Module):
         Args:
             network: what runs.
             inputs: names, in order.
-            finish: makes what :meth:`plan` returns of the plan learned.
+            finish: converts the learned plan to the result of :meth:`plan`.
         """
         super().__init__()
         self.network, self.inputs = network, inputs
         self._finish = finish
 
     def forward(self, *values: Any, **named: Any) -> "torch.Tensor | tuple[torch.Tensor, ...]":
-        """The one output, or all of them, for inputs by position or by name.
+        """Compute the one output, or a tuple of all, for inputs by position or by name.
+
+        Args:
+            *values: inputs by position, [N, ...].
+            **named: inputs by name.
 
         Raises:
-            DataError: an input is missing, unknown or given twice.
+            DataError: an input is missing, unknown or passed twice.
         """
-        found = self.network(by_input(self.inputs, values, named))
-        tensors = tuple(found[name] for name in self.network.outputs)
+        outputs = self.network(by_input(self.inputs, values, named))
+        tensors = tuple(outputs[name] for name in self.network.outputs)
         return tensors[0] if len(tensors) == 1 else tensors
 
     def project(self) -> None:
-        """Call it after every optimizer step: learned scales stay positive."""
+        """Clamp learned scales to positive values; call after every optimizer step."""
         self.network.project()
 
     def scales(self) -> list[nn.Parameter]:
-        """Parameters of grids, which learn at a hundredth of the weights' rate or less."""
+        """List the parameters of grids, which learn at 1/100 of the weights' rate or less."""
         grids = (self.network.weight_grids, self.network.activation_grids)
         return [p for part in grids for p in part.parameters()]
 
     def plan(self) -> Any:
-        """What was learned so far, as a plan for ``qtool.emit`` and ``qtool.simulate``."""
+        """Return the learned plan, for ``qtool.emit`` and ``qtool.simulate``; changes nothing."""
         return self._finish(self.network.freeze())

@@ -4,16 +4,16 @@ A run that was stopped at any moment goes on from its last finished epoch, and e
 numbers as one that was not: every random choice is made from the seed and the epoch.
 """
 
+import ctypes
 import io
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,26 +22,30 @@ from qtool.errors import DataError, RecipeError
 from qtool.files import atomic_path
 from qtool.progress import Progress, silent
 from qtool.qat import distributed
-from qtool.qat.augmentation.augment import augmented
-from qtool.qat.augmentation.mixup import Pairs
-from qtool.qat.ema import Average, copied
-from qtool.qat.fake_quant_model import LiveNorm, QatNetwork
-from qtool.qat.loss import Loss, Teacher, are_classes, valid_labels
-from qtool.qat.memory import reused_memory
+from qtool.qat.augmentation.mixup import LabelPairs
+from qtool.qat.batches import Batches
+from qtool.qat.batchnorm import LiveNorm
+from qtool.qat.ema import MovingAverage, copy_state
+from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.loss import Loss, Teacher, are_classes
 from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
-from qtool.qat.settings import Epoch, Settings, best_of
-from qtool.qat.tensorboard_log import Board, recorded
+from qtool.qat.settings import Epoch, RunFiles, Settings, best_of
+from qtool.qat.tensorboard_log import TensorBoardLog, tensorboard_log
 
 T = torch.Tensor
 
 # Batches over which the statistics of BatchNorm are averaged again at the end.
-REESTIMATE = 50
-# An epoch whose loss is so many times that of the first one, with a network worse than before
-# training, learns nothing any more.
+REESTIMATION_BATCHES = 50
+# Training has diverged where the loss of an epoch is so many times that of the first one, and the
+# score is below that before training.
 DIVERGED = 2.0
-# Steps between looks at the loss: on a GPU a look waits for it.
-LOOK = 50
+# Steps between checks of the loss: on a GPU a check waits for it.
+CHECK_INTERVAL = 50
+# Options of glibc's malloc.h. A block above the threshold is mapped anew each time, and the system
+# clears its pages; that takes longer than the computation of a step on them.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_MALLOC_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 
 
 def train(
@@ -50,9 +54,8 @@ def train(
     data: Dataset,
     validation: Dataset,
     settings: Settings,
-    keep: Path,
+    files: RunFiles,
     progress: Progress = silent,
-    board: Path | None = None,
 ) -> tuple[list[Epoch], float | None]:
     """Train in place; the network ends with the parameters of the best epoch on ``validation``.
 
@@ -60,42 +63,66 @@ def train(
     Stops, with the best parameters so far, at a loss that is not finite, or at one twice that of
     the first epoch with a score below that of the plan before training.
 
-    With ``settings.ema`` the moving average is judged and kept in place of the network itself.
+    With ``settings.ema`` the moving average is evaluated and returned in place of the network.
 
     Several processes (:mod:`qtool.qat.distributed`) train as one does: each takes its rows of every
-    batch, and the first alone judges and writes. (Mixed images are of one process's rows.)
+    batch, and the first alone evaluates and writes. (Mixed images are of one process's rows.)
 
     Args:
-        network: what learns.
+        network: that is trained.
         teacher: values of the float network for a batch of inputs.
-        data: what it learns from, with labels unless ``settings.teacher`` is 1.
+        data: samples to learn from, with labels unless ``settings.teacher`` is 1.
         validation: samples that choose the best epoch.
-        settings: how.
-        keep: the file of the checkpoint; read if it is there.
-        progress: told about every step.
-        board: folder for TensorBoard's event files; None: none are written.
+        settings: of the run.
+        files: the checkpoint, which is read if it is there, and the TensorBoard folder.
+        progress: called after every step.
 
     Returns:
-        The epochs judged, the plan before training first, and the float network's score on the
+        The evaluated epochs, the plan before training first, and the float network's score on the
         same samples; None where the score is not top-1.
 
     Raises:
-        DataError: the labels are not class numbers, or there is nothing to learn from.
+        DataError: the labels are not class numbers, or the calibrated network's outputs are not
+            finite.
+        RecipeError: the checkpoint cannot be read, or has more epochs than the settings.
     """
     loop = _Loop(network, teacher, data, validation, settings, progress)
-    loop.resume(keep)
-    loop.float_score = distributed.share(loop.score_float)
+    loop.resume(files.checkpoint)
+    loop.float_score = distributed.share(loop.evaluate_float)
+    steps = loop.batches.steps
     with (
         reused_memory(),
-        recorded(board, loop.history, loop.steps, settings) as loop.board,
+        tensorboard_log(files.tensorboard, loop.history, steps, settings) as loop.log,
     ):
         for number in range(len(loop.history), settings.epochs + 1):
             if loop.diverged or not loop.epoch(number):
                 break
             if distributed.rank() == 0:
-                loop.save(keep)
+                loop.save(files.checkpoint)
         loop.finish()
     return loop.history, loop.float_score
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed blocks in the process for the next step; return them to the system at the end.
+
+    Does nothing where the C library has no ``mallopt`` (macOS, Windows, musl).
+    """
+    try:
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for name, value in _MALLOC_DEFAULTS.items():
+            mallopt(name, value)
+        trim(0)
 
 
 class _Loop:
@@ -110,34 +137,30 @@ class _Loop:
         settings: Settings,
         progress: Progress,
     ) -> None:
-        self.network, self.settings = network, settings
+        self.network, self.settings, self.progress = network, settings, progress
         self.loss = Loss(network, teacher, settings)
-        self.data, self.validation, self.progress = data, validation, progress
         self.device = next(network.parameters()).device
         labels = data.labels
         by_class = settings.teacher < 1 and settings.loss is None
         if by_class and (labels is None or labels.ndim != 1):
             raise DataError("qat: training by labels needs one class number per sample")
-        # A short last batch would disturb the statistics of BatchNorm.
-        self.steps = max(1, data.count // settings.batch)
-        batch = min(settings.batch, data.count)
-        mine = slice(distributed.rank(), None, distributed.count())
-        self.part, self.rows = (batch, mine), len(range(batch)[mine])
-        self.share = self.rows / batch
-        distributed.share_tensors(network.state_dict().values())
+        self.batches = Batches(data, validation, settings, self.device)
+        # Means over this process's rows times this sum to the mean over the batch.
+        self.share = self.batches.part.count / self.batches.part.size
+        distributed.broadcast_tensors(network.state_dict().values())
         self.optimizer = build_optimizer(network, settings)
-        asked, ema = settings.oscillation, settings.ema
-        self.oscillations = None if asked is None else Oscillations(network, asked)
-        self.average = None if ema is None else Average(network, ema)
+        oscillation, ema = settings.oscillation, settings.ema
+        self.oscillations = None if oscillation is None else Oscillations(network, oscillation)
+        self.average = None if ema is None else MovingAverage(network, ema)
         self.clip = default_clip(network) if settings.clip is None else settings.clip
         self.history: list[Epoch] = []
         self.best: dict[str, T] = {}
         self.float_score: float | None = None
-        self.board: Board | None = None
+        self.log: TensorBoardLog | None = None
         self.diverged = False
 
     def epoch(self, number: int) -> bool:
-        """Train one epoch (none for 0) and judge it; False when training has diverged."""
+        """Train one epoch (none for 0) and evaluate it; return False if training has diverged."""
         start, loss = time.perf_counter(), None
         if number:
             loss = self._train_one(number)
@@ -145,8 +168,8 @@ class _Loop:
                 self.diverged = True
                 return False
         shares = self.oscillations.shares() if self.oscillations and number else (None, None)
-        with self._judged():
-            score = distributed.share(self._score)
+        with self._averaged():
+            score = distributed.share(self._evaluate)
             self.diverged = not math.isfinite(score) or self._rises(loss, score)
             if self.diverged and number:
                 return False
@@ -155,183 +178,145 @@ class _Loop:
                     "qat: the calibrated network gives no numbers for the held-out samples"
                 )
             self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
-            if self.board is not None:
-                self.board.epoch(self.history[-1])
+            if self.log is not None:
+                self.log.epoch(self.history[-1])
             if best_of(self.history) == number:
-                self.best = copied(self.network)
+                self.best = copy_state(self.network)
         return True
 
     def _rises(self, loss: float | None, score: float) -> bool:
-        """Whether an epoch ended far above the loss of the first and below the plan's score."""
+        """Return whether the loss is far above that of epoch 1, and the score below the plan's."""
         first = self.history[1].loss if len(self.history) > 1 else None
         if loss is None or first is None or score >= self.history[0].score:
             return False
         return loss > DIVERGED * first > 0
 
     @contextmanager
-    def _judged(self) -> Iterator[None]:
-        """Within, the network is the one that may be kept: its average, if there is one."""
+    def _averaged(self) -> Iterator[None]:
+        """Replace the network by its moving average, if there is one, until the end."""
         if self.average is None:
             yield
             return
         with self.average.in_place_of(self.network):
             if self.oscillations is not None:
-                self.oscillations.hold()  # the averages still remember weights before freezing
+                # The averages still contain weights from before they were frozen.
+                self.oscillations.restore_frozen()
             yield
 
     def _train_one(self, number: int) -> float | None:
-        settings, network = self.settings, self.network
-        random = self._random(number)
-        lessons = self._mine(self._order(random))
-        torch.manual_seed(random.initial_seed())  # for a loss that draws numbers
+        """Train one epoch; return its mean loss, or None where that is not finite."""
+        settings, network, steps = self.settings, self.network, self.batches.steps
+        generator = self.batches.generator(number)
+        torch.manual_seed(generator.initial_seed())  # for a loss that draws numbers
         total, done = torch.zeros((), device=self.device), 0
         network.train()
-        for feeds, labels in self._lessons(lessons, random):
-            at = number - 1 + done / self.steps
+        for feeds, labels in self.batches.train(generator):
+            at = number - 1 + done / steps
             for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-            # A mean over this process's rows; all of them sum to that over the batch.
-            loss = self.loss(feeds, labels) * self.share
-            self._with_dampening(loss, at / settings.epochs).backward()
-            loss = distributed.add_up_gradients(network.parameters(), loss.detach())
-            if self.oscillations is not None:
-                self.oscillations.take_gradients()
-            if self.clip:
-                nn.utils.clip_grad_norm_(network.parameters(), self.clip)
-            self.optimizer.step()
-            network.project()
+            loss = self._step(feeds, labels, at / settings.epochs)
             total, done = total + loss, done + 1
-            steps = (number - 1) * self.steps + done
-            self._observe_step(steps)
-            if done % LOOK == 0 and not math.isfinite(float(total)):
+            count = (number - 1) * steps + done
+            self._after_step(count)
+            if done % CHECK_INTERVAL == 0 and not math.isfinite(float(total)):
                 return None
-            if self.board is not None:
-                self.board.step(steps, loss)
-            self.progress("train", steps, settings.epochs * self.steps, self._news())
+            if self.log is not None:
+                self.log.step(count, loss)
+            self.progress("train", count, settings.epochs * steps, self._progress_note())
         mean = float(total) / done
         return mean if math.isfinite(mean) else None
 
-    def _with_dampening(self, loss: T, share: float) -> T:
-        """The loss and this process's part of what holds oscillations back."""
+    def _step(self, feeds: dict[str, T], labels: T | LabelPairs | None, share: float) -> T:
+        """Take one optimizer step; return the loss of the whole batch, without dampening.
+
+        Args:
+            feeds: inputs by name.
+            labels: of the inputs.
+            share: of training that is done, 0 to 1.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(feeds, labels) * self.share
         dampening = None if self.oscillations is None else self.oscillations.dampening(share)
-        return loss if dampening is None else loss + dampening * self.share
-
-    def _observe_step(self, steps: int) -> None:
-        """After so many optimizer steps since training began."""
+        (loss if dampening is None else loss + dampening * self.share).backward()
+        parameters = self.network.parameters()
+        loss = distributed.all_reduce_gradients(parameters, loss.detach())
         if self.oscillations is not None:
-            self.oscillations.step(steps / (self.settings.epochs * self.steps))
-        if self.average is not None:
-            self.average.step(self.network, steps)
+            self.oscillations.move_gradients()
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.optimizer.step()
+        self.network.project()
+        return loss
 
-    def _news(self) -> str:
+    def _after_step(self, count: int) -> None:
+        """Update oscillations and the average; ``count`` steps were taken since training began."""
+        if self.oscillations is not None:
+            self.oscillations.step(count / (self.settings.epochs * self.batches.steps))
+        if self.average is not None:
+            self.average.step(self.network, count)
+
+    def _progress_note(self) -> str:
         last = self.history[-1]
         loss = "" if last.loss is None else f", loss {last.loss:.3f}"
-        wanted = "" if self.float_score is None else f" (float {self.float_score:.2f})"
-        return f"epoch {last.number}: validation {last.score:.2f}{wanted}{loss}"
-
-    def _random(self, number: int) -> torch.Generator:
-        """The source of every choice of one epoch."""
-        return torch.Generator().manual_seed((self.settings.seed << 20) + number)
-
-    def _order(self, random: torch.Generator) -> np.ndarray:
-        return torch.randperm(self.data.count, generator=random).numpy()
-
-    def _mine(self, order: np.ndarray) -> Dataset:
-        """This process's rows of every whole batch, the samples being in this order."""
-        whole = order[: self.steps * self.part[0]].reshape(self.steps, -1)
-        return self.data.take(whole[:, self.part[1]].ravel())
-
-    def _read(self, data: Dataset, size: int) -> Iterator[tuple[dict[str, T], T | None]]:
-        """Inputs and class numbers, on the CPU."""
-        with closing(data.batches(size)) as stream:  # type: ignore[type-var]
-            for batch in stream:
-                labels = batch.pop("label", None)
-                feeds = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
-                yield feeds, valid_labels(labels, self.settings.loss is not None)
-
-    def _batches(self, data: Dataset, size: int) -> Iterator[tuple[dict[str, T], T | None]]:
-        """Inputs and class numbers on the device."""
-        for feeds, labels in self._read(data, size):
-            yield self._moved(feeds), None if labels is None else labels.to(self.device)
-
-    def _lessons(
-        self, data: Dataset, random: torch.Generator
-    ) -> Iterator[tuple[dict[str, T], T | Pairs | None]]:
-        """Inputs, changed at random, and class numbers on the device."""
-        for feeds, labels in self._read(data, self.rows):
-            changed, known = augmented(feeds, labels, self.settings, random, self.part)
-            yield self._moved(changed), None if known is None else known.to(self.device)
-
-    def _moved(self, feeds: dict[str, T]) -> dict[str, T]:
-        return {k: v.to(self.device) for k, v in feeds.items()}
-
-    def _held_out(self) -> Iterator[tuple[dict[str, T], T | None, int]]:
-        """Inputs of a batch, labels of its first rows, and how many these are; the rest fills."""
-        data, total, count = self.validation, self.validation.count, 0
-        if self.settings.fixed:  # filled up with its last sample
-            data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
-        for feeds, labels in self._batches(data, self.settings.batch):
-            rows = min(len(next(iter(feeds.values()))), total - count)
-            yield feeds, None if labels is None else labels[:rows], rows
-            count += rows
+        target = "" if self.float_score is None else f" (float {self.float_score:.2f})"
+        return f"epoch {last.number}: validation {last.score:.2f}{target}{loss}"
 
     @torch.no_grad()
-    def _score(self) -> float:
+    def _evaluate(self) -> float:
+        """Return the network's score on the validation samples; larger is better."""
         self.network.eval()
-        hits, loss, judged = 0, 0.0, False
-        for feeds, labels, rows in self._held_out():
-            found = self.network(feeds)
-            out = found[self.network.outputs[0]][:rows]
-            judged = are_classes(labels, out)
-            if judged:
+        hits, loss, by_class = 0, 0.0, False
+        for feeds, labels, rows in self.batches.holdout():
+            outputs = self.network(feeds)
+            out = outputs[self.network.outputs[0]][:rows]
+            by_class = are_classes(labels, out)
+            if by_class:
                 hits += _hits(out, labels)
             else:
-                loss += self.loss.distance(feeds, found, labels, rows) * rows
-        return (100 * hits if judged else -loss) / self.validation.count
+                loss += self.loss.distance(feeds, outputs, labels, rows) * rows
+        return (100 * hits if by_class else -loss) / self.batches.validation.count
 
     @torch.no_grad()
-    def score_float(self) -> float | None:
-        """Top-1 of the float network in %; None where labels or outputs are no classes."""
+    def evaluate_float(self) -> float | None:
+        """Return top-1 of the float network in %; None where labels or outputs are no classes."""
         hits = 0
-        for feeds, labels, rows in self._held_out():
-            out = self.loss.wanted(feeds)[:rows]
+        for feeds, labels, rows in self.batches.holdout():
+            out = self.loss.teacher_scores(feeds)[:rows]
             if not are_classes(labels, out):
                 return None
             hits += _hits(out, labels)
-        return 100 * hits / self.validation.count
+        return 100 * hits / self.batches.validation.count
 
     def finish(self) -> None:
-        """Take the best parameters; average BatchNorm's statistics again where that helps."""
+        """Load the best parameters; average BatchNorm's statistics again where that helps."""
         self.network.load_state_dict(self.best)
-        norms = [m for m in self.network.modules() if isinstance(m, LiveNorm) and m.live]
+        norms = self.network.live_norms()
         if not norms or len(self.history) < 2:
             return
-        before = distributed.share(self._score)
+        before = distributed.share(self._evaluate)
         self._reestimate(norms)
-        if not distributed.share(self._score) >= before:
+        if not distributed.share(self._evaluate) >= before:
             self.network.load_state_dict(self.best)
         self.network.eval()
 
     @torch.no_grad()
     def _reestimate(self, norms: list[LiveNorm]) -> None:
-        """Running statistics become the plain mean over batches as mixed as those of training."""
+        """Set running statistics to the plain mean over batches in the random order of training."""
         momenta = [norm.momentum for norm in norms]
-        self.network.eval()  # nothing else may move
+        self.network.eval()  # of all modules the norms alone may change
         for norm in norms:
             norm.train()
-        data = self._mine(self._order(self._random(0)))
-        for k, (feeds, _) in enumerate(self._batches(data, self.rows)):
-            if k == min(REESTIMATE, self.steps):
+        for k, feeds in enumerate(self.batches.shuffled(self.batches.generator(0))):
+            if k == min(REESTIMATION_BATCHES, self.batches.steps):
                 break
             for norm in norms:
-                norm.momentum = 1 / (k + 1)
+                norm.momentum = 1 / (k + 1)  # a mean of k + 1 batches, updated
             self.network(feeds)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
     def save(self, path: Path) -> None:
-        """Everything the next epoch depends on, in one file that is whole or not there."""
+        """Write everything the next epoch depends on, in one file that is whole or not there."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -346,13 +331,17 @@ class _Loop:
             torch.save(state, temporary)
 
     def resume(self, path: Path) -> None:
-        """Go on where a checkpoint of the same run ends, if there is one."""
-        kept = distributed.share(lambda: path.read_bytes() if path.is_file() else None)
-        if kept is None:
+        """Load the checkpoint of the same run, if there is one.
+
+        Raises:
+            RecipeError: the file is damaged, or has more epochs than the settings.
+        """
+        content = distributed.share(lambda: path.read_bytes() if path.is_file() else None)
+        if content is None:
             return
         try:
             state: dict[str, Any] = torch.load(
-                io.BytesIO(kept), map_location=self.device, weights_only=True
+                io.BytesIO(content), map_location=self.device, weights_only=True
             )
         except Exception as error:  # a damaged archive fails in many ways
             raise RecipeError(
@@ -361,8 +350,8 @@ class _Loop:
         history = [Epoch(**epoch) for epoch in state["history"]]
         if len(history) - 1 > self.settings.epochs:
             raise RecipeError(
-                f"qat: the checkpoint {path} has {len(history) - 1} epochs, more than the "
-                f"{self.settings.epochs} asked for; ask for as many, or start anew with --fresh"
+                f"qat: found {len(history) - 1} epochs in the checkpoint {path}, expected at most "
+                f"{self.settings.epochs}; train as many, or start anew with --fresh"
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -374,5 +363,5 @@ class _Loop:
 
 
 def _hits(out: T, labels: T | None) -> int:
-    """How many rows of scores [N, C] are highest at their label [N]."""
+    """Count the rows of scores [N, C] that are highest at their label [N]."""
     return 0 if labels is None else int((out.argmax(1) == labels).sum())

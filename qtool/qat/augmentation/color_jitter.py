@@ -1,36 +1,38 @@
-"""Random changes of brightness, contrast and saturation, from torch alone."""
+"""Random changes of brightness, contrast and saturation, with torch alone."""
 
 import torch
 
+from qtool.qat.distributed import BatchPart
 from qtool.qat.settings import Pixels
 
 T = torch.Tensor
 
 
-def jittered(
+def jitter_colors(
     images: T,
     strength: float,
     pixels: Pixels,
-    random: torch.Generator,
-    part: tuple[int, slice] | None = None,
+    generator: torch.Generator,
+    part: BatchPart | None = None,
 ) -> T:
     """Change brightness, then contrast, then saturation of every image, each at random.
 
-    Each has a factor between 1 - strength and 1 + strength: of the pixels, of their distance from
-    the image's mean gray, and of their distance from their own gray. Pixels are cut off at 0 and 1
-    after every change. An image of one channel has no saturation.
+    Each change has a factor f between 1 - strength and 1 + strength: p f, m + f (p - m) with the
+    image's mean gray m, and g + f (p - g) with each pixel's own gray g. Pixels are clipped to 0 and
+    1 after every change. An image of one channel has no saturation.
 
     Args:
         images: [N, C, H, W], on the CPU, as the network takes them.
         strength: 0 (nothing changes) to 1.
-        pixels: how pixels of 0 to 1 became ``images``; undone first and redone in the end.
-        random: the source of every choice.
-        part: as for :func:`qtool.qat.augmentation.augment.moved`.
+        pixels: conversion of pixels of 0 to 1 to ``images``; undone first, applied again at the
+            end.
+        generator: source of every choice.
+        part: as for :func:`qtool.qat.augmentation.augment.random_crop_flip`.
     Source: torchvision's ColorJitter without hue. Departure: one order for all images.
     """
-    total, mine = part or (len(images), slice(None))
-    factors = 1 + strength * (2 * torch.rand((3, total), generator=random) - 1)
-    brightness, contrast, saturation = factors[:, mine].reshape(3, -1, 1, 1, 1)
+    part = part or BatchPart(len(images))
+    factors = 1 + strength * (2 * torch.rand((3, part.size), generator=generator) - 1)
+    brightness, contrast, saturation = part.of(factors).reshape(3, -1, 1, 1, 1)
     scale, offset = (
         torch.tensor(values).reshape(1, -1, 1, 1) for values in (pixels.scale, pixels.offset)
     )
@@ -45,5 +47,5 @@ def jittered(
 
 
 def _gray(p: T, luma: tuple[float, ...]) -> T:
-    """[N, 1, H, W]."""
+    """Return the gray [N, 1, H, W] of pixels [N, C, H, W]."""
     return (p * torch.tensor(luma).reshape(1, -1, 1, 1)).sum(1, keepdim=True)

@@ -1,11 +1,10 @@
 """The quantizers that training can use, by name.
 
-An entry is a frozen dataclass whose fields are its options. ``weight(params, weight)`` and
-``activation(params)`` make the modules of one grid each (``grids.Quantizer``).
+An entry is a frozen dataclass whose fields are its options (:class:`base.QatQuantizer`). Its file
+holds the options, the torch modules and the gradients of one paper.
 """
 
-from typing import Any
-
+from qtool.qat.quantizers.base import QatQuantizer
 from qtool.qat.quantizers.dorefa import DoReFa
 from qtool.qat.quantizers.ewgs import EWGS
 from qtool.qat.quantizers.lsq import LSQ
@@ -14,7 +13,7 @@ from qtool.qat.quantizers.pact import PACT
 from qtool.qat.quantizers.sat import SAT
 from qtool.qat.quantizers.ste import STE
 
-QAT_QUANTIZERS: dict[str, Any] = {
+QAT_QUANTIZERS: dict[str, type[QatQuantizer]] = {
     "lsq": LSQ,
     "lsq_plus": LSQPlus,
     "ste": STE,

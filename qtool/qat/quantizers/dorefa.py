@@ -1,37 +1,100 @@
-"""DoReFa: weights squeezed through tanh onto an even number of levels."""
+"""DoReFa: weights pass tanh and are rounded to an even number of levels."""
 
-from typing import TYPE_CHECKING
-
+import numpy as np
+import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.quant.primitives import QuantParams
+from qtool.qat.quantizers.base import ActivationModule, WeightBase, WeightModule
+from qtool.qat.quantizers.scales import broadcast_scale, plan_scale
+from qtool.qat.quantizers.ste import STEActivation, STEWeight, straight_through
+from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantParams, QuantSpec
 
-if TYPE_CHECKING:
-    import torch
-
-    from qtool.qat.quantizers.grids import Quantizer
+T = torch.Tensor
 
 
 @dataclass(frozen=True)
 class DoReFa:
     """w = 2 q(tanh w / (2 max|tanh w|) + 1/2) - 1, with 2^k levels and none at 0.
 
-    Activations keep their calibrated range. Layers of 8 bits, whose odd levels no int8 holds, train
-    as with ste; so does a first convolution on blocks, whose kernel is filled up with zeros.
+    q(v) = round(v (2^k - 1)) / (2^k - 1). Activations keep their calibrated range. Layers of 8
+    bits, whose odd levels int8 cannot hold, train as with ste; so does a first convolution on
+    blocks, whose kernel is filled up with zeros.
 
     Source: Zhou et al. 2016, "DoReFa-Net", sec. 2.3, arXiv:1606.06160. Departures: a scale per
         channel (or tensor), fitted to the weights that training starts from, which a trained
         network expects; the paper trains from scratch with none.
     """
 
-    def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
-        """The module of one layer's weights."""
-        from qtool.qat.quantizers.clipped import squeezed_weight
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        if not has_odd_levels(params.spec):
+            return STEWeight(params, follows_range=False)
+        return DoReFaWeight(params, weight)
 
-        return squeezed_weight(params, weight)
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return STEActivation(params)
 
-    def activation(self, params: QuantParams) -> "Quantizer":
-        """The module of one activation grid."""
-        from qtool.qat.quantizers.fixed import FixedActivation
 
-        return FixedActivation(params)
+def has_odd_levels(spec: QuantSpec) -> bool:
+    """Return whether int8 holds the codes -(2^k - 1), ..., -1, 1, ..., 2^k - 1 of DoReFa."""
+    return spec.bits < 8
+
+
+class DoReFaWeight(WeightBase):
+    """Weights through tanh on 2^k levels -1 .. 1 without 0, times a scale that does not learn.
+
+    Attributes:
+        unit: value of the level 1, shape [] or [C].
+        variance: of the weights that training starts from, shape [].
+    """
+
+    rounds_to_nearest = False
+    unit: T
+    variance: T
+
+    def __init__(self, params: QuantParams, weight: T) -> None:
+        """Make the module.
+
+        Args:
+            params: grid that training starts from; of less than 8 bits.
+            weight: the layer's weights as training starts.
+        """
+        super().__init__(params)
+        self.steps = 2**params.spec.bits - 1
+        start = weight.detach()
+        self.register_buffer("variance", start.var(correction=0))
+        levels = self.levels(start).detach()
+        axis = getattr(params.spec.granularity, "axis", None)
+        # Least squares per channel: unit = sum(w l) / sum(l^2) brings unit * l closest to w.
+        fit, size = (
+            product.sum() if axis is None else product.movedim(axis, 0).flatten(1).sum(1)
+            for product in (start * levels, levels.square())
+        )
+        self.register_buffer("unit", (fit / size).clamp(min=SMALLEST_SCALE * self.steps))
+
+    def levels(self, x: T) -> T:
+        """Return the levels of weights, between -1 and 1, differentiable."""
+        squashed = torch.tanh(x)
+        half = squashed / (2 * squashed.abs().amax().clamp(min=SMALLEST_SCALE)) + 0.5
+        return 2 * straight_through(half * self.steps) / self.steps - 1
+
+    @property
+    def scale(self) -> T:
+        """Difference between neighbouring codes, shape [] or [C]."""
+        return self.unit / self.steps
+
+    def forward(self, x: T) -> T:
+        """Round weights to the levels."""
+        return self.levels(x) * broadcast_scale(self.unit, x, self.params)
+
+    def freeze(self, weight: T) -> tuple[T, QuantParams]:
+        """Return the odd codes of ``weight``, as floats, and the code book of these codes."""
+        odd = np.arange(-self.steps, self.steps + 1, 2, dtype=np.int32)
+        scale = plan_scale(self.scale, self.params)
+        grid = Codebook(self.params.spec, scale, self.params.zero_point, odd)
+        return (self.levels(weight).detach() * self.steps).round(), grid
+
+    def with_zero_level(self) -> WeightModule:
+        """Return straight-through rounding on the calibrated grid: the odd levels lack 0."""
+        return STEWeight(self.params, follows_range=False)

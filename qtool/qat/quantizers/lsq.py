@@ -1,44 +1,183 @@
 """LSQ: the step size of every grid learns with the weights."""
 
-from dataclasses import KW_ONLY
-from typing import TYPE_CHECKING
+import dataclasses
+from dataclasses import KW_ONLY, replace
 
+import numpy as np
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 
-from qtool.quant.primitives import QuantParams
+from qtool.qat.quantizers.base import ActivationModule, GridBase, WeightBase, WeightModule
+from qtool.qat.quantizers.learned_step import RoundedStep, StepGradient, learned_step
+from qtool.qat.quantizers.scales import (
+    MIN_SCALE_SHARE,
+    broadcast_scale,
+    clamp_below,
+    code_limits,
+    freeze_weight,
+    plan_scale,
+)
+from qtool.qat.quantizers.ste import STEWeight
+from qtool.quant.primitives import PerChannel, QuantParams
 
-if TYPE_CHECKING:
-    import torch
-
-    from qtool.qat.quantizers.grids import Quantizer
+T = torch.Tensor
 
 
 @dataclass(frozen=True)
 class LSQ:
-    """Learned step size: the scale's gradient is round(x/s) - x/s inside, the limit's code outside.
+    """Learned step size: dy/ds = round(x/s) - x/s inside, the limit's code outside.
 
-    The gradient of each scale is multiplied by 1 / sqrt(N * qmax), N being the weights or the
-    features it serves. Starts from the scales of calibration. Weights of 8 bits follow their range.
+    y = round(clip(x / s, lo, hi)) * s. The gradient of each scale s is multiplied by
+    1 / sqrt(N * qmax), N being the number of weights, or of features of one sample, on the grid.
+    Scales start from those of calibration. Weights of 8 bits are not learned this way: their scale
+    is max |w| / qmax at every step.
 
     Args:
         gradient_scale: multiplies that factor.
-    Source: Esser et al. 2020, arXiv:1902.08153. Departures: weights per channel count N
-        per channel; scales start from the calibrated ones, not 2 mean|v| / sqrt(qmax); an
-        asymmetric grid keeps its zero point.
+    Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3 and sec. 2.2,
+        arXiv:1902.08153. Departures: weights per channel count N per channel; scales start from the
+        calibrated ones, not 2 mean|v| / sqrt(qmax); an asymmetric grid keeps its zero point.
     """
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
 
-    def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
-        """The module of one layer's weights."""
-        from qtool.qat.quantizers.grids import learned_weight
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        return lsq_weight(params, weight, LSQGradient(self.gradient_scale))
 
-        return learned_weight(params, weight, self.gradient_scale)
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return LSQActivation(params, LSQGradient(self.gradient_scale))
 
-    def activation(self, params: QuantParams) -> "Quantizer":
-        """The module of one activation grid."""
-        from qtool.qat.quantizers.grids import LearnedScaleActivation
 
-        return LearnedScaleActivation(params, self.gradient_scale)
+@dataclasses.dataclass(frozen=True)
+class LSQGradient(StepGradient):
+    """Gradient of the scale: round(x/s) - x/s inside, lo below, hi above.
+
+    Source: Esser et al. 2020, eq. 3, arXiv:1902.08153.
+    """
+
+    def scale_gradient(self, dy: T, dx: T, rounded: RoundedStep) -> T:
+        """Return sum(dy * code) outside the limits plus sum(dx * (code - x/s)) inside.
+
+        Codes are counted from the zero point, if there is one.
+
+        Args:
+            dy: gradient of the output.
+            dx: gradient of x, 0 where x is clipped.
+            rounded: the forward pass.
+        """
+        steps, output, scale = rounded.steps, rounded.output, rounded.scale
+        if rounded.is_wide:
+            ds = rounded.scale_sum(dy - dx, output) / scale
+            rest = steps.clamp(rounded.lo, rounded.hi).round_().sub_(steps)
+            return ds + rounded.scale_sum(dx, rest)
+        # sum(dy * code) - sum(dx * x/s): no mask, and one product less over the whole tensor.
+        ds = rounded.scale_sum(dy, output) / scale
+        ds -= rounded.scale_sum(dx, steps)
+        if rounded.zero is not None:
+            ds += rounded.zero * dx.sum_to_size(scale.shape)
+        return ds
+
+
+class LSQWeight(WeightBase):
+    """Weights on a symmetric grid with learned scales.
+
+    Attributes:
+        scale: learned, shape [] or [C].
+        floor: lowest value of the scale, same shape.
+    """
+
+    floor: T
+
+    def __init__(self, params: QuantParams, weight: T, gradient: LSQGradient) -> None:
+        """Make the module.
+
+        Args:
+            params: grid that training starts from.
+            weight: the weights; only their number counts.
+            gradient: of the step; its factor is multiplied by 1 / sqrt(N * qmax).
+        """
+        super().__init__(params)
+        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
+        self.register_buffer("floor", self.scale.detach() * MIN_SCALE_SHARE, persistent=False)
+        count = weight.numel()
+        if isinstance(params.spec.granularity, PerChannel):
+            count //= weight.shape[params.spec.granularity.axis]
+        factor = gradient.factor / float(np.sqrt(count * params.spec.qmax))
+        self.gradient = replace(gradient, factor=factor)
+        self.scale_gradient_factor = factor
+
+    def forward(self, x: T) -> T:
+        """Round weights to the grid."""
+        spec = self.params.spec
+        scale = broadcast_scale(self.scale, x, self.params)
+        return learned_step(x, scale, (spec.qmin, spec.qmax), self.gradient)
+
+    def project(self) -> None:
+        """Clamp the scales to positive values."""
+        clamp_below(self.scale, self.floor)
+
+    def freeze(self, weight: T) -> tuple[T, QuantParams]:
+        """Return the codes of ``weight``, as floats, and the learned grid."""
+        return freeze_weight(weight, self.scale, self.params)
+
+
+class LSQActivation(GridBase):
+    """Activations on a per-tensor grid with a learned scale and a fixed zero point.
+
+    Attributes:
+        scale: learned, shape [1].
+        floor: lowest value of the scale, shape [1].
+    """
+
+    floor: T
+
+    def __init__(self, params: QuantParams, gradient: LSQGradient) -> None:
+        """Make the module.
+
+        Args:
+            params: grid that training starts from.
+            gradient: of the step; its factor is multiplied by 1 / sqrt(N * qmax).
+        """
+        super().__init__(params)
+        self.gradient = gradient
+        self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
+        self.register_buffer("floor", self.scale.detach() * MIN_SCALE_SHARE, persistent=False)
+
+    def gradient_of(self, x: T) -> LSQGradient:
+        """Return the gradient of a step on ``x`` [N, ...], whose factor counts its features."""
+        features = x.numel() // max(x.shape[0], 1) if x.dim() else 1
+        size = max(features, 1) * self.params.spec.qmax
+        return replace(self.gradient, factor=self.gradient.factor / float(np.sqrt(size)))
+
+    def forward(self, x: T) -> T:
+        """Round activations to the grid."""
+        return learned_step(x, self.scale, code_limits(self.params), self.gradient_of(x))
+
+    def project(self) -> None:
+        """Clamp the scale to positive values."""
+        clamp_below(self.scale, self.floor)
+
+    def freeze(self) -> QuantParams:
+        """Return the learned grid."""
+        return replace(self.params, scale=plan_scale(self.scale, self.params))
+
+
+def lsq_weight(params: QuantParams, weight: T, gradient: LSQGradient) -> WeightModule:
+    """Return the module of weights whose scale learns below 8 bits; at 8 it follows their range.
+
+    Below 8 bits all codes are used, -2 to 1 at 2 bits: a third more levels than -1 to 1.
+
+    Args:
+        params: calibrated grid.
+        weight: the weights that training starts from.
+        gradient: of the step.
+    """
+    if params.spec.bits >= 8:
+        return STEWeight(params, follows_range=True)
+    params = replace(params, spec=replace(params.spec, narrow=False))
+    return LSQWeight(params, weight, gradient)

@@ -1,38 +1,62 @@
 """SAT: DoReFa's weights at constant variance, PACT with the whole gradient of its level."""
 
-from typing import TYPE_CHECKING
-
+import torch
 from pydantic.dataclasses import dataclass
 
+from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.dorefa import DoReFaWeight, has_odd_levels
+from qtool.qat.quantizers.lsq import LSQGradient
+from qtool.qat.quantizers.pact import PACTActivation
+from qtool.qat.quantizers.scales import broadcast_scale
+from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import QuantParams
 
-if TYPE_CHECKING:
-    import torch
-
-    from qtool.qat.quantizers.grids import Quantizer
+T = torch.Tensor
 
 
 @dataclass(frozen=True)
 class SAT:
-    """Scale-adjusted training: weights keep their variance, levels learn from what is inside too.
+    """Scale-adjusted training: constant weight variance, and dy/dalpha = q - x/alpha inside.
 
-    Inside the range the gradient of a clipping level is q - x/alpha. The weights of every layer are
-    scaled so that their variance stays that of the weights training starts from. (A BatchNorm
-    behind the layer makes that idle.)
+    Above the clipping level alpha the gradient is 1, as in pact. The weights Q of every layer are
+    those of dorefa times sqrt(Var[w at start] / Var[Q]), so that their variance is that of the
+    weights training starts from. (A BatchNorm behind the layer cancels that factor.)
 
     Source: Jin, Yang and Liao 2019, "Towards Efficient Training for Neural Network Quantization",
         sec. 3 and 4, arXiv:1912.10207. Departures: the paper trains from scratch and aims at a
         variance of 1 / n_out; alpha starts from the calibrated range.
     """
 
-    def weight(self, params: QuantParams, weight: "torch.Tensor") -> "Quantizer":
-        """The module of one layer's weights."""
-        from qtool.qat.quantizers.clipped import squeezed_weight
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        if not has_odd_levels(params.spec):
+            return STEWeight(params, follows_range=False)
+        return SATWeight(params, weight)
 
-        return squeezed_weight(params, weight, keeps_variance=True)
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return SATActivation(params)
 
-    def activation(self, params: QuantParams) -> "Quantizer":
-        """The module of one activation grid."""
-        from qtool.qat.quantizers.clipped import ClippedActivation
 
-        return ClippedActivation(params, calibrated=True)
+class SATWeight(DoReFaWeight):
+    """DoReFa's weights, scaled at every training step so that their variance stays constant."""
+
+    def forward(self, x: T) -> T:
+        """Round weights to the levels."""
+        levels = self.levels(x)
+        if self.training:
+            values = levels.detach() * broadcast_scale(self.unit, x, self.params)
+            # 1e-20: weights that are all equal have no variance to divide by.
+            ratio = self.variance / values.var(correction=0).clamp(min=1e-20)
+            self.unit = self.unit * ratio.sqrt()
+        return levels * broadcast_scale(self.unit, x, self.params)
+
+
+class SATActivation(PACTActivation):
+    """PACT's activations, whose level also learns from what is not clipped; without decay.
+
+    Its scale is alpha / n, so LSQ's gradient of the scale is n (q - x/alpha) inside.
+    """
+
+    decays = False
+    gradient = LSQGradient()

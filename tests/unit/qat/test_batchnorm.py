@@ -15,7 +15,7 @@ from qtool.quant.bit_widths import Bits
 
 def test_samples_that_lie_class_by_class_are_mixed(monkeypatch):
     """Folders of classes come in the order of their names: the first batches know one class."""
-    monkeypatch.setattr(loop, "REESTIMATE", 2)
+    monkeypatch.setattr(loop, "REESTIMATION_BATCHES", 2)
     x = np.random.default_rng(0).normal(size=(320, 3, 8, 8)).astype(np.float32)
     x[160:] += 3
     names, labels = tuple(map(str, range(320))), np.arange(320) // 160

@@ -13,7 +13,7 @@ from test_trainer import run
 from qtool.errors import RecipeError
 from qtool.qat import batchnorm, distributed
 from qtool.qat.block_outputs import block_error
-from qtool.qat.quantizers.fixed import FixedActivation
+from qtool.qat.quantizers.ste import STEActivation
 from qtool.quant.primitives import PerTensor, QuantParams, QuantSpec
 
 OPTIONS = {"batch": 31, "crop": 1, "flip": True, "clip": 1.0, "warmup": 1.0, "optimizer": "sgd"}
@@ -44,16 +44,19 @@ def check_norm(rank: int) -> None:
         return F.batch_norm(x, mean, var, gamma, beta, True, 1.0, 1e-5), mean, var
 
     def parts(x, gamma, beta):
-        y, mean, var, counted = batchnorm.batch_norm(x, gamma, beta, 1e-5)
-        assert counted.tolist() == [140.0] * 3
-        return y, mean, var * counted / (counted - 1)
+        y, statistics = batchnorm.batch_norm(x, gamma, beta, 1e-5)
+        count = statistics.count
+        assert count.tolist() == [140.0] * 3
+        return y, statistics.mean, statistics.var * count / (count - 1)
 
     want = normalized(x, weight, gamma, beta, whole)
     found = normalized(x[rank::2], weight[rank::2], gamma, beta, parts)
     for k in (0, 1):  # y and the gradient of x: this process's rows
         torch.testing.assert_close(found[k], want[k][rank::2], atol=1e-5, rtol=1e-5)
     for k in (2, 3):  # gradients of parameters: they sum to those of the whole batch
-        torch.testing.assert_close(distributed.add_up(found[k]), want[k], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            distributed.all_reduce_sum(found[k]), want[k], atol=1e-4, rtol=1e-5
+        )
     for k in (4, 5):
         torch.testing.assert_close(found[k], want[k], atol=1e-5, rtol=1e-5)
 
@@ -62,7 +65,7 @@ def check_ranges(rank: int) -> None:
     """Moving ranges follow the limits over all processes."""
     spec = QuantSpec(8, False, False, PerTensor())
     params = QuantParams(spec, torch.tensor(0.1).numpy(), torch.tensor(0).int().numpy())
-    grids = [FixedActivation(params, 0.5) for _ in range(2)]
+    grids = [STEActivation(params, 0.5) for _ in range(2)]
     x = batch()[0]
     processes_seen, low, high = x[rank::2], x.min(), x.max()
     grids[0](processes_seen)
@@ -76,7 +79,7 @@ def check_blocks(rank: int) -> None:
     want = block_error({"a": a, "b": b}, {"a": b, "b": a}, ("a", "b"))
     ours = [{"a": x[rank::2], "b": y[rank::2]} for x, y in ((a, b), (b, a))]
     part = block_error(*ours, ("a", "b")) * (len(a[rank::2]) / len(a))
-    torch.testing.assert_close(distributed.add_up(part), want)
+    torch.testing.assert_close(distributed.all_reduce_sum(part), want)
 
 
 def work(rank: int, port: int, folder: Path) -> None:
@@ -91,7 +94,7 @@ def work(rank: int, port: int, folder: Path) -> None:
         check_blocks(rank)
         network, history = run(folder, 3, "whole", **OPTIONS)
         for tensor in network.state_dict().values():  # equal to the last bit
-            assert torch.equal(*distributed.gather(tensor.float()))
+            assert torch.equal(*distributed.all_gather(tensor.float()))
         stopped_after(folder, 1)
         resumed, again = run(folder, 3, "part", **OPTIONS)
         assert [(e.loss, e.score) for e in again] == [(e.loss, e.score) for e in history]

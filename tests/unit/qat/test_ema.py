@@ -5,7 +5,7 @@ import torch
 from test_trainer import run
 from torch import nn
 
-from qtool.qat.ema import Average
+from qtool.qat.ema import MovingAverage
 
 
 class Scalar(nn.Module):
@@ -18,7 +18,7 @@ class Scalar(nn.Module):
 
 def test_known_averages_of_a_scalar():
     network = Scalar()
-    average = Average(network, 0.25)
+    average = MovingAverage(network, 0.25)
     found = []
     for step, value in enumerate((8.0, 16.0, 16.0), 1):
         network.weight.data.fill_(value)
@@ -36,7 +36,7 @@ def test_known_averages_of_a_scalar():
 
 def test_it_stands_in_place_of_the_network_for_a_while():
     network = Scalar()
-    average = Average(network, 0.5)
+    average = MovingAverage(network, 0.5)
     network.weight.data.fill_(11.0)
     average.step(network, 1)
     with average.in_place_of(network):
@@ -48,7 +48,9 @@ def test_training_ends_with_averaged_weights(tmp_path, monkeypatch):
     import qtool.qat.trainer as loop
 
     kept = []
-    monkeypatch.setattr(loop, "Average", lambda *given: kept.append(Average(*given)) or kept[-1])
+    monkeypatch.setattr(
+        loop, "MovingAverage", lambda *given: kept.append(MovingAverage(*given)) or kept[-1]
+    )
     monkeypatch.setattr(loop, "best_of", lambda history: history[-1].number)
     network, history = run(tmp_path, 6, batchnorm="folded", ema=0.9, lr=0.1)
     (average,) = kept

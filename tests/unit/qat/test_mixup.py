@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from test_trainer import run
 
 import qtool.qat.trainer as loop
-from qtool.qat.augmentation.mixup import Pairs, mixed, partners
+from qtool.qat.augmentation.mixup import LabelPairs, mix_images, partners
+from qtool.qat.distributed import BatchPart
 from qtool.recipe.qat_section import Augment
 
 
@@ -22,7 +23,7 @@ def numbered(count: int, dtype=torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.3, 0.2)])
 def test_shares_are_those_of_the_pixels(mixup, cutmix):
     images = numbered(400)
-    out, share = mixed(images, mixup, cutmix, generator())
+    out, share = mix_images(images, mixup, cutmix, generator())
     other = partners(images)
     assert torch.equal(other, images.roll(1, 0)) and ((share >= 0) & (share <= 1)).all()
     wanted = share[:, None] * images.mean((2, 3)) + (1 - share[:, None]) * other.mean((2, 3))
@@ -39,7 +40,7 @@ def test_shares_are_those_of_the_pixels(mixup, cutmix):
 
 
 def test_a_box_is_one_rectangle():
-    out, share = mixed(numbered(200), 0.0, 1.0, generator())
+    out, share = mix_images(numbered(200), 0.0, 1.0, generator())
     for image, number, own in zip(out[:, 0], range(200), share, strict=True):
         rows, columns = torch.nonzero(image != number, as_tuple=True)
         if len(rows):
@@ -49,9 +50,9 @@ def test_a_box_is_one_rectangle():
 
 def test_nothing_asked_for_changes_nothing_and_whole_numbers_stay_whole():
     images = numbered(8)
-    out, share = mixed(images, 0.0, 0.0, generator())
+    out, share = mix_images(images, 0.0, 0.0, generator())
     assert torch.equal(out, images) and (share == 1).all()
-    out, share = mixed(numbered(8, torch.uint8) * 20, 1.0, 0.0, generator())
+    out, share = mix_images(numbered(8, torch.uint8) * 20, 1.0, 0.0, generator())
     assert out.dtype == torch.uint8
     wanted = (numbered(8) * 20, numbered(8).roll(1, 0) * 20)
     blend = torch.lerp(wanted[1], wanted[0], share[:, None, None, None])
@@ -60,8 +61,8 @@ def test_nothing_asked_for_changes_nothing_and_whole_numbers_stay_whole():
 
 def test_whoever_has_which_rows_draws_the_same():
     images = numbered(10)
-    _, whole = mixed(images, 0.5, 0.5, generator())
-    _, part = mixed(images[1::2], 0.5, 0.5, generator(), (10, slice(1, None, 2)))
+    _, whole = mix_images(images, 0.5, 0.5, generator())
+    _, part = mix_images(images[1::2], 0.5, 0.5, generator(), BatchPart(10, slice(1, None, 2)))
     torch.testing.assert_close(part, whole[1::2])
 
 
@@ -72,12 +73,14 @@ def test_the_loss_of_a_pair_is_that_of_its_soft_label(smoothing):
     share = torch.tensor([0.0, 0.3, 0.5, 0.7, 1.0, 0.9])
     hot = [F.one_hot(labels, 5).float() for labels in (first, second)]
     soft = share[:, None] * hot[0] + (1 - share[:, None]) * hot[1]
-    found = Pairs(first, second, share).cross_entropy(out, smoothing)
-    assert Pairs(first, second, share).cross_entropy(out.half(), smoothing).dtype == torch.float16
+    found = LabelPairs(first, second, share).cross_entropy(out, smoothing)
+    assert (
+        LabelPairs(first, second, share).cross_entropy(out.half(), smoothing).dtype == torch.float16
+    )
     torch.testing.assert_close(found, F.cross_entropy(out, soft, label_smoothing=smoothing))
 
 
-def test_more_than_all_images_cannot_be_mixed():
+def test_more_than_all_images_cannot_be_mix_images():
     with pytest.raises(ValueError, match=r"1\.1 of the images together, expected at most 1"):
         Augment(mixup=0.5, cutmix=0.6)
 
@@ -109,5 +112,5 @@ def test_it_trains_on_pairs_and_goes_on_where_it_stopped(labelled, tmp_path, mon
 
 def test_an_image_alone_stays_as_it_is():
     images = numbered(1)
-    out, _ = mixed(images, 0.5, 0.5, generator())
+    out, _ = mix_images(images, 0.5, 0.5, generator())
     assert torch.equal(out, images)

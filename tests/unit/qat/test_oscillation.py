@@ -17,12 +17,10 @@ from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.oscillation import Oscillations, threshold
 from qtool.qat.quantizers.dorefa import DoReFa
 from qtool.qat.quantizers.ewgs import EWGS
-from qtool.qat.quantizers.fixed import FixedWeight
-from qtool.qat.quantizers.functions import beside
-from qtool.qat.quantizers.grids import LearnedScaleWeight
-from qtool.qat.quantizers.lsq import LSQ
+from qtool.qat.quantizers.lsq import LSQ, LSQGradient, LSQWeight
 from qtool.qat.quantizers.lsq_plus import LSQPlus
-from qtool.qat.quantizers.ste import STE
+from qtool.qat.quantizers.scales import broadcast_scale
+from qtool.qat.quantizers.ste import STE, STEWeight
 from qtool.qat.settings import Oscillation
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
@@ -34,9 +32,9 @@ def one_weight(values, scale=1.0, follows=None, bits=4, **asked):
     params = QuantParams(spec, np.array([scale], np.float32), np.zeros(1, np.int32))
     weight = nn.Parameter(torch.tensor([values]))
     grid = (
-        LearnedScaleWeight(params, weight, 1.0)
+        LSQWeight(params, weight, LSQGradient())
         if follows is None
-        else FixedWeight(params, follows=follows)
+        else STEWeight(params, follows_range=follows)
     )
     network = SimpleNamespace(weights={"0": weight}, weight_grids={"0": grid})
     return weight, grid, Oscillations(network, Oscillation(**asked))
@@ -130,11 +128,13 @@ def test_the_gradient_of_a_frozen_weight_is_its_scales():
     slope = torch.tensor([[2.0, 5.0, 0.7]])
     (grid(weight) * slope).sum().backward()
     codes = torch.tensor([2.0, -4.0])
-    free = grid.scale.grad - grid.rule.factor * (slope[0, 2] * (1 - 0.6))
+    free = grid.scale.grad - grid.scale_gradient_factor * (slope[0, 2] * (1 - 0.6))
     assert free.item() == pytest.approx(0, abs=1e-6)  # on the grid LSQ gives the scale nothing
-    seen.take_gradients()
+    seen.move_gradients()
     want = (codes * slope[0, :2]).sum() + slope[0, 2] * (1 - 0.6)
-    assert grid.scale.grad.item() == pytest.approx((grid.rule.factor * want).item(), rel=1e-5)
+    assert grid.scale.grad.item() == pytest.approx(
+        (grid.scale_gradient_factor * want).item(), rel=1e-5
+    )
     assert weight.grad[0].tolist() == pytest.approx([0, 0, 0.7])
 
 
@@ -171,7 +171,7 @@ def test_what_was_frozen_is_in_the_plan(quantizer, tmp_path, monkeypatch):
             codes = layer.grid.freeze(layer.weight)[0]
             frozen = layer.of(seen.frozen)
             assert torch.equal(codes[frozen], layer.of(seen.mean)[frozen])
-            scale = beside(layer.grid.scale, layer.weight, layer.grid.params)
+            scale = broadcast_scale(layer.grid.scale, layer.weight, layer.grid.params)
             rounded = (layer.grid(layer.weight) / scale).round()
             assert torch.equal(rounded[frozen], layer.of(seen.mean)[frozen])
         feeds = feeds_for(planned(normed_net(), Bits(3, 4))[0])

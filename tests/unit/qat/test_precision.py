@@ -11,9 +11,8 @@ from test_trainer import run
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.pipeline.qat_checks import refuse_early
-from qtool.qat.fake_quant_model import QatNetwork
-from qtool.qat.quantizers import grids
-from qtool.qat.quantizers.functions import widened
+from qtool.qat.fake_quant_model import QatNetwork, to_float32
+from qtool.qat.quantizers import lsq
 from qtool.qat.quantizers.lsq import LSQ
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -24,13 +23,13 @@ from qtool.simulation.fake_quant import Simulation
 
 def test_grids_and_norms_see_float32_and_products_do_not(monkeypatch):
     seen, products = [], []
-    original = grids.learned_step
+    original = lsq.learned_step
 
     def watched(x, scale, *rest):
         seen.append((x.dtype, scale.dtype))
         return original(x, scale, *rest)
 
-    monkeypatch.setattr(grids, "learned_step", watched)
+    monkeypatch.setattr(lsq, "learned_step", watched)
     model, plan = planned(normed_net(), Bits(3, 4))
     network = QatNetwork(model, plan, LSQ(), "live").train()
     for norm in network.norms.values():
@@ -44,7 +43,7 @@ def test_grids_and_norms_see_float32_and_products_do_not(monkeypatch):
     feeds = {k: torch.from_numpy(v) for k, v in feeds_for(model, rows=8).items()}
     with torch.autocast("cpu", torch.bfloat16):
         out = network(feeds)["y"]
-        taught = Executor(model)(feeds, widened, ["y"])["y"]
+        taught = Executor(model)(feeds, to_float32, ["y"])["y"]
     assert out.dtype == taught.dtype == torch.float32
     assert len(seen) > 6 and {t for pair in seen for t in pair} == {torch.float32}
     assert {p.dtype for p in products} <= {torch.bfloat16}

@@ -7,7 +7,7 @@ from test_trainer import run
 
 from qtool.qat.optimizer import rates
 from qtool.qat.settings import Epoch, Settings
-from qtool.qat.tensorboard_log import EVERY, Board
+from qtool.qat.tensorboard_log import STEPS_PER_POINT, TensorBoardLog
 
 
 def events(folder) -> dict[str, list[tuple[int, float]]]:
@@ -32,13 +32,13 @@ def test_the_file_holds_the_history(tmp_path):
     want = [rates(settings, e.number - 1 / steps) for e in history[1:]]
     assert [v for _, v in found["rate/weights"]] == pytest.approx([r[0] for r in want])
     assert [v for _, v in found["rate/scales"]] == pytest.approx([r[2] for r in want])
-    assert [step for step, _ in found["loss/step"]] == [EVERY]  # of 18 steps
+    assert [step for step, _ in found["loss/step"]] == [STEPS_PER_POINT]  # of 18 steps
     one, two = (e.loss for e in history[1:3])
     assert min(one, two) * 0.5 < found["loss/step"][0][1] < max(one, two) * 1.5
 
 
 def test_steps_are_means_in_order(tmp_path):
-    board = Board(tmp_path / "b", [], 25, Settings(epochs=2))
+    board = TensorBoardLog(tmp_path / "b", [], 25, Settings(epochs=2))
     for at in range(1, 51):
         board.step(at, torch.tensor(float(at), requires_grad=True))
         if at % 25 == 0:
@@ -53,14 +53,14 @@ def test_what_an_interrupted_epoch_wrote_is_taken_back(tmp_path):
         Settings(epochs=3),
         [Epoch(k, 1.0 if k else None, float(k), 0.1) for k in range(4)],
     )
-    first = Board(tmp_path / "b", [], 20, settings)
+    first = TensorBoardLog(tmp_path / "b", [], 20, settings)
     for epoch in epochs[:2]:
         first.epoch(epoch)
     for at in range(21, 36):
         first.step(at, torch.tensor(9.0))
     first.close()  # interrupted in the second epoch
     assert (30, 9.0) in events(tmp_path / "b")["loss/step"]
-    again = Board(tmp_path / "b", epochs[:2], 20, settings)
+    again = TensorBoardLog(tmp_path / "b", epochs[:2], 20, settings)
     for at in range(21, 41):
         again.step(at, torch.tensor(3.0))
     again.epoch(epochs[2])
@@ -75,9 +75,9 @@ def test_a_new_start_replaces_and_an_old_history_is_told(tmp_path):
         Settings(epochs=3),
         [Epoch(k, 1.0 if k else None, float(k), 0.1) for k in range(3)],
     )
-    Board(tmp_path / "b", history, 10, settings).close()
+    TensorBoardLog(tmp_path / "b", history, 10, settings).close()
     assert [step for step, _ in events(tmp_path / "b")["score"]] == [0, 10, 20]
-    board = Board(tmp_path / "b", [], 10, settings)
+    board = TensorBoardLog(tmp_path / "b", [], 10, settings)
     board.epoch(Epoch(0, None, 7.0, 0.1, 0.25, 0.5))
     board.close()
     found = events(tmp_path / "b")

@@ -13,13 +13,13 @@ from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
 from qtool.pipeline.qat_stage import warnings_of
 from qtool.progress import silent
-from qtool.qat.augmentation.augment import moved
+from qtool.qat.augmentation.augment import random_crop_flip
 from qtool.qat.fake_quant_model import QatNetwork
-from qtool.qat.loss import Loss, distilled
+from qtool.qat.loss import Loss, distillation
 from qtool.qat.optimizer import default_clip, rates
 from qtool.qat.quantizers.lsq import LSQ
 from qtool.qat.quantizers.ste import STE
-from qtool.qat.settings import Epoch, Oscillation, Settings
+from qtool.qat.settings import Epoch, Oscillation, RunFiles, Settings
 from qtool.qat.trainer import train
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
@@ -70,8 +70,7 @@ def run(
         dataset(200, 0, labelled),
         dataset(60, 1, labelled),
         settings,
-        tmp_path / name,
-        board=board,
+        RunFiles(tmp_path / name, board),
     )
     return network, history
 
@@ -124,7 +123,7 @@ def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
     _, two = run(tmp_path, 2)
     _, four = run(tmp_path, 4)
     assert [e.score for e in four[:3]] == [e.score for e in two] and len(four) == 5
-    with pytest.raises(RecipeError, match="4 epochs, more than the 1 asked for"):
+    with pytest.raises(RecipeError, match="found 4 epochs in the checkpoint"):
         run(tmp_path, 1)
 
 
@@ -146,13 +145,13 @@ def test_a_loss_that_rises_stops_with_the_best_plan(scores, epochs, tmp_path, mo
     losses = {1: 1.0, 2: 1.9, 3: 2.1, 4: 2.0}  # the third is more than twice the first
     found = iter((*scores, 70, 70, 70))
     monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
-    monkeypatch.setattr(loop._Loop, "_score", lambda self: next(found))
+    monkeypatch.setattr(loop._Loop, "_evaluate", lambda self: next(found))
     _, history = run(tmp_path, 4)
     assert [e.number for e in history] == list(range(epochs + 1))
 
 
 def test_a_plan_that_gives_no_numbers_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Loop, "_score", lambda self: float("nan"))
+    monkeypatch.setattr(loop._Loop, "_evaluate", lambda self: float("nan"))
     with pytest.raises(DataError, match="gives no numbers"):
         run(tmp_path, 1)
 
@@ -215,7 +214,7 @@ def test_the_float_network_is_judged_on_the_same_samples(labelled):
         held,
         Settings(epochs=1, batch=32, fixed=True, teacher=0.0 if labelled else 1.0),
         silent,
-    ).score_float()
+    ).evaluate_float()
     if not labelled:
         assert found is None
         return
@@ -245,21 +244,21 @@ def test_rates_rise_then_fall_along_a_cosine():
 
 def test_distillation_has_its_known_answers():
     out = torch.randn(6, 5, requires_grad=True)
-    same = distilled(out, out.detach(), 1.0)
+    same = distillation(out, out.detach(), 1.0)
     same.backward()
     assert abs(same.item()) < 1e-6 and out.grad.abs().max() < 1e-6
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     p, q = torch.softmax(a, 1), torch.tensor([[0.5, 0.5]])
     want = float((q * (q / p).log()).sum())
-    assert distilled(a, b, 1.0).item() == pytest.approx(want, rel=1e-5)
-    assert distilled(torch.ones(2, 1), torch.zeros(2, 1), 1.0).item() == 1.0
+    assert distillation(a, b, 1.0).item() == pytest.approx(want, rel=1e-5)
+    assert distillation(torch.ones(2, 1), torch.zeros(2, 1), 1.0).item() == 1.0
 
 
 def test_crops_and_mirrors_only_move_pixels():
     random = torch.Generator().manual_seed(0)
     images = torch.arange(4 * 2 * 6 * 6, dtype=torch.float32).reshape(4, 2, 6, 6) + 1
     fill = torch.tensor([-1.0, -2.0])
-    out = moved(images, 2, True, fill, random)
+    out = random_crop_flip(images, 2, True, fill, random)
     assert out.shape == images.shape
     for image, source in zip(out, images, strict=True):
         for channel, black in ((0, -1.0), (1, -2.0)):
@@ -268,8 +267,8 @@ def test_crops_and_mirrors_only_move_pixels():
                 set(source[channel].flatten().tolist()),
             )
             assert seen <= known | {black}
-    assert torch.equal(moved(images, 0, False, 0.0, random), images)
-    flipped = moved(images, 0, True, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(random_crop_flip(images, 0, False, 0.0, random), images)
+    flipped = random_crop_flip(images, 0, True, 0.0, torch.Generator().manual_seed(1))
     for image, source in zip(flipped, images, strict=True):
         assert torch.equal(image, source) or torch.equal(image, source.flip(2))
 
