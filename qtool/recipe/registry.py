@@ -7,7 +7,7 @@ Validation, the JSON schema, ``qtool list`` and the table of kinds in docs/recip
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtool.recipe.entry_options import Option, as_recipe, options_of, reader_options
 from qtool.user_code import is_function_name
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from qtool.calibration.statistics import Calibrator
-    from qtool.data import Opener, Preprocess
+    from qtool.data import Preprocess, Reader
     from qtool.metrics.registry import Metric
+    from qtool.qat.quantizers.base import QatQuantizer
     from qtool.quant.plan import QuantPlan
     from qtool.targets.target import Target
+    from qtool.weights.scale_constraints import ScaleKind
+    from qtool.weights.scheme import WeightScheme
 
 Entry = TypeVar("Entry")
 
@@ -32,23 +35,6 @@ NAME = "<name>"
 """Ends a place where the name is itself a key, such as ``images`` under ``calibrate``."""
 
 DATA_SECTIONS = ("calibrate", "evaluate", "qat")
-
-
-class Scheme(Protocol):
-    """The attributes of a weight scheme that the bits of a recipe are checked against."""
-
-    fixed_bits: ClassVar[int | None]
-    """The only width it has; None: any."""
-    low_bit_only: ClassVar[bool]
-    """True where only layers of less than 8 bits use it."""
-
-
-class Scale(Protocol):
-    """A form of scales."""
-
-    @property
-    def kind(self) -> str:
-        """The form as a grid's spec holds it."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +81,19 @@ class Kind(Generic[Entry]):
     options: Callable[[str, Entry], tuple[Option, ...]] = _options
 
 
-def _calibrators() -> "Mapping[str, Callable[..., Calibrator]]":
+def _calibrators() -> "Mapping[str, type[Calibrator]]":
     from qtool.calibration import CALIBRATORS
 
     return CALIBRATORS
 
 
-def _schemes() -> Mapping[str, type[Scheme]]:
+def _schemes() -> "Mapping[str, type[WeightScheme]]":
     from qtool.weights import SCHEMES
 
     return SCHEMES
 
 
-def _scales() -> Mapping[str, type[Scale]]:
+def _scales() -> "Mapping[str, type[ScaleKind]]":
     from qtool.weights.scale_constraints import SCALES
 
     return SCALES
@@ -119,7 +105,7 @@ def _ptq() -> "Mapping[str, Callable[..., QuantPlan]]":
     return PTQ_STEPS
 
 
-def _quantizers() -> Mapping[str, type]:
+def _quantizers() -> "Mapping[str, type[QatQuantizer]]":
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
     return QAT_QUANTIZERS
@@ -143,7 +129,7 @@ def _metrics() -> "Mapping[str, Metric]":
     return METRICS
 
 
-def _readers() -> "Mapping[str, Opener]":
+def _readers() -> "Mapping[str, Reader]":
     from qtool.data import READERS
 
     return READERS
@@ -170,7 +156,7 @@ def _metric_help(metric: "Metric") -> str:
     return f"{metric.help} (unit: {metric.unit})"
 
 
-def _reader_options(name: str, opener: "Opener") -> tuple[Option, ...]:
+def _reader_options(name: str, reader: "Reader") -> tuple[Option, ...]:
     return reader_options(name)
 
 

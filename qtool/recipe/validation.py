@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from qtool.data.config import DataSection
+from qtool.data import READERS, DataSection
 from qtool.errors import KeyPath, suggest
 from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
 from qtool.recipe.network import FILES, OnnxModel
-from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place, Scheme
+from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place
 from qtool.recipe.yaml_loader import Document
 
 if TYPE_CHECKING:
     from qtool.recipe.model import Bits, Recipe
+    from qtool.weights.scheme import WeightScheme
 
 Test = Callable[[Any], bool]
 
@@ -115,7 +116,7 @@ def _is_alternative(text: str, kind: Kind[Any]) -> bool:
 def _check_scheme(bits: "Bits", document: Document) -> None:
     """Refuse a scheme whose values do not go with the requested bits."""
     name = bits.scheme.name
-    scheme: type[Scheme] = KINDS["schemes"].table()[name]
+    scheme: type[WeightScheme] = KINDS["schemes"].table()[name]
     width = scheme.fixed_bits
     # Layers at 8 bits or float never use the scheme; None: the target's own width, mostly 8.
     requested = {bits.weights, *(layer.weights for layer in bits.layers.values())}
@@ -160,11 +161,12 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
         section: DataSection | None = getattr(recipe, name)
         if section is None:
             continue
-        paths += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
-        for key in ("arrays", "text", "wav"):
-            options = getattr(section, key)
-            files = ("path", "tokenizer") if key == "text" else ("path",)
-            paths += [((name, key, file), getattr(options, file)) for file in files if options]
+        paths += [((name, key), getattr(section, key)) for key in ("labels", "code")]
+        key, options = section.reader, getattr(section, section.reader)
+        if isinstance(options, str):
+            paths.append(((name, key), options))
+        else:
+            paths += [((name, key, file), getattr(options, file)) for file in READERS[key].paths]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
             paths.append(((name, "preprocess"), section.preprocess))
     for path, file in paths:
