@@ -38,8 +38,9 @@ def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
         choices = {n.op_type if ops else name_of(n) for n in graph}
         word = pattern.removeprefix("op:").removeprefix("name:")
         raise RecipeError(
-            f'bits.layers: the pattern "{pattern}" matches no node of the model'
-            f"{suggest(word, choices) or ';'} `qtool check` lists the names"
+            f'the pattern "{pattern}" matches no node of the model'
+            f"{suggest(word, choices) or ';'} `qtool check` lists the names",
+            key=("bits", "layers", pattern),
         )
     return names
 

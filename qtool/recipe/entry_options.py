@@ -1,6 +1,5 @@
 """Options of table entries: their names, types and defaults, as a recipe writes them."""
 
-from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -25,20 +24,12 @@ def options_of(entry: object) -> tuple[Option, ...]:
     return tuple(Option(f.name, _type_name(f.type), _default(f)) for f in fields(entry) if f.init)
 
 
-# Keys of a data section that belong to some readers only: reader -> keys.
-_OWN_KEYS: Mapping[str, tuple[str, ...]] = {
-    "images": ("preprocess", "labels"),
-    "wav": ("labels",),
-    "python": ("code",),
-}
-
-
 def reader_options(name: str) -> tuple[Option, ...]:
     """Return the keys of a data section that the reader ``name`` uses."""
-    from qtool.data.config import READER_KEYS, DataSection
+    from qtool.data import READERS, DataSection
 
-    unused = {*READER_KEYS, *(key for keys in _OWN_KEYS.values() for key in keys)}
-    unused -= {name, *_OWN_KEYS.get(name, ())}
+    unused = {*READERS, *(key for reader in READERS.values() for key in reader.uses)}
+    unused -= {name, *READERS[name].uses}
     options = []
     for key, field in DataSection.model_fields.items():
         models = [part for part in get_args(field.annotation) if _is_model(part)]

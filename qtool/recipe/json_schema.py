@@ -1,10 +1,11 @@
 """The recipe's JSON schema, for editors: pydantic's, with the names and short forms added."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from qtool.data import Reader
 from qtool.recipe.entry_options import options_of
 from qtool.recipe.model import ActivationWidth, Recipe
 from qtool.recipe.registry import ITEM, KINDS, NAME, Kind, Place
@@ -17,9 +18,6 @@ _REF = "#/$defs/"
 _TEXT = {"type": "string"}
 # What pydantic writes where a name stands: a choice with its options, or a plain text.
 _NAMES = ({"$ref": f"{_REF}Choice"}, _TEXT)
-
-# Readers whose options may be given as one text: the path, or the function.
-_ONE_TEXT = ("arrays", "wav", "python")
 
 
 def recipe_schema() -> Schema:
@@ -96,11 +94,12 @@ def _replace_names(node: Schema, forms: list[Schema]) -> None:
     ]
 
 
-def _require_one(section: Schema, names: Iterable[str]) -> None:
-    """Require exactly one of ``names`` as a key of a section, in place."""
-    section["oneOf"] = [{"required": [name]} for name in names]
-    for name in _ONE_TEXT:
-        section["properties"][name]["anyOf"].append(_TEXT)
+def _require_one(section: Schema, readers: Mapping[str, Reader]) -> None:
+    """Require exactly one reader as a key of a data section, and add short forms, in place."""
+    section["oneOf"] = [{"required": [name]} for name in readers]
+    for name, reader in readers.items():
+        if reader.short_form:
+            section["properties"][name]["anyOf"].append(_TEXT)
 
 
 def _add_short_forms(parts: Schema) -> None:

@@ -30,10 +30,7 @@ def resolve_bits(requested: RequestedBits, model: ir.Model, target: Target) -> B
     layers: dict[str, Widths] = {}
     for pattern, layer in requested.layers.items():
         key = ("bits", "layers", pattern)
-        try:
-            names = nodes_matching(model, pattern)
-        except RecipeError as error:
-            raise RecipeError(str(error).removeprefix("bits.layers: "), key) from error
+        names = nodes_matching(model, pattern)
         weights = own[0] if layer.weights is None else layer.weights
         activations = own[1] if layer.activations is None else layer.activations
         layers.update(dict.fromkeys(names, _widths(key, weights, activations, target)))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
-from qtool.data.config import READER_KEYS
+from qtool.data import READERS
 from qtool.data.preprocess import is_path
 from qtool.data.readers.table import SUFFIXES as TABLES
 from qtool.errors import KeyPath, RecipeError
@@ -14,8 +14,8 @@ from qtool.recipe.registry import DATA_SECTIONS, YAML_FILE
 from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name
 
-DATA_KEYS = (*READER_KEYS, "labels", "take")
-PATH_KEYS = ("images", "arrays", "wav", "labels", "preprocess", "code")
+DATA_KEYS = (*READERS, "labels", "take")
+PATH_KEYS = ("labels", "preprocess", "code")
 _NAMED: dict[str, Callable[[str], bool]] = {
     "preprocess": is_path,
     "torch": lambda text: text.endswith(FILES),
@@ -139,9 +139,11 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
         for key in PATH_KEYS:
             resolve(section, key)
         if isinstance(section, dict):
-            for key in ("arrays", "text", "wav"):
-                resolve(section.get(key), "path")
-            resolve(section.get("text"), "tokenizer")
+            for key, reader in READERS.items():
+                if reader.options is str or (reader.short_form and reader.source in reader.paths):
+                    resolve(section, key)  # the path alone
+                for option in reader.paths:
+                    resolve(section.get(key), option)
             if "code" not in section and _runs_code(section):
                 section["code"] = str(folder)
 

@@ -14,8 +14,7 @@ from qtool.user_code import is_function_name
 
 if TYPE_CHECKING:
     from qtool.calibration.statistics import Calibrator
-    from qtool.data import Preprocess
-    from qtool.data.reader import Reader
+    from qtool.data import Preprocess, Reader
     from qtool.metrics.registry import Metric
     from qtool.qat.quantizers.base import QatQuantizer
     from qtool.rewrites.rewrite import Rewrite

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from qtool.data.config import DataSection
+from qtool.data import READERS, DataSection
 from qtool.errors import KeyPath, suggest
 from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
@@ -161,11 +161,12 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
         section: DataSection | None = getattr(recipe, name)
         if section is None:
             continue
-        paths += [((name, key), getattr(section, key)) for key in ("images", "labels", "code")]
-        for key in ("arrays", "text", "wav"):
-            options = getattr(section, key)
-            files = ("path", "tokenizer") if key == "text" else ("path",)
-            paths += [((name, key, file), getattr(options, file)) for file in files if options]
+        paths += [((name, key), getattr(section, key)) for key in ("labels", "code")]
+        key, options = section.reader, getattr(section, section.reader)
+        if isinstance(options, str):
+            paths.append(((name, key), options))
+        else:
+            paths += [((name, key, file), getattr(options, file)) for file in READERS[key].paths]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
             paths.append(((name, "preprocess"), section.preprocess))
     for path, file in paths:

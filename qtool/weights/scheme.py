@@ -15,9 +15,9 @@ class WeightScheme(Protocol):
 
     fixed_bits: ClassVar[int | None]
     """Bits of a scheme with a fixed number of values; None where the spec's bits set it."""
-
     low_bit_only: ClassVar[bool]
-    """True where only layers of less than 8 bits use it."""
+    """True where only layers of less than 8 bits use the scheme."""
+
 
     def __call__(
         self, weight: np.ndarray, spec: QuantSpec, level_bits: int = 8

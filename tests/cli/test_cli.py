@@ -32,7 +32,7 @@ RECIPE = "model: net.onnx\ncalibrate: {images: train}\n"
 
 
 class Pipeline(types.ModuleType):
-    """Stands in for qtool.pipeline: remembers its calls, does what a test tells it."""
+    """Stands in for qtool.pipeline: remembers its calls, does what a test sets."""
 
     def __init__(self):
         super().__init__("qtool.pipeline.run")
@@ -90,10 +90,10 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
     options += " --quiet --json"
     result = run("ptq", "--recipe", "int8.yaml", "--set", "calibrate.count=5", *options.split())
     assert result.exit_code == 0, result.output
-    ((recipe, out, given),) = pipeline.calls
+    ((recipe, out, passed),) = pipeline.calls
     assert recipe.calibrate.count == 5
     assert out == Path("o")
-    assert replace(given, progress=silent) == RunOptions(
+    assert replace(passed, progress=silent) == RunOptions(
         seed=3,
         threads=2,
         plan_file=Path("plan.json"),
@@ -105,9 +105,9 @@ def test_every_option_reaches_the_pipeline(pipeline, folder):
 
 def test_without_options_the_defaults_are_passed(pipeline):
     run("ptq", "--recipe", "int8.yaml")
-    ((_, out, given),) = pipeline.calls
+    ((_, out, passed),) = pipeline.calls
     assert out == Path("runs/int8")
-    assert replace(given, progress=silent) == RunOptions()
+    assert replace(passed, progress=silent) == RunOptions()
 
 
 def test_model_and_data_need_no_recipe(pipeline, folder):
@@ -273,7 +273,7 @@ def saved(folder: Path, name: str, passed: bool) -> str:
     return name
 
 
-def test_report_check_exits_1_only_when_asked(folder):
+def test_report_exits_1_only_with_check(folder):
     good, bad = saved(folder, "good", True), saved(folder, "bad", False)
     assert run("report", good, "--check").exit_code == 0
     assert run("report", bad).exit_code == 0

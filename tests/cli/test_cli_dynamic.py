@@ -26,8 +26,8 @@ def classifier() -> Net:
 
     x = net.add("Transpose", net.input("x", "N", 12, 40), perm=[1, 0, 2])
     weights = [uniform(1, 4 * HIDDEN, size) for size in (40, HIDDEN)]
-    given = [x, *weights, uniform(1, 8 * HIDDEN)]
-    net.add("LSTM", *given, out=" h", name="rnn", hidden_size=HIDDEN)
+    inputs = [x, *weights, uniform(1, 8 * HIDDEN)]
+    net.add("LSTM", *inputs, out=" h", name="rnn", hidden_size=HIDDEN)
     net.nodes[-1].output[:] = ["", "h"]
     x = net.add("Squeeze", "h", net.const(np.array([0])))
     head = [net.weight(HIDDEN, 64), net.weight(64)]

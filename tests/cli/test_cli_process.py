@@ -61,7 +61,7 @@ def test_python_m_qtool_works():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_with_130(number):
+def test_a_signal_stops_a_run_with_130(number):
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN],
         stdout=subprocess.PIPE,

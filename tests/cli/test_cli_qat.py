@@ -70,8 +70,8 @@ def test_it_trains_writes_and_remembers(folder):
     assert (folder / "a/model.onnx").read_bytes() == (folder / "b/model.onnx").read_bytes()
     longer = qtool("qat", "--recipe", folder / "r.yaml", "--out", folder / "a", "--epochs", 4)
     assert longer.returncode == 0, longer.stderr
-    found = json.loads((folder / "a" / "report.json").read_text())["data"]["training"]["epochs"]
-    assert found[:4] == training["epochs"] and len(found) == 5
+    epochs = json.loads((folder / "a" / "report.json").read_text())["data"]["training"]["epochs"]
+    assert epochs[:4] == training["epochs"] and len(epochs) == 5
 
 
 def test_ptq_leaves_the_section_alone(folder):
@@ -112,8 +112,8 @@ def test_it_refuses_half_a_group_and_damaged_checkpoints(folder):
     done = qtool(*words, env=alone | {"WORLD_SIZE": "2"})
     assert done.returncode == 2 and "torchrun" in done.stderr and not (folder / "w").exists()
     assert qtool(*words, env=alone).returncode == 0
-    (kept,) = (folder / "w" / ".stages").glob("qat-*.pt")
-    kept.write_bytes(kept.read_bytes()[:300])
+    (cached,) = (folder / "w" / ".stages").glob("qat-*.pt")
+    cached.write_bytes(cached.read_bytes()[:300])
     done = qtool(*words, env=alone)
     assert done.returncode == 2 and "--fresh" in done.stderr
 
@@ -130,19 +130,19 @@ def test_two_processes_write_what_one_writes(folder):
     words = ["qat", "--recipe", folder / "r.yaml", "--json", "--epochs", 2]
     one, two = qtool(*words, "--out", folder / "1"), torchrun(*words, "--out", folder / "2")
     assert two.returncode == 0, two.stderr
-    found, want = json.loads(two.stdout), json.loads(one.stdout)  # one object, of one process
-    assert found["data"]["training"]["sha256"] == want["data"]["training"]["sha256"]
-    epochs = (report["data"]["training"]["epochs"] for report in (found, want))
+    pair, want = json.loads(two.stdout), json.loads(one.stdout)  # one object, of one process
+    assert pair["data"]["training"]["sha256"] == want["data"]["training"]["sha256"]
+    epochs = (report["data"]["training"]["epochs"] for report in (pair, want))
     for ours, theirs in zip(*epochs, strict=True):
         # The order of sums alone differs.
         assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
         assert ours["score"] == pytest.approx(theirs["score"], abs=7)  # one of 15 samples
-    assert found["parity"]["share_off"] == 0 and "train: " in two.stderr
-    kept = [sorted(p.name.split("-")[0] for p in folder.glob(f"{k}/**/*")) for k in (1, 2)]
-    assert kept[0] == kept[1] and kept[1].count("model.onnx") == 1
+    assert pair["parity"]["share_off"] == 0 and "train: " in two.stderr
+    files = [sorted(p.name.split("-")[0] for p in folder.glob(f"{k}/**/*")) for k in (1, 2)]
+    assert files[0] == files[1] and files[1].count("model.onnx") == 1
 
 
-def test_an_error_ends_all_processes(folder):
+def test_an_error_stops_all_processes(folder):
     words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "y"]
     done = torchrun(*words, "--set", "bits.weights=1", "--json")
     # torchrun itself ends with 1, and says with what its processes ended.
@@ -178,9 +178,9 @@ def test_a_fixed_batch_and_changes_of_what_is_no_image(tmp_path):
 
 
 def test_check_shows_weights_that_float_layers_keep_as_codes(folder):
-    asked = yaml.safe_load((folder / "r.yaml").read_text())
-    asked["bits"] = {"weights": 4, "activations": "float"}
-    (folder / "w4.yaml").write_text(yaml.safe_dump(asked))
+    recipe = yaml.safe_load((folder / "r.yaml").read_text())
+    recipe["bits"] = {"weights": 4, "activations": "float"}
+    (folder / "w4.yaml").write_text(yaml.safe_dump(recipe))
     done = qtool("check", folder / "w4.yaml")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("body ")]

@@ -1,4 +1,4 @@
-"""``qtool qat``: what it learns by and how it tells of it, from the command line."""
+"""``qtool qat``: its options and its report, from the command line."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def half(output, labels):
 """
 
 
-def asked(folder, out, *settings):
+def train(folder, out, *settings):
     words = [word for setting in settings for word in ("--set", setting)]
     return qtool("qat", "--recipe", folder / "r.yaml", "--out", folder / out, *words)
 
@@ -31,7 +31,7 @@ def report(folder, out):
 
 @pytest.mark.parametrize(("share", "held"), [(0.999, 20), (0.02, 0)])
 def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
-    done = asked(folder, "no", "qat.count=20", f"qat.validation={share}")
+    done = train(folder, "no", "qat.count=20", f"qat.validation={share}")
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert f"qat.validation: {share} of 20 samples is {held}" in done.stderr
     assert "write a share from 0.05 to 0.95" in done.stderr and not (folder / "no").exists()
@@ -51,20 +51,20 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
 )
 def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folder, settings, said):
     (folder / "broken.onnx").write_bytes(b"no model")
-    done = asked(folder, "no", "model=broken.onnx", *settings)
+    done = train(folder, "no", "model=broken.onnx", *settings)
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert not (folder / "no").exists()
 
 
 @pytest.mark.parametrize("settings", [[], ["qat.distill={weight: 1}"]])
-def test_a_model_that_ends_in_class_numbers_is_refused(folder, settings):
+def test_a_model_with_class_numbers_as_outputs_is_refused(folder, settings):
     proto = onnx.load(folder / "net.onnx")
     proto.graph.node[-1].output[0] = "scores"
     proto.graph.node.append(onnx.helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
     del proto.graph.output[:]
     proto.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, "N"))
     onnx.save(proto, folder / "argmax.onnx")
-    done = asked(folder, "no", "model=argmax.onnx", "evaluate.metric=accuracy", *settings)
+    done = train(folder, "no", "model=argmax.onnx", "evaluate.metric=accuracy", *settings)
     assert done.returncode == 2 and "first output is int64" in done.stderr, done.stderr
     assert not (folder / "no").exists()
 
@@ -79,7 +79,7 @@ def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     done = qtool("qat", "--recipe", folder / "r.yaml", "--out", folder / "o1", *words)
     assert done.returncode == 0, done.stderr
     assert "on stderr" in done.stderr and "on stderr" not in done.stdout
-    assert asked(folder, "o2", "qat.epochs=2").returncode == 0
+    assert train(folder, "o2", "qat.epochs=2").returncode == 0
     own, usual = (report(folder, k)["data"]["training"]["epochs"] for k in ("o1", "o2"))
     assert own[1]["loss"] == pytest.approx(usual[1]["loss"] / 2, rel=0.2)
     again = qtool("qat", "--recipe", folder / "o1/recipe.yaml", "--out", folder / "o3", *words)
@@ -99,7 +99,7 @@ def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     ],
 )
 def test_what_is_refused_before_any_work(folder, setting, said):
-    done = asked(folder, "no", setting)
+    done = train(folder, "no", setting)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert said in done.stderr and not (folder / "no").exists()
 
@@ -114,16 +114,16 @@ def test_what_is_refused_before_any_work(folder, setting, said):
 )
 def test_what_a_loss_of_ones_own_does_not_go_with(folder, setting, said):
     (folder / "my_loss.py").write_text(LOSSES)
-    done = asked(folder, "no", "qat.loss=my_loss:half", setting)
+    done = train(folder, "no", "qat.loss=my_loss:half", setting)
     assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
-def test_oscillating_weights_are_told_of_and_frozen(folder):
-    asked_for = ("qat.oscillation={dampen: 0.001, freeze: 0.02, momentum: 0.05}", "qat.ema=0.9")
-    done = asked(folder, "f", *asked_for)
+def test_oscillating_weights_are_reported_and_frozen(folder):
+    settings = ("qat.oscillation={dampen: 0.001, freeze: 0.02, momentum: 0.05}", "qat.ema=0.9")
+    done = train(folder, "f", *settings)
     assert done.returncode == 0, done.stderr
-    found = report(folder, "f")
-    training, parity = found["data"]["training"], found["parity"]
+    result = report(folder, "f")
+    training, parity = result["data"]["training"], result["parity"]
     assert 0 < training["oscillating"] < 1 and 0 < training["frozen"] < 1
     last = training["epochs"][-1]
     assert (last["oscillating"], last["frozen"]) == (training["oscillating"], training["frozen"])
@@ -135,7 +135,7 @@ def test_oscillating_weights_are_told_of_and_frozen(folder):
     assert f"{training['frozen']:.2%} frozen" in (folder / "f" / "report.html").read_text()
     again = qtool("qat", "--recipe", folder / "f/recipe.yaml", "--out", folder / "f2")
     assert again.returncode == 0, again.stderr
-    assert report(folder, "f2")["output"] == found["output"]
+    assert report(folder, "f2")["output"] == result["output"]
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_oscillating_weights_are_told_of_and_frozen(folder):
     ],
 )
 def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, said):
-    done = asked(folder, "no", *settings)
+    done = train(folder, "no", *settings)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert said in done.stderr and not (folder / "no").exists()
 
 
 def test_images_that_have_no_partner_are_refused(folder):
-    done = asked(folder, "no", "qat.batch=1", "qat.augment={mixup: 1}")
+    done = train(folder, "no", "qat.batch=1", "qat.augment={mixup: 1}")
     assert done.returncode == 2 and "a batch of 1 for 1 processes" in done.stderr, done.stderr
     assert "qat.augment" in done.stderr and not (folder / "no").exists()
 
@@ -165,13 +165,13 @@ def test_training_that_does_not_go_on_says_so(folder):
         return str([stage["notes"] for stage in report(folder, "anew")["stages"]])
 
     for lr, anew in ((0.01, False), (0.01, False), (0.02, True)):
-        done = asked(folder, "anew", "qat.epochs=1", f"qat.lr={lr}")
+        done = train(folder, "anew", "qat.epochs=1", f"qat.lr={lr}")
         assert done.returncode == 0, done.stderr
         assert ("training began anew" in notes()) == anew
 
 
 def test_colour_needs_the_pixels_behind_the_inputs(folder):
-    done = asked(folder, "no", "qat.augment={colour: 0.2}")
+    done = train(folder, "no", "qat.augment={colour: 0.2}")
     assert done.returncode == 2 and "preprocess that made them" in done.stderr, done.stderr
     assert not (folder / "no").exists()
 
@@ -206,17 +206,17 @@ def test_images_train_with_colours_changed(folder):
         setting = () if more is None else ("--set", f"qat.augment.{more}")
         done = qtool(*words, folder / out, *setting)
         assert done.returncode == 0, done.stderr
-    found = [report(folder, f"c{k}")["data"]["training"] for k in range(1, 6)]
-    assert found[0] == found[1] and found[0]["float_score"] > 0
-    losses = [training["epochs"][1]["loss"] for training in found[1:]]
+    result = [report(folder, f"c{k}")["data"]["training"] for k in range(1, 6)]
+    assert result[0] == result[1] and result[0]["float_score"] > 0
+    losses = [training["epochs"][1]["loss"] for training in result[1:]]
     assert len(set(losses)) == 4
 
 
 def test_tensorboard_changes_nothing_else(folder):
     settings = ("qat.epochs=2", "qat.tensorboard=true")
-    assert asked(folder, "t1", "qat.epochs=2").returncode == 0
+    assert train(folder, "t1", "qat.epochs=2").returncode == 0
     before = report(folder, "t1")
-    done = asked(folder, "t1", *settings)  # goes on from the finished training
+    done = train(folder, "t1", *settings)  # goes on from the finished training
     assert done.returncode == 0, done.stderr
     assert report(folder, "t1")["data"] == before["data"]
     (events,) = (folder / "t1" / "tensorboard").glob("qat-*/events.out.tfevents.*")
@@ -236,7 +236,7 @@ def test_tensorboard_is_missed_before_any_work(folder):
 
 
 def test_bfloat16_with_a_teacher_and_blocks(folder):
-    done = asked(
+    done = train(
         folder,
         "b",
         "qat.epochs=2",
@@ -244,7 +244,7 @@ def test_bfloat16_with_a_teacher_and_blocks(folder):
         "qat.distill={weight: 0.5, blocks: 0.1}",
     )
     assert done.returncode == 0, done.stderr
-    found = report(folder, "b")
-    assert found["parity"]["share_off"] == 0
-    assert found["accuracy"]["simulated"] == found["accuracy"]["quantized"]
-    assert found["data"]["training"]["epochs"][1]["loss"] > 0
+    result = report(folder, "b")
+    assert result["parity"]["share_off"] == 0
+    assert result["accuracy"]["simulated"] == result["accuracy"]["quantized"]
+    assert result["data"]["training"]["epochs"][1]["loss"] > 0

@@ -1,4 +1,4 @@
-"""QONNX files of networks whose first convolution changed its form are judged rightly."""
+"""QONNX files of networks whose first convolution changed its form are evaluated correctly."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""``qtool verify``: any quantized file is judged as the tool's own."""
+"""``qtool verify``: any quantized file is evaluated as the tool's own."""
 
 import json
 import shutil
@@ -30,8 +30,8 @@ def both(digits) -> tuple[object, ...]:
     return ("--against", digits / "digits.onnx", "--data", digits / "data/test")
 
 
-def test_its_own_file_is_judged_as_in_the_run(made, both, tmp_path):
-    done = qtool("verify", made / "model.onnx", *both, "--json", "--out", tmp_path / "judged")
+def test_its_own_file_is_evaluated_as_in_the_run(made, both, tmp_path):
+    done = qtool("verify", made / "model.onnx", *both, "--json", "--out", tmp_path / "verified")
     assert done.returncode == 0, done.stderr
     report, run = json.loads(done.stdout), json.loads((made / "report.json").read_text())
     assert report["command"] == "verify"
@@ -49,8 +49,8 @@ def test_its_own_file_is_judged_as_in_the_run(made, both, tmp_path):
     assert report["kernels"]["stray_quantize"] == []
     assert report["latency"]["quantized_ms"] > 0
     names = {"report.json", "report.html", "report.md"}
-    assert {p.name for p in (tmp_path / "judged").iterdir()} == names
-    shown = qtool("report", tmp_path / "judged", made)
+    assert {p.name for p in (tmp_path / "verified").iterdir()} == names
+    shown = qtool("report", tmp_path / "verified", made)
     assert shown.returncode == 0, shown.stderr
 
 
@@ -67,7 +67,7 @@ def test_a_float_file_loses_and_gains_nothing(digits, both):
     assert report["kernels"]["integer"] == {}
 
 
-def test_what_cannot_be_judged_is_refused(made, both, digits, tmp_path):
+def test_what_cannot_be_evaluated_is_refused(made, both, digits, tmp_path):
     shutil.copy(made / "model.onnx", tmp_path / "other.onnx")
     model = onnx.load(tmp_path / "other.onnx")
     name = model.graph.input[0].name

@@ -86,17 +86,17 @@ def test_a_run_passes_and_writes_its_files(first):
 
 
 def test_a_quantized_file_is_refused_or_turned_back(first, recipe, tmp_path):
-    given = ("--recipe", recipe, "--model", first.folder / "model.onnx")
-    refused = ptq(tmp_path / "refused", *given)
+    sources = ("--recipe", recipe, "--model", first.folder / "model.onnx")
+    refused = ptq(tmp_path / "refused", *sources)
     assert refused.code == 3 and "add --requantize" in refused.err
-    again = ptq(tmp_path / "again", *given, "--requantize", "--json")
+    again = ptq(tmp_path / "again", *sources, "--requantize", "--json")
     assert again.code == 0
     assert any("this reconstruction" in note for note in again.notes("load"))
     assert again.report["model"]["path"] == str(first.folder / "model.onnx")
     # The float model now is the file that was quantized before, up to rounding.
-    found, before = again.report["accuracy"], first.report["accuracy"]
-    assert abs(found["float"] - before["quantized"]) <= 0.5
-    assert found["agreement"] > 98
+    after, before = again.report["accuracy"], first.report["accuracy"]
+    assert abs(after["float"] - before["quantized"]) <= 0.5
+    assert after["agreement"] > 98
     assert again.report["kernels"]["integer"] == first.report["kernels"]["integer"]
     checked = qtool("check", again.folder / "recipe.yaml", "--requantize")
     assert checked.returncode == 0 and "integer kernel" in checked.stdout
@@ -221,9 +221,9 @@ def test_another_recipe_is_not_remembered_and_a_plan_gives_its_grids(recipe, fir
     assert not next(s for s in other.report["stages"] if s["name"] == "calibrate")["cached"]
     model = (first.folder / "model.onnx").read_bytes()
     assert (other.folder / "model.onnx").read_bytes() != model
-    given = ptq(tmp_path / "plan", *few, "--plan", first.folder / "plan.json")
-    assert (given.folder / "model.onnx").read_bytes() == model
-    assert "nothing was calibrated" in given.notes("calibrate")[0]
+    planned = ptq(tmp_path / "plan", *few, "--plan", first.folder / "plan.json")
+    assert (planned.folder / "model.onnx").read_bytes() == model
+    assert "nothing was calibrated" in planned.notes("calibrate")[0]
 
 
 def test_a_gate_that_fails_exits_1_with_all_files(recipe, tmp_path):

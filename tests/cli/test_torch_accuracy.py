@@ -91,15 +91,15 @@ CASES = [
 
 @pytest.mark.parametrize(("onnx", "factory", "data"), CASES, ids=["resnet", "sst2", "fsdd"])
 def test_a_factory_gives_what_onnx_gives(onnx, factory, data, tmp_path, monkeypatch):
-    wanted = quantized(onnx, data, tmp_path / "onnx")
-    found = [quantized(factory, data, tmp_path / "factory")]
+    expected = quantized(onnx, data, tmp_path / "onnx")
+    results = [quantized(factory, data, tmp_path / "factory")]
     if factory is RESNET:
-        found.append(quantized(program(tmp_path), data, tmp_path / "program"))
+        results.append(quantized(program(tmp_path), data, tmp_path / "program"))
     monkeypatch.setattr(exporting, "_dynamic", lambda inputs: 1 / 0)
-    found.append(quantized(factory, data, tmp_path / "traced"))
-    for accuracy, float_accuracy, integer, stray in found:
-        assert float_accuracy == pytest.approx(wanted[1], abs=1e-9)
+    results.append(quantized(factory, data, tmp_path / "traced"))
+    for accuracy, float_accuracy, integer, stray in results:
+        assert float_accuracy == pytest.approx(expected[1], abs=1e-9)
         # In percentage points: two images of 2000.
-        assert accuracy == pytest.approx(wanted[0], abs=0.1)
-        assert integer == wanted[2]
+        assert accuracy == pytest.approx(expected[0], abs=0.1)
+        assert integer == expected[2]
         assert stray == []

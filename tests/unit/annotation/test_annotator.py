@@ -297,5 +297,6 @@ def test_a_star_matches_slashes():
 def test_a_pattern_that_matches_nothing(pattern, hint):
     with pytest.raises(RecipeError, match="matches no node of the model") as caught:
         nodes_matching(BUILDERS["residual"]().model(), pattern)
-    assert f'bits.layers: the pattern "{pattern}"' in str(caught.value)
+    assert f'the pattern "{pattern}"' in caught.value.text
+    assert caught.value.key == ("bits", "layers", pattern)
     assert hint in str(caught.value)

@@ -180,9 +180,9 @@ LATER = [
 
 @pytest.mark.parametrize(("override", "expected"), LATER)
 def test_what_a_later_version_does_is_refused_not_ignored(override, expected):
-    found = message(BASE, [override])
-    assert found.startswith(f"--set {override}: ")
-    assert f": {expected}" in found
+    text = message(BASE, [override])
+    assert text.startswith(f"--set {override}: ")
+    assert f": {expected}" in text
 
 
 @pytest.mark.parametrize(
@@ -207,19 +207,19 @@ def test_an_override_is_named_as_it_was_typed(override, expected):
 
 
 def test_an_override_into_a_list_says_so():
-    found = message(BASE + "ptq: [repair]\n", ["ptq.0=repair"])
-    assert found == "--set ptq.0=repair: ptq is a list; set it whole: ptq=[...]"
+    text = message(BASE + "ptq: [repair]\n", ["ptq.0=repair"])
+    assert text == "--set ptq.0=repair: ptq is a list; set it whole: ptq=[...]"
 
 
 def test_no_ptq_step_yet_is_said(monkeypatch):
     monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
-    found = message(BASE + "ptq: [gptq]\n")
+    text = message(BASE + "ptq: [gptq]\n")
     assert (
-        found == 'r.yaml:7: ptq[0]: found "gptq", but this version has no ptq steps yet; remove it'
+        text == 'r.yaml:7: ptq[0]: found "gptq", but this version has no ptq steps yet; remove it'
     )
 
 
-def test_several_mistakes_are_told_at_once():
+def test_several_mistakes_are_in_one_message():
     lines = message("model: 3\ncalibrate: {images: 3}\nbits: {weights: x}\n").splitlines()
     assert [line.split(": ")[0] for line in lines] == ["r.yaml:1", "r.yaml:2", "r.yaml:3"]
 
@@ -231,8 +231,8 @@ def test_many_mistakes_are_cut():
 
 
 def test_a_union_says_both_forms_once():
-    found = message(BASE.replace("minmax", "minmax\n  preprocess: {resize: big}"))
-    assert found == (
+    text = message(BASE.replace("minmax", "minmax\n  preprocess: {resize: big}"))
+    assert text == (
         'r.yaml:5: calibrate.preprocess.resize: found "big", '
         "expected a whole number or a list: [a, b]"
     )

@@ -250,7 +250,7 @@ evaluate: {python: "mine:batches", metric: "mine:score"}
     assert load_recipe(elsewhere / "r.yaml") == recipe
 
 
-def test_data_given_on_the_command_line_keeps_what_the_recipe_says_of_text_and_recordings(folder):
+def test_data_of_the_command_line_keeps_the_settings_of_text_and_recordings(folder):
     (folder / "t.tsv").write_text("a\t0\n")
     (folder / "vocab.txt").write_text("[UNK]\n")
     text = "model: net.onnx\ncalibrate: {text: {path: t.tsv, tokenizer: vocab.txt}}\n"

@@ -42,7 +42,7 @@ def test_an_unknown_name_is_refused_wherever_its_kind_stands(kind, place, tmp_pa
     assert ".".join(key for key in place if key not in (ITEM, NAME)) in str(caught.value)
 
 
-# Keys are checked by their section, preprocess settings by the model of theirs.
+# Keys are checked by their section, preprocess settings by their model.
 IN_TABLE = [(kind, place) for kind, place in PLACES if kind not in ("readers", "preprocess")]
 
 

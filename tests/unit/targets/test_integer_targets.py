@@ -66,14 +66,14 @@ def ran(folder: Path, net: Net, target: str) -> Report:
     np.savez(folder / "a.npz", x=rng.normal(0, 1, (24, 4, 8, 8)).astype(np.float32),
              y=rng.integers(0, 5, 24))  # fmt: skip
     data = {"arrays": "a.npz", "take": {"every": 2, "offset": 0}}
-    asked = {
+    recipe = {
         "model": "net.onnx",
         "target": target,
         "calibrate": data,
         "evaluate": {**data, "take": {"every": 2, "offset": 1}},
     }
     return run_ptq(
-        recipe_from_keywords(asked, "r", folder, files=True), folder / "out", RunOptions(threads=1)
+        recipe_from_keywords(recipe, "r", folder, files=True), folder / "out", RunOptions(threads=1)
     )
 
 
@@ -86,8 +86,8 @@ def classifier() -> Net:
 
 def test_the_report_says_how_the_reference_compares(tmp_path):
     report = ran(tmp_path, classifier(), "integer-only")
-    found = report.parity.integer_only
-    assert (found.max_lsb, found.share_off, found.agreement) == (0, 0.0, 100.0)
+    reference = report.parity.integer_only
+    assert (reference.max_lsb, reference.share_off, reference.agreement) == (0, 0.0, 100.0)
     assert "integers" in [stage.name for stage in report.stages]
     assert "integer_only" in report.model_dump_json()
     assert "integers only" in (tmp_path / "out" / "report.html").read_text()

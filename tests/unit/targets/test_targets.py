@@ -38,7 +38,7 @@ def refused(path) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_name_is_told_the_nearest():
+def test_an_unknown_name_gets_the_nearest_one():
     text = refused("onnxruntime-cpi")
     assert 'did you mean "onnxruntime-cpu"?' in text and "give the path of a .yaml file" in text
 
@@ -145,9 +145,9 @@ def test_a_file_like_another_says_only_what_differs(tmp_path):
     path = tmp_path / "mine.yaml"
     own = {"name": "mine", "description": "d", "measured": "nothing"}
     path.write_text(yaml.safe_dump({"like": "onnxruntime-cpu", **own, "requantizes": []}))
-    found, base = load_target(str(path)), load_target("onnxruntime-cpu")
-    assert (found.name, found.measured, found.requantizes) == ("mine", "nothing", ())
-    assert (found.ops, found.widths, found.packing) == (base.ops, base.widths, base.packing)
+    target, base = load_target(str(path)), load_target("onnxruntime-cpu")
+    assert (target.name, target.measured, target.requantizes) == ("mine", "nothing", ())
+    assert (target.ops, target.widths, target.packing) == (base.ops, base.widths, base.packing)
 
 
 @pytest.mark.parametrize("key", ["name", "description", "measured"])
