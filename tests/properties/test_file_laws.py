@@ -97,12 +97,12 @@ def test_a_file_of_any_widths_computes_its_plan(net, data):
     )
     for name, array in same.items():
         np.testing.assert_array_equal(seen[name], array)
-    held = {k.removesuffix("_quantized"): v for k, v in seen.items() if k != "y"}
+    values = {k.removesuffix("_quantized"): v for k, v in seen.items() if k != "y"}
     kernels = ExactKernels(model, plan)
     compared = 0
     for site in plan.sites.values():
-        if site.output in held and all(v in held or v in plan.codes for v in site.inputs):
-            found = kernels.site(site, held).numpy()
-            np.testing.assert_array_equal(found, held[site.output].astype(np.float32))
+        if site.output in values and all(v in values or v in plan.codes for v in site.inputs):
+            output = kernels.site(site, values).numpy()
+            np.testing.assert_array_equal(output, values[site.output].astype(np.float32))
             compared += 1
     assert compared

@@ -118,8 +118,8 @@ def test_the_file_computes_the_plan_to_the_last_bit(weights, acts, scheme, grain
         assert spec.qmin <= array.min() and array.max() <= spec.qmax
     for site in plan.sites.values():
         if site.output in codes and all(v in codes or v in plan.codes for v in site.inputs):
-            found = kernels.site(site, codes).numpy()
-            np.testing.assert_array_equal(found, codes[site.output].astype(np.float32))
+            output = kernels.site(site, codes).numpy()
+            np.testing.assert_array_equal(output, codes[site.output].astype(np.float32))
             compared += 1
     assert compared or kind == "transformer_mlp"
     simulated = Simulation(model, plan)(feeds, ["y"])["y"].numpy()
@@ -148,8 +148,8 @@ def test_weight_only_files_compute_in_floats(width, grain, tmp_path):
     model, plan = planned(net, Bits(width, None, granularity=grain, block=16))
     assert not plan.sites and len(plan.weight_only) == 2
     if grain == "block":
-        found = {plan.spec(w).granularity for w in plan.weight_only}
-        assert found == {PerBlock(0, 16), PerBlock(1, 16)}
+        granularities = {plan.spec(w).granularity for w in plan.weight_only}
+        assert granularities == {PerBlock(0, 16), PerBlock(1, 16)}
     emitted = emit_qdq(model, plan, cpu())
     feeds = feeds_for(model, seed=2)
     want = Simulation(model, plan)(feeds, ["y"])["y"].numpy()
@@ -165,20 +165,20 @@ def test_more_bits_are_never_worse():
     net = residual_net()
     feeds = feeds_for(net.model(), seed=3)
     float_out = run(net.model(), feeds)["y"]
-    found = []
+    ratios = []
     for width in (8, 6, 4, 3, 2):
         model, plan = planned(net, Bits(width, 8))
-        found.append(sqnr(float_out, Simulation(model, plan)(feeds, ["y"])["y"].numpy()))
-    assert found == sorted(found, reverse=True) and found[0] > 30
+        ratios.append(sqnr(float_out, Simulation(model, plan)(feeds, ["y"])["y"].numpy()))
+    assert ratios == sorted(ratios, reverse=True) and ratios[0] > 30
 
 
-def resolved(target=None, **asked) -> Bits:
+def resolved(target=None, **keys) -> Bits:
     model = residual_net().model()
 
     def error(place, text):
         return RecipeError(f"{'.'.join(place)}: {text}")
 
-    return resolve_bits(BitsAsked(**asked), model, target or cpu(), error)
+    return resolve_bits(BitsAsked(**keys), model, target or cpu(), error)
 
 
 def test_patterns_resolve_to_widths():
@@ -190,7 +190,7 @@ def test_patterns_resolve_to_widths():
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("keys", "message"),
     [
         ({"weights": "float"}, "bits: weights: float with activations: 8 has no kernel"),
         ({"layers": {"first": {"weights": "float"}}}, "bits.layers.first: weights: float with"),
@@ -199,10 +199,10 @@ def test_patterns_resolve_to_widths():
         ({"layers": {"name:zzz": 4}}, "zzz"),
     ],
 )
-def test_widths_that_cannot_be(asked, said):
+def test_widths_that_cannot_be(keys, message):
     with pytest.raises(RecipeError) as error:
-        resolved(**asked)
-    assert said in str(error.value)
+        resolved(**keys)
+    assert message in str(error.value)
 
 
 def test_binary_weights_are_signs():
@@ -232,8 +232,8 @@ def test_codes_of_16_bits_are_padded_in_floats():
     plan = make_plan(model, cpu(), Bits(8, 16), "net")
     grids = make_grids(model, plan, [feeds_for(model, seed=1)], MinMax(), None, 1)
     feeds = feeds_for(model, seed=5)
-    found = run(emit_qdq(model, freeze(model, grids), cpu()), feeds)["y"]
-    assert np.abs(found - run(model, feeds)["y"]).max() < 0.05 * np.abs(found).max()
+    output = run(emit_qdq(model, freeze(model, grids), cpu()), feeds)["y"]
+    assert np.abs(output - run(model, feeds)["y"]).max() < 0.05 * np.abs(output).max()
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_codes_of_16_bits_are_padded_in_floats():
 def test_the_target_says_how_wide_codes_an_op_moves(bits, most, kind):
     net = Net(opset=21)
     x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 8, name="a"))
-    moved = net.add("DepthToSpace", x, blocksize=2, name="move")
-    model = net.output(net.conv(moved, 2, 4, name="b")).model()
+    rearranged = net.add("DepthToSpace", x, blocksize=2, name="move")
+    model = net.output(net.conv(rearranged, 2, 4, name="b")).model()
     bind(model, feeds_for(model))
     rule = replace(cpu().ops["DepthToSpace"], on_codes_bits=most)
     target = replace(cpu(), ops={**cpu().ops, "DepthToSpace": rule})

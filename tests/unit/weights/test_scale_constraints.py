@@ -35,16 +35,16 @@ def refused(path, text: str) -> RecipeError:
     return RecipeError(f"{'.'.join(path)}: {text}")
 
 
-def asked(**keys) -> str:
+def kind_of(**keys) -> str:
     bits = resolve_bits(BitsAsked(**keys), Net().output().model(), cpu(), refused)
     return bits.scale
 
 
 def test_the_key_becomes_a_kind():
-    assert asked() == "float"
-    assert asked(scale="power_of_two") == "power_of_two"
-    assert asked(scale="fixed_point") == "fixed_point:16"
-    assert asked(scale={"fixed_point": {"width": 12}}) == "fixed_point:12"
+    assert kind_of() == "float"
+    assert kind_of(scale="power_of_two") == "power_of_two"
+    assert kind_of(scale="fixed_point") == "fixed_point:16"
+    assert kind_of(scale={"fixed_point": {"width": 12}}) == "fixed_point:12"
     assert set(SCALES) == {"float", "power_of_two", "double_shift", "fixed_point"}
 
 
@@ -58,8 +58,8 @@ def test_every_scale_kind_fulfils_the_protocol(name):
 
 def test_weights_alone_have_no_scale_kind():
     with pytest.raises(RecipeError, match=r"bits\.scale: power_of_two is about integer layers"):
-        asked(scale="power_of_two", weights=4, activations="float")
-    assert asked(scale="float", weights=4, activations="float") == "float"
+        kind_of(scale="power_of_two", weights=4, activations="float")
+    assert kind_of(scale="float", weights=4, activations="float") == "float"
 
 
 @pytest.mark.parametrize("kind", ["power_of_two", "double_shift"])
@@ -110,17 +110,17 @@ def test_a_scale_widened_for_its_bias_keeps_the_form(kind, tmp_path):
                 net.const(np.full(4, 50.0)))  # fmt: skip
     model = net.output(net.conv(x, 4, 2, out="y")).load(tmp_path)
     bind(model, feeds_for(model))
-    found = planned(model, Bits(scale=kind))
-    plan = freeze(model, found)
+    grids = planned(model, Bits(scale=kind))
+    plan = freeze(model, grids)
     site = next(iter(plan.sites.values()))
-    before, after = found.params(site.weight).scale, plan.params(site.weight).scale
+    before, after = grids.params(site.weight).scale, plan.params(site.weight).scale
     assert after[2] > before[2] and np.array_equal(after[[0, 1, 3]], before[[0, 1, 3]])
     assert np.frexp(after[2] / before[2])[0] == 0.5
     assert np.abs(plan.codes[site.bias]).max() <= BIAS_LIMIT
     assert any("widened" in line for line in plan.log)
 
 
-def test_a_snapped_plan_is_another_shape_than_a_float_one(tmp_path):
+def test_a_plan_with_another_scale_kind_is_another_plan(tmp_path):
     """So that a plan file made for one kind is refused for another."""
     from qtool.quant.plan import same_shape
 
