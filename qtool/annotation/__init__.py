@@ -1,1 +1,1 @@
-"""Apply a target's rules to a graph: which values get a grid, which nodes run in integers."""
+"""Apply a target's rules to a graph: choose the quantized values and the integer nodes."""

@@ -23,7 +23,7 @@ from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
 from qtool.ptq import PTQ_STEPS
 from qtool.quant.freeze import freeze
-from qtool.quant.plan import QuantPlan, same_shape
+from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
 from qtool.quant.quantized_io import QuantizedIO
@@ -263,7 +263,7 @@ def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> Qua
     """
     with context.cache.stage("calibrate") as record:
         earlier = read_plan(file)
-        if not same_shape(earlier, plan):
+        if not same_structure(earlier, plan):
             raise RecipeError(
                 f"plan {file}: it was made for another model, target or recipe (bits, "
                 "granularity, layers); leave out --plan to calibrate"

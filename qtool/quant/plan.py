@@ -155,7 +155,7 @@ class QuantPlan:
         return replace(self, log=(*self.log, line))
 
 
-def same_shape(a: QuantPlan, b: QuantPlan) -> bool:
+def same_structure(a: QuantPlan, b: QuantPlan) -> bool:
     """Return True when two plans have the same sites and the same QuantSpec for every value.
 
     Scales and codes are not compared, and neither is ``narrow``, which training changes for

@@ -18,7 +18,6 @@ class WeightScheme(Protocol):
     low_bit_only: ClassVar[bool]
     """True where only layers of less than 8 bits use the scheme."""
 
-
     def __call__(
         self, weight: np.ndarray, spec: QuantSpec, level_bits: int = 8
     ) -> tuple[QuantParams, np.ndarray | None]:

@@ -106,7 +106,7 @@ def test_every_code_survives_the_way_back_and_forth(params):
 
 
 @given(cases(), st.sampled_from(ROUNDINGS), st.floats(0, 3, width=32))
-def test_order_is_kept(case, rounding, steps):
+def test_rounding_is_monotonic(case, rounding, steps):
     params, x = case
     y = x + np.float32(steps) * spread(params, params.scale)
     assert (quantize(x, params, rounding) <= quantize(y, params, rounding)).all()
@@ -177,7 +177,7 @@ def test_symmetric_grids_mirror(case, rounding):
 
 
 @given(grids())
-def test_a_found_grid_is_sound_and_is_found_again(params):
+def test_a_grid_is_sound_and_follows_from_its_range(params):
     assert np.isfinite(params.scale).all() and (params.scale > 0).all()
     assert ((params.spec.qmin <= params.zero_point) & (params.zero_point <= params.spec.qmax)).all()
     again = params_from_range(params.lo, params.hi, params.spec)

@@ -24,13 +24,13 @@ def narrow(draw, lo=1, hi=7):
 @given(narrow())
 def test_unpack_is_the_inverse_of_pack(case):
     width, codes = case
-    found = np.zeros(codes.size + -codes.size % GROUP, np.int64)
+    joined = np.zeros(codes.size + -codes.size % GROUP, np.int64)
     stored = pack(codes, width)
     for (bits, at), packed in zip(planes(width), stored, strict=True):
         assert packed.dtype == np.uint8
-        found |= unpack(packed, bits).reshape(-1) << at
-    np.testing.assert_array_equal(found[: codes.size], codes.reshape(-1))
-    assert not found[codes.size :].any()
+        joined |= unpack(packed, bits).reshape(-1) << at
+    np.testing.assert_array_equal(joined[: codes.size], codes.reshape(-1))
+    assert not joined[codes.size :].any()
     assert sum(p.size for p in stored) == -(-codes.size // GROUP) * width
 
 
@@ -38,8 +38,8 @@ def test_unpack_is_the_inverse_of_pack(case):
 def test_unpack_trits_is_the_inverse_of_pack_trits(codes):
     packed = pack_trits(codes)
     assert packed.size == -(-codes.size // 5) and packed.max() < 3**5
-    found = unpack_trits(packed).reshape(-1)
-    np.testing.assert_array_equal(found[: codes.size], codes.reshape(-1))
+    indices = unpack_trits(packed).reshape(-1)
+    np.testing.assert_array_equal(indices[: codes.size], codes.reshape(-1))
 
 
 @st.composite

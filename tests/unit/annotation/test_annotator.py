@@ -241,8 +241,8 @@ def test_granularity_and_axes(granularity):
     rewritten(model)
     plan = annotate(model, cpu(), Bits(granularity=granularity))
     site = plan.sites["MatMul1"]
-    wanted = [PerChannel(1), PerChannel(0)] if granularity == "channel" else [PerTensor()] * 2
-    assert [plan.grids[n].granularity for n in (site.weight, site.bias)] == wanted
+    expected = [PerChannel(1), PerChannel(0)] if granularity == "channel" else [PerTensor()] * 2
+    assert [plan.grids[n].granularity for n in (site.weight, site.bias)] == expected
 
 
 def test_the_target_decides():
@@ -255,7 +255,7 @@ def test_the_target_decides():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "names"),
     [
         ("first", {"Conv0"}),
         ("last", {"Conv7"}),
@@ -265,8 +265,8 @@ def test_the_target_decides():
         ("Relu?", {"Relu1", "Relu3", "Relu6"}),
     ],
 )
-def test_patterns(pattern, found):
-    assert nodes_matching(BUILDERS["residual"]().model(), pattern) == found
+def test_patterns(pattern, names):
+    assert nodes_matching(BUILDERS["residual"]().model(), pattern) == names
 
 
 def test_first_and_last_with_several_inputs_and_branches():

@@ -48,9 +48,9 @@ def test_a_large_embedding_is_stored_as_codes_and_read_as_floats(tmp_path):
     assert sqnr(want, got) > 35
     simulated = Simulation(model, plan)(ids())["y"].numpy()
     np.testing.assert_allclose(simulated, got, atol=1e-6 * np.abs(got).max())
-    kept = [n.op_type for n in optimized(emitted, tmp_path).graph]
+    remaining = [n.op_type for n in optimized(emitted, tmp_path).graph]
     # Folded at load: nothing is widened while the network runs.
-    assert "Cast" not in kept and "Mul" not in kept
+    assert "Cast" not in remaining and "Mul" not in remaining
 
 
 def test_a_small_one_and_one_that_another_op_reads_stay_float():
@@ -59,7 +59,7 @@ def test_a_small_one_and_one_that_another_op_reads_stay_float():
     assert annotate(embedding(64, readers=2).model(), cpu(), Bits()).weight_only == frozenset()
 
 
-def test_a_layer_asked_to_be_float_keeps_its_floats():
+def test_a_float_layer_has_no_weight_only_codes():
     bits = Bits(layers=dict.fromkeys({"embed"}, FLOAT))
     assert annotate(embedding().model(), cpu(), bits).weight_only == frozenset()
 

@@ -150,8 +150,8 @@ def test_mse_finds_the_optimum_of_a_gaussian(bits, clip, least):
     middle = (stats.edges[:-1] + stats.edges[1:]) / 2
     inside = np.linspace(-0.5, 0.5, 33)[:, None] * 2.0**stats.exponent + middle
     squares = ((inside - fake_quantize(inside, params)) ** 2).mean(0)
-    found = float(squares @ stats.histogram) / stats.count
-    assert found == pytest.approx(least, rel=0.005)
+    error = float(squares @ stats.histogram) / stats.count
+    assert error == pytest.approx(least, rel=0.005)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -160,7 +160,7 @@ def test_mse_is_never_worse_than_minmax(values, bits):
     spec, stats = QuantSpec(bits, False, False), seen(values)
     chosen = error(values, MSE()(stats, spec)) ** 0.5
     full = error(values, MinMax()(stats, spec)) ** 0.5
-    # A bin's values are judged at its middle: the rounding error of each is off by half a bin.
+    # A bin's values are scored at its middle: the rounding error of each is off by half a bin.
     assert chosen <= full * 1.001 + 0.01 * 2.0**stats.exponent
 
 
@@ -197,7 +197,7 @@ def test_a_larger_exponent_clips_less():
         (MSE, {"p": float("inf")}, "p"),
     ],
 )
-def test_bad_numbers_fail_when_they_are_given(entry, options, place):
+def test_bad_numbers_fail_at_construction(entry, options, place):
     with pytest.raises(ValidationError) as failure:
         entry(**options)
     assert failure.value.errors()[0]["loc"] == (place,)

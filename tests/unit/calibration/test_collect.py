@@ -40,9 +40,9 @@ def network() -> Net:
 
 @pytest.fixture
 def model(tmp_path) -> ir.Model:
-    found = network().load(tmp_path)
-    bind(found, feeds_for(found))
-    return found
+    graph = network().load(tmp_path)
+    bind(graph, feeds_for(graph))
+    return graph
 
 
 def batches(data: np.ndarray, rows: int) -> list[dict[str, np.ndarray]]:
@@ -60,9 +60,9 @@ NAMES = ("x", "shift", "a", "b", "y")
 def test_batch_size_changes_nothing(model, rows):
     data = images(24)
     whole = collect(model, NAMES, batches(data, 8), histograms=True, threads=1)
-    found = collect(model, NAMES, batches(data, rows), histograms=True, threads=1)
+    stats = collect(model, NAMES, batches(data, rows), histograms=True, threads=1)
     for name in NAMES:
-        a, b = whole[name], found[name]
+        a, b = whole[name], stats[name]
         assert (a.count, a.exponent, a.first) == (b.count, b.exponent, b.first)
         # Another batch size sums in another order inside a convolution: float32 rounding.
         assert (a.lo, a.hi) == pytest.approx((b.lo, b.hi), rel=1e-6, abs=1e-6)
@@ -71,16 +71,16 @@ def test_batch_size_changes_nothing(model, rows):
 
 def test_statistics_are_those_of_the_float_network(model):
     data = images(10)
-    found = collect(model, NAMES, batches(data, 4), histograms=True, threads=1)
+    stats = collect(model, NAMES, batches(data, 4), histograms=True, threads=1)
     want = Executor(model)({"x": data}, outputs=["a", "b", "y"])
     for name, tensor in {"x": data, **{k: v.numpy() for k, v in want.items()}}.items():
         values = tensor.astype(np.float64)
-        assert found[name].count == values.size
-        assert (found[name].lo, found[name].hi) == pytest.approx(
+        assert stats[name].count == values.size
+        assert (stats[name].lo, stats[name].hi) == pytest.approx(
             (values.min(), values.max()), abs=1e-5
         )
-        assert found[name].mean == pytest.approx(values.mean(), abs=1e-5)
-        assert found[name].var == pytest.approx(values.var(), rel=1e-4)
+        assert stats[name].mean == pytest.approx(values.mean(), abs=1e-5)
+        assert stats[name].var == pytest.approx(values.var(), rel=1e-4)
 
 
 def test_a_constant_is_seen_once(model):
@@ -142,20 +142,20 @@ def test_every_calibrator_gives_every_value_a_grid(model, name):
     plan = annotate(model, cpu(), Bits())
     names = observed_values(model, plan)
     stats = collect(model, names, batches(images(8), 4), histograms=True)
-    found = weight_grids(model, choose_grids(plan, stats, CALIBRATORS[name]()))
+    grids = weight_grids(model, choose_grids(plan, stats, CALIBRATORS[name]()))
     biases = {site.bias for site in plan.sites.values()}
-    for value, grid in found.grid_of.items():
-        assert value in biases or isinstance(found.grids[grid], QuantParams)
-    assert found.params("p") is found.params("b")
+    for value, grid in grids.grid_of.items():
+        assert value in biases or isinstance(grids.grids[grid], QuantParams)
+    assert grids.params("p") is grids.params("b")
 
 
 def test_values_on_one_grid_share_their_statistics():
     spec = QuantSpec(8, False, False)
     plan = QuantPlan(grid_of={"a": "g", "b": "g", "c": "c"}, grids={"g": spec, "c": spec})
     stats = {"a": Stats(-1, 2), "b": Stats(-3, 1), "c": Stats(0, 1)}
-    found = choose_grids(plan, stats, MinMax())
-    assert float(found.params("a").scale) == pytest.approx(5 / 255)
-    assert float(found.params("c").scale) == pytest.approx(1 / 255)
+    grids = choose_grids(plan, stats, MinMax())
+    assert float(grids.params("a").scale) == pytest.approx(5 / 255)
+    assert float(grids.params("c").scale) == pytest.approx(1 / 255)
 
 
 @pytest.mark.parametrize("calibrator", [MinMax(), MSE(), Percentile()])

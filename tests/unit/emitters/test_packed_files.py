@@ -86,19 +86,19 @@ def test_the_same_kernels_and_the_same_bits(bits, scheme, opset, tmp_path):
 
 
 @pytest.mark.parametrize(("bits", "scheme"), WIDTHS)
-def test_moved_zero_points_go_with_every_form(bits, scheme):
+def test_shifted_zero_points_go_with_every_form(bits, scheme):
     """What `onnxruntime-cpu-amx` does to large convolutions, done to every one."""
     model, plan = planned(Bits(bits, 8), scheme)
     target = load_target("onnxruntime-cpu-amx")
     rule = replace(target.weight_zero_point, min_k=1, min_macs=0)
-    moved = emit_qdq(model, plan, replace(target, weight_zero_point=rule))
+    shifted = emit_qdq(model, plan, replace(target, weight_zero_point=rule))
     plain = emit_qdq(model, plan, replace(cpu(), packing=()))
-    zeros = [v.const_value.numpy() for n, v in moved.graph.initializers.items() if "zero" in n]
+    zeros = [v.const_value.numpy() for n, v in shifted.graph.initializers.items() if "zero" in n]
     assert sum(z.ndim == 1 and z.size > 1 and bool((z == -1).all()) for z in zeros) == 2
     feeds = feeds_for(model, seed=3)
-    np.testing.assert_array_equal(run(moved, feeds)["y"], run(plain, feeds)["y"])
+    np.testing.assert_array_equal(run(shifted, feeds)["y"], run(plain, feeds)["y"])
     if bits in (4, 2) and scheme == "uniform":
-        assert dtypes(moved) == dtypes(emit_qdq(model, plan, cpu()))  # no code is lost
+        assert dtypes(shifted) == dtypes(emit_qdq(model, plan, cpu()))  # no code is lost
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])

@@ -86,11 +86,11 @@ def test_names_stay(name):
     ):
         assert [v.name for v in ours] == [v.name for v in theirs]
     absorbed = {site.nodes[-1] for site in plan.sites.values() if len(site.nodes) > 1}
-    kept = {n.name: n.op_type for n in emitted.graph}
+    emitted_ops = {n.name: n.op_type for n in emitted.graph}
     for node in model.graph:
-        assert node.name in absorbed or kept[node.name] == node.op_type
+        assert node.name in absorbed or emitted_ops[node.name] == node.op_type
     made = [v.name for n in emitted.graph for v in n.outputs]
-    assert len(set(made)) == len(made) and len(kept) == len(emitted.graph)
+    assert len(set(made)) == len(made) and len(emitted_ops) == len(emitted.graph)
     missing = {v.name for n in model.graph for v in n.outputs} - set(made)
     assert all(by_name(model.graph)[v].producer().name in plan.integer_nodes for v in missing)
 
@@ -208,15 +208,15 @@ def between(op: str) -> Net:
     return net.output(net.conv(x, 16 if kind == "Concat" else 8, 4, out="y"))
 
 
-KEPT = [
+OPS = [
     *("Conv", "Conv+Relu", "ConvTranspose", "ConvTranspose+Relu", "Gemm", "Gemm+Relu", "MatMul"),
     *("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"),
     "Softmax",
 ]
 
 
-@pytest.mark.parametrize("op", KEPT)
-def test_a_layer_that_was_asked_float_is_float_in_the_runtime(op, tmp_path):
+@pytest.mark.parametrize("op", OPS)
+def test_a_float_layer_is_float_in_the_runtime(op, tmp_path):
     floats = frozenset({"mid"})
     model = prepared(between(op), floats)
     plan = frozen_plan(model, Bits(layers=dict.fromkeys(floats, FLOAT)))

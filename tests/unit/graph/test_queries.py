@@ -18,7 +18,7 @@ def small() -> ir.Model:
     return net.output("z", "s").model()
 
 
-def test_constants_are_told_from_inputs_and_results():
+def test_constants_differ_from_inputs_and_results():
     values = queries.by_name(small().graph)
     assert queries.is_constant(values["w"]) and queries.constant(values["w"]).shape == (4, 3, 3, 3)
     for name in ("x", "y"):
@@ -127,11 +127,11 @@ def test_parameters_are_the_floating_point_numbers():
     ],
 )
 def test_multiply_accumulates_of_one_sample(name, expected):
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for node in BUILDERS[name]().model().graph:
         if count := queries.macs(node):
-            found[node.op_type] = found.get(node.op_type, 0) + count
-    assert found == expected
+            counts[node.op_type] = counts.get(node.op_type, 0) + count
+    assert counts == expected
 
 
 def test_multiply_accumulates_of_other_layers():

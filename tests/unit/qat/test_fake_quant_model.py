@@ -25,7 +25,7 @@ from qtool.qat.quantizers.sat import SATActivation
 from qtool.qat.quantizers.ste import STE, straight_through
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
-from qtool.quant.plan import same_shape
+from qtool.quant.plan import same_structure
 from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 from qtool.simulation.fake_quant import Simulation
 
@@ -170,7 +170,7 @@ def test_before_training_it_is_the_plan(bits, batchnorm):
     network = QatNetwork(model, plan, LSQ(), batchnorm).eval()
     assert len(network.norms) == (0 if batchnorm == "folded" else 3)
     again = freeze(model, network.freeze())
-    assert same_shape(again, plan)
+    assert same_structure(again, plan)
     for name, codes in plan.codes.items():
         # The lowest code, which the calibrated grid leaves out, may be the nearer one.
         low = codes == plan.params(name).spec.qmin

@@ -37,8 +37,8 @@ def test_all_rows_with_their_grids(shape, granularity, grid, book, monkeypatch):
     array = RNG.normal(0, 3, shape).astype(np.float32)
     scale = RNG.uniform(0.1, 0.2, grid).astype(np.float32)
     zero = RNG.integers(-3, 4, grid).astype(np.int32)
-    found = (QuantSpec(4, True, False, granularity), scale, zero)
-    params = Codebook(*found, np.int32([-9, -2, 0, 3])) if book else QuantParams(*found)
+    fields = (QuantSpec(4, True, False, granularity), scale, zero)
+    params = Codebook(*fields, np.int32([-9, -2, 0, 3])) if book else QuantParams(*fields)
     out = np.full(shape, np.nan, np.float32)
     parts = list(pieces(array, params))
     for part, own in parts:

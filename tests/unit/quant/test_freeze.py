@@ -103,11 +103,11 @@ def test_the_bias_of_a_channel_without_weights_is_not_rounded_to_the_input_scale
     weight[slice(None) if granularity == "tensor" else 5] = 0
     plan = frozen_plan(two_convs(weight, bias).model(), Bits(4, 2, granularity=granularity))
     scale = plan.params("b").scale.astype(np.float64)
-    found = plan.codes["b"] * scale
+    bias_values = plan.codes["b"] * scale
     empty = slice(None) if granularity == "tensor" else 5
-    np.testing.assert_allclose(found[empty], bias[empty], rtol=1e-5)
+    np.testing.assert_allclose(bias_values[empty], bias[empty], rtol=1e-5)
     assert np.abs(plan.codes["b"]).max() <= 2**23 + 1
-    np.testing.assert_allclose(found, bias, atol=float(scale.max()) / 2 * 1.001)
+    np.testing.assert_allclose(bias_values, bias, atol=float(scale.max()) / 2 * 1.001)
 
 
 def test_tied_weights_without_a_weight_take_a_scale_both_biases_fit_on():
@@ -121,8 +121,8 @@ def test_tied_weights_without_a_weight_take_a_scale_both_biases_fit_on():
     net.output(net.add("Conv", x, net.weight(2, 4, 1, 1)))
     plan = frozen_plan(net.model())
     for name, value in (("l", 9.0), ("s", 1e-3)):
-        found = plan.codes[name] * plan.params(name).scale.astype(np.float64)
-        np.testing.assert_allclose(found, value, rtol=1e-2)
+        values = plan.codes[name] * plan.params(name).scale.astype(np.float64)
+        np.testing.assert_allclose(values, value, rtol=1e-2)
 
 
 def test_codes_of_tied_weights_are_made_anew_once_where_both_biases_do_not_fit():

@@ -77,9 +77,9 @@ def test_the_round_trip_is_equal_and_so_are_the_bytes(name, tmp_path):
     for folder in folders:
         folder.mkdir()
     write_plan(plan, folders[0])
-    found = read_plan(folders[0] / "plan.json")
-    assert_equal(plan, found)
-    write_plan(found, folders[1])
+    again = read_plan(folders[0] / "plan.json")
+    assert_equal(plan, again)
+    write_plan(again, folders[1])
     for file in ("plan.json", "plan.npz"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
 
@@ -186,14 +186,14 @@ def test_flipped_bytes_in_the_archive_never_end_in_a_traceback(tmp_path):
     write_plan(sample(), tmp_path)
     file = tmp_path / "plan.npz"
     whole = file.read_bytes()
-    found = set()
+    errors = set()
     for k in range(0, len(whole), 7):
         file.write_bytes(whole[:k] + bytes([whole[k] ^ 0x5A]) + whole[k + 1 :])
         try:
             read_plan(tmp_path / "plan.json")
         except RecipeError as error:
-            found.add(str(error).split("(")[1].split(":")[0])
-    assert "BadZipFile" in found
+            errors.add(str(error).split("(")[1].split(":")[0])
+    assert "BadZipFile" in errors
 
 
 def test_an_archive_with_pickles_is_refused(tmp_path):

@@ -90,13 +90,13 @@ def test_neighbours_enclose_and_have_the_form(alpha, kind):
 
 @given(arrays, st.sampled_from(["float", "fixed_point:16"]), st.booleans())
 def test_products_are_as_precise_as_their_bits(alpha, kind, together):
-    found = as_integers(alpha, kind, together=together)
+    multiplier = as_integers(alpha, kind, together=together)
     bits = width_of(kind) or 32
     # One shift for all: the error is relative to the largest. A shift each: to each.
     scale = alpha.max() if together or width_of(kind) else alpha
-    near = np.abs(found.value - alpha) <= scale * 2.0 ** (1.01 - bits)
-    assert np.all(near | (found.factor == 1))
-    assert found.factor.max() < 2 ** (bits - 1) and found.factor.min() >= 1
+    near = np.abs(multiplier.value - alpha) <= scale * 2.0 ** (1.01 - bits)
+    assert np.all(near | (multiplier.factor == 1))
+    assert multiplier.factor.max() < 2 ** (bits - 1) and multiplier.factor.min() >= 1
 
 
 @pytest.mark.parametrize("kind", ["power_of_two", "double_shift"])
@@ -127,24 +127,24 @@ def error_of(weight: np.ndarray, params: QuantParams) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from([8, 4]))
-def test_snapped_weights_lose_no_more_than_by_n2d2s_rule(seed, kind, bits):
+def test_constrained_weights_lose_no_more_than_by_n2d2s_rule(seed, kind, bits):
     weight, ratio = weights(5, seed), 0.37
     grid = grid_of(weight, kind, bits)
-    found = constrain_weight_scale(weight, grid, ratio)
-    alpha = found.scale.astype(np.float64) * (ratio if width_of(kind) else 1)
+    params = constrain_weight_scale(weight, grid, ratio)
+    alpha = params.scale.astype(np.float64) * (ratio if width_of(kind) else 1)
     # The form, up to the float32 that holds the scale.
     assert np.allclose(as_integers(alpha, kind).value, alpha, rtol=1.2e-7, atol=0)
-    wanted = grid.scale.astype(np.float64)
+    scales = grid.scale.astype(np.float64)
     if kind == "power_of_two":
-        rule = np.ldexp(1.0, -single_shift(wanted))
+        rule = np.ldexp(1.0, -single_shift(scales))
     elif kind == "double_shift":
-        m, n = double_shift(wanted)
+        m, n = double_shift(scales)
         rule = np.ldexp(1.0, -m) + np.ldexp(1.0, -n)
     else:
-        x, p = fixed_point(wanted * ratio, width_of(kind))
+        x, p = fixed_point(scales * ratio, width_of(kind))
         rule = np.ldexp(x.astype(np.float64), -p) / ratio
     by_rule = replace(grid, scale=rule.astype(np.float32))
-    assert np.all(error_of(weight, found) <= error_of(weight, by_rule) * (1 + 1e-6))
+    assert np.all(error_of(weight, params) <= error_of(weight, by_rule) * (1 + 1e-6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,16 +154,16 @@ def test_codes_make_up_for_the_multiplier(kind):
     Weights stand still while the scale moves by up to a third; what is left is rounding of weights.
     """
     weight, ratio = weights(16, 3), 0.37
-    found = constrain_weight_scale(weight, grid_of(weight, kind), ratio)
-    codes = quantize(weight.astype(np.float64), found)
-    alpha = as_integers(found.scale.astype(np.float64) * (ratio if width_of(kind) else 1), kind)
+    params = constrain_weight_scale(weight, grid_of(weight, kind), ratio)
+    codes = quantize(weight.astype(np.float64), params)
+    alpha = as_integers(params.scale.astype(np.float64) * (ratio if width_of(kind) else 1), kind)
     back = codes * (alpha.value / (ratio if width_of(kind) else 1))[:, None]
     inside = np.abs(codes) < 127
-    assert np.all((np.abs(back - weight) <= 0.501 * found.scale[:, None])[inside])
+    assert np.all((np.abs(back - weight) <= 0.501 * params.scale[:, None])[inside])
     assert inside.mean() > 0.9
     # And codes of the float scales, which nothing compensates, are not.
     before = quantize(weight.astype(np.float64), grid_of(weight, kind))
-    assert np.abs(before * found.scale[:, None] - weight).max() > 1.5 * np.abs(
+    assert np.abs(before * params.scale[:, None] - weight).max() > 1.5 * np.abs(
         back - weight
     ).max() or kind.startswith("fixed")
 
@@ -174,10 +174,10 @@ def test_asymmetric_weights_begin_where_they_began(kind):
     weight = np.random.default_rng(0).uniform(-0.1, 1.0, (3, 40)).astype(np.float32)
     spec = QuantSpec(8, False, False, PerChannel(0), kind)
     grid = params_from_range(weight.min(1), weight.max(1), spec)
-    found = constrain_weight_scale(weight, grid, 0.37)
-    assert np.abs(found.lo - grid.lo).max() <= found.scale.max()
-    assert np.all(error_of(weight, found) < 40 * found.scale**2)
-    assert found.zero_point.dtype == np.int32
+    params = constrain_weight_scale(weight, grid, 0.37)
+    assert np.abs(params.lo - grid.lo).max() <= params.scale.max()
+    assert np.all(error_of(weight, params) < 40 * params.scale**2)
+    assert params.zero_point.dtype == np.int32
 
 
 def test_a_layer_that_writes_floats_keeps_its_fixed_point_scales():
@@ -191,9 +191,9 @@ def test_a_multiplier_too_small_for_its_width_is_one():
     """A channel 2^-20 as large as its neighbour: x = 1, and its weights are rounded on that."""
     weight = weights(2, 1)
     weight[1] = weight[0] * 2.0**-20
-    found = constrain_weight_scale(weight, grid_of(weight, "fixed_point:8"), 1.0)
-    assert as_integers(found.scale.astype(np.float64), "fixed_point:8").factor.min() == 1
-    assert np.isfinite(found.scale).all()
+    params = constrain_weight_scale(weight, grid_of(weight, "fixed_point:8"), 1.0)
+    assert as_integers(params.scale.astype(np.float64), "fixed_point:8").factor.min() == 1
+    assert np.isfinite(params.scale).all()
 
 
 def activation(seed: int, low: float, signed: bool = False, symmetric: bool = False):
@@ -209,19 +209,19 @@ def activation(seed: int, low: float, signed: bool = False, symmetric: bool = Fa
     st.sampled_from([0.0, -0.7, -50.0]),
     st.sampled_from([(False, False), (True, True), (True, False)]),
 )
-def test_a_snapped_activation_is_never_worse_than_rounding_up(seed, low, form):
+def test_a_constrained_activation_is_never_worse_than_rounding_up(seed, low, form):
     stats, grid = activation(seed, low, *form)
     error = squared_error(stats)
-    found = constrain_activation_scale(grid, error)
-    assert float(np.frexp(found.scale)[0]) == 0.5
-    assert found.scale.dtype == np.float32 and found.scale.ndim == 0
+    params = constrain_activation_scale(grid, error)
+    assert float(np.frexp(params.scale)[0]) == 0.5
+    assert params.scale.dtype == np.float32 and params.scale.ndim == 0
     up = 2.0 ** int(ceil_log2(np.float64(grid.scale)))
     zero = np.rint(grid.spec.qmin - float(grid.lo) / up)
     zero = 0 if grid.spec.symmetric else int(np.clip(zero, grid.spec.qmin, grid.spec.qmax))
     rounded = QuantParams(grid.spec, np.asarray(up, np.float32), np.asarray(zero, np.int32))
-    assert error(found) <= error(rounded)
-    assert found.spec.qmin <= int(found.zero_point) <= found.spec.qmax
-    assert fake_quantize(np.zeros(1, np.float32), found)[0] == 0
+    assert error(params) <= error(rounded)
+    assert params.spec.qmin <= int(params.zero_point) <= params.spec.qmax
+    assert fake_quantize(np.zeros(1, np.float32), params)[0] == 0
 
 
 def test_rounding_down_is_chosen_where_it_pays():
@@ -232,8 +232,8 @@ def test_rounding_down_is_chosen_where_it_pays():
     stats = summarize(values, True, 0)
     spec = QuantSpec(8, False, False, scale_kind="power_of_two")
     grid = params_from_range(0.0, hi, spec)
-    found = constrain_activation_scale(grid, squared_error(stats))
-    assert found.scale == 2.0**-7 < grid.scale
+    params = constrain_activation_scale(grid, squared_error(stats))
+    assert params.scale == 2.0**-7 < grid.scale
     # Without a histogram nobody knows what clipping costs: nothing is clipped.
     assert constrain_activation_scale(grid, None).hi >= hi
 
@@ -241,5 +241,5 @@ def test_rounding_down_is_chosen_where_it_pays():
 def test_a_range_alone_is_covered():
     spec = QuantSpec(8, False, False, scale_kind="power_of_two")
     for lo, hi in ((-1.0, 3.0), (-0.001, 1.0), (-7.0, 0.0)):
-        found = constrain_activation_scale(params_from_range(lo, hi, spec), None)
-        assert found.lo <= lo + found.scale / 2 and found.hi >= hi - found.scale / 2
+        params = constrain_activation_scale(params_from_range(lo, hi, spec), None)
+        assert params.lo <= lo + params.scale / 2 and params.hi >= hi - params.scale / 2

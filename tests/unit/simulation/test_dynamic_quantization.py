@@ -15,7 +15,7 @@ from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.quant.bit_widths import Bits, Widths
-from qtool.quant.plan import QuantPlan, same_shape
+from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_io import read_plan, write_plan
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as RequestedBits
@@ -379,8 +379,8 @@ def test_plans_on_disk_keep_it(tmp_path):
     plan = made(recurrent().model())[1]
     write_plan(plan, tmp_path)
     read = read_plan(tmp_path / "plan.json")
-    assert read.dynamic == plan.dynamic and same_shape(read, plan)
-    assert not same_shape(read, replace(plan, dynamic={}))
+    assert read.dynamic == plan.dynamic and same_structure(read, plan)
+    assert not same_structure(read, replace(plan, dynamic={}))
 
 
 def test_pairs_of_products_may_saturate_without_vnni():

@@ -97,19 +97,21 @@ def test_neighbours_in_either_order_pair(place):
     assert risky(codes)
 
 
-def test_depthwise_convolutions_are_never_met():
+def test_depthwise_convolutions_are_never_at_risk():
     codes = np.full((4, 1, 3, 3), 127)
     assert not risky(codes, group=4)
     assert risky(np.full((4, 2, 3, 3), 127), group=2)
 
 
-@pytest.mark.parametrize(("op", "given"), [("MatMul", {}), ("Gemm", {}), ("Gemm", {"transB": 1})])
-def test_a_matrix_pairs_along_its_reduction(op, given):
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("MatMul", {}), ("Gemm", {}), ("Gemm", {"transB": 1})]
+)
+def test_a_matrix_pairs_along_its_reduction(op, attributes):
     together = np.array([[100, 100], [0, 0]])  # one output's, or one input's
-    if not given:
+    if not attributes:
         together = together.T
-    assert risky(together, op, **given)
-    assert not risky(together.T.copy(), op, **given)
+    assert risky(together, op, **attributes)
+    assert not risky(together.T.copy(), op, **attributes)
 
 
 def test_machines(monkeypatch):

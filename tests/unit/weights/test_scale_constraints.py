@@ -117,9 +117,9 @@ def test_a_scale_widened_for_its_bias_keeps_the_form(kind, tmp_path):
 
 def test_a_snapped_plan_is_another_shape_than_a_float_one(tmp_path):
     """So that a plan file made for one kind is refused for another."""
-    from qtool.quant.plan import same_shape
+    from qtool.quant.plan import same_structure
 
     model = network("residual", tmp_path)
     plan = make_plan(model, cpu(), Bits())
-    assert same_shape(plan, replace(plan))
-    assert not same_shape(plan, request_scale_kind(plan, "power_of_two"))
+    assert same_structure(plan, replace(plan))
+    assert not same_structure(plan, request_scale_kind(plan, "power_of_two"))

@@ -111,8 +111,8 @@ def test_uniform_is_never_worse_than_the_full_range(bits, seed, granularity):
     weight = np.random.default_rng(seed).standard_t(2, size=(4, 12))
     grid, _ = Uniform()(weight, spec(bits, granularity))
     rows, shape = as_rows(weight, grid.spec), grid.scale.shape
-    ends = np.fmin.reduce(rows, 1).reshape(shape), np.fmax.reduce(rows, 1).reshape(shape)
-    full = params_from_range(*ends, grid.spec)
+    limits = np.fmin.reduce(rows, 1).reshape(shape), np.fmax.reduce(rows, 1).reshape(shape)
+    full = params_from_range(*limits, grid.spec)
 
     def errors(params):
         return np.nansum((as_rows(fake_quantize(weight, params) - weight, grid.spec)) ** 2, 1)
@@ -153,8 +153,8 @@ def test_lloyd_never_loses():
     def distortion(centroids):
         return (np.abs(x[:, None] - centroids[None]).min(1) ** 2).sum()
 
-    found = [distortion(lloyd(x, mass, 8, n)) for n in range(1, 30)]
-    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(found))
+    errors = [distortion(lloyd(x, mass, 8, n)) for n in range(1, 30)]
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(errors))
 
 
 def test_integer_code_books_fit_int8():
@@ -206,7 +206,7 @@ def test_exact_ternary_is_the_best_of_all_thresholds(seed):
 )
 def test_rows_come_back(shape, granularity):
     weight = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
-    asked = spec(4, granularity)
-    rows = as_rows(weight, asked)
-    assert len(rows) == max(int(np.prod(scale_shape(weight, asked))), 1)
-    assert np.array_equal(from_rows(rows, weight, asked), weight)
+    requested = spec(4, granularity)
+    rows = as_rows(weight, requested)
+    assert len(rows) == max(int(np.prod(scale_shape(weight, requested))), 1)
+    assert np.array_equal(from_rows(rows, weight, requested), weight)
