@@ -7,7 +7,7 @@ def replace_cast_like(model: ir.Model) -> None:
     """Replace CastLike by Cast where the type of its second input is known, in place.
 
     CastLike reads only the type of its second input. If that is an activation, the node depends on
-    the graph's input, and constants behind it, such as biases of zeros, cannot be folded.
+    the graph's input, and constants after it, such as biases of zeros, cannot be folded.
     """
     for node in model.graph.all_nodes():
         like = node.inputs[1] if node.op_type == "CastLike" and len(node.inputs) > 1 else None

@@ -83,7 +83,7 @@ def _check_location(tensor: ir.ExternalTensor, path: Path) -> Path:
     if not _within(os.path.normpath(file), folder):
         raise error(f"{location}, which leads out of the model's folder", inside)
     if not file.is_file():
-        raise error(f"{file}, which is missing", "put the external data file beside the model")
+        raise error(f"{file}, which is missing", "put the external data file next to the model")
     if not _within(os.path.realpath(file), Path(os.path.realpath(folder))):
         raise error(
             f"{file}, a link out of the model's folder",

@@ -77,7 +77,7 @@ def _widen_attributes(node: ir.Node) -> None:
 
 
 def _add_interface_casts(graph: ir.Graph, dtypes: dict[ir.Value, ir.DataType]) -> None:
-    """Add a Cast behind inputs and in front of outputs so that they keep their types and names."""
+    """Add a Cast after inputs and before outputs so that they keep their types and names."""
     for value, dtype in dtypes.items():
         if value.is_graph_input():
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", 1)], name=f"{value.name}/widen")

@@ -8,7 +8,7 @@ from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, 
 from qtool.rewrites.rewrite import IsInteger
 from qtool.runtime.ort_session import OrtSession
 
-# Outputs differ from run to run, so no constant can stand for them.
+# Outputs differ from run to run, so no constant can replace them.
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 _RANDOM |= {"Bernoulli"}
 

@@ -1,4 +1,4 @@
-"""Folding of BatchNormalization into the weights of the layer before or behind it.
+"""Folding of BatchNormalization into the weights of the layer before or after it.
 
 Source: Jacob et al. 2018, sec. 3.2, arXiv:1712.05877: W' = W * gamma / sigma,
 b' = beta + (b - mean) * gamma / sigma, with sigma = sqrt(var + epsilon), computed in float64.
@@ -66,7 +66,7 @@ def fold_batchnorm(model: ir.Model, is_integer: IsInteger) -> int:
         if beta is not None and gamma is not None:
             replacement.meta["batchnorm"] = (beta, np.abs(gamma))
         drop(norm)
-        # A second BatchNorm on one layer, or one behind a Pad, cannot be restored from one record.
+        # A second BatchNorm on one layer, or one after a Pad, cannot be restored from one record.
         restorable = "folded_norm" not in producer.meta and producer.outputs[0] is replacement
         producer.meta["folded_norm"] = folded_norm if restorable else None
         done += 1
@@ -147,11 +147,11 @@ def _pads_zeros(pad: ir.Node) -> bool:
 
 
 def fold_batchnorm_into_next_conv(model: ir.Model, is_integer: IsInteger) -> int:
-    """Fold a BatchNorm into the Conv behind it, where that is exact.
+    """Fold a BatchNorm into the Conv after it, where that is exact.
 
     W'[o, i] = W[o, i] * scale[i], b'[o] = b[o] + sum over i, k of W[o, i, k] * shift[i]
 
-    A Conv that pads qualifies only if the BatchNorm maps 0 to 0: its pads are zeros behind the
+    A Conv that pads qualifies only if the BatchNorm maps 0 to 0: its pads are zeros after the
     BatchNorm, which would be ``-shift / scale`` in front of it.
     """
     done = 0

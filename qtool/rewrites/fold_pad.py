@@ -1,4 +1,4 @@
-"""Folding of Pad nodes into the pads of the convolution behind them."""
+"""Folding of Pad nodes into the pads of the convolution after them."""
 
 import onnx_ir as ir
 

@@ -12,7 +12,7 @@ from qtool.rewrites.rewrite import IsInteger
 
 
 def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
-    """Replace MatMul with a constant right matrix by Gemm, with the Add of a bias behind it.
+    """Replace MatMul with a constant right matrix by Gemm, with the Add of a bias after it.
 
     Inputs of more than two dimensions are reshaped to [rows, K] and back, which needs all leading
     dimensions but one to be static. Nodes that stay float are not changed.
@@ -32,7 +32,7 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
         # Reshape can infer one size only.
         if len(shape) > 2 and rows.count(-1) > 1:
             continue
-        add, bias = _bias_behind(node, width)
+        add, bias = _following_bias(node, width)
         last = node if add is None else add
         inputs = [x, weight] if bias is None else [x, weight, bias]
         if len(shape) > 2:
@@ -57,7 +57,7 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
     return done
 
 
-def _bias_behind(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
+def _following_bias(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
     """Return the Add of a constant [width] that alone reads a MatMul, and its constant."""
     add = sole_reader(node.outputs[0])
     if add is None or add.op_type != "Add":

@@ -40,7 +40,7 @@ def separate_widths(
             narrow_values[key] = _insert_identity(model.graph, node, source, bits)
         node.replace_input_with(node.inputs.index(source), narrow_values[key])
     if narrow_values:
-        model.graph.sort()  # a LeakyRelu may stand behind another of its readers
+        model.graph.sort()  # a LeakyRelu may come after another of its readers
     return len(narrow_values)
 
 

@@ -87,20 +87,20 @@ def external(tmp_path):
 def test_external_data_is_missing(external):
     (external.parent / "w").unlink()
     text = refused(external, ModelError)
-    assert 'the weights of "c0"' in text and "put the external data file beside" in text
+    assert 'the weights of "c0"' in text and "put the external data file next to" in text
 
 
-def moved(path, **entries: str) -> None:
-    """Let the first weight say that it lies elsewhere."""
+def set_external_data(path, **entries: str) -> None:
+    """Change entries of the external data of the first weight."""
     proto = onnx.load(path, load_external_data=False)
-    held = {e.key: e for e in proto.graph.initializer[0].external_data}
+    external_data = {e.key: e for e in proto.graph.initializer[0].external_data}
     for key, value in entries.items():
-        held[key].value = value
+        external_data[key].value = value
     path.write_bytes(proto.SerializeToString())
 
 
 def test_external_data_at_an_absolute_path(external):
-    moved(external, location=str(external.parent / "w"))
+    set_external_data(external, location=str(external.parent / "w"))
     text = refused(external, ModelError)
     assert f'the weights of "c0" lie in {external.parent}/w, an absolute path' in text
 
@@ -108,7 +108,7 @@ def test_external_data_at_an_absolute_path(external):
 @pytest.mark.parametrize("location", ["../w", "deep/../../w", "../{}/../w"])
 def test_external_data_outside_of_the_folder(location, external):
     location = location.format(external.parent.name)
-    moved(external, location=location)
+    set_external_data(external, location=location)
     text = refused(external, ModelError)
     assert f'"c0" lie in {location}, which leads out of the model\'s folder' in text
 
@@ -128,7 +128,7 @@ def test_external_data_with_hard_links(external):
 
 @pytest.mark.parametrize(("key", "value"), [("offset", "200"), ("length", "40")])
 def test_external_data_that_does_not_fit(key, value, external):
-    moved(external, **{key: value})
+    set_external_data(external, **{key: value})
     text = refused(external, ModelError)
     assert 'the weights of "c0"' in text and "expected" in text
 

@@ -19,9 +19,9 @@ def folder(tmp_path):
     return write_nets(tmp_path)
 
 
-def refused(given, folder, kind=ModelError):
+def refused(torch_source, folder, kind=ModelError):
     with pytest.raises(kind) as caught:
-        load_torch(given, lambda parts: folder / "stages" / "float.onnx")
+        load_torch(torch_source, lambda parts: folder / "stages" / "float.onnx")
     assert not list(folder.glob("stages/*"))
     text = str(caught.value)
     assert "\n" not in text
@@ -67,12 +67,12 @@ def test_a_module_of_that_name_from_another_folder_is_not_taken(folder, tmp_path
     (other / "nets.py").write_text("def only_here(): pass\n")
     import sys
 
-    found = []
+    sources = []
     for place, name in ((folder, "net"), (other, "only_here"), (folder, "net")):
         with isolated_imports(place):
-            found.append(import_factory(f"nets:{name}", place)[1])
-    assert found[0] == found[2] == (folder / "blocks.py", folder / "nets.py")
-    assert found[1] == (other / "nets.py",)
+            sources.append(import_factory(f"nets:{name}", place)[1])
+    assert sources[0] == sources[2] == (folder / "blocks.py", folder / "nets.py")
+    assert sources[1] == (other / "nets.py",)
     assert not {"nets", "blocks"} & set(sys.modules)
 
 
@@ -162,8 +162,8 @@ def test_a_program_in_training_mode(folder, part):
 
 
 def test_shapes_the_network_refuses(folder):
-    given = TorchSource("nets:net", None, (TensorInput("image", ("N", 5, 8, 8)),), folder)
-    text = refused(given, folder)
+    network = TorchSource("nets:net", None, (TensorInput("image", ("N", 5, 8, 8)),), folder)
+    text = refused(network, folder)
     assert "the network fails on random inputs image float32[2, 5, 8, 8]" in text
 
 

@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 from qtool.graph.queries import attribute, clip_limits, constant, dims, rank, sole_reader
 from qtool.loading.dequantize.float_graph import FloatGraphBuilder
 
-# Runtimes fuse a Clip behind these operators into the kernel, in float and in integer form.
+# Runtimes fuse a Clip after these operators into the kernel, in float and in integer form.
 CLIP_FUSED_OPS = ("Conv", "ConvTranspose", "Gemm", "Add")
 
 
@@ -36,9 +36,9 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def _absorb_biases(builder: FloatGraphBuilder) -> None:
-    """Fold an Add of a constant [1, C, 1, ...] behind a Conv without bias into its bias.
+    """Fold an Add of a constant [1, C, 1, ...] after a Conv without bias into its bias.
 
-    ConvInteger has no bias input, so converters add the bias behind it.
+    ConvInteger has no bias input, so converters add the bias after it.
     """
     for node in list(builder.model.graph):
         reader = sole_reader(node.outputs[0])
@@ -78,7 +78,7 @@ def _remove_outlier_clips(builder: FloatGraphBuilder) -> None:
 
 
 def _absorb_scales(builder: FloatGraphBuilder) -> None:
-    """Fold a Mul by a scale behind a product with a constant weight into that weight.
+    """Fold a Mul by a scale after a product with a constant weight into that weight.
 
     Dynamic quantization multiplies by the weight's scale last, so until here the weight holds
     centred codes.

@@ -10,7 +10,7 @@ their zero point:
 - Saturation is part of the function of a quantized model. A Relu or Clip with the range of the
   integer type is added where the value may leave that range. It always stays where it does the work
   of a Relu: converters drop a Relu where the zero point is the smallest code. A range that only
-  cuts off outliers (values beyond those seen in calibration) stays behind convolutions, Gemm and
+  cuts off outliers (values beyond those seen in calibration) stays after convolutions, Gemm and
   Add and at outputs, where a Clip costs nothing. Elsewhere (inputs, data movement, pooling, in
   front of a BatchNormalization) it is removed, since there it would be a float operator between
   integer kernels or keep the BatchNormalization from being folded.
@@ -295,7 +295,7 @@ def _real_value(codes: np.ndarray, quantized: QuantizedValue) -> np.ndarray:
 def _convert_arithmetic(builder: FloatGraphBuilder, node: ir.Node) -> bool:
     """Record the result of Cast, Add, Sub, Mul or Div of codes as a scaling of the float value.
 
-    These operators dequantize by hand: codes are cast to float, the zero point is subtracted and
+    Together they are a dequantization: codes are cast to float, the zero point is subtracted and
     the difference multiplied by the scale.
 
     Returns:

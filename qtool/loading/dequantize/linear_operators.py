@@ -107,7 +107,7 @@ def _subtract_zero_point(
     Returns:
         (value, scale) with ``value / scale`` = codes - zero point: the float value and its scale,
         or for a constant the centred codes and scale 1, since the scale of a constant is in a Mul
-        behind the product.
+        after the product.
     """
     value = required_input(node, index)
     array = constant_array(value)
@@ -131,7 +131,7 @@ def _subtract_zero_point(
 def integer_product(op: str) -> Callable[[FloatGraphBuilder, ir.Node], None]:
     """Return a handler that replaces MatMulInteger or ConvInteger by a float product.
 
-    The int32 output stands for the float product with the scale s_a * s_b.
+    The int32 output represents the float product with the scale s_a * s_b.
 
     Args:
         op: the float operator, "MatMul" or "Conv".

@@ -112,7 +112,7 @@ def _binary(op: str) -> Handler:
 def softmax(builder: FloatGraphBuilder, node: ir.Node) -> None:
     """Replace QLinearSoftmax by Softmax.
 
-    Before opset 13 Softmax normalized over ``axis`` and all axes behind it. The two meanings agree
+    Before opset 13 Softmax normalized over ``axis`` and all axes after it. The two meanings agree
     for the last axis only.
     """
     x, axis = required_input(node, 0), int(attribute(node, "axis", -1))

@@ -130,7 +130,7 @@ def _find_state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, torch.Tenso
     # Prefixes may be nested: a compiled module inside DataParallel.
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-        notes.append(f'weights: the prefix "{prefix}" was taken off every name')
+        notes.append(f'weights: the prefix "{prefix}" was removed from every name')
     return state, notes
 
 

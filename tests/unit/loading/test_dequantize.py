@@ -132,8 +132,8 @@ def test_our_own_files_round_trip(name, bits, tmp_path):
     bind(model, feeds)
     rewritten(model)
     emitted, plan = quantized(model, bits)
-    found = back(emitted, tmp_path)
-    assert_computes(emitted, found, feeds, ROUNDING if bits.activations == 8 else 15)
+    restored = back(emitted, tmp_path)
+    assert_computes(emitted, restored, feeds, ROUNDING if bits.activations == 8 else 15)
     again = load_model(tmp_path / "float.onnx").model
     bind(again, feeds)
     rewritten(again)
@@ -150,9 +150,9 @@ def test_packed_weights_of_our_own_files_become_constants(width, tmp_path):
     bind(model, feeds)
     rewritten(model)
     emitted, _ = quantized(model, Bits(weights=width))
-    found = back(emitted, tmp_path)
-    assert_computes(emitted, found, feeds)
-    assert all(is_constant(n.inputs[1]) for n in found.graph if n.op_type == "Conv")
+    restored = back(emitted, tmp_path)
+    assert_computes(emitted, restored, feeds)
+    assert all(is_constant(n.inputs[1]) for n in restored.graph if n.op_type == "Conv")
 
 
 def as_optimized(proto, folder, level):
@@ -169,16 +169,16 @@ def test_files_that_onnxruntime_optimized(tmp_path):
     net = BUILDERS["conv_bn_relu"]()
     feeds = feeds_for(net.model())
     proto = static(net, tmp_path, feeds)
-    found = as_optimized(proto, tmp_path, 2)
-    assert {"QGemm", "QLinearGlobalAveragePool"} <= {n.op_type for n in found.graph.node}
-    assert_computes(found, back(found, tmp_path), feeds)
+    optimized = as_optimized(proto, tmp_path, 2)
+    assert {"QGemm", "QLinearGlobalAveragePool"} <= {n.op_type for n in optimized.graph.node}
+    assert_computes(optimized, back(optimized, tmp_path), feeds)
     with pytest.raises(UnsupportedError, match="its channels come last"):
         back(as_optimized(proto, tmp_path, 99), tmp_path)
     kinds = ["MatMul", "Gemm"]
     quantize_dynamic(tmp_path / "f.onnx", tmp_path / "d.onnx", op_types_to_quantize=kinds)
-    found = as_optimized(onnx.load(tmp_path / "d.onnx"), tmp_path, 2)
-    assert "DynamicQuantizeMatMul" in [n.op_type for n in found.graph.node]
-    assert_computes(found, back(found, tmp_path), feeds)
+    optimized = as_optimized(onnx.load(tmp_path / "d.onnx"), tmp_path, 2)
+    assert "DynamicQuantizeMatMul" in [n.op_type for n in optimized.graph.node]
+    assert_computes(optimized, back(optimized, tmp_path), feeds)
 
 
 def recurrent() -> Net:
@@ -192,7 +192,7 @@ def recurrent() -> Net:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_recurrent_nets_on_grids_found_at_run_time(ours, tmp_path):
+def test_recurrent_nets_with_scales_computed_at_run_time(ours, tmp_path):
     net = recurrent()
     model = net.load(tmp_path)
     feeds = feeds_for(model)
@@ -204,9 +204,9 @@ def test_recurrent_nets_on_grids_found_at_run_time(ours, tmp_path):
         quantize_dynamic(tmp_path / "f.onnx", tmp_path / "d.onnx", op_types_to_quantize=kinds)
         proto = onnx.load(tmp_path / "d.onnx")
     assert "DynamicQuantizeLSTM" in [n.op_type for n in proto.graph.node]
-    found = back(proto, tmp_path)
-    assert sorted(ops(found)) == ["Add", "LSTM", "MatMul", "Reshape"]
-    assert_computes(proto, found, feeds)
+    restored = back(proto, tmp_path)
+    assert sorted(ops(restored)) == ["Add", "LSTM", "MatMul", "Reshape"]
+    assert_computes(proto, restored, feeds)
 
 
 def test_files_of_which_half_the_nodes_are_quantized(tmp_path):
@@ -337,7 +337,7 @@ def test_other_operators_of_onnxruntime(tmp_path):
     q = net.add("QuantizeLinear", net.input("x", 2, 4, 6, 6), s, z)
     ms = {"domain": "com.microsoft"}
     pool = {"kernel_shape": [2, 2], "strides": [2, 2], **ms}
-    found = [
+    outputs = [
         net.add("QLinearAdd", q, s, z, q, s, z, t, v, **ms),
         net.add("QLinearMul", q, s, z, q, s, z, t, v, **ms),
         net.add("QLinearSigmoid", q, s, z, *grid(net, 1 / 256, 0), **ms),
@@ -348,7 +348,7 @@ def test_other_operators_of_onnxruntime(tmp_path):
         net.add("QLinearConcat", t, v, q, s, z, q, s, z, axis=1, **ms),
     ]
     grids = {2: grid(net, 1 / 256, 0), 6: grid(net, 1 / 256, 0)}
-    for k, codes in enumerate(found):
+    for k, codes in enumerate(outputs):
         net.output(net.add("DequantizeLinear", codes, *grids.get(k, (t, v)), out=f"y{k}"))
     proto = net.proto()
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -442,7 +442,7 @@ def test_the_python_api_keeps_the_float_file_as_long_as_the_model(tmp_path):
     assert_computes(onnx.load(tmp_path / "q.onnx"), onnx.load(file), feeds)
 
 
-@pytest.mark.parametrize("found", ["net.pt2", None])
-def test_torch_networks_have_nothing_to_turn_back(found):
+@pytest.mark.parametrize("source", ["net.pt2", None])
+def test_torch_networks_have_nothing_to_turn_back(source):
     with pytest.raises(QtoolError, match=r"requantize: found.*expected an ONNX file"):
-        qtool.load(found or object(), requantize=True)
+        qtool.load(source or object(), requantize=True)

@@ -48,9 +48,9 @@ def test_widened_weights_are_exact_and_float16_borders_stay(tmp_path, kind, bord
         np.testing.assert_array_equal(
             value.const_value.numpy(), numpy_helper.to_array(tensor).astype(np.float32)
         )
-    kept = borders and kind == TensorProto.FLOAT16  # numpy has no bfloat16
-    wanted = ir.DataType(kind) if kept else ir.DataType.FLOAT
-    assert model.graph.inputs[0].dtype == wanted and model.graph.outputs[0].dtype == wanted
+    keeps_type = borders and kind == TensorProto.FLOAT16  # numpy has no bfloat16
+    expected = ir.DataType(kind) if keeps_type else ir.DataType.FLOAT
+    assert model.graph.inputs[0].dtype == expected and model.graph.outputs[0].dtype == expected
     assert model.graph.outputs[0].name == "y"
 
 

@@ -27,7 +27,7 @@ def tokens(path, *shape):
 
 
 @pytest.mark.parametrize("shape", [(), ("N", "L", 4), ("N", "L", "C"), ("N", None, 4)])
-def test_open_sizes_are_settled_and_reach_the_values_behind(shape, tmp_path):
+def test_symbolic_sizes_are_set_and_reach_later_values(shape, tmp_path):
     path = tokens(tmp_path / "m.onnx", *shape)
     model = load_model(path).model
     note = set_input_shapes(model, {"tokens": ("N", 6, 4)}, path)
@@ -37,7 +37,7 @@ def test_open_sizes_are_settled_and_reach_the_values_behind(shape, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("shapes", "text"),
     [
         ({"token": ("N", 6, 4)}, 'names "token", but its inputs are tokens; did you mean "tokens"'),
         ({"tokens": ("N", 6)}, r"gives \"tokens\" the shape \[N, 6\], but it is \[N, L, 4\]"),
@@ -45,10 +45,10 @@ def test_open_sizes_are_settled_and_reach_the_values_behind(shape, tmp_path):
         ({"tokens": ("N", 6, "C")}, r"only its open dimensions can be given sizes"),
     ],
 )
-def test_what_the_file_says_stays(given, text, tmp_path):
+def test_what_the_file_says_stays(shapes, text, tmp_path):
     path = tokens(tmp_path / "m.onnx", "N", "L", 4)
     with pytest.raises(ModelError, match=text):
-        set_input_shapes(load_model(path).model, given, path)
+        set_input_shapes(load_model(path).model, shapes, path)
 
 
 @pytest.fixture
@@ -66,21 +66,21 @@ def run(*words):
     )
 
 
-def test_an_unknown_shape_is_asked_for_and_the_line_in_the_error_works(folder):
-    asked = run("--model", "m.onnx")
-    assert asked.exit_code == 2
-    line = asked.stderr.strip().splitlines()[-1].partition("model: {onnx")[2]
+def test_an_unknown_shape_is_an_error_whose_advice_works(folder):
+    refused = run("--model", "m.onnx")
+    assert refused.exit_code == 2
+    line = refused.stderr.strip().splitlines()[-1].partition("model: {onnx")[2]
     assert line.endswith("m.onnx, input: {tokens: [N, 3, 224, 224]}}")
     line = "{onnx" + line.replace("[N, 3, 224, 224]", "[N, 6, 4]")
-    found = run("--model", "m.onnx", "--set", f"model={line}")
-    assert found.exit_code == 0, found.output
-    notes = json.loads(found.stdout)["stages"][0]["notes"]
+    result = run("--model", "m.onnx", "--set", f"model={line}")
+    assert result.exit_code == 0, result.output
+    notes = json.loads(result.stdout)["stages"][0]["notes"]
     assert "inputs: tokens [N, 6, 4]" in notes
 
 
-def test_a_batch_that_is_given_is_kept(folder):
-    found = run("--model", "m.onnx", "--set", "model={onnx: m.onnx, input: {tokens: [4, 6, 4]}}")
-    assert found.exit_code == 0, found.output
-    report = json.loads(found.stdout)
+def test_a_static_batch_stays(folder):
+    result = run("--model", "m.onnx", "--set", "model={onnx: m.onnx, input: {tokens: [4, 6, 4]}}")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
     assert report["latency"]["batch"] == 4
     assert report["model"]["path"].endswith("m.onnx")

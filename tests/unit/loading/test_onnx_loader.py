@@ -50,7 +50,7 @@ def test_every_opset_is_raised_to_21_and_computes_the_same(opset, tmp_path):
 
 
 @pytest.mark.parametrize("opset", range(22, 27))
-def test_a_newer_opset_is_kept(opset, tmp_path):
+def test_a_newer_opset_stays(opset, tmp_path):
     onnx.save(one("Relu", opset).proto(), tmp_path / "m.onnx")
     loaded = load_model(tmp_path / "m.onnx")
     assert (loaded.model.opset_imports[""], loaded.notes) == (opset, ())

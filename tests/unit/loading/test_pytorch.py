@@ -60,10 +60,10 @@ def test_a_factory_with_weights_becomes_a_file_that_computes_the_same(folder, pl
     for rows in (1, 5):
         x = torch.randn(rows, 3, 8, 8)
         with OrtSession(loaded.model) as session:
-            found = session({"image": x.numpy()})["output"]
+            output = session({"image": x.numpy()})["output"]
         with torch.no_grad():
             # Float32 sums of at most 72 products, in another order.
-            np.testing.assert_allclose(found, net(x).numpy(), atol=1e-5)
+            np.testing.assert_allclose(output, net(x).numpy(), atol=1e-5)
 
 
 def test_nodes_are_called_after_modules_by_both_exporters(net):
@@ -83,7 +83,7 @@ def test_nodes_are_called_after_modules_by_both_exporters(net):
 def test_an_export_is_made_once(folder, place, monkeypatch):
     first = load_torch(source(folder), place)
     before = first.path.stat().st_mtime_ns
-    monkeypatch.setattr(loading, "export_module", lambda *given: 1 / 0)
+    monkeypatch.setattr(loading, "export_module", lambda *args: 1 / 0)
     again = load_torch(source(folder), place)
     assert (again.path, again.sha256, again.notes) == (first.path, first.sha256, first.notes)
     assert again.path.stat().st_mtime_ns == before
@@ -182,27 +182,27 @@ def test_where_the_newer_exporter_fails_the_other_one_is_used_and_it_is_said(net
 
 def test_attention_is_traced_and_its_fused_form_stays_for_others(tmp_path):
     module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    given = [TensorInput("src", ("N", 5, 8))]
-    loaded = export_to(module, given, tmp_path / "x.onnx", exporters=["tracing"])
+    inputs = [TensorInput("src", ("N", 5, 8))]
+    loaded = export_to(module, inputs, tmp_path / "x.onnx", exporters=["tracing"])
     assert any("torch and ONNX agree" in note for note in loaded.notes)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_16_bit_networks_are_judged_by_their_own_rounding(tmp_path, kind):
+def test_16_bit_networks_are_compared_within_their_own_rounding(tmp_path, kind):
     module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(getattr(torch, kind))
     loaded = export_to(module, [TensorInput("x", ("N", 64), kind)], tmp_path / "x.onnx")
-    found = loaded.model.graph.inputs[0].dtype
-    assert found is not None and found.name == ("FLOAT16" if kind == "float16" else "FLOAT")
+    dtype = loaded.model.graph.inputs[0].dtype
+    assert dtype is not None and dtype.name == ("FLOAT16" if kind == "float16" else "FLOAT")
     note = next(note for note in loaded.notes if "torch and ONNX agree" in note)
     # Rounded to 8 bits a bfloat16 network is further from the float32 graph than float32 allows.
     assert (float(note.split()[7]) > 1e-3) == (kind == "bfloat16")
 
 
 def test_what_torch_prints_from_c_stays_off_stdout(tmp_path, capfd):
-    given = [TensorInput("x", ("N", 8))]
+    inputs = [TensorInput("x", ("N", 8))]
     with pytest.raises(UnsupportedError, match="rms_norm"):
-        export_to(nn.RMSNorm(8), given, tmp_path / "x.onnx", exporters=["tracing"])
+        export_to(nn.RMSNorm(8), inputs, tmp_path / "x.onnx", exporters=["tracing"])
     assert capfd.readouterr().out == ""
 
 

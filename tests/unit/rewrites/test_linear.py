@@ -77,8 +77,8 @@ def test_gemm_is_normalized(transposed, alpha, beta, shape, count):
     bias = [] if shape is None else [net.const(net.rng.normal(size=shape))]
     x = net.input("x", 4, 6)
     y = net.add("Gemm", x, weight, *bias, alpha=alpha, beta=beta, transB=transposed, out="y")
-    model, found = changed(net.output(y), "normalize_gemm")
-    assert found == count
+    model, applied = changed(net.output(y), "normalize_gemm")
+    assert applied == count
     gemm = next(iter(model.graph))
     if count:
         assert (attribute(gemm, "alpha"), attribute(gemm, "beta")) == (1.0, 1.0)
@@ -96,11 +96,11 @@ def test_gemm_is_normalized(transposed, alpha, beta, shape, count):
 def test_reduce_mean_is_pooling(opset, axes, count, keepdims):
     net = Net(opset=opset)
     x = net.input("x", "N", 4, 5, 6)
-    given = [net.const(np.array(axes))] if opset == 18 else []
+    inputs = [net.const(np.array(axes))] if opset == 18 else []
     attributes = {"axes": list(axes)} if opset == 13 else {}
-    net.output(net.add("ReduceMean", x, *given, keepdims=keepdims, out="y", **attributes))
-    model, found = changed(net, "reduce_mean_to_global_average_pool")
-    assert found == count and ("GlobalAveragePool" in ops(model)) == bool(count)
+    net.output(net.add("ReduceMean", x, *inputs, keepdims=keepdims, out="y", **attributes))
+    model, applied = changed(net, "reduce_mean_to_global_average_pool")
+    assert applied == count and ("GlobalAveragePool" in ops(model)) == bool(count)
 
 
 def test_a_mean_of_integers_is_no_pooling():
@@ -115,13 +115,13 @@ def test_a_mean_of_integers_is_no_pooling():
     )
 
 
-def sliced(net, x, starts, ends, axes, steps, out=""):
-    arrays = [net.const(np.array(v)) for v in (starts, ends, axes, steps)]
+def sliced(net, x, starts, stops, axes, steps, out=""):
+    arrays = [net.const(np.array(v)) for v in (starts, stops, axes, steps)]
     return net.add("Slice", x, *arrays, out=out)
 
 
 @pytest.mark.parametrize(
-    ("starts", "ends", "axes", "steps", "count"),
+    ("starts", "stops", "axes", "steps", "count"),
     [
         ([0, 0], [99, 2**63 - 1], [2, 3], [2, 3], 1),
         ([0, 0], [7, 2**63 - 1], [2, 3], [2, 3], 1),
@@ -132,9 +132,9 @@ def sliced(net, x, starts, ends, axes, steps, out=""):
         ([-1], [-(2**31)], [3], [-1], 0),
     ],
 )
-def test_strided_slices_become_pools(starts, ends, axes, steps, count):
+def test_strided_slices_become_pools(starts, stops, axes, steps, count):
     net = Net()
-    net.output(sliced(net, net.input("x", "N", 4, 7, 9), starts, ends, axes, steps, out="y"))
+    net.output(sliced(net, net.input("x", "N", 4, 7, 9), starts, stops, axes, steps, out="y"))
     assert changed(net, "strided_slice_to_max_pool")[1] == count
 
 

@@ -132,9 +132,9 @@ def test_batchnorm_folds_forwards_where_nothing_is_padded(attributes, shift, fol
         attributes = {**attributes, "pads": None}
     net.output(net.conv(x, 4, 6, out="y", **attributes))
     for node in net.nodes:
-        kept = [a for a in node.attribute if a.name != "pads" or a.ints]
+        selected = [a for a in node.attribute if a.name != "pads" or a.ints]
         del node.attribute[:]
-        node.attribute.extend(kept)
+        node.attribute.extend(selected)
     model, count = changed(net, "fold_batchnorm_into_next_conv")
     assert count == folds and len(model.graph) == 2 - folds
 
@@ -242,7 +242,7 @@ def test_space_to_depth_declines(k, attributes):
     assert changed(net, "space_to_depth_first_conv")[1] == 0
 
 
-def test_space_to_depth_needs_a_known_size_and_few_channels():
+def test_space_to_depth_needs_a_static_size_and_few_channels():
     for channels, size in ((3, ("H", "W")), (5, (12, 12))):
         net = Net()
         x = net.input("x", "N", channels, *size)
