@@ -21,7 +21,7 @@ FLOORS = {  # imports go downwards only; a room is a package, or a module at the
     11: "cli api",
     10: "pipeline",
     9: "recipe",
-    8: "ptq search pruning",
+    8: "ptq",
     7: "qat verification steps",
     6: "simulation",
     5: "annotation emitters",
@@ -55,10 +55,15 @@ LIGHT = ("errors", "files", "progress", "version", "user_code", "data", "metrics
 MAX_ROOM, MAX_TOP, MAX_PARAMETERS = 15, 10, 7
 
 
+def paths() -> list[Path]:
+    """Return the files of the package, sorted."""
+    return sorted((ROOT / "qtool").rglob("*.py"))
+
+
 def modules() -> dict[str, str]:
     """Name ("load.onnx", "" for the package itself) -> text, of every module of qtool."""
     found = {}
-    for path in sorted((ROOT / "qtool").rglob("*.py")):
+    for path in paths():
         name = ".".join(path.relative_to(ROOT / "qtool").with_suffix("").parts)
         found[name.removesuffix("__init__").removesuffix(".")] = path.read_text()
     return found

@@ -1,4 +1,4 @@
-"""Floors, fences, docstrings and sizes of qtool's source; each check has twins it must fail."""
+"""Check rooms, fences, docstrings, sizes and words of the source; each check has failing twins."""
 
 import subprocess
 import sys
@@ -6,7 +6,15 @@ import sys
 import pytest
 import source
 
-CHECKS = [source.bad_floors, source.bad_fences, source.bad_docstrings, source.bad_sizes]
+CHECKS = [
+    source.bad_floors,
+    source.bad_fences,
+    source.bad_docstrings,
+    source.bad_sizes,
+    source.bad_parameters,
+    source.bad_words,
+    source.bad_first_lines,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -20,38 +28,50 @@ def test_the_longest_are_shown(capsys):
         print("\n" + source.size_table(longest=3))
 
 
-FLOORS, FENCES, DOCSTRINGS, SIZES = CHECKS
+FLOORS, FENCES, DOCSTRINGS, SIZES, PARAMETERS, WORDS, FIRST_LINES = CHECKS
 LAZY_EMIT = "def f():\n    from qtool.emitters.qdq import g"
+TYPES_ONLY = "if TYPE_CHECKING:\n    from qtool.pipeline.run import run_ptq"
 BY_NAME = "import importlib\nimportlib.import_module('onnx')"
+EIGHT = "def f(a, b, c, d, *, e, g, h, i): pass"
 
 
 @pytest.mark.parametrize(
     ("check", "module", "text", "complaint"),
     [
-        (FLOORS, "numerics", "import qtool.quant.plan", "(floor 0) imports qtool.plan"),
-        (FLOORS, "plan", LAZY_EMIT, "imports qtool.emit.qdq"),
-        (FLOORS, "freeze", "from qtool import annotate", "imports qtool.annotate"),
-        (FLOORS, "data.images", "import qtool.verification.ort_worker", "imports qtool.verify"),
-        (FLOORS, "verify", "from qtool.emitters.qdq import f", "imports qtool.emit.qdq"),
-        (FLOORS, "recipe_yaml", "import qtool.pipeline.run", "imports qtool.pipeline (floor 4)"),
-        (FLOORS, "graph", "from . import plan", "absolute imports only"),
-        (FLOORS, "plan", "import qtool.helpers", "imports qtool.helpers"),
+        (FLOORS, "quant.primitives", "import qtool.runtime.executor", "(floor 3) imports"),
+        (FLOORS, "quant.plan", LAZY_EMIT, "imports qtool.emitters.qdq"),
+        (FLOORS, "quant.freeze", "from qtool import annotation", "imports qtool.annotation"),
+        (FLOORS, "data.readers.images", "import qtool.verification.parity", "imports qtool.verif"),
+        (FLOORS, "verification.parity", "from qtool.qat.trainer import f", "imports qtool.qat"),
+        (FLOORS, "recipe.yaml_loader", "import qtool.pipeline.run", "(floor 10)"),
+        (FLOORS, "steps.context", TYPES_ONLY, "imports qtool.pipeline.run"),
+        (FLOORS, "graph.queries", "from . import edit", "absolute imports only"),
+        (FLOORS, "quant.plan", "import qtool.helpers", "imports qtool.helpers"),
         (FLOORS, "helpers", "", "stands on no floor"),
-        (FLOORS, "", "from qtool.quant.plan import QuantPlan", "imports qtool.plan"),
-        (FENCES, "freeze", "from onnx import numpy_helper", "allowed in ('load', 'emit')"),
-        (FENCES, "load.onnx", "import onnxruntime", "imports onnxruntime"),
-        (FENCES, "execute.ops", "import onnxruntime as ort", "imports onnxruntime"),
-        (FENCES, "verify", BY_NAME, "imports onnx"),
-        (FENCES, "pipeline", "def f():\n    from rich import print", "imports rich"),
-        (FENCES, "reporting.html", "import typer", "imports typer"),
-        (FENCES, "data.images", "def f():\n    import torch", "must load without torch"),
+        (FENCES, "quant.freeze", "from onnx import numpy_helper", "allowed in ('loading', 'emit"),
+        (FENCES, "loading.onnx_loader", "import onnxruntime", "imports onnxruntime"),
+        (FENCES, "runtime.ops.nn", "import onnxruntime as ort", "imports onnxruntime"),
+        (FENCES, "verification.ort_worker", BY_NAME, "imports onnx"),
+        (FENCES, "pipeline.run", "def f():\n    from rich import print", "imports rich"),
+        (FENCES, "report.render.html", "import typer", "imports typer"),
+        (FENCES, "data.readers.images", "def f():\n    import torch", "must load without torch"),
         (FENCES, "cli.ptq", "from torch import nn", "must load without torch"),
-        (DOCSTRINGS, "plan", '"""Doc."""\ndef f(): pass', "f has no docstring"),
-        (DOCSTRINGS, "plan", '"""D."""\nclass C:\n """D."""\n def m(self): 1', "m has no"),
-        (DOCSTRINGS, "plan", "x = 1", "the module has no docstring"),
-        (SIZES, "plan", "x = 1\n" * 401, "401 lines, at most 400"),
-        (SIZES, "plan", "def f():\n" + " x = 1\n" * 60, "f: 61 lines, at most 60"),
+        (FENCES, "recipe.model", "import torch", "must load without torch"),
+        (DOCSTRINGS, "quant.plan", '"""Doc."""\ndef f(): pass', "f has no docstring"),
+        (DOCSTRINGS, "quant.plan", '"""D."""\nclass C:\n """D."""\n def m(self): 1', "m has no"),
+        (DOCSTRINGS, "quant.plan", "x = 1", "the module has no docstring"),
+        (SIZES, "quant.plan", "x = 1\n" * 401, "401 lines, at most 400"),
+        (SIZES, "quant.plan", "def f():\n" + " x = 1\n" * 60, "f: 61 lines, at most 60"),
         (SIZES, "cli.ptq", "def f(\n):\n" + " x = 1\n" * 61, "f: 61 lines, at most 60"),
+        (PARAMETERS, "quant.plan", EIGHT, "f: 8 parameters, at most 7"),
+        (WORDS, "quant.plan", "found = 1", "found: found"),
+        (WORDS, "quant.plan", "def settle_sizes(): pass", "settle_sizes: settle"),
+        (WORDS, "quant.plan", "class OrtJudge: pass", "OrtJudge: judge"),
+        (WORDS, "quant.plan", "# What the child is told.", "prose says told"),
+        (WORDS, "quant.plan", 'x = f"judged {y}"', "prose says judged"),
+        (FIRST_LINES, "quant.plan", '"""What a plan is."""', 'the module: its docstring begins'),
+        (FIRST_LINES, "quant.plan", 'def f():\n    """The plan."""', '"the" is no verb'),
+        (FIRST_LINES, "quant.plan", 'def f():\n    """Whether it fits."""', 'begins with "whether"'),
     ],
 )  # fmt: skip
 def test_a_check_can_fail(check, module, text, complaint):
@@ -61,21 +81,52 @@ def test_a_check_can_fail(check, module, text, complaint):
 @pytest.mark.parametrize(
     ("check", "module", "text"),
     [
-        (FLOORS, "verify", "from qtool.data import images\nimport qtool.report.report"),
-        (FLOORS, "plan", "from qtool.graph.queries import f\nimport onnx_ir, torch"),
-        (FLOORS, "ptq.gptq", "import qtool.ptq.reconstruct"),
-        (FLOORS, "protocols", "if TYPE_CHECKING:\n    from qtool.quant.plan import QuantPlan"),
-        (FENCES, "load.onnx", "from onnx import version_converter"),
-        (FENCES, "execute.ort", "import onnxruntime"),
-        (FENCES, "cli.qat", "def f():\n    import torch"),
-        (DOCSTRINGS, "plan", '"""Doc."""\ndef _f(): pass'),
-        (SIZES, "plan", "x = 1\n" * 400),
-        (SIZES, "cli.ptq", "def f(\n" + "\n" * 60 + "):\n x = 1"),
+        (
+            FLOORS,
+            "verification.ort_worker",
+            "from qtool.data import images\nimport qtool.quant.plan",
+        ),
+        (FLOORS, "quant.plan", "from qtool.graph.queries import f\nimport onnx_ir, torch"),
+        (FLOORS, "ptq.gptq", "import qtool.ptq.reconstruction"),
         (FLOORS, "cli.main", "from qtool.version import __version__"),
+        (FENCES, "loading.onnx_loader", "from onnx import version_converter"),
+        (FENCES, "runtime.ort_node", "import onnxruntime"),
+        (FENCES, "cli.qat", "def f():\n    import torch"),
+        (DOCSTRINGS, "quant.plan", '"""Doc."""\ndef _f(): pass'),
+        (SIZES, "quant.plan", "x = 1\n" * 400),
+        (SIZES, "cli.ptq", "def f(\n" + "\n" * 60 + "):\n x = 1"),
+        (PARAMETERS, "quant.plan", "class C:\n def f(self, a, b, c, d, e, g, h): pass"),
+        (PARAMETERS, "runtime.ops.nn", EIGHT),
+        (WORDS, "quant.plan", "x = FileNotFoundError('found 3, expected 4')"),
+        (WORDS, "runtime.ops.shape", "def slice_(ends): pass"),
+        (FIRST_LINES, "quant.plan", 'class C:\n    """A plan."""'),
+        (FIRST_LINES, "quant.plan", 'class C:\n @property\n def f(self):\n  """The plan."""'),
     ],
 )
 def test_a_check_passes_what_is_allowed(check, module, text):
     assert check(module, text) == []
+
+
+def test_rooms_are_small_and_no_module_imports_itself_in_a_circle():
+    paths = [path.relative_to(source.ROOT / "qtool") for path in source.paths()]
+    assert source.bad_rooms([str(path) for path in paths]) == []
+    assert source.cycles(source.modules()) == []
+    assert len(source.FLOORS) <= 14
+
+
+def test_a_full_room_and_a_circle_would_be_seen():
+    files = [f"data/m{k}.py" for k in range(16)] + [f"m{k}.py" for k in range(11)]
+    assert source.bad_rooms(files) == [
+        "qtool/data: 16 files, at most 15",
+        "qtool/: 11 files, at most 10",
+    ]
+    assert source.bad_rooms([*files[:15], "data/__init__.py"]) == []
+    lazily = "def f():\n    from qtool.b.y import g"
+    assert source.cycles({"a.x": "import qtool.b.y", "b.y": "import qtool.a.x"})
+    assert source.cycles(
+        {"a.x": lazily, "b.y": "import qtool.c", "c": "import qtool.a.z", "a.z": ""}
+    )
+    assert source.cycles({"a.x": lazily, "b.y": "import qtool.c", "c": ""}) == []
 
 
 HEAVY = "torch onnx onnx_ir onnxscript onnxruntime numpy PIL sklearn"
