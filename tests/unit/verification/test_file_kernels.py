@@ -20,7 +20,7 @@ def test_kernels_of_a_file_without_a_plan(between):
     f = net.add("DequantizeLinear", e, s, z, name="fourth")
     net.output(net.add("Neg", f, out="y"))
     kernels = file_kernels(net.model(), int16_pairs=False)
-    # Exp reads codes and writes codes in floats; without an operator between them a pair changes nothing.
+    # Exp reads codes and writes codes in floats; adjacent pairs cancel.
     stray = ["second", "third"] if between else ["first", "fourth", "second", "third"]
     assert kernels.stray_quantize == stray
     assert (kernels.integer, kernels.float) == ({}, {"Exp": 1, "Neg": 1, "Relu": 1})

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +24,6 @@ from qtool.emitters import emit_qdq
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.verification import kernels
 from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.file_size import file_parts
 from qtool.verification.kernels import kernels_part
@@ -168,13 +168,13 @@ def test_environment_describes_the_machine():
 
 def test_instruction_sets_come_from_the_kernel(monkeypatch, tmp_path):
     text = "flags\t\t: fpu sse2 avx2 avx512_vnni foo\n"
-    monkeypatch.setattr(kernels.Path, "read_text", lambda self: text)
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert instruction_sets() == ["avx2", "avx512_vnni"]
 
     def missing(self):
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(kernels.Path, "read_text", missing)
+    monkeypatch.setattr(Path, "read_text", missing)
     assert instruction_sets() == []
 
 
