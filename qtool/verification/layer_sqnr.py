@@ -72,7 +72,7 @@ def _float_values(
     tensors: dict[str, torch.Tensor] = {}
 
     def record(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-        if value.name in names:
+        if value.name is not None and value.name in names:
             tensors[value.name] = tensor
         return tensor
 
