@@ -1,4 +1,4 @@
-"""What a run costs: time and memory beside quantize_static, memory against samples, `--help`.
+"""Time and memory of a run: against quantize_static, by number of samples, and of `--help`.
 
     QTOOL_DATA=... python -m benchmarks.calibration
 
@@ -26,7 +26,7 @@ ROUNDS = 5
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[float, float, str]:
-    """Wall seconds, peak MB of all processes of the command together, stdout."""
+    """Run a command; return wall seconds, peak MB of all its processes together, and stdout."""
     start = time.perf_counter()
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -62,25 +62,25 @@ def ptq(path: Path, out: Path) -> list[str]:
     return [*command, "--fresh", "--quiet", "--json"]
 
 
-def rival(path: Path, folder: Path) -> None:
-    """The other side of the race, in a process of its own (`--rival`)."""
+def run_static(path: Path, folder: Path) -> None:
+    """Run quantize_static, in a process of its own (`--static`)."""
     from benchmarks.baseline import quantize
     from qtool.data import DataSection, InputSpec, open_dataset
 
-    given = json.loads(path.read_text())
+    arguments = json.loads(path.read_text())
     spec = {"input": InputSpec("input", ("N", 3, 224, 224), "float32")}
-    data = open_dataset(DataSection.model_validate(given["section"]), spec)
+    data = open_dataset(DataSection.model_validate(arguments["section"]), spec)
     feeds = ({"input": batch["input"]} for batch in data.batches(1))
-    quantize(Path(given["model"]), feeds, folder / "rival.onnx")
+    quantize(Path(arguments["model"]), feeds, folder / "static.onnx")
 
 
-def race(folder: Path, method: str) -> list[list[object]]:
-    """64 images, evaluation off: whole commands, in turn."""
+def compare_commands(folder: Path, method: str) -> list[list[object]]:
+    """Time whole commands in turn, with 64 images and without evaluation."""
     plain: dict[str, Any] = recipe(NETWORKS["mobilenet_v2"], 0)
     del plain["evaluate"]
     plain["calibrate"] |= {"count": 64}
-    given = folder / "rival.json"
-    given.write_text(json.dumps({"model": plain["model"], "section": plain["calibrate"]}))
+    job = folder / "static.json"
+    job.write_text(json.dumps({"model": plain["model"], "section": plain["calibrate"]}))
     plain["calibrate"]["method"] = method
     path = write_recipe(plain, folder / f"{method}.yaml")
     sides = {
@@ -89,24 +89,24 @@ def race(folder: Path, method: str) -> list[list[object]]:
             sys.executable,
             "-m",
             "benchmarks.calibration",
-            "--rival",
-            str(given),
+            "--static",
+            str(job),
         ],
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     stages: list[float] = []
     for _ in range(ROUNDS):
         for name, command in sides.items():
             seconds, peak, out = run(command)
-            found[name].append((seconds, peak))
+            results[name].append((seconds, peak))
             if name.startswith("qtool"):
                 report = json.loads(out)
-                kept = ("load", "rewrite", "annotate", "calibrate", "freeze", "emit")
-                stages.append(sum(s["seconds"] for s in report["stages"] if s["name"] in kept))
-    mine, theirs = found.values()
-    ratio = statistics.median(a[0] / b[0] for a, b in zip(mine, theirs, strict=True))
+                names = ("load", "rewrite", "annotate", "calibrate", "freeze", "emit")
+                stages.append(sum(s["seconds"] for s in report["stages"] if s["name"] in names))
+    qtool, static = results.values()
+    ratio = statistics.median(a[0] / b[0] for a, b in zip(qtool, static, strict=True))
     rows: list[list[object]] = []
-    for name, values in found.items():
+    for name, values in results.items():
         seconds = statistics.median(v[0] for v in values)
         rows.append([name, f"{seconds:.2f}", f"{max(v[1] for v in values):.0f}", ""])
     rows[0][3] = (
@@ -116,7 +116,7 @@ def race(folder: Path, method: str) -> list[list[object]]:
 
 
 def memory(folder: Path) -> list[list[object]]:
-    """Peak of the calibrating process against the number of images."""
+    """Measure the peak memory of the calibration for two numbers of images."""
     rows: list[list[object]] = []
     for count in (50, 500):
         plain: dict[str, Any] = recipe(NETWORKS["mobilenet_v2"], 0)
@@ -140,17 +140,17 @@ def memory(folder: Path) -> list[list[object]]:
 
 
 def help_seconds() -> float:
-    """Median wall time of `qtool --help`."""
+    """Return the median wall seconds of `qtool --help`."""
     command = [str(Path(sys.executable).parent / "qtool"), "--help"]
     return statistics.median(run(command)[0] for _ in range(2 * ROUNDS))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rival", type=Path)
-    given = parser.parse_args()
-    if given.rival is not None:
-        rival(given.rival, given.rival.parent)
+    parser.add_argument("--static", type=Path)
+    arguments = parser.parse_args()
+    if arguments.static is not None:
+        run_static(arguments.static, arguments.static.parent)
         return
     data_folder()
     os.chdir(Path(__file__).parents[1])
@@ -164,7 +164,9 @@ def main() -> None:
             "check parity and measure every layer.\n\n"
         )
         header = ["command", "seconds", "peak MB", ""]
-        text += table(header, [*race(folder, "minmax"), *race(folder, "mse")])
+        text += table(
+            header, [*compare_commands(folder, "minmax"), *compare_commands(folder, "mse")]
+        )
         text += "\n## Memory against the number of images (calibrate, mse)\n\n"
         text += table(["images", "peak MB", "seconds"], memory(folder))
     text += f"\n## Start\n\n`qtool --help`: {help_seconds():.2f} s (median of {2 * ROUNDS}).\n"

@@ -2,7 +2,7 @@
 
     QTOOL_DATA=... python -m benchmarks.lowbit [NETWORK ...] [--fresh]
 
-Writes benchmarks/results/lowbit.md; finished rows are kept beside it.
+Writes benchmarks/results/lowbit.md; finished rows are saved in benchmarks/results/lowbit.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 import qtool
 from benchmarks import resnet18
-from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import NETWORKS, absolute, data_folder
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.api import Plan
@@ -34,7 +34,7 @@ from qtool.verification.file_size import file_bytes, weight_widths
 
 Feeds = dict[str, np.ndarray]
 
-# What the issue that asked for this allows: share of payload and scales, bytes for every layer.
+# Limit of the file's size: share of payload and scales, bytes per layer and per channel.
 SHARE, LAYER_BYTES, CHANNEL_BYTES = 1.03, 2500, 12
 ROUNDS, SECONDS, CHILDREN = 11, 0.1, 3
 
@@ -46,13 +46,13 @@ class Setting:
     Attributes:
         bits: as in a recipe.
         memory: most memory after loading, over that of the int8 file.
-        ends: the first and the last layer keep 8 bits.
+        first_last: the first and the last layer have 8 bits.
         opset: of the file.
     """
 
     bits: Mapping[str, Any]
     memory: float | None = None
-    ends: bool = False
+    first_last: bool = False
     opset: int = 21
 
 
@@ -66,11 +66,11 @@ ROWS = {
     "1 (binary)": Setting({"weights": 1, "scheme": "binary"}, 3.2),
     "ternary": Setting({"weights": 2, "scheme": "ternary"}, 3.2),
     "k-means 16": Setting({"weights": 4, "scheme": "kmeans"}, 2.0),
-    "4, ends 8": Setting({"weights": 4}, 1.5, ends=True),
+    "4, first and last 8": Setting({"weights": 4}, 1.5, first_last=True),
     "8, weights only": Setting({"weights": 8, "activations": "float"}),
     "4, weights only": Setting({"weights": 4, "activations": "float"}),
 }
-ENDS = {"first": {"weights": 8}, "last": {"weights": 8}}
+FIRST_LAST = {"first": {"weights": 8}, "last": {"weights": 8}}
 NAMES = ("resnet20", "mobilenet_v2", "squeezenet1_1", "sst2_transformer2l", "resnet18")
 
 # Runs in a fresh process: megabytes of memory that loading and one run leave, and the load time.
@@ -80,45 +80,45 @@ import numpy as np, psutil
 import onnxruntime as ort
 from qtool.runtime.ort_options import session_options
 
-def held():
+def resident():
     return psutil.Process().memory_info().rss / 1e6
 
 with np.load(sys.argv[2]) as archive:
     feeds = dict(archive)
-before, start = held(), time.perf_counter()
+before, start = resident(), time.perf_counter()
 session = ort.InferenceSession(sys.argv[1], session_options(1), ["CPUExecutionProvider"])
-seconds, after = time.perf_counter() - start, held()
+seconds, after = time.perf_counter() - start, resident()
 session.run(None, feeds)
-print(json.dumps([after - before, held() - before, 1e3 * seconds]))
+print(json.dumps([after - before, resident() - before, 1e3 * seconds]))
 """
 
 
 def kernels(path: Path, folder: Path) -> list[str]:
-    """Operators of the graph that really runs, in order."""
+    """Return the operators of the graph that ONNX Runtime executes, in order."""
     session(path, optimized=folder / "optimized.onnx")
     return [node.op_type for node in ir.load(folder / "optimized.onnx").graph]
 
 
 def loaded(path: Path, feeds: Path) -> list[float]:
-    """Megabytes after loading, after one run, and milliseconds of loading."""
+    """Load and run a file; return MB after loading, MB after one run, ms of loading."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(path), str(feeds)], capture_output=True, text=True
     )
     if done.returncode:
         sys.exit(f"{path} does not load: {done.stderr}")
-    found: list[float] = json.loads(done.stdout)
-    return found
+    measured: list[float] = json.loads(done.stdout)
+    return measured
 
 
 def speeds(paths: list[Path], feeds: Feeds) -> list[list[float]]:
-    """Milliseconds of each file in each round, its fastest run; one thread, batch 1."""
+    """Time files in turn; return the ms of each one's fastest run by round (1 thread, batch 1)."""
     times = in_turn([session(p) for p in paths], feeds, ROUNDS + 1, SECONDS, 5, min)
     return [warm for _, *warm in times]
 
 
 @dataclass(frozen=True)
 class Material:
-    """A network, what calibrates it, and samples to run."""
+    """A network, its calibration batches, and samples to run."""
 
     model: Path
     batches: list[Feeds]
@@ -126,7 +126,7 @@ class Material:
 
 
 def material(name: str, folder: Path) -> Material:
-    """Read or make it; the ResNet-18 is random and calibrated with noise."""
+    """Read a network and its data; the ResNet-18 is random and calibrated with noise."""
     if name == "resnet18":
         path = resnet18.write(folder / "resnet18.onnx")
         rng = np.random.default_rng(0)
@@ -136,26 +136,26 @@ def material(name: str, folder: Path) -> Material:
     path = data_folder() / network.model
     section = DataSection.model_validate({**absolute(network.folds[0][0]), "count": 64})
     specs = inputs_of(session(path))
-    found = [{n: b[n] for n in specs} for b in open_dataset(section, specs).batches(16)]
-    return Material(path, found[:3], found[3])
+    batches = [{n: b[n] for n in specs} for b in open_dataset(section, specs).batches(16)]
+    return Material(path, batches[:3], batches[3])
 
 
 def limit(plan: Plan) -> float:
-    """The most bytes the file may have."""
-    found = plan.quantization
-    widths = weight_widths(plan._graph, found)
+    """Return the largest allowed number of bytes of the file."""
+    quantization = plan.quantization
+    widths = weight_widths(plan._graph, quantization)
     payload = channels = 0.0
     for name, (count, bits) in widths.items():
-        params = found.params(name)
+        params = quantization.params(name)
         payload += count * bits / 8
         channels += params.scale.size if params is not None else 0
     return SHARE * (payload + CHANNEL_BYTES * channels) + LAYER_BYTES * len(widths)
 
 
 def emitted(data: Material, setting: Setting, folder: Path, key: str) -> tuple[Path, Path, float]:
-    """The packed file, the same plan's with codes in containers, and the limit of the first."""
+    """Write a packed file and one without packing; return both and the limit of the first."""
     model = qtool.load(_at_opset(data.model, setting.opset, folder))
-    bits = dict(setting.bits) | ({"layers": ENDS} if setting.ends else {})
+    bits = dict(setting.bits) | ({"layers": FIRST_LAST} if setting.first_last else {})
     plan = qtool.quantize(model, data.batches, bits=bits, method="minmax", threads=2)
     paths = [folder / f"{key}-{kind}.onnx" for kind in ("packed", "plain")]
     for path, forms in zip(paths, (plan.target.packing, ()), strict=True):
@@ -165,7 +165,7 @@ def emitted(data: Material, setting: Setting, folder: Path, key: str) -> tuple[P
 
 
 def _at_opset(path: Path, opset: int, folder: Path) -> Path:
-    """The model itself, or a copy at a newer opset, which its file then keeps."""
+    """Return the model, or a copy of it at a newer opset."""
     if opset == 21:
         return path
     copy = folder / f"opset{opset}.onnx"
@@ -174,7 +174,7 @@ def _at_opset(path: Path, opset: int, folder: Path) -> Path:
 
 
 def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[str, Any]:
-    """Everything about one row; ``int8`` is the packed file of the row of 8 bits."""
+    """Measure one row; ``int8`` is the packed file of the row of 8 bits."""
     key = hashlib.sha256(repr(setting).encode()).hexdigest()[:8]
     packed, plain, most = emitted(data, setting, folder, key)
     one = {name: array[:1] for name, array in data.feeds.items()}
@@ -186,7 +186,7 @@ def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[
     for _ in range(CHILDREN):
         for k, path in enumerate((data.model if floats else int8, packed)):
             memory[k].append(loaded(path, archive))
-    held = [[statistics.median(column) for column in zip(*m, strict=True)] for m in memory]
+    medians = [[statistics.median(column) for column in zip(*m, strict=True)] for m in memory]
     ms = speeds([data.model, int8, packed], one)
     row = {
         "bytes": file_bytes(packed),
@@ -198,8 +198,8 @@ def measure(data: Material, setting: Setting, folder: Path, int8: Path) -> dict[
         "ms": [statistics.median(t) for t in ms],
         "over_float": statistics.median(a / b for a, b in zip(ms[0], ms[2], strict=True)),
         "over_int8": statistics.median(a / b for a, b in zip(ms[1], ms[2], strict=True)),
-        "base": held[0],
-        "packed": held[1],
+        "base": medians[0],
+        "packed": medians[1],
     }
     for path in {packed, plain} - {int8}:
         path.unlink()
@@ -211,7 +211,7 @@ def written(cell: bool) -> str:
 
 
 def line(name: str, key: str, row: dict[str, Any]) -> list[object]:
-    """One row of the table."""
+    """Return one row of the table."""
     most = ROWS[key].memory
     ratio = row["packed"][0] / row["base"][0]
     floats = ROWS[key].bits.get("activations") == "float"
@@ -238,13 +238,13 @@ HEADER = [
     "over int8's",
 ]
 NOTE = """
-uint8 activations unless weights only; all layers at the width unless the ends keep 8. The limit is
+uint8 activations unless weights only; all layers at the width unless first and last have 8. Limit:
 1.03 x (bits / 8 x weights + 12 bytes per output channel) + 2.5 kB per layer. Speed: one thread,
 batch 1, the median over {rounds} rounds of the ratio of files run in turn, the fastest of their
-runs in a round. Same kernels: the operators of the graph that really runs are those of the int8
+runs in a round. Same kernels: the operators of the executed graph are those of the int8
 file, in its order (weights only: those of the file with plain codes). Same bits: all outputs on 8
 to 16 samples equal those of the same plan with codes in int8 initializers. Load times and memory of
-rows with weights only stand beside the float file's. Memory is what a fresh process gains by
+rows with weights only are compared with the float file's. Memory is what a fresh process gains by
 loading, and by loading and one run; medians of {children} processes. The allocator keeps what
 folding used: with MALLOC_MMAP_THRESHOLD_=131072 in the environment a row takes about what the int8
 file takes. ResNet-18 has random weights.
@@ -252,13 +252,13 @@ file takes. ResNet-18 has random weights.
 """
 
 
-def write(kept: dict[str, dict[str, Any]]) -> None:
+def write(results: dict[str, dict[str, Any]]) -> None:
     """Write the table."""
     rows = [
-        line(name, key, kept[f"{name}/{key}"])
+        line(name, key, results[f"{name}/{key}"])
         for name in NAMES
         for key in ROWS
-        if f"{name}/{key}" in kept
+        if f"{name}/{key}" in results
     ]
     text = heading("Weights of 8 to 1 bits", "python -m benchmarks.lowbit")
     text += NOTE.format(rounds=ROUNDS, children=CHILDREN)
@@ -269,24 +269,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=[])
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     data_folder()
     store = results_folder() / "lowbit.json"
-    kept = kept_rows(store)
-    for name in given.networks or NAMES:
-        waiting = [k for k in ROWS if given.fresh or f"{name}/{k}" not in kept]
-        if not waiting:
+    results = load_rows(store)
+    for name in arguments.networks or NAMES:
+        pending = [k for k in ROWS if arguments.fresh or f"{name}/{k}" not in results]
+        if not pending:
             continue
-        with tempfile.TemporaryDirectory() as found:
-            folder = Path(found)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             data = material(name, folder)
             int8, _, _ = emitted(data, ROWS["8"], folder, "int8")
-            for key in waiting:
+            for key in pending:
                 row = measure(data, ROWS[key], folder, int8)
-                kept[f"{name}/{key}"] = row
-                keep_rows(store, kept)
+                results[f"{name}/{key}"] = row
+                save_rows(store, results)
                 print(line(name, key, row), flush=True)
-    write(kept)
+    write(results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a table was measured on, and how tables and their rows are kept."""
+"""Heading, table and saved rows of a benchmark."""
 
 import datetime
 import json
@@ -11,38 +11,38 @@ from qtool.verification.environment import environment
 
 
 def heading(title: str, command: str) -> str:
-    """Title, the command that makes the table, machine and versions."""
-    found = environment()
-    isa = found["isa"]
+    """Return title, command, machine and versions of a results page."""
+    facts = environment()
+    isa = facts["isa"]
     names = ", ".join(isa) if isinstance(isa, list) else str(isa)
     versions = ", ".join(
-        f"{k} {found[k]}" for k in ("python", "onnxruntime", "torch", "onnx", "numpy")
+        f"{k} {facts[k]}" for k in ("python", "onnxruntime", "torch", "onnx", "numpy")
     )
     return (
         f"# {title}\n\n`{command}`, {datetime.date.today()}\n\n"
-        f"Machine: {found['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}; {versions}.\n"
+        f"Machine: {facts['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}; {versions}.\n"
     )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def kept_rows(store: Path) -> dict[str, Any]:
-    """What :func:`keep_rows` wrote; empty where it has not written."""
+def load_rows(store: Path) -> dict[str, Any]:
+    """Return the rows saved by :func:`save_rows`; empty where there are none."""
     return json.loads(store.read_text()) if store.is_file() else {}
 
 
-def keep_rows(store: Path, rows: dict[str, Any]) -> None:
-    """Write what is finished, so that a stopped benchmark goes on from there."""
+def save_rows(store: Path, rows: dict[str, Any]) -> None:
+    """Save finished rows, so that a stopped benchmark continues with the next one."""
     store.write_text(json.dumps(rows, indent=1))
 
 
 def results_folder() -> Path:
-    """Where tables go: benchmarks/results."""
+    """Return the folder of the results pages, benchmarks/results."""
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     return folder

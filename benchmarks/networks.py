@@ -1,4 +1,4 @@
-"""The networks and data of the tables, found under QTOOL_DATA; recipes as plain data."""
+"""Networks and data of the benchmarks, below QTOOL_DATA; recipes as dicts."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import yaml
 
 
 def data_folder() -> Path:
-    """QTOOL_DATA, or an exit that says what is missing."""
+    """Return the folder QTOOL_DATA; exit with a message where it is not set."""
     folder = os.environ.get("QTOOL_DATA")
     if not folder or not Path(folder).is_dir():
         sys.exit(
@@ -83,19 +83,19 @@ NETWORKS: dict[str, Network] = {
 
 
 def absolute(section: dict[str, Any]) -> dict[str, Any]:
-    """A data section with its paths below QTOOL_DATA."""
+    """Return a data section with its paths below QTOOL_DATA."""
     root = data_folder()
-    found = dict(section)
-    if "images" in found:
-        found["images"] = str(root / found["images"])
-    if "arrays" in found:
-        arrays = dict(found["arrays"])
-        found["arrays"] = {**arrays, "path": str(root / arrays["path"])}
-    return found
+    result = dict(section)
+    if "images" in result:
+        result["images"] = str(root / result["images"])
+    if "arrays" in result:
+        arrays = dict(result["arrays"])
+        result["arrays"] = {**arrays, "path": str(root / arrays["path"])}
+    return result
 
 
 def recipe(network: Network, fold: int, **changes: Any) -> dict[str, Any]:
-    """The recipe of one fold as plain data, paths absolute."""
+    """Return the recipe of one fold as a dict with absolute paths."""
     calibrate, evaluate = network.folds[fold]
     return {
         "model": str(data_folder() / network.model),
@@ -106,8 +106,8 @@ def recipe(network: Network, fold: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_recipe(found: dict[str, Any], path: Path) -> Path:
+def write_recipe(content: dict[str, Any], path: Path) -> Path:
     """Write a recipe file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

@@ -1,8 +1,8 @@
-"""W8A8 on six networks: accuracy, parity, and speed beside onnxruntime's quantize_static.
+"""W8A8 on six networks: accuracy, parity, and speed against onnxruntime's quantize_static.
 
     QTOOL_DATA=... python -m benchmarks.ptq_int8 [NETWORK ...] [--method mse]
 
-Writes benchmarks/results/ptq_int8.md; finished networks are kept beside it.
+Writes benchmarks/results/ptq_int8.md; finished networks are saved in ptq_int8.json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baseline import quantize
-from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 
 def outputs(path: Path, section: DataSection) -> tuple[np.ndarray, np.ndarray]:
-    """First output on all samples, and the labels."""
+    """Return the first output on all samples, and the labels."""
     run = session(path, 2)
     specs = inputs_of(run)
     data = open_dataset(section, specs)
@@ -39,7 +39,7 @@ def outputs(path: Path, section: DataSection) -> tuple[np.ndarray, np.ndarray]:
 
 
 def speeds(paths: list[Path], section: DataSection, threads: int, batch: int) -> list[list[float]]:
-    """Milliseconds of every file in ROUNDS rounds: the median of a block of runs, in turn."""
+    """Time files in turn, ROUNDS rounds; return ms of each: medians of blocks of runs."""
     runs = [session(p, threads) for p in paths]
     specs = inputs_of(runs[0])
     first = next(iter(open_dataset(section, specs).batches(batch)))
@@ -68,7 +68,7 @@ def measure(name: str, network: Network, method: str, folder: Path) -> dict[str,
         seconds = time.perf_counter() - start
         resolved = load_recipe(out / "recipe.yaml")
         assert resolved.evaluate is not None
-        judged = DataSection.model_validate(
+        eval_data = DataSection.model_validate(
             {
                 **resolved.evaluate.model_dump(exclude={"metric"}),
                 "preprocess": resolved.calibrate.preprocess,
@@ -76,25 +76,25 @@ def measure(name: str, network: Network, method: str, folder: Path) -> dict[str,
         )
         specs = inputs_of(session(resolved.model, 1))
         calibration = open_dataset(resolved.calibrate, specs)
-        rival = folder / f"{name}-{fold}-qs.onnx"
+        static = folder / f"{name}-{fold}-qs.onnx"
         feeds = ({n: b[n] for n in specs} for b in calibration.batches(1))
-        quantize(resolved.model, feeds, rival)
-        files = {"float": resolved.model, "qtool": out / "model.onnx", "quantize_static": rival}
-        found = {}
+        quantize(resolved.model, feeds, static)
+        files = {"float": resolved.model, "qtool": out / "model.onnx", "quantize_static": static}
+        results = {}
         for key, file in files.items():
-            found[key], labels = outputs(Path(file), judged)
-            scores[key].append(METRICS["top1"].scores(found[key], labels))
-        tops.append((found["float"], found["qtool"]))
+            results[key], labels = outputs(Path(file), eval_data)
+            scores[key].append(METRICS["top1"].scores(results[key], labels))
+        tops.append((results["float"], results["qtool"]))
         row["folds"].append({"report": report, "seconds": seconds})
         if fold == 0:
             for batch, threads in ((1, 1), (8, 1), (1, 2)):
-                ms = speeds([Path(f) for f in files.values()], judged, threads, batch)
-                over_rival = [r / q for q, r in zip(ms[1], ms[2], strict=True)]
+                ms = speeds([Path(f) for f in files.values()], eval_data, threads, batch)
+                over_static = [r / q for q, r in zip(ms[1], ms[2], strict=True)]
                 over_float = [f / q for f, q in zip(ms[0], ms[1], strict=True)]
                 row[f"speed_b{batch}_t{threads}"] = {
                     "float_ms": statistics.median(ms[0]),
                     "qtool_ms": statistics.median(ms[1]),
-                    "over_quantize_static": statistics.median(over_rival),
+                    "over_quantize_static": statistics.median(over_static),
                     "over_float": statistics.median(over_float),
                 }
     pooled = {k: np.concatenate(v) for k, v in scores.items()}
@@ -111,18 +111,18 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=[])
     parser.add_argument("--method", default="mse")
     parser.add_argument("--fresh", action="store_true", help="measure finished networks again")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     data_folder()
     store = results_folder() / "ptq_int8.json"
-    kept = kept_rows(store)
-    for name in given.networks or NETWORKS:
-        if name in kept and not given.fresh and not given.networks:
+    results = load_rows(store)
+    for name in arguments.networks or NETWORKS:
+        if name in results and not arguments.fresh and not arguments.networks:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            kept[name] = measure(name, NETWORKS[name], given.method, Path(folder))
-        keep_rows(store, kept)
-        print(_row(name, kept[name]), flush=True)
-    write(kept)
+            results[name] = measure(name, NETWORKS[name], arguments.method, Path(folder))
+        save_rows(store, results)
+        print(_row(name, results[name]), flush=True)
+    write(results)
 
 
 def _row(name: str, row: dict[str, Any]) -> list[object]:
@@ -157,7 +157,7 @@ def _pair(speed: dict[str, float]) -> str:
     return f"{speed['over_quantize_static']:.2f} / {speed['over_float']:.2f}"
 
 
-def write(kept: dict[str, Any]) -> None:
+def write(results: dict[str, Any]) -> None:
     """Write the table."""
     header = [
         "network",
@@ -176,7 +176,7 @@ def write(kept: dict[str, Any]) -> None:
         "parity: share off, max step",
         "met",
     ]
-    rows = [_row(name, kept[name]) for name in NETWORKS if name in kept]
+    rows = [_row(name, results[name]) for name in NETWORKS if name in results]
     text = heading("W8A8 on seven networks", "python -m benchmarks.ptq_int8")
     text += (
         "\n512 calibration samples (500 on the ImageNet sample, two folds pooled); quantize_static "

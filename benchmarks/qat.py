@@ -1,9 +1,9 @@
-"""Training with quantization in the loop: accuracy before, simulated and of the file.
+"""Quantization-aware training: accuracy of the float network, simulated and of the file.
 
     QTOOL_DATA=... python -m benchmarks.qat [ROW ...] [--work DIR] [--fresh] [--device cuda]
 
-Every row is a `qtool qat` run in a folder of its own below --work; a stopped run goes on where it
-ended, finished rows are kept in benchmarks/results. Writes benchmarks/results/qat.md.
+Every row is a `qtool qat` run in its own folder below --work. A stopped run continues from its
+checkpoint; finished rows are saved in benchmarks/results. Writes benchmarks/results/qat.md.
 """
 
 import argparse
@@ -18,33 +18,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
 
-ENDS = {"first": 8, "last": 8}
+FIRST_LAST = {"first": 8, "last": 8}
 BOTH = {"weight": 0.5, "temperature": 4.0}
-MOVED: dict[str, Any] = {"crop": 4, "flip": True}
-IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": MOVED}
-MIXED = {**IMAGES, "augment": {**MOVED, "mixup": 0.4, "cutmix": 0.4}}
+CROP_FLIP: dict[str, Any] = {"crop": 4, "flip": True}
+IMAGES: dict[str, Any] = {"images": "cifar10/train", "augment": CROP_FLIP}
+MIXED = {**IMAGES, "augment": {**CROP_FLIP, "mixup": 0.4, "cutmix": 0.4}}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row, or several where a run goes on.
+    """One row, or several where a run continues with more epochs.
 
     Attributes:
         network: a name of NETWORKS.
-        said: what the table calls it.
+        label: in the table.
         bits: as in a recipe.
         qat: as in a recipe, without epochs.
-        epochs: at most so many, and the accuracy asked for then; the second goes on from the first.
-        within: the accuracy asked for is the float network's less these points.
+        epochs: (epochs, required accuracy); the second run continues the first.
+        within: points below the float network that are allowed, where no accuracy is required.
         torch: start from the .pth, with BatchNorm live.
         extra: other parts of the recipe.
     """
 
     network: str
-    said: str
+    label: str
     bits: Mapping[str, Any]
     qat: Mapping[str, Any]
     epochs: tuple[tuple[int, float | None], ...]
@@ -54,17 +54,17 @@ class Case:
 
 
 def _low(weights: int, activations: int) -> dict[str, Any]:
-    return {"weights": weights, "activations": activations, "layers": ENDS}
+    return {"weights": weights, "activations": activations, "layers": FIRST_LAST}
 
 
 def _white(weights: int, granularity: str) -> Case:
-    bits = {"weights": weights, "activations": 8, "granularity": granularity, "layers": ENDS}
-    # One scale for all channels cannot take a BatchNorm in afterwards.
+    bits = {"weights": weights, "activations": 8, "granularity": granularity, "layers": FIRST_LAST}
+    # With one scale for all channels BatchNorm cannot be folded into scales after training.
     norm = "live" if granularity == "channel" else "folded"
     qat = {**IMAGES, "lr": 0.005, "batchnorm": norm, "distill": BOTH}
     within = 0.2 if weights == 8 else 0.5
-    said = f"W{weights}A8, weights per {granularity}"
-    return Case("resnet20", said, bits, qat, ((3, None),), within)
+    label = f"W{weights}A8, weights per {granularity}"
+    return Case("resnet20", label, bits, qat, ((3, None),), within)
 
 
 CASES: dict[str, Case] = {
@@ -159,24 +159,24 @@ TORCH = {
 
 
 def full_recipe(case: Case) -> dict[str, Any]:
-    """The recipe of a case, paths absolute."""
+    """Return the recipe of a case, with absolute paths."""
     root, network = data_folder(), NETWORKS[case.network]
-    found = recipe(network, 0, bits=dict(case.bits), **case.extra)
+    result = recipe(network, 0, bits=dict(case.bits), **case.extra)
     if case.torch:
         factory, inputs = TORCH[case.network]
         weights = (root / network.model).with_suffix(".pth")
-        found["model"] = {"torch": factory, "weights": str(weights), "input": inputs}
+        result["model"] = {"torch": factory, "weights": str(weights), "input": inputs}
     qat = dict(case.qat)
     if "images" in qat:
         qat["images"] = str(root / qat["images"])
     else:  # the calibration samples are the first of those for training
-        qat["arrays"] = found["calibrate"]["arrays"]
-    return {**found, "qat": qat}
+        qat["arrays"] = result["calibrate"]["arrays"]
+    return {**result, "qat": qat}
 
 
-def train(given: dict[str, Any], out: Path, epochs: int, *options: str) -> tuple[Any, float]:
-    """Report of one `qtool qat` run and its seconds; a failure ends the program."""
-    path = write_recipe(given, out.with_suffix(".yaml"))
+def train(content: dict[str, Any], out: Path, epochs: int, *options: str) -> tuple[Any, float]:
+    """Run `qtool qat`; return its report and seconds, or exit where it fails."""
+    path = write_recipe(content, out.with_suffix(".yaml"))
     command = [sys.executable, "-m", "qtool", "qat", "--recipe", str(path), "--out", str(out)]
     command += ["--epochs", str(epochs), "--trust-code", "--json", *options]
     paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
@@ -185,13 +185,13 @@ def train(given: dict[str, Any], out: Path, epochs: int, *options: str) -> tuple
     with out.with_suffix(".log").open("w") as log:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment)
     if done.returncode not in (0, 1):
-        said = out.with_suffix(".log").read_text()
-        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{said}")
+        log_text = out.with_suffix(".log").read_text()
+        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{log_text}")
     return json.loads(done.stdout), time.perf_counter() - start
 
 
-def kept_part(report: Any, seconds: float) -> dict[str, Any]:
-    """What of a report the table needs."""
+def report_summary(report: Any, seconds: float) -> dict[str, Any]:
+    """Return the parts of a report that the table uses."""
     training = report["data"]["training"]
     return {
         "accuracy": report["accuracy"],
@@ -213,39 +213,42 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="train finished rows again")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", default=str(os.cpu_count()))
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    store = results_folder() / ("qat.json" if given.device == "cpu" else f"qat_{given.device}.json")
-    for name in given.rows or CASES:
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    store = results_folder() / (
+        "qat.json" if arguments.device == "cpu" else f"qat_{arguments.device}.json"
+    )
+    for name in arguments.rows or CASES:
         for epochs, _ in CASES[name].epochs:
             key = f"{name}, {epochs} epochs"
-            if key in kept_rows(store) and not given.fresh:
+            if key in load_rows(store) and not arguments.fresh:
                 continue
-            options = ("--device", given.device, "--threads", given.threads)
-            found = train(full_recipe(CASES[name]), given.work / name, epochs, *options)
-            kept = {**kept_rows(store), key: kept_part(*found)}  # another process may have written
-            keep_rows(store, kept)
-            print(f"{key}: {kept[key]['accuracy']}", flush=True)
-    store.with_suffix(".md").write_text(page(kept_rows(store)))
+            options = ("--device", arguments.device, "--threads", arguments.threads)
+            result = train(full_recipe(CASES[name]), arguments.work / name, epochs, *options)
+            # Read again: another process may have added rows meanwhile.
+            results = {**load_rows(store), key: report_summary(*result)}
+            save_rows(store, results)
+            print(f"{key}: {results[key]['accuracy']}", flush=True)
+    store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
-def page(kept: Mapping[str, Any]) -> str:
-    """The table."""
+def page(results: Mapping[str, Any]) -> str:
+    """Return the results page."""
     header = ["network", "case", "epochs", "float %", "simulated %", "file %", "at least", "met"]
     header += ["best epoch", "parity: share off, max step", "size over float"]
     header += ["minutes", "measured"]
     rows = []
     for name, case in CASES.items():
         for epochs, least in case.epochs:
-            row = kept.get(f"{name}, {epochs} epochs")
+            row = results.get(f"{name}, {epochs} epochs")
             if row is not None:
                 rows.append(_line(case, epochs, least, row))
     text = heading("Training with quantization in the loop", "python -m benchmarks.qat")
     text += (
         "\nFirst and last layer 8 bits in the rows below 8 bits. CIFAR rows learn from 15,000 "
-        "training images (5 % of them choose the best epoch) and are judged on all 10,000 test "
+        "training images (5 % of them choose the best epoch) and are evaluated on all 10,000 test "
         "images, which neither training nor the choice of an epoch has seen. Minutes are of the "
-        "whole command beside other work, not a measurement of speed. Rows of 2026-11-21 were "
+        "whole command next to other work, not a measurement of speed. Rows of 2026-11-21 were "
         "measured before trained weights of fewer than 8 bits used their lowest code. Rates, decay "
         "and mixing of the rows at W2A2 (bfloat16 products) and of the badly scaled network were "
         "chosen among several by accuracy on these test images.\n\n"
@@ -255,16 +258,16 @@ def page(kept: Mapping[str, Any]) -> str:
 
 def _line(case: Case, epochs: int, least: float | None, row: Any) -> list[object]:
     accuracy, parity = row["accuracy"], row["parity"]
-    wanted = least if least is not None else accuracy["float"] - (case.within or 0)
+    required = least if least is not None else accuracy["float"] - (case.within or 0)
     return [
         case.network,
-        case.said,
+        case.label,
         epochs,
         f"{accuracy['float']:.2f}",
         f"{accuracy['simulated']:.2f}",
         f"{accuracy['quantized']:.2f}",
-        f"{wanted:.2f}",
-        "yes" if accuracy["quantized"] >= wanted else "NO",
+        f"{required:.2f}",
+        "yes" if accuracy["quantized"] >= required else "NO",
         f"{row['best']} of {len(row['history']) - 1}",
         f"{parity['share_off']:.1e}, {parity['max_lsb']}",
         f"1/{row['size']['compression']:.1f}",

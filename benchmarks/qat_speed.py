@@ -43,33 +43,33 @@ class FloatSteps(nn.Module):
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """First output."""
+        """Compute the first output."""
         network = self.network
         feeds = {str(network.executor._model.graph.inputs[0].name): x}
-        found: torch.Tensor = network.executor(feeds, self._observe)[network.outputs[0]]
-        return found
+        output: torch.Tensor = network.executor(feeds, self._observe)[network.outputs[0]]
+        return output
 
     def _observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-        known = self.constants.get(str(value.name))
-        if known is not None:
-            return known
+        constant = self.constants.get(str(value.name))
+        if constant is not None:
+            return constant
         norm = self.network._hooks.get(str(value.name))
         if isinstance(norm, nn.Module) or norm is torch.zeros_like:
-            found: torch.Tensor = norm(tensor)
-            return found
+            normalized: torch.Tensor = norm(tensor)
+            return normalized
         return tensor
 
 
 def in_turn(steps: list[Callable[[], Any]]) -> list[float]:
-    """Median milliseconds of each."""
+    """Time steps in turn; return the median ms of each."""
     times: list[list[float]] = [[] for _ in steps]
     for round_ in range(ROUNDS + 2):
-        for step, found in zip(steps, times, strict=True):
+        for step, ms in zip(steps, times, strict=True):
             start = time.perf_counter()
             step()
             if round_ > 1:
-                found.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(found) for found in times]
+                ms.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(ms) for ms in times]
 
 
 def measure(name: str, batch: int, size: int, factory: str | None) -> list[object]:
@@ -99,16 +99,16 @@ def measure(name: str, batch: int, size: int, factory: str | None) -> list[objec
         F.cross_entropy(network(images), labels).backward()
         network.zero_grad(set_to_none=True)
 
-    found = in_turn([lambda n=n: step(n) for n in networks])  # type: ignore[misc]
-    module_ms = found[2] if plain is not None else None
+    ms = in_turn([lambda n=n: step(n) for n in networks])  # type: ignore[misc]
+    module_ms = ms[2] if plain is not None else None
     return [
         name,
         batch,
         "-" if module_ms is None else f"{module_ms:.0f}",
-        f"{found[0]:.0f}",
-        f"{found[1]:.0f}",
-        "-" if module_ms is None else f"{found[0] / module_ms:.2f}",
-        f"{found[1] / found[0]:.2f}",
+        f"{ms[0]:.0f}",
+        f"{ms[1]:.0f}",
+        "-" if module_ms is None else f"{ms[0] / module_ms:.2f}",
+        f"{ms[1] / ms[0]:.2f}",
     ]
 
 

@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 def resnet18(seed: int = 0) -> nn.Module:
-    """He et al. 2016, table 1; BatchNorm statistics come from one batch of noise."""
+    """Build He et al. 2016, table 1, with BatchNorm statistics of one batch of noise."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)]
     layers += [nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
@@ -46,7 +46,7 @@ def resnet18(seed: int = 0) -> nn.Module:
 
 
 def write(path: Path) -> Path:
-    """The network as an ONNX file with an open batch."""
+    """Write the network as an ONNX file with an open batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

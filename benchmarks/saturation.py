@@ -1,9 +1,9 @@
-"""What int16 saturation costs a network, and what avoiding it costs: resnet20 on CIFAR-10.
+"""Accuracy lost to int16 saturation, and to avoiding it: resnet20 on CIFAR-10.
 
     QTOOL_DATA=... python -m benchmarks.saturation
 
-The kernels without VNNI are simulated: the integer-only reference with sums that lose what pairs of
-products lose. Writes benchmarks/results/saturation.md.
+The kernels without VNNI are simulated: the integer-only reference with pairs of products
+that saturate. Writes benchmarks/results/saturation.md.
 """
 
 import argparse
@@ -31,31 +31,31 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def lost(work: Work, codes: torch.Tensor) -> torch.Tensor:
-    """What pairs lose of a Conv's sums, everywhere: int64, the shape of its output."""
+def saturation_error(work: Work, codes: torch.Tensor) -> torch.Tensor:
+    """Return the error that saturating pairs add to a Conv's sums: int64, shape of its output."""
     if work.weight is None or not (rows := orders(work.node, work.weight)):
         return torch.zeros((), dtype=torch.int64)
-    x, given = codes, {k: a.value for k, a in work.node.attributes.items()}
-    pads, kernel = given.get("pads", [0] * 4), work.weight.shape[2:]
-    step = given.get("strides", [1, 1])
+    x, attributes = codes, {k: a.value for k, a in work.node.attributes.items()}
+    pads, kernel = attributes.get("pads", [0] * 4), work.weight.shape[2:]
+    step = attributes.get("strides", [1, 1])
     zero = int(work.grids[0].zero_point)
     x = torch.nn.functional.pad(x, (pads[1], pads[3], pads[0], pads[2]), value=zero)
     windows = x.unfold(2, kernel[0], step[0]).unfold(3, kernel[1], step[1])
     patches = windows.permute(0, 2, 3, 4, 5, 1)  # [batch, height, width, kernel, kernel, channels]
     flat = patches.reshape(-1, rows[0].shape[1]).numpy().astype(np.uint8)
-    found = torch.from_numpy(excess(flat, rows[0]))
-    return found.reshape(*patches.shape[:3], -1).permute(0, 3, 1, 2)
+    errors = torch.from_numpy(excess(flat, rows[0]))
+    return errors.reshape(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def saturating(work: Work) -> Kernel:
-    """The Conv kernel with saturating pairs: what is lost enters as a bias of each sum."""
+    """Build a kernel whose Conv sums have the error of saturating pairs added."""
     exact = weighted(work)
     if work.node.op_type != "Conv":
         return exact
     sums = weighted(replace(work, y=None))
 
     def run(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        total = sums(inputs) + lost(work, inputs[0]).to(torch.int32)
+        total = sums(inputs) + saturation_error(work, inputs[0]).to(torch.int32)
         return total if work.y is None else _requantized(work, total)
 
     return run
@@ -75,26 +75,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=10, help="of the CIFAR-10 test images")
     every = parser.parse_args().every
-    asked = recipe_from_keywords(recipe(NETWORKS["resnet20"], 0), "here", Path("/"), files=True)
-    model = qtool.load(str(asked.model))
-    if asked.evaluate is None:
+    loaded_recipe = recipe_from_keywords(
+        recipe(NETWORKS["resnet20"], 0), "here", Path("/"), files=True
+    )
+    model = qtool.load(str(loaded_recipe.model))
+    if loaded_recipe.evaluate is None:
         raise AssertionError("no labels")
-    same = {"preprocess": asked.evaluate.preprocess or asked.calibrate.preprocess}
-    data = open_dataset(asked.evaluate.model_copy(update=same), model.inputs)
+    same = {"preprocess": loaded_recipe.evaluate.preprocess or loaded_recipe.calibrate.preprocess}
+    data = open_dataset(loaded_recipe.evaluate.model_copy(update=same), model.inputs)
     data = data.take(list(range(0, data.count, every)))
     rows = []
     for name, options in CASES:
-        made = qtool.quantize(model, open_dataset(asked.calibrate, model.inputs), **options)
-        graph, plan = made._graph, made.quantization
+        quantized = qtool.quantize(
+            model, open_dataset(loaded_recipe.calibrate, model.inputs), **options
+        )
+        graph, plan = quantized._graph, quantized.quantization
         accuracies = []
         for builder in (weighted, saturating):
             BUILDERS["Conv"] = builder
-            whole = integer_network.IntegerNetwork(graph, plan)
-            found = [
-                whole({n: b[n] for n in model.inputs})[graph.graph.outputs[0].name or ""].argmax(1)
+            network = integer_network.IntegerNetwork(graph, plan)
+            classes = [
+                network({n: b[n] for n in model.inputs})[graph.graph.outputs[0].name or ""].argmax(
+                    1
+                )
                 for b in data.batches(16)
             ]
-            accuracies.append(100 * np.mean(np.concatenate(found) == np.asarray(data.labels)))
+            accuracies.append(100 * np.mean(np.concatenate(classes) == np.asarray(data.labels)))
         BUILDERS["Conv"] = weighted
         shown = [f"{a:.2f}" for a in accuracies]
         rows.append([name, len(at_risk(graph, plan)), *shown])

@@ -12,7 +12,7 @@ from qtool.runtime.ort_options import session_options
 
 
 def session(path: Path, threads: int = 1, optimized: Path | None = None) -> ort.InferenceSession:
-    """A session on the CPU; the graph that really runs is written to ``optimized``, if given."""
+    """Create a CPU session; write the graph that it executes to ``optimized``, if not None."""
     options = session_options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -20,7 +20,7 @@ def session(path: Path, threads: int = 1, optimized: Path | None = None) -> ort.
 
 
 def inputs_of(run: ort.InferenceSession) -> dict[str, InputSpec]:
-    """What data must fit, by name."""
+    """Return name, shape and type of each input."""
     kinds = {"tensor(float)": "float32", "tensor(int64)": "int64"}
     return {i.name: InputSpec(i.name, tuple(i.shape), kinds[i.type]) for i in run.get_inputs()}
 
@@ -33,24 +33,27 @@ def in_turn(
     least: int,
     of_block: Callable[[list[float]], float],
 ) -> list[list[float]]:
-    """Milliseconds of every session in every round, so that drift of the machine meets all alike.
+    """Time sessions in turn, so that drift of the machine affects all of them.
 
     Args:
         runs: timed one after the other in every round.
         feeds: of one run.
-        rounds: how often every session has its turn.
-        seconds: how long a turn takes; its runs are a block.
-        least: runs in a block, however long they take.
-        of_block: makes one number of a block's runs (``min``, ``statistics.median``).
+        rounds: turns of every session.
+        seconds: length of a turn; its runs are one block.
+        least: smallest number of runs in a block.
+        of_block: reduces the runs of a block to one number (``min``, ``statistics.median``).
+
+    Returns:
+        Milliseconds of every session in every round.
     """
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for k, run in enumerate(runs):
-            found: list[float] = []
+            seconds_of_runs: list[float] = []
             end = time.perf_counter() + seconds
-            while time.perf_counter() < end or len(found) < least:
+            while time.perf_counter() < end or len(seconds_of_runs) < least:
                 start = time.perf_counter()
                 run.run(None, feeds)
-                found.append(time.perf_counter() - start)
-            times[k].append(1e3 * of_block(found))
+                seconds_of_runs.append(time.perf_counter() - start)
+            times[k].append(1e3 * of_block(seconds_of_runs))
     return times

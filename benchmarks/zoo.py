@@ -1,10 +1,10 @@
-"""Every construct quantized: does it load and run, how close is it, what does quantize_static do?
+"""Quantization of every construct: loads, runs, SQNR, and the result of quantize_static.
 
     python -m benchmarks.zoo [MODEL ...] [--fresh]
 
 Models of benchmarks/zoo_models.py are ONNX files, those of benchmarks/zoo_torch.py go through each
-of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md; finished rows are kept beside
-it, so a run that was cut off continues; models that are named, or all with --fresh, are redone.
+of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md; finished rows are saved in
+zoo.json, so a stopped run continues; named models, or all with --fresh, are measured again.
 """
 
 import argparse
@@ -40,13 +40,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one model.
+    """Result of one model.
 
     Attributes:
         db: SQNR of the first output against the float model, or None where there is no file.
         kernels: integer kernels ONNX Runtime uses, in words.
-        verdict: "ok", or what is wrong.
-        failed: whether it is a failure.
+        verdict: "ok", or the error.
+        failed: True for a failure.
     """
 
     db: float | None
@@ -56,20 +56,20 @@ class Outcome:
 
 
 def data(inputs: Inputs, count: int) -> Arrays:
-    """Random samples: normal floats, uniform integers, fair booleans."""
+    """Generate random samples: normal floats, uniform integers and booleans."""
     rng = np.random.default_rng(3)
-    found = {}
+    arrays = {}
     for name, (shape, dtype, high) in inputs.items():
         size = [count, *[d if isinstance(d, int) else OPEN for d in shape[1:]]]
         if dtype.startswith("float"):
-            found[name] = rng.standard_normal(size).astype(dtype)
+            arrays[name] = rng.standard_normal(size).astype(dtype)
         else:
-            found[name] = rng.integers(0, high, size).astype(dtype)
-    return found
+            arrays[name] = rng.integers(0, high, size).astype(dtype)
+    return arrays
 
 
 def outputs(path: Path, feeds: Arrays, batch: int) -> np.ndarray:
-    """The first output of an ONNX file, in float32."""
+    """Return the first output of an ONNX file, as float32."""
     session = ort.InferenceSession(
         str(path), session_options(1), providers=["CPUExecutionProvider"]
     )
@@ -81,11 +81,11 @@ def outputs(path: Path, feeds: Arrays, batch: int) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def judged(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = None) -> Outcome:
+def evaluate(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = None) -> Outcome:
     """Quantize one ONNX file on random data, load and run what is written, and compare.
 
     Args:
-        path: the float model; the run's folder and data lie beside it.
+        path: the float model; run folder and data are written to the same folder.
         feeds: samples by input name.
         batch: rows at a time.
         expected: the float model's first output; None computes it from the file.
@@ -99,15 +99,15 @@ def judged(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = 
         text = str(error).replace(f"model {path}: ", "")
         refused = path.stem in REFUSED and error.exit_code == 3
         return Outcome(None, "-", f"exit {error.exit_code}: {text}", not refused)
-    except Exception as error:  # a crash is what the table is there to show
+    except Exception as error:  # the table shows crashes
         return Outcome(None, "-", f"CRASH {type(error).__name__}: {error}", True)
     if expected is None:
-        stood_in = sorted((run / ".stages").glob("float-*.onnx"))
-        expected = outputs(stood_in[0] if stood_in else path, feeds, batch)
+        converted = sorted((run / ".stages").glob("float-*.onnx"))
+        expected = outputs(converted[0] if converted else path, feeds, batch)
     db = sqnr_db(expected, outputs(run / "model.onnx", feeds, batch))
     kernels = report.kernels.integer if report.kernels else {}
-    heard = {layer.name: layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None}
-    worst = min(heard, key=lambda name: heard[name], default="-")
+    sqnr = {layer.name: layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None}
+    worst = min(sqnr, key=lambda name: sqnr[name], default="-")
     verdict = "ok" if db >= LEAST_DB else f"BELOW {LEAST_DB:.0f} dB (worst {worst})"
     if not report.passed:
         verdict += ", PARITY"
@@ -116,20 +116,20 @@ def judged(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = 
 
 
 def batch_of(inputs: Inputs) -> int:
-    """Rows at a time: what the first input insists on, or 8."""
+    """Return the batch size: the one that the first input fixes, or 8."""
     first = next(iter(inputs.values()))[0][0]
     return first if isinstance(first, int) else 8
 
 
 def of_onnx(name: str, folder: Path) -> Outcome:
-    """One model of the ONNX zoo."""
+    """Evaluate one model of the ONNX zoo."""
     model, inputs = build(name)
     onnx.save(model, folder / f"{name}.onnx")
-    return judged(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+    return evaluate(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
 
 
 def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
-    """One torch module through one exporter, against torch; None where torch cannot export it."""
+    """Evaluate one torch module and exporter against torch; None where torch cannot export it."""
     import torch
 
     from benchmarks.zoo_torch import MODULES
@@ -138,9 +138,9 @@ def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
     torch.manual_seed(0)
     module, inputs = MODULES[name]()
     path = folder / f"{name}.onnx"
-    given = [TensorInput(k, tuple(shape), dtype) for k, (shape, dtype, _) in inputs.items()]
+    specs = [TensorInput(k, tuple(shape), dtype) for k, (shape, dtype, _) in inputs.items()]
     try:
-        export_to(module, given, path, exporters=[exporter])
+        export_to(module, specs, path, exporters=[exporter])
     except QtoolError as error:
         if "torch cannot export the network" in str(error):
             return None
@@ -151,22 +151,24 @@ def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
     with torch.no_grad():
         for s in range(0, COUNT, batch):
             rows = {k: torch.from_numpy(v[s : s + batch]) for k, v in feeds.items()}
-            found = module(*rows.values())
-            first = next(iter(found.values())) if isinstance(found, Mapping) else found
+            result = module(*rows.values())
+            first = next(iter(result.values())) if isinstance(result, Mapping) else result
             parts.append(first.float().numpy())
-    return judged(path, feeds, batch, np.concatenate(parts))
+    return evaluate(path, feeds, batch, np.concatenate(parts))
 
 
-def rival(path: Path, feeds: Arrays, batch: int) -> str:
-    """What onnxruntime's own quantizer makes of the file."""
+def static_result(path: Path, feeds: Arrays, batch: int) -> str:
+    """Quantize the file with onnxruntime's quantize_static; return its SQNR or failure."""
     from benchmarks.baseline import quantize
 
     out = path.with_name(f"{path.stem}-static.onnx")
     rows = len(next(iter(feeds.values())))
     step = batch if batch != 8 else 1
     # The samples that qtool calibrates on: every second one.
-    seen = {k: v[::2] for k, v in feeds.items()}
-    batches = ({k: v[s : s + step] for k, v in seen.items()} for s in range(0, rows // 2, step))
+    calibration = {k: v[::2] for k, v in feeds.items()}
+    batches = (
+        {k: v[s : s + step] for k, v in calibration.items()} for s in range(0, rows // 2, step)
+    )
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantize(path, batches, out)
@@ -176,20 +178,20 @@ def rival(path: Path, feeds: Arrays, batch: int) -> str:
     return "unchanged" if db == float("inf") else f"{db:.1f} dB"
 
 
-def _row(name: str, found: Outcome | None, other: str) -> list[object]:
-    if found is None:
+def _row(name: str, outcome: Outcome | None, other: str) -> list[object]:
+    if outcome is None:
         return [name, "-", "-", "torch cannot export it so", "-"]
     return [
         name,
-        "-" if found.db is None else f"{found.db:.1f}",
-        found.kernels,
-        found.verdict,
+        "-" if outcome.db is None else f"{outcome.db:.1f}",
+        outcome.kernels,
+        outcome.verdict,
         other,
     ]
 
 
 def measured(kind: str, name: str) -> list[object]:
-    """One row: the model in qtool, and its file in quantize_static.
+    """Measure one row: the model in qtool, and its file in quantize_static.
 
     Args:
         kind: "onnx", or the name of a torch exporter.
@@ -204,7 +206,7 @@ def measured(kind: str, name: str) -> list[object]:
         if outcome is None:
             return _row(name, outcome, "-")
         inputs = build(name)[1] if is_file else MODULES[name]()[1]
-        other = rival(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+        other = static_result(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
         return _row(name, outcome, other)
 
 
@@ -215,26 +217,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--fresh", action="store_true", help="measure finished models again")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     store = results_folder() / "zoo.json"
-    kept: dict[str, dict[str, list[object]]] = {}
-    if store.is_file() and not given.fresh:
-        kept = json.loads(store.read_text())
-    known = {"onnx": list(MODELS), **{key: list(MODULES) for key in EXPORTERS}}
-    for kind, names in known.items():
-        rows = kept.setdefault(kind, {})
+    results: dict[str, dict[str, list[object]]] = {}
+    if store.is_file() and not arguments.fresh:
+        results = json.loads(store.read_text())
+    models = {"onnx": list(MODELS), **{key: list(MODULES) for key in EXPORTERS}}
+    for kind, names in models.items():
+        rows = results.setdefault(kind, {})
         for name in names:
-            if name not in given.models if given.models else name in rows:
+            if name not in arguments.models if arguments.models else name in rows:
                 continue
             rows[name] = measured(kind, name)
             print(kind, *[str(c)[:110] for c in rows[name]], sep=" | ", flush=True)
-            kept[kind] = {name: rows[name] for name in names if name in rows}
-            rows = kept[kind]
-            store.write_text(json.dumps(kept, indent=1))
-    text = _text({kind: list(rows.values()) for kind, rows in kept.items()})
-    missing = sum(len(names) - len(kept[kind]) for kind, names in known.items())
+            results[kind] = {name: rows[name] for name in names if name in rows}
+            rows = results[kind]
+            store.write_text(json.dumps(results, indent=1))
+    text = _text({kind: list(rows.values()) for kind, rows in results.items()})
+    missing = sum(len(names) - len(results[kind]) for kind, names in models.items())
     if missing:
         text += f"\n{missing} models are still to be measured.\n"
     (results_folder() / "zoo.md").write_text(text)
@@ -249,9 +251,9 @@ def _text(rows: dict[str, list[list[object]]]) -> str:
         "modules the float model is torch itself; quantize_static gets the exported file and is "
         "compared with that. Where there is nothing to quantize, qtool exits with code 3.\n"
     )
-    for kind, found in rows.items():
+    for kind, lines in rows.items():
         title = "ONNX files" if kind == "onnx" else f"Torch modules, by {kind}"
-        text += f"\n## {title}\n\n{table(header, found)}"
+        text += f"\n## {title}\n\n{table(header, lines)}"
     return text
 
 

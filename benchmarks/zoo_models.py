@@ -19,7 +19,7 @@ rng = np.random.default_rng(7)
 
 
 def build(name: str) -> Built:
-    """One model of the zoo, the same whatever was built before it."""
+    """Build one model of the zoo; its weights depend on its name alone."""
     global rng
     rng = np.random.default_rng(list(name.encode()))
     return MODELS[name]()
@@ -65,13 +65,13 @@ class Net:
         inputs = [x, self.const(weight(out, inp // group, *k))]
         if bias:
             inputs.append(self.const(0.1 * weight(out)))
-        found: str = self.op("Conv", *inputs, **attrs)
-        return found
+        output: str = self.op("Conv", *inputs, **attrs)
+        return output
 
     def linear(self, x: str, out: int, inp: int) -> str:
         product = self.op("MatMul", x, self.const(weight(inp, out)))
-        found: str = self.op("Add", product, self.const(0.1 * weight(out)))
-        return found
+        output: str = self.op("Add", product, self.const(0.1 * weight(out)))
+        return output
 
     def done(self, *outputs: str, shapes: list[list[int | str] | None] | None = None) -> Built:
         kinds = shapes or [None] * len(outputs)
@@ -219,7 +219,7 @@ def _recurrent(kind: str, gates: int, direction: str = "forward") -> Built:
 
 
 def batch_first(build: Callable[[], Built]) -> Built:
-    """The same recurrent net with its batch axis in front, as data comes."""
+    """Build the recurrent net with the batch as first axis, as data has it."""
     model, inputs = build()
     (_, dtype, high) = inputs["x"]
     model.graph.input[0].CopyFrom(
@@ -407,7 +407,7 @@ def resize_10() -> Built:
 
 
 def _halved(build: Callable[[], Built], kind: int) -> Built:
-    """The model with float weights and values in another float type; inputs and outputs float32."""
+    """Convert float weights and values to another float type; inputs and outputs stay float32."""
     model, inputs = build()
     graph = model.graph
     for tensor in graph.initializer:
@@ -436,12 +436,12 @@ def float16() -> Built:
 
 
 def bfloat16() -> Built:
-    """ONNX Runtime has no kernels for it: the float model is the float32 form."""
+    """Build a bfloat16 model; ONNX Runtime has no kernels, so the float model is float32."""
     return _halved(grouped, TensorProto.BFLOAT16)
 
 
 def newest_operators() -> Built:
-    """RMSNormalization and Attention of opset 23."""
+    """Build a model of RMSNormalization and Attention of opset 23."""
     n = Net(opset=23, ir=11)
     x = n.linear(n.input("x", ["N", 10, 32]), 32, 32)
     q, k, v = (n.linear(x, 32, 32) for _ in range(3))
@@ -451,7 +451,7 @@ def newest_operators() -> Built:
 
 
 def captured_weights() -> Built:
-    """Weights of the outer graph that only a branch reads, beside one that both read."""
+    """Build a graph with weights that only a branch reads, and one that both graphs read."""
     n = Net()
     x = n.linear(n.input("x", ["N", 12]), 16, 12)
     w, v = n.const(weight(16, 8)), n.const(weight(16, 8))
@@ -466,7 +466,7 @@ def captured_weights() -> Built:
 
 
 def optimized_by_onnxruntime() -> Built:
-    """The attention model as ONNX Runtime writes it: SkipLayerNormalization and other fused ops."""
+    """Build the attention model optimized by ONNX Runtime: SkipLayerNormalization and others."""
     import onnxruntime as ort
 
     model, inputs = attention()
@@ -480,7 +480,7 @@ def optimized_by_onnxruntime() -> Built:
 
 
 def tree_ensemble() -> Built:
-    """Nothing to quantize: refused, with exit code 3."""
+    """Build a model without anything to quantize: exit code 3."""
     n = Net()
     y = n.op(
         "TreeEnsembleRegressor", n.input("x", ["N", 4]), domain="ai.onnx.ml", n_targets=1,
@@ -493,7 +493,7 @@ def tree_ensemble() -> Built:
 
 
 def preprocessing() -> Built:
-    """Nothing to quantize either."""
+    """Build another model without anything to quantize."""
     n = Net()
     x = n.op("Cast", n.input("x", ["N", 12, 12, 3], "uint8", 256), to=TensorProto.FLOAT)
     x = n.op("Transpose", n.op("Div", x, n.const(np.float32(255))), perm=[0, 3, 1, 2])

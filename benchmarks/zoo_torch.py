@@ -33,7 +33,7 @@ class Of(nn.Module):
 
 
 def _norm(width: int, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    """A BatchNorm as training leaves it."""
+    """Build a BatchNorm with the statistics of a trained one."""
     norm: Any = kind(width)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.bias, std=0.2)
@@ -156,8 +156,8 @@ def lstm_cell() -> Built:
         h = c = x.new_zeros(x.shape[0], 24)
         for k in range(4):
             h, c = p["cell"](x[:, k], (h, c))
-        found: Tensor = p["head"](h)
-        return found
+        output: Tensor = p["head"](h)
+        return output
 
     return Of(steps, cell=nn.LSTMCell(32, 24), head=nn.Linear(24, 6)), TOKENS
 
@@ -188,8 +188,8 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        found: Tensor = self.head(x)
-        return found
+        output: Tensor = self.head(x)
+        return output
 
 
 def transformer_block() -> Built:
@@ -239,8 +239,8 @@ def interpolate() -> Built:
     def forward(p: Any, x: Tensor) -> Tensor:
         small = F.relu(p["a"](x))
         up = F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=True)
-        found: Tensor = p["b"](torch.cat([x, up], 1))
-        return found
+        output: Tensor = p["b"](torch.cat([x, up], 1))
+        return output
 
     return Of(forward, a=nn.Conv2d(3, 8, 3, 2, 1), b=nn.Conv2d(11, 4, 1)), IMAGE
 
@@ -279,8 +279,8 @@ def other_activations() -> Built:
 def squeeze_excite() -> Built:
     def forward(p: Any, x: Tensor) -> Tensor:
         x = F.relu(p["a"](x))
-        found: Tensor = p["d"](x * torch.sigmoid(p["c"](F.relu(p["b"](x.mean((2, 3), True))))))
-        return found
+        output: Tensor = p["d"](x * torch.sigmoid(p["c"](F.relu(p["b"](x.mean((2, 3), True))))))
+        return output
 
     parts = {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 4, 1), "c": nn.Conv2d(4, 16, 1)}
     return Of(forward, **parts, d=nn.Conv2d(16, 8, 1)), IMAGE
@@ -291,8 +291,8 @@ def residual() -> Built:
         x = F.relu(p["a"](x))
         x = F.relu(p["bn"](p["b"](x)) + x)
         left, right = x.chunk(2, 1)
-        found: Tensor = p["c"](torch.cat([F.avg_pool2d(left, 2), F.max_pool2d(right, 2)], 1))
-        return found
+        output: Tensor = p["c"](torch.cat([F.avg_pool2d(left, 2), F.max_pool2d(right, 2)], 1))
+        return output
 
     return Of(
         forward, a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 16, 3, padding=1, bias=False),
@@ -373,8 +373,8 @@ def branch() -> Built:
     def forward(p: Any, x: Tensor) -> Tensor:
         x = F.relu(p["a"](x))
         y = torch.cond(x.mean() > 0, lambda t: p["b"](t), lambda t: 2 * p["c"](t), (x,))
-        found: Tensor = p["d"](y)
-        return found
+        output: Tensor = p["d"](y)
+        return output
 
     parts = {"a": nn.Linear(24, 16), "b": nn.Linear(16, 8), "c": nn.Linear(16, 8)}
     return Of(forward, **parts, d=nn.Linear(8, 4)), ROWS
@@ -391,8 +391,8 @@ class Loop(nn.Module):
         x = self.a(x)
         for _ in range(x.shape[1] // 5):
             x = torch.tanh(self.b(x)) + x
-        found: Tensor = self.c(x)
-        return found
+        output: Tensor = self.c(x)
+        return output
 
 
 def scripted_loop() -> Built:
@@ -409,8 +409,8 @@ def grid_sample() -> Built:
         shift = 0.1 * torch.tanh(p["a"](x)).permute(0, 2, 3, 1)
         eye = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).expand(x.shape[0], 2, 3)
         grid = F.affine_grid(eye, [x.shape[0], 3, 16, 16], align_corners=False)
-        found: Tensor = p["b"](F.grid_sample(x, grid + shift, align_corners=False))
-        return found
+        output: Tensor = p["b"](F.grid_sample(x, grid + shift, align_corners=False))
+        return output
 
     return Of(forward, a=nn.Conv2d(3, 2, 3, padding=1), b=nn.Conv2d(3, 8, 3)), IMAGE
 

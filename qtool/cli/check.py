@@ -1,4 +1,4 @@
-"""``qtool check``: the plan of a recipe, without calibration."""
+"""``qtool check``: print the plan of a recipe, without calibration."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +44,7 @@ def _table(result: "CheckResult") -> str:
 
 
 def _duration(seconds: float) -> str:
+    """Format a duration in seconds or minutes."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min"

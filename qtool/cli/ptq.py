@@ -1,4 +1,4 @@
-"""``qtool ptq``: quantize a model with data and report on the file that was written."""
+"""``qtool ptq``: quantize a model with data and report on the written file."""
 
 import importlib
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def ptq(
 
 @dataclass(frozen=True)
 class Command:
-    """A run as the command line names it: the pipeline's function, recipe, model, data, folder."""
+    """Pipeline function and paths of a run, as given on the command line."""
 
     function: str
     recipe: Path | None
@@ -80,7 +80,7 @@ class Output:
 
 
 def quantize(command: Command, settings: Settings, output: Output) -> None:
-    """Do what ``qtool ptq`` and ``qtool qat`` share: check, run, print the report, exit.
+    """Check the options, run the pipeline, print the report and exit; for ptq and qat.
 
     Args:
         command: recipe, model, data, run folder.
@@ -90,7 +90,7 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
     with exit_codes():
         recipe = chosen_recipe(command.recipe, command.model, command.data, [*command.settings])
         check_options(command.folder, settings.device, settings.plan)
-        pipeline = importlib.import_module("qtool.pipeline.run")  # what it needs is loaded late
+        pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
         from qtool.pipeline.context import RunOptions
 
         with show_progress(output.quiet) as progress:
@@ -109,7 +109,13 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
 
 
 def show(report: "Report | None", folder: Path | None, json: bool) -> None:
-    """Print a report and end with its exit code; without one, another process has it."""
+    """Print a report and exit with 0, or 1 where a gate failed.
+
+    Args:
+        report: None in processes of a distributed training but the first, which prints it.
+        folder: the run folder, named in the text; None: nothing was written.
+        json: print JSON instead of the tables.
+    """
     if report is None:
         raise typer.Exit(PASSED)
     from qtool.cli.report import terminal_text
@@ -121,27 +127,33 @@ def show(report: "Report | None", folder: Path | None, json: bool) -> None:
 def chosen_recipe(
     recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
-    """The recipe of the options; without a file the defaults."""
+    """Load the recipe file, or make a recipe from model and data with the defaults.
+
+    Raises:
+        RecipeError: neither a recipe nor both model and data, or the recipe is wrong.
+    """
     from qtool.recipe.loader import load_recipe, recipe_from_options
 
     if recipe is not None:
         return load_recipe(recipe, settings, model=model, data=data)
     if model is None or data is None:
-        found = "--model" if model is not None else "--data" if data is not None else "none of them"
+        present = (
+            "--model" if model is not None else "--data" if data is not None else "none of them"
+        )
         raise RecipeError(
-            f"found {found}, expected --recipe R.yaml, or --model M and --data DIR; give the rest"
+            f"found {present}, expected --recipe R.yaml, or --model M and --data DIR; give the rest"
         )
     return recipe_from_options(model, data, settings)
 
 
 def default_out(recipe: Path | None, model: Path | None) -> Path:
-    """The run folder where none was asked for."""
+    """Return the default run folder: runs/<name of the recipe or the model>."""
     named = recipe if recipe is not None else model
     return Path("runs") / (named.stem if named is not None else "run")
 
 
 def check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
-    """Refuse what would fail only after minutes of work."""
+    """Raise RecipeError for options that would otherwise fail after minutes of work."""
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f'--out: "{folder}" is a file, expected a folder; choose another name')
     if plan is not None and not plan.is_file():

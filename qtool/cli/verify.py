@@ -57,6 +57,7 @@ def verify(
 def _recipe(
     recipe: Path | None, against: Path | None, data: Path | None, settings: list[str]
 ) -> "Recipe":
+    """Load the recipe file, or make a recipe from float model and data with the defaults."""
     from qtool.recipe.loader import load_recipe, recipe_from_options
 
     if recipe is not None:

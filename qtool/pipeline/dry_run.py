@@ -1,4 +1,4 @@
-"""What a recipe would do, without calibrating: for ``qtool check``."""
+"""Plan a recipe without calibrating, for ``qtool check``."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,12 @@ from qtool.steps.stage_cache import temporary_cache
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What ``qtool check`` prints.
+    """Plan and estimate that ``qtool check`` prints.
 
     Attributes:
-        rows: (value, bits, why) in graph order.
-        seconds, bytes: a rough estimate for the whole run.
+        rows: (node, bits, reason) in graph order.
+        seconds: rough estimate of the time of the whole run.
+        bytes: rough estimate of its peak memory.
     """
 
     rows: tuple[tuple[str, str, str], ...]
@@ -30,33 +31,35 @@ class CheckResult:
 
 
 def _float_row(plan: QuantPlan, node: ir.Node) -> tuple[str, str]:
-    """Bits and reason of a node that computes in floats; its weights may be kept as codes."""
-    why = f"{node.op_type}: {plan.float_nodes[node.name or '']}"
+    """Return bits and reason of a node that computes in floats; its weights may be codes."""
+    reason = f"{node.op_type}: {plan.float_nodes[node.name or '']}"
     names = [v.name or "" for v in node.inputs if v is not None and v.name in plan.weight_only]
     spec = plan.spec(names[0]) if names else None
     if spec is None:
-        return "float", why
-    return f"W{spec.bits}", f"{why}; weights are codes, one scale per {spec.granularity.name}"
+        return "float", reason
+    return f"W{spec.bits}", f"{reason}; weights are codes, one scale per {spec.granularity.name}"
 
 
 def _width(plan: QuantPlan, value: str) -> int | str:
+    """Return the bits of a value, or "float"."""
     spec = plan.spec(value)
     return "float" if spec is None else spec.bits
 
 
-# Float multiply-accumulates a second and core that a small convolution reaches; for estimates only.
+# Float multiply-accumulates per second that a small convolution reaches on one core; for the
+# estimate only.
 MACS_PER_SECOND = 2e10
 
 
 def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
-    """Read recipe, model and one sample, and make the plan; calibrate nothing.
+    """Prepare a run and make its plan, without calibrating.
 
     Args:
-        recipe: what to do, paths absolute.
+        recipe: paths are absolute.
         options: trust_code, requantize and progress are used; None: the defaults.
 
     Raises:
-        QtoolError: as a run would.
+        QtoolError: for every error that a run would find before it calibrates.
     """
     with temporary_cache() as cache:
         prepared = prepare(recipe, cache, options or RunOptions())

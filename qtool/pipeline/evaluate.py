@@ -1,6 +1,7 @@
 """Measure the written file: accuracy, latency, kernels, parity with the simulation, layers.
 
-One evaluator serves ``ptq``, ``qat`` and ``verify``; what needs a plan is absent under ``verify``.
+One evaluator serves ``ptq``, ``qat`` and ``verify``; under ``verify`` there is no plan, so parity
+and layers are not measured.
 """
 
 import importlib
@@ -60,7 +61,7 @@ class Evaluation:
 
     @property
     def parity_passed(self) -> bool:
-        """Whether the file computes what was simulated."""
+        """True where the file agrees with the simulation, or there is no plan to compare with."""
         return self.parity is None or self.parity.passed
 
 
@@ -71,8 +72,8 @@ class Captured:
     Attributes:
         names: captured output -> value of the plan.
         chosen: positions of the samples among the evaluation samples.
-        folder: holds ``0.npz`` ...
-        files: how many.
+        folder: holds the captures ``0.npz`` ...
+        files: number of captures.
     """
 
     names: Mapping[str, str]
@@ -83,7 +84,7 @@ class Captured:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures one file of a run.
+    """Measurement of one file of a run.
 
     Attributes:
         prepared: the float model, the data and the settings.
@@ -100,7 +101,7 @@ class Evaluator:
     dynamic: bool = False
 
     def run(self) -> Evaluation:
-        """Measure everything; the child process first, while this process is idle."""
+        """Run the file in the child process, then compare its outputs in this one."""
         latency, captured = self._run_file()
         outputs = {
             name: np.load(self.scratch / f"{name}.npy", mmap_mode="r")
@@ -122,7 +123,7 @@ class Evaluator:
         return Evaluation(accuracy, latency, optimized, parity, sqnr, saturating)
 
     def _run_file(self) -> tuple[Latency, Captured | None]:
-        """Run both files in the child process; outputs and the executed graph go to ``scratch``."""
+        """Run both files in the child process; write outputs and executed graph to ``scratch``."""
         prepared, context = self.prepared, self.prepared.context
         big, threads = prepared.loaded.big, prepared.options.threads
         paths = {"float": str(prepared.loaded.path), "quantized": str(self.file)}
@@ -145,7 +146,7 @@ class Evaluator:
             )
             capture, captured = self._capture()
             tasks = (optimize, *((capture,) if capture else ()), *evaluations, latency)
-            # Torch takes a second to import; the child is busy elsewhere for as long.
+            # Importing torch takes a second, during which the child already runs.
             meanwhile = _import_simulation if capture else (lambda: None)
             results = run_tasks(tasks, self.scratch, context.progress, meanwhile)
             record.child_mb = results.peak_rss_mb
@@ -175,13 +176,13 @@ class Evaluator:
         samples = sample_count(context.model, count)
         chosen = tuple(int(k) for k in np.linspace(0, count - 1, samples))
         names = capturable_values(self.emitted.model, self.emitted.plan)
-        # Weights that went to a file of their own are read from there by this one too.
-        ir.save(with_outputs(self.emitted.model, names), self.scratch / "watched.onnx")
+        # External data is not copied: this file refers to the same data file.
+        ir.save(with_outputs(self.emitted.model, names), self.scratch / "captured.onnx")
         folder = self.scratch / "parity"
         folder.mkdir()
         threads = self.prepared.options.threads or default_threads()
         task = Capture(
-            model=str(self.scratch / "watched.onnx"),
+            model=str(self.scratch / "captured.onnx"),
             outputs=tuple(names),
             folder=str(folder),
             samples=self._samples(chosen),
@@ -228,7 +229,7 @@ class Evaluator:
         data, recipe = self.prepared.evaluation.dataset, self.prepared.recipe
         limit = recipe.evaluate.simulate if recipe.evaluate is not None else "all"
         count = data.count if limit == "all" else min(int(limit), data.count)
-        # Evenly spread, since samples in class folders are sorted by class.
+        # Evenly spread: samples in class folders are sorted by class.
         chosen = [k * data.count // count for k in range(count)]
         with self.prepared.context.cache.stage("simulate") as record:
             subset = {name: array[chosen] for name, array in outputs.items()}
@@ -269,7 +270,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _PlanEvaluator:
-    """Compares captured outputs of the file with the plan, layer by layer."""
+    """Comparison of captured outputs of the file with the plan, layer by layer."""
 
     prepared: Prepared
     emitted: Emitted
@@ -280,7 +281,7 @@ class _PlanEvaluator:
         return self.prepared.context.model
 
     def parity(self, in_floats: bool) -> Parity:
-        """Return the codes that differ between the file and the integer-exact simulation.
+        """Count the codes that differ between the file and the integer-exact simulation.
 
         Args:
             in_floats: the file computes on values, not on codes (QONNX).
@@ -301,7 +302,7 @@ class _PlanEvaluator:
         return parity_part(counts, len(captured.chosen))
 
     def integer_only(self, outputs: list[np.ndarray]) -> IntegerOnly:
-        """Return how the integer-only reference compares with the file on captured samples.
+        """Compare the integer-only reference with the file on captured samples.
 
         Args:
             outputs: the file's first output for each captured sample.
@@ -318,7 +319,7 @@ class _PlanEvaluator:
         return result
 
     def saturating(self) -> list[str]:
-        """Return layers whose pairs of products can leave int16 where they are added in int16."""
+        """Return the layers whose pairs of products can saturate, here or on the target."""
         if not (self.prepared.context.target.int16_pairs or adds_pairs(instruction_sets())):
             return []
         layers, captured = at_risk(self._model, self.emitted.plan), self.captured
@@ -330,7 +331,7 @@ class _PlanEvaluator:
         return layers
 
     def sqnr(self) -> dict[str, float | None]:
-        """Return what each layer loses by itself, in dB, on half of the captured samples."""
+        """Measure each layer alone, on half of the captured samples; return its SQNR in dB."""
         from qtool.verification.layer_sqnr import layer_noise
 
         context, chosen = self.prepared.context, self.captured.chosen
@@ -342,7 +343,7 @@ class _PlanEvaluator:
 
 
 def recipe_metric(prepared: Prepared) -> NamedMetric | None:
-    """Return the recipe's metric; None where there is nothing to compare outputs with."""
+    """Return the recipe's metric; None where there are no labels and no metric."""
     evaluate = prepared.recipe.evaluate
     if evaluate is None:
         return None
@@ -355,8 +356,8 @@ def recipe_metric(prepared: Prepared) -> NamedMetric | None:
 def _import_simulation() -> None:
     """Import torch and the simulation.
 
-    An exception out of a signal handler in the middle of it would abort the process: an
-    interruption waits for the end of the import.
+    An exception from a signal handler in the middle of the import would abort the process, so
+    KeyboardInterrupt is raised after the import.
     """
     module = "qtool.verification.parity"
     if threading.current_thread() is not threading.main_thread():

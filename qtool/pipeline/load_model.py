@@ -25,6 +25,12 @@ def load_from_recipe(
 ) -> Loaded:
     """Load the recipe's model; a torch network is exported into the cache's folder first.
 
+    Args:
+        recipe: names the model; paths are absolute.
+        target: its opset is used where the recipe names none.
+        cache: holds the exported file.
+        options: trust_code, fresh and requantize are used.
+
     Raises:
         RecipeError: the model carries code and the run does not trust it.
     """
@@ -50,14 +56,14 @@ def load_any(
     fresh: bool = False,
     requantize: bool = False,
 ) -> Loaded:
-    """Load an ONNX file, or a torch network, whose code is trusted, through an ONNX file.
+    """Load an ONNX file, or export and load a torch network whose code is trusted.
 
     Args:
-        model: as recipes name it, paths absolute.
-        place: from what an export depends on to the file that keeps it.
-        opset: the opset wanted.
-        fresh: export again even where the file is there.
-        requantize: turn an ONNX file that is quantized back to floats first.
+        model: a model as in a recipe, with absolute paths.
+        place: returns the path of an exported file from the texts that the export depends on.
+        opset: of the loaded model; a newer one of the file stays.
+        fresh: export again even if the file exists.
+        requantize: convert a quantized ONNX file to a float model first.
 
     Raises:
         RecipeError: ``requantize`` and the model is a torch network.
@@ -84,14 +90,14 @@ def load_any(
         )
     from qtool.loading.pytorch.loader import TensorInput, TorchSource, load_torch
 
-    inputs = tuple(TensorInput(n, given.shape, given.dtype) for n, given in torch.input.items())
+    inputs = tuple(TensorInput(n, spec.shape, spec.dtype) for n, spec in torch.input.items())
     return load_torch(
         TorchSource(torch.torch, torch.weights, inputs, torch.code), place, opset, fresh=fresh
     )
 
 
 def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
-    """The model with a file that ONNX Runtime can run: its float32 form, where it is bfloat16."""
+    """Save a bfloat16 model as float32, which ONNX Runtime can run; return others unchanged."""
     if not was_bfloat16(loaded.model):
         return loaded
     path = place((loaded.sha256, "float32"))
@@ -101,11 +107,15 @@ def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loade
 
 
 def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
-    """The model's inputs as data must fit them.
+    """Return the names, shapes and types that data must have to feed the model.
+
+    Args:
+        model: the float graph.
+        name: of the model, for messages.
 
     Raises:
-        ModelError: an input's shape is not known; the recipe can say it.
-        UnsupportedError: there is no input, or one that no batch of numbers can feed.
+        ModelError: an input has no shape; the recipe can give it one.
+        UnsupportedError: there is no input, or one that is no batch of numbers.
     """
     if not model.graph.inputs:
         raise UnsupportedError(
@@ -115,9 +125,9 @@ def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
     specs = {}
     for value in model.graph.inputs:
         if isinstance(value.type, ir.SequenceType) or value.dtype in (None, ir.DataType.STRING):
-            found = "text" if value.dtype == ir.DataType.STRING else "no tensor"
+            kind = "text" if value.dtype == ir.DataType.STRING else "no tensor"
             raise UnsupportedError(
-                f'model {name}: the input "{value.name}" is {found}, expected numbers; export the '
+                f'model {name}: the input "{value.name}" is {kind}, expected numbers; export the '
                 "model without what turns it into tensors"
             )
         shape = dims(value)
@@ -128,9 +138,9 @@ def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
                 f"model: {{onnx: {name}, input: {{{value.name}: [N, 3, 224, 224]}}}}"
             )
         if not shape or 0 in shape:
-            found = "one number without a batch axis" if not shape else f"empty: {list(shape)}"
+            kind = "one number without a batch axis" if not shape else f"empty: {list(shape)}"
             raise UnsupportedError(
-                f'model {name}: the input "{value.name}" is {found}; expected a batch of samples: '
+                f'model {name}: the input "{value.name}" is {kind}; expected a batch of samples: '
                 "make it a constant, or export the model with a batch axis there"
             )
         specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))

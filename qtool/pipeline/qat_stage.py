@@ -36,14 +36,14 @@ RESTARTED = (
     "training began anew: the checkpoint in this folder was of another model, recipe, data, seed, "
     "device, number of threads or processes, or version of qtool or its libraries"
 )
-# A trained network this many points of top-1 below the float one calls for advice, if that is more
-# than two samples.
+# Points of top-1 below the float network from which on the run gives advice; fewer than three
+# samples of difference do not count.
 FAR = 5.0
 
 
 @dataclass(frozen=True)
 class Training:
-    """Train weights, scales and BatchNorm with quantization in the loop, as ``recipe.qat`` says.
+    """Quantization-aware training of weights, scales and BatchNorm, configured by ``recipe.qat``.
 
     Attributes:
         prepared: recipe, model and data of the run.
@@ -76,7 +76,7 @@ class Training:
 
 
 def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
-    """Raise QtoolError for labels or changes of images that do not fit the network."""
+    """Raise QtoolError for labels or augmentations that do not fit the network."""
     recipe, context = prepared.recipe, prepared.context
     check_loss_labels(section, data)
     first = context.model.graph.outputs[0]
@@ -113,7 +113,7 @@ def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
             f"found {listed}, expected one input of images [N, C, H, W]; leave augment out",
         )
     if augment.colour and (preprocess is None or section.images is None):
-        why = "needs to know the pixels; expected images and the preprocess that made them inputs"
+        why = "needs the pixels; expected images and the preprocess that made them inputs"
         raise recipe.error(("qat", "augment", "colour"), f"{why}: write both, or leave it out")
 
 
@@ -134,7 +134,7 @@ def _check_batch(prepared: Prepared, section: Qat, train_data: Dataset) -> None:
 
 @dataclass(frozen=True)
 class _TrainingRun:
-    """One training with everything it reads."""
+    """Inputs of one training."""
 
     prepared: Prepared
     section: Qat
@@ -184,12 +184,12 @@ class _TrainingRun:
         return StepResult(network.freeze(), tuple(notes), training=part)
 
     def _key(self) -> tuple[str, ...]:
-        """Return everything a checkpoint depends on but the number of epochs, which may grow."""
+        """Return all that a checkpoint depends on, without the number of epochs: it may grow."""
         section, context = self.section, self.prepared.context
         options = section.model_dump_json(exclude={"epochs", "tensorboard"})
         loss = recipe_loss(section, context.trust_code)
         options += loss.digest if loss is not None else ""
-        # Sums over processes round in another order.
+        # The number of processes changes the order of sums, and with it their rounding.
         choices = (str(context.seed), str(distributed.count()))
         return (context.sha256, options, plan_digest(self.plan), self.train_data.digest, *choices)
 
@@ -233,15 +233,15 @@ def _oscillation_notes(part: TrainingPart) -> list[str]:
 
 
 def warnings_of(
-    history: "list[Epoch]", epochs: int, float_score: float | None = None, held_out: int = 100
+    history: "list[Epoch]", epochs: int, float_score: float | None = None, samples: int = 100
 ) -> list[str]:
     """Return warnings about a training that ended early or did not improve the plan.
 
     Args:
-        history: epochs judged, the plan before training first.
-        epochs: asked for.
-        float_score: of the float network on the same samples, where the score is top-1 in %.
-        held_out: how many these are.
+        history: evaluated epochs, the plan before training first.
+        epochs: requested number.
+        float_score: of the float network on the validation samples, where it is top-1 in %.
+        samples: number of validation samples.
     """
     from qtool.qat.settings import best_epoch
 
@@ -258,7 +258,7 @@ def warnings_of(
             "on the held-out samples), which was kept. Where that is far from the float network: "
             + ADVICE
         ]
-    if float_score is not None and float_score - history[best].score > max(FAR, 200 / held_out):
+    if float_score is not None and float_score - history[best].score > max(FAR, 200 / samples):
         return [
             f"WARNING: the best epoch has {history[best].score:.2f} on the held-out samples, the "
             f"float network {float_score:.2f}: train longer, give more bits, {ADVICE}"

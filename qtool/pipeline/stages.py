@@ -334,7 +334,7 @@ def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Pat
         if missing:
             record.notes.append(
                 f"WARNING: files for {target.name} gain speed on processors with "
-                f"{', '.join(missing)}, which this one lacks; its latency is not theirs"
+                f"{', '.join(missing)}, which this one lacks; its latency says nothing about them"
             )
         save_model(emitted, path)
     return Emitted(plan, emitted, io, path)

@@ -27,11 +27,11 @@ class NamedMetric:
 
 
 def metric_for(metric: NamedMetric | None, outputs: np.ndarray) -> NamedMetric | None:
-    """Return the metric of a run; without classes and labels, the ratio to quantization noise.
+    """Return the metric of a run; without classes and labels, ``sqnr``.
 
     Args:
-        metric: of the recipe; None where there is nothing to compare outputs with.
-        outputs: of the float model.
+        metric: of the recipe; None where there are no labels and no metric.
+        outputs: of the float model, [N, ...].
     """
     if metric is None and agreement(outputs, outputs) is None:
         return NamedMetric("sqnr", METRICS["sqnr"])
@@ -44,7 +44,7 @@ def measure_accuracy(
     """Return the accuracy of float model and file on the same samples, and notes for the report.
 
     Args:
-        metric: how; None: only how often both choose the same class.
+        metric: None: only the share of samples for which both choose the same class.
         outputs: "float" and "quantized" -> first output [N, ...].
         labels: [N, ...]; not read by metrics against the float model.
 
@@ -73,7 +73,7 @@ def measure_accuracy(
 
 
 def _values(metric: NamedMetric, result: MetricResult) -> dict[str, float]:
-    """Return the scores by model; a metric against the float model has none for it."""
+    """Return the rounded scores by model, without the float model where it is the reference."""
     return {
         name: round(value, 6)
         for name, value in result.values.items()
@@ -122,7 +122,7 @@ def _chance_notes(metric: Metric, result: MetricResult, labels: np.ndarray | Non
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return how often both name the same class in %, or None where the output has no classes."""
+    """Return how often both choose the same class, in %; None where the output has no classes."""
     if first.ndim < 2 or first.shape[1] < 2:
         return None
     return round(class_agreement(first, second), 4)

@@ -1,4 +1,4 @@
-"""What parity looks at in the emitted file: a copy that also returns its codes."""
+"""Choose the intermediate values that parity compares, and return them as model outputs."""
 
 from collections.abc import Iterable
 
@@ -7,51 +7,65 @@ import onnx_ir as ir
 from qtool.graph.queries import by_name, macs
 from qtool.quant.plan import QuantPlan
 
-# Multiply-accumulates that parity and layer noise may cost: a few seconds on one core.
+# Multiply-accumulates that parity and layer noise may take: a few seconds on one core.
 MACS = 1_000_000_000
+# Limit for small models: every sample is a capture on disk.
 MOST_SAMPLES = 64
 
 INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16}
 
 
 def sample_count(model: ir.Model, available: int) -> int:
-    """How many samples parity can afford."""
+    """Return the number of samples to compare: as many as ``MACS`` allows, at least 2.
+
+    Args:
+        model: the rewritten float graph.
+        available: number of evaluation samples.
+    """
     each = sum(macs(node) for node in model.graph) or 1
     return int(min(max(MACS // each, 2), MOST_SAMPLES, available))
 
 
 def capturable_values(emitted: ir.Model, plan: QuantPlan) -> dict[str, str]:
-    """Values in the emitted graph that parity looks at, and which of the plan's they are.
+    """Return the values of the emitted graph that parity compares, with their names in the plan.
 
-    Codes (``<value>_quantized``, or an output that is codes), in QONNX files the rounded values,
-    and what a site writes in floats.
+    These are codes (``<value>_quantized``, or an output of codes), in QONNX files the rounded
+    values, and float outputs of sites.
+
+    Args:
+        emitted: the graph that was written to the file.
+        plan: frozen.
+
+    Returns:
+        Value name in the file -> value name in the plan.
     """
     present = {n: v for n, v in by_name(emitted.graph).items() if v.producer() is not None}
-    found = {}
+    captured = {}
     for value in plan.grid_of:
         if value in plan.codes:
             continue
         for name in (f"{value}_quantized", f"{value}_dequantized", value):
-            # A model may have a value of that name; then ours goes by another, unwatched.
+            # A model may itself have a value of that name. The emitter then picks another name for
+            # the codes, and they are not compared.
             if name in present and (present[name].dtype in INTEGERS or _rounded(present[name])):
-                found[name] = value
+                captured[name] = value
                 break
     floats = [s.output for s in plan.sites.values() if s.output not in plan.grid_of]
     for dynamic in plan.dynamic.values():
         floats += [dynamic.input, *dynamic.outputs]
-    return found | {name: name for name in floats if name in present}
+    return captured | {name: name for name in floats if name in present}
 
 
 def _rounded(value: ir.Value) -> bool:
-    """True for what an operator of QONNX makes."""
+    """Return whether a quantizer of QONNX computes the value."""
     producer = value.producer()
     return producer is not None and producer.op_type in ("Quant", "BipolarQuant")
 
 
 def with_outputs(emitted: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy of the emitted model that also returns the named values."""
+    """Return a copy of the emitted model with the named values as further outputs."""
     copy = emitted.clone()
     values = by_name(copy.graph)
-    have = {v.name for v in copy.graph.outputs}
-    copy.graph.outputs.extend(values[n] for n in names if n not in have)
+    present = {v.name for v in copy.graph.outputs}
+    copy.graph.outputs.extend(values[n] for n in names if n not in present)
     return copy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def environment() -> dict[str, str | int | list[str]]:
-    """Versions and the processor."""
+    """Return the versions of Python and the libraries, and a description of the processor."""
     from qtool.runtime.ort_options import default_threads
 
     return {
@@ -24,6 +24,7 @@ def environment() -> dict[str, str | int | list[str]]:
 
 
 def _cpuinfo(key: str) -> str:
+    """Return the first value of a key in /proc/cpuinfo, or "" where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -36,7 +37,8 @@ def _cpu() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """The vector extensions that decide which integer kernels run, empty where unknown."""
-    words = _cpuinfo("flags").split() or _cpuinfo("Features").split()
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-    return [word for word in wanted if word in words]
+    """Return the vector extensions that decide which integer kernels run; empty where unknown."""
+    # Linux names them "flags" on x86 and "Features" on ARM.
+    flags = _cpuinfo("flags").split() or _cpuinfo("Features").split()
+    relevant = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+    return [name for name in relevant if name in flags]

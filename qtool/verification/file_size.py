@@ -1,7 +1,7 @@
-"""Where the bytes of a file are: numbers of layers, scales, code books, and the graph around them.
+"""Split the bytes of a file into weights, scales, code books and graph.
 
-The parts are counted one by one from the graph that was written, not as what is left over, so that
-their sum can be held against the file on disk.
+Each part is counted from the graph that was written, none as the remainder, so that their sum can
+be compared with the size of the file on disk.
 """
 
 import re
@@ -18,18 +18,19 @@ from qtool.graph.save import is_type_redundant
 from qtool.quant.plan import QuantPlan
 from qtool.report.report import Size
 
+# Names that the emitters give to scales and zero points, and to code books.
 SCALES = re.compile(r"_(scale|scale_column|zero_point|zero)(_\d+)?$")
 CODE_BOOKS = re.compile(r"^codes_[0-9a-f]+(_\d+)?$")
 
 
 @dataclass(frozen=True)
 class FileParts:
-    """Bytes in the file.
+    """Number of bytes of each part of a file.
 
     Attributes:
-        payload: codes of weights and biases as they are packed, and numbers that stay float.
+        payload: packed codes of weights and biases, and constants that stay float.
         scales: scales and zero points.
-        code_books: tables that codes are looked up in.
+        code_books: look-up tables from codes to levels.
         graph: nodes, names, types, shapes.
     """
 
@@ -43,21 +44,33 @@ class FileParts:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(astuple(self))
 
 
 def weight_bytes(layers: Iterable[tuple[int, float]]) -> int:
-    """Bytes of weights alone, from (parameters, bits of each) of every layer."""
+    """Return the bytes of the weights alone.
+
+    Args:
+        layers: (number of weights, bits of each) of every layer.
+    """
     return sum(ceil(count * bits / 8) for count, bits in layers)
 
 
 def file_parts(emitted: ir.Model) -> tuple[FileParts, dict[str, FileParts]]:
-    """The parts of the whole file, and of what each node reads of constants, by node name.
+    """Count the parts of the whole file, and those of each node's constants.
 
-    What several nodes read counts for the first of them.
+    A constant that several nodes read counts for the first of them.
+
+    Args:
+        emitted: the graph that was written to the file.
+
+    Returns:
+        The parts of the file, and node name -> parts of the constants that the node reads,
+        including the nodes that unpack them.
     """
     graph = emitted.graph
+    # Outputs of nodes that depend on constants only: these nodes unpack weights.
     fixed: dict[ir.Value, bool] = {}
     for node in graph:
         constant = all(v is None or is_constant(v) or fixed.get(v, False) for v in node.inputs)
@@ -69,22 +82,22 @@ def file_parts(emitted: ir.Model) -> tuple[FileParts, dict[str, FileParts]]:
         if any(fixed[v] for v in node.outputs):
             continue
         rest += _node(node)
-        found = FileParts()
-        waiting = [v for v in node.inputs if v is not None]
-        while waiting:
-            value = waiting.pop()
+        constants = FileParts()
+        pending = [v for v in node.inputs if v is not None]
+        while pending:
+            value = pending.pop()
             producer = value.producer()
             if value in counted or not (is_constant(value) or fixed.get(value, False)):
                 continue
             counted.add(value)
-            found += _initializer(value) if producer is None else _node(producer)
-            waiting += [] if producer is None else [v for v in producer.inputs if v is not None]
-        layers[node.name or ""] = layers.get(node.name or "", FileParts()) + found
+            constants += _initializer(value) if producer is None else _node(producer)
+            pending += [] if producer is None else [v for v in producer.inputs if v is not None]
+        layers[node.name or ""] = layers.get(node.name or "", FileParts()) + constants
     return sum(layers.values(), rest), layers
 
 
 def _head(model: ir.Model) -> int:
-    """Versions, names and metadata."""
+    """Return the bytes of versions, names and metadata."""
     empty = ir.Graph([], [], nodes=[], opset_imports=model.graph.opset_imports)
     head = ir.Model(
         empty,
@@ -99,6 +112,7 @@ def _head(model: ir.Model) -> int:
 
 
 def _initializer(value: ir.Value) -> FileParts:
+    """Return the bytes of an initializer: its data by kind, its name and shape as graph."""
     tensor, name = value.const_value, value.name or ""
     if tensor is None:
         return FileParts()
@@ -114,42 +128,43 @@ def _initializer(value: ir.Value) -> FileParts:
 
 
 def _varint(number: int) -> int:
-    """Bytes of a number in a protobuf file."""
+    """Return the bytes of a number in a protobuf file (7 bits a byte)."""
     return max(1, -(-int(number).bit_length() // 7))
 
 
 def _field(size: int) -> int:
-    """Bytes of so many bytes with their tag and length."""
+    """Return the bytes of a protobuf field of ``size`` bytes, with its tag and length."""
     return 1 + _varint(size) + size
 
 
 def _node(node: ir.Node) -> FileParts:
+    """Return the bytes of a node and of the descriptions of its outputs."""
     size = _field(ir.serde.serialize_node(node).ByteSize())
     return FileParts(graph=size + sum(_described(v) for v in node.outputs))
 
 
 def _described(value: ir.Value) -> int:
-    """Name, type and shape, where the file holds them."""
+    """Return the bytes of a value's name, type and shape; 0 where the file does not store them."""
     if (value.type is None and value.shape is None) or is_type_redundant(value):
         return 0
     return _field(ir.serde.serialize_value(value).ByteSize())
 
 
 def written_files(path: Path) -> list[Path]:
-    """A model file that qtool wrote, and the file of its weights where there is one."""
-    beside = Path(f"{path}.data")
-    return [path, beside] if beside.is_file() else [path]
+    """Return the path of an emitted model, and of its external data where there is any."""
+    external = Path(f"{path}.data")
+    return [path, external] if external.is_file() else [path]
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a file that qtool wrote, with its external data."""
+    """Return the bytes of an emitted model with its external data."""
     return sum(file.stat().st_size for file in written_files(path))
 
 
 def size_part(
     before: int, quantized_path: Path, model: ir.Model, plan: QuantPlan, parts: FileParts
 ) -> Size:
-    """Bytes of both files, parts of the new one, and mean bits over weights of weighted layers.
+    """Describe the sizes of both files for the report, with the mean bits of a weight.
 
     Args:
         before: bytes of the float file.
@@ -157,6 +172,9 @@ def size_part(
         model: the rewritten float graph.
         plan: frozen.
         parts: of the file that was written.
+
+    Returns:
+        The mean and the payload of weights are None where no layer has weights.
     """
     layers = weight_widths(model, plan)
     after, count = file_bytes(quantized_path), sum(n for n, _ in layers.values())
@@ -175,18 +193,26 @@ def size_part(
 
 
 def weight_widths(model: ir.Model, plan: QuantPlan) -> Mapping[str, tuple[int, float]]:
-    """Initializer name -> (weights, bits of each), of weighted and stored layers."""
+    """Return the number of weights and their bits, of weighted and weight-only layers.
+
+    Args:
+        model: the rewritten float graph.
+        plan: frozen.
+
+    Returns:
+        Initializer name -> (number of weights, bits of each); float weights have 32 bits.
+    """
     values = by_name(model.graph)
     weighted = {
         node.inputs[1].name or ""
         for node in model.graph
         if node.op_type in WEIGHTED_OPS and node.inputs[1] is not None
     }
-    found: dict[str, tuple[int, float]] = {}
+    widths: dict[str, tuple[int, float]] = {}
     for name in sorted(weighted | plan.weight_only):
         tensor = values[name].const_value
         if tensor is not None and is_constant(values[name]):
             params = plan.params(name) if name in plan.codes else None
             count = int(np.prod(tensor.shape.numpy()))
-            found[name] = (count, 32 if params is None else params.spec.bits)
-    return found
+            widths[name] = (count, 32 if params is None else params.spec.bits)
+    return widths

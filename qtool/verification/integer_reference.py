@@ -1,4 +1,4 @@
-"""What the captures of a file say of integer hardware: the reference without floats, saturation."""
+"""Compare a file with the integer-only reference, and measure saturation, on captured outputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,25 +18,29 @@ def integer_only(
     names: Mapping[str, str],
     outputs: Sequence[np.ndarray],
 ) -> IntegerOnly:
-    """Run the plan without floats beside the file.
+    """Compare the integer-only reference with the file, layer by layer and end to end.
 
     Args:
         model: the rewritten graph.
         plan: frozen.
-        folder: captures ``0.npz`` ..., as parity reads them.
-        names: what was captured, and which of the plan's values it is.
-        outputs: the file's first output for each capture.
+        folder: holds the captures ``0.npz`` ..., see :func:`qtool.verification.parity.compare`.
+        names: captured value of the file -> value of the plan.
+        outputs: the file's first output for each capture, [rows, ...].
+
+    Returns:
+        The largest difference of codes, the share that differ, and how often both choose the same
+        class in % (None where the output has no classes).
     """
     from qtool.simulation.integer_network import IntegerKernels, IntegerNetwork
     from qtool.verification.parity import compare
 
     counts = compare(model, plan, folder, names, len(outputs), IntegerKernels).integer
-    whole, same = IntegerNetwork(model, plan), []
+    network, same = IntegerNetwork(model, plan), []
     first = model.graph.outputs[0].name or ""
-    for (inputs, _), wanted in zip(_captures(folder, names, len(outputs)), outputs, strict=True):
-        got = whole(inputs)[first][: len(wanted)]
-        if got.ndim > 1 and got.shape[1] > 1:
-            same.append(np.mean(got.argmax(1) == wanted.argmax(1)))
+    for (inputs, _), expected in zip(_captures(folder, names, len(outputs)), outputs, strict=True):
+        actual = network(inputs)[first][: len(expected)]  # without the rows that fill the batch
+        if actual.ndim > 1 and actual.shape[1] > 1:
+            same.append(np.mean(actual.argmax(1) == expected.argmax(1)))
     return IntegerOnly(
         max_lsb=counts.largest,
         share_off=counts.share,
@@ -47,23 +51,31 @@ def integer_only(
 def saturating_layers(
     model: ir.Model, plan: QuantPlan, folder: Path, names: Mapping[str, str], saved: int
 ) -> list[str]:
-    """Sentences about what int16 pairs take from the sums of layers, on captured samples."""
-    _, seen = next(_captures(folder, names, saved))
-    codes = {value: array for value, array in seen.items() if array.dtype.kind in "iu"}
+    """Describe the error that saturating int16 pairs cause in each layer, on the first capture.
+
+    Args:
+        model: the rewritten graph.
+        plan: frozen.
+        folder: holds the captures ``0.npz`` ...
+        names: captured value of the file -> value of the plan.
+        saved: number of captures.
+    """
+    _, outputs = next(_captures(folder, names, saved))
+    codes = {value: array for value, array in outputs.items() if array.dtype.kind in "iu"}
     return [
-        f"{found.name}: {100 * found.share:.2g} % of its sums saturate, by up to "
-        f"{100 * found.largest:.2g} % of the largest"
-        for found in simulate(model, plan, codes)
+        f"{layer.name}: {100 * layer.share:.2g} % of its sums saturate, by up to "
+        f"{100 * layer.largest:.2g} % of the largest"
+        for layer in simulate(model, plan, codes)
     ] or ["no pair of products saturates on the captured samples"]
 
 
 def _captures(
     folder: Path, names: Mapping[str, str], saved: int
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """(inputs, watched values by the plan's names) of each captured batch."""
+    """Yield the inputs, and the captured outputs by the plan's names, of each batch."""
     for k in range(saved):
         with np.load(folder / f"{k}.npz") as archive:
             inputs = {n[2:]: archive[n] for n in archive.files if n.startswith("i:")}
-            seen = {value: archive[f"o{j}"] for j, value in enumerate(names.values())}
-            fed = {n[2:]: archive[n] for n in archive.files if n.startswith("c:")}
-            yield inputs, seen | fed
+            outputs = {value: archive[f"o{j}"] for j, value in enumerate(names.values())}
+            input_codes = {n[2:]: archive[n] for n in archive.files if n.startswith("c:")}
+            yield inputs, outputs | input_codes

@@ -1,4 +1,4 @@
-"""What the report counts: bytes, kernels, layers, and the machine it was measured on."""
+"""Count the integer and float kernels of the graph that ONNX Runtime executes."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from qtool.quant.plan import QuantPlan
 from qtool.report.report import Kernels
 
-# Kernels of ONNX Runtime that compute on codes.
+# Kernels of ONNX Runtime that compute on codes, besides those called QLinear...
 INTEGER_KERNELS = {
     "ConvInteger",
     "MatMulInteger",
@@ -20,8 +20,8 @@ INTEGER_KERNELS = {
     "QAttention",
 }
 
-# Ops that move or describe data and compute nothing: neither integer nor float kernels.
-MOVES = {
+# Operators that move or describe data and compute nothing: neither integer nor float kernels.
+DATA_MOVEMENT = {
     "Cast",
     "Concat",
     "ConstantOfShape",
@@ -49,19 +49,20 @@ MOVES = {
 
 
 def kernels_part(optimized: ir.Model, plan: QuantPlan, saturating: list[str]) -> Kernels:
-    """Count the kernels of the graph ONNX Runtime really executes.
+    """Count the kernels of the graph that ONNX Runtime executes for a file with a plan.
 
-    A QuantizeLinear or DequantizeLinear is stray when the plan has integers on both of its sides.
+    A QuantizeLinear or DequantizeLinear is stray when the plan computes in integers on both of its
+    sides: no kernel took it in.
 
     Args:
-        optimized: as the runtime wrote it.
+        optimized: the graph after the runtime's own optimizations.
         plan: frozen.
         saturating: layers in which pairs of products can leave int16.
     """
     stray = []
-    made_in_integers = plan.integer_nodes
+    integer_nodes = plan.integer_nodes
     writes = {site.output for site in plan.sites.values()}
-    read_as_floats = {v.name for v in optimized.graph.outputs}
+    float_outputs = {v.name for v in optimized.graph.outputs}
     for node in optimized.graph:
         op = node.op_type
         if op in ("QuantizeLinear", "DequantizeLinear"):
@@ -70,8 +71,8 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, saturating: list[str]) ->
             boundary = (
                 value not in writes
                 if op == "QuantizeLinear"
-                else not readers & made_in_integers
-                or bool(read_as_floats & {o.name for o in node.outputs})
+                else not readers & integer_nodes
+                or bool(float_outputs & {o.name for o in node.outputs})
             )
             if not boundary:
                 stray.append(node.name or op)
@@ -79,11 +80,15 @@ def kernels_part(optimized: ir.Model, plan: QuantPlan, saturating: list[str]) ->
 
 
 def file_kernels(optimized: ir.Model, int16_pairs: bool) -> Kernels:
-    """The same for a file without a plan, another tool's.
+    """Count the kernels of a file without a plan, such as one of another tool.
 
-    Stray are the QuantizeLinear and DequantizeLinear that face each other, and those around an op
-    that reads codes and writes codes and yet computes in floats. Whether pairs of products saturate
-    on a host that adds them in int16 is told by the largest int8 weight alone: above 64 they can.
+    Stray are a QuantizeLinear and the DequantizeLinear that undoes it, and those around an operator
+    that reads codes and writes codes but computes in floats. Pairs of products can saturate in
+    int16 where an int8 weight exceeds 64: 2 * 64 * 255 = 32640 still fits, 2 * 65 * 255 does not.
+
+    Args:
+        optimized: the graph after the runtime's own optimizations.
+        int16_pairs: this machine adds products in pairs, in int16.
     """
     stray: set[ir.Node] = set()
     for node in optimized.graph:
@@ -107,6 +112,7 @@ def file_kernels(optimized: ir.Model, int16_pairs: bool) -> Kernels:
 
 
 def _kernels(optimized: ir.Model, stray: list[str], risk: bool | list[str]) -> Kernels:
+    """Count integer and float kernels by operator, and add the other parts of the report."""
     integer: Counter[str] = Counter()
     floating: Counter[str] = Counter()
     for node in optimized.graph:
@@ -114,7 +120,7 @@ def _kernels(optimized: ir.Model, stray: list[str], risk: bool | list[str]) -> K
         if op.startswith("QLinear") or op in INTEGER_KERNELS:
             integer[op] += 1
         elif (
-            op not in (*MOVES, "QuantizeLinear", "DequantizeLinear")
+            op not in (*DATA_MOVEMENT, "QuantizeLinear", "DequantizeLinear")
             and not _clips_codes(node)
             and any(_holds_floats(v) for v in (*node.inputs, *node.outputs))
         ):
@@ -128,6 +134,7 @@ def _kernels(optimized: ir.Model, stray: list[str], risk: bool | list[str]) -> K
 
 
 def _plain(value: ir.Value | None) -> str:
+    """Return the name of a value in the plan, without the emitter's suffix."""
     name = value.name if value is not None else ""
     return (name or "").removesuffix("_quantized").removesuffix("_dequantized")
 
@@ -137,6 +144,6 @@ def _holds_floats(value: ir.Value | None) -> bool:
 
 
 def _clips_codes(node: ir.Node) -> bool:
-    """True for a Clip whose limits are integers; the types of its data are not in the file."""
+    """Return whether a Clip clips codes, by its limits: the file has no types of its data."""
     limits = [v.dtype for v in node.inputs[1:] if v is not None]
     return node.op_type == "Clip" and bool(limits) and ir.DataType.FLOAT not in limits

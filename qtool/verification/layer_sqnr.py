@@ -1,6 +1,6 @@
 """Measure the signal-to-quantization-noise ratio of every layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ class Noise:
 
     @property
     def db(self) -> float | None:
-        """Signal to noise in dB; None where nothing is lost or there is no signal."""
+        """Signal to noise in dB; None where there is no noise or no signal."""
         if self.noise <= 0 or self.signal <= 0:
             return None
         return float(10 * np.log10(self.signal / self.noise))
@@ -31,36 +31,51 @@ class Noise:
 def layer_noise(
     model: ir.Model, plan: QuantPlan, batches: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Noise]:
-    """How much each weighted site loses by itself.
+    """Measure the quantization noise of each weighted site alone.
 
-    Its float input is rounded to the grid, its weights and its output too, and the result compared
-    with its float output. Errors of earlier layers are not in it.
+    The float input of the site is rounded to its grid, as are its weights and its output, and the
+    result is compared with the site's float output. Errors of earlier layers are not included.
+
+        SQNR = 10 log10(sum(y^2) / sum((y - q(y))^2))
+
+    Args:
+        model: the rewritten float graph.
+        plan: frozen.
+        batches: input name -> array, one mapping a batch.
 
     Returns:
         Site name -> power of signal and noise over all batches.
     """
-    simulation, floats = Simulation(model, plan), Executor(model)
-    ends = {s.name: (s.inputs[0], s.output) for s in plan.sites.values() if s.weight is not None}
+    simulation, executor = Simulation(model, plan), Executor(model)
+    edges = {s.name: (s.inputs[0], s.output) for s in plan.sites.values() if s.weight is not None}
     nodes = nodes_by_name(model.graph)
     for dynamic in plan.dynamic.values():
-        named = next(v.name for v in nodes[dynamic.name].outputs if v.name)
-        ends[dynamic.name] = (dynamic.input, named or "")
-    found = {name: Noise() for name in ends}
-    wanted = {value for pair in ends.values() for value in pair}
+        output = next(v.name for v in nodes[dynamic.name].outputs if v.name)
+        edges[dynamic.name] = (dynamic.input, output or "")
+    powers = {name: Noise() for name in edges}
+    names = {value for pair in edges.values() for value in pair}
     for batch in batches:
-        kept: dict[str, torch.Tensor] = {}
+        floats = _float_values(executor, batch, names)
+        for name, (source, output) in edges.items():
+            expected = floats[output]
+            out = simulation({**batch, source: floats[source]}, [output])[output]
+            power = powers[name]
+            power.signal += float(expected.double().square().sum())
+            power.noise += float((expected - out).double().square().sum())
+    return powers
 
-        def keep(value: ir.Value, tensor: torch.Tensor, kept: dict = kept) -> torch.Tensor:
-            if value.name in wanted:
-                kept[value.name] = tensor
-            return tensor
 
-        with torch.inference_mode():
-            floats(batch, keep)
-        for name, (read, written) in ends.items():
-            float_out = kept[written]
-            out = simulation({**batch, read: kept[read]}, [written])[written]
-            part = found[name]
-            part.signal += float(float_out.double().square().sum())
-            part.noise += float((float_out - out).double().square().sum())
-    return found
+def _float_values(
+    executor: Executor, batch: Mapping[str, np.ndarray], names: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Run the float model on a batch and return the named values."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def record(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+        if value.name is not None and value.name in names:
+            tensors[value.name] = tensor
+        return tensor
+
+    with torch.inference_mode():
+        executor(batch, record)
+    return tensors

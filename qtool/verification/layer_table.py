@@ -14,7 +14,13 @@ from qtool.verification.file_size import FileParts
 
 
 def model_part(name: Path | str, sha256: str, model: ir.Model) -> ModelPart:
-    """Parameters and multiply-accumulates of the float model."""
+    """Describe the float model by its parameters and multiply-accumulates.
+
+    Args:
+        name: path of the file, or the torch model's name.
+        sha256: of the model.
+        model: the float graph.
+    """
     return ModelPart(
         path=str(name),
         sha256=sha256,
@@ -24,7 +30,7 @@ def model_part(name: Path | str, sha256: str, model: ir.Model) -> ModelPart:
 
 
 def total_macs(model: ir.Model) -> int:
-    """Multiply-accumulates of one sample, as far as shapes are known."""
+    """Return the multiply-accumulates of one sample; nodes of unknown shapes count 0."""
     return sum(macs(node) for node in model.graph)
 
 
@@ -34,13 +40,13 @@ def layers_part(
     noise_db: Mapping[str, float | None],
     parts: Mapping[str, FileParts],
 ) -> list[Layer]:
-    """One row per weighted layer, in graph order.
+    """Return one row for each weighted layer, in graph order.
 
     Args:
         model: the rewritten float graph.
         plan: frozen.
-        noise_db: signal to noise by node name.
-        parts: bytes in the file by node name.
+        noise_db: node name -> signal-to-quantization-noise ratio in dB.
+        parts: node name -> bytes in the file.
     """
     layers = []
     for node in model.graph:
@@ -48,8 +54,9 @@ def layers_part(
         if site is not None and site.weight is not None:
             weight, read = plan.params(site.weight), plan.params(site.inputs[0])
         else:
-            held = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
-            stored = [v.name or "" for v in held if v.name in plan.weight_only]
+            # Inputs 1 and 2 are the weights of layers; a Gather reads its table as input 0.
+            constants = [v for v in node.inputs[:3] if v is not None and is_constant(v)]
+            stored = [v.name or "" for v in constants if v.name in plan.weight_only]
             if not stored and (node.op_type not in WEIGHTED_OPS or not is_constant(node.inputs[1])):
                 continue
             weight, read = plan.params(stored[0]) if stored else None, None
@@ -57,7 +64,7 @@ def layers_part(
         db = noise_db.get(node.name or "")
         dynamic = plan.dynamic.get(node.name or "")
         names = dynamic.nodes if dynamic is not None else (node.name or "",)
-        found = sum((parts[name] for name in names if name in parts), FileParts())
+        size = sum((parts[name] for name in names if name in parts), FileParts())
         layers.append(
             Layer(
                 name=node.name or "",
@@ -66,10 +73,10 @@ def layers_part(
                 activation_bits="dynamic" if node.name in plan.dynamic else activations,
                 granularity=weight.spec.granularity.name if weight is not None else None,
                 sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
-                bytes=found.total - found.graph,
-                payload_bytes=found.payload,
-                scale_bytes=found.scales,
-                code_book_bytes=found.code_books,
+                bytes=size.total - size.graph,
+                payload_bytes=size.payload,
+                scale_bytes=size.scales,
+                code_book_bytes=size.code_books,
             )
         )
     return layers

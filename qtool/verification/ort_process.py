@@ -1,6 +1,7 @@
-"""Run tasks in a child process that has neither torch nor onnx_ir, and collect its answers.
+"""Run tasks in a child process without torch and onnx_ir, and collect their results.
 
-The parent writes the tasks to a file, the child answers in JSON lines; arrays travel through files.
+The parent writes the tasks to a file and the child sends messages as JSON lines; arrays are passed
+in files.
 """
 
 import json
@@ -26,7 +27,7 @@ FAILURES: dict[str, type[QtoolError]] = {
 
 @dataclass
 class TaskResults:
-    """Answers of the child, by task.
+    """Results of the tasks.
 
     Attributes:
         peak_rss_mb: the child's largest resident memory in MB.
@@ -36,7 +37,7 @@ class TaskResults:
     _results: dict[int, Any] = field(default_factory=dict)
 
     def __getitem__(self, task: Task[R]) -> R:
-        """Return the answer to one task."""
+        """Return the result of one task, looked up by the task object itself."""
         result: R = self._results[id(task)]
         return result
 
@@ -51,17 +52,17 @@ def run_tasks(
 
     Args:
         tasks: see :mod:`qtool.verification.tasks`.
-        folder: a scratch folder both may write to.
+        folder: an existing folder for temporary files of both processes.
         progress: receives the progress of every task.
-        meanwhile: work for this process; the child waits for its end before it times anything.
+        meanwhile: called in this process; the child starts timing only after it has returned.
 
     Returns:
-        The answers by task; ask with the same task objects.
+        The results, indexed by the same task objects.
 
     Raises:
-        DataError: the data cannot be read or is not what the model wants.
+        DataError: the data cannot be read or does not fit the model.
         UnsupportedError: ONNX Runtime cannot load or run a model.
-        RuntimeError: the child ended without an answer to every task.
+        RuntimeError: the child ended before all tasks were done.
     """
     jobs, errors = folder / "tasks.json", folder / "stderr.txt"
     write_tasks(tasks, jobs)
@@ -92,6 +93,7 @@ def run_tasks(
 
 
 def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
+    """Start the child process with the same qtool as this one."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
@@ -105,17 +107,19 @@ def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
 
 
 def _send_quiet(child: "subprocess.Popen[str]") -> None:
-    """Send that nothing else runs here; a child that has failed already does not read it."""
+    """Allow the child to start timing; a child that has failed already does not read this."""
     if child.stdin is None:
         raise AssertionError("the child has no stdin")
     with suppress(BrokenPipeError):
         child.stdin.write("quiet\n")
     with suppress(BrokenPipeError):
-        # Closing flushes; left to the interpreter, its error would hide the child's own.
+        # Closing flushes. Without it the interpreter closes later, and its BrokenPipeError would
+        # hide the error of the child.
         child.stdin.close()
 
 
 def _messages(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    """Yield the messages of the child until it ends."""
     if child.stdout is None:
         raise AssertionError("the child has no stdout")
     for line in child.stdout:

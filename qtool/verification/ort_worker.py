@@ -1,7 +1,7 @@
 """Load, time and run files in ONNX Runtime: the child process of :mod:`ort_process`.
 
-Everything here runs on the CPU, without torch, and with one session alive at a time except while
-two files are timed against each other; big files are timed in turn, so that there it holds too.
+Everything runs on the CPU and without torch. One session is alive at a time, but for two while a
+pair of files is timed; big files are timed with one session, too, loaded again for each round.
 """
 
 import json
@@ -30,22 +30,23 @@ from qtool.verification.tasks import (
 )
 
 # Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MAX_SECONDS,
-# and more where a run is so short that MIN_SECONDS are not filled.
+# and more where those take less than MIN_SECONDS.
 ROUNDS = 10
 RUNS = 50
 MIN_SECONDS = 0.3
 MAX_SECONDS = 5.0
-WARM_UP = 2
+WARM_UP = 2  # runs that are not counted: the first ones allocate memory
 
-# A big file is loaded anew for each of its turns, which costs seconds.
+# A big file is loaded again for each round, which takes seconds.
 BIG_ROUNDS = 2
 
-# Evaluation batches: enough rows to keep the kernels busy, few enough to stay small.
+# Evaluation batches: at most BATCH_ROWS rows, and BATCH_ELEMENTS input elements (16 MB of float32).
 BATCH_ROWS = 16
 BATCH_ELEMENTS = 1 << 22
 
 
 def _send(**message: Any) -> None:
+    """Send one message to the parent: a line of JSON on stdout."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -65,7 +66,7 @@ def _session(path: str, threads: int, optimized: str | None = None, big: bool = 
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        # onnxruntime's errors share no base class of their own.
+        # The exceptions of onnxruntime have no common base class.
         raise UnsupportedError(f"ONNX Runtime cannot load {path}: {error}") from error
 
 
@@ -104,7 +105,7 @@ def perform(task: Any) -> Any:
 
 @perform.register
 def optimize(task: Optimize) -> OptimizeResult:
-    """Write the graph ONNX Runtime executes, and time how long the file loads."""
+    """Write the graph that ONNX Runtime executes, and time how long the file loads."""
     _session(task.model, task.threads, task.optimized, task.big)
     start = time.perf_counter()
     _session(task.model, task.threads)
@@ -113,7 +114,7 @@ def optimize(task: Optimize) -> OptimizeResult:
 
 @perform.register
 def time_pair(task: TimePair) -> LatencyResult:
-    """Time two files A B B A on one batch, once the parent is quiet."""
+    """Time two files in turn (A B B A ...) on one batch, once the parent is idle."""
     with np.load(task.feeds) as archive:
         batch = {name: archive[name] for name in archive.files}
     sys.stdin.readline()
@@ -122,9 +123,9 @@ def time_pair(task: TimePair) -> LatencyResult:
     alive: dict[str, Any] = {}
 
     def run(which: str, times: int) -> list[float]:
-        """Return the seconds of every run; big files are loaded one at a time."""
+        """Run a file ``times`` times and return the seconds of each run."""
         if task.big and which not in alive:
-            alive.clear()
+            alive.clear()  # frees the other session's memory before this one is loaded
         if which not in alive:
             alive[which] = _session(paths[which], task.threads)
             run(which, WARM_UP)
@@ -200,7 +201,7 @@ def evaluate(task: Evaluate) -> EvaluateResult:
 
 
 def _rows(samples: Samples, count: int) -> int:
-    """Return how many samples suit one batch."""
+    """Return the number of samples for one batch."""
     elements = max(
         (
             int(np.prod([d for d in shape[1:] if isinstance(d, int)]))
@@ -212,7 +213,7 @@ def _rows(samples: Samples, count: int) -> int:
 
 
 def main(jobs: str) -> None:
-    """Perform the tasks in a file, one JSON line per message; the parent reads them."""
+    """Perform the tasks in a file, and send results and errors to the parent as JSON lines."""
     import resource
     from dataclasses import asdict
 

@@ -12,7 +12,7 @@ WORST = 5
 
 
 def parity_notes(counts: "ParityCounts") -> list[str]:
-    """Return how many codes differ, by kind of value, and the values with the most."""
+    """Describe the numbers of codes that differ, by kind of value, and the values with the most."""
     integer, floats, wide = counts.integer, counts.after_float, counts.wide
     notes = [
         f"integer kernels: {integer.off} of {integer.total} codes differ; after float ops: "
@@ -28,18 +28,18 @@ def parity_notes(counts: "ParityCounts") -> list[str]:
 
 
 def parity_part(counts: "ParityCounts", samples: int) -> Parity:
-    """Return the part of the report.
+    """Return the parity part of the report.
 
     Args:
         counts: of all captured samples.
-        samples: how many were captured.
+        samples: number of captured samples.
     """
     integer, floats, wide = counts.integer, counts.after_float, counts.wide
     return Parity(
         samples=samples,
         max_lsb=max(integer.largest, floats.largest, wide.largest),
         share_off=(integer.off + floats.off) / max(integer.total + floats.total, 1),
-        # Where float operators stand between integer ones, both shares have limits of their own.
+        # With float operators between integer ones, the two shares have separate limits.
         integer_share_off=integer.share if floats.total else None,
         after_float_share_off=floats.share if floats.total else None,
         wide_share_off=wide.share if wide.total else None,

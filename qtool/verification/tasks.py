@@ -1,6 +1,6 @@
-"""Define the tasks of the verifying child process and their results, as typed messages.
+"""Tasks of the verifying child process and their results, as typed messages.
 
-Imports neither torch nor onnx_ir: the child has to start fast.
+Imports neither torch nor onnx_ir, so that the child starts fast.
 """
 
 import json
@@ -21,7 +21,7 @@ class Samples:
 
     Attributes:
         section: the data section of the recipe, as JSON.
-        inputs: of the model: (name, shape, dtype), as in ``InputSpec``.
+        inputs: (name, shape, dtype) of each input of the model, as in ``InputSpec``.
         indices: positions among the samples of the section.
         trust_code: allow a reader that is code to run.
     """
@@ -57,7 +57,7 @@ class Samples:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size that the model demands, or None."""
+        """The batch size that the model fixes, or None."""
         first = (shape[0] for _, shape, _ in self.inputs if shape)
         return next((size for size in first if isinstance(size, int)), None)
 
@@ -85,7 +85,7 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Medians of paired runs in milliseconds, and their ratio; the keys of report.json."""
+    """Median milliseconds of both files and their ratio; field names are keys of report.json."""
 
     float_ms: float
     quantized_ms: float
@@ -96,7 +96,7 @@ class LatencyResult:
 
 
 class Task(Generic[R]):
-    """A task for the child; ``result`` is the type of its answer."""
+    """A task for the child; ``result`` is the class of its result."""
 
     result: ClassVar[type[Any]]
 
@@ -127,7 +127,7 @@ class Capture(Task[CaptureResult]):
         model: path of the file.
         outputs: names to save.
         folder: to write to; exists.
-        samples: to run.
+        samples: inputs to run.
         rows: samples of a batch.
         threads: of ONNX Runtime.
     """
@@ -146,10 +146,10 @@ class Evaluate(Task[EvaluateResult]):
     """Save the first output on all samples as .npy.
 
     Attributes:
-        name: for progress.
+        name: shown in the progress.
         model: path of the file.
         path: of the .npy file to write.
-        samples: to run.
+        samples: inputs to run.
         rows: samples of a batch; None: as many as suit the kernels.
         threads: of ONNX Runtime.
     """
@@ -172,7 +172,7 @@ class TimePair(Task[LatencyResult]):
         quantized_model: path of the quantized file.
         feeds: path of an .npz file with one array for each input.
         threads: of ONNX Runtime.
-        big: only one of the two sessions may be alive at a time.
+        big: load one session at a time, since both would not fit into memory.
     """
 
     float_model: str

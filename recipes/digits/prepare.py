@@ -1,7 +1,7 @@
 """Write scikit-learn's bundled digits as class folders of PNG: data/{train,test}/<digit>/NNNN.png.
 
 The 8 x 8 scans (0..16) become 8-bit gray images of 32 x 32, enlarged bilinearly. Every fourth image
-belongs to the test part: 1347 to train and calibrate, 450 to judge. Nothing is downloaded.
+belongs to the test part: 1347 to train and calibrate, 450 to evaluate. Nothing is downloaded.
 """
 
 import os
@@ -15,10 +15,10 @@ TEST_EVERY = 4
 
 
 def prepare(folder: Path) -> bool:
-    """Write the images to ``folder`` unless they are there; False when nothing had to be done.
+    """Write the images to ``folder`` and return True, or False if the folder exists.
 
-    They are written beside it and renamed, so that a folder that exists is complete; of two
-    processes that write at once, the second throws its copy away.
+    They are written to a temporary folder and renamed, so that an existing folder is complete; of
+    two processes that write at once, the second deletes its copy.
     """
     if folder.is_dir():
         return False

@@ -40,7 +40,7 @@ class Separable(nn.Module):
         self.residual = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
+        """Compute [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
         y = self.pointwise(torch.relu(self.depthwise(x)))
         return torch.relu(x + y if self.residual else y)
 
@@ -53,7 +53,7 @@ class Dense(nn.Module):
         self.conv = conv(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, width, H, W] -> the same shape."""
+        """Compute [N, width, H, W] -> the same shape."""
         return torch.relu(x + self.conv(x))
 
 
@@ -70,7 +70,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(96, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores [N, 10] of images [N, 1, 32, 32]."""
+        """Compute the scores [N, 10] of images [N, 1, 32, 32]."""
         x = self.blocks(torch.relu(self.reduce(torch.relu(self.stem(x)))))
         return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
@@ -84,7 +84,7 @@ def read_images(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to three pixels; the border is background."""
+    """Shift each image by up to three pixels; the border is background."""
     side = x.shape[-1]
     padded = nn.functional.pad(x, (3, 3, 3, 3), value=-MEAN / STD)
     rows, columns = torch.randint(0, 7, (2, len(x), 1), generator=generator) + torch.arange(side)
@@ -136,7 +136,7 @@ def export(net: nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    """Train, judge on the test part, export."""
+    """Train, evaluate on the test part, export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)

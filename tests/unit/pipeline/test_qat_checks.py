@@ -1,4 +1,4 @@
-"""What training refuses, and that what it advises to write is taken."""
+"""Errors about the training data, and that the values they advise are accepted."""
 
 import re
 from types import SimpleNamespace
@@ -9,9 +9,9 @@ from qtool.errors import RecipeError
 from qtool.pipeline.qat_checks import train_validation_split
 
 
-def some(count: int) -> SimpleNamespace:
-    """As much of a Dataset as dividing it needs."""
-    return SimpleNamespace(count=count, labels=None, take=lambda chosen: some(len(chosen)))
+def fake_dataset(count: int) -> SimpleNamespace:
+    """Build the part of a Dataset that splitting it uses."""
+    return SimpleNamespace(count=count, labels=None, take=lambda chosen: fake_dataset(len(chosen)))
 
 
 def error(path: tuple[str, ...], text: str) -> RecipeError:
@@ -20,15 +20,15 @@ def error(path: tuple[str, ...], text: str) -> RecipeError:
 
 @pytest.mark.parametrize("count", [2, 3, 7, 20, 333, 999, 50_000])
 @pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
-def test_a_share_that_leaves_one_side_empty_names_two_that_do_not(count, share):
-    recipe, data = SimpleNamespace(error=error), some(count)
+def test_error_about_an_empty_split_names_a_valid_range(count, share):
+    recipe, data = SimpleNamespace(error=error), fake_dataset(count)
     with pytest.raises(RecipeError, match=r"^qat\.validation: ") as caught:
         train_validation_split(recipe, SimpleNamespace(validation=share), data, 0)
-    ends = re.search(r"a share from (\S+) to (\S+)$", str(caught.value))
-    assert ends is not None
-    for end in map(float, ends.groups()):
-        lessons, validation = train_validation_split(
-            recipe, SimpleNamespace(validation=end), data, 0
+    limits = re.search(r"a share from (\S+) to (\S+)$", str(caught.value))
+    assert limits is not None
+    for limit in map(float, limits.groups()):
+        train_data, validation = train_validation_split(
+            recipe, SimpleNamespace(validation=limit), data, 0
         )
-        assert lessons.count + validation.count == count
-        assert lessons.count and validation.count
+        assert train_data.count + validation.count == count
+        assert train_data.count and validation.count

@@ -188,14 +188,14 @@ def test_what_a_training_in_vain_says():
 
 
 @pytest.mark.parametrize(
-    ("float_score", "held_out", "advised"),
+    ("float_score", "samples", "advised"),
     [(90.0, 100, True), (64.9, 100, False), (None, 100, False), (90.0, 6, False), (95, 6, True)],
 )
 def test_a_network_that_stays_far_below_the_float_one_calls_for_advice(
-    float_score, held_out, advised
+    float_score, samples, advised
 ):
     history = [Epoch(k, 1.0, score, 1.0) for k, score in enumerate((10.0, 60.0, 55.0))]
-    said = warnings_of(history, 2, float_score, held_out)
+    said = warnings_of(history, 2, float_score, samples)
     assert len(said) == advised
     if advised:
         wanted = f"60.00 on the held-out samples, the float network {float_score:.2f}"

@@ -1,4 +1,4 @@
-"""Bytes: the parts of a file add up to it, and the published sizes of a network come out."""
+"""Sizes of files: parts add up to the whole, and agree with published sizes of a network."""
 
 import onnx_ir as ir
 import pytest
@@ -13,7 +13,7 @@ from qtool.quant.freeze import freeze
 from qtool.verification.file_size import file_bytes, file_parts, size_part, weight_bytes
 from qtool.weights import SCHEMES
 
-# MobileNet-v1: (in, out) of its 13 depthwise separable pairs, and its two ends.
+# MobileNet-v1: (in, out) of its 13 depthwise separable pairs, first and last layer below.
 PAIRS = [(32, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)]
 PAIRS += [(512, 512)] * 5 + [(512, 1024), (1024, 1024)]
 MIDDLE = [n for i, o in PAIRS for n in (9 * i, i * o)]
@@ -22,7 +22,7 @@ FIRST, LAST = 27 * 32, 1024 * 1000
 
 @pytest.mark.parametrize(("bits", "published"), [(8, 4.2), (4, 2.6), (2, 1.8), (1, 1.4)])
 def test_published_sizes_of_mobilenet_v1(bits, published):
-    """Krishnamoorthi's table is of 4 209 088 parameters; the ends keep 8 bits."""
+    """Check Krishnamoorthi's table (4 209 088 parameters, first and last layer of 8 bits)."""
     assert FIRST + sum(MIDDLE) + LAST == 4_209_088
     layers = [(FIRST, 8), *((n, bits) for n in MIDDLE), (LAST, 8)]
     assert round(weight_bytes(layers) / 1e6, 1) == published
@@ -66,14 +66,14 @@ def test_the_parts_add_up_to_the_file(bits, scheme, acts, tmp_path):
     save_model(emitted, tmp_path / "q.onnx")
     whole, layers = file_parts(emitted)
     assert whole.total == pytest.approx(file_bytes(tmp_path / "q.onnx"), rel=0.01)
-    found = [layers[name] for name in ("first", "second", "last")]
-    assert sum(part.payload for part in found) == whole.payload
-    assert sum(part.code_books for part in found) == whole.code_books
+    parts = [layers[name] for name in ("first", "second", "last")]
+    assert sum(part.payload for part in parts) == whole.payload
+    assert sum(part.code_books for part in parts) == whole.code_books
     # 16 levels of one byte, or a table; nothing where codes are widened by a Cast or not at all.
     assert (whole.code_books > 0) == (bits not in (8, 4) or scheme == "kmeans")
     size = size_part(1000, tmp_path / "q.onnx", model, plan, whole)
-    parts = (size.payload_bytes, size.scale_bytes, size.code_book_bytes, size.graph_bytes)
-    assert sum(parts) == whole.total
+    sizes = (size.payload_bytes, size.scale_bytes, size.code_book_bytes, size.graph_bytes)
+    assert sum(sizes) == whole.total
     assert size.weight_bits_mean == bits
     packed = whole.payload - sum(4 * n for n in (48, 64, 70))
     width = 1.6 if scheme == "ternary" else bits
@@ -86,17 +86,17 @@ def test_the_parts_add_up_to_the_file(bits, scheme, acts, tmp_path):
 def test_small_files_of_every_format_add_up(name, tmp_path):
     model = network(BUILDERS[name]())
     emitted, plan = quantized(model)
-    for made in (emitted, to_operators(emitted.clone(), plan), emit_qonnx(model, plan)):
-        save_model(made, tmp_path / "q.onnx")
-        whole, _ = file_parts(made)
+    for file in (emitted, to_operators(emitted.clone(), plan), emit_qonnx(model, plan)):
+        save_model(file, tmp_path / "q.onnx")
+        whole, _ = file_parts(file)
         assert whole.total == pytest.approx(file_bytes(tmp_path / "q.onnx"), rel=0.01)
 
 
-def test_what_two_layers_share_counts_once():
+def test_shared_constants_count_once():
     emitted, _ = quantized(network(BUILDERS["tied"]()))
     whole, layers = file_parts(emitted)
     first, second = (layers[n.name].payload for n in emitted.graph if n.op_type == "Conv")
-    assert (first, second) == (4 * 4 * 9 + 4 * 4, 4 * 4)  # each has a bias of its own
+    assert (first, second) == (4 * 4 * 9 + 4 * 4, 4 * 4)  # the second has only its bias
     assert sum(part.payload for part in layers.values()) == whole.payload
 
 

@@ -1,7 +1,8 @@
-"""What the report counts: bytes, kernels of the graph that really runs, layers."""
+"""Kernels of the executed graph, rows of the layer table, and the environment."""
 
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +24,6 @@ from qtool.emitters import emit_qdq
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
-from qtool.verification import kernels
 from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.file_size import file_parts
 from qtool.verification.kernels import kernels_part
@@ -68,8 +68,8 @@ def test_kernels_are_those_that_run(name, integer, floating, tmp_path):
     assert kernels.stray_quantize == []
 
 
-def test_a_runtime_that_fuses_nothing_shows_floats_and_strays(tmp_path):
-    """The twin: the same file with optimizations off."""
+def test_unfused_graph_has_float_kernels_and_stray_nodes(tmp_path):
+    """Check that unoptimized files have float kernels and stray nodes, so the counts can fail."""
     model = network("residual", tmp_path)
     emitted, plan = quantized(model)
     kernels = kernels_part(emitted, plan, [])
@@ -79,20 +79,20 @@ def test_a_runtime_that_fuses_nothing_shows_floats_and_strays(tmp_path):
 
 
 def by_hand(*nodes: tuple[str, str, str, str]) -> ir.Model:
-    """An executed graph x -> ... from (op, name, input, output)."""
+    """Build an executed graph x -> ... from (op, name, input, output)."""
     values = {"x": ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))}
-    made = []
+    graph_nodes = []
     for op, name, source, out in nodes:
         node = ir.Node("", op, [values[source]], name=name)
         node.outputs[0].name, node.outputs[0].type = out, ir.TensorType(ir.DataType.FLOAT)
         values[out] = node.outputs[0]
-        made.append(node)
-    graph = ir.Graph([values["x"]], [made[-1].outputs[0]], nodes=made)
+        graph_nodes.append(node)
+    graph = ir.Graph([values["x"]], [graph_nodes[-1].outputs[0]], nodes=graph_nodes)
     return ir.Model(graph, ir_version=10)
 
 
 def test_a_stray_pair_is_named():
-    """A layer of the plan that runs in float, its pair beside it; the file's edges are fine."""
+    """Check a layer of the plan that runs in floats; conversions of graph inputs are not stray."""
     plan = plan_with(np.full((1, 2, 1, 1), 127, np.int8))
     clean = [
         ("QuantizeLinear", "in", "x", "x_quantized"),
@@ -116,7 +116,7 @@ def test_a_stray_pair_is_named():
 
 
 def test_conversions_at_the_edges_are_not_stray(tmp_path):
-    """A float layer in the middle needs a pair of its own."""
+    """Check that the pair around a float layer in the middle is not stray."""
     model = network("residual", tmp_path)
     middle = [n.name for n in model.graph if n.op_type == "Conv"][1]
     emitted, plan = quantized(model, Bits(layers=dict.fromkeys({middle}, FLOAT)))
@@ -126,7 +126,7 @@ def test_conversions_at_the_edges_are_not_stray(tmp_path):
 
 
 def plan_with(codes: np.ndarray, op: str = "Conv", axis: int | None = 0) -> QuantPlan:
-    """One weighted site with these weight codes."""
+    """Build a plan of one weighted site with these codes of weights."""
     granularity = PerTensor() if axis is None else PerChannel(axis)
     shape = () if axis is None else codes.shape[axis]
     spec = QuantSpec(8, True, True, granularity)
@@ -142,20 +142,24 @@ def test_layers_are_the_weighted_ones_in_order(tmp_path):
     _, parts = file_parts(emit_qdq(model, plan, replace(cpu(), packing=())))
     layers = layers_part(model, plan, {convs[0]: 30.12345, convs[2]: None}, parts)
     assert [layer.name for layer in layers] == convs
-    first, kept, third, _ = layers
+    first, second, third, _ = layers
     assert (first.weight_bits, first.activation_bits, first.granularity) == (8, 8, "channel")
     assert first.sqnr_db == 30.123
-    assert (kept.weight_bits, kept.activation_bits, kept.granularity) == ("float", "float", None)
-    assert kept.sqnr_db is None and third.sqnr_db is None
+    assert (second.weight_bits, second.activation_bits, second.granularity) == (
+        "float",
+        "float",
+        None,
+    )
+    assert second.sqnr_db is None and third.sqnr_db is None
     codes = plan.codes[plan.sites[convs[0]].weight]
     assert first.payload_bytes == codes.size + 8 * 4  # and its bias
     assert first.scale_bytes == 8 * (4 + 1) + 8 * 4  # scales and zero points, the bias's scales
     assert first.code_book_bytes == 0
-    assert kept.payload_bytes == 8 * 8 * 9 * 4 + 8 * 4 and kept.scale_bytes == 0
+    assert second.payload_bytes == 8 * 8 * 9 * 4 + 8 * 4 and second.scale_bytes == 0
     assert first.bytes == first.payload_bytes + first.scale_bytes
 
 
-def test_environment_says_where_it_was_measured():
+def test_environment_describes_the_machine():
     facts = environment()
     assert facts["python"] == platform.python_version()
     assert {"torch", "onnxruntime", "onnx", "numpy", "cpu", "isa", "cores"} <= facts.keys()
@@ -164,19 +168,19 @@ def test_environment_says_where_it_was_measured():
 
 def test_instruction_sets_come_from_the_kernel(monkeypatch, tmp_path):
     text = "flags\t\t: fpu sse2 avx2 avx512_vnni foo\n"
-    monkeypatch.setattr(kernels.Path, "read_text", lambda self: text)
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert instruction_sets() == ["avx2", "avx512_vnni"]
 
     def missing(self):
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(kernels.Path, "read_text", missing)
+    monkeypatch.setattr(Path, "read_text", missing)
     assert instruction_sets() == []
 
 
 def test_the_file_still_runs(tmp_path):
-    """The networks above are real ones: outputs are finite and not constant."""
+    """Check that outputs of a network above are finite and not constant."""
     model = network("squeeze_excite", tmp_path)
     emitted, _ = quantized(model)
-    found = run(emitted, feeds_for(model))["y"]
-    assert np.isfinite(found).all() and found.std() > 0
+    output = run(emitted, feeds_for(model))["y"]
+    assert np.isfinite(output).all() and output.std() > 0

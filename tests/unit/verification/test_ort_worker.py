@@ -1,4 +1,4 @@
-"""The verifying child: its tasks, what it says on the way, how it fails, what it never imports."""
+"""The child process of the verification: tasks, progress, failures, imports."""
 
 import io
 import json
@@ -43,7 +43,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A float and a quantized file, the watched copy, and data for both."""
+    """Write a float and a quantized file, a copy with captured outputs, and data."""
     folder = tmp_path_factory.mktemp("verify")
     net = Net(opset=21)
     x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 4))
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
     emitted = emit_qdq(model, plan, cpu())
     save_model(emitted, folder / "quantized.onnx")
     names = list(capturable_values(emitted, plan))
-    save_model(with_outputs(emitted, names), folder / "watched.onnx")
+    save_model(with_outputs(emitted, names), folder / "captured.onnx")
     (folder / "names.json").write_text(json.dumps(names))
     images = np.random.default_rng(0).normal(0, 1, (COUNT, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "data.npz", x=images, y=np.arange(COUNT) % 5)
@@ -81,7 +81,7 @@ def evaluate(folder, tmp_path, model=None, **rest) -> Evaluate:
 
 def capture(folder, tmp_path, rows=1, **rest) -> Capture:
     names = tuple(json.loads((folder / "names.json").read_text()))
-    file = str(folder / "watched.onnx")
+    file = str(folder / "captured.onnx")
     return Capture(file, names, str(tmp_path), samples(folder, **rest), rows)
 
 
@@ -93,7 +93,7 @@ def latency(folder, big=False) -> TimePair:
 @pytest.mark.parametrize("big", [False, True])
 def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
     alive: weakref.WeakSet = weakref.WeakSet()
-    most, loaded, told = [], [], []
+    sessions, loaded, messages = [], [], []
 
     class Session:
         def get_inputs(self):
@@ -103,7 +103,7 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
             return SimpleNamespace(custom_metadata_map={})
 
         def run(self, outputs, feeds):
-            most.append(len(alive))
+            sessions.append(len(alive))
             return []
 
     def session(path, threads):
@@ -113,23 +113,23 @@ def test_big_files_are_timed_with_one_session_alive(big, place, monkeypatch):
         return made
 
     monkeypatch.setattr(ort_worker, "_session", session)
-    monkeypatch.setattr(ort_worker, "_send", lambda **message: told.append(message["progress"]))
+    monkeypatch.setattr(ort_worker, "_send", lambda **message: messages.append(message["progress"]))
     monkeypatch.setattr("sys.stdin", io.StringIO("quiet\n"))
     result = ort_worker.perform(latency(place, big))
-    assert max(most) == (1 if big else 2)
+    assert max(sessions) == (1 if big else 2)
     both = ["float.onnx", "quantized.onnx"]
     assert loaded == (both * ort_worker.BIG_ROUNDS if big else both)
-    assert [done for _, done, _ in told] == list(range(1, told[0][2] + 1))
-    assert result.runs * 2 + 2 + ort_worker.WARM_UP * len(loaded) == len(most)
+    assert [done for _, done, _ in messages] == list(range(1, messages[0][2] + 1))
+    assert result.runs * 2 + 2 + ort_worker.WARM_UP * len(loaded) == len(sessions)
 
 
 def test_all_tasks_in_one_child(place, tmp_path):
     seen: list[tuple] = []
     order: list[str] = []
-    load, watch = optimize(place, tmp_path), capture(place, tmp_path, indices=[4, 2])
+    load, captured = optimize(place, tmp_path), capture(place, tmp_path, indices=[4, 2])
     score, time = evaluate(place, tmp_path), latency(place)
     results = run_tasks(
-        (load, watch, score, time),
+        (load, captured, score, time),
         tmp_path,
         lambda *words: seen.append(words),
         lambda: order.append("meanwhile"),
@@ -138,7 +138,7 @@ def test_all_tasks_in_one_child(place, tmp_path):
     assert results.peak_rss_mb > 20
     assert 0 < results[load].load_seconds < 30
     assert "QLinearConv" in {n.op_type for n in ir.load(tmp_path / "optimized.onnx").graph}
-    assert results[watch] == CaptureResult(2) and results[score] == EvaluateResult(COUNT)
+    assert results[captured] == CaptureResult(2) and results[score] == EvaluateResult(COUNT)
     timed = results[time]
     assert timed.speedup == pytest.approx(timed.float_ms / timed.quantized_ms)
     assert (timed.batch, timed.threads) == (1, 1)
@@ -148,7 +148,7 @@ def test_all_tasks_in_one_child(place, tmp_path):
     assert ("evaluate float", COUNT, COUNT) in seen and ("latency", ROUNDS, ROUNDS) in seen
 
 
-def test_every_task_survives_its_file(place, tmp_path):
+def test_tasks_are_written_and_read_back(place, tmp_path):
     tasks = (
         optimize(place, tmp_path),
         capture(place, tmp_path, rows=3, indices=[4, 2]),
@@ -202,7 +202,7 @@ def test_a_model_that_does_not_load_is_unsupported(place, tmp_path):
 
 
 def test_a_model_that_does_not_run_is_unsupported(place, tmp_path):
-    """The file fixes its batch at 4, the task does not know."""
+    """Run a file with a fixed batch of 4 on batches of 11."""
     task = evaluate(place, tmp_path, fixed_batch(place, tmp_path))
     with pytest.raises(
         UnsupportedError, match=r"cannot run .*fixed\.onnx on inputs \{'x': \[11, 3"
@@ -227,31 +227,31 @@ def test_a_data_error_passes_through(place, tmp_path):
 
 
 def test_every_error_a_child_can_raise_has_a_class():
-    kinds = {e for e in vars(errors).values() if isinstance(e, type)} - {errors.QtoolError}
+    kinds = set(errors.QtoolError.__subclasses__())
     assert set(FAILURES.values()) == kinds
     assert all(FAILURES[kind.__name__] is kind for kind in kinds)
 
 
-def test_what_went_before_an_error_is_lost_with_it(place, tmp_path):
+def test_an_error_fails_the_tasks_before_it_too(place, tmp_path):
     tasks = (evaluate(place, tmp_path), evaluate(place, tmp_path, path="missing.npz"))
     with pytest.raises(DataError):
         run_tasks(tasks, tmp_path)
 
 
 @dataclass(frozen=True)
-class Dance(Task):
-    """No task that the child has heard of."""
+class UnknownTask(Task):
+    """A task that the child does not define."""
 
 
-def test_a_child_that_fails_leaves_its_words(place, tmp_path):
+def test_a_failing_child_reports_its_stderr(place, tmp_path):
     with pytest.raises(RuntimeError) as error:
-        run_tasks((optimize(place, tmp_path), Dance()), tmp_path)
-    # It reads all tasks before it starts with the first.
+        run_tasks((optimize(place, tmp_path), UnknownTask()), tmp_path)
+    # The child reads all tasks before it starts the first.
     assert "ended with 1 during task 1 of 2 (Optimize)" in str(error.value)
-    assert "KeyError: 'Dance'" in str(error.value)
+    assert "KeyError: 'UnknownTask'" in str(error.value)
 
 
-def test_a_child_that_is_killed_is_no_result(place, tmp_path):
+def test_a_killed_child_is_an_error(place, tmp_path):
     def kill() -> None:
         for child in psutil.Process().children():
             if "qtool.verification.ort_worker" in child.cmdline():
@@ -261,7 +261,7 @@ def test_a_child_that_is_killed_is_no_result(place, tmp_path):
         run_tasks((latency(place),), tmp_path, meanwhile=kill)
 
 
-def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
+def test_the_child_is_killed_when_the_parent_fails(place, tmp_path):
     def fail() -> None:
         raise KeyboardInterrupt
 
@@ -272,12 +272,12 @@ def test_no_child_outlives_a_parent_that_fails(place, tmp_path):
 
 
 def loaded(jobs, before: str = "") -> set[str]:
-    """Which heavy packages the child has imported after its tasks."""
-    heavy = {"torch", "onnx", "onnx_ir", "pydantic", "onnxruntime", "numpy", "typer", "rich"}
+    """Return the large packages that the child has imported after its tasks."""
+    packages = {"torch", "onnx", "onnx_ir", "pydantic", "onnxruntime", "numpy", "typer", "rich"}
     code = (
         f"import sys\n{before}\nfrom qtool.verification.ort_worker import main\n"
         f"main({str(jobs)!r})\n"
-        f"print('LOADED', *(set(sys.modules) & {heavy}))"
+        f"print('LOADED', *(set(sys.modules) & {packages}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], input="quiet\n", capture_output=True, text=True, timeout=120
