@@ -71,7 +71,7 @@ EIGHT = "def f(a, b, c, d, *, e, g, h, i): pass"
         (WORDS, "quant.plan", 'x = f"judged {y}"', "prose says judged"),
         (FIRST_LINES, "quant.plan", '"""What a plan is."""', 'the module: its docstring begins'),
         (FIRST_LINES, "quant.plan", 'def f():\n    """The plan."""', '"the" is no verb'),
-        (FIRST_LINES, "graph.edit", 'def f():\n    """Whether it fits."""', "begins with \"whether"),
+        (FIRST_LINES, "graph.edit", 'def f():\n    """Whether."""', 'begins with "whether"'),
     ],
 )  # fmt: skip
 def test_a_check_can_fail(check, module, text, complaint):
