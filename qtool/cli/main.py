@@ -53,6 +53,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; always ends in SystemExit with a documented exit code."""
+    # Threads of torch that wait by spinning take a core each from a busy neighbour: its time grew
+    # 20-fold (benchmarks/simulate.py). OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(os, "register_at_fork"):  # worker processes end on SIGTERM as usual
         os.register_at_fork(after_in_child=_restore_sigterm)
