@@ -32,10 +32,7 @@ FLOORS = {  # imports go downwards only; a room is a package, or a module at the
     0: "errors version progress",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-ALLOWED = {  # rooms of one floor do not import each other, but: (importer, imported)
-    ("verification", "data"): "the child process reads the samples itself",
-    ("targets", "weights"): "a target names scale kinds",
-}
+ALLOWED: dict[tuple[str, str], str] = {}  # (importer, imported) on one floor -> the reason
 FENCES = {  # third-party package -> the only modules that may import it
     "onnx": ("loading", "emitters"),
     "onnxscript": ("loading", "emitters"),
