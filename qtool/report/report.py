@@ -40,6 +40,7 @@ __all__ = [
     "OutputPart",
     "Parity",
     "Part",
+    "PtqStep",
     "Report",
     "Size",
     "Stage",

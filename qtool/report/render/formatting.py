@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from qtool.report.report import Accuracy, Gate, Latency, Layer, Report, Size
+from qtool.report.report import Accuracy, Gate, Latency, Layer, PtqStep, Report, Size
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
@@ -177,3 +177,16 @@ def worst(report: Report, count: int) -> list[Layer]:
 def notes(report: Report) -> list[tuple[str, str]]:
     """Return every stage's notes as (stage, note)."""
     return [(clean(stage.name), clean(note)) for stage in report.stages for note in stage.notes]
+
+
+def before_after(step: PtqStep) -> str:
+    """Return the distance to the float output before and after a step."""
+    return f"{step.before:.4g} → {step.after:.4g}"
+
+
+def simulated_line(accuracy: Accuracy) -> str:
+    """Return on how many samples the simulation ran, where these are not all; else nothing."""
+    count = accuracy.simulated_samples
+    if accuracy.simulated is None or count is None or count >= accuracy.samples:
+        return ""
+    return f"simulated: {count} of {accuracy.samples} samples"

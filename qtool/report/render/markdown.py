@@ -21,6 +21,7 @@ def markdown(report: Report) -> str:
         f"{code(source)} → {code(output)}",
         _results(report),
         _gates(report),
+        _steps(report),
         _kernels(report),
         _folded_layers(report),
         _folded_notes(report),
@@ -85,6 +86,8 @@ def _results(report: Report) -> str:
         drop = "" if accuracy.drop is None else f"drop {accuracy.drop:.2f} {unit_word(accuracy)}"
         if accuracy.drop_ci95:
             drop += f", 95 %: {formatting.interval(accuracy.drop_ci95)}"
+        if line := formatting.simulated_line(accuracy):
+            drop += f"; {line}"
         rows.append([text(formatting.metric(accuracy)), *cells, text(drop)])
     if accuracy and accuracy.agreement is not None:
         rows.append(
@@ -116,6 +119,19 @@ def _gates(report: Report) -> str:
         for gate in gates
     ]
     return _table(["", "gate", "value", "limit"], rows, right=2) if rows else ""
+
+
+def _steps(report: Report) -> str:
+    rows = [
+        [
+            MARK["passed" if step.kept else "warning"],
+            code(step.step),
+            formatting.before_after(step),
+            "kept" if step.kept else "rolled back",
+        ]
+        for step in report.ptq or ()
+    ]
+    return _table(["", "step", "distance to float", ""], rows, right=2) if rows else ""
 
 
 def _kernels(report: Report) -> str:

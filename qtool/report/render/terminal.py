@@ -37,6 +37,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _header(report),
         _results(report),
         _section("Gates", _gates(report)),
+        _section("Steps (distance to the float output on holdout samples)", _steps(report)),
         _section("Kernels", _kernels(report)),
         _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
         _section("Stages", _stages(report)),
@@ -124,6 +125,8 @@ def _drop(report: Report) -> Text:
     text = Text(f"drop {accuracy.drop:.2f} {unit_word(accuracy)}".replace("-", "−"))
     if accuracy.drop_ci95:
         text.append(f"\n95 %: {formatting.interval(accuracy.drop_ci95)}", "dim")
+    if line := formatting.simulated_line(accuracy):
+        text.append(f"\n{line}", "dim")
     return text
 
 
@@ -140,6 +143,20 @@ def _gate(gate: Gate) -> tuple[Text, str, str]:
     mark = Text("✓", "green") if gate.passed else Text("✗", "bold red")
     name = formatting.clean(gate.name)
     return Text.assemble(mark, " ", name), f"{gate.value:.4g}", formatting.limit(gate)
+
+
+def _steps(report: Report) -> Table | None:
+    table = _grid(4)
+    for step in report.ptq or ():
+        mark = Text("✓", "green") if step.kept else Text("✗", "yellow")
+        outcome = "kept" if step.kept else "no better, rolled back"
+        table.add_row(
+            Text.assemble(mark, " ", formatting.clean(step.step)),
+            formatting.before_after(step),
+            Text(formatting.duration(step.seconds), justify="right"),
+            Text(outcome, "dim" if step.kept else "yellow"),
+        )
+    return table if table.row_count else None
 
 
 def _kernels(report: Report) -> Table | None:
