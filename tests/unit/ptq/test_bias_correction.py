@@ -1,0 +1,77 @@
+"""Bias correction: the mean of every layer's output is that of the float network afterwards."""
+
+import numpy as np
+import torch
+from models import Net, feeds_for, graph_context, make_grids, make_plan, rewritten
+
+from qtool.calibration import MinMax
+from qtool.data.spool import spool_batches
+from qtool.ptq.bias_correction import BiasCorrection
+from qtool.quant.bit_widths import Bits
+from qtool.rewrites.add_bias import add_bias
+from qtool.runtime.executor import Executor
+from qtool.steps.layerwise import LayerwiseRun
+
+BITS = Bits(3, 8)
+
+
+def prepared(folder, bias=True):
+    net = Net(opset=21)
+    x = net.input("x", "N", 3, 8, 8)
+    for channels, filters in ((3, 8), (8, 8)):
+        weight = net.weight(filters, channels, 3, 3)
+        more = (net.weight(filters),) if bias else ()
+        x = net.add("Relu", net.add("Conv", x, weight, *more, pads=[1] * 4))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    more = (net.weight(5),) if bias else ()
+    net.output(net.add("Gemm", x, net.weight(5, 8), *more, transB=1, out="y"))
+    model = net.load(folder)
+    rewritten(model)
+    added = add_bias(model, lambda node: True)
+    batches = [feeds_for(model, seed=1, rows=40)]
+    plan = make_grids(model, make_plan(model, None, BITS), batches, MinMax())
+    return plan, graph_context(model, bits=BITS, dataset=spool_batches(batches, folder)), added
+
+
+def mean_errors(plan, context) -> list[float]:
+    """The largest mean error of a channel, in deviations of the layer's output, by layer."""
+    errors = []
+    with LayerwiseRun(context, plan, "test") as run:
+        for site in run.sites():
+            pairs = list(run.outputs(site))
+            axis = 1 if site.op == "Conv" else -1
+            y, q = (torch.cat([p[k] for p in pairs]).movedim(axis, 0).flatten(1) for k in (0, 1))
+            errors.append(float(((y - q).mean(1).abs() / y.std()).max()))
+    return errors
+
+
+def test_mean_outputs_are_those_of_the_float_network(tmp_path):
+    plan, context, added = prepared(tmp_path)
+    assert added == 0
+    before = mean_errors(plan, context)
+    result = BiasCorrection()(plan, context)
+    after = mean_errors(result.plan, context)
+    assert max(before) > 0.01
+    assert max(after) < 1e-4
+    assert result.metrics["layers"] == 3
+    assert context.loss(result.plan) < context.loss(plan)
+
+
+def test_layers_without_a_bias_get_one(tmp_path):
+    plan, context, added = prepared(tmp_path, bias=False)
+    assert added == 3
+    assert max(mean_errors(BiasCorrection()(plan, context).plan, context)) < 1e-4
+
+
+def test_a_bias_of_zeros_changes_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    model = Net(opset=21)
+    y = model.add("Conv", model.input("x", "N", 3, 8, 8), model.weight(4, 3, 1, 1), out="y")
+    graph = model.output(y).load(tmp_path / "a")
+    feeds = feeds_for(graph, seed=1)
+    with torch.inference_mode():
+        before = Executor(graph)(feeds)["y"].numpy().copy()
+        assert add_bias(graph, lambda node: False) == 0
+        assert add_bias(graph, lambda node: True) == 1
+        np.testing.assert_array_equal(Executor(graph)(feeds)["y"].numpy(), before)
+    assert add_bias(graph, lambda node: True) == 0
