@@ -15,11 +15,13 @@ from qtool.loading import bind_shapes
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
 from qtool.pipeline.input_checks import check_first_output, check_labels, check_metric, disjoint
 from qtool.pipeline.load_model import input_specs, load_from_recipe
+from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe
 from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.rewrites import REWRITES
 from qtool.steps.context import Context
+from qtool.steps.guard import check_needs
 from qtool.steps.stage_cache import StageCache, StageRecord
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
@@ -60,6 +62,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
             check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
+        _check_steps(recipe, calibration)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
@@ -89,6 +92,11 @@ def _check_rewrites(recipe: Recipe, target: Target) -> None:
                 f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
                 f"{suggest(name, REWRITES)}"
             )
+
+
+def _check_steps(recipe: Recipe, calibration: Dataset) -> None:
+    available = {"bias", *(("labels",) if calibration.labels is not None else ())}
+    check_needs(ptq_steps(recipe), frozenset(available))
 
 
 def _parts(

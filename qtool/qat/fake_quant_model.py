@@ -88,7 +88,9 @@ class QatNetwork(nn.Module):
         self._add_biases(values)
         for name in sorted(plan.weight_only - self._hooks.keys()):
             key = f"stored{len(self.weights)}"
-            self._add_weight(key, name, np.asarray(constant(values[name]), np.float32), quantizer)
+            self._add_weight(
+                key, name, np.asarray(plan.weight(name, values[name]), np.float32), quantizer
+            )
         self._add_activations(values, quantizer)
         self.to(device)
 
@@ -97,7 +99,10 @@ class QatNetwork(nn.Module):
     ) -> None:
         """Add the weight of one site, and the BatchNorm behind it that learns on."""
         key, weight_name = str(len(self._sites)), site.weight or ""
-        weight, params = np.asarray(constant(values[weight_name]), np.float32), None
+        weight, params = (
+            np.asarray(self.plan.weight(weight_name, values[weight_name]), np.float32),
+            None,
+        )
         norm = node.meta.get("folded_norm") if self.batchnorm != "folded" else None
         if any(len(values[name].uses()) > 1 for name in (weight_name, site.bias) if name):
             norm = None  # tied weights have one BatchNorm each; they train as they are
@@ -130,7 +135,7 @@ class QatNetwork(nn.Module):
             if key in self.norms:
                 self._hooks[name] = torch.zeros_like
                 continue
-            array = np.asarray(constant(values[name]), np.float32)
+            array = np.asarray(self.plan.weight(name, values[name]), np.float32)
             self.biases[bias], self._biases[bias] = nn.Parameter(torch.tensor(array)), name
             grid = self.plan.grid_of[site.inputs[0]]
             self._hooks[name] = partial(self._bias, bias, key, grid)

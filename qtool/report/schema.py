@@ -279,3 +279,5 @@ class PtqStep(Part):
     after: Number
     kept: bool
     seconds: Number
+    metrics: dict[str, Number] | None = None
+    """Numbers that the step reports, such as the layers that it changed."""

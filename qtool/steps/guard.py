@@ -94,6 +94,7 @@ def guarded(
             after=round(after, 8),
             kept=selected,
             seconds=round(time.perf_counter() - start, 3),
+            metrics=dict(result.metrics) or None,
         )
         record.notes += [*result.notes, _verdict(row, context.holdout.count)]
         return (result if selected else replace(result, plan=plan)), row
