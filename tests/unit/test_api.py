@@ -216,3 +216,48 @@ def test_a_plan_belongs_to_its_model(plan):
     for call in (qtool.simulate, lambda m, p: qtool.emit(m, p, "x.onnx")):
         with pytest.raises(RecipeError, match="the plan was made for Two as another"):
             call(other, plan)
+
+
+def test_the_package_lists_its_public_names():
+    assert {"load", "quantize", "simulate", "emit", "Model", "Plan"} <= set(dir(qtool))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (lambda m, p: qtool.quantize("net.onnx", [np.zeros((1, 2))]), ModelError, "found a str as"),
+        (lambda m, p: qtool.quantize(m, 7), DataError, "found a int as the data"),
+        (lambda m, p: qtool.quantize(m, "train"), DataError, "found a str as the data"),
+        (lambda m, p: qtool.quantize(m, [], methd="mse"), RecipeError, 'did you mean "method"'),
+        (lambda m, p: qtool.quantize(m, [], bits=8), RecipeError, "bits"),
+        (lambda m, p: qtool.simulate(m, None), RecipeError, "found a NoneType as the plan"),
+        (lambda m, p: qtool.simulate(p, p), ModelError, "found a Plan as the model"),
+        (lambda m, p: qtool.emit(m, p, 3), RecipeError, "found a int as the path"),
+        (lambda m, p: qtool.load(3), ModelError, "found a int"),
+    ],
+)
+def test_arguments_of_another_type_are_errors_of_the_user(call, kind, text, tmp_path):
+    net = Net(opset=21)
+    net.output(net.conv(net.input("x", "N", 3, 8, 8), 3, 4, out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    images = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    plan = qtool.quantize(model, [images])
+    with pytest.raises(kind, match=text):
+        call(model, plan)
+
+
+def test_post_training_steps_run_in_python_too(tmp_path):
+    net = Net(opset=21)
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 4))
+    net.output(net.conv(x, 4, 4, out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    images = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    plan = qtool.quantize(
+        model,
+        (images[k : k + 8] for k in range(0, 40, 8)),
+        ptq=["bias_correction"],
+        bits={"weights": 3},
+    )
+    assert any("biases of 2 layers corrected on 30 samples" in note for note in plan.notes)
