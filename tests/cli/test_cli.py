@@ -239,7 +239,7 @@ def test_cuda_where_there_is_one_is_passed_on(pipeline, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert run("ptq", "--recipe", "int8.yaml", "--device", "cuda").exit_code == 0
-    assert pipeline.calls[0][2]["device"] == "cuda"
+    assert pipeline.calls[0][2].device == "cuda"
 
 
 def test_progress_off_a_terminal_is_a_line_for_each_stage(pipeline):

@@ -79,7 +79,7 @@ def test_the_report_tells_what_ran(finished):
     assert layers["rnn"]["payload_bytes"] >= 4 * HIDDEN * (40 + HIDDEN)
     assert layers["head"]["bytes"] >= HIDDEN * 64 + 64 * 4
     assert "no calibration sample was read" in notes(report, "freeze")
-    assert "2 integer sites find the grids of their inputs" in notes(report, "annotate")
+    assert "2 integer sites compute the grids of their inputs" in notes(report, "annotate")
     assert "judged at batch 1" in notes(report, "simulate")
 
 

@@ -129,7 +129,17 @@ def test_the_report_has_the_keys_of_the_contract(first):
     ]
     assert all(value is not None and value == value for value in keys(report).values())
     assert report["accuracy"].keys() == {
-        *("metric", "unit", "samples", "float", "simulated", "quantized", "drop", "drop_ci95"),
+        *(
+            "metric",
+            "unit",
+            "samples",
+            "float",
+            "simulated",
+            "simulated_samples",
+            "quantized",
+            "drop",
+            "drop_ci95",
+        ),
         "agreement",
     }
     assert report["size"].keys() == {
