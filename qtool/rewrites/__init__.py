@@ -3,11 +3,12 @@
 After the rewrites the graph is read-only. The target names them in order; a recipe may choose.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
+from qtool.rewrites.equalize import equalize
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
 from qtool.rewrites.fold_pad import fold_pad
@@ -30,6 +31,27 @@ REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
     "fold_pad": fold_pad,
     "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
+    "equalize": equalize,
     "space_to_depth_first_conv": space_to_depth_first_conv,
     "pad_first_conv_channels": pad_first_conv_channels,
 }
+
+OPTIONAL = frozenset({"equalize"})
+"""Rewrites of no target's own list: a recipe that names only these adds them to that list."""
+
+
+def rewrite_names(requested: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:
+    """Return the rewrites of a run, in order.
+
+    Args:
+        requested: of the recipe; None: those of the target.
+        own: of the target.
+    """
+    if requested is None:
+        return tuple(own)
+    if not requested or not OPTIONAL.issuperset(requested):
+        return tuple(requested)
+    # Weights have their final values before the first convolution changes its form.
+    later = ("space_to_depth_first_conv", "pad_first_conv_channels")
+    place = next((k for k, name in enumerate(own) if name in later), len(own))
+    return (*own[:place], *requested, *own[place:])
