@@ -100,9 +100,8 @@ class Channels:
             self.fix(followed.numbers)
 
     def _visit(self, node: ir.Node) -> None:
-        for value in captured(node):
-            self._fix_value(value)
-        out = node.outputs[0]
+        for outer in captured(node):
+            self._fix_value(outer)
         if is_layer(node):
             self._visit_layer(node)
             return
@@ -120,7 +119,7 @@ class Channels:
             for value in node.inputs:
                 self._fix_value(value)
         else:
-            self._followed[out] = followed
+            self._followed[node.outputs[0]] = followed
 
     def _visit_layer(self, node: ir.Node) -> None:
         weight = constant(node.inputs[1])
@@ -144,25 +143,25 @@ class Channels:
             self.fix(numbers)
 
     def _merged(self, node: ir.Node, inputs: Sequence[_Followed | None]) -> _Followed | None:
-        known = [f for f in inputs if f is not None]
-        if len(known) < len(inputs) or not known or len({f.axis for f in known}) > 1:
+        parts = [f for f in inputs if f is not None]
+        if len(parts) < len(inputs) or not parts or len({f.axis for f in parts}) > 1:
             return None
         ranks = {rank(v) for v in node.inputs}
         if None in ranks or len(ranks) > 1:
             return None
-        first = known[0]
+        first = parts[0]
         along = attribute(node, "axis") if node.op_type == "Concat" else None
         if along is not None and along % (rank(node.inputs[0]) or 1) == first.axis:
-            return _Followed(np.concatenate([f.numbers for f in known]), first.axis)
-        if any(f.numbers.size != first.numbers.size for f in known):
+            return _Followed(np.concatenate([f.numbers for f in parts]), first.axis)
+        if any(f.numbers.size != first.numbers.size for f in parts):
             return None
-        for other in known[1:]:
+        for other in parts[1:]:
             self._join(first.numbers, other.numbers)
         return first
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Return whether a node is linear with a constant weight whose axes are known."""
+    """Return whether a node is linear with a constant weight whose axes are parts."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return False
     weight = node.inputs[1] if len(node.inputs) > 1 else None
@@ -239,10 +238,10 @@ def _sliced(node: ir.Node, x: _Followed, new: Callable[[int], np.ndarray]) -> _F
     size = rank(node.inputs[0])
     if len(arrays) < 3 or any(a is None for a in arrays) or size is None:
         return None
-    starts, ends, axes = (np.ravel(a) for a in arrays[:3])  # type: ignore[arg-type]
+    starts, stops, axes = (np.ravel(a) for a in arrays[:3])  # type: ignore[arg-type]
     steps = np.ravel(arrays[3]) if len(arrays) > 3 else np.ones(len(axes))  # type: ignore[arg-type]
     numbers = x.numbers
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, axis, step in zip(starts, stops, axes, steps, strict=True):
         if int(axis) % size == x.axis:
             if step < 0:
                 return None

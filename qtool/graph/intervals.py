@@ -89,7 +89,7 @@ def _passed(node: ir.Node, x: Interval) -> Interval | None:
 
 
 def _sum(parts: list[Interval | None]) -> Interval | None:
-    known = [p for p in parts if p is not None]
-    if len(known) < 2 or len({p.upper.size for p in known}) > 1:
+    terms = [p for p in parts if p is not None]
+    if len(terms) < 2 or len({p.upper.size for p in terms}) > 1:
         return None
-    return Interval(sum(p.lower for p in known), sum(p.upper for p in known))  # type: ignore[arg-type]
+    return Interval(sum(p.lower for p in terms), sum(p.upper for p in terms))  # type: ignore[arg-type]
