@@ -45,12 +45,20 @@ class Channels:
 
     Attributes:
         layers: with weights that may be changed, in graph order.
+        norms: LayerNormalizations with constant factors, and the channels that they write.
         clips: Clips with the lower limit 0, which pass a channel on only where the upper limit
             is never reached, and their channels.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        """Follow all channels of the main graph."""
+    def __init__(self, graph: ir.Graph, norms: bool = False) -> None:
+        """Follow all channels of the main graph.
+
+        Args:
+            graph: read only.
+            norms: follow the channels that a LayerNormalization writes, too.
+        """
+        self._with_norms = norms
+        self._norms: list[tuple[ir.Node, np.ndarray]] = []
         self._parents = [FIXED]
         self._followed: dict[ir.Value, _Followed] = {}
         self._layers: list[Layer] = []
@@ -64,6 +72,11 @@ class Channels:
     def layers(self) -> list[Layer]:
         """The layers, their channels numbered as they are now."""
         return [Layer(x.node, self.number(x.outputs), self.number(x.inputs)) for x in self._layers]
+
+    @property
+    def norms(self) -> list[tuple[ir.Node, np.ndarray]]:
+        """The LayerNormalizations and the channels that they write."""
+        return [(node, self.number(numbers)) for node, numbers in self._norms]
 
     @property
     def count(self) -> int:
@@ -105,6 +118,11 @@ class Channels:
         if is_layer(node):
             self._visit_layer(node)
             return
+        if node.op_type == "Shape":
+            return  # it reads no number
+        if self._with_norms and _is_norm(node):
+            self._visit_norm(node)
+            return
         inputs = [self._followed.get(v) for v in node.inputs if v is not None]
         if node.op_type in ("Add", "Sub", "Sum", "Concat"):
             followed = self._merged(node, inputs)
@@ -142,6 +160,14 @@ class Channels:
             self.fix(written)  # tied weights belong to several layers
             self.fix(numbers)
 
+    def _visit_norm(self, node: ir.Node) -> None:
+        self._fix_value(node.inputs[0])
+        written = self._new(int(np.prod(dims(node.inputs[1]) or (0,))))  # type: ignore[arg-type]
+        self._norms.append((node, written))
+        self._followed[node.outputs[0]] = _Followed(written, (rank(node.outputs[0]) or 0) - 1)
+        if any(len(v.uses()) > 1 for v in node.inputs[1:] if v is not None):
+            self.fix(written)
+
     def _merged(self, node: ir.Node, inputs: Sequence[_Followed | None]) -> _Followed | None:
         parts = [f for f in inputs if f is not None]
         if len(parts) < len(inputs) or not parts or len({f.axis for f in parts}) > 1:
@@ -174,6 +200,15 @@ def is_layer(node: ir.Node) -> bool:
         bias = dims(node.inputs[2]) if len(node.inputs) > 2 else (0,)
         return plain and not attribute(node, "transA", 0) and bias is not None and len(bias) == 1
     return True
+
+
+def _is_norm(node: ir.Node) -> bool:
+    """Return whether a node normalizes the last axis with constant factors of one dimension."""
+    if node.op_type != "LayerNormalization" or len(node.inputs) < 2:
+        return False
+    constants = all(is_constant(v) for v in node.inputs[1:] if v is not None)
+    size, axis = rank(node.outputs[0]) or 0, int(attribute(node, "axis", -1))
+    return constants and rank(node.inputs[1]) == 1 and size >= 2 and axis % size == size - 1
 
 
 def oriented(node: ir.Node, weight: np.ndarray) -> np.ndarray:

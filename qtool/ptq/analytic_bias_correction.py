@@ -71,11 +71,11 @@ class AnalyticBiasCorrection:
                 "samples instead"
             )
         original = moments(graph, {}, {})
-        moved = moments(graph, plan.weight_overrides, original)
+        shifted = moments(graph, plan.weight_overrides, original)
         nodes, values, overrides = nodes_by_name(graph), by_name(graph), dict(plan.weight_overrides)
         corrected = 0
         for site in plan.sites.values():
-            x = moved.get(site.inputs[0])
+            x = shifted.get(site.inputs[0])
             if site.weight is None or site.bias is None or x is None:
                 continue
             error = _error(plan, site, nodes[site.name])

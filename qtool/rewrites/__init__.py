@@ -5,8 +5,6 @@ After the rewrites the graph is read-only. The target names them in order; a rec
 
 from collections.abc import Callable, Sequence
 
-import onnx_ir as ir
-
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
 from qtool.rewrites.equalize import equalize
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
@@ -15,10 +13,11 @@ from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
+from qtool.rewrites.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 
-REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
+REWRITES: dict[str, Callable[..., int]] = {
     "unfuse_microsoft": unfuse_microsoft,
     "fold_constants": fold_constants,
     "make_reshapes_static": make_reshapes_static,
@@ -32,11 +31,15 @@ REWRITES: dict[str, Callable[[ir.Model, Callable[[ir.Node], bool]], int]] = {
     "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
     "equalize": equalize,
+    "smooth": smooth,
     "space_to_depth_first_conv": space_to_depth_first_conv,
     "pad_first_conv_channels": pad_first_conv_channels,
 }
 
-OPTIONAL = frozenset({"equalize"})
+NEEDS_SAMPLES = frozenset({"smooth"})
+"""Rewrites that take calibration samples as their third argument, see ``smooth.Samples``."""
+
+OPTIONAL = frozenset({"equalize", "smooth"})
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
 

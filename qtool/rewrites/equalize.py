@@ -65,7 +65,7 @@ def equalize(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
     ranges = [_Ranges(layer, _magnitudes(layer)) for layer in channels.layers]
     numbers = [layer.outputs for layer in channels.layers] + [r.layer.inputs for r in ranges]
     scales = equalizing_scales(ranges, channels.count, least) if numbers else np.ones(1)
-    done = sum([_scale(r.layer, scales) for r in ranges])
+    done = sum([scale_layer(r.layer, scales) for r in ranges])
     if note:
         model.meta["equalize"] = note
     return done
@@ -153,7 +153,7 @@ def _clip_limits(model: ir.Model, channels: Channels) -> tuple[np.ndarray, str]:
     return least, f"{note}can be equalized exactly" if total else ""
 
 
-def _scale(layer: Layer, scales: np.ndarray) -> bool:
+def scale_layer(layer: Layer, scales: np.ndarray) -> bool:
     """Scale a layer's weight, bias and metadata; return whether anything changed."""
     node = layer.node
     written, read = scales[layer.outputs], scales[layer.inputs]
@@ -165,11 +165,11 @@ def _scale(layer: Layer, scales: np.ndarray) -> bool:
     if weight is None or array is None:
         raise AssertionError(f"{node.name} has no constant weight")
     scaled = oriented(node, array.astype(np.float64)) * factor
-    _replace(weight, restored(node, scaled, array.shape).astype(array.dtype))
+    replace_array(weight, restored(node, scaled, array.shape).astype(array.dtype))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     shift = constant(bias)
     if bias is not None and shift is not None:
-        _replace(bias, (shift.astype(np.float64) / out).astype(shift.dtype))
+        replace_array(bias, (shift.astype(np.float64) / out).astype(shift.dtype))
     norm = node.meta.get("folded_norm")
     if isinstance(norm, FoldedNorm):
         node.meta["folded_norm"] = replace(norm, gamma=norm.gamma / out, beta=norm.beta / out)
@@ -179,5 +179,6 @@ def _scale(layer: Layer, scales: np.ndarray) -> bool:
     return True
 
 
-def _replace(value: ir.Value, array: np.ndarray) -> None:
+def replace_array(value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant other numbers of the same shape and type."""
     value.const_value = ir.Tensor(np.asarray(array, order="C"), name=value.name)
