@@ -48,7 +48,8 @@ def equalize(model: ir.Model, quantized: Callable[[ir.Node], bool]) -> int:
     Between the layers may be what commutes with a positive factor per channel: Relu, LeakyRelu,
     PRelu, pooling, zero padding, Reshape, Transpose, Slice, Concat, and Add or Sub where all
     branches can be scaled alike. Of several layers that write or read a channel the largest range
-    counts. A channel of zeros keeps its scale.
+    counts. A channel of zeros keeps its scale. Where both layers have other channels that cannot
+    be scaled, ranges are compared relative to the largest of those.
 
     A Clip [0, h] with a scalar h (ReLU6) commutes only where h is never reached. A channel is
     scaled across it only if interval arithmetic from the weights proves x <= h for every input of
@@ -91,13 +92,37 @@ def equalizing_scales(ranges: Sequence[_Ranges], count: int, least: np.ndarray) 
                 np.maximum.at(second, r.layer.inputs, r.of_inputs(scales))
             r1, r2 = first[numbers], second[numbers]
             alive = (r1 > 0) & (r2 > 0)
-            step = np.sqrt(np.where(alive, r1, 1.0) / np.where(alive, r2, 1.0))
+            step = balancing_step(np.where(alive, r1, 1.0), np.where(alive, r2, 1.0), first, second)
             new = np.where(alive, np.maximum(scales[numbers] * step, least[numbers]), 1.0)
             change = max(change, float(np.abs(new / scales[numbers] - 1).max()))
             scales[numbers] = new
         if change < TOLERANCE:
             break
     return scales
+
+
+def balancing_step(
+    r1: np.ndarray, r2: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Return the factors that balance the ranges r1 and r2 of one group's channels.
+
+    Where both layers have channels that cannot be scaled, of ranges R1 and R2, one scale for the
+    whole tensor is no finer than theirs, and r1 / R1 = r2 / R2 is best; where one has, its range
+    is not exceeded.
+
+    Args:
+        r1: ranges of the channels where they are written, [C].
+        r2: ranges of the channels where they are read, [C].
+        first: ranges of all channel numbers where they are written; 0 where they are not.
+        second: the same where they are read.
+    """
+    fixed1, fixed2 = first[FIXED], second[FIXED]
+    step = np.sqrt(r1 / r2)
+    if fixed1 > 0 and fixed2 > 0:
+        return np.asarray(step * np.sqrt(fixed2 / fixed1))
+    if fixed1 > 0:
+        return np.maximum(step, r1 / fixed1)
+    return np.minimum(step, fixed2 / r2) if fixed2 > 0 else step
 
 
 def _groups(

@@ -13,7 +13,7 @@ from qtool.graph.channels import oriented
 from qtool.graph.queries import constant
 from qtool.quant.bit_widths import Bits
 from qtool.rewrites import REWRITES, rewrite_names
-from qtool.rewrites.equalize import equalize
+from qtool.rewrites.equalize import balancing_step, equalize
 
 
 def ranges(node: ir.Node, of_inputs: bool = False) -> np.ndarray:
@@ -304,3 +304,13 @@ def test_optional_rewrites_alone_are_added_to_the_targets_own(requested, names):
 
 def test_no_target_lists_an_optional_rewrite():
     assert "equalize" in REWRITES and "equalize" not in cpu().rewrites
+
+
+@pytest.mark.parametrize(
+    ("fixed1", "fixed2", "step"),
+    [(0.0, 0.0, 3.0), (8.0, 2.0, 1.5), (0.0, 2.0, 2.0), (2.0, 0.0, 4.5), (9.0, 9.0, 3.0)],
+)
+def test_channels_beside_fixed_ones_are_balanced_relative_to_them(fixed1, fixed2, step):
+    """r1 = 9 and r2 = 1; a fixed range of 0: the layer has no fixed channel."""
+    ranges1, ranges2 = np.array([fixed1, 9.0]), np.array([fixed2, 1.0])
+    assert balancing_step(ranges1[1:], ranges2[1:], ranges1, ranges2).tolist() == [step]
