@@ -5,13 +5,17 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from models import BUILDERS, Net, bind, changed, cpu, feeds_for, frozen_plan, rewritten, run, sqnr
 
 from qtool.emitters import emit_qdq
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.channels import oriented
 from qtool.graph.queries import constant
+from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.quantizers.lsq import LSQ
 from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES, rewrite_names
 from qtool.rewrites.equalize import balancing_step, equalize
 
@@ -267,6 +271,28 @@ def test_folded_batchnorms_stay_right():
         np.testing.assert_allclose(conv.outputs[0].meta["batchnorm"][0], beta / read)
         np.testing.assert_allclose(conv.outputs[0].meta["batchnorm"][1], gamma / read)
     assert read.tolist() == [1.0] * 4  # the last layer writes the output
+
+
+def test_training_with_live_batchnorm_is_that_of_the_network_before():
+    """Batch statistics are those of the layers before the folding, which no scale changes."""
+    outputs, feeds = [], None
+    for names in ((), ("equalize",)):
+        net = Net()
+        x = net.add("Relu", net.norm(net.conv(net.input("x", "N", 3, 6, 6), 3, 8), 8))
+        x = net.add("Relu", net.norm(net.conv(x, 8, 8, group=8), 8))
+        model = net.output(net.norm(net.conv(x, 8, 4), 4, out="y")).model()
+        feeds = feeds_for(model, rows=32)
+        bind(model, feeds)
+        rewritten(model, "fold_batchnorm", *names)
+        network = QatNetwork(model, frozen_plan(model, Bits(8, 8)), LSQ(), "live")
+        x = {"x": torch.from_numpy(feeds["x"])}
+        outputs.append(network.train()(x)["y"].detach().numpy())
+        with torch.no_grad():
+            trained = network.eval()(x)["y"].numpy()
+        learned = freeze(model, network.freeze())
+        emitted = run(emit_qdq(model, learned, cpu()), feeds)["y"]
+        np.testing.assert_allclose(emitted, trained, rtol=0, atol=1e-3 * np.abs(trained).max())
+    assert sqnr(*outputs) > 20  # two roundings to 8 bits
 
 
 def test_weights_scaled_per_tensor_lose_less():
