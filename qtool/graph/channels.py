@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qtool.graph.layers import is_layer, oriented
 from qtool.graph.queries import attribute, captured, clip_limits, constant, dims, is_constant, rank
 
 FIXED = 0
@@ -186,22 +187,6 @@ class Channels:
         return first
 
 
-def is_layer(node: ir.Node) -> bool:
-    """Return whether a node is linear with a constant weight whose axes are parts."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return False
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if not is_constant(weight) or not all(is_constant(v) for v in node.inputs[2:] if v is not None):
-        return False
-    if node.op_type == "MatMul":
-        return rank(weight) == 2 and (rank(node.outputs[0]) or 0) >= 2
-    if node.op_type == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-        bias = dims(node.inputs[2]) if len(node.inputs) > 2 else (0,)
-        return plain and not attribute(node, "transA", 0) and bias is not None and len(bias) == 1
-    return True
-
-
 def _is_norm(node: ir.Node) -> bool:
     """Return whether a node normalizes the last axis with constant factors of one dimension."""
     if node.op_type != "LayerNormalization" or len(node.inputs) < 2:
@@ -209,29 +194,6 @@ def _is_norm(node: ir.Node) -> bool:
     constants = all(is_constant(v) for v in node.inputs[1:] if v is not None)
     size, axis = rank(node.outputs[0]) or 0, int(attribute(node, "axis", -1))
     return constants and rank(node.inputs[1]) == 1 and size >= 2 and axis % size == size - 1
-
-
-def oriented(node: ir.Node, weight: np.ndarray) -> np.ndarray:
-    """Return a weight as [groups, outputs of a group, inputs of a group, kernel]."""
-    if node.op_type in ("Gemm", "MatMul"):
-        matrix = weight if attribute(node, "transB", 0) else weight.T
-        return matrix[None, :, :, None]
-    groups = int(attribute(node, "group", 1))
-    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return split if node.op_type == "Conv" else split.swapaxes(1, 2)
-
-
-def restored(node: ir.Node, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Undo :func:`oriented`.
-
-    Args:
-        node: of the layer.
-        array: [groups, outputs of a group, inputs of a group, kernel].
-        shape: of the weight.
-    """
-    if node.op_type in ("Gemm", "MatMul"):
-        return array[0, :, :, 0] if attribute(node, "transB", 0) else array[0, :, :, 0].T
-    return (array if node.op_type == "Conv" else array.swapaxes(1, 2)).reshape(shape)
 
 
 # What becomes of the channels of an op's first input; None: the op does more than pass them on.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.channels import is_layer, oriented
+from qtool.graph.layers import is_layer, oriented
 from qtool.graph.queries import attribute, clip_limits, constant
 
 PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Flatten")

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
-from qtool.graph.channels import is_layer, oriented
+from qtool.graph.layers import is_layer, oriented
 from qtool.graph.queries import by_name, clip_limits, constant, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import dequantize, fake_quantize

@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.batchnorm import FoldedNorm
-from qtool.graph.channels import FIXED, Channels, Layer, oriented, restored
+from qtool.graph.channels import FIXED, Channels, Layer
 from qtool.graph.intervals import intervals
+from qtool.graph.layers import oriented, restored
 from qtool.graph.queries import clip_limits, constant
 
 # Nagel et al. repeat until the scales no longer change; 40 sweeps are ample.

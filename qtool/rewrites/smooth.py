@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.channels import FIXED, Channels, Layer, oriented
+from qtool.graph.channels import FIXED, Channels, Layer
+from qtool.graph.layers import oriented
 from qtool.graph.queries import constant
 from qtool.quant.bit_widths import Widths
 from qtool.quant.primitives import (

@@ -62,7 +62,7 @@ def test_the_correction_is_the_error_times_the_mean(tmp_path):
 
 def test_absorption_shifts_the_means_and_no_other(tmp_path):
     context = context_for(chain(gamma=0.5, beta=4.0), tmp_path)
-    absorbed = HighBiasAbsorption()(plan_for(context), context).plan
+    absorbed = HighBiasAbsorption(padded=True)(plan_for(context), context).plan
     graph = context.model.graph
     before = moments(graph, {}, {})
     after = moments(graph, absorbed.weight_overrides, before)

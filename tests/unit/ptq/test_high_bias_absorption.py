@@ -43,7 +43,7 @@ def test_the_float_function_stays_where_outputs_are_above_c(tmp_path, depthwise)
 def test_grids_of_activations_shrink(tmp_path):
     context = context_for(chain(gamma=0.2, beta=5.0), tmp_path)
     plan = plan_for(context)
-    done = HighBiasAbsorption()(plan, context).plan
+    done = HighBiasAbsorption(padded=True)(plan, context).plan
     outputs = [s.output for s in plan.sites.values() if s.weight][:2]
     for name in outputs:
         assert done.params(name).scale < 0.5 * plan.params(name).scale
@@ -53,14 +53,14 @@ def test_grids_of_activations_shrink(tmp_path):
 
 def test_layers_that_pad_may_be_left_out(tmp_path):
     context = context_for(chain(gamma=0.2, beta=5.0), tmp_path)
-    done = HighBiasAbsorption(padded=False)(plan_for(context), context)
+    done = HighBiasAbsorption()(plan_for(context), context)
     assert not done.plan.weight_overrides
 
 
 @pytest.mark.parametrize(("beta", "absorbs"), [(5.0, False), (3.0, True)])
 def test_a_clip_that_is_reached_keeps_its_bias(tmp_path, beta, absorbs):
     context = context_for(chain(gamma=0.5, beta=beta, clip=6.0), tmp_path)
-    done = HighBiasAbsorption()(plan_for(context), context)
+    done = HighBiasAbsorption(padded=True)(plan_for(context), context)
     assert bool(done.plan.weight_overrides) == absorbs
 
 

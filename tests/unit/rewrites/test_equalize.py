@@ -10,7 +10,7 @@ from models import BUILDERS, Net, bind, changed, cpu, feeds_for, frozen_plan, re
 
 from qtool.emitters import emit_qdq
 from qtool.graph.batchnorm import FoldedNorm
-from qtool.graph.channels import oriented
+from qtool.graph.layers import oriented
 from qtool.graph.queries import constant
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.quantizers.lsq import LSQ
