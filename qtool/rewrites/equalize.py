@@ -107,8 +107,8 @@ def balancing_step(
 ) -> np.ndarray:
     """Return the factors that balance the ranges r1 and r2 of one group's channels.
 
-    Where both layers have channels that cannot be scaled, of ranges R1 and R2, one scale for the
-    whole tensor is no finer than theirs, and r1 / R1 = r2 / R2 is best; where one has, its range
+    Where both layers have channels that cannot be scaled, of ranges R1 and R2, the scale of the
+    tensor follows from these, and r1 / R1 = r2 / R2 is best; where one has, its range
     is not exceeded.
 
     Args:
