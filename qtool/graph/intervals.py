@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.layers import is_layer, oriented
-from qtool.graph.queries import attribute, clip_limits, constant
+from qtool.graph.queries import attribute, clip_limits, constant, dims
 
 PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Flatten")
 
@@ -35,6 +35,7 @@ def intervals(graph: ir.Graph) -> dict[ir.Value, Interval]:
     bounds: dict[ir.Value, Interval] = {}
     for node in graph:
         x = bounds.get(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+        x = _unbounded(node) if x is None and node.op_type == "Clip" else x
         y: Interval | None = None
         if is_layer(node) and node.op_type in ("Conv", "Gemm"):
             y = _layer(node, x)
@@ -45,6 +46,14 @@ def intervals(graph: ir.Graph) -> dict[ir.Value, Interval]:
         if y is not None:
             bounds[node.outputs[0]] = y
     return bounds
+
+
+def _unbounded(node: ir.Node) -> Interval | None:
+    shape = dims(node.outputs[0])
+    size = shape[1] if shape is not None and len(shape) > 1 else None
+    return (
+        Interval(np.full(size, -np.inf), np.full(size, np.inf)) if isinstance(size, int) else None
+    )
 
 
 def _layer(node: ir.Node, x: Interval | None) -> Interval:
