@@ -28,11 +28,12 @@ from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
 from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
-from qtool.rewrites import REWRITES
+from qtool.rewrites import REWRITES, SAMPLE_REWRITES, rewrite_names
 from qtool.rewrites.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
+from qtool.steps.rewrite_samples import rewrite_samples
 from qtool.verification.environment import instruction_sets
 from qtool.weights import SCHEMES
 from qtool.weights.grids import weight_grids
@@ -72,12 +73,16 @@ def rewrite(
         How often each rewrite applied, for the report.
     """
     model, bits = context.model, context.bits
-    names = context.target.rewrites if recipe.rewrite is None else recipe.rewrite
+    names = rewrite_names(recipe.rewrite, context.target.rewrites)
     notes = []
     for name in names:
-        times = REWRITES[name](model, bits.integer)
+        if name in SAMPLE_REWRITES:
+            times = SAMPLE_REWRITES[name](model, bits.integer, rewrite_samples(context))
+        else:
+            times = REWRITES[name](model, bits.integer)
         if times:
             notes.append(f"{name}: {times} times")
+        notes += [f"{name}: {model.meta.pop(name)}"] if name in model.meta else []
         if name == "fold_constants":
             # Shapes that depended on computed constants are known only now.
             infer_shapes(model)

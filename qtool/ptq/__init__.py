@@ -4,7 +4,13 @@ An entry is a frozen pydantic dataclass that fits :class:`qtool.steps.step.Step`
 the options of the recipe, its docstring is the help of ``qtool list ptq``.
 """
 
+from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
+from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.steps.step import Step
 
-PTQ_STEPS: dict[str, type[Step]] = {"bias_correction": BiasCorrection}
+PTQ_STEPS: dict[str, type[Step]] = {
+    "analytic_bias_correction": AnalyticBiasCorrection,
+    "bias_correction": BiasCorrection,
+    "high_bias_absorption": HighBiasAbsorption,
+}

@@ -141,7 +141,8 @@ class Recipe(_Part):
     bits: Bits = Bits()
     """The requested widths, granularity, scheme and scales."""
     rewrite: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Rewrites in order; absent: the target's own list."""
+    """Rewrites in order; absent: the target's own list. Optional ones alone ([equalize]) are added
+    to that list."""
     ptq: Annotated[tuple[NamedChoice, ...], Field(strict=False)] = ()
     """Post-training steps in order."""
     qat: Qat | None = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qtool.data import Preprocess, Reader
     from qtool.metrics.registry import Metric
     from qtool.qat.quantizers.base import QatQuantizer
-    from qtool.rewrites.rewrite import Rewrite
+    from qtool.rewrites.rewrite import Rewrite, SampleRewrite
     from qtool.steps.step import Step
     from qtool.targets.target import Target
     from qtool.weights.scale_constraints import ScaleKind
@@ -110,10 +110,10 @@ def _quantizers() -> "Mapping[str, type[QatQuantizer]]":
     return QAT_QUANTIZERS
 
 
-def _rewrites() -> "Mapping[str, Rewrite]":
-    from qtool.rewrites import REWRITES
+def _rewrites() -> "Mapping[str, Rewrite | SampleRewrite]":
+    from qtool.rewrites import REWRITES, SAMPLE_REWRITES
 
-    return REWRITES
+    return {**REWRITES, **SAMPLE_REWRITES}
 
 
 def _targets() -> "Mapping[str, Target]":

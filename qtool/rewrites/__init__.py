@@ -4,14 +4,18 @@ A target lists the rewrites it needs in the order in which they run; a recipe ma
 After the rewrites the graph is read-only.
 """
 
+from collections.abc import Sequence
+
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
+from qtool.rewrites.equalize import equalize
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
 from qtool.rewrites.fold_pad import fold_pad
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
-from qtool.rewrites.rewrite import Rewrite
+from qtool.rewrites.rewrite import Rewrite, SampleRewrite
+from qtool.rewrites.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 
@@ -28,6 +32,30 @@ REWRITES: dict[str, Rewrite] = {
     "fold_pad": fold_pad,
     "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
+    "equalize": equalize,
     "space_to_depth_first_conv": space_to_depth_first_conv,
     "pad_first_conv_channels": pad_first_conv_channels,
 }
+
+SAMPLE_REWRITES: dict[str, SampleRewrite] = {"smooth": smooth}
+"""Rewrites that read calibration samples."""
+
+OPTIONAL = frozenset({"equalize", "smooth"})
+"""Rewrites of no target's own list: a recipe that names only these adds them to that list."""
+
+
+def rewrite_names(requested: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:
+    """Return the rewrites of a run, in order.
+
+    Args:
+        requested: of the recipe; None: those of the target.
+        own: of the target.
+    """
+    if requested is None:
+        return tuple(own)
+    if not requested or not OPTIONAL.issuperset(requested):
+        return tuple(requested)
+    # Weights have their final values before the first convolution changes its form.
+    later = ("space_to_depth_first_conv", "pad_first_conv_channels")
+    place = next((k for k, name in enumerate(own) if name in later), len(own))
+    return (*own[:place], *requested, *own[place:])

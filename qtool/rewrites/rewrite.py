@@ -1,9 +1,13 @@
 """The signature that every graph rewrite has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
+
+from qtool.quant.bit_widths import Widths
 
 IsInteger = Callable[[ir.Node], bool]
 
@@ -22,6 +26,37 @@ class Rewrite(Protocol):
             model: changed in place; its inputs and outputs keep their names, types and shapes.
             is_integer: returns whether the bit widths let a node compute on integers. Rewrites that
                 only help integer kernels skip the other nodes.
+
+        Returns:
+            The number of places that were changed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Values of the float network on calibration samples, and the requested widths.
+
+    Attributes:
+        observe: (names, holdout) -> batches of values by name; ``holdout`` chooses the samples
+            that decide, disjoint from those that are fitted to.
+        widths: of a layer's weights and inputs.
+    """
+
+    observe: Callable[[Sequence[str], bool], Iterator[Mapping[str, np.ndarray]]]
+    widths: Callable[[ir.Node], Widths]
+
+
+class SampleRewrite(Protocol):
+    """A change of a graph that keeps the graph's float function and reads calibration samples."""
+
+    def __call__(self, model: ir.Model, is_integer: IsInteger, samples: Samples) -> int:
+        """Apply the rewrite wherever its pattern occurs.
+
+        Args:
+            model: as for :class:`Rewrite`.
+            is_integer: as for :class:`Rewrite`.
+            samples: values of the float network on calibration samples.
 
         Returns:
             The number of places that were changed.

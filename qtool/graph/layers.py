@@ -1,0 +1,45 @@
+"""Read the weights of linear layers in one form, whatever their op."""
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.graph.queries import attribute, dims, is_constant, rank
+
+
+def is_layer(node: ir.Node) -> bool:
+    """Return whether a node is linear with a constant weight whose axes are parts."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if not is_constant(weight) or not all(is_constant(v) for v in node.inputs[2:] if v is not None):
+        return False
+    if node.op_type == "MatMul":
+        return rank(weight) == 2 and (rank(node.outputs[0]) or 0) >= 2
+    if node.op_type == "Gemm":
+        plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+        bias = dims(node.inputs[2]) if len(node.inputs) > 2 else (0,)
+        return plain and not attribute(node, "transA", 0) and bias is not None and len(bias) == 1
+    return True
+
+
+def oriented(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """Return a weight as [groups, outputs of a group, inputs of a group, kernel]."""
+    if node.op_type in ("Gemm", "MatMul"):
+        matrix = weight if attribute(node, "transB", 0) else weight.T
+        return matrix[None, :, :, None]
+    groups = int(attribute(node, "group", 1))
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return split if node.op_type == "Conv" else split.swapaxes(1, 2)
+
+
+def restored(node: ir.Node, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo :func:`oriented`.
+
+    Args:
+        node: of the layer.
+        array: [groups, outputs of a group, inputs of a group, kernel].
+        shape: of the weight.
+    """
+    if node.op_type in ("Gemm", "MatMul"):
+        return array[0, :, :, 0] if attribute(node, "transB", 0) else array[0, :, :, 0].T
+    return (array if node.op_type == "Conv" else array.swapaxes(1, 2)).reshape(shape)
