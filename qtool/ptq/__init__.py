@@ -5,6 +5,7 @@ the options of the recipe, its docstring is the help of ``qtool list ptq``.
 """
 
 from qtool.ptq.bias_correction import BiasCorrection
+from qtool.ptq.gptq import Gptq
 from qtool.steps.step import Step
 
-PTQ_STEPS: dict[str, type[Step]] = {"bias_correction": BiasCorrection}
+PTQ_STEPS: dict[str, type[Step]] = {"bias_correction": BiasCorrection, "gptq": Gptq}

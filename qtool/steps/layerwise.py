@@ -6,7 +6,7 @@ each layer; the values alive at the cut are kept for all samples, so that every 
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -78,17 +78,28 @@ class LayerwiseRun:
             yield site
             self._context.progress(self._name, k + 1, len(sites))
 
-    def inputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    @property
+    def chunks(self) -> int:
+        """Number of chunks that the samples are read in."""
+        return self._chunks
+
+    def inputs(
+        self, site: Site, select: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the layer's input in the float and in the quantized network, chunk by chunk.
 
         Args:
             site: the one that :meth:`sites` yielded last.
+            select: called with the chunk's number and either input; returns the part that is
+                yielded. It runs before rounding, which costs as much as a small layer.
         """
         name = site.inputs[0]
         simulation = self._simulation()
         value = self._nodes[site.name].inputs[0]
         for k in range(self._chunks):
             x_float, x_quantized = (values[name] for values in self._store.get(k))
+            if select is not None:
+                x_float, x_quantized = select(k, x_float), select(k, x_quantized)
             # A value that float ops read too is kept as it was before rounding.
             if value is not None:
                 x_quantized = simulation.observe(value, x_quantized)
