@@ -144,9 +144,7 @@ class Gptq:
         if free and self.ranges:
             scale = search_scale(target, hessian, spec, shared).astype(np.float32)
         scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
-        result = round_with_compensation(
-            target, hessian, scale, limits, self.act_order, self.block
-        )
+        result = round_with_compensation(target, hessian, scale, limits, self.act_order, self.block)
         if self.refine and free:
             result = coordinate_descent(result, target, hessian, limits, self.refine, shared)
         nearest = Rounded(round_half_even(weights / start).clip(*limits), start)
