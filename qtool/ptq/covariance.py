@@ -12,7 +12,7 @@ from qtool.steps.layerwise import LayerwiseRun
 # Rows read of a layer: so many for each unknown (more no longer change the rounding), at least
 # enough for the means of small kernels, at most what keeps a wide layer's product affordable.
 ROWS_PER_UNKNOWN = 40
-MIN_ROWS = 16_384
+MIN_ROWS = 8_192
 MAX_ROWS = 200_000
 
 # Elements of the rows of one batch, which are in memory together.
@@ -131,7 +131,7 @@ class _Sums:
         a, b = x_float - self.shifts[0], x_quantized - self.shifts[1]
         self.rows += a.shape[1]
         for total, part in zip(self.first, (a, b), strict=True):
-            total += part.sum(1, dtype=torch.float64)
+            total += part.sum(1)
         for total, part in zip(self.second, (b, a), strict=True):
             total += part.transpose(1, 2) @ b
 

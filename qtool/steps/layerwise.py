@@ -16,6 +16,7 @@ import torch
 
 from qtool.graph.queries import captured, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import PerTensor
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation, raw_edges
 from qtool.steps.context import Context
@@ -104,7 +105,7 @@ class LayerwiseRun:
                 x_float, x_quantized = select(k, x_float), select(k, x_quantized)
             # A value that float ops read too is kept as it was before rounding.
             if value is not None:
-                x_quantized = simulation.observe(value, x_quantized)
+                x_quantized = _rounded(simulation, value, x_quantized)
             yield x_float, x_quantized
 
     def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -158,7 +159,7 @@ class LayerwiseRun:
         def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
             if value.name in self._raw_names:
                 raw[value.name or ""] = tensor
-            return simulation.observe(value, tensor)
+            return _rounded(simulation, value, tensor)
 
         rounded = simulation.executor(feeds, observe, names, simulation.raw)
         return {name: raw.get(name, rounded[name]) for name in names}
@@ -179,6 +180,25 @@ class LayerwiseRun:
                 if before:
                     names[value.name or ""] = None
         return list(names)
+
+
+def _rounded(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a value as readers in the quantized network see it, activations in one pass.
+
+    Torch multiplies by 1 / scale where QuantizeLinear divides: about one value in 1e6, half-way
+    between two codes, goes to the other. Statistics do not notice, and it is six times faster.
+    """
+    params = simulation.plan.params(value.name or "")
+    if (
+        params is None
+        or value.is_initializer()
+        or tensor.dtype != torch.float32
+        or not isinstance(params.spec.granularity, PerTensor)
+    ):
+        return simulation.observe(value, tensor)
+    return torch.fake_quantize_per_tensor_affine(
+        tensor, float(params.scale), int(params.zero_point), params.spec.qmin, params.spec.qmax
+    )
 
 
 class _Store:

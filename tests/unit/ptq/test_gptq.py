@@ -14,7 +14,6 @@ from qtool.quant.freeze import freeze
 from qtool.quant.primitives import fake_quantize
 from qtool.simulation.fake_quant import Simulation
 
-
 FOUR = Bits(weights=4)
 
 
