@@ -196,9 +196,9 @@ def _with_codes(
 ) -> QuantPlan:
     """Return the plan with the codes of a weight; its float array holds the same values."""
     name = site.weight or ""
-    scale = rounded.scale.reshape(-1).astype(np.float32)
-    scale = scale[:1].reshape(()) if params.scale.ndim == 0 else scale.reshape(params.scale.shape)
-    grid = replace(params, scale=scale)
+    scales = rounded.scale.reshape(-1).astype(np.float32)
+    scales = scales[: params.scale.size]  # one where all rows share it
+    grid = replace(params, scale=scales.reshape(params.scale.shape))
     codes = form.from_matrices(rounded.codes).astype(params.container)
     values = dequantize(codes.astype(np.float32), grid)
     return replace(
