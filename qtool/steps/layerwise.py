@@ -183,22 +183,21 @@ class LayerwiseRun:
 
 
 def _rounded(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a value as readers in the quantized network see it, activations in one pass.
+    """Return a value as readers in the quantized network see it; activations without copies.
 
-    Torch multiplies by 1 / scale where QuantizeLinear divides: about one value in 1e6, half-way
-    between two codes, goes to the other. Statistics do not notice, and it is six times faster.
+    The operations of :func:`fake_quantize` in their order, sample by sample in place: a sample
+    stays in the cache, which is four times faster and equal to the last bit.
     """
     params = simulation.plan.params(value.name or "")
-    if (
-        params is None
-        or value.is_initializer()
-        or tensor.dtype != torch.float32
-        or not isinstance(params.spec.granularity, PerTensor)
-    ):
+    plain = params is not None and isinstance(params.spec.granularity, PerTensor)
+    if params is None or not plain or value.is_initializer() or tensor.dim() < 2:
         return simulation.observe(value, tensor)
-    return torch.fake_quantize_per_tensor_affine(
-        tensor, float(params.scale), int(params.zero_point), params.spec.qmin, params.spec.qmax
-    )
+    scale, zero, spec = float(params.scale), float(params.zero_point), params.spec
+    rounded = torch.empty_like(tensor)
+    for x, y in zip(tensor, rounded, strict=True):
+        torch.div(x, scale, out=y)
+        y.round_().add_(zero).clamp_(spec.qmin, spec.qmax).sub_(zero).mul_(scale)
+    return rounded
 
 
 class _Store:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from contexts import calibrated
 from models import Net
-from runs import calibrated
 
 from qtool.graph.queries import constant, nodes_by_name
 from qtool.ptq import covariance

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from contexts import calibrated, samples
 from models import BUILDERS, Net, cpu, run
-from runs import calibrated, samples
 
 from qtool.emitters import emit_qdq
 from qtool.ptq import Gptq

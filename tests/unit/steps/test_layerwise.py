@@ -1,0 +1,44 @@
+"""Inputs of layers in both networks are those of whole runs, rounded as everywhere else."""
+
+import pytest
+import torch
+from contexts import calibrated
+from models import BUILDERS
+
+from qtool.quant.bit_widths import Bits
+from qtool.runtime.executor import Executor
+from qtool.simulation.fake_quant import Simulation
+from qtool.steps.layerwise import LayerwiseRun
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_inputs_are_those_of_whole_runs(name):
+    plan, context = calibrated(BUILDERS[name](), Bits(weights=4), rows=70)
+    float_network, quantized = Executor(context.model), Simulation(context.model, plan)
+    seen = 0
+    with LayerwiseRun(context, plan, "test") as run:
+        for site in run.sites():
+            read = site.inputs[0]
+            pairs = list(run.inputs(site))
+            rows = sum(len(x) for x, _ in pairs)
+            assert rows > 0 and rows % context.fit.count == 0  # no sample twice
+            for (x_float, x_quantized), (feeds, valid) in zip(
+                pairs, context.feeds(context.fit), strict=True
+            ):
+                feeds = {key: array[:valid] for key, array in feeds.items()}
+                with torch.inference_mode():
+                    assert torch.equal(x_float, float_network(feeds, None, [read])[read])
+                assert torch.equal(x_quantized, quantized(feeds, [read])[read])
+            seen += 1
+    assert seen == sum(site.weight is not None for site in plan.sites.values())
+
+
+def test_a_selection_is_rounded_as_the_whole():
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=20)
+    with LayerwiseRun(context, plan, "test") as run:
+        for site in run.sites():
+            whole, part = (
+                torch.cat([x for _, x in run.inputs(site, select)])
+                for select in (None, lambda chunk, x: x[:, :2])
+            )
+            assert torch.equal(whole[:, :2], part) and run.chunks == 1
