@@ -7,6 +7,7 @@ import pytest
 from contexts import calibrated, samples
 from models import BUILDERS, Net, cpu, run
 
+import qtool
 from qtool.emitters import emit_qdq
 from qtool.ptq import Gptq
 from qtool.quant.bit_widths import Bits
@@ -138,3 +139,19 @@ def test_the_same_run_twice_gives_the_same_bytes():
     for name, codes in first.codes.items():
         assert np.array_equal(codes, second.codes[name])
         assert np.array_equal(first.params(name).scale, second.params(name).scale)
+
+
+def test_it_is_a_step_of_the_library_and_recipes(digits):
+    data = {
+        "images": str(digits / "data" / "train"),
+        "count": 64,
+        "preprocess": {"color": "gray", "mean": [0.3], "std": [0.3]},
+    }
+    plan = qtool.quantize(
+        qtool.load(digits / "digits.onnx"),
+        data,
+        bits={"weights": 3, "layers": {"first": 8, "last": 8}},
+        ptq=[{"gptq": {"refine": 1, "bits": "below_8"}}],
+    )
+    verdicts = [note for note in plan.notes if "holdout" in note]
+    assert len(verdicts) == 1 and verdicts[0].endswith("kept")
