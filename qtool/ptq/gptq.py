@@ -63,6 +63,7 @@ class Gptq:
         refine: sweeps of coordinate descent after the rounding, with a refit of the scales.
         bits: below_8 | all: which weights; biases are corrected in all layers.
         block: columns between two updates of the columns that follow.
+        samples: of the calibration data, at most.
 
     Source: Frantar et al. 2022, arXiv:2210.17323 (rounding); Frantar and Alistarh 2022,
         arXiv:2208.11580 (convolutions); Li et al. 2025, "GPTAQ", arXiv:2504.02692 (asymmetric
@@ -78,6 +79,7 @@ class Gptq:
     refine: int = Field(default=3, ge=0)
     bits: Literal["below_8", "all"] = "all"
     block: int = Field(default=128, ge=1)
+    samples: int = Field(default=256, ge=1)
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias"})
     guarded: ClassVar[bool] = True
@@ -91,7 +93,7 @@ class Gptq:
         """
         layers = _Layers(context, plan)
         rounded = 0
-        with LayerwiseRun(context, plan, "gptq") as run:
+        with LayerwiseRun(context, plan, "gptq", self.samples) as run:
             for site in run.sites():
                 layer = layers.of(site)
                 if layer is None:
@@ -106,7 +108,7 @@ class Gptq:
                     rounded += 1
                 if layer.bias is not None:
                     run.plan = _with_bias(run.plan, site, layer, moments.total)
-            note = f"the weights of {rounded} layers rounded on {context.fit.count} samples"
+            note = f"the weights of {rounded} layers rounded on {run.dataset.count} samples"
             return StepResult(run.plan, (note,), {"layers": rounded})
 
     def _grid(

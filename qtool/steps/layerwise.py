@@ -35,17 +35,24 @@ class LayerwiseRun:
 
     Attributes:
         plan: of the quantized network; what is assigned holds from the next layer on.
+        dataset: the samples that are read.
     """
 
-    def __init__(self, context: Context, plan: QuantPlan, name: str) -> None:
+    def __init__(
+        self, context: Context, plan: QuantPlan, name: str, samples: int | None = None
+    ) -> None:
         """Prepare a run.
 
         Args:
             context: model, data and progress.
             plan: every grid is calibrated.
             name: of the step, for progress.
+            samples: of ``fit``, evenly spaced, at most; None: all.
         """
-        self.plan = plan
+        self.plan, self.dataset = plan, context.fit
+        count = self.dataset.count
+        if samples is not None and samples < count:
+            self.dataset = self.dataset.take([k * count // samples for k in range(samples)])
         self._context, self._name = context, name
         self._nodes = nodes_by_name(context.model.graph)
         self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}
@@ -70,7 +77,7 @@ class LayerwiseRun:
         """Yield the integer sites with weights, in graph order."""
         sites = [site for site in self.plan.sites.values() if site.weight is not None]
         sites.sort(key=lambda site: self._order[site.name])
-        for feeds, valid in self._context.feeds(self._context.fit):
+        for feeds, valid in self._context.feeds(self.dataset):
             # A model of a fixed batch reads the repeated samples of the last one too.
             rows = None if self._context.fixed_batch else valid
             values = {name: torch.as_tensor(array[:rows]) for name, array in feeds.items()}

@@ -42,3 +42,13 @@ def test_a_selection_is_rounded_as_the_whole():
                 for select in (None, lambda chunk, x: x[:, :2])
             )
             assert torch.equal(whole[:, :2], part) and run.chunks == 1
+
+
+@pytest.mark.parametrize(("samples", "count"), [(None, 15), (100, 15), (5, 5), (1, 1)])
+def test_samples_are_evenly_spaced(samples, count):
+    plan, context = calibrated(BUILDERS["residual"](), rows=20)
+    assert context.fit.count == 15
+    with LayerwiseRun(context, plan, "test", samples) as run:
+        assert run.dataset.count == count == len(set(run.dataset.names))
+        site = next(run.sites())
+        assert sum(len(x) for x, _ in run.inputs(site)) == count
