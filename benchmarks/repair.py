@@ -53,7 +53,8 @@ class Setting:
 SETTINGS = {
     "w4a8_rounding": Setting("W4A8, rounding", 4, 8, ()),
     "w4a8_gptq": Setting("W4A8, gptq", 4, 8, ("gptq",)),
-    "w4a8_gptq_own_rounding": Setting(
+    "w4a8_gptq_all": Setting("W4A8, gptq, all samples", 4, 8, ({"gptq": {"samples": 512}},)),
+    "w4a8_gptq_symmetric": Setting(
         "W4A8, gptq, symmetric target", 4, 8, ({"gptq": {"asymmetric": False}},)
     ),
     "w8a8_rounding": Setting("W8A8, rounding", 8, 8, ()),
@@ -115,12 +116,12 @@ def quantize(plain: dict[str, Any], out: Path, threads: str) -> dict[str, Any]:
         errors = out.with_suffix(".log").read_text()
         sys.exit(f"{out}: qtool failed with {done.returncode}:\n{errors}")
     report = json.loads(done.stdout)
-    steps = [row["step"] for row in report["ptq"] or []]
+    steps = [row["step"] for row in report.get("ptq") or []]
     return {
         "accuracy": report["accuracy"],
         "parity": report["parity"],
         "compression": report["size"]["compression"],
-        "ptq": report["ptq"],
+        "ptq": report.get("ptq") or [],
         "step_seconds": sum(s["seconds"] for s in report["stages"] if s["name"] in steps),
         "step_mb": max([s["peak_rss_mb"] for s in report["stages"] if s["name"] in steps] or [0]),
         "seconds": seconds,
@@ -139,7 +140,7 @@ def pooled(folds: Sequence[Mapping[str, Any]], key: str) -> float:
 def line(name: str, key: str, folds: Sequence[Mapping[str, Any]]) -> list[object]:
     """Return one row of the table."""
     drop, target = pooled(folds, "float") - pooled(folds, "quantized"), TARGETS.get((name, key))
-    steps = [step for fold in folds for step in fold["ptq"] or []]
+    steps = [step for fold in folds for step in fold["ptq"]]
     return [
         name,
         SETTINGS[key].title,
@@ -167,7 +168,8 @@ NOTE = """
 First and last layer 8 bits below W8A8; one weight scale per output channel; activations uint8 by
 `mse`. At most 512 calibration samples without labels, 64 of which decide whether a step is kept
 (holdout distance: before and after). ImageNet networks: calibrated on one half of 1000 images and
-evaluated on the other; both halves where the row has 1000 samples. Minutes of the step for each
+evaluated on the other; both halves where the row has 1000 samples. gptq reads 256 of the samples
+unless the row says all. Minutes of the step for each
 fold, of the whole command with its verification, and of all its threads, measured on a machine
 with other work: not a measurement of speed.
 
