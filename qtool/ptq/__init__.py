@@ -6,11 +6,13 @@ the options of the recipe, its docstring is the help of ``qtool list ptq``.
 
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
+from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.steps.step import Step
 
 PTQ_STEPS: dict[str, type[Step]] = {
     "analytic_bias_correction": AnalyticBiasCorrection,
     "bias_correction": BiasCorrection,
+    "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
 }

@@ -14,7 +14,7 @@ from qtool.loading import load_model
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
-from qtool.steps.stage_cache import Stages, first_missing
+from qtool.steps.stage_cache import StageCache, first_missing
 
 
 def small() -> Net:
@@ -82,20 +82,20 @@ def test_a_plan_for_other_grids_is_refused(tmp_path, data):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    stages = Stages(tmp_path / "run" / ".stages", False, ())
-    with stages.alone():
+    stages = StageCache(tmp_path / "run" / ".stages")
+    with stages.locked():
         code = (
-            "from pathlib import Path; from qtool.steps.stage_cache import Stages; import sys\n"
+            "from pathlib import Path; from qtool.steps.stage_cache import StageCache; import sys\n"
             "from qtool.errors import RecipeError\n"
             "try:\n"
-            "    Stages(Path(sys.argv[1]), False, ()).alone().__enter__()\n"
+            "    StageCache(Path(sys.argv[1])).locked().__enter__()\n"
             "except RecipeError as error:\n"
             "    print(error)\n"
         )
         words = [sys.executable, "-c", code, str(tmp_path / "run" / ".stages")]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert "another run is writing there" in said
-    with stages.alone():
+    with stages.locked():
         pass
 
 

@@ -1,61 +1,78 @@
-"""Layers side by side: their inputs are those of the two whole networks, wherever they lie."""
+"""Inputs of layers in both networks are those of whole runs, rounded as everywhere else."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from models import BUILDERS, bind, feeds_for, graph_context, make_grids, make_plan, rewritten
+from contexts import calibrated
+from models import BUILDERS
 
-from qtool.calibration import MinMax
-from qtool.data.spool import spool_batches
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps import layerwise
 from qtool.steps.layerwise import LayerwiseRun
 
-BITS = Bits(4, 8)
 
-
-def prepared(name, folder):
-    model = BUILDERS[name]().load(folder)
-    feeds = feeds_for(model, seed=1)
-    bind(model, feeds)
-    rewritten(model)
-    batches = [{k: np.concatenate([v] * 4) for k, v in feeds.items()}]
-    plan = make_grids(model, make_plan(model, None, BITS), batches, MinMax())
-    return plan, graph_context(model, bits=BITS, dataset=spool_batches(batches, folder))
-
-
-@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "disk"])
-@pytest.mark.parametrize("name", sorted(BUILDERS))
-def test_inputs_are_those_of_the_whole_networks(name, limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(layerwise, "MEMORY_LIMIT", limit)
-    plan, context = prepared(name, tmp_path)
-    sites = [site for site in plan.sites.values() if site.weight is not None]
-    names = [site.inputs[0] for site in sites]
-    feeds = [batch for batch, _ in context.feeds(context.fit)]
-    whole, float_run = Simulation(context.model, plan), Executor(context.model)
-    with torch.inference_mode():
-        expected = [(float_run(f, outputs=names), whole(f, names)) for f in feeds]
+@pytest.mark.parametrize("name", BUILDERS)
+def test_inputs_are_those_of_whole_runs(name):
+    plan, context = calibrated(BUILDERS[name](), Bits(weights=4), rows=70)
+    float_network, quantized = Executor(context.model), Simulation(context.model, plan)
     seen = 0
     with LayerwiseRun(context, plan, "test") as run:
         for site in run.sites():
-            for (x_float, x_quantized), (floats, rounded) in zip(
-                run.inputs(site), expected, strict=True
+            read = site.inputs[0]
+            pairs = list(run.inputs(site))
+            rows = sum(len(x) for x, _ in pairs)
+            assert rows > 0 and rows % context.fit.count == 0  # no sample twice
+            for (x_float, x_quantized), (feeds, valid) in zip(
+                pairs, context.feeds(context.fit), strict=True
             ):
-                torch.testing.assert_close(x_float, floats[site.inputs[0]])
-                torch.testing.assert_close(x_quantized, rounded[site.inputs[0]])
+                feeds = {key: array[:valid] for key, array in feeds.items()}
+                with torch.inference_mode():
+                    assert torch.equal(x_float, float_network(feeds, None, [read])[read])
+                assert torch.equal(x_quantized, quantized(feeds, [read])[read])
             seen += 1
-    assert seen == len(sites)
+    assert seen == sum(site.weight is not None for site in plan.sites.values())
 
 
-def test_a_plan_that_is_assigned_holds_from_the_next_layer_on(tmp_path):
-    plan, context = prepared("residual", tmp_path)
+def test_a_selection_is_rounded_as_the_whole():
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=20)
     with LayerwiseRun(context, plan, "test") as run:
-        sites = run.sites()
-        first = next(sites)
+        for site in run.sites():
+            whole, part = (
+                torch.cat([x for _, x in run.inputs(site, select)])
+                for select in (None, lambda chunk, x: x[:, :2])
+            )
+            assert torch.equal(whole[:, :2], part) and run.chunks == 1
+
+
+@pytest.mark.parametrize(("samples", "count"), [(None, 15), (100, 15), (5, 5), (1, 1)])
+def test_samples_are_evenly_spaced(samples, count):
+    plan, context = calibrated(BUILDERS["residual"](), rows=20)
+    assert context.fit.count == 15
+    with LayerwiseRun(context, plan, "test", samples) as run:
+        assert run.dataset.count == count == len(set(run.dataset.names))
+        site = next(run.sites())
+        assert sum(len(x) for x, _ in run.inputs(site)) == count
+
+
+def test_values_on_disk_are_those_in_memory(monkeypatch):
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=70)
+    inputs = []
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(layerwise, "MEMORY_LIMIT", limit)
+        with LayerwiseRun(context, plan, "test") as run:
+            inputs.append([x for site in run.sites() for pair in run.inputs(site) for x in pair])
+    assert len(inputs[0]) == len(inputs[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*inputs, strict=True))
+
+
+def test_a_plan_that_is_assigned_holds_from_the_next_layer_on():
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=20)
+    with LayerwiseRun(context, plan, "test") as run:
+        first = next(run.sites())
         before = [y.clone() for _, y in run.outputs(first)]
         assert first.bias is not None
         bias = np.full(before[0].shape[1], 9, np.float32)

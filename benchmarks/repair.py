@@ -1,0 +1,219 @@
+"""Weights of fewer than 8 bits after training, by repair step: drop, agreement, time, memory.
+
+    QTOOL_DATA=... python -m benchmarks.repair [ROW ...] [--work DIR] [--folds 1] [--fresh]
+
+A row is NETWORK, or NETWORK/SETTING. Every fold of a row is a `qtool ptq` run in a folder of its
+own below --work; finished folds are kept in benchmarks/results. Writes
+benchmarks/results/repair.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
+
+OUTER = {"first": 8, "last": 8}
+CROP_224 = {
+    "resize": 256,
+    "crop": 224,
+    "resize_mode": "bicubic",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of the comparison.
+
+    Attributes:
+        title: in the table.
+        weights: bits of all layers but the first and the last, which have 8.
+        activations: bits.
+        ptq: steps, as in a recipe.
+    """
+
+    title: str
+    weights: int
+    activations: int
+    ptq: Sequence[str | Mapping[str, Any]]
+
+
+SETTINGS = {
+    "w4a8_rounding": Setting("W4A8, rounding", 4, 8, ()),
+    "w4a8_gptq": Setting("W4A8, gptq", 4, 8, ("gptq",)),
+    "w4a8_gptq_all": Setting("W4A8, gptq, all samples", 4, 8, ({"gptq": {"samples": 512}},)),
+    "w4a8_gptq_symmetric": Setting(
+        "W4A8, gptq, symmetric target", 4, 8, ({"gptq": {"asymmetric": False}},)
+    ),
+    "w8a8_rounding": Setting("W8A8, rounding", 8, 8, ()),
+    "w8a8_bias": Setting("W8A8, bias correction", 8, 8, ("bias_correction",)),
+    "w8a8_gptq": Setting("W8A8, gptq", 8, 8, ("gptq",)),
+    "w3a8_gptq": Setting("W3A8, gptq", 3, 8, ("gptq",)),
+    "w4a4_gptq": Setting("W4A4, gptq", 4, 4, ("gptq",)),
+}
+DEFAULT = ("w4a8_rounding", "w4a8_gptq")
+
+# Largest drop in points: W4A8 by closed-form steps alone, first and last layer 8 bits.
+TARGETS = {
+    ("resnet20", "w4a8_gptq"): 0.6,
+    ("resnet56", "w4a8_gptq"): 0.5,
+    ("mobilenet_v2_float", "w4a8_gptq"): 3.5,
+    ("efficientnet_lite0", "w4a8_gptq"): 4.0,
+    ("squeezenet1_1", "w4a8_gptq"): 4.0,
+    ("fsdd_dscnn", "w4a8_gptq"): 1.0,
+    ("sst2_transformer2l", "w4a8_gptq"): 0.5,
+}
+
+
+def _imagenet(file: str, preprocess: Any) -> Network:
+    halves = [{"images": "imagenet_sample/val", "take": {"every": 2, "offset": k}} for k in (0, 1)]
+    common = {"count": 512, "preprocess": preprocess}
+    folds = tuple(({**halves[k], **common}, halves[1 - k]) for k in (0, 1))
+    return Network(f"models/{file}.onnx", folds, None, None)
+
+
+NAMES: dict[str, Network] = {
+    **{name: NETWORKS[name] for name in ("resnet20", "resnet56")},
+    "mobilenet_v2_float": _imagenet("mobilenet_v2_float", "imagenet"),
+    "efficientnet_lite0": _imagenet("efficientnet_lite0", CROP_224),
+    **{name: NETWORKS[name] for name in ("squeezenet1_1", "fsdd_dscnn", "sst2_transformer2l")},
+}
+
+
+def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
+    """Return the recipe of one fold, paths absolute."""
+    bits = {"weights": setting.weights, "activations": setting.activations}
+    if setting.weights < 8 or setting.activations < 8:
+        bits["layers"] = OUTER
+    plain = recipe(NAMES[name], fold, bits=bits, ptq=list(setting.ptq))
+    # The table reads the file's accuracy; the simulated one only confirms it.
+    plain["evaluate"]["simulate"] = 32
+    return plain
+
+
+def quantize(plain: dict[str, Any], out: Path, threads: str) -> dict[str, Any]:
+    """Return what the table needs of one `qtool ptq` run; a failure ends the program."""
+    path = write_recipe(plain, out.with_suffix(".yaml"))
+    command = [sys.executable, "-m", "qtool", "ptq", "--recipe", str(path), "--out", str(out)]
+    command += ["--threads", threads, "--json", "--fresh"]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with out.with_suffix(".log").open("w") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode not in (0, 1):
+        errors = out.with_suffix(".log").read_text()
+        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{errors}")
+    report = json.loads(done.stdout)
+    steps = [row["step"] for row in report.get("ptq") or []]
+    return {
+        "accuracy": report["accuracy"],
+        "parity": report["parity"],
+        "compression": report["size"]["compression"],
+        "ptq": report.get("ptq") or [],
+        "step_seconds": sum(s["seconds"] for s in report["stages"] if s["name"] in steps),
+        "step_mb": max([s["peak_rss_mb"] for s in report["stages"] if s["name"] in steps] or [0]),
+        "seconds": seconds,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "date": str(datetime.date.today()),
+    }
+
+
+def pooled(folds: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Return a figure of the accuracy over the samples of all folds."""
+    samples = [fold["accuracy"]["samples"] for fold in folds]
+    total = sum(n * fold["accuracy"][key] for n, fold in zip(samples, folds, strict=True))
+    return float(total / sum(samples))
+
+
+def line(name: str, key: str, folds: Sequence[Mapping[str, Any]]) -> list[object]:
+    """Return one row of the table."""
+    drop, target = pooled(folds, "float") - pooled(folds, "quantized"), TARGETS.get((name, key))
+    steps = [step for fold in folds for step in fold["ptq"]]
+    return [
+        name,
+        SETTINGS[key].title,
+        sum(fold["accuracy"]["samples"] for fold in folds),
+        f"{pooled(folds, 'float'):.2f}",
+        f"{pooled(folds, 'quantized'):.2f}",
+        f"{drop:.2f}",
+        "-" if target is None else f"{target} {'met' if drop <= target + 5e-3 else 'NOT MET'}",
+        f"{pooled(folds, 'agreement'):.1f}",
+        ", ".join(f"{s['before']:.3g} -> {s['after']:.3g}" for s in steps) or "-",
+        ", ".join(f"{fold['step_seconds'] / 60:.1f}" for fold in folds),
+        f"{sum(fold['seconds'] for fold in folds) / 60:.1f}",
+        f"{sum(fold['cpu_seconds'] for fold in folds) / 60:.1f}",
+        max(fold["step_mb"] for fold in folds) or "-",
+        f"{max(fold['parity']['share_off'] for fold in folds):.0e}",
+        f"{folds[0]['compression']:.2f}",
+    ]
+
+
+HEADER = [
+    *("network", "setting", "samples", "float %", "file %", "drop", "at most", "agreement %"),
+    *("holdout distance", "step min", "run min", "CPU min", "step MB", "codes off", "compression"),
+]
+NOTE = """
+First and last layer 8 bits below W8A8; one weight scale per output channel; activations uint8 by
+`mse`. At most 512 calibration samples without labels, 64 of which decide whether a step is kept
+(holdout distance: before and after). ImageNet networks: calibrated on one half of 1000 images and
+evaluated on the other; both halves where the row has 1000 samples. gptq reads 256 of the samples
+unless the row says all. Minutes of the step for each
+fold, of the whole command with its verification, and of all its threads, measured on a machine
+with other work: not a measurement of speed.
+
+"""
+
+
+def page(kept: Mapping[str, Any]) -> str:
+    """Return the table."""
+    rows = []
+    for name in NAMES:
+        for key in SETTINGS:
+            every = [f"{name}/{key}/{fold}" for fold in range(len(NAMES[name].folds))]
+            folds = [kept[row] for row in every if row in kept]
+            if folds:
+                rows.append(line(name, key, folds))
+    text = heading("Repair without labels and without training", "python -m benchmarks.repair")
+    return text + NOTE + table(HEADER, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-repair"))
+    parser.add_argument("--folds", type=int, default=2, help="folds of each row, at most")
+    parser.add_argument("--fresh", action="store_true", help="measure finished folds again")
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    options = parser.parse_args()
+    data_folder()
+    options.work.mkdir(parents=True, exist_ok=True)
+    store = results_folder() / "repair.json"
+    for row in options.rows or NAMES:
+        name, _, setting = row.partition("/")
+        for key in (setting,) if setting else DEFAULT:
+            for fold in range(min(options.folds, len(NAMES[name].folds))):
+                label = f"{name}/{key}/{fold}"
+                if label in kept_rows(store) and not options.fresh:
+                    continue
+                plain = full_recipe(name, SETTINGS[key], fold)
+                result = quantize(plain, options.work / label.replace("/", "-"), options.threads)
+                # Another process may have written meanwhile.
+                keep_rows(store, {**kept_rows(store), label: result})
+                print(label, result["accuracy"], flush=True)
+    store.with_suffix(".md").write_text(page(kept_rows(store)))
+
+
+if __name__ == "__main__":
+    main()

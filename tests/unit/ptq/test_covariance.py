@@ -1,0 +1,73 @@
+"""Moments are those of all rows; halves add up; rows of a large layer are a sample of all."""
+
+import numpy as np
+import pytest
+import torch
+from contexts import calibrated
+from models import Net
+
+from qtool.graph.queries import constant, nodes_by_name
+from qtool.ptq import covariance
+from qtool.ptq.covariance import layer_moments
+from qtool.ptq.im2col import matrix_layer
+from qtool.steps.layerwise import LayerwiseRun
+
+
+def network() -> Net:
+    net = Net()
+    x = net.conv(net.input("x", "N", 4, 9, 9), 4, 6, name="first")
+    x = net.add("Relu", x)
+    return net.output(net.conv(x, 6, 6, group=2, name="second", out="y"))
+
+
+def moments_and_rows(net, name, centred=True):
+    plan, context = calibrated(net)
+    nodes = nodes_by_name(context.model.graph)
+    with LayerwiseRun(context, plan, "test") as run:
+        for site in run.sites():
+            if site.name != name:
+                continue
+            layer = matrix_layer(nodes[name], constant(nodes[name].inputs[1]))
+            every = [
+                [layer.rows(x, torch.arange(int(np.prod(layer.positions(x))))) for x in pair]
+                for pair in run.inputs(site)
+            ]
+            rows = [torch.cat(part, 1).double().numpy() for part in zip(*every, strict=True)]
+            return layer_moments(run, site, layer, centred), rows
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_moments_are_those_of_all_rows(name, centred):
+    found, (a, b) = moments_and_rows(network(), name, centred)
+    total = found.total
+    assert total.rows == a.shape[1] == sum(half.rows for half in found.halves)
+    np.testing.assert_allclose(total.mean_float, a.mean(1), atol=1e-6)
+    np.testing.assert_allclose(total.mean_quantized, b.mean(1), atol=1e-6)
+    if centred:
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    for got, left in ((total.hessian, b), (total.cross, a)):
+        np.testing.assert_allclose(got, left.swapaxes(1, 2) @ b / a.shape[1], atol=1e-5)
+
+
+def test_a_large_offset_costs_no_digits(monkeypatch):
+    net = Net()
+    x = net.add("Add", net.input("x", "N", 4, 9, 9), net.const(np.full((1, 4, 1, 1), 3000.0)))
+    net.output(net.conv(x, 4, 6, k=1, name="only", out="y"))
+    found, (_, b) = moments_and_rows(net, "only")
+    want = np.cov(b[0], rowvar=False, bias=True)
+    np.testing.assert_allclose(found.total.hessian[0], want, atol=1e-4 * np.abs(want).max())
+
+
+def test_rows_of_a_large_layer_are_a_sample(monkeypatch):
+    full, _ = moments_and_rows(network(), "first")
+    monkeypatch.setattr(covariance, "MIN_ROWS", 1000)
+    part, _ = moments_and_rows(network(), "first")
+    assert full.total.rows == 48 * 81
+    assert 1000 < part.total.rows <= 1440  # 40 for each of 36 unknowns, less in a short batch
+    scale = np.abs(full.total.hessian).max()
+    assert np.abs(part.total.hessian - full.total.hessian).max() < 0.15 * scale
+    monkeypatch.setattr(covariance, "ELEMENTS", 36 * 100)
+    bounded, _ = moments_and_rows(network(), "first")
+    assert bounded.total.rows <= 100 * 2  # two batches
