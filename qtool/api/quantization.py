@@ -15,14 +15,13 @@ from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import bind_shapes
 from qtool.pipeline.stages import quantize as quantize_graph
 from qtool.pipeline.stages import rewrite
-from qtool.ptq import PTQ_STEPS
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_io import write_plan
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import apply_target_defaults
+from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
@@ -112,6 +111,7 @@ def quantize(
         bind_shapes(graph, {name: first[name].shape for name in model.inputs})
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, graph, target)
+        recipe = add_default_steps(recipe, bits.scale, dataset.count)
         context = Context(
             model=graph,
             name=model.name,
@@ -127,7 +127,8 @@ def quantize(
         )
         notes = rewrite(recipe, context)
         steps = quantize_graph(recipe, context)
-        stages = [note for stage in cache.done for note in stage.notes if stage.name in PTQ_STEPS]
+        names = {row.step for row in steps.rows}
+        stages = [note for stage in cache.done for note in stage.notes if stage.name in names]
         plan = freeze(graph, steps.plan)
     return Plan(model, plan, target, (*notes, *stages, *plan.log), graph)
 

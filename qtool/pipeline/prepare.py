@@ -18,7 +18,7 @@ from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe
-from qtool.recipe.target_defaults import apply_target_defaults
+from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.rewrites import REWRITES
 from qtool.steps.context import Context
 from qtool.steps.guard import check_needs
@@ -62,9 +62,10 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
             check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
-        _check_steps(recipe, calibration)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
+        recipe = add_default_steps(recipe, bits.scale, calibration.count)
+        _check_steps(recipe, calibration)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
     context = Context(

@@ -55,12 +55,17 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
     with distributed.joined(options.device):
         if distributed.rank() == 0:
             check_early(recipe, options)
-            return _run(recipe, out, options, train=True)
+            return _run(_without_default_steps(recipe), out, options, train=True)
         cache = open_cache(out, options)  # it holds models that the first process exported
         # Where the first process ended early, it says why.
         with suppress(distributed.ProcessLost):
-            assist_training(recipe, cache, options)
+            assist_training(_without_default_steps(recipe), cache, options)
         return None
+
+
+def _without_default_steps(recipe: Recipe) -> Recipe:
+    """Return the recipe with no post-training step unless it names one: training repairs too."""
+    return recipe if recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
 
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:

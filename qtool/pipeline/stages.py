@@ -21,7 +21,6 @@ from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import WEIGHTED_OPS, release_weight_pages
 from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
-from qtool.ptq import PTQ_STEPS
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
@@ -283,6 +282,10 @@ def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> Qua
 
 def ptq_steps(recipe: Recipe) -> list[NamedStep]:
     """Return the post-training steps that the recipe names, built with their options."""
+    if not recipe.ptq:
+        return []
+    from qtool.ptq import PTQ_STEPS  # it imports torch, which runs without steps import later
+
     return [
         NamedStep(choice.name, choice.build(PTQ_STEPS), choice.model_dump_json())
         for choice in recipe.ptq

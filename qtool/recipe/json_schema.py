@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from qtool.data import Reader
 from qtool.recipe.entry_options import options_of
 from qtool.recipe.model import ActivationWidth, Recipe
+from qtool.recipe.presets import preset_names
 from qtool.recipe.registry import ITEM, KINDS, NAME, Kind, Place
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -32,6 +33,7 @@ def recipe_schema() -> Schema:
             else:
                 _replace_names(_node_at(schema, place, parts), forms)
     _add_short_forms(parts)
+    schema["properties"]["ptq"]["anyOf"].append({"enum": list(preset_names())})
     parts.pop("Choice")  # no reference to it is left
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 

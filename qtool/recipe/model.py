@@ -21,6 +21,7 @@ from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.network import Model
 from qtool.recipe.network import Part as _Part
+from qtool.recipe.presets import read_preset
 from qtool.recipe.qat_section import Qat
 from qtool.recipe.yaml_loader import Document, emit
 from qtool.targets.target import NEWEST_OPSET
@@ -31,6 +32,11 @@ def _refuse_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"found {describe(value)}, expected 1 to 16 or float")
     return value
+
+
+def _expand_preset(value: Any) -> Any:
+    """Replace the name of a preset by its steps."""
+    return read_preset(value) if isinstance(value, str) else value
 
 
 WeightWidth = Annotated[
@@ -143,8 +149,12 @@ class Recipe(_Part):
     rewrite: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Rewrites in order; absent: the target's own list. Optional ones alone ([equalize]) are added
     to that list."""
-    ptq: Annotated[tuple[NamedChoice, ...], Field(strict=False)] = ()
-    """Post-training steps in order."""
+    ptq: Annotated[
+        Annotated[tuple[NamedChoice, ...], Field(strict=False)] | None,
+        BeforeValidator(_expand_preset),
+    ] = None
+    """Post-training steps in order, or a preset (fast); [] is plain rounding. Absent: fast under
+    `qtool ptq` where layers have integer weights of fewer than 8 bits, else none."""
     qat: Qat | None = None
     """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()

@@ -3,8 +3,15 @@
 from typing import Any
 
 from qtool.errors import RecipeError
+from qtool.recipe.choice import Choice
 from qtool.recipe.model import Bits, Block, Output, Recipe
+from qtool.recipe.presets import read_preset
 from qtool.targets.target import Target
+
+DEFAULT_PRESET = "fast"
+DEFAULT_SCHEME = "uniform"
+# Fewer calibration samples say too little about a layer's inputs to compensate errors by.
+MIN_SAMPLES = 32
 
 
 def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
@@ -34,6 +41,35 @@ def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
         _check_granularity(resolved.bits, target)
         _check_qonnx(resolved.output, resolved.bits)
     return resolved
+
+
+def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
+    """Return the recipe with the default preset where it says nothing of ``ptq``.
+
+    The default repairs integer weights of fewer than 8 bits with equal steps; everything else is
+    rounded as it is.
+
+    Args:
+        recipe: with the target's defaults.
+        scale_kind: form of the scales in integer layers.
+        samples: of the calibration data.
+    """
+    if recipe.ptq is not None:
+        return recipe
+    bits = recipe.bits
+    widths = [(bits.weights, bits.activations)]
+    widths += [
+        (layer.weights or bits.weights, layer.activations or bits.activations)
+        for layer in bits.layers.values()
+    ]
+    narrow = any(
+        isinstance(weights, int) and 1 < weights < 8 and isinstance(activations, int)
+        for weights, activations in widths
+    )
+    equal_steps = bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
+    steps = narrow and equal_steps and samples >= MIN_SAMPLES
+    names = read_preset(DEFAULT_PRESET) if steps else []
+    return recipe.model_copy(update={"ptq": tuple(Choice(name=name) for name in names)})
 
 
 def _check_output(output: Output, target: Target) -> None:

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
-    base = ["--recipe", str(INT8), "--set", "calibrate.count=64"]
+    base = ["--recipe", str(INT8), "--set", "calibrate.count=64", "--set", "ptq=[]"]
     for name, settings in CASES.items():
         if options.only in name:
             words = [word for setting in settings for word in ("--set", setting)]
@@ -92,7 +92,7 @@ def main() -> None:
     for name, words in {
         "recipe int8": ["ptq", "--recipe", str(INT8)],
         "recipe qat_w2a4": ["qat", "--recipe", str(QAT), "--epochs", "1"],
-        "recipe qat_w2a4, ptq": ["ptq", "--recipe", str(QAT)],
+        "recipe qat_w2a4, ptq": ["ptq", "--recipe", str(QAT), "--set", "ptq=[]"],
         "sat": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=sat"],
         "pact": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=pact"],
         "dorefa": ["qat", "--recipe", str(QAT), "--epochs", "1", "--set", "qat.quantizer=dorefa"],
