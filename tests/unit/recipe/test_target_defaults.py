@@ -4,7 +4,8 @@ import pytest
 
 from qtool.errors import RecipeError
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.target_defaults import apply_target_defaults
+from qtool.recipe.presets import preset_names
+from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.targets.loader import load_target
 
 
@@ -62,3 +63,50 @@ def test_what_a_target_cannot_do_is_refused(target, parts, complaint, tmp_path):
         apply_target_defaults(recipe(tmp_path, target, **parts), load_target(target))
     assert str(caught.value).startswith(complaint) or complaint in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
+    target = load_target("onnxruntime-cpu")
+    resolved = apply_target_defaults(recipe(folder, "onnxruntime-cpu", **parts), target)
+    return [choice.name for choice in add_default_steps(resolved, scale_kind, samples).ptq]
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ({}, []),
+        ({"bits": {"weights": 4}}, ["gptq"]),
+        ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq"]),
+        ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, []),
+        ({"bits": {"weights": 4, "activations": "float"}}, []),
+        ({"bits": {"weights": 4, "activations": "dynamic"}}, []),
+        ({"bits": {"weights": 1}}, []),
+        ({"bits": {"weights": 4, "scheme": "kmeans"}}, []),
+        ({"bits": {"weights": 4}, "ptq": []}, []),
+        ({"bits": {"weights": 4}, "ptq": ["bias_correction"]}, ["bias_correction"]),
+        ({"ptq": "fast"}, ["gptq"]),
+    ],
+)
+def test_the_default_repairs_integer_weights_below_8_bits(parts, names, tmp_path):
+    assert steps(tmp_path, **parts) == names
+
+
+def test_the_default_needs_samples_and_free_scales(tmp_path):
+    narrow = {"bits": {"weights": 4}}
+    assert steps(tmp_path, samples=31, **narrow) == []
+    assert steps(tmp_path, scale_kind="power_of_two", **narrow) == []
+
+
+def test_the_steps_of_a_preset_are_written_out(tmp_path):
+    assert "ptq:\n- gptq\n" in recipe(tmp_path, "onnxruntime-cpu", ptq="fast").dump()
+
+
+def test_a_preset_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r'ptq: found "fats", expected a list of steps, or a'):
+        recipe(tmp_path, "onnxruntime-cpu", ptq="fats")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_list_of_steps_that_are_there(name, tmp_path):
+    data = {"model": "net.onnx", "calibrate": {"images": "train"}, "ptq": name}
+    assert recipe_from_keywords(data, "here", tmp_path, files=False).ptq
