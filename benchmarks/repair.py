@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import heading, keep_rows, kept_rows, results_folder, table
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
 
 OUTER = {"first": 8, "last": 8}
@@ -42,12 +42,16 @@ class Setting:
         weights: bits of all layers but the first and the last, which have 8.
         activations: bits.
         ptq: steps, as in a recipe.
+        rewrite: optional rewrites.
+        granularity: of the weights' scales.
     """
 
     title: str
     weights: int
     activations: int
     ptq: Sequence[str | Mapping[str, Any]]
+    rewrite: tuple[str, ...] = ()
+    granularity: str = "channel"
 
 
 SETTINGS = {
@@ -60,6 +64,11 @@ SETTINGS = {
     "w8a8_rounding": Setting("W8A8, rounding", 8, 8, ()),
     "w8a8_bias": Setting("W8A8, bias correction", 8, 8, ("bias_correction",)),
     "w8a8_gptq": Setting("W8A8, gptq", 8, 8, ("gptq",)),
+    "w8a8_tensor": Setting("W8A8, one scale per tensor", 8, 8, (), granularity="tensor"),
+    "w8a8_equalize": Setting("W8A8, equalize", 8, 8, (), ("equalize",)),
+    "w8a8_tensor_equalize": Setting(
+        "W8A8, one scale per tensor, equalize", 8, 8, (), ("equalize",), "tensor"
+    ),
     "w3a8_gptq": Setting("W3A8, gptq", 3, 8, ("gptq",)),
     "w4a4_gptq": Setting("W4A4, gptq", 4, 4, ("gptq",)),
 }
@@ -85,7 +94,7 @@ def _imagenet(file: str, preprocess: Any) -> Network:
 
 
 NAMES: dict[str, Network] = {
-    **{name: NETWORKS[name] for name in ("resnet20", "resnet56")},
+    **{name: NETWORKS[name] for name in ("resnet20", "resnet56", "resnet20_badly_scaled")},
     "mobilenet_v2_float": _imagenet("mobilenet_v2_float", "imagenet"),
     "efficientnet_lite0": _imagenet("efficientnet_lite0", CROP_224),
     **{name: NETWORKS[name] for name in ("squeezenet1_1", "fsdd_dscnn", "sst2_transformer2l")},
@@ -94,10 +103,13 @@ NAMES: dict[str, Network] = {
 
 def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
     """Return the recipe of one fold, paths absolute."""
-    bits = {"weights": setting.weights, "activations": setting.activations}
+    bits: dict[str, Any] = {"weights": setting.weights, "activations": setting.activations}
     if setting.weights < 8 or setting.activations < 8:
         bits["layers"] = OUTER
+    bits["granularity"] = setting.granularity
     plain = recipe(NAMES[name], fold, bits=bits, ptq=list(setting.ptq))
+    if setting.rewrite:
+        plain["rewrite"] = list(setting.rewrite)
     # The table reads the file's accuracy; the simulated one only confirms it.
     plain["evaluate"]["simulate"] = 32
     return plain
@@ -205,14 +217,14 @@ def main() -> None:
         for key in (setting,) if setting else DEFAULT:
             for fold in range(min(options.folds, len(NAMES[name].folds))):
                 label = f"{name}/{key}/{fold}"
-                if label in kept_rows(store) and not options.fresh:
+                if label in load_rows(store) and not options.fresh:
                     continue
                 plain = full_recipe(name, SETTINGS[key], fold)
                 result = quantize(plain, options.work / label.replace("/", "-"), options.threads)
                 # Another process may have written meanwhile.
-                keep_rows(store, {**kept_rows(store), label: result})
+                save_rows(store, {**load_rows(store), label: result})
                 print(label, result["accuracy"], flush=True)
-    store.with_suffix(".md").write_text(page(kept_rows(store)))
+    store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
 if __name__ == "__main__":

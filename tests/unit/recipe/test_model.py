@@ -62,7 +62,7 @@ def test_a_small_recipe_gets_the_contract_defaults(folder):
     assert (resolved.bits.weights, resolved.bits.activations) == (8, 8)
     assert resolved.bits.granularity == "channel"
     assert (resolved.output.format, resolved.output.opset) == ("qdq", 21)
-    assert (recipe.evaluate, recipe.rewrite, recipe.ptq) == (None, None, ())
+    assert (recipe.evaluate, recipe.rewrite, recipe.ptq) == (None, None, None)
     assert recipe.output.io == "float"
 
 
