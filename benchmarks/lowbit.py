@@ -156,7 +156,7 @@ def emitted(data: Material, setting: Setting, folder: Path, key: str) -> tuple[P
     """Write a packed file and one without packing; return both and the limit of the first."""
     model = qtool.load(_at_opset(data.model, setting.opset, folder))
     bits = dict(setting.bits) | ({"layers": FIRST_LAST} if setting.first_last else {})
-    plan = qtool.quantize(model, data.batches, bits=bits, method="minmax", threads=2)
+    plan = qtool.quantize(model, data.batches, bits=bits, method="minmax", ptq=[], threads=2)
     paths = [folder / f"{key}-{kind}.onnx" for kind in ("packed", "plain")]
     for path, forms in zip(paths, (plan.target.packing, ()), strict=True):
         target = replace(plan.target, packing=forms)
