@@ -56,7 +56,10 @@ def test_it_trains_writes_and_remembers(folder):
     assert training["count"] + training["validation"] == 300 and training["quantizer"] == "lsq"
     assert [e["epoch"] for e in training["epochs"]] == [0, 1, 2, 3]
     page = (folder / "a" / "report.html").read_text()
-    assert f"epoch {training['best']} was kept" in page and "from which training and repair depart" in page
+    assert (
+        f"epoch {training['best']} was kept" in page
+        and "from which training and repair depart" in page
+    )
     assert report["parity"]["share_off"] == 0
     simulated, quantized = (report["accuracy"][k] for k in ("simulated", "quantized"))
     assert simulated == quantized
