@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.statistics import Stats
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params_from_range
 
 
 @dataclass(frozen=True)
-class MSE:
+class MSE(Calibrator):
     """Choose the range with the smallest error of the rounded values.
 
     minimize over lo, hi: sum |x - fake_quantize(x; lo, hi)| ^ p
@@ -32,7 +31,6 @@ class MSE:
         too well.
     """
 
-    needs_histogram: ClassVar[bool] = True
     _: KW_ONLY
     candidates: int = Field(default=100, ge=2)
     p: float = Field(default=2.0, gt=0, allow_inf_nan=False)
@@ -76,7 +74,7 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
     """
     if not stats.histogram.any() or stats.lo == stats.hi:
         return None
-    edges, counts = _bins(stats)
+    edges, counts = stats.bins
     width = np.diff(edges)
     density = np.append(np.divide(counts, width, out=np.zeros_like(width), where=width > 0), 0.0)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -107,7 +105,7 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
 
 def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
     """Return a function that computes the sum of ``|error| ** p`` at the middle of each bin."""
-    edges, counts = _bins(stats)
+    edges, counts = stats.bins
     filled = counts > 0
     middle, counts = ((edges[1:] + edges[:-1]) / 2)[filled], counts[filled]
 
@@ -115,8 +113,3 @@ def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
         return float(counts @ np.abs(middle - fake_quantize(middle, params)) ** p)
 
     return score
-
-
-def _bins(stats: Stats) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bin edges, clipped to the observed range, and the counts as floats."""
-    return np.clip(stats.edges, stats.lo, stats.hi), stats.histogram.astype(np.float64)

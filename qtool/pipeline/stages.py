@@ -14,7 +14,13 @@ import onnx_ir as ir
 from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import batch_size, choose_grids, collect, observed_values
+from qtool.calibration.collect import (
+    batch_size,
+    check_supported,
+    choose_grids,
+    collect,
+    observed_values,
+)
 from qtool.calibration.statistics import Calibrator
 from qtool.emitters import emit_model
 from qtool.errors import RecipeError, UnsupportedError
@@ -207,6 +213,7 @@ def make_grids(
     observed = observed_values(model, plan)
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
+    check_supported(model, plan, observed, calibrator)
     total, done = context.calibration.count, 0
 
     def on_batch(rows: int) -> None:
@@ -219,6 +226,7 @@ def make_grids(
         observed,
         _calibration_batches(context, observed),
         histograms=calibrator.needs_histogram,
+        smoothing=calibrator.smoothing,
         threads=context.threads,
         on_batch=on_batch,
     )

@@ -173,7 +173,6 @@ def test_schemes_and_scales_go_with_their_bits(bits, said):
 
 LATER = [
     ("bits.budget={weights: 18%}", "mixed precision is not in this version; remove the key"),
-    ("calibrate.method=auto", 'found "auto"; auto is not in this version; name a calibrator'),
     ("model=net.pth", 'found "'),
 ]
 
