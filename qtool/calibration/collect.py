@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qtool.calibration.batchnorm import channel_normals
 from qtool.calibration.extremes import SMOOTHING
 from qtool.calibration.mse import squared_error
-from qtool.calibration.statistics import Calibrator, Stats, summarize
+from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError, RecipeError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages
 from qtool.quant.plan import QuantPlan
@@ -124,10 +124,12 @@ def collect(
             pending.result()
     if number == 0:
         raise DataError("calibrate: there is no calibration sample; check the folder and count")
-    for name in names:
-        if (normals := channel_normals(values[name])) is not None:
-            stats[name] = replace(stats[name], normals=(normals,))
-    return stats
+    return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
+
+
+def _normals(value: ir.Value) -> tuple[ChannelNormals, ...]:
+    normals = channel_normals(value)
+    return () if normals is None else (normals,)
 
 
 def check_supported(

@@ -1,6 +1,6 @@
 """MSE calibration: the range with the smallest squared error of the rounded values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 
 import numpy as np
@@ -9,6 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params_from_range
+
+# Wider grids have steps below the width of a bin, in which values are spread evenly.
+FINE_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
         return [total[index] + share * part for total, part in zip(running, parts, strict=True)]
 
     def score(params: QuantParams) -> float:
+        if params.spec.bits > FINE_BITS:
+            limits = np.clip([params.lo, params.hi], edges[0], edges[-1])
+            return _fine_error(
+                params, [[0.0, *p, t[-1]] for p, t in zip(below(limits), running, strict=True)]
+            )
         codes = np.arange(params.spec.qmin, params.spec.qmax + 1)
         levels = (codes - params.zero_point) * params.scale.astype(np.float64)
         limits = np.clip((levels[1:] + levels[:-1]) / 2, edges[0], edges[-1])
@@ -101,6 +109,21 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
         return float(np.sum(xx - 2 * levels * x + levels**2 * n))
 
     return score
+
+
+def _fine_error(params: QuantParams, moments: Sequence[Sequence[float]]) -> float:
+    """Compute the error of steps below a bin: step^2 / 12 inside the range, clipping outside.
+
+    Args:
+        params: the grid.
+        moments: count, sum and sum of squares of the values below: the smallest one, the lower
+            limit, the upper limit, infinity.
+    """
+    n, x, xx = moments
+    clipped = 0.0
+    for limit, a, b in ((float(params.lo), 0, 1), (float(params.hi), 2, 3)):
+        clipped += (xx[b] - xx[a]) - 2 * limit * (x[b] - x[a]) + limit**2 * (n[b] - n[a])
+    return float(clipped + (n[2] - n[1]) * float(params.scale) ** 2 / 12)
 
 
 def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:

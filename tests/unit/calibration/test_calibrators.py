@@ -19,9 +19,10 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
+from qtool.calibration.mse import squared_error
 from qtool.calibration.percentile import quantile
 from qtool.calibration.statistics import Calibrator, Stats, summarize
-from qtool.quant.primitives import QuantSpec, fake_quantize
+from qtool.quant.primitives import QuantSpec, fake_quantize, params_from_range
 
 RNG = np.random.default_rng(5)
 UINT8 = QuantSpec(8, False, False)
@@ -271,3 +272,14 @@ def test_bad_numbers_fail_at_construction(entry, options, place):
 def test_options_stay():
     with pytest.raises(AttributeError):
         MSE().p = 3.0
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.9, 0.4])
+@pytest.mark.parametrize("name", ["normal", "rectified", "negative", "heavy"])
+def test_the_error_of_fine_steps_is_that_of_single_codes(name, factor, monkeypatch):
+    """Above 12 bits an integral over the range replaces the sum over up to 65,536 codes."""
+    stats = seen(DATA[name])
+    params = params_from_range(factor * stats.lo, factor * stats.hi, QuantSpec(14, False, False))
+    fast = squared_error(stats)(params)
+    monkeypatch.setattr("qtool.calibration.mse.FINE_BITS", 16)
+    assert fast == pytest.approx(squared_error(stats)(params), rel=0.02)
