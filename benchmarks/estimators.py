@@ -1,6 +1,6 @@
 """Range estimators without any repair: all layers at W8A8, W4A4 and W3A3, residual networks.
 
-    QTOOL_DATA=... python -m benchmarks.estimators [ROW ...] [--every N] [--fresh]
+    QTOOL_DATA=... python -m benchmarks.estimators [ROW ...] [--every N] [--only NAME ...] [--fresh]
 
 A row is a network and a width, such as `resnet20 W4A4`. One pass over the calibration images
 serves all estimators; the files are evaluated in ONNX Runtime. Rows are saved estimator by
@@ -120,13 +120,13 @@ class Network:
         ]
 
 
-def measure(row: str, every: int, store: Path, fresh: bool) -> None:
+def measure(row: str, every: int, store: Path, fresh: bool, only: list[str]) -> None:
     """Measure the estimators of a row that are not saved yet."""
     name, width = row.split()
     network: Network | None = None
     for label, calibrator in ESTIMATORS.items():
         key = f"{row}, {label}, every {every}"
-        if key in load_rows(store) and not fresh:
+        if (key in load_rows(store) and not fresh) or (only and label not in only):
             continue
         network = network or Network(name, every)
         accuracy, notes = network.quantized(WIDTHS[width], calibrator)
@@ -143,28 +143,33 @@ def measure(row: str, every: int, store: Path, fresh: bool) -> None:
         print(f"{key}: {network.float:.2f} -> {accuracy:.2f}", flush=True)
 
 
-def page(results: Mapping[str, Any], every: int) -> str:
-    """Return the results page of one share of the test images."""
-    rows: list[list[object]] = []
-    for row in ROWS:
-        measured = {n: results.get(f"{row}, {n}, every {every}") for n in ESTIMATORS}
-        drops = {n: r["float"] - r["quantized"] for n, r in measured.items() if r is not None}
-        for label, drop in sorted(drops.items(), key=lambda item: item[1]):
-            best = drop == min(drops.values())
-            least = LARGEST.get(row) if best else None
-            met = "" if least is None else ("yes" if drop <= least else "NO")
-            result = measured[label] or {}
-            accuracy = f"{result['quantized']:.2f}"
-            limit = "" if least is None else f"{least:.1f}"
-            rows.append([row, label, result["images"], accuracy, f"{drop:.2f}", limit, met])
+def _lines(results: Mapping[str, Any], row: str, every: int) -> list[list[object]]:
+    """Return the lines of a row on one share of the test images, the smallest drop first."""
+    measured = {n: results.get(f"{row}, {n}, every {every}") for n in ESTIMATORS}
+    drops = {n: r["float"] - r["quantized"] for n, r in measured.items() if r is not None}
+    lines: list[list[object]] = []
+    for label, drop in sorted(drops.items(), key=lambda item: item[1]):
+        least = None if lines else LARGEST.get(row)
+        limit = ["", ""] if least is None else [f"{least:.1f}", "yes" if drop <= least else "NO"]
+        result = measured[label] or {}
+        accuracy = f"{result['quantized']:.2f}"
+        lines.append([row, result["images"], label, accuracy, f"{drop:.2f}", *limit])
+    return lines
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the results page."""
+    shares = sorted({int(key.rpartition(" ")[2]) for key in results})
+    rows = [line for row in ROWS for every in shares for line in _lines(results, row, every)]
     text = heading("Range estimators", "python -m benchmarks.estimators")
     text += (
         "\nAll layers at the same width, weights per channel (8 bits: full range; below: least "
         "squared error), activations by each estimator from one pass over 512 training images, no "
-        "step after calibration. Ordered by drop in points; one standard error of an accuracy is "
+        "step after calibration; `auto` value by value, without its comparison on held-out "
+        "samples. Ordered by drop in points; one standard error of an accuracy is "
         "0.3 points on 10,000 images, 0.6 on 2,000.\n\n"
     )
-    header = ["row", "estimator", "images", "quantized %", "drop", "at most", "met"]
+    header = ["row", "images", "estimator", "quantized %", "drop", "at most", "met"]
     return text + table(header, rows) + "\n" + PUBLISHED
 
 
@@ -173,12 +178,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--every", type=int, default=1, help="of the test images")
+    parser.add_argument("--only", nargs="*", default=[], help="names of estimators")
     parser.add_argument("--fresh", action="store_true", help="measure saved rows again")
     arguments = parser.parse_args()
     store = results_folder() / "estimators.json"
     for row in arguments.rows or ROWS:
-        measure(row, arguments.every, store, arguments.fresh)
-    store.with_suffix(".md").write_text(page(load_rows(store), arguments.every))
+        measure(row, arguments.every, store, arguments.fresh, arguments.only)
+    store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Statistics of one value, collected in one pass and merged exactly."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -196,6 +197,12 @@ class Calibrator(Protocol):
 
     needs_batchnorm: ClassVar[bool] = False
     """True for an estimator that reads ``normals``: a model without any is refused."""
+
+    finalists: ClassVar[Mapping[str, "Calibrator"]] = {}
+    """Estimators that are compared with this one by the output of the network on held-out samples.
+
+    Statistics are then collected from the other samples.
+    """
 
     @property
     def smoothing(self) -> float:

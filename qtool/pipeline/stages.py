@@ -17,11 +17,11 @@ from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import (
     batch_size,
     check_supported,
-    choose_grids,
     collect,
     observed_values,
 )
 from qtool.calibration.statistics import Calibrator
+from qtool.data import Dataset
 from qtool.emitters import emit_model
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import WEIGHTED_OPS, release_weight_pages
@@ -39,6 +39,7 @@ from qtool.rewrites.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
+from qtool.steps.range_choice import best_ranges
 from qtool.verification.environment import instruction_sets
 from qtool.weights import SCHEMES
 from qtool.weights.grids import weight_grids
@@ -214,7 +215,9 @@ def make_grids(
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
     check_supported(model, plan, observed, calibrator)
-    total, done = context.calibration.count, 0
+    held_out = calibrator.finalists and context.calibration.count > 1
+    data = context.fit if held_out else context.calibration
+    total, done = data.count, 0
 
     def on_batch(rows: int) -> None:
         nonlocal done
@@ -224,20 +227,22 @@ def make_grids(
     stats = collect(
         model,
         observed,
-        _calibration_batches(context, observed),
+        _calibration_batches(context, observed, data),
         histograms=calibrator.needs_histogram,
         smoothing=calibrator.smoothing,
         threads=context.threads,
         on_batch=on_batch,
     )
-    return constrain_scales(context, choose_grids(plan, stats, calibrator))
+    return best_ranges(
+        context, plan, stats, calibrator, lambda chosen: constrain_scales(context, chosen)
+    )
 
 
 def _calibration_batches(
-    context: Context, observed: tuple[str, ...]
+    context: Context, observed: tuple[str, ...], data: Dataset
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the calibration data, as many samples at a time as fit in memory."""
-    data, fixed = context.calibration, context.fixed_batch
+    fixed = context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)
     for batch in (b for b, _ in data.padded(rows)) if fixed else data.batches(rows):
         yield {name: batch[name] for name in context.inputs}
