@@ -116,8 +116,7 @@ def collect(
             if pending is not None:
                 pending.result()
             # Merging overlaps with the next run; one batch in flight bounds the memory.
-            rows = len(next(iter(batch.values())))
-            pending = pool.submit(merge, arrays, number, rows)
+            pending = pool.submit(merge, arrays, number, rows := len(next(iter(batch.values()))))
             del arrays
             on_batch(rows)
         if pending is not None:
