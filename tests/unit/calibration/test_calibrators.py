@@ -43,7 +43,7 @@ SPECS = {
     f"{'int' if signed else 'uint'}{bits}{' symmetric' if symmetric else ''}": QuantSpec(
         bits, signed, symmetric
     )
-    for bits in (2, 3, 4, 8, 16)
+    for bits in (2, 4, 8, 16)
     for signed, symmetric in ((False, False), (True, False), (True, True))
 }
 
