@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from qtool.calibration.batchnorm import channel_normals
+from qtool.calibration.extremes import SMOOTHING
 from qtool.calibration.mse import squared_error
-from qtool.calibration.statistics import Calibrator, Stats, summarize
-from qtool.errors import DataError
+from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
+from qtool.errors import DataError, RecipeError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
@@ -70,6 +72,7 @@ def collect(
     histograms: bool,
     threads: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
+    smoothing: float = SMOOTHING,
 ) -> dict[str, Stats]:
     """Run the float graph and merge the statistics of the named values.
 
@@ -80,6 +83,7 @@ def collect(
         histograms: False when the calibrator only needs the limits.
         threads: threads of ONNX Runtime; None for its default.
         on_batch: called with the number of samples after each batch.
+        smoothing: averaging constant of moving averages.
 
     Raises:
         DataError: a value became NaN or infinite (names it and the batch), or there was no data.
@@ -93,9 +97,9 @@ def collect(
     computed = [n for n in names if values[n].producer() is not None]
     outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
 
-    def merge(arrays: Mapping[str, np.ndarray], number: int) -> None:
+    def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
         for name in (*fed, *computed):
-            part = summarize(arrays[name], histograms, number)
+            part = summarize(arrays[name], histograms, number, rows, smoothing)
             if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
                 raise DataError(
                     f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
@@ -112,20 +116,57 @@ def collect(
             if pending is not None:
                 pending.result()
             # Merging overlaps with the next run; one batch in flight bounds the memory.
-            pending = pool.submit(merge, arrays, number)
+            pending = pool.submit(merge, arrays, number, rows := len(next(iter(batch.values()))))
             del arrays
-            on_batch(len(next(iter(batch.values()))))
+            on_batch(rows)
         if pending is not None:
             pending.result()
     if number == 0:
         raise DataError("calibrate: there is no calibration sample; check the folder and count")
-    return stats
+    return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
+
+
+def _normals(value: ir.Value) -> tuple[ChannelNormals, ...]:
+    normals = channel_normals(value)
+    return () if normals is None else (normals,)
+
+
+def check_supported(
+    model: ir.Model, plan: QuantPlan, names: Iterable[str], calibrator: Calibrator
+) -> None:
+    """Refuse a calibrator that does not fit the requested grids or the model, before the pass.
+
+    Args:
+        model: the rewritten float graph.
+        plan: annotated.
+        names: the observed values.
+        calibrator: from the recipe.
+
+    Raises:
+        RecipeError: it is not defined for a width, or the model has no BatchNorm that it needs.
+    """
+    values = by_name(model.graph)
+    for name in names:
+        spec = plan.grids[plan.grid_of[name]]
+        if isinstance(spec, QuantSpec):
+            try:
+                calibrator.supports(spec)
+            except ValueError as error:
+                text = f'the value "{name}": {error}'
+                raise RecipeError(text, ("calibrate", "method")) from error
+    if calibrator.needs_batchnorm and all(channel_normals(values[n]) is None for n in names):
+        raise RecipeError(
+            "batchnorm reads its ranges from BatchNormalization nodes, and this model has none "
+            "behind an integer layer (an export may have folded them); choose another method",
+            ("calibrate", "method"),
+        )
 
 
 def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:
     """Replace the activations' QuantSpecs by QuantParams that the calibrator computes.
 
-    Statistics of values that share a grid are merged.
+    Statistics of values that share a grid are merged. A calibrator that chooses between others
+    is logged with its choices.
 
     Args:
         plan: annotated.
@@ -141,17 +182,38 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
     merged: dict[str, Stats] = {}
     for name, part in stats.items():
         grid = plan.grid_of[name]
-        merged[grid] = merged[grid] + part if grid in merged else part
+        merged[grid] = merged[grid] | part if grid in merged else part
     grids = dict(plan.grids)
+    chosen: dict[str, list[str]] = {}
+    select = getattr(calibrator, "select", None)
     for grid, observed in merged.items():
         spec = grids[grid]
         if not isinstance(spec, QuantSpec):
             continue
         try:
-            params = calibrator(observed, spec)
+            if select is None:
+                params = calibrator(observed, spec)
+            else:
+                winner, params = select(observed, spec)
+                chosen.setdefault(winner, []).append(grid)
             if spec.scale_kind in ("power_of_two", "double_shift"):
                 params = constrain_activation_scale(params, squared_error(observed))
             grids[grid] = params
         except ValueError as error:
             raise DataError(f'calibrate: the value "{grid}": {error}') from error
-    return replace(plan, grids=grids)
+    plan = replace(plan, grids=grids)
+    return plan.note(_choices(chosen)) if chosen else plan
+
+
+# Values that a note names for one estimator.
+LISTED = 3
+
+
+def _choices(chosen: Mapping[str, list[str]]) -> str:
+    """Return the note about the estimators that were chosen, the most frequent first."""
+    parts = []
+    for name, grids in sorted(chosen.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(grids) > LISTED else ""
+        parts.append(f"{name} {len(grids)} ({', '.join(grids[:LISTED])}{more})")
+    count = sum(map(len, chosen.values()))
+    return f"estimators with the least squared error of {count} values: {'; '.join(parts)}"

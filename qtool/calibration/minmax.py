@@ -5,12 +5,12 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.statistics import Stats
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 
 @dataclass(frozen=True)
-class MinMax:
+class MinMax(Calibrator):
     """Cover the full observed range: no value is clipped, but outliers make the steps coarse.
 
     lo = min(x), hi = max(x)

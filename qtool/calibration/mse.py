@@ -1,19 +1,21 @@
 """MSE calibration: the range with the smallest squared error of the rounded values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.statistics import Stats
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params_from_range
+
+# Wider grids have steps below the width of a bin, in which values are spread evenly.
+FINE_BITS = 12
 
 
 @dataclass(frozen=True)
-class MSE:
+class MSE(Calibrator):
     """Choose the range with the smallest error of the rounded values.
 
     minimize over lo, hi: sum |x - fake_quantize(x; lo, hi)| ^ p
@@ -32,7 +34,6 @@ class MSE:
         too well.
     """
 
-    needs_histogram: ClassVar[bool] = True
     _: KW_ONLY
     candidates: int = Field(default=100, ge=2)
     p: float = Field(default=2.0, gt=0, allow_inf_nan=False)
@@ -76,7 +77,7 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
     """
     if not stats.histogram.any() or stats.lo == stats.hi:
         return None
-    edges, counts = _bins(stats)
+    edges, counts = stats.bins
     width = np.diff(edges)
     density = np.append(np.divide(counts, width, out=np.zeros_like(width), where=width > 0), 0.0)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -93,6 +94,11 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
         return [total[index] + share * part for total, part in zip(running, parts, strict=True)]
 
     def score(params: QuantParams) -> float:
+        if params.spec.bits > FINE_BITS:
+            limits = np.clip([params.lo, params.hi], edges[0], edges[-1])
+            return _fine_error(
+                params, [[0.0, *p, t[-1]] for p, t in zip(below(limits), running, strict=True)]
+            )
         codes = np.arange(params.spec.qmin, params.spec.qmax + 1)
         levels = (codes - params.zero_point) * params.scale.astype(np.float64)
         limits = np.clip((levels[1:] + levels[:-1]) / 2, edges[0], edges[-1])
@@ -105,9 +111,24 @@ def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:
     return score
 
 
+def _fine_error(params: QuantParams, moments: Sequence[Sequence[float]]) -> float:
+    """Compute the error of steps below a bin: step^2 / 12 inside the range, clipping outside.
+
+    Args:
+        params: the grid.
+        moments: count, sum and sum of squares of the values below: the smallest one, the lower
+            limit, the upper limit, infinity.
+    """
+    n, x, xx = moments
+    clipped = 0.0
+    for limit, a, b in ((float(params.lo), 0, 1), (float(params.hi), 2, 3)):
+        clipped += (xx[b] - xx[a]) - 2 * limit * (x[b] - x[a]) + limit**2 * (n[b] - n[a])
+    return float(clipped + (n[2] - n[1]) * float(params.scale) ** 2 / 12)
+
+
 def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
     """Return a function that computes the sum of ``|error| ** p`` at the middle of each bin."""
-    edges, counts = _bins(stats)
+    edges, counts = stats.bins
     filled = counts > 0
     middle, counts = ((edges[1:] + edges[:-1]) / 2)[filled], counts[filled]
 
@@ -115,8 +136,3 @@ def _error(stats: Stats, p: float) -> Callable[[QuantParams], float]:
         return float(counts @ np.abs(middle - fake_quantize(middle, params)) ** p)
 
     return score
-
-
-def _bins(stats: Stats) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bin edges, clipped to the observed range, and the counts as floats."""
-    return np.clip(stats.edges, stats.lo, stats.hi), stats.histogram.astype(np.float64)

@@ -1,18 +1,17 @@
 """Percentile calibration: the range between two quantiles."""
 
 from dataclasses import KW_ONLY
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.statistics import Stats
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 
 @dataclass(frozen=True)
-class Percentile:
+class Percentile(Calibrator):
     """Clip the share 1 - q of values at each end of the range.
 
     lo = quantile(x, 1 - q), hi = quantile(x, q)
@@ -25,7 +24,6 @@ class Percentile:
         arXiv:2004.09602.
     """
 
-    needs_histogram: ClassVar[bool] = True
     _: KW_ONLY
     q: float = Field(default=0.9999, gt=0.5, le=1.0)
 

@@ -1,10 +1,12 @@
 """Statistics of one value, collected in one pass and merged exactly."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from qtool.calibration.extremes import SMOOTHING, Extremes
 from qtool.quant.primitives import QuantParams, QuantSpec
 
 # Most bins of a histogram: at least 4 for each code of an 8-bit grid.
@@ -12,8 +14,32 @@ BINS = 4096
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelNormals:
+    """Normal distributions of a value's channels, from the BatchNorm that was folded in front.
+
+    Attributes:
+        mean, std: beta and |gamma| of the BatchNorm, float64 [C].
+        lo, hi: limits that a Relu or Clip behind it puts on all channels.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    lo: float = -np.inf
+    hi: float = np.inf
+
+    def limits(self, deviations: float) -> tuple[float, float]:
+        """Return lowest and highest value within so many standard deviations of any channel."""
+        low = float((self.mean - deviations * self.std).min())
+        high = float((self.mean + deviations * self.std).max())
+        return float(np.clip(low, self.lo, self.hi)), float(np.clip(high, self.lo, self.hi))
+
+
+@dataclass(frozen=True, eq=False)
 class Stats:
     """Statistics of one value; ``a + b`` are those of the elements of both.
+
+    ``a + b`` takes the samples of b for later ones of the same value; ``a | b`` is for two values
+    on one grid, whose samples are the same ones.
 
     The histogram's bins are ``[k * 2**exponent, (k + 1) * 2**exponent)`` for ``k`` from ``first``:
     two histograms merge exactly by coarsening the finer one, in any order, so statistics can be
@@ -26,6 +52,9 @@ class Stats:
         histogram: int64 [at most BINS], counts of a subset of the elements.
         first: index k of the first bin.
         exponent: log2 of the bin width.
+        extremes: averages of the limits of single samples.
+        normals: distributions that BatchNorm states, one for each value on the grid; empty where
+            one of the values has none.
     """
 
     lo: float = np.inf
@@ -36,6 +65,8 @@ class Stats:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     first: int = 0
     exponent: int = -1000
+    extremes: Extremes = field(default_factory=Extremes)
+    normals: tuple[ChannelNormals, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -53,6 +84,21 @@ class Stats:
         return np.ldexp(
             np.arange(self.first, self.first + len(self.histogram) + 1.0), self.exponent
         )
+
+    @property
+    def bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bin edges, limited to the observed range, and the counts as floats."""
+        return np.clip(self.edges, self.lo, self.hi), self.histogram.astype(np.float64)
+
+    @property
+    def magnitudes(self) -> np.ndarray:
+        """Counts of |x| in bins ``2**exponent`` wide from zero up, int64 [bins].
+
+        Zero is an edge of the histogram, so the bins of negative values are mirrored exactly.
+        """
+        index = np.arange(len(self.histogram)) + self.first
+        index = np.where(index < 0, -index - 1, index)
+        return np.bincount(index, weights=self.histogram).astype(np.int64)
 
     def coarsened(self, exponent: int) -> "Stats":
         """Return the statistics with bins ``2**exponent`` wide."""
@@ -85,6 +131,15 @@ class Stats:
             histogram,
             first,
             exponent,
+            self.extremes + other.extremes,
+            self.normals or other.normals,
+        )
+
+    def __or__(self, other: "Stats") -> "Stats":
+        return replace(
+            self + other,
+            extremes=self.extremes | other.extremes,
+            normals=(*self.normals, *other.normals) if self.normals and other.normals else (),
         )
 
 
@@ -92,20 +147,32 @@ class Stats:
 SAMPLED = 1 << 14
 
 
-def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
+def summarize(
+    array: np.ndarray, histogram: bool, seed: int, rows: int = 1, smoothing: float = SMOOTHING
+) -> Stats:
     """Compute the statistics of one array; the histogram counts SAMPLED evenly spread elements.
 
     Args:
         array: float, any shape.
         histogram: False leaves the histogram empty.
         seed: shifts the sampled positions, so that batches sample different ones.
+        rows: samples in the array, along its first axis; an array that they do not divide counts
+            as one sample.
+        smoothing: averaging constant of the moving average of extremes.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
         return Stats()
-    lo, hi = float(flat.min()), float(flat.max())
-    if not histogram or not (np.isfinite(lo) and np.isfinite(hi)):
+    if array.ndim == 0 or array.shape[0] % rows:
+        rows = 1
+    samples = flat.reshape(rows, -1)
+    low, high = samples.min(1), samples.max(1)
+    lo, hi = float(low.min()), float(high.max())
+    if not (np.isfinite(lo) and np.isfinite(hi)):
         return Stats(lo, hi)
+    extremes = Extremes.of(low, high, smoothing)
+    if not histogram:
+        return Stats(lo, hi, extremes=extremes)
     # An odd stride walks through all rows and channels instead of one column.
     step = max(1, flat.size // SAMPLED) | 1
     part = flat[(seed * 7919) % step :: step].astype(np.float64)
@@ -114,17 +181,41 @@ def summarize(array: np.ndarray, histogram: bool, seed: int) -> Stats:
     index = np.floor(np.ldexp(part, -exponent)).astype(np.int64)
     first = int(index.min())
     counts = np.bincount(index - first)
-    return Stats(lo, hi, float(part.sum()), float(part @ part), part.size, counts, first, exponent)
+    moments = float(part.sum()), float(part @ part)
+    return Stats(lo, hi, *moments, part.size, counts, first, exponent, extremes)
 
 
 class Calibrator(Protocol):
     """Compute the grid of one value from its statistics; the type of the entries of CALIBRATORS.
 
-    A call is a pure function of its arguments.
+    A call is a pure function of its arguments. An entry inherits from this class, whose attributes
+    are those of a calibrator that reads the histogram and takes all widths.
     """
 
-    needs_histogram: ClassVar[bool]
-    """False for an estimator that reads only ``lo`` and ``hi``: no histogram is collected then."""
+    needs_histogram: ClassVar[bool] = True
+    """False for an estimator that reads only limits: no histogram is collected then."""
+
+    needs_batchnorm: ClassVar[bool] = False
+    """True for an estimator that reads ``normals``: a model without any is refused."""
+
+    finalists: ClassVar[Mapping[str, "Calibrator"]] = {}
+    """Estimators that are compared with this one by the output of the network on held-out samples.
+
+    Statistics are then collected from the other samples.
+    """
+
+    @property
+    def smoothing(self) -> float:
+        """Averaging constant with which the moving average of extremes is collected."""
+        return SMOOTHING
+
+    def supports(self, spec: QuantSpec) -> None:
+        """Check that the estimator is defined for a grid.
+
+        Raises:
+            ValueError: it is not; names the estimator and its range.
+        """
+        return None
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
         """Return the grid.
@@ -134,5 +225,6 @@ class Calibrator(Protocol):
             spec: the requested bits, sign and symmetry.
 
         Raises:
-            ValueError: the range is not finite.
+            ValueError: the range is not finite, or the grid is not supported.
         """
+        ...

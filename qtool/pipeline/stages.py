@@ -14,8 +14,14 @@ import onnx_ir as ir
 from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import batch_size, choose_grids, collect, observed_values
+from qtool.calibration.collect import (
+    batch_size,
+    check_supported,
+    collect,
+    observed_values,
+)
 from qtool.calibration.statistics import Calibrator
+from qtool.data import Dataset
 from qtool.emitters import emit_model
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import WEIGHTED_OPS, release_weight_pages
@@ -32,6 +38,7 @@ from qtool.rewrites.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
+from qtool.steps.range_choice import best_ranges
 from qtool.steps.rewrite_samples import rewrite_samples
 from qtool.verification.environment import instruction_sets
 from qtool.weights import SCHEMES
@@ -211,7 +218,10 @@ def make_grids(
     observed = observed_values(model, plan)
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
-    total, done = context.calibration.count, 0
+    check_supported(model, plan, observed, calibrator)
+    use_holdout = calibrator.finalists and context.calibration.count > 1
+    data = context.fit if use_holdout else context.calibration
+    total, done = data.count, 0
 
     def on_batch(rows: int) -> None:
         nonlocal done
@@ -221,19 +231,22 @@ def make_grids(
     stats = collect(
         model,
         observed,
-        _calibration_batches(context, observed),
+        _calibration_batches(context, observed, data),
         histograms=calibrator.needs_histogram,
+        smoothing=calibrator.smoothing,
         threads=context.threads,
         on_batch=on_batch,
     )
-    return constrain_scales(context, choose_grids(plan, stats, calibrator))
+    return best_ranges(
+        context, plan, stats, calibrator, lambda chosen: constrain_scales(context, chosen)
+    )
 
 
 def _calibration_batches(
-    context: Context, observed: tuple[str, ...]
+    context: Context, observed: tuple[str, ...], data: Dataset
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the calibration data, as many samples at a time as fit in memory."""
-    data, fixed = context.calibration, context.fixed_batch
+    fixed = context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)
     for batch in (b for b, _ in data.padded(rows)) if fixed else data.batches(rows):
         yield {name: batch[name] for name in context.inputs}

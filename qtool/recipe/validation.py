@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 Test = Callable[[Any], bool]
 
 
-def _one_of(*words: str) -> Test:
-    return lambda value: value in words
-
-
 def _holds_weights(value: Any) -> bool:
     return isinstance(value, str) and value.endswith((".pth", ".safetensors", ".ckpt", ".bin"))
 
@@ -38,7 +34,6 @@ _LATER: tuple[tuple[KeyPath, Test, str], ...] = (
         "weights alone are no network; write {torch: module:factory, weights: FILE, "
         "input: {input: [N, 3, 32, 32]}}",
     ),
-    (("calibrate", "method"), _one_of("auto"), "auto is not in this version; name a calibrator"),
     (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
 )
 

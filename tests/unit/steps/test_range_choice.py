@@ -1,0 +1,58 @@
+"""The choice of ranges by the network's output: what decides, on which samples, and its note."""
+
+import numpy as np
+from models import Net, bind, cpu, feeds_for, graph_context, make_grids, spool_batches
+
+from qtool.annotation.annotator import annotate
+from qtool.calibration import MSE, Auto
+from qtool.pipeline import stages
+from qtool.quant.bit_widths import Bits
+
+BITS = Bits(weights=8, activations=3)
+
+
+def network(tmp_path):
+    net = Net(opset=21)
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 4), out="a")
+    net.output(net.conv(x, 4, 2, out="y"))
+    model = net.load(tmp_path)
+    bind(model, feeds_for(model))
+    return model
+
+
+def batches(count: int = 16):
+    rng = np.random.default_rng(3)
+    return [{"x": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def test_auto_compares_finalists_on_samples_without_ranges(tmp_path):
+    model = network(tmp_path)
+    context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
+    plan = stages.make_grids(context, annotate(model, cpu(), BITS), Auto())
+    assert context.holdout.count == 4
+    note = plan.log[-1]
+    assert "distance to the float network on 4 held-out samples: value by value " in note
+    assert all(f"{name} " in note for name in Auto.finalists)
+    # Every finalist is at most 5 % nearer than what was chosen.
+    distances = dict(part.rsplit(" ", 1) for part in note.split("samples: ")[1].split(", "))
+    assert context.loss(plan) <= min(map(float, distances.values())) / 0.95 + 1e-3
+
+
+def test_a_far_better_finalist_is_chosen(tmp_path, monkeypatch):
+    model = network(tmp_path)
+    context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
+    losses = iter([0.5, 0.2, 0.4, 0.3, 1.0])  # the finalists in their order, then value by value
+    monkeypatch.setattr(type(context), "loss", lambda self, plan: next(losses))
+    plan = stages.make_grids(context, annotate(model, cpu(), BITS), Auto())
+    assert plan.log[-1].startswith("mean_minmax for all values; distance to")
+
+
+def test_one_sample_is_not_compared(tmp_path):
+    model = network(tmp_path)
+    plan = make_grids(model, annotate(model, cpu(), BITS), batches(1), Auto())
+    assert len(plan.log) == 1 and plan.log[0].startswith("estimators with the least")
+
+
+def test_other_calibrators_are_not_compared(tmp_path):
+    model = network(tmp_path)
+    assert not make_grids(model, annotate(model, cpu(), BITS), batches(), MSE()).log
