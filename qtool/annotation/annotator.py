@@ -96,7 +96,8 @@ def _operands(node: ir.Node, rule: OpRule) -> list[ir.Value]:
     if rule.form == "weighted":
         # A custom op in front may leave the type unknown; float weights need a float input.
         return [v for v in operands if v is not None]
-    return [v for v in operands if v is not None and is_float(v)]
+    # A value of unknown type is an operand too: it is never available, so the op stays float.
+    return [v for v in operands if v is not None and (is_float(v) or v.dtype is None)]
 
 
 def _available_values(model: ir.Model, nodes: Iterable[ir.Node], draft: _Draft) -> set[ir.Value]:

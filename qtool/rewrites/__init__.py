@@ -4,11 +4,19 @@ A target lists the rewrites it needs in the order in which they run; a recipe ma
 After the rewrites the graph is read-only.
 """
 
+from qtool.rewrites.affine import (
+    fold_affine,
+    fold_affine_into_next_conv,
+    remove_neutral_operands,
+)
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
 from qtool.rewrites.fold_pad import fold_pad
+from qtool.rewrites.gelu import compose_gelu
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
+from qtool.rewrites.hard_swish import compose_hard_swish
+from qtool.rewrites.layer_norm import compose_layer_norm
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite
@@ -20,9 +28,15 @@ REWRITES: dict[str, Rewrite] = {
     "fold_constants": fold_constants,
     "make_reshapes_static": make_reshapes_static,
     "remove_identities": remove_identities,
+    "remove_neutral_operands": remove_neutral_operands,
+    "compose_hard_swish": compose_hard_swish,
+    "compose_gelu": compose_gelu,
+    "compose_layer_norm": compose_layer_norm,
     "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
     "fold_batchnorm": fold_batchnorm,
     "fold_batchnorm_into_next_conv": fold_batchnorm_into_next_conv,
+    "fold_affine": fold_affine,
+    "fold_affine_into_next_conv": fold_affine_into_next_conv,
     "matmul_to_gemm": matmul_to_gemm,
     "normalize_gemm": normalize_gemm,
     "fold_pad": fold_pad,
