@@ -20,7 +20,7 @@ from qtool.graph.queries import captured
 from qtool.loading.cast_like import replace_cast_like
 from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
 from qtool.loading.float16 import widen
-from qtool.loading.open_dimensions import release_open_dimensions
+from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
 from qtool.loading.unsupported import check_supported
 
@@ -165,7 +165,10 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
             ) from error
     passes.RemoveInitializersFromInputsPass()(model)
     before = model.opset_imports.get("", 1)
+    opened = had_empty_sizes(model)
     model, notes = _upgrade_opset(model, opset, path)
+    if opened:  # the upgraded graph is another object
+        model.meta[EMPTY] = True
     # After the upgrade, whose adapters add Constant nodes, such as axes that became inputs.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     assign_node_names(model)

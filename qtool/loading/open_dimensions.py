@@ -5,6 +5,15 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 
+# Key of a model's ``meta``: a size of 0 was released, by which ONNX Runtime refuses every sample.
+EMPTY = "sizes of 0"
+
+
+def had_empty_sizes(model: ir.Model) -> bool:
+    """Return whether the file writes open dimensions as 0, so that it cannot run as it is."""
+    return EMPTY in model.meta
+
+
 def release_open_dimensions(model: ir.Model) -> int:
     """Replace dimensions of -1, and of 0 in inputs and outputs, by dimensions without a size.
 
@@ -23,6 +32,8 @@ def release_open_dimensions(model: ir.Model) -> int:
             continue
         sizes = [None if isinstance(d, int) and d < smallest else d for d in value.shape]
         if sizes != list(value.shape):
+            if 0 in value.shape:
+                model.meta[EMPTY] = True
             value.shape = ir.Shape(sizes)
             changed += 1
     return changed
