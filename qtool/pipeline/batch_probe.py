@@ -112,8 +112,8 @@ def _reason(
         if array.dtype.kind != "f" or any(a.ndim == 0 or len(a) != 1 for a in alone):
             continue
         joined = np.concatenate(alone) if alone[0].shape[1:] == alone[1].shape[1:] else None
-        if joined is None:
-            continue
+        if joined is None or not np.isfinite(joined).all():
+            continue  # calibration refuses NaN and infinity, by name
         if joined.shape != array.shape:
             return f'the output "{name}" has no row for each sample of a batch'
         scale = float(np.abs(joined).max()) if joined.size else 0.0
