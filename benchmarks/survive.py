@@ -54,9 +54,7 @@ class Row:
 
 
 def _images(model: str, preprocess: Any, max_drop: float) -> Row:
-    halves = [
-        {"images": "imagenet_sample/val", "take": {"every": 2, "offset": k}} for k in (0, 1)
-    ]
+    halves = [{"images": "imagenet_sample/val", "take": {"every": 2, "offset": k}} for k in (0, 1)]
     return Row(model, {**halves[0], "preprocess": preprocess}, halves[1], max_drop)
 
 

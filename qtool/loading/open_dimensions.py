@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-
 # Key of a model's ``meta``: a size of 0 was released, by which ONNX Runtime refuses every sample.
 EMPTY = "sizes of 0"
 

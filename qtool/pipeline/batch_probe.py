@@ -38,9 +38,9 @@ def check_batches(specs: Mapping[str, InputSpec], name: str) -> None:
         return
     shown = " and ".join(spec.describe() for spec in list(sizes.values())[:2])
     raise UnsupportedError(
-        f"model {name}: its inputs {shown} fix different batch sizes; the first axis of every input "
-        "must count the samples: export a state such as [layers, batch, hidden] with the batch "
-        "first, or make it a constant"
+        f"model {name}: its inputs {shown} fix different batch sizes; the first axis of every "
+        "input must count the samples: export a state such as [layers, batch, hidden] with the "
+        "batch first, or make it a constant"
     )
 
 
@@ -120,5 +120,3 @@ def _reason(
         if not np.allclose(array, joined, rtol=0, atol=TOLERANCE * scale + 1e-6, equal_nan=True):
             return f'the output "{name}" of a sample depends on the rest of its batch'
     return ""
-
-

@@ -12,8 +12,8 @@ from qtool.graph.queries import dims
 from qtool.graph.save import save_model
 from qtool.loading import Loaded, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
-from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.loading.input_shapes import set_input_shapes
+from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
@@ -100,7 +100,9 @@ def load_any(
 def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
     """Save a model that ONNX Runtime cannot run as it is; return others unchanged."""
     if was_bfloat16(loaded.model):
-        note = "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
+        note = (
+            "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
+        )
     elif had_empty_sizes(loaded.model):
         note = "sizes of 0: the float model is the file with these dimensions open"
     else:
@@ -144,7 +146,7 @@ def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
         specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))
     if not any(spec.shape for spec in specs.values()):
         raise UnsupportedError(
-            f'model {name}: the input "{next(iter(specs))}" is one number without a batch axis, and '
-            "there is no other; expected a batch of samples: export the model with a batch axis"
+            f'model {name}: the input "{next(iter(specs))}" is one number without a batch axis, '
+            "as is every other; expected a batch of samples: export the model with a batch axis"
         )
     return specs

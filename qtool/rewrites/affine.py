@@ -4,18 +4,24 @@ Learnable affine blocks (LCNetV3) and normalizations that exporters decomposed l
 Add by a scalar or by one number a channel.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
+from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.edit import add_constant, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, rank, sole_reader
 from qtool.rewrites.fold_batchnorm import scale_outputs, set_constant
-from qtool.rewrites.match import as_vector, keeps_shape, scalar, split_constant
+from qtool.rewrites.match import as_vector, keeps_shape, split_constant
 from qtool.rewrites.rewrite import IsInteger
 
 LAYERS = ("Conv", "ConvTranspose")
 # op -> the constant that leaves the other operand unchanged
 NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
+
+# A smaller factor would make the offset t / s large, and its rounding with it.
+SMALLEST = 1e-4
 
 
 def remove_neutral_operands(model: ir.Model, is_integer: IsInteger) -> int:
@@ -52,6 +58,7 @@ def fold_affine(model: ir.Model, is_integer: IsInteger) -> int:
         affine = _affine(node, x, operands[1], constant(layer.inputs[1]), layer)
         if affine is None or not scale_outputs(model.graph, layer, *affine):
             continue
+        _update_folded_norm(layer, x, *affine)
         replace_value(node.outputs[0], x)
         drop(node)
         done += 1
@@ -62,12 +69,12 @@ def _affine(
     node: ir.Node, x: ir.Value, operand: ir.Value, weight: np.ndarray | None, layer: ir.Node
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (scale, shift), float64 [C_out], of an op behind a convolution."""
-    array, known = constant(operand), rank(x)
+    array, dimensions = constant(operand), rank(x)
     if array is None or weight is None or not np.isfinite(array).all():
         return None
     channels = weight.shape[0 if layer.op_type == "Conv" else 1]
     # The rank of a weight is that of the output, where shape inference has none.
-    vector = as_vector(array, channels, known or weight.ndim, 1)
+    vector = as_vector(array, channels, dimensions or weight.ndim, 1)
     return None if vector is None else _scale_and_shift(node.op_type, vector)
 
 
@@ -78,6 +85,19 @@ def _scale_and_shift(op: str, vector: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if op in ("Mul", "Div"):
         return vector if op == "Mul" else 1 / vector, np.zeros_like(vector)
     return np.ones_like(vector), vector if op == "Add" else -vector
+
+
+def _update_folded_norm(
+    layer: ir.Node, out: ir.Value, scale: np.ndarray, shift: np.ndarray
+) -> None:
+    """Apply scale and shift to the records of a BatchNorm that was folded into the layer before."""
+    norm = layer.meta.get("folded_norm")
+    if isinstance(norm, FoldedNorm):
+        gamma, beta = scale * norm.gamma, scale * norm.beta + shift
+        layer.meta["folded_norm"] = replace(norm, gamma=gamma, beta=beta)
+    if "batchnorm" in out.meta:
+        beta, gamma = out.meta["batchnorm"]
+        out.meta["batchnorm"] = (scale * beta + shift, np.abs(scale) * gamma)
 
 
 def fold_affine_into_next_conv(model: ir.Model, is_integer: IsInteger) -> int:
@@ -97,9 +117,9 @@ def fold_affine_into_next_conv(model: ir.Model, is_integer: IsInteger) -> int:
 
 def _fold_input(graph: ir.Graph, conv: ir.Node) -> bool:
     """Fold the op in front of a Conv, or the Mul in front of its Add; return True when one was."""
-    weight, bias_value = constant(conv.inputs[1]), conv.inputs[2] if len(conv.inputs) > 2 else None
+    weight, bias = constant(conv.inputs[1]), conv.inputs[2] if len(conv.inputs) > 2 else None
     last = _sole_producer(conv.inputs[0], conv)
-    if weight is None or last is None or (bias_value is not None and not is_constant(bias_value)):
+    if weight is None or last is None or (bias is not None and not is_constant(bias)):
         return False
     channels = weight.shape[1] * int(attribute(conv, "group", 1))
     affine = _input_affine(last, channels, weight.ndim)
@@ -108,40 +128,46 @@ def _fold_input(graph: ir.Graph, conv: ir.Node) -> bool:
     scale, shift = affine
     if not shift.any():
         _scale_inputs(graph, conv, scale)
-        _bypass(last)
-        return True
-    if not _pads(conv):
+    elif not _pads(conv):
         _add_to_bias(graph, conv, weight, shift)
-        _bypass(last)
-        return True
-    operands = split_constant(last)
-    before = _sole_producer(operands[0], last) if operands is not None else None
-    factor = _input_affine(before, channels, weight.ndim) if before is not None else None
-    # A factor near zero would make the offset t / s large, and its rounding with it.
-    if before is None or factor is None or factor[1].any() or np.abs(factor[0]).min() < 1e-4:
-        return False
-    shape = _channel_shape(operands[1] if operands else None, weight.ndim, channels, factor[0])
-    moved = (shift / factor[0]).astype(weight.dtype)
-    value = add_constant(graph, f"{last.name}.offset", moved.reshape(-1)[: np.prod(shape)])
-    value.const_value = ir.Tensor(value.const_value.numpy().reshape(shape), name=value.name)
-    value.shape = ir.Shape(shape)
-    kept = operands[0] if operands is not None else None
-    position = 0 if last.inputs[0] is kept else 1
-    last.replace_input_with(1 - position, value)
-    if last.op_type == "Sub":
-        last.op_type = "Add"
-    _scale_inputs(graph, conv, factor[0])
-    _bypass(before)
+    else:
+        return _exchange(graph, conv, last, shift)
+    _bypass(last)
     return True
 
 
-def _channel_shape(
-    old: ir.Value | None, value_rank: int, channels: int, factor: np.ndarray
-) -> tuple[int, ...]:
-    """Return the shape of an offset: a scalar where factor and offset are, else one a channel."""
-    if scalar(old) is not None and np.all(factor == factor[0]):
-        return (1,)
-    return (channels, *(1,) * (value_rank - 2))
+def _exchange(graph: ir.Graph, conv: ir.Node, add: ir.Node, shift: np.ndarray) -> bool:
+    """Let a factor pass the offset between it and a Conv: s x + t = s (x + t / s).
+
+    Args:
+        graph: of the nodes.
+        conv: takes the factor into its weights.
+        add: Add or Sub by a constant, which only ``conv`` reads.
+        shift: t, float64 [C].
+
+    Returns:
+        True when there was a factor.
+    """
+    operands = split_constant(add)
+    mul = _sole_producer(operands[0], add) if operands is not None else None
+    rank_of_input = len(dims(conv.inputs[1]) or ())
+    factor = _input_affine(mul, shift.size, rank_of_input) if mul is not None else None
+    if operands is None or mul is None or factor is None or factor[1].any():
+        return False
+    scale, old = factor[0], constant(operands[1])
+    if np.abs(scale).min() < SMALLEST or old is None:
+        return False
+    offset = (shift / scale).astype(old.dtype)
+    uniform = bool(np.all(offset == offset[0]))
+    shaped = offset[:1] if uniform else offset.reshape(-1, *(1,) * (rank_of_input - 2))
+    add.replace_input_with(
+        0 if add.inputs[0] is operands[1] else 1,
+        add_constant(graph, f"{add.name}.offset", shaped),
+    )
+    add.op_type = "Add"
+    _scale_inputs(graph, conv, scale)
+    _bypass(mul)
+    return True
 
 
 def _sole_producer(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
@@ -194,6 +220,13 @@ def _add_to_bias(graph: ir.Graph, conv: ir.Node, weight: np.ndarray, shift: np.n
     bias = np.zeros(weight.shape[0]) if bias is None else bias
     summed = weight.astype(np.float64).reshape(*weight.shape[:2], -1).sum(2)
     offset = (summed * shift[_input_channels(conv, weight)]).sum(1)
+    norm = conv.meta.get("folded_norm")
+    if isinstance(norm, FoldedNorm):
+        factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
+        # Without a factor nothing of the offset passes, and no bias in front of it explains it.
+        conv.meta["folded_norm"] = (
+            replace(norm, bias=norm.bias + offset / factor) if factor.all() else None
+        )
     set_constant(graph, conv, 2, bias + offset, weight.dtype)
 
 

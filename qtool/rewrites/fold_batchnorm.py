@@ -121,7 +121,9 @@ def scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.n
     return True
 
 
-def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: np.dtype) -> None:
+def set_constant(
+    graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: np.dtype
+) -> None:
     """Set a constant input of a node; a constant with other readers is copied, not changed."""
     old = node.inputs[index] if len(node.inputs) > index else None
     name = old.name if old is not None else f"{node.name}.bias"

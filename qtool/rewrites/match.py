@@ -59,8 +59,8 @@ def keeps_shape(x: ir.Value, other: ir.Value) -> bool:
     """Return whether an elementwise op of ``x`` and a constant has the shape of ``x``."""
     shape, constant_shape = dims(x), dims(other) or ()
     if all(d == 1 for d in constant_shape):
-        known = rank(x)
-        return not constant_shape or (known is not None and len(constant_shape) <= known)
+        dimensions = rank(x)
+        return not constant_shape or len(constant_shape) <= (dimensions or 0)
     if shape is None or len(constant_shape) > len(shape):
         return False
     tail = shape[len(shape) - len(constant_shape) :]

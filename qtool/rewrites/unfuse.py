@@ -75,7 +75,9 @@ def _limit(
     graph: ir.Graph, name: str, parameters: Mapping[str, float], key: str
 ) -> ir.Value | None:
     """Return a limit of a Clip as the initializer that it is from opset 11 on."""
-    return add_constant(graph, name, np.float32(parameters[key])) if key in parameters else None
+    if key not in parameters:
+        return None
+    return add_constant(graph, name, np.array(parameters[key], np.float32))
 
 
 def _parameters(node: ir.Node, activation: str) -> dict[str, Any]:

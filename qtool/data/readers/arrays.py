@@ -87,7 +87,9 @@ class ArraySource:
             rows = [row for _, row in places[start:stop]]
             for name, values in self._values(number).items():
                 one = not values.ndim  # a number for all samples of the file
-                parts[name].append(np.repeat(values, len(rows)) if one else np.asarray(values[rows]))
+                parts[name].append(
+                    np.repeat(values, len(rows)) if one else np.asarray(values[rows])
+                )
             start = stop
         return {name: self._fit(name, rows, positions) for name, rows in parts.items()}
 

@@ -99,3 +99,30 @@ def test_a_constant_that_widens_the_value_stays():
     x = net.add("Relu", net.input("x", "N", 4))
     y = net.add("Mul", x, net.const(np.ones((3, 1, 4), np.float32)))
     assert changed(net.output(net.add("Relu", y, out="y")), "remove_neutral_operands")[1] == 0
+
+
+def test_a_folded_batchnorm_is_restored_with_the_affine_block():
+    """Training unfolds the record: gamma (W x + b - mean) / sigma + beta is what the layer does."""
+    net = Net()
+    y = net.norm(net.conv(net.input("x", "N", 4, 6, 6), 4, 4, pads=[0] * 4), 4)
+    net.output(net.add("Relu", around(net, y, PER_CHANNEL, np.float32([0.3])), out="y"))
+    model, _ = changed(net, "fold_batchnorm", "fold_affine")
+    layer = next(n for n in model.graph if n.op_type == "Conv")
+    norm = layer.meta["folded_norm"]
+    factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
+    restored = norm.beta + (norm.bias - norm.mean) * factor
+    np.testing.assert_allclose(restored, layer.inputs[2].const_value.numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_folded_batchnorm_is_restored_with_an_offset_in_front():
+    net = Net()
+    x = net.add("Sigmoid", net.input("x", "N", 4, 6, 6))
+    shifted = net.add("Add", x, net.const(np.float32([0.4])))
+    y = net.norm(net.conv(shifted, 4, 4, pads=[0] * 4), 4)
+    net.output(net.add("Relu", y, out="y"))
+    model, _ = changed(net, "fold_batchnorm", "fold_affine_into_next_conv")
+    layer = next(n for n in model.graph if n.op_type == "Conv")
+    norm = layer.meta["folded_norm"]
+    factor = norm.gamma / np.sqrt(norm.var + norm.epsilon)
+    restored = norm.beta + (norm.bias - norm.mean) * factor
+    np.testing.assert_allclose(restored, layer.inputs[2].const_value.numpy(), rtol=0, atol=1e-5)
