@@ -33,6 +33,7 @@ class MSE:
     """
 
     needs_histogram: ClassVar[bool] = True
+    by_output: ClassVar[bool] = True
     _: KW_ONLY
     candidates: int = Field(default=100, ge=2)
     p: float = Field(default=2.0, gt=0, allow_inf_nan=False)

@@ -4,7 +4,8 @@ Every command goes through these functions: ``qtool ptq``, ``qat`` and ``check``
 processes of distributed training, and the Python API.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qtool.annotation.annotator import annotate
 from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, choose_grids, collect, observed_values
+from qtool.calibration.output_error import widen_by_output
 from qtool.calibration.statistics import Calibrator
 from qtool.emitters import emit_model
 from qtool.errors import RecipeError, UnsupportedError
@@ -222,12 +224,16 @@ def make_grids(
         threads=context.threads,
         on_batch=on_batch,
     )
-    return constrain_scales(context, choose_grids(plan, stats, calibrator))
+    plan = choose_grids(plan, stats, calibrator)
+    if getattr(calibrator, "by_output", False):
+        with closing(_calibration_batches(context, observed)) as batches:
+            plan = widen_by_output(model, plan, stats, batches, context.threads)
+    return constrain_scales(context, plan)
 
 
 def _calibration_batches(
     context: Context, observed: tuple[str, ...]
-) -> Iterator[Mapping[str, np.ndarray]]:
+) -> Generator[Mapping[str, np.ndarray], None, None]:
     """Yield the calibration data, as many samples at a time as fit in memory."""
     data, fixed = context.calibration, context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)
