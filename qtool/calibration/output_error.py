@@ -5,8 +5,10 @@ activations). The squared error of the values favours a range that clips them, y
 result depends on these elements; the error of the layer's output shows it.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
@@ -25,8 +27,9 @@ CANDIDATES = 6
 # A range that leaves out less than this share of the observed one is not searched again.
 CLIPPED = 0.1
 
-# Rows of an input that decide; more do not change the choice.
-MAX_ROWS = 2048
+# Batches that decide, and rows of an input in each.
+BATCHES = 8
+MAX_ROWS = 1024
 
 
 def widen_by_output(
@@ -48,7 +51,7 @@ def widen_by_output(
         model: the rewritten float graph.
         plan: with calibrated grids.
         stats: value name -> statistics of the calibration pass.
-        batches: calibration samples; the first is read.
+        batches: calibration samples; the first BATCHES are read.
         threads: of ONNX Runtime; None for its default.
 
     Returns:
@@ -63,33 +66,73 @@ def widen_by_output(
         for grid in readers
         if len(candidates := _candidates(plan.grids[grid], *ranges[grid])) > 1
     }
-    feeds = next(iter(batches), None) if searched else None
-    if feeds is None:
+    if not searched:
         return plan
     inputs = sorted({value for grid in searched for value, _ in readers[grid]})
-    arrays, weights = _inputs(model, inputs, feeds, threads), _weights(model)
-    grids, widened = dict(plan.grids), 0
-    for grid, candidates in searched.items():
-        pairs = [(_rows(arrays[value]), weights[node]) for value, node in readers[grid]]
-        errors = [sum(_error(x, w, params) for x, w in pairs) for params in candidates]
-        best = int(np.argmin(errors))
-        widened += best > 0
-        grids[grid] = candidates[best]
+    errors = _Errors(_weights(model), readers, searched)
+    with _session(model, inputs, threads) as session:
+        for feeds in islice(batches, BATCHES):
+            errors.add({**feeds, **(session(feeds) if session is not None else {})})
+    best = {grid: errors.best(grid) for grid in searched}
+    plan = replace(
+        plan, grids={**plan.grids, **{grid: searched[grid][k] for grid, k in best.items()}}
+    )
+    widened = sum(k > 0 for k in best.values())
     note = f"ranges of {widened} inputs of linear layers widened by the error of the outputs"
-    plan = replace(plan, grids=grids)
     return plan.note(note) if widened else plan
 
 
-def _inputs(
-    model: ir.Model, names: list[str], feeds: Mapping[str, np.ndarray], threads: int | None
-) -> dict[str, np.ndarray]:
-    """Return the named values of the float graph; some may be graph inputs."""
+@dataclass(frozen=True)
+class _Errors:
+    """Sums over batches of the squared noise and signal at the outputs of linear layers.
+
+    Attributes:
+        weights: node name -> [K, N].
+        readers: grid -> (input, node) of the layers that read it.
+        searched: grid -> its candidates.
+        noise: (grid, node) -> sum for each candidate, float64.
+        signal: (grid, node) -> sum.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    readers: Mapping[str, list[tuple[str, str]]]
+    searched: Mapping[str, list[QuantParams]]
+    noise: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    signal: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add the errors of one batch."""
+        for grid, candidates in self.searched.items():
+            for value, node in self.readers[grid]:
+                x, weight, key = _rows(arrays[value]), self.weights[node], (grid, node)
+                noise = [
+                    _power((x - fake_quantize(x, params)).astype(np.float32) @ weight)
+                    for params in candidates
+                ]
+                self.noise[key] = self.noise.get(key, np.zeros(len(noise))) + noise
+                self.signal[key] = self.signal.get(key, 0.0) + _power(x @ weight)
+
+    def best(self, grid: str) -> int:
+        """Return the position of the candidate with the least error; 0 where nothing was added."""
+        keys = [key for key in self.noise if key[0] == grid]
+        total = sum(self.noise[key] / max(self.signal[key], 1e-30) for key in keys)
+        return int(np.argmin(total)) if keys else 0
+
+
+def _power(array: np.ndarray) -> float:
+    return float(np.square(array, dtype=np.float64).sum())
+
+
+@contextmanager
+def _session(model: ir.Model, names: list[str], threads: int | None) -> Iterator[OrtSession | None]:
+    """Open a session that returns the named values; None where all are graph inputs."""
     values = by_name(model.graph)
     computed = [name for name in names if values[name].producer() is not None]
     if not computed:
-        return dict(feeds)
+        yield None
+        return
     with OrtSession(model, computed, threads) as session:
-        return {**feeds, **session(feeds)}
+        yield session
 
 
 def _merged(plan: QuantPlan, stats: Mapping[str, Stats]) -> dict[str, tuple[float, float]]:
@@ -106,10 +149,11 @@ def _linear_readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[tuple[st
     nodes = nodes_by_name(model.graph)
     readers: dict[str, list[tuple[str, str]]] = {}
     for site in plan.sites.values():
-        if site.op in LINEAR and site.weight is not None and site.inputs[0] in plan.grid_of:
-            if constant(nodes[site.name].inputs[1]) is not None:
-                grid = plan.grid_of[site.inputs[0]]
-                readers.setdefault(grid, []).append((site.inputs[0], site.name))
+        if site.op not in LINEAR or site.inputs[0] not in plan.grid_of:
+            continue
+        if constant(nodes[site.name].inputs[1]) is not None:
+            grid = plan.grid_of[site.inputs[0]]
+            readers.setdefault(grid, []).append((site.inputs[0], site.name))
     return readers
 
 
@@ -147,10 +191,3 @@ def _between(clipped: float, observed: float, share: float) -> float:
 def _rows(array: np.ndarray) -> np.ndarray:
     rows = array.reshape(-1, array.shape[-1])
     return np.asarray(rows[:: max(1, len(rows) // MAX_ROWS)])
-
-
-def _error(x: np.ndarray, weight: np.ndarray, params: QuantParams) -> float:
-    """Return |(x - q(x)) W|^2 / |x W|^2."""
-    noise = (x - fake_quantize(x, params)).astype(np.float32) @ weight
-    signal = x @ weight
-    return float(np.square(noise).sum() / max(float(np.square(signal).sum()), 1e-30))
