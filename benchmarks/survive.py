@@ -148,7 +148,7 @@ def eval_section(name: str, out: Path, work: Path, samples: int | None) -> tuple
         evaluate = {"arrays": {"path": str(work / "words" / "evaluate.npz")}}
         labels = np.load(work / "words" / "evaluate_words.npy")
         return DataSection.model_validate({**evaluate, "count": samples}), labels
-    section = recipe.evaluate.model_dump(exclude={"metric"})
+    section = recipe.evaluate.model_dump(include=set(DataSection.model_fields))
     section |= {"preprocess": recipe.calibrate.preprocess}
     return DataSection.model_validate({**section, "count": samples or section["count"]}), None
 
