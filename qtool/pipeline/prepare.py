@@ -12,9 +12,15 @@ from qtool.data import (
 )
 from qtool.errors import RecipeError, suggest
 from qtool.loading import bind_shapes
-from qtool.pipeline.batch_probe import check_batches, probe_batch
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
-from qtool.pipeline.input_checks import check_first_output, check_labels, check_metric, disjoint
+from qtool.pipeline.input_checks import (
+    check_batches,
+    check_first_output,
+    check_labels,
+    check_metric,
+    disjoint,
+    probe_batch,
+)
 from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe

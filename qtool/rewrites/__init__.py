@@ -10,13 +10,13 @@ from qtool.rewrites.affine import (
     remove_neutral_operands,
 )
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
+from qtool.rewrites.decomposed.gelu import compose_gelu
+from qtool.rewrites.decomposed.hard_swish import compose_hard_swish
+from qtool.rewrites.decomposed.layer_norm import compose_layer_norm
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
 from qtool.rewrites.fold_pad import fold_pad
-from qtool.rewrites.gelu import compose_gelu
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
-from qtool.rewrites.hard_swish import compose_hard_swish
-from qtool.rewrites.layer_norm import compose_layer_norm
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite

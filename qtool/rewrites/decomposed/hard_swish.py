@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import attribute
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.match import clipped_between, close, divided, scalar_operand, source
+from qtool.rewrites.decomposed.match import clipped_between, close, divided, scalar_operand, source
 from qtool.rewrites.rewrite import IsInteger
 
 Match = Callable[[ir.Value | None], ir.Value | None]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, sole_reader
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.match import close, scalar, source, split_constant
+from qtool.rewrites.decomposed.match import close, scalar, source, split_constant
 from qtool.rewrites.rewrite import IsInteger
 
 # LayerNormalization became an operator in this opset.

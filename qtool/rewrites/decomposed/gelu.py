@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.match import divided, scalar_operand, source
+from qtool.rewrites.decomposed.match import divided, scalar_operand, source
 from qtool.rewrites.rewrite import IsInteger
 
 # Gelu became an operator in this opset.
