@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qtool.annotation.dynamic import add_dynamic
 from qtool.annotation.neighbors import Candidate, is_free_for_concat, positive_grids, without_fused
 from qtool.annotation.rules import bias_of, find_rule, is_absorbed
+from qtool.annotation.sentinels import sentinel_reasons
 from qtool.annotation.weight_only import add_weight_only
 from qtool.graph.queries import dims, is_constant, is_float, name_of, sole_reader, weight_axis
 from qtool.quant.bit_widths import Bits
@@ -68,9 +69,10 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
     return add_dynamic(nodes, target, bits, add_weight_only(nodes, target, bits, plan))
 
 
-def _find_candidates(nodes: Iterable[ir.Node], draft: _Draft) -> None:
+def _find_candidates(nodes: list[ir.Node], draft: _Draft) -> None:
     """Fill ``candidates`` with nodes that have a rule, and ``reasons`` for the others."""
     fused: set[str] = set()
+    masked = sentinel_reasons(nodes)
     for node in nodes:
         name = name_of(node)
         if name in fused or not any(is_float(v) for v in (*node.inputs, *node.outputs)):
@@ -78,8 +80,8 @@ def _find_candidates(nodes: Iterable[ir.Node], draft: _Draft) -> None:
         if node.op_type in ("Shape", "Size"):
             continue  # they read only the shape of their input
         rule, reason = find_rule(node, draft.target, draft.bits)
-        if rule is None:
-            draft.reasons[name] = reason
+        if rule is None or name in masked:
+            draft.reasons[name] = reason or masked[name]
             continue
         last = node
         follower = sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None
@@ -96,7 +98,8 @@ def _operands(node: ir.Node, rule: OpRule) -> list[ir.Value]:
     if rule.form == "weighted":
         # A custom op in front may leave the type unknown; float weights need a float input.
         return [v for v in operands if v is not None]
-    return [v for v in operands if v is not None and is_float(v)]
+    # A value of unknown type is an operand too: it is never available, so the op stays float.
+    return [v for v in operands if v is not None and (is_float(v) or v.dtype is None)]
 
 
 def _available_values(model: ir.Model, nodes: Iterable[ir.Node], draft: _Draft) -> set[ir.Value]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +35,7 @@ class MSE(Calibrator):
         too well.
     """
 
+    by_output: ClassVar[bool] = True
     _: KW_ONLY
     candidates: int = Field(default=100, ge=2)
     p: float = Field(default=2.0, gt=0, allow_inf_nan=False)

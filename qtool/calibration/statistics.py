@@ -198,6 +198,8 @@ class Calibrator(Protocol):
     needs_batchnorm: ClassVar[bool] = False
     """True for an estimator that reads ``normals``: a model without any is refused."""
 
+    by_output: ClassVar[bool] = False
+    """True: clipped inputs of linear layers are searched again by the error of their outputs."""
     finalists: ClassVar[Mapping[str, "Calibrator"]] = {}
     """Estimators that are compared with this one by the output of the network on held-out samples.
 

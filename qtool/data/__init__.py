@@ -18,6 +18,7 @@ from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Arrays, LogMel, Python, Text, Wav
 from qtool.data.readers import READERS
+from qtool.data.scalar_inputs import with_scalars
 from qtool.errors import DataError
 
 __all__ = [
@@ -70,4 +71,4 @@ def open_dataset(
             f"the model has an input called `{LABEL}`, the name batches keep for the labels; "
             "rename the model's input, or give the data without labels"
         )
-    return dataset
+    return with_scalars(dataset, inputs)

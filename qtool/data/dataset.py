@@ -223,6 +223,8 @@ class Dataset:
                     missing = size - valid
                     batch = {
                         name: np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+                        if rows.ndim
+                        else rows
                         for name, rows in batch.items()
                     }
                 yield batch, valid

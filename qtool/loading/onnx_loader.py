@@ -20,6 +20,7 @@ from qtool.graph.queries import captured
 from qtool.loading.cast_like import replace_cast_like
 from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
 from qtool.loading.float16 import widen
+from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
 from qtool.loading.unsupported import check_supported
 
@@ -153,6 +154,7 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
         model.graph.sort()  # ONNX Runtime accepts any order, the version converter does not
     except ValueError as error:
         raise ModelError(f"model {path}: its nodes form a cycle; export it again") from error
+    release_open_dimensions(model)
     if model.functions:
         try:
             passes.InlinePass()(model)
@@ -163,7 +165,10 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
             ) from error
     passes.RemoveInitializersFromInputsPass()(model)
     before = model.opset_imports.get("", 1)
+    opened = had_empty_sizes(model)
     model, notes = _upgrade_opset(model, opset, path)
+    if opened:  # the upgraded graph is another object
+        model.meta[EMPTY] = True
     # After the upgrade, whose adapters add Constant nodes, such as axes that became inputs.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     assign_node_names(model)
@@ -250,6 +255,9 @@ def _proto_without_weights(model: ir.Model) -> Iterator[onnx.ModelProto]:
 
 def _upgrade_opset(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
     """Raise the opset of the default domain; return the graph and a note if anything was tried."""
+    if "" not in model.opset_imports and not any(n.domain == "" for n in model.graph.all_nodes()):
+        # Classical estimators import the ONNX-ML domain alone; there is no node to convert.
+        model.opset_imports[""] = opset
     current = model.opset_imports.get("", 1)
     if current >= opset:
         return model, []

@@ -13,6 +13,7 @@ from qtool.graph.save import save_model
 from qtool.loading import Loaded, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
 from qtool.loading.input_shapes import set_input_shapes
+from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
@@ -97,12 +98,17 @@ def load_any(
 
 
 def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
-    """Save a bfloat16 model as float32, which ONNX Runtime can run; return others unchanged."""
-    if not was_bfloat16(loaded.model):
+    """Save a model that ONNX Runtime cannot run as it is; return others unchanged."""
+    if was_bfloat16(loaded.model):
+        note = (
+            "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
+        )
+    elif had_empty_sizes(loaded.model):
+        note = "sizes of 0: the float model is the file with these dimensions open"
+    else:
         return loaded
     path = place((loaded.sha256, "float32"))
     save_model(loaded.model, path)
-    note = "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
     return replace(loaded, path=path, name=loaded.shown, notes=(*loaded.notes, note))
 
 
@@ -137,11 +143,10 @@ def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
                 "the recipe, N for the batch and any name for what each batch may choose: "
                 f"model: {{onnx: {name}, input: {{{value.name}: [N, 3, 224, 224]}}}}"
             )
-        if not shape or 0 in shape:
-            kind = "one number without a batch axis" if not shape else f"empty: {list(shape)}"
-            raise UnsupportedError(
-                f'model {name}: the input "{value.name}" is {kind}; expected a batch of samples: '
-                "make it a constant, or export the model with a batch axis there"
-            )
         specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))
+    if not any(spec.shape for spec in specs.values()):
+        raise UnsupportedError(
+            f'model {name}: the input "{next(iter(specs))}" is one number without a batch axis, '
+            "as is every other; expected a batch of samples: export the model with a batch axis"
+        )
     return specs

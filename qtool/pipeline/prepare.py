@@ -13,7 +13,14 @@ from qtool.data import (
 from qtool.errors import RecipeError, suggest
 from qtool.loading import bind_shapes
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
-from qtool.pipeline.input_checks import check_first_output, check_labels, check_metric, disjoint
+from qtool.pipeline.input_checks import (
+    check_batches,
+    check_first_output,
+    check_labels,
+    check_metric,
+    disjoint,
+    probe_batch,
+)
 from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.layer_bits import resolve_bits
@@ -51,6 +58,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         loaded = load_from_recipe(recipe, target, cache, options)
         record.notes += loaded.notes
         inputs = input_specs(loaded.model, loaded.shown)
+        check_batches(inputs, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
         calibration = open_dataset(recipe.calibrate, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
@@ -60,6 +68,8 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         for name, spec in inputs.items():
             shapes = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
             check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
+        inputs, notes = probe_batch(loaded.model, inputs, calibration, loaded.shown)
+        record.notes += notes
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
         check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():

@@ -4,7 +4,8 @@ Every command goes through these functions: ``qtool ptq``, ``qat`` and ``check``
 processes of distributed training, and the Python API.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from qtool.rewrites.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
+from qtool.steps.output_error import widen_by_output
 from qtool.steps.range_choice import best_ranges
 from qtool.steps.rewrite_samples import rewrite_samples
 from qtool.verification.environment import instruction_sets
@@ -237,14 +239,19 @@ def make_grids(
         threads=context.threads,
         on_batch=on_batch,
     )
-    return best_ranges(
-        context, plan, stats, calibrator, lambda chosen: constrain_scales(context, chosen)
-    )
+
+    def finish(chosen: QuantPlan) -> QuantPlan:
+        if calibrator.by_output:
+            with closing(_calibration_batches(context, observed, data)) as batches:
+                chosen = widen_by_output(model, chosen, stats, batches, context.threads)
+        return constrain_scales(context, chosen)
+
+    return best_ranges(context, plan, stats, calibrator, finish)
 
 
 def _calibration_batches(
     context: Context, observed: tuple[str, ...], data: Dataset
-) -> Iterator[Mapping[str, np.ndarray]]:
+) -> Generator[Mapping[str, np.ndarray], None, None]:
     """Yield the calibration data, as many samples at a time as fit in memory."""
     fixed = context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)

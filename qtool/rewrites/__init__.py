@@ -6,7 +6,15 @@ After the rewrites the graph is read-only.
 
 from collections.abc import Sequence
 
+from qtool.rewrites.affine import (
+    fold_affine,
+    fold_affine_into_next_conv,
+    remove_neutral_operands,
+)
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
+from qtool.rewrites.decomposed.gelu import compose_gelu
+from qtool.rewrites.decomposed.hard_swish import compose_hard_swish
+from qtool.rewrites.decomposed.layer_norm import compose_layer_norm
 from qtool.rewrites.equalize import equalize
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
@@ -24,9 +32,15 @@ REWRITES: dict[str, Rewrite] = {
     "fold_constants": fold_constants,
     "make_reshapes_static": make_reshapes_static,
     "remove_identities": remove_identities,
+    "remove_neutral_operands": remove_neutral_operands,
+    "compose_hard_swish": compose_hard_swish,
+    "compose_gelu": compose_gelu,
+    "compose_layer_norm": compose_layer_norm,
     "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
     "fold_batchnorm": fold_batchnorm,
     "fold_batchnorm_into_next_conv": fold_batchnorm_into_next_conv,
+    "fold_affine": fold_affine,
+    "fold_affine_into_next_conv": fold_affine_into_next_conv,
     "matmul_to_gemm": matmul_to_gemm,
     "normalize_gemm": normalize_gemm,
     "fold_pad": fold_pad,

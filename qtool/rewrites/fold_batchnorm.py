@@ -55,7 +55,7 @@ def fold_batchnorm(model: ir.Model, is_integer: IsInteger) -> int:
         if producer is not None and producer.op_type == "Pad":
             commutes = _pads_zeros(producer) and not shift.any()
             producer = _sole_source(producer) if commutes else None
-        if producer is None or not _scale_outputs(model.graph, producer, scale, shift):
+        if producer is None or not scale_outputs(model.graph, producer, scale, shift):
             continue
         beta, gamma = constant(norm.inputs[2]), constant(norm.inputs[1])
         out = norm.outputs[0]
@@ -81,7 +81,7 @@ def _sole_source(node: ir.Node) -> ir.Node | None:
     return source.producer()
 
 
-def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+def scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
     """Fold ``y * scale + shift`` into the weights and bias of the layer that computes ``y``.
 
     Args:
@@ -116,12 +116,14 @@ def _scale_outputs(graph: ir.Graph, node: ir.Node, scale: np.ndarray, shift: np.
     if bias is not None and bias.size != 1 and (bias.size, bias.shape[-1]) != (scale.size,) * 2:
         return False
     bias = np.zeros(1) if bias is None else bias.reshape(-1)
-    _set(graph, node, 1, weight * scale.reshape(shape), weight.dtype)
-    _set(graph, node, 2, bias * scale + shift, weight.dtype)
+    set_constant(graph, node, 1, weight * scale.reshape(shape), weight.dtype)
+    set_constant(graph, node, 2, bias * scale + shift, weight.dtype)
     return True
 
 
-def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: np.dtype) -> None:
+def set_constant(
+    graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, dtype: np.dtype
+) -> None:
     """Set a constant input of a node; a constant with other readers is copied, not changed."""
     old = node.inputs[index] if len(node.inputs) > index else None
     name = old.name if old is not None else f"{node.name}.bias"
@@ -182,8 +184,8 @@ def fold_batchnorm_into_next_conv(model: ir.Model, is_integer: IsInteger) -> int
         bias = np.zeros(weight.shape[0]) if bias is None else bias
         offset = (weight.reshape(*weight.shape[:2], -1).sum(2) * shift[channels]).sum(1)
         scaled = weight * scale[channels].reshape(*channels.shape, *spatial)
-        _set(model.graph, conv, 1, scaled, weight.dtype)
-        _set(model.graph, conv, 2, bias + offset, weight.dtype)
+        set_constant(model.graph, conv, 1, scaled, weight.dtype)
+        set_constant(model.graph, conv, 2, bias + offset, weight.dtype)
         ir.convenience.replace_all_uses_with(norm.outputs[0], norm.inputs[0])
         drop(norm)
         done += 1

@@ -151,7 +151,7 @@ def time_pair(task: TimePair) -> LatencyResult:
         quantized_ms=medians["quantized"],
         speedup=medians["float"] / medians["quantized"],
         runs=runs * rounds,
-        batch=len(next(iter(batch.values()))),
+        batch=max(len(array) for array in batch.values() if array.ndim),
         threads=task.threads,
     )
 

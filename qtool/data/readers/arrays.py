@@ -86,7 +86,10 @@ class ArraySource:
                 stop += 1
             rows = [row for _, row in places[start:stop]]
             for name, values in self._values(number).items():
-                parts[name].append(np.asarray(values[rows]))
+                one = not values.ndim  # a number for all samples of the file
+                parts[name].append(
+                    np.repeat(values, len(rows)) if one else np.asarray(values[rows])
+                )
             start = stop
         return {name: self._fit(name, rows, positions) for name, rows in parts.items()}
 
@@ -263,6 +266,9 @@ def _rows_of(
                 f"{path}: holds no array `{array}`; expected the same arrays as in the folder's "
                 f"first file, found {_listing(columns)}: save it again, or move it elsewhere"
             )
+        if not column.shape and name and not inputs[name].shape:
+            cast(np.empty(0, column.dtype), inputs[name], column.name)
+            continue
         if not column.shape:
             raise DataError(f"{column.name}: is a single number; expected a leading sample axis")
         if name and not inputs[name].fits(column.shape[1:]):

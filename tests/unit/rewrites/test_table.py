@@ -62,6 +62,28 @@ def strided_first_conv() -> Net:
     return net.output(net.conv(x, 3, 4, k=7, strides=[2, 2], out="y"))
 
 
+def decomposed() -> Net:
+    """HardSwish, Gelu and LayerNormalization as operators, between affine blocks."""
+    net = Net(opset=21, ir_version=10)
+    x = net.conv(net.input("x", "N", 3, 6, 6), 3, 4)
+    x = net.add("Add", net.add("Mul", x, net.const([1.5])), net.const([0.5]))
+    x = net.add("Mul", x, net.const([1.0]))
+    shifted = net.add("Add", x, net.const(np.float32(3)))
+    gate = net.add("Clip", shifted, net.const(np.float32(0)), net.const(np.float32(6)))
+    x = net.add("Div", net.add("Mul", x, gate), net.const(np.float32(6)))
+    x = net.add("Add", net.add("Mul", x, net.const([0.4])), net.const([0.2]))
+    x = net.conv(x, 4, 4, pads=[0] * 4)
+    erf = net.add("Erf", net.add("Div", x, net.const(np.float32(2**0.5))))
+    x = net.add("Mul", x, net.add("Add", erf, net.const(np.float32(1))))
+    x = net.add("Mul", x, net.const(np.float32(0.5)))
+    axes = net.const(np.array([-1]))
+    centered = net.add("Sub", x, net.add("ReduceMean", x, axes))
+    variance = net.add("ReduceMean", net.add("Mul", centered, centered), axes)
+    root = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    x = net.add("Mul", net.add("Div", centered, root), net.weight(4))
+    return net.output(net.add("Relu", x, out="y"))
+
+
 NETS = {
     **BUILDERS,
     **{
@@ -73,6 +95,7 @@ NETS = {
             batchnorm_first,
             scaled_gemm,
             strided_first_conv,
+            decomposed,
         )
     },
 }

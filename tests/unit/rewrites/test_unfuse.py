@@ -33,6 +33,8 @@ def fused(op: str, activation: str, **attributes: object) -> onnx.ModelProto:
         ("FusedConv", "LeakyRelu", {"activation_params": [0.3]}, ["Conv", "LeakyRelu"]),
         ("FusedConv", "HardSigmoid", {"activation_params": [0.3, 0.4]}, ["Conv", "HardSigmoid"]),
         ("FusedConv", "Tanh", {}, ["Conv", "Tanh"]),
+        ("FusedConv", "Clip", {"activation_params": [0.0, 0.5]}, ["Conv", "Clip"]),
+        ("FusedConv", "HardSwish", {}, ["Conv", "HardSwish"]),
         ("FusedGemm", "Relu", {}, ["Gemm", "Relu"]),
         ("FusedGemm", "LeakyRelu", {"activation_alpha": 0.3}, ["Gemm", "LeakyRelu"]),
     ],

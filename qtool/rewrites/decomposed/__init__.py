@@ -1,0 +1,1 @@
+"""Compose operators from the elementwise operators that exporters write for them."""

@@ -1,0 +1,119 @@
+"""Decomposed activations and normalizations become the operators of their opset."""
+
+import numpy as np
+import pytest
+from models import Net, changed, ops
+
+from qtool.graph.queries import attribute
+
+
+def net_of(opset: int = 21) -> tuple[Net, str]:
+    net = Net(opset=opset, ir_version=10)
+    return net, net.conv(net.input("x", "N", 3, 6, 6), 3, 4, pads=[0] * 4)
+
+
+def relu6(net: Net, x: str) -> str:
+    shifted = net.add("Add", x, net.const(np.float32([3])))
+    return net.add("Clip", shifted, net.const(np.float32(0)), net.const(np.float32(6)))
+
+
+def divide(net: Net, x: str, form: str) -> str:
+    if form == "Div":
+        return net.add("Div", x, net.const(np.float32(6)))
+    return net.add("Mul", net.const(np.float32(1 / 6)), x)
+
+
+@pytest.mark.parametrize("form", ["Div", "Mul"])
+@pytest.mark.parametrize("place", ["behind", "in front"])
+def test_hard_swish_from_its_operators(form, place):
+    net, x = net_of()
+    if place == "behind":
+        y = divide(net, net.add("Mul", x, relu6(net, x)), form)
+    else:
+        y = net.add("Mul", divide(net, relu6(net, x), form), x)
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_hard_swish")
+    assert ops(model) == ["Conv", "HardSwish", "Relu"]
+    assert count == (1 if place == "behind" else 2)  # HardSigmoid first, then the product
+
+
+def test_hard_sigmoid_of_a_squeeze_and_excite_gate():
+    net, x = net_of()
+    gate = divide(net, relu6(net, net.add("GlobalAveragePool", x)), "Div")
+    model, _ = changed(net.output(net.add("Mul", x, gate, out="y")), "compose_hard_swish")
+    assert ops(model) == ["Conv", "GlobalAveragePool", "HardSigmoid", "Mul"]
+    node = next(n for n in model.graph if n.op_type == "HardSigmoid")
+    assert attribute(node, "alpha") == pytest.approx(1 / 6)
+
+
+def test_without_the_operator_hard_swish_becomes_a_hard_sigmoid_and_a_product():
+    net, x = net_of(opset=13)
+    y = net.add("Mul", divide(net, relu6(net, x), "Div"), x)
+    model, _ = changed(net.output(net.add("Relu", y, out="y")), "compose_hard_swish")
+    assert ops(model) == ["Conv", "HardSigmoid", "Mul", "Relu"]
+
+
+@pytest.mark.parametrize(("shift", "high"), [(2.0, 6.0), (3.0, 5.0)])
+def test_other_numbers_are_another_function(shift, high):
+    net, x = net_of()
+    shifted = net.add("Add", x, net.const(np.float32(shift)))
+    gate = net.add("Clip", shifted, net.const(np.float32(0)), net.const(np.float32(high)))
+    net.output(net.add("Mul", x, divide(net, gate, "Div"), out="y"))
+    assert changed(net, "compose_hard_swish")[1] == 0
+
+
+def test_a_gate_with_another_reader_is_left():
+    net, x = net_of()
+    gate = relu6(net, x)
+    divide_out = divide(net, net.add("Mul", x, gate), "Div")
+    net.output(net.add("Add", divide_out, gate, out="y"))
+    assert changed(net, "compose_hard_swish")[1] == 0
+
+
+@pytest.mark.parametrize("order", ["half last", "half on x", "half on erf"])
+def test_gelu_from_erf(order):
+    net, x = net_of()
+    scaled = net.add("Div", x, net.const(np.float32(2**0.5)))
+    gate = net.add("Add", net.add("Erf", scaled), net.const(np.float32(1)))
+    half = net.const(np.float32(0.5))
+    if order == "half last":
+        y = net.add("Mul", net.add("Mul", x, gate), half)
+    elif order == "half on x":
+        y = net.add("Mul", net.add("Mul", half, x), gate)
+    else:
+        y = net.add("Mul", x, net.add("Mul", half, gate))
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_gelu")
+    assert count == 1 and ops(model) == ["Conv", "Gelu", "Relu"]
+
+
+def test_gelu_needs_its_opset():
+    net, x = net_of(opset=17)
+    scaled = net.add("Div", x, net.const(np.float32(2**0.5)))
+    gate = net.add("Add", net.add("Erf", scaled), net.const(np.float32(1)))
+    net.output(net.add("Mul", net.add("Mul", x, gate), net.const(np.float32(0.5)), out="y"))
+    assert changed(net, "compose_gelu")[1] == 0
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("beta", [True, False])
+def test_layer_norm_from_its_reductions(square, beta):
+    net = Net(opset=17)
+    x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 12))
+    centered = net.add("Sub", x, net.add("ReduceMean", x, axes=[-1]))
+    two = net.const(np.float32(2))
+    squared = net.add(square, centered, two if square == "Pow" else centered)
+    variance = net.add("ReduceMean", squared, axes=[2])
+    deviation = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    y = net.add("Mul", net.add("Div", centered, deviation), net.weight(12))
+    y = net.add("Add", y, net.weight(12)) if beta else y
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")
+    assert count == 1 and ops(model) == ["MatMul", "LayerNormalization", "Relu"]
+
+
+def test_a_mean_over_another_axis_is_no_layer_norm():
+    net = Net(opset=17)
+    x = net.add("MatMul", net.input("x", "N", 8, 8), net.weight(8, 8))
+    centered = net.add("Sub", x, net.add("ReduceMean", x, axes=[1]))
+    variance = net.add("ReduceMean", net.add("Mul", centered, centered), axes=[1])
+    deviation = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    y = net.add("Mul", net.add("Div", centered, deviation), net.weight(8))
+    assert changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")[1] == 0
