@@ -70,7 +70,7 @@ def measure(name: str, network: Network, method: str, folder: Path) -> dict[str,
         assert resolved.evaluate is not None
         eval_data = DataSection.model_validate(
             {
-                **resolved.evaluate.model_dump(exclude={"metric"}),
+                **resolved.evaluate.model_dump(include=set(DataSection.model_fields)),
                 "preprocess": resolved.calibrate.preprocess,
             }
         )
