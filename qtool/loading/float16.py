@@ -1,5 +1,8 @@
 """Conversion of float16 and bfloat16 models to float32, which represents their weights exactly."""
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -78,11 +81,13 @@ def _widen_attributes(node: ir.Node) -> None:
 
 def _add_interface_casts(graph: ir.Graph, dtypes: dict[ir.Value, ir.DataType]) -> None:
     """Add a Cast after inputs and before outputs so that they keep their types and names."""
+    name = _unused_names(graph)
     for value, dtype in dtypes.items():
         if value.is_graph_input():
-            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", 1)], name=f"{value.name}/widen")
+            to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+            cast = ir.Node("", "Cast", [value], [to], name=name(f"{value.name}/widen"))
             out = cast.outputs[0]
-            out.name, out.shape = f"{value.name}_float32", value.shape
+            out.name, out.shape = name(f"{value.name}_float32"), value.shape
             out.type = ir.TensorType(ir.DataType.FLOAT)
             ir.convenience.replace_all_uses_with(value, out, replace_graph_outputs=False)
             cast.replace_input_with(0, value)
@@ -90,11 +95,30 @@ def _add_interface_casts(graph: ir.Graph, dtypes: dict[ir.Value, ir.DataType]) -
             graph.insert_before(graph[0], cast)
         elif value.is_graph_output():
             to = ir.AttrInt64("to", dtype.value)
-            cast = ir.Node("", "Cast", [value], [to], name=f"{value.name}/narrow")
-            out, name = cast.outputs[0], value.name
+            cast = ir.Node("", "Cast", [value], [to], name=name(f"{value.name}/narrow"))
+            out, exported = cast.outputs[0], value.name
             out.shape, out.type = value.shape, ir.TensorType(dtype)
-            value.name, out.name = f"{name}_float32", name
+            value.name, out.name = name(f"{exported}_float32"), exported
             graph.append(cast)
             for index, old in enumerate(graph.outputs):
                 if old is value:
                     graph.outputs[index] = out
+
+
+def _unused_names(graph: ir.Graph) -> Callable[[str], str]:
+    """Return a function that appends a number to a name until the graph does not have it.
+
+    A model that this module has converted before, stored and loaded again has its names already.
+    """
+    graphs = (graph, *graph.subgraphs())
+    taken = {v.name for g in graphs for v in (*g.inputs, *g.initializers.values())}
+    for node in graph.all_nodes():
+        taken.update((node.name, *(v.name for v in node.outputs)))
+
+    def unused(base: str) -> str:
+        numbered = (f"{base}_{k}" for k in itertools.count(1))
+        name = next(n for n in itertools.chain([base], numbered) if n not in taken)
+        taken.add(name)
+        return name
+
+    return unused

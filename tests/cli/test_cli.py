@@ -210,7 +210,7 @@ def test_ctrl_c_exits_130(pipeline):
         ("check", "Missing argument"),
         ("check none.yaml", "none.yaml: cannot read the recipe"),
         ("list wrong", 'list: found "wrong", expected one of calibrators, schemes, scales, p'),
-        ("list calibrators ms", 'list calibrators: found "ms", expected one of minmax, mse, perc'),
+        ("list calibrators ms", 'list calibrators: found "ms", expected one of aciq, auto, b'),
         ("list ptq x", 'list ptq: found "x", expected one of nothing in this version'),
     ],
 )  # fmt: skip

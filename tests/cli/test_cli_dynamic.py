@@ -80,7 +80,7 @@ def test_the_report_tells_what_ran(finished):
     assert layers["head"]["bytes"] >= HIDDEN * 64 + 64 * 4
     assert "no calibration sample was read" in notes(report, "freeze")
     assert "2 integer sites compute the grids of their inputs" in notes(report, "annotate")
-    assert "judged at batch 1" in notes(report, "simulate")
+    assert "evaluated at batch 1" in notes(report, "simulate")
 
 
 def test_check_prints_it(finished):

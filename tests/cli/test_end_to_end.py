@@ -150,7 +150,10 @@ def test_the_report_has_the_keys_of_the_contract(first):
     assert report["latency"].keys() == {
         *("threads", "batch", "float_ms", "quantized_ms", "speedup", "runs"),
     }
-    assert report["parity"].keys() == {"samples", "max_lsb", "share_off", "end_to_end_agreement"}
+    assert report["parity"].keys() == {
+        *("samples", "max_lsb", "share_off", "end_to_end_agreement"),
+        *("integer_share_off", "after_float_share_off"),
+    }
     assert report["kernels"].keys() == {"integer", "float", "stray_quantize", "saturation_risk"}
     assert report["model"].keys() == {"path", "sha256", "parameters", "macs"}
     assert {"python", "torch", "onnxruntime", "cpu", "isa"} <= report["environment"].keys()

@@ -54,6 +54,17 @@ def test_widened_weights_are_exact_and_float16_borders_stay(tmp_path, kind, bord
     assert model.graph.outputs[0].name == "y"
 
 
+def test_a_converted_model_is_stored_and_converted_again(tmp_path):
+    onnx.save(low(TensorProto.FLOAT16, borders=True), tmp_path / "low.onnx")
+    first = load_model(tmp_path / "low.onnx").model
+    onnx.save(ir.to_proto(first), tmp_path / "again.onnx")
+    again = load_model(tmp_path / "again.onnx").model
+    assert len({n.name for n in again.graph}) == len(list(again.graph))
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float16)}
+    once, twice = (run(ir.to_proto(m), feeds) for m in (first, again))
+    np.testing.assert_array_equal(once["y"], twice["y"])
+
+
 def test_float16_runs_as_before(tmp_path):
     proto = low(TensorProto.FLOAT16, borders=False)
     onnx.save(proto, tmp_path / "low.onnx")

@@ -7,6 +7,16 @@ import onnxruntime as ort
 import pytest
 from interpreters import ROOT, fresh
 
+FILE_OF_THE_LOOP = """
+import onnxruntime
+session = onnxruntime.InferenceSession("net_w2a2.onnx")
+scores = session.run(None, {session.get_inputs()[0].name: test[0].numpy()})[0]
+with torch.no_grad():
+    trained = module(test[0]).argmax(1).numpy()
+print("agreement", (scores.argmax(1) == trained).mean())
+"""
+"""Compares the module that was trained with the file, on 512 samples of four classes."""
+
 
 def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.S)
@@ -18,12 +28,13 @@ def outputs(path) -> np.ndarray:
 
 
 def test_the_loop_of_torch_alone_runs(tmp_path):
-    done = fresh(examples()[0], tmp_path)
+    done = fresh(examples()[0] + FILE_OF_THE_LOOP, tmp_path)
     assert done.returncode == 0, done.stderr
     found = re.search(r"float ([\d.]+) calibrated ([\d.]+) trained ([\d.]+)", done.stdout)
     exact, calibrated, trained = map(float, found.groups())
-    assert exact > 90 and trained > calibrated + 1, done.stdout  # of 128 samples
-    assert outputs(tmp_path / "net_w2a2.onnx").shape == (3, 4)
+    assert exact > 95 and trained >= calibrated > 90, done.stdout
+    agreement = float(re.search(r"agreement ([\d.]+)", done.stdout)[1])
+    assert agreement >= 0.99, done.stdout
 
 
 def test_the_loop_of_accelerate_runs(tmp_path):
