@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats
-from qtool.graph.queries import constant
+from qtool.graph.queries import clip_limits
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 
 
@@ -54,24 +54,12 @@ def channel_normals(value: ir.Value) -> ChannelNormals | None:
     lo, hi = -np.inf, np.inf
     node = value.producer()
     if node is not None and node.op_type in ("Relu", "Clip"):
-        limits = (0.0, np.inf) if node.op_type == "Relu" else _clip_limits(node)
+        low, high = clip_limits(node)
         source = node.inputs[0]
-        if limits is None or source is None:
+        if low is None or high is None or source is None:
             return None
-        (lo, hi), value = limits, source
+        lo, hi, value = low, high, source
     if (norm := value.meta.get("batchnorm")) is None:
         return None
     beta, gamma = (np.asarray(part, np.float64) for part in norm)
     return ChannelNormals(beta, np.abs(gamma), lo, hi)
-
-
-def _clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Return the limits of a Clip; None where one is computed at run time."""
-    limits = []
-    for index, missing in ((1, -np.inf), (2, np.inf)):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        array = np.asarray(missing) if value is None else constant(value)
-        if array is None:
-            return None
-        limits.append(float(array.reshape(())))
-    return limits[0], limits[1]

@@ -43,3 +43,17 @@ def restored(node: ir.Node, array: np.ndarray, shape: tuple[int, ...]) -> np.nda
     if node.op_type in ("Gemm", "MatMul"):
         return array[0, :, :, 0] if attribute(node, "transB", 0) else array[0, :, :, 0].T
     return (array if node.op_type == "Conv" else array.swapaxes(1, 2)).reshape(shape)
+
+
+def channel_sums(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return sum(W * x) over input channels and kernel, of an input constant in each channel.
+
+    Args:
+        weight: [groups, outputs of a group, inputs of a group, kernel], see :func:`oriented`.
+        x: a value of each input channel, [groups * inputs of a group].
+
+    Returns:
+        [groups * outputs of a group].
+    """
+    summed = weight.sum(3)
+    return np.asarray((summed * x.reshape(summed.shape[0], 1, -1)).sum(2).reshape(-1))

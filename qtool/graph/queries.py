@@ -91,7 +91,9 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
     for index, default in ((1, float("-inf")), (2, float("inf"))):
         value = node.inputs[index] if len(node.inputs) > index else None
         array = constant(value)
-        limits.append(default if value is None else None if array is None else float(array))
+        limits.append(
+            default if value is None else None if array is None else float(array.reshape(()))
+        )
     return limits[0], limits[1]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from math import erf
 from typing import ClassVar
 
@@ -11,10 +10,9 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
-from qtool.graph.layers import is_layer, oriented
+from qtool.graph.layers import channel_sums, is_layer, oriented
 from qtool.graph.queries import by_name, clip_limits, constant, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
-from qtool.quant.primitives import dequantize, fake_quantize
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
 
@@ -72,8 +70,8 @@ class AnalyticBiasCorrection:
             )
         original = moments(graph, {}, {})
         shifted = moments(graph, plan.weight_overrides, original)
-        nodes, values, overrides = nodes_by_name(graph), by_name(graph), dict(plan.weight_overrides)
-        corrected = 0
+        nodes, values = nodes_by_name(graph), by_name(graph)
+        result, corrected = plan, 0
         for site in plan.sites.values():
             x = shifted.get(site.inputs[0])
             if site.weight is None or site.bias is None or x is None:
@@ -81,28 +79,21 @@ class AnalyticBiasCorrection:
             error = _error(plan, site, nodes[site.name])
             if error is None or x.mean.size != error.shape[0] * error.shape[2]:
                 continue
-            bias = overrides.get(site.bias, constant(values[site.bias]))
-            if bias is None:
-                continue
-            shift = (error * x.mean.reshape(error.shape[0], 1, -1)).sum(2).reshape(-1)
-            new = np.asarray(bias, np.float64) - shift.reshape(np.shape(bias))
-            overrides[site.bias] = new.astype(np.float32)
+            shift = -channel_sums(error, x.mean)
+            result = result.with_bias_shift(site.bias, values[site.bias], shift)
             corrected += 1
         note = f"the biases of {corrected} layers corrected from BatchNorm, without data"
-        return StepResult(replace(plan, weight_overrides=overrides), (note,), {"layers": corrected})
+        return StepResult(result, (note,), {"layers": corrected})
 
 
 def _error(plan: QuantPlan, site: Site, node: ir.Node) -> np.ndarray | None:
-    """Return the weights' rounding error summed over the kernel, [groups, outputs, inputs]."""
-    name = site.weight or ""
-    weight, params = constant(node.inputs[1]), plan.params(name)
-    if weight is None or params is None or not is_layer(node):
+    """Return the weights' rounding error, [groups, outputs, inputs, kernel], float64."""
+    name, value = site.weight or "", node.inputs[1]
+    weight = constant(value)
+    if value is None or weight is None or plan.params(name) is None or not is_layer(node):
         return None
-    array = np.asarray(plan.weight_overrides.get(name, weight), np.float32)
-    codes = plan.codes.get(name)
-    rounded = fake_quantize(array, params) if codes is None else dequantize(codes, params)
-    difference = np.asarray(rounded, np.float64) - weight.astype(np.float64)
-    return np.asarray(oriented(node, difference).sum(3))
+    rounded = plan.rounded_weight(name, value).astype(np.float64)
+    return oriented(node, rounded - weight.astype(np.float64))
 
 
 def clipped(x: Moments, low: float = 0.0, high: float = np.inf) -> Moments:
@@ -116,7 +107,6 @@ def clipped(x: Moments, low: float = 0.0, high: float = np.inf) -> Moments:
     deviation = np.sqrt(x.variance)
     constant_value = deviation < LEAST_DEVIATION
     s = np.where(constant_value, 1.0, deviation)
-    first, second = np.zeros_like(x.mean), np.zeros_like(x.mean)
     (below, density_low), (under_high, density_high) = (
         _normal((v - x.mean) / s) for v in (low, high)
     )
@@ -179,18 +169,13 @@ def _layer(
     if folded is None:
         if x is None:
             return None
-        return Moments(_sum(w.sum(3), x.mean) + new.reshape(-1), _sum((w**2).sum(3), x.variance))
+        return Moments(channel_sums(w, x.mean) + new.reshape(-1), channel_sums(w**2, x.variance))
     beta, gamma = (np.asarray(array, np.float64) for array in folded)
     mean = beta + new.reshape(-1) - b
     before = original.get((node.inputs[0].name if node.inputs[0] is not None else "") or "")
     if x is not None and before is not None:
-        mean = mean + _sum(w.sum(3), x.mean - before.mean)
+        mean = mean + channel_sums(w, x.mean - before.mean)
     return Moments(mean, gamma**2)
-
-
-def _sum(w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return the product of w [groups, outputs, inputs] and x [groups * inputs], flat."""
-    return np.asarray((w * x.reshape(w.shape[0], 1, -1)).sum(2).reshape(-1))
 
 
 _Inputs = list[Moments | None]

@@ -1,12 +1,11 @@
 """Correct the mean of every layer's output through its bias."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qtool.graph.queries import by_name, constant
+from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
@@ -43,13 +42,10 @@ class BiasCorrection:
             for site in run.sites():
                 if site.bias is None or site.bias not in values:
                     continue
-                bias = run.plan.weight_overrides.get(site.bias, constant(values[site.bias]))
                 shift = _mean_shift(run, site)
-                if bias is None or shift is None:
+                if shift is None:
                     continue
-                new = (np.asarray(bias, np.float64).reshape(-1) + shift).astype(np.float32)
-                overrides = {**run.plan.weight_overrides, site.bias: new.reshape(np.shape(bias))}
-                run.plan = replace(run.plan, weight_overrides=overrides)
+                run.plan = run.plan.with_bias_shift(site.bias, values[site.bias], shift)
                 corrected += 1
             note = f"the biases of {corrected} layers corrected on {context.fit.count} samples"
             return StepResult(run.plan, (note,), {"layers": corrected})

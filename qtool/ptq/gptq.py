@@ -30,7 +30,6 @@ from qtool.quant.primitives import (
     PerTensor,
     QuantParams,
     dequantize,
-    fake_quantize,
     round_half_even,
 )
 from qtool.steps.context import Context
@@ -213,16 +212,10 @@ def _with_codes(
 
 def _with_bias(plan: QuantPlan, site: Site, layer: _Layer, moments: Moments) -> QuantPlan:
     """Return the plan with b + W E[x_float] - W_q E[x_q] as the bias of a layer."""
-    name, params = site.weight or "", plan.params(site.weight or "")
-    if params is None or layer.bias is None or site.bias is None:
+    name, weight = site.weight or "", layer.form.node.inputs[1]
+    if weight is None or plan.params(name) is None or layer.bias is None or site.bias is None:
         return plan
-    codes = plan.codes.get(name)
-    if codes is None:
-        array = layer.form.from_matrices(layer.weights)
-        values = fake_quantize(plan.weight_overrides.get(name, array).astype(np.float32), params)
-    else:
-        values = dequantize(codes.astype(np.float32), params)
-    quantized = layer.form.matrices(values.astype(np.float64))
+    quantized = layer.form.matrices(plan.rounded_weight(name, weight).astype(np.float64))
     shift = layer.weights @ moments.mean_float[:, :, None]
     shift = shift - quantized @ moments.mean_quantized[:, :, None]
     new = (layer.bias.astype(np.float64) + shift.reshape(-1)).astype(np.float32)

@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
-from qtool.graph.layers import is_layer, oriented
+from qtool.graph.layers import channel_sums, is_layer, oriented
 from qtool.graph.queries import (
     attribute,
     by_name,
@@ -92,13 +92,12 @@ class HighBiasAbsorption:
         pairs = list(self._pairs(plan, context.model))
         if not pairs:
             return StepResult(plan, ("no layer has a bias that could be absorbed",))
-        overrides = dict(plan.weight_overrides)
-        values = by_name(context.model.graph)
+        changed, values = plan, by_name(context.model.graph)
         for pair in pairs:
-            _add(overrides, values, pair.bias, -pair.shift)
+            changed = changed.with_bias_shift(pair.bias, values[pair.bias], -pair.shift)
             for node, bias in pair.readers:
-                _add(overrides, values, bias, _absorbed(node, pair.shift))
-        changed = replace(plan, weight_overrides=overrides)
+                shift = _absorbed(node, pair.shift)
+                changed = changed.with_bias_shift(bias, values[bias], shift)
         largest, error = _compare(context, plan, changed, pairs)
         changed = replace(changed, grids=_shrunk(changed, largest))
         channels = sum(int((pair.shift > 0).sum()) for pair in pairs)
@@ -148,22 +147,12 @@ class HighBiasAbsorption:
         return self.padded or not (any(attribute(reader, "pads", ())) or auto.startswith("SAME"))
 
 
-def _add(
-    overrides: dict[str, np.ndarray], values: Mapping[str, ir.Value], name: str, shift: np.ndarray
-) -> None:
-    bias = overrides.get(name, constant(values[name]))
-    if bias is None:
-        raise AssertionError(f"{name} is no constant")
-    overrides[name] = (bias.astype(np.float64) + shift.reshape(bias.shape)).astype(np.float32)
-
-
 def _absorbed(node: ir.Node, shift: np.ndarray) -> np.ndarray:
     """Return sum(W * c) over kernel and input channels, float64 [outputs]."""
     weight = constant(node.inputs[1])
     if weight is None:
         raise AssertionError(f"{node.name} has no constant weight")
-    w = oriented(node, weight.astype(np.float64)).sum(3)
-    return np.asarray((w * shift.reshape(w.shape[0], 1, -1)).sum(2).reshape(-1))
+    return channel_sums(oriented(node, weight.astype(np.float64)), shift)
 
 
 def _compare(

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import constant
-from qtool.quant.primitives import QuantParams, QuantSpec
+from qtool.quant.primitives import QuantParams, QuantSpec, dequantize, fake_quantize
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,37 @@ class QuantPlan:
         if array is None:
             raise AssertionError(f"{name} has no data")
         return array
+
+    def rounded_weight(self, name: str, initializer: ir.Value) -> np.ndarray:
+        """Return a weight as the file holds it, float32: its codes, else its array on its grid.
+
+        Args:
+            name: name of the initializer in this plan, which has a grid.
+            initializer: the model's value of that name.
+
+        Raises:
+            AssertionError: the weight has no grid, or neither codes nor data.
+        """
+        params, codes = self.qparams(name), self.codes.get(name)
+        if codes is None:
+            return np.asarray(fake_quantize(self.weight(name, initializer), params), np.float32)
+        return np.asarray(dequantize(codes.astype(np.float32), params), np.float32)
+
+    def with_bias_shift(self, name: str, initializer: ir.Value, shift: np.ndarray) -> "QuantPlan":
+        """Return the plan with a shift added to the float array of a bias.
+
+        Args:
+            name: name of the bias in this plan.
+            initializer: the model's value of that name.
+            shift: float64, one number for each output channel.
+
+        Raises:
+            AssertionError: the bias has no data.
+        """
+        bias = self.weight(name, initializer)
+        new = bias.astype(np.float64) + shift.reshape(bias.shape)
+        overrides = {**self.weight_overrides, name: new.astype(np.float32)}
+        return replace(self, weight_overrides=overrides)
 
     @property
     def integer_nodes(self) -> frozenset[str]:
