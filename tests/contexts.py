@@ -13,7 +13,7 @@ from qtool.data.dataset import Dataset, InputSpec
 from qtool.data.spool import ArraySource
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan
-from qtool.rewrites.add_bias import add_bias
+from qtool.rewrites.folding.add_bias import add_bias
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache
 from qtool.weights.grids import weight_grids

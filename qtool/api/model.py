@@ -15,7 +15,7 @@ from qtool.errors import ModelError, RecipeError
 from qtool.loading import Loaded
 from qtool.pipeline.load_model import input_specs, load_any
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.network import as_torch, carries_code
+from qtool.recipe.sections.network import as_torch, carries_code
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,9 +18,9 @@ from qtool.pipeline.stages import rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_io import write_plan
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import temporary_cache

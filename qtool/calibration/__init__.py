@@ -3,17 +3,17 @@
 The fields of an entry of CALIBRATORS are its options in a recipe.
 """
 
-from qtool.calibration.aciq import ACIQ
-from qtool.calibration.auto import Auto
-from qtool.calibration.batchnorm import BatchNorm
-from qtool.calibration.entropy import Entropy
-from qtool.calibration.histogram import Histogram
-from qtool.calibration.kth_value import KthValue
-from qtool.calibration.mean_minmax import MeanMinMax
-from qtool.calibration.minmax import MinMax
-from qtool.calibration.moving_average import MovingAverage
-from qtool.calibration.mse import MSE
-from qtool.calibration.percentile import Percentile
+from qtool.calibration.estimators.aciq import ACIQ
+from qtool.calibration.estimators.auto import Auto
+from qtool.calibration.estimators.batchnorm import BatchNorm
+from qtool.calibration.estimators.entropy import Entropy
+from qtool.calibration.estimators.histogram import Histogram
+from qtool.calibration.estimators.kth_value import KthValue
+from qtool.calibration.estimators.mean_minmax import MeanMinMax
+from qtool.calibration.estimators.minmax import MinMax
+from qtool.calibration.estimators.moving_average import MovingAverage
+from qtool.calibration.estimators.mse import MSE
+from qtool.calibration.estimators.percentile import Percentile
 from qtool.calibration.statistics import Calibrator
 
 CALIBRATORS: dict[str, type[Calibrator]] = {

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration.batchnorm import channel_normals
+from qtool.calibration.estimators.batchnorm import channel_normals
+from qtool.calibration.estimators.mse import squared_error
 from qtool.calibration.extremes import SMOOTHING
-from qtool.calibration.mse import squared_error
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError, RecipeError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages

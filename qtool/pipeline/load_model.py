@@ -16,7 +16,7 @@ from qtool.loading.input_shapes import set_input_shapes
 from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
-from qtool.recipe.network import OnnxModel, TorchModel, as_torch, carries_code
+from qtool.recipe.sections.network import OnnxModel, TorchModel, as_torch, carries_code
 from qtool.steps.stage_cache import StageCache
 from qtool.targets.target import Target
 

@@ -23,8 +23,8 @@ from qtool.pipeline.input_checks import (
 )
 from qtool.pipeline.load_model import input_specs, load_from_recipe
 from qtool.pipeline.stages import ptq_steps
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Recipe
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.rewrites import REWRITES
 from qtool.steps.context import Context

@@ -10,11 +10,11 @@ from qtool.pipeline.build_report import build_report
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.qat_checks import check_early
-from qtool.pipeline.qat_stage import Training
-from qtool.pipeline.qat_workers import assist_training
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
+from qtool.pipeline.training.checks import check_early
+from qtool.pipeline.training.stage import Training
+from qtool.pipeline.training.workers import assist_training
 from qtool.qat import distributed
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report

@@ -35,7 +35,7 @@ from qtool.quant.plan_io import read_plan
 from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
 from qtool.rewrites import REWRITES, SAMPLE_REWRITES, rewrite_names
-from qtool.rewrites.add_bias import add_bias
+from qtool.rewrites.folding.add_bias import add_bias
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps

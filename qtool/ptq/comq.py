@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qtool.ptq.hessian_rounding import Rounded
+from qtool.ptq.second_order.hessian_rounding import Rounded
 from qtool.quant.primitives import SMALLEST_SCALE, round_half_even
 
 

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.ptq.comq import coordinate_descent
-from qtool.ptq.covariance import LayerMoments, Moments, layer_moments
-from qtool.ptq.hessian_rounding import (
+from qtool.ptq.second_order.covariance import LayerMoments, Moments, layer_moments
+from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
     asymmetric_target,
     damped,
@@ -21,7 +21,7 @@ from qtool.ptq.hessian_rounding import (
     search_scale,
     shrinkage,
 )
-from qtool.ptq.im2col import MatrixLayer, matrix_layer
+from qtool.ptq.second_order.im2col import MatrixLayer, matrix_layer
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import (
     SMALLEST_SCALE,

@@ -15,8 +15,8 @@ from pydantic import (
 from qtool.errors import KeyPath, RecipeError, suggest
 from qtool.recipe.entry_options import options_of
 from qtool.recipe.error_messages import describe, explain
-from qtool.recipe.network import Part
 from qtool.recipe.registry import KINDS, Kind
+from qtool.recipe.sections.network import Part
 from qtool.recipe.yaml_loader import Document
 
 Built = TypeVar("Built")

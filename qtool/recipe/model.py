@@ -19,10 +19,10 @@ from qtool.data.config import DataSection
 from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
-from qtool.recipe.network import Model
-from qtool.recipe.network import Part as _Part
 from qtool.recipe.presets import read_preset
-from qtool.recipe.qat_section import Qat
+from qtool.recipe.sections.network import Model
+from qtool.recipe.sections.network import Part as _Part
+from qtool.recipe.sections.qat import Qat
 from qtool.recipe.yaml_loader import Document, emit
 from qtool.targets.target import NEWEST_OPSET
 

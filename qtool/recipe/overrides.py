@@ -9,8 +9,8 @@ from qtool.data import READERS
 from qtool.data.preprocess import is_path
 from qtool.data.readers.table import SUFFIXES as TABLES
 from qtool.errors import KeyPath, RecipeError
-from qtool.recipe.network import FILES
 from qtool.recipe.registry import DATA_SECTIONS, YAML_FILE
+from qtool.recipe.sections.network import FILES
 from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name
 

@@ -8,8 +8,8 @@ from qtool.data import READERS, DataSection
 from qtool.errors import KeyPath, suggest
 from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
-from qtool.recipe.network import FILES, OnnxModel
 from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place
+from qtool.recipe.sections.network import FILES, OnnxModel
 from qtool.recipe.yaml_loader import Document
 
 if TYPE_CHECKING:

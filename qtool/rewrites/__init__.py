@@ -6,24 +6,24 @@ After the rewrites the graph is read-only.
 
 from collections.abc import Sequence
 
-from qtool.rewrites.affine import (
-    fold_affine,
-    fold_affine_into_next_conv,
-    remove_neutral_operands,
-)
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
 from qtool.rewrites.decomposed.gelu import compose_gelu
 from qtool.rewrites.decomposed.hard_swish import compose_hard_swish
 from qtool.rewrites.decomposed.layer_norm import compose_layer_norm
-from qtool.rewrites.equalize import equalize
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
-from qtool.rewrites.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
-from qtool.rewrites.fold_pad import fold_pad
+from qtool.rewrites.folding.affine import (
+    fold_affine,
+    fold_affine_into_next_conv,
+    remove_neutral_operands,
+)
+from qtool.rewrites.folding.fold_batchnorm import fold_batchnorm, fold_batchnorm_into_next_conv
+from qtool.rewrites.folding.fold_pad import fold_pad
 from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite, SampleRewrite
-from qtool.rewrites.smooth import smooth
+from qtool.rewrites.scaling.equalize import equalize
+from qtool.rewrites.scaling.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from qtool.calibration import CALIBRATORS, MSE, MinMax
-from qtool.calibration.percentile import quantile
+from qtool.calibration.estimators.percentile import quantile
 from qtool.calibration.statistics import BINS, Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize
 

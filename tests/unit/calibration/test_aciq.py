@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.aciq import ACIQ, gaussian_factor, laplace_factor
+from qtool.calibration.estimators.aciq import ACIQ, gaussian_factor, laplace_factor
 from qtool.calibration.statistics import Stats, summarize
 from qtool.quant.primitives import QuantSpec
 

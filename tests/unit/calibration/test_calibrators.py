@@ -19,8 +19,8 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
-from qtool.calibration.mse import squared_error
-from qtool.calibration.percentile import quantile
+from qtool.calibration.estimators.mse import squared_error
+from qtool.calibration.estimators.percentile import quantile
 from qtool.calibration.statistics import Calibrator, Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize, params_from_range
 
@@ -281,5 +281,5 @@ def test_the_error_of_fine_steps_is_that_of_single_codes(name, factor, monkeypat
     stats = seen(DATA[name])
     params = params_from_range(factor * stats.lo, factor * stats.hi, QuantSpec(14, False, False))
     fast = squared_error(stats)(params)
-    monkeypatch.setattr("qtool.calibration.mse.FINE_BITS", 16)
+    monkeypatch.setattr("qtool.calibration.estimators.mse.FINE_BITS", 16)
     assert fast == pytest.approx(squared_error(stats)(params), rel=0.02)

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.entropy import Entropy, divergence, merged, n2d2_threshold, tensorrt_bins
+from qtool.calibration.estimators.entropy import (
+    Entropy,
+    divergence,
+    merged,
+    n2d2_threshold,
+    tensorrt_bins,
+)
 from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import QuantSpec
 

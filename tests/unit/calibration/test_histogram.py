@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.histogram import Histogram, quantization_error, search
-from qtool.calibration.mse import MSE, squared_error
+from qtool.calibration.estimators.histogram import Histogram, quantization_error, search
+from qtool.calibration.estimators.mse import MSE, squared_error
 from qtool.calibration.statistics import Stats, summarize
 from qtool.quant.primitives import QuantSpec
 

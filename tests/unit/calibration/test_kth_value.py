@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.kth_value import KthValue, order_statistic
+from qtool.calibration.estimators.kth_value import KthValue, order_statistic
 from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import QuantSpec
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.mean_minmax import MeanMinMax
+from qtool.calibration.estimators.mean_minmax import MeanMinMax
 from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import QuantSpec
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.moving_average import MovingAverage
+from qtool.calibration.estimators.moving_average import MovingAverage
 from qtool.calibration.statistics import Stats, summarize
 from qtool.quant.primitives import QuantSpec
 

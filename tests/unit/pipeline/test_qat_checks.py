@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.pipeline.qat_checks import train_validation_split
+from qtool.pipeline.training.checks import train_validation_split
 
 
 def fake_dataset(count: int) -> SimpleNamespace:

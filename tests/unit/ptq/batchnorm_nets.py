@@ -13,10 +13,10 @@ from qtool.data.spool import spool_batches
 from qtool.loading import bind_shapes
 from qtool.pipeline.stages import annotated, make_grids, rewrite
 from qtool.quant.plan import QuantPlan
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe
-from qtool.rewrites.add_bias import add_bias
+from qtool.recipe.sections.layer_bits import resolve_bits
+from qtool.rewrites.folding.add_bias import add_bias
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache
 from qtool.targets.loader import load_target

@@ -8,7 +8,7 @@ from qtool.calibration import MinMax
 from qtool.data.spool import spool_batches
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.quant.bit_widths import Bits
-from qtool.rewrites.add_bias import add_bias
+from qtool.rewrites.folding.add_bias import add_bias
 from qtool.runtime.executor import Executor
 from qtool.steps.layerwise import LayerwiseRun
 

@@ -7,9 +7,9 @@ from contexts import calibrated
 from models import Net
 
 from qtool.graph.queries import constant, nodes_by_name
-from qtool.ptq import covariance
-from qtool.ptq.covariance import layer_moments
-from qtool.ptq.im2col import matrix_layer
+from qtool.ptq.second_order import covariance
+from qtool.ptq.second_order.covariance import layer_moments
+from qtool.ptq.second_order.im2col import matrix_layer
 from qtool.steps.layerwise import LayerwiseRun
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qtool.ptq.comq import coordinate_descent
-from qtool.ptq.covariance import LayerMoments, Moments
-from qtool.ptq.hessian_rounding import (
+from qtool.ptq.second_order.covariance import LayerMoments, Moments
+from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
     asymmetric_target,
     damped,

@@ -6,7 +6,7 @@ import torch
 from models import Net
 
 from qtool.graph.queries import constant
-from qtool.ptq.im2col import matrix_layer
+from qtool.ptq.second_order.im2col import matrix_layer
 from qtool.runtime.executor import Executor
 
 CONVS = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_trainer import run
 
-from qtool.pipeline.qat_settings import LUMA
+from qtool.pipeline.training.settings import LUMA
 from qtool.qat.augmentation.color_jitter import jitter_colors
 from qtool.qat.distributed import BatchPart
 from qtool.qat.settings import Pixels

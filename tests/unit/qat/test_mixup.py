@@ -8,7 +8,7 @@ from test_trainer import run
 import qtool.qat.trainer as loop
 from qtool.qat.augmentation.mixup import LabelPairs, mix_images, partners
 from qtool.qat.distributed import BatchPart
-from qtool.recipe.qat_section import Augment
+from qtool.recipe.sections.qat import Augment
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,7 +11,7 @@ from test_trainer import run
 from qtool.emitters import emit_qdq
 from qtool.errors import RecipeError
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.qat_checks import check_early
+from qtool.pipeline.training.checks import check_early
 from qtool.qat.fake_quant_model import QatNetwork, to_float32
 from qtool.qat.quantizers import lsq
 from qtool.qat.quantizers.lsq import LSQ

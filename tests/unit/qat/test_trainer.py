@@ -11,7 +11,7 @@ from test_fake_quant_model import normed_net, planned
 import qtool.qat.trainer as loop
 from qtool.data import Dataset
 from qtool.errors import DataError, RecipeError
-from qtool.pipeline.qat_stage import warnings_of
+from qtool.pipeline.training.stage import warnings_of
 from qtool.progress import silent
 from qtool.qat.augmentation.augment import random_crop_flip
 from qtool.qat.fake_quant_model import QatNetwork

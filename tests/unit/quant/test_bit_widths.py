@@ -31,8 +31,8 @@ from qtool.quant.bit_widths import FLOAT, Bits, Widths
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import PerBlock
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as RequestedBits
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.simulation.fake_quant import Simulation
 from qtool.simulation.ort_kernels import OrtKernels
 from qtool.weights import SCHEMES

@@ -17,7 +17,7 @@ from qtool.qat.quantizers.lsq import LSQ
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.rewrites import REWRITES, rewrite_names
-from qtool.rewrites.equalize import balancing_step, equalize
+from qtool.rewrites.scaling.equalize import balancing_step, equalize
 
 
 def ranges(node: ir.Node, of_inputs: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ from models import Net, bind, rewritten, run
 from qtool.graph.queries import constant
 from qtool.quant.bit_widths import Widths
 from qtool.rewrites.rewrite import Samples
-from qtool.rewrites.smooth import smooth, smoothing_scales
+from qtool.rewrites.scaling.smooth import smooth, smoothing_scales
 
 
 def test_known_answer():

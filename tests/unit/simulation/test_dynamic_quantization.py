@@ -19,8 +19,8 @@ from qtool.pipeline import stages
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_io import read_plan, write_plan
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as RequestedBits
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.runtime.executor import Executor
 from qtool.simulation.dynamic import dynamic_site_output
 from qtool.simulation.fake_quant import Simulation

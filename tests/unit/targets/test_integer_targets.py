@@ -13,9 +13,9 @@ from qtool.pipeline import evaluate
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.quant.bit_widths import Bits
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Bits as RequestedBits
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.report.report import Report
 from qtool.targets.loader import load_target
 

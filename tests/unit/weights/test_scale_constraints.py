@@ -12,8 +12,8 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import BIAS_LIMIT, freeze
 from qtool.quant.primitives import Codebook
 from qtool.quant.scale_formats import as_integers
-from qtool.recipe.layer_bits import resolve_bits
 from qtool.recipe.model import Bits as RequestedBits
+from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.weights import SCHEMES
 from qtool.weights.scale_constraints import SCALES, ScaleKind, request_scale_kind
 

@@ -16,8 +16,8 @@ from qtool.quant.primitives import (
     fake_quantize,
     params_from_range,
 )
-from qtool.rewrites.equalize import replace_array, scale_layer
 from qtool.rewrites.rewrite import IsInteger, Samples
+from qtool.rewrites.scaling.equalize import replace_array, scale_layer
 
 ALPHAS = tuple(np.round(np.arange(0, 1.01, 0.05), 2).tolist())
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qtool.ptq.im2col import MatrixLayer
+from qtool.ptq.second_order.im2col import MatrixLayer
 from qtool.quant.plan import Site
 from qtool.steps.layerwise import LayerwiseRun
 

@@ -9,18 +9,18 @@ from qtool.graph.queries import dims
 from qtool.metrics.classification import check_label_range
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import disjoint
-from qtool.pipeline.qat_checks import (
+from qtool.pipeline.training.checks import (
     check_loss_labels,
     check_output_gradient,
     recipe_loss,
     train_validation_split,
 )
-from qtool.pipeline.qat_settings import teacher_share, train_preprocess, training_settings
-from qtool.pipeline.qat_workers import build_network, check_shares, open_section, start_workers
+from qtool.pipeline.training.settings import teacher_share, train_preprocess, training_settings
+from qtool.pipeline.training.workers import build_network, check_shares, open_section, start_workers
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
-from qtool.recipe.qat_section import Augment, Qat
+from qtool.recipe.sections.qat import Augment, Qat
 from qtool.report.schema import TrainingEpoch, TrainingPart
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult

@@ -7,9 +7,9 @@ import numpy as np
 from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.pipeline.context import Prepared
-from qtool.pipeline.qat_checks import recipe_loss
+from qtool.pipeline.training.checks import recipe_loss
 from qtool.recipe.model import Recipe
-from qtool.recipe.qat_section import Qat
+from qtool.recipe.sections.qat import Qat
 
 if TYPE_CHECKING:
     from qtool.qat.settings import Pixels, Settings

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qtool.data.config import DataSection
 from qtool.recipe.choice import Choice, NamedChoice
-from qtool.recipe.network import Part
+from qtool.recipe.sections.network import Part
 from qtool.user_code import is_function_name
 
 

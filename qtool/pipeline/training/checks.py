@@ -12,7 +12,7 @@ from qtool.pipeline.context import RunOptions
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
 from qtool.recipe.model import Recipe
-from qtool.recipe.qat_section import Qat
+from qtool.recipe.sections.qat import Qat
 from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 from qtool.weights.scale_constraints import SCALES

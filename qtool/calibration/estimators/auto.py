@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.aciq import ACIQ
-from qtool.calibration.histogram import Histogram
-from qtool.calibration.mean_minmax import MeanMinMax
-from qtool.calibration.minmax import MinMax
-from qtool.calibration.moving_average import MovingAverage
-from qtool.calibration.mse import MSE, squared_error
-from qtool.calibration.percentile import Percentile
+from qtool.calibration.estimators.aciq import ACIQ
+from qtool.calibration.estimators.histogram import Histogram
+from qtool.calibration.estimators.mean_minmax import MeanMinMax
+from qtool.calibration.estimators.minmax import MinMax
+from qtool.calibration.estimators.moving_average import MovingAverage
+from qtool.calibration.estimators.mse import MSE, squared_error
+from qtool.calibration.estimators.percentile import Percentile
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec
 

@@ -17,7 +17,7 @@ from qtool.pipeline.stages import make_plan, rewrite
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
-from qtool.recipe.qat_section import Qat
+from qtool.recipe.sections.qat import Qat
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache
 

@@ -13,7 +13,7 @@ from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.edit import add_constant, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, rank, sole_reader
 from qtool.rewrites.decomposed.match import as_vector, keeps_shape, split_constant
-from qtool.rewrites.fold_batchnorm import scale_outputs, set_constant
+from qtool.rewrites.folding.fold_batchnorm import scale_outputs, set_constant
 from qtool.rewrites.rewrite import IsInteger
 
 LAYERS = ("Conv", "ConvTranspose")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qtool.ptq.covariance import LayerMoments, Moments
+from qtool.ptq.second_order.covariance import LayerMoments, Moments
 from qtool.quant.primitives import QuantSpec, round_half_even
 
 # Factors on the range of a channel that are tried below 8 bits, as in AdaRound's and OMSE's codes.

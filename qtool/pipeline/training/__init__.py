@@ -1,0 +1,1 @@
+"""Training as a stage of a run: its settings, checks and worker processes."""

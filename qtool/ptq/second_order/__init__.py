@@ -1,0 +1,1 @@
+"""Second-order rounding: covariances of layer inputs and the solvers that read them."""

@@ -1,0 +1,1 @@
+"""Sections of a recipe: their keys, types and checks."""

@@ -1,0 +1,1 @@
+"""Rewrites that fold constant arithmetic into the weights and biases of layers."""

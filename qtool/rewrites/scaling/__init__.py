@@ -1,0 +1,1 @@
+"""Rewrites that move scale factors between layers and keep the float function."""
