@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli import options
-from qtool.cli.exits import exit_codes, print_result
-from qtool.cli.progress import show_progress
+from qtool.cli.console.exits import exit_codes, print_result
+from qtool.cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from qtool.pipeline.dry_run import CheckResult

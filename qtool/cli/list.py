@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qtool.cli.exits import exit_codes, print_result
+from qtool.cli.console.exits import exit_codes, print_result
 from qtool.errors import RecipeError, suggest
 
 if TYPE_CHECKING:

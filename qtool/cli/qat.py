@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli import options
-from qtool.cli.exits import exit_codes
+from qtool.cli.console.exits import exit_codes
 from qtool.cli.ptq import Command, Output, Settings, quantize
 from qtool.qat.distributed import expected
 

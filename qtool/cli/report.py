@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import typer
 
-from qtool.cli.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.console.exits import GATE_FAILED, PASSED, exit_codes, print_result
 
 if TYPE_CHECKING:
     from qtool.report.report import Report

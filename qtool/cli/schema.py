@@ -2,7 +2,7 @@
 
 import json
 
-from qtool.cli.exits import exit_codes, print_result
+from qtool.cli.console.exits import exit_codes, print_result
 
 
 def schema() -> None:

@@ -1,0 +1,1 @@
+"""Pieces that all commands share: options, exit codes and progress on a terminal."""
