@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qtool.cli import options
+from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes, print_result
 from qtool.cli.console.progress import show_progress
 

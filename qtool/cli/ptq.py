@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qtool.cli import options
+from qtool.cli.console import options
 from qtool.cli.console.exits import GATE_FAILED, PASSED, exit_codes, print_result
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError

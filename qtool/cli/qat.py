@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from qtool.cli import options
+from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.ptq import Command, Output, Settings, quantize
 from qtool.qat.distributed import expected

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import qtool
-from qtool.cli import exits
+from qtool.cli.console import exits
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
 from qtool.pipeline.context import RunOptions
