@@ -173,9 +173,3 @@ def test_strangers_and_several_inputs(tmp_path):
     refused(lambda: open_dataset(section, two), tmp_path, r"the model has 2 \(input, other\)")
     (tmp_path / "b.mp3").write_bytes(b"x")
     refused(lambda: listen(tmp_path), tmp_path / "b.mp3", "not a recording by its name")
-
-
-def test_recordings_without_scipy_name_the_extra(tmp_path, monkeypatch):
-    sound(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
-    refused(lambda: listen(tmp_path), tmp_path, r"pip install 'qtool\[audio\]'")

@@ -127,7 +127,7 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
         Samples float64 [n], between -1 and 1 for integers, and how many there are a second.
 
     Raises:
-        DataError: the file is damaged or of another kind, or scipy is not installed.
+        DataError: the file is damaged or of another kind.
     """
     stored, rate = _read(path)
     if stored.dtype == np.uint8:
@@ -145,13 +145,8 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
 
 def _read(path: Path, only_header: bool = False) -> tuple[np.ndarray, int]:
     """Read the samples as they are stored, mapped where possible; refuse a damaged file."""
-    try:
-        from scipy.io import wavfile
-    except ImportError as error:
-        raise DataError(
-            f"{path}: recordings need the package scipy, which is not installed; expected it: "
-            "pip install 'qtool[audio]'"
-        ) from error
+    from scipy.io import wavfile
+
     try:
         _check_whole(path)
         with warnings.catch_warnings():
