@@ -8,6 +8,7 @@ from types import FrameType
 import typer
 
 from qtool.cli.check import check
+from qtool.cli.inspect import inspect
 from qtool.cli.list import list_
 from qtool.cli.ptq import ptq
 from qtool.cli.qat import qat
@@ -31,6 +32,7 @@ app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
 app.command("qat", short_help="Train with quantization in the loop.")(qat)
 app.command("report", short_help="Show one run, or compare several.")(report)
 app.command("check", short_help="Show what a recipe would do.")(check)
+app.command("inspect", short_help="Describe a model, or the file of a run.")(inspect)
 app.command("verify", short_help="Compare any quantized file with its float model.")(verify)
 app.command("list", short_help="List what a recipe can name.")(list_)
 app.command("schema", short_help="Print the recipe's JSON schema.")(schema)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qtool.data import DataSection, Dataset
 from qtool.loading import Loaded
 from qtool.progress import Progress, silent
@@ -67,3 +69,9 @@ class Prepared:
     loaded: Loaded
     evaluation: EvaluationData
     context: Context
+
+    def first_batch(self) -> dict[str, np.ndarray]:
+        """Return the inputs of one evaluation sample, or as many as the model's batch size."""
+        rows = self.context.fixed_batch or 1
+        batch = next(iter(self.evaluation.dataset.take([0]).padded(rows)))[0]
+        return {name: batch[name] for name in self.context.inputs}

@@ -129,7 +129,7 @@ class Evaluator:
         paths = {"float": str(prepared.loaded.path), "quantized": str(self.file)}
         with context.cache.stage("verify") as record:
             feeds = self.scratch / "feeds.npz"
-            self._save_feeds(feeds)
+            np.savez(feeds, **prepared.first_batch())  # type: ignore[arg-type]
             optimize = Optimize(str(self.file), str(self.scratch / "optimized.onnx"), big=big)
             latency = TimePair(paths["float"], paths["quantized"], str(feeds), threads or 1, big)
             evaluations = tuple(
@@ -191,13 +191,6 @@ class Evaluator:
             threads=1 if self.dynamic else threads,
         )
         return task, Captured(names, chosen, folder, 0)
-
-    def _save_feeds(self, path: Path) -> None:
-        """Save the batch that latency is timed on: one sample, or the model's own batch size."""
-        context, data = self.prepared.context, self.prepared.evaluation.dataset
-        batch = next(iter(data.take([0]).padded(context.fixed_batch or 1)))[0]
-        feeds = {name: batch[name] for name in context.inputs}
-        np.savez(path, **feeds)  # type: ignore[arg-type]
 
     def _accuracy(self, outputs: Mapping[str, np.ndarray]) -> tuple[Accuracy, NamedMetric | None]:
         """Return the accuracy of both files, and the metric."""

@@ -35,16 +35,35 @@ def load_from_recipe(
     Raises:
         RecipeError: the model carries code and the run does not trust it.
     """
-    if carries_code(recipe.model) and not options.trust_code:
-        name = as_torch(recipe.model).torch
-        raise recipe.error(
-            ("model",),
-            f"loading {name} runs the code it holds; read it first, then add --trust-code",
+    with recipe.locate_errors():
+        opset = recipe.output.opset or target.opset
+        return load_trusted(recipe.model, opset, cache, options)
+
+
+def load_trusted(
+    model: Path | OnnxModel | TorchModel, opset: int, cache: StageCache, options: RunOptions
+) -> Loaded:
+    """Load a model; one that carries code only where the options trust it.
+
+    Args:
+        model: a model as in a recipe, with absolute paths.
+        opset: of the loaded model; a newer one of the file stays.
+        cache: holds the file that a torch network is exported to.
+        options: trust_code, fresh and requantize are used.
+
+    Raises:
+        RecipeError: the model carries code and the run does not trust it.
+    """
+    if carries_code(model) and not options.trust_code:
+        raise RecipeError(
+            f"loading {as_torch(model).torch} runs the code it holds; read it first, then add "
+            "--trust-code",
+            key=("model",),
         )
     return load_any(
-        recipe.model,
+        model,
         lambda parts: cache.path_for("float", parts, ".onnx"),
-        recipe.output.opset or target.opset,
+        opset,
         options.fresh,
         options.requantize,
     )

@@ -24,6 +24,8 @@ from qtool.verification.tasks import (
     LatencyResult,
     Optimize,
     OptimizeResult,
+    Profile,
+    ProfileResult,
     Samples,
     TimePair,
     read_tasks,
@@ -51,7 +53,9 @@ def _send(**message: Any) -> None:
     sys.stdout.flush()
 
 
-def _session(path: str, threads: int, optimized: str | None = None, big: bool = False) -> Any:
+def _session(
+    path: str, threads: int, optimized: str | None = None, big: bool = False, profile: str = ""
+) -> Any:
     import onnxruntime as ort
 
     from qtool.runtime.ort_options import session_options
@@ -63,6 +67,8 @@ def _session(path: str, threads: int, optimized: str | None = None, big: bool = 
         prefix = "session.optimized_model_external_initializers_"
         options.add_session_config_entry(f"{prefix}file_name", f"{Path(optimized).name}.data")
         options.add_session_config_entry(f"{prefix}min_size_in_bytes", "1024")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -153,6 +159,28 @@ def time_pair(task: TimePair) -> LatencyResult:
         runs=runs * rounds,
         batch=max(len(array) for array in batch.values() if array.ndim),
         threads=task.threads,
+    )
+
+
+@perform.register
+def profile(task: Profile) -> ProfileResult:
+    """Time each kernel of a file on one batch, by ONNX Runtime's profiler."""
+    with np.load(task.feeds) as archive:
+        batch = {name: archive[name] for name in archive.files}
+    session = _session(task.model, task.threads, profile=str(Path(task.folder) / "profile"))
+    feeds = _feeds(batch, session)
+    for done in range(WARM_UP + task.runs):
+        _run(session, None, feeds, task.model)
+        _send(progress=["profile", max(0, done + 1 - WARM_UP), task.runs])
+    times: dict[str, list[float]] = {}
+    operators: dict[str, str] = {}
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        name, _, phase = str(event.get("name", "")).rpartition("_kernel_")
+        if event.get("cat") == "Node" and phase == "time":
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+            operators[name] = event["args"]["op_name"]
+    return ProfileResult(
+        {name: float(np.median(runs[WARM_UP:] or runs)) for name, runs in times.items()}, operators
     )
 
 

@@ -95,6 +95,19 @@ class LatencyResult:
     threads: int
 
 
+@dataclass(frozen=True)
+class ProfileResult:
+    """Time of each kernel in one run of a file.
+
+    Attributes:
+        milliseconds: node of the executed graph -> median over the runs.
+        operators: node of the executed graph -> kernel, such as QLinearConv.
+    """
+
+    milliseconds: dict[str, float]
+    operators: dict[str, str]
+
+
 class Task(Generic[R]):
     """A task for the child; ``result`` is the class of its result."""
 
@@ -183,8 +196,28 @@ class TimePair(Task[LatencyResult]):
     result = LatencyResult
 
 
+@dataclass(frozen=True)
+class Profile(Task[ProfileResult]):
+    """Time each kernel of a file on one batch, by ONNX Runtime's profiler.
+
+    Attributes:
+        model: path of the file.
+        feeds: path of an .npz file with one array for each input.
+        folder: where the profiler writes its file; exists.
+        runs: that are measured.
+        threads: of ONNX Runtime.
+    """
+
+    model: str
+    feeds: str
+    folder: str
+    runs: int = 20
+    threads: int = 1
+    result = ProfileResult
+
+
 KINDS: dict[str, type[Task[Any]]] = {
-    kind.__name__: kind for kind in (Optimize, Capture, Evaluate, TimePair)
+    kind.__name__: kind for kind in (Optimize, Capture, Evaluate, TimePair, Profile)
 }
 
 

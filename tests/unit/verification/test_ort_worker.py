@@ -31,6 +31,7 @@ from qtool.verification.tasks import (
     Evaluate,
     EvaluateResult,
     Optimize,
+    Profile,
     Samples,
     Task,
     TimePair,
@@ -154,6 +155,7 @@ def test_tasks_are_written_and_read_back(place, tmp_path):
         capture(place, tmp_path, rows=3, indices=[4, 2]),
         evaluate(place, tmp_path),
         latency(place, big=True),
+        Profile(str(place / "quantized.onnx"), str(place / "feeds.npz"), str(tmp_path)),
     )
     assert {type(task) for task in tasks} == set(KINDS.values())
     write_tasks(tasks, tmp_path / "tasks.json")

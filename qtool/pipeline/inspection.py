@@ -1,0 +1,227 @@
+"""Describe a float model, or the file and the report of a run, for ``qtool inspect``."""
+
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.errors import QtoolError
+from qtool.graph.queries import WEIGHTED_OPS, constant, dims, macs, parameters
+from qtool.loading import Loaded, read_graph
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.load_model import input_specs, load_trusted
+from qtool.pipeline.prepare import prepare
+from qtool.quant.plan_io import read_plan
+from qtool.recipe.loader import load_recipe
+from qtool.report.report import Report
+from qtool.rewrites import REWRITES
+from qtool.steps.stage_cache import temporary_cache
+from qtool.targets.loader import load_target
+from qtool.verification.ort_process import run_tasks
+from qtool.verification.tasks import Profile
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer with weights.
+
+    Attributes:
+        name: of the node.
+        op: its operator.
+        shape: of its output; the input's name of a size, or None, where it is open.
+        parameters: numbers in its constants.
+        macs: multiply-accumulates of one sample; 0 where shapes are unknown.
+        weight_range: smallest and largest weight; None where the weights are computed.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int | str | None, ...] | None
+    parameters: int
+    macs: int
+    weight_range: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A float model.
+
+    Attributes:
+        path: of the file, or the name of a torch network.
+        opset: of the file once it is loaded.
+        parameters: of the whole model.
+        inputs: name -> description.
+        outputs: name -> shape.
+        layers: those with weights, in graph order.
+        operators: operator -> count.
+        patterns: rewrite of the target -> places where it applies.
+    """
+
+    path: str
+    opset: int
+    parameters: int
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    layers: tuple[LayerInfo, ...]
+    operators: dict[str, int]
+    patterns: dict[str, int]
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time of one kernel of the written file.
+
+    Attributes:
+        name: of the node in the graph that the runtime executes.
+        op: the kernel, such as QLinearConv.
+        milliseconds: median of one run on one thread.
+    """
+
+    name: str
+    op: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The written file of a run.
+
+    Attributes:
+        report: of the run.
+        float_nodes: (node, operator, reason) of each node that computes in floats.
+        times: slowest kernel first; empty where they could not be measured.
+        times_missing: the reason for that.
+    """
+
+    report: Report
+    float_nodes: tuple[tuple[str, str, str], ...]
+    times: tuple[KernelTime, ...]
+    times_missing: str = ""
+
+
+def inspect_model(
+    path: Path, target: str = "onnxruntime-cpu", options: RunOptions | None = None
+) -> ModelInfo:
+    """Describe a float model: layers, shapes, parameters, MACs, weight ranges, patterns.
+
+    Args:
+        path: an ONNX file, or a .pt2 or .pt file of torch.
+        target: a target, whose rewrites are tried.
+        options: trust_code, requantize and progress are used; None: the defaults.
+
+    Raises:
+        QtoolError: the model cannot be loaded.
+    """
+    chosen = load_target(target)
+    with temporary_cache() as cache:
+        loaded = load_trusted(path, chosen.opset, cache, options or RunOptions())
+        info = _model_info(loaded)
+        # A rewrite counts the places where its pattern occurs; later ones see its result, as in a
+        # run, so they are applied to this copy in memory.
+        counts = {
+            name: REWRITES[name](loaded.model, lambda node: True)
+            for name in chosen.rewrites
+            if name in REWRITES
+        }
+    return replace(info, patterns={name: count for name, count in counts.items() if count})
+
+
+def _model_info(loaded: Loaded) -> ModelInfo:
+    graph = loaded.model.graph
+    # Shape inference makes up names for sizes that it cannot compute; only the inputs' own help.
+    symbols = {d for v in graph.inputs for d in dims(v) or () if isinstance(d, str)}
+    return ModelInfo(
+        path=loaded.shown,
+        opset=loaded.model.opset_imports.get("", 1),
+        parameters=parameters(graph),
+        inputs={n: s.describe() for n, s in input_specs(loaded.model, loaded.shown).items()},
+        outputs={v.name or "": f"{v.dtype} {_shape(dims(v))}" for v in graph.outputs},
+        layers=tuple(layer for node in graph if (layer := _layer(node, symbols)) is not None),
+        operators=dict(Counter(node.op_type for node in graph).most_common()),
+        patterns={},
+    )
+
+
+def _layer(node: ir.Node, symbols: set[str]) -> LayerInfo | None:
+    """Describe a node with weights; None for other nodes. ``symbols``: names of input sizes."""
+    shape = dims(node.outputs[0])
+    constants = [v for v in node.inputs if v is not None and constant(v) is not None]
+    if node.op_type not in (*WEIGHTED_OPS, "LSTM", "GRU", "RNN", "Gather") or not constants:
+        return None
+    weight = constant(node.inputs[0 if node.op_type == "Gather" else 1])
+    if node.op_type == "Gather" and (weight is None or weight.dtype.kind != "f"):
+        return None  # a Gather without a table moves values
+    return LayerInfo(
+        name=node.name or "",
+        op=node.op_type,
+        shape=None
+        if shape is None
+        else tuple(d if isinstance(d, int) or d in symbols else None for d in shape),
+        parameters=sum(a.size for v in constants if (a := constant(v)) is not None),
+        macs=macs(node),
+        weight_range=(float(weight.min()), float(weight.max()))
+        if weight is not None and weight.size
+        else None,
+    )
+
+
+def inspect_run(folder: Path, options: RunOptions | None = None) -> RunInfo:
+    """Describe the file of a run: bits, kernels, why layers stay float, time by kernel.
+
+    The time is measured on the first evaluation sample of the run's own recipe. Where that data is
+    not at hand any more, the rest is described all the same.
+
+    Args:
+        folder: the run folder.
+        options: trust_code, threads and progress are used; None: the defaults.
+
+    Raises:
+        QtoolError: the folder does not hold a finished run.
+    """
+    options = options or RunOptions()
+    report = Report.read(folder)
+    plan = read_plan(folder / "plan.json")
+    model, _ = read_graph(folder / "model.onnx")
+    ops = {node.name: node.op_type for node in model.graph}
+    float_nodes = tuple(
+        (name, ops.get(name, "removed"), reason) for name, reason in plan.float_nodes.items()
+    )
+    try:
+        times = _kernel_times(folder, options)
+    except QtoolError as error:
+        return RunInfo(report, float_nodes, (), str(error))
+    return RunInfo(report, float_nodes, times)
+
+
+def _kernel_times(folder: Path, options: RunOptions) -> tuple[KernelTime, ...]:
+    """Measure the time of each kernel on the first evaluation sample, slowest first."""
+    recipe = load_recipe(folder / "recipe.yaml")
+    with temporary_cache() as cache, tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
+        prepared = prepare(recipe, cache, options)
+        feeds = Path(scratch) / "feeds.npz"
+        np.savez(feeds, **prepared.first_batch())  # type: ignore[arg-type]
+        task = Profile(
+            str(folder / "model.onnx"), str(feeds), scratch, threads=options.threads or 1
+        )
+        result = run_tasks((task,), Path(scratch), options.progress)[task]
+    times = [
+        KernelTime(_without_token(name), result.operators[name], milliseconds)
+        for name, milliseconds in result.milliseconds.items()
+    ]
+    return tuple(sorted(times, key=lambda time: -time.milliseconds))
+
+
+def _without_token(name: str) -> str:
+    """Return the node's name without the number that the runtime adds to fused nodes."""
+    return re.sub(r"_token_\d+$", "", name)
+
+
+def _shape(shape: tuple[int | str | None, ...] | None) -> str:
+    """Format a shape; ? for an open size."""
+    if shape is None:
+        return "of unknown shape"
+    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
