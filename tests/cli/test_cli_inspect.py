@@ -25,8 +25,8 @@ def net(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inspect")
     made = Net(opset=21)
     x = made.conv(made.input("x", "N", 3, 8, 8), 3, 4)
-    gate = made.add("Clip", made.add("Add", x, made.const(np.float32(3))), made.const(np.float32(0)),
-                    made.const(np.float32(6)))  # fmt: skip
+    three, zero, six = (made.const(np.float32(number)) for number in (3, 0, 6))
+    gate = made.add("Clip", made.add("Add", x, three), zero, six)
     x = made.add("Div", made.add("Mul", x, gate), made.const(np.float32(6)))
     x = made.add("Flatten", made.add("GlobalAveragePool", x))
     made.output(made.add("Gemm", x, made.weight(5, 4), made.weight(5), transB=1, out="y"))
