@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from qtool.annotation.dynamic import add_dynamic
+from qtool.annotation.float_patterns import pattern_reasons
 from qtool.annotation.neighbors import Candidate, is_free_for_concat, positive_grids, without_fused
 from qtool.annotation.rules import bias_of, find_rule, is_absorbed
-from qtool.annotation.sentinels import sentinel_reasons
 from qtool.annotation.weight_only import add_weight_only
 from qtool.graph.queries import dims, is_constant, is_float, name_of, sole_reader, weight_axis
 from qtool.quant.bit_widths import Bits
@@ -72,7 +72,7 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
 def _find_candidates(nodes: list[ir.Node], draft: _Draft) -> None:
     """Fill ``candidates`` with nodes that have a rule, and ``reasons`` for the others."""
     fused: set[str] = set()
-    masked = sentinel_reasons(nodes)
+    matched = pattern_reasons(nodes, draft.target.float_patterns)
     for node in nodes:
         name = name_of(node)
         if name in fused or not any(is_float(v) for v in (*node.inputs, *node.outputs)):
@@ -80,8 +80,8 @@ def _find_candidates(nodes: list[ir.Node], draft: _Draft) -> None:
         if node.op_type in ("Shape", "Size"):
             continue  # they read only the shape of their input
         rule, reason = find_rule(node, draft.target, draft.bits)
-        if rule is None or name in masked:
-            draft.reasons[name] = reason or masked[name]
+        if rule is None or name in matched:
+            draft.reasons[name] = reason or matched[name]
             continue
         last = node
         follower = sole_reader(node.outputs[0]) if len(node.outputs) == 1 else None

@@ -38,6 +38,10 @@ def emit_qdq(model: ir.Model, plan: QuantPlan, target: Target) -> ir.Model:
     return copy
 
 
+# Float ops through which ONNX Runtime moves a DequantizeLinear.
+LOOKED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+
+
 class _Emitter:
     """The graph being edited, and the initializers added so far."""
 
@@ -290,8 +294,21 @@ class _Emitter:
             self.graph.remove(replaced, safe=False)
 
     def _would_be_requantized(self, reader: ir.Node) -> bool:
-        """Return True for a float node that the runtime fuses with a DequantizeLinear in front."""
-        return reader.name not in self.integer and reader.op_type in self.requantizes
+        """Return True for a float node that the runtime fuses with a DequantizeLinear in front.
+
+        ONNX Runtime moves it through ops that only move values, to one that ends in Q.
+        """
+        if reader.name in self.integer:
+            return False
+        if reader.op_type not in LOOKED_THROUGH:
+            return reader.op_type in self.requantizes
+        return any(
+            self._would_be_requantized(behind)
+            for out in reader.outputs
+            for behind, _ in out.uses()
+            if behind.op_type in LOOKED_THROUGH
+            or any(self.plan.params(name_of(v)) is not None for v in behind.outputs if v.name)
+        )
 
     def _dequantize_by_hand(self, value: ir.Value, code: ir.Value) -> ir.Value:
         """Compute DequantizeLinear, bit for bit, in ops that the runtime does not fuse."""

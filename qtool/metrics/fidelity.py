@@ -85,3 +85,31 @@ def sqnr_db(reference: np.ndarray, test: np.ndarray) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(power / noise) if power else -math.inf
+
+
+def power_db(signal: float, noise: float) -> float | None:
+    """Compute 10 log10(signal / noise), in dB; None where there is no noise or no signal.
+
+    Args:
+        signal: sum of the squares of the float model's values.
+        noise: sum of the squares of the differences.
+    """
+    if noise <= 0 or signal <= 0:
+        return None
+    return 10 * math.log10(signal / noise)
+
+
+def finite_powers(reference: np.ndarray, test: np.ndarray) -> tuple[float, float]:
+    """Sum the squares of the reference and of the difference, over elements finite in both.
+
+    Args:
+        reference: values of the float model.
+        test: the same values of the quantized model, of the same shape.
+
+    Returns:
+        (signal, noise), for :func:`power_db`.
+    """
+    signal, other = reference.astype(np.float64), test.astype(np.float64)
+    finite = np.isfinite(signal) & np.isfinite(other)
+    signal, other = signal[finite], other[finite]
+    return float(np.square(signal).sum()), float(np.square(signal - other).sum())

@@ -58,6 +58,7 @@ def build_report(
         parity=evaluation.parity,
         kernels=_kernels(prepared, emitted, evaluation),
         layers=layers,
+        outputs=evaluation.outputs or None,
         ptq=list(steps.rows) or None,
         stages=context.cache.done,
         gates=gates,

@@ -4,14 +4,10 @@ One evaluator serves ``ptq``, ``qat`` and ``verify``; under ``verify`` there is 
 and layers are not measured.
 """
 
-import importlib
-import signal
-import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +16,9 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.errors import UnsupportedError
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
+from qtool.pipeline.deferred_import import import_simulation
 from qtool.pipeline.stages import Emitted
-from qtool.report.schema import Accuracy, IntegerOnly, Latency, Parity
+from qtool.report.schema import Accuracy, IntegerOnly, Latency, OutputQuality, Parity
 from qtool.runtime.ort_options import default_threads
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (
@@ -34,8 +31,16 @@ from qtool.verification.captured_outputs import capturable_values, sample_count,
 from qtool.verification.environment import instruction_sets
 from qtool.verification.integer_reference import integer_only, saturating_layers
 from qtool.verification.ort_process import run_tasks
+from qtool.verification.output_sqnr import output_slices, outputs_part
 from qtool.verification.parity_report import parity_notes, parity_part
-from qtool.verification.tasks import Capture, Evaluate, Optimize, Samples, TimePair
+from qtool.verification.tasks import (
+    Capture,
+    CompareOutputs,
+    Evaluate,
+    Optimize,
+    Samples,
+    TimePair,
+)
 from qtool.weights.int16_saturation import adds_pairs, at_risk
 
 
@@ -50,6 +55,7 @@ class Evaluation:
         parity: with the integer-exact simulation; None without a plan.
         sqnr: layer -> signal-to-quantization-noise ratio in dB, None where nothing is lost.
         saturating: layers in which pairs of products can leave int16, here or on the target.
+        outputs: quality of every output and of the quantities in it.
     """
 
     accuracy: Accuracy
@@ -58,6 +64,7 @@ class Evaluation:
     parity: Parity | None
     sqnr: Mapping[str, float | None]
     saturating: list[str]
+    outputs: list[OutputQuality]
 
     @property
     def parity_passed(self) -> bool:
@@ -102,7 +109,7 @@ class Evaluator:
 
     def run(self) -> Evaluation:
         """Run the file in the child process, then compare its outputs in this one."""
-        latency, captured = self._run_file()
+        latency, captured, qualities = self._run_file()
         outputs = {
             name: np.load(self.scratch / f"{name}.npy", mmap_mode="r")
             for name in ("float", "quantized")
@@ -110,7 +117,7 @@ class Evaluator:
         optimized = ir.load(self.scratch / "optimized.onnx")
         accuracy, metric = self._accuracy(outputs)
         if self.emitted is None or captured is None:
-            return Evaluation(accuracy, latency, optimized, None, {}, [])
+            return Evaluation(accuracy, latency, optimized, None, {}, [], qualities)
         layers = _PlanEvaluator(self.prepared, self.emitted, captured)
         parity = layers.parity(self.prepared.recipe.output.format == "qonnx")
         if self.prepared.context.target.integer_only:
@@ -120,9 +127,9 @@ class Evaluator:
         sqnr = layers.sqnr()
         accuracy, same = self._with_simulated(accuracy, metric, outputs)
         parity = parity.model_copy(update={"end_to_end_agreement": same})
-        return Evaluation(accuracy, latency, optimized, parity, sqnr, saturating)
+        return Evaluation(accuracy, latency, optimized, parity, sqnr, saturating, qualities)
 
-    def _run_file(self) -> tuple[Latency, Captured | None]:
+    def _run_file(self) -> tuple[Latency, Captured | None, list[OutputQuality]]:
         """Run both files in the child process; write outputs and executed graph to ``scratch``."""
         prepared, context = self.prepared, self.prepared.context
         big, threads = prepared.loaded.big, prepared.options.threads
@@ -145,9 +152,10 @@ class Evaluator:
                 for name, path in paths.items()
             )
             capture, captured = self._capture()
-            tasks = (optimize, *((capture,) if capture else ()), *evaluations, latency)
+            compare = self._compare(paths)
+            tasks = (optimize, *((capture,) if capture else ()), *evaluations, compare, latency)
             # Importing torch takes a second, during which the child already runs.
-            meanwhile = _import_simulation if capture else (lambda: None)
+            meanwhile = import_simulation if capture else (lambda: None)
             results = run_tasks(tasks, self.scratch, context.progress, meanwhile)
             record.child_mb = results.peak_rss_mb
             if big:
@@ -158,7 +166,8 @@ class Evaluator:
             captured = Captured(
                 captured.names, captured.chosen, captured.folder, results[capture].files
             )
-        return Latency(**vars(results[latency])), captured
+        qualities = outputs_part(compare.slices, results[compare])
+        return Latency(**vars(results[latency])), captured, qualities
 
     def _samples(self, chosen: tuple[int, ...] | None = None) -> Samples:
         """Return the evaluation samples, or some of them, as the child reads them."""
@@ -171,10 +180,7 @@ class Evaluator:
         """Return the task that captures intermediate outputs, where there is a plan."""
         if self.emitted is None:
             return None, None
-        context = self.prepared.context
-        count = self.prepared.evaluation.dataset.count
-        samples = sample_count(context.model, count)
-        chosen = tuple(int(k) for k in np.linspace(0, count - 1, samples))
+        context, chosen = self.prepared.context, self._chosen()
         names = capturable_values(self.emitted.model, self.emitted.plan)
         # External data is not copied: this file refers to the same data file.
         ir.save(with_outputs(self.emitted.model, names), self.scratch / "captured.onnx")
@@ -191,6 +197,24 @@ class Evaluator:
             threads=1 if self.dynamic else threads,
         )
         return task, Captured(names, chosen, folder, 0)
+
+    def _chosen(self) -> tuple[int, ...]:
+        """Return the positions of the few samples that are compared value by value."""
+        count = self.prepared.evaluation.dataset.count
+        samples = sample_count(self.prepared.context.model, count)
+        return tuple(int(k) for k in np.linspace(0, count - 1, samples))
+
+    def _compare(self, paths: Mapping[str, str]) -> CompareOutputs:
+        """Return the task that compares all outputs of both files."""
+        context = self.prepared.context
+        return CompareOutputs(
+            paths["float"],
+            paths["quantized"],
+            output_slices(context.model),
+            self._samples(self._chosen()),
+            rows=context.fixed_batch or 1,
+            threads=1 if self.dynamic else self.prepared.options.threads or default_threads(),
+        )
 
     def _accuracy(self, outputs: Mapping[str, np.ndarray]) -> tuple[Accuracy, NamedMetric | None]:
         """Return the accuracy of both files, and the metric."""
@@ -344,30 +368,3 @@ def recipe_metric(prepared: Prepared) -> NamedMetric | None:
         return None
     name = evaluate.metric or "top1"
     return NamedMetric(name, find_metric(name, evaluate.code, prepared.context.trust_code))
-
-
-def _import_simulation() -> None:
-    """Import torch and the simulation.
-
-    An exception from a signal handler in the middle of the import would abort the process, so
-    KeyboardInterrupt is raised after the import.
-    """
-    module = "qtool.verification.parity"
-    if threading.current_thread() is not threading.main_thread():
-        importlib.import_module(module)
-        return
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, remember)
-    try:
-        importlib.import_module(module)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt

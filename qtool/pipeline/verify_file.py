@@ -78,6 +78,7 @@ def _report(
         accuracy=evaluation.accuracy,
         size=size,
         latency=evaluation.latency,
+        outputs=evaluation.outputs or None,
         kernels=file_kernels(evaluation.optimized, adds_pairs(instruction_sets())),
         stages=prepared.context.cache.done,
         gates=gates,

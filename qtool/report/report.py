@@ -19,6 +19,7 @@ from qtool.report.schema import (
     Layer,
     ModelPart,
     OutputPart,
+    OutputQuality,
     Parity,
     Part,
     PtqStep,
@@ -38,6 +39,7 @@ __all__ = [
     "Level",
     "ModelPart",
     "OutputPart",
+    "OutputQuality",
     "Parity",
     "Part",
     "PtqStep",
@@ -75,6 +77,7 @@ class Report(Part):
     parity: Parity | None = None
     kernels: Kernels | None = None
     layers: list[Layer] = Field(default_factory=list)
+    outputs: list[OutputQuality] | None = None
     ptq: list[PtqStep] | None = None
     stages: list[Stage] = Field(default_factory=list)
     gates: list[Gate] = Field(default_factory=list)

@@ -256,6 +256,32 @@ class Layer(Part):
     code_book_bytes: int | None = None
 
 
+class OutputGroup(Part):
+    """A part of an output that carries one quantity: channels `start` to `stop` of `axis`.
+
+    `source` is the value that a Concat puts there; `sqnr_db` is absent where nothing is lost.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    source: str
+    sqnr_db: Number | None = None
+
+
+class OutputQuality(Part):
+    """One output of the file against the float model's, on the samples of `parity`.
+
+    `sqnr_db` is absent where nothing is lost; where `compared` is false, the output is no float, or
+    its shape depends on the values (as behind NonMaxSuppression).
+    """
+
+    name: str
+    sqnr_db: Number | None = None
+    compared: bool = True
+    groups: list[OutputGroup] | None = None
+
+
 class Stage(Part):
     """One stage of the pipeline: its time, memory and notes."""
 

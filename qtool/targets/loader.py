@@ -12,6 +12,7 @@ from qtool.quant.primitives import Granularity, PerChannel, PerTensor, QuantSpec
 from qtool.targets.target import (
     BIASES,
     DYNAMIC_OPS,
+    FLOAT_PATTERNS,
     FORMATS,
     FORMS,
     GRANULARITIES,
@@ -132,6 +133,7 @@ def _target(raw: Any, path: Path) -> Target:
         unsigned_where_positive=_typed(
             raw.get("unsigned_where_positive", False), bool, f"{path}: unsigned_where_positive"
         ),
+        float_patterns=_float_patterns(raw, f"{path}: float_patterns"),
         weight_zero_point=_weight_zero_point(
             raw.get("weight_zero_point"), f"{path}: weight_zero_point"
         ),
@@ -182,6 +184,13 @@ def _names(raw: Any, allowed: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not names:
         raise RecipeError(f"target {where}: expected at least one of {', '.join(allowed)}")
     return names
+
+
+def _float_patterns(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the patterns that stay float; an empty list is none, an absent one is all."""
+    if raw.get("float_patterns") == []:
+        return ()
+    return _names(raw.get("float_patterns", list(FLOAT_PATTERNS)), FLOAT_PATTERNS, where)
 
 
 def _opsets(raw: Any, opset: int, where: str) -> tuple[int, int]:

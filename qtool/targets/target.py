@@ -9,6 +9,7 @@ from qtool.quant.primitives import QuantSpec
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")
 OUTPUTS = ("quantized", "either")
+FLOAT_PATTERNS = ("attention_mask", "box_decode")
 # Forms of codes and scales that a runtime may compute at load, and the opsets that have them.
 PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 13}
 FORMATS = ("qdq", "qoperator", "qonnx")
@@ -98,6 +99,9 @@ class Target:
         isa: instruction sets (as the report names them) that the speed of its files depends on.
         bias: ``int32`` on the grid s_x * s_w, or ``float``.
         unsigned_where_positive: values that cannot be negative get unsigned codes.
+        float_patterns: patterns whose ops stay float, names from FLOAT_PATTERNS: ops that add
+            ``attention_mask``s to scores, and layers of fixed numbers that decode boxes
+            (``box_decode``).
         weight_zero_point: the zero point of stored weights and the layers that get it, or None.
     """
 
@@ -124,4 +128,5 @@ class Target:
     isa: tuple[str, ...] = ()
     bias: str = "int32"
     unsigned_where_positive: bool = False
+    float_patterns: tuple[str, ...] = FLOAT_PATTERNS
     weight_zero_point: WeightZeroPoint | None = None

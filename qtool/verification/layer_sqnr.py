@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.graph.queries import nodes_by_name
+from qtool.metrics.fidelity import power_db
 from qtool.quant.plan import QuantPlan
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
@@ -23,9 +24,7 @@ class Noise:
     @property
     def db(self) -> float | None:
         """Signal to noise in dB; None where there is no noise or no signal."""
-        if self.noise <= 0 or self.signal <= 0:
-            return None
-        return float(10 * np.log10(self.signal / self.noise))
+        return power_db(self.signal, self.noise)
 
 
 def layer_noise(

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from qtool.errors import QtoolError, UnsupportedError
+from qtool.metrics.fidelity import finite_powers
 from qtool.quant.quantized_io import QuantizedIO, read_quantized_io
 from qtool.verification.tasks import (
     Capture,
     CaptureResult,
+    ComparedOutputs,
+    CompareOutputs,
     Evaluate,
     EvaluateResult,
     LatencyResult,
@@ -27,6 +30,7 @@ from qtool.verification.tasks import (
     Profile,
     ProfileResult,
     Samples,
+    Slice,
     TimePair,
     read_tasks,
 )
@@ -45,6 +49,9 @@ BIG_ROUNDS = 2
 # Evaluation batches: at most BATCH_ROWS rows, and BATCH_ELEMENTS input elements (16 MB of float32).
 BATCH_ROWS = 16
 BATCH_ELEMENTS = 1 << 22
+
+# Float outputs that wait in memory to be compared.
+MAX_OUTPUT_BYTES = 1 << 28
 
 
 def _send(**message: Any) -> None:
@@ -226,6 +233,50 @@ def evaluate(task: Evaluate) -> EvaluateResult:
     if saved is not None:
         saved.flush()
     return EvaluateResult(done)
+
+
+@perform.register
+def compare_outputs(task: CompareOutputs) -> ComparedOutputs:
+    """Sum the powers of the float outputs and of the quantized file's differences from them."""
+    dataset = task.samples.open()
+    session = _session(task.float_model, task.threads)
+    names = [value.name for value in session.get_outputs()]
+    batches, waiting = [], 0
+    for batch, _ in dataset.padded(task.rows):
+        expected = _run(session, names, _feeds(batch, session), task.float_model)
+        batches.append((batch, dict(zip(names, expected, strict=True))))
+        waiting += sum(getattr(array, "nbytes", 0) for array in expected)
+        if waiting > MAX_OUTPUT_BYTES:
+            break
+    del session  # its memory is free before the other file is loaded
+    session = _session(task.quantized_model, task.threads)
+    io, present = _quantized_io(session), [value.name for value in session.get_outputs()]
+    powers: list[tuple[float, float] | None] = [(0.0, 0.0)] * len(task.slices)
+    for done, (batch, reference) in enumerate(batches, 1):
+        arrays = _run(session, present, _feeds(batch, session), task.quantized_model)
+        outputs = {n: io.values(n, array) for n, array in zip(present, arrays, strict=True)}
+        for k, part in enumerate(task.slices):
+            pair = reference.get(part.output), outputs.get(part.output)
+            powers[k] = _added(powers[k], _slice_powers(part, *pair))
+        _send(progress=["compare outputs", done, len(batches)])
+    return ComparedOutputs(tuple(powers), min(len(batches) * task.rows, dataset.count))
+
+
+def _slice_powers(part: Slice, expected: Any, test: Any) -> tuple[float, float] | None:
+    """Return (signal, noise) of one slice; None for outputs that are no floats of one shape."""
+    arrays = isinstance(expected, np.ndarray) and isinstance(test, np.ndarray)
+    if not arrays or expected.dtype.kind != "f" or expected.shape != test.shape:
+        return None
+    if part.axis is not None:
+        index = (*(slice(None),) * part.axis, slice(part.start, part.stop))
+        expected, test = expected[index], test[index]
+    return finite_powers(expected, test)
+
+
+def _added(
+    a: tuple[float, float] | None, b: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    return None if a is None or b is None else (a[0] + b[0], a[1] + b[1])
 
 
 def _rows(samples: Samples, count: int) -> int:

@@ -108,6 +108,17 @@ class ProfileResult:
     operators: dict[str, str]
 
 
+@dataclass(frozen=True)
+class ComparedOutputs:
+    """Powers (signal, noise) of each slice; None where the outputs cannot be compared.
+
+    ``samples`` were compared.
+    """
+
+    powers: tuple[tuple[float, float] | None, ...]
+    samples: int
+
+
 class Task(Generic[R]):
     """A task for the child; ``result`` is the class of its result."""
 
@@ -216,8 +227,48 @@ class Profile(Task[ProfileResult]):
     result = ProfileResult
 
 
+@dataclass(frozen=True)
+class Slice:
+    """An output, or the part of it from ``start`` to ``stop`` on one axis.
+
+    Attributes:
+        output: name of the output.
+        axis: None: the whole output.
+        start, stop: of the part.
+        source: name of the value that fills the part.
+    """
+
+    output: str
+    axis: int | None = None
+    start: int = 0
+    stop: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class CompareOutputs(Task[ComparedOutputs]):
+    """Compare the outputs of two files on a few samples; one session is alive at a time.
+
+    Attributes:
+        float_model: path of the float file.
+        quantized_model: path of the quantized file.
+        slices: what is compared.
+        samples: inputs to run.
+        rows: samples of a batch.
+        threads: of ONNX Runtime.
+    """
+
+    float_model: str
+    quantized_model: str
+    slices: tuple[Slice, ...]
+    samples: Samples
+    rows: int = 1
+    threads: int = 1
+    result = ComparedOutputs
+
+
 KINDS: dict[str, type[Task[Any]]] = {
-    kind.__name__: kind for kind in (Optimize, Capture, Evaluate, TimePair, Profile)
+    kind.__name__: kind for kind in (Optimize, Capture, Evaluate, CompareOutputs, TimePair, Profile)
 }
 
 
@@ -239,4 +290,6 @@ def _task(raw: dict[str, Any]) -> Task[Any]:
         raw["samples"] = Samples(
             samples["section"], inputs, tuple(samples["indices"]), samples["trust_code"]
         )
+    if "slices" in raw:
+        raw["slices"] = [Slice(**part) for part in raw["slices"]]
     return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()})

@@ -65,11 +65,13 @@ def failing():
 
 def hostile():
     layer = {"name": HOSTILE, "op": HOSTILE, "granularity": HOSTILE, "sqnr_db": 3.0, "bytes": 4}
+    group = {"axis": 1, "start": 0, "stop": 4, "source": HOSTILE, "sqnr_db": 9.0}
     return sample(
         command=HOSTILE,
         model={"path": HOSTILE, "sha256": HOSTILE, "parameters": 1},
         output={"path": HOSTILE, "sha256": HOSTILE, "opset": 21},
         layers=[layer] * 5,
+        outputs=[{"name": HOSTILE, "sqnr_db": 3.0, "groups": [group] * 2}],
         stages=[{"name": HOSTILE, "seconds": 1, "notes": [HOSTILE]}],
         kernels={"integer": {HOSTILE: 1}, "float": {HOSTILE: 1}, "stray_quantize": [HOSTILE]},
         gates=[{"name": HOSTILE, "limit": 1.0, "value": 0.5, "passed": True}],

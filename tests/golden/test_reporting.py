@@ -161,6 +161,18 @@ def test_the_parts_of_the_file_are_shown_where_there_are_some(fmt):
     assert "codes and numbers" not in render(bare(), fmt)
 
 
+@pytest.mark.parametrize("fmt", ["terminal", "html", "markdown"])
+def test_several_outputs_and_their_quantities_are_shown_and_the_worst_named(fmt):
+    group = {"axis": 1, "start": 4, "stop": 84, "source": "/cls/Sigmoid", "sqnr_db": 21.5}
+    several = [{"name": "boxes", "sqnr_db": 31.5, "groups": [group]}, {"name": "same"}]
+    shown = " ".join(render(sample(outputs=several), fmt).split())
+    for words in ("boxes[:, 4:84]", "/cls/Sigmoid", "31.5", "none lost"):
+        assert words in shown.replace("\\", "")
+    assert shown.count("worst") == 1 and shown.index("21.5") < shown.index("worst")
+    for outputs in ([several[1]], [{"name": "indices", "compared": False}] * 2, None):
+        assert "none lost" not in render(sample(outputs=outputs), fmt)
+
+
 def test_markdown_says_the_verdict_first_and_keeps_its_tables_whole():
     text = render(failing(), "markdown")
     assert text.startswith("### ❌ qtool ptq: failed\n")

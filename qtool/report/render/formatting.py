@@ -1,6 +1,7 @@
 """Text of numbers and names, the same in every format."""
 
 import unicodedata
+from dataclasses import dataclass
 
 from qtool.report.report import Accuracy, Gate, Latency, Layer, PtqStep, Report, Size
 
@@ -172,6 +173,41 @@ def worst(report: Report, count: int) -> list[Layer]:
     """Return the layers with the lowest signal to noise, worst first."""
     measured = [layer for layer in report.layers if layer.sqnr_db is not None]
     return sorted(measured, key=lambda layer: (layer.sqnr_db, layer.name))[:count]
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """One line of the table of outputs.
+
+    Attributes:
+        name: the output, with the channels of a group.
+        source: the value that a group's channels come from; "" for a whole output.
+        sqnr_db: None where nothing is lost.
+        worst: it has the lowest number of all.
+    """
+
+    name: str
+    source: str
+    sqnr_db: float | None
+    worst: bool
+
+
+def outputs(report: Report) -> list[OutputRow]:
+    """Return the outputs and their groups in order; none where there is one output and no group."""
+    rows: list[tuple[str, str, float | None]] = []
+    for output in report.outputs or ():
+        if not output.compared:
+            continue
+        rows.append((output.name, "", output.sqnr_db))
+        for group in output.groups or ():
+            colons = ":, " * group.axis
+            rows.append(
+                (f"{output.name}[{colons}{group.start}:{group.stop}]", group.source, group.sqnr_db)
+            )
+    lowest = min((db for *_, db in rows if db is not None), default=None)
+    if len(rows) < 2:
+        return []
+    return [OutputRow(*row, worst=row[2] is not None and row[2] == lowest) for row in rows]
 
 
 def notes(report: Report) -> list[tuple[str, str]]:

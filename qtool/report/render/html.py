@@ -31,6 +31,7 @@ def html(report: Report) -> str:
             strip=charts.drop_strip(report.accuracy, report.gates),
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
+            outputs=formatting.outputs(report),
             lowest=formatting.worst(report, charts.MARKED_LAYERS),
         )
     )

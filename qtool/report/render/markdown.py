@@ -23,6 +23,7 @@ def markdown(report: Report) -> str:
         _gates(report),
         _steps(report),
         _kernels(report),
+        _outputs(report),
         _folded_layers(report),
         _folded_notes(report),
         f"<sub>qtool {text(report.qtool)}, model sha256 {code(report.model.sha256[:12])}, "
@@ -147,6 +148,19 @@ def _kernels(report: Report) -> str:
         layers = formatting.saturating(report.kernels.saturation_risk)
         parts.append(f"**saturation risk** in {layers}")
     return f"Kernels: {'; '.join(parts)}."
+
+
+def _outputs(report: Report) -> str:
+    rows = [
+        [
+            code(row.name),
+            code(row.source),
+            "none lost" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
+            "worst" if row.worst else "",
+        ]
+        for row in formatting.outputs(report)
+    ]
+    return _table(["output", "made of", "SQNR dB", ""], rows, right=2) if rows else ""
 
 
 def _folded_layers(report: Report) -> str:

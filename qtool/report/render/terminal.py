@@ -39,6 +39,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _section("Gates", _gates(report)),
         _section("Steps (distance to the float output on holdout samples)", _steps(report)),
         _section("Kernels", _kernels(report)),
+        _section("Outputs (signal to quantization noise)", _outputs(report, room)),
         _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
         _section("Stages", _stages(report)),
         _section("Notes", _notes(report)),
@@ -199,6 +200,19 @@ def _layers(report: Report, room: int) -> Table | None:
     if rest:
         table.add_row(Text(f"and {rest} better", "dim"))
     return table
+
+
+def _outputs(report: Report, room: int) -> Table | None:
+    table = _grid(4)
+    for row in formatting.outputs(report):
+        shown = "none lost" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
+        table.add_row(
+            Text(formatting.shorten(row.name, room)),
+            Text(shown, QUALITY_STYLE[formatting.quality(row.sqnr_db)], justify="right"),
+            Text("worst" if row.worst else "", "yellow"),
+            Text(formatting.shorten(row.source, 24), "dim"),
+        )
+    return table if table.row_count else None
 
 
 def _stages(report: Report) -> Table | None:

@@ -76,6 +76,14 @@ FULL = {
             "bytes": 448,
         }
     ],
+    "outputs": [
+        {
+            "name": "y",
+            "sqnr_db": 31.5,
+            "compared": True,
+            "groups": [{"axis": 1, "start": 0, "stop": 4, "source": "boxes", "sqnr_db": 29.1}],
+        }
+    ],
     "stages": [
         {
             "name": "calibrate",

@@ -28,11 +28,13 @@ from qtool.verification.tasks import (
     KINDS,
     Capture,
     CaptureResult,
+    CompareOutputs,
     Evaluate,
     EvaluateResult,
     Optimize,
     Profile,
     Samples,
+    Slice,
     Task,
     TimePair,
     read_tasks,
@@ -84,6 +86,11 @@ def capture(folder, tmp_path, rows=1, **rest) -> Capture:
     names = tuple(json.loads((folder / "names.json").read_text()))
     file = str(folder / "captured.onnx")
     return Capture(file, names, str(tmp_path), samples(folder, **rest), rows)
+
+
+def compare(folder) -> CompareOutputs:
+    files = (str(folder / "float.onnx"), str(folder / "quantized.onnx"))
+    return CompareOutputs(*files, (Slice("y"), Slice("y", 1, 0, 2, "v")), samples(folder))
 
 
 def latency(folder, big=False) -> TimePair:
@@ -154,6 +161,7 @@ def test_tasks_are_written_and_read_back(place, tmp_path):
         optimize(place, tmp_path),
         capture(place, tmp_path, rows=3, indices=[4, 2]),
         evaluate(place, tmp_path),
+        compare(place),
         latency(place, big=True),
         Profile(str(place / "quantized.onnx"), str(place / "feeds.npz"), str(tmp_path)),
     )
