@@ -14,6 +14,7 @@ from qtool.cli.ptq import ptq
 from qtool.cli.qat import qat
 from qtool.cli.report import report
 from qtool.cli.schema import schema
+from qtool.cli.sensitivity import sensitivity
 from qtool.cli.verify import verify
 from qtool.version import __version__
 
@@ -33,6 +34,7 @@ app.command("qat", short_help="Train with quantization in the loop.")(qat)
 app.command("report", short_help="Show one run, or compare several.")(report)
 app.command("check", short_help="Show what a recipe would do.")(check)
 app.command("inspect", short_help="Describe a model, or the file of a run.")(inspect)
+app.command("sensitivity", short_help="Measure what each layer costs.")(sensitivity)
 app.command("verify", short_help="Compare any quantized file with its float model.")(verify)
 app.command("list", short_help="List what a recipe can name.")(list_)
 app.command("schema", short_help="Print the recipe's JSON schema.")(schema)

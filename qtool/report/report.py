@@ -23,6 +23,7 @@ from qtool.report.schema import (
     Parity,
     Part,
     PtqStep,
+    Sensitivity,
     Size,
     Stage,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Part",
     "PtqStep",
     "Report",
+    "Sensitivity",
     "Size",
     "Stage",
     "check_gates",
@@ -79,6 +81,7 @@ class Report(Part):
     layers: list[Layer] = Field(default_factory=list)
     outputs: list[OutputQuality] | None = None
     ptq: list[PtqStep] | None = None
+    sensitivity: list[Sensitivity] | None = None
     stages: list[Stage] = Field(default_factory=list)
     gates: list[Gate] = Field(default_factory=list)
     environment: dict[str, str | int | list[str]] = Field(default_factory=dict)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -20,9 +19,7 @@ from qtool.quant.primitives import PerTensor
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation, raw_edges
 from qtool.steps.context import Context
-
-# Bytes of values alive at a cut that stay in memory; what is beyond goes to a temporary file.
-MEMORY_LIMIT = 3 << 30
+from qtool.steps.value_store import ValueStore
 
 
 class LayerwiseRun:
@@ -59,7 +56,7 @@ class LayerwiseRun:
         self._float = Executor(context.model, context.device)
         self._raw_names = {value for _, value in raw_edges(context.model, plan)}
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
-        self._store = _Store(Path(self._folder.name))
+        self._store = ValueStore(Path(self._folder.name))
         self._chunks = 0
 
     def __enter__(self) -> "LayerwiseRun":
@@ -205,44 +202,3 @@ def _rounded(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> t
         torch.div(x, scale, out=y)
         y.round_().add_(zero).clamp_(spec.qmin, spec.qmax).sub_(zero).mul_(scale)
     return rounded
-
-
-class _Store:
-    """Values of both networks by chunk; on disk where they do not fit in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._values: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
-        self._bytes: dict[int, int] = {}
-        self._files = 0
-
-    def put(
-        self, chunk: int, float_values: dict[str, torch.Tensor], quantized: dict[str, torch.Tensor]
-    ) -> None:
-        """Replace the values of a chunk."""
-        self._bytes.pop(chunk, None)
-        size = sum(t.nbytes for values in (float_values, quantized) for t in values.values())
-        if sum(self._bytes.values()) + size > MEMORY_LIMIT:
-            float_values, quantized = (
-                {name: self._mapped(tensor) for name, tensor in values.items()}
-                for values in (float_values, quantized)
-            )
-            size = 0
-        self._values[chunk] = float_values, quantized
-        self._bytes[chunk] = size
-
-    def get(self, chunk: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the values of both networks."""
-        return self._values[chunk]
-
-    def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same tensor, mapped from a file that is removed once nothing reads it."""
-        if not tensor.numel():
-            return tensor
-        path = self._folder / f"{self._files}.bin"
-        self._files += 1
-        array = tensor.cpu().contiguous().numpy()
-        array.tofile(path)
-        mapped = np.memmap(path, array.dtype, "c", shape=array.shape)
-        path.unlink()  # the mapping keeps the bytes; they go with its last reader
-        return torch.from_numpy(mapped)

@@ -89,8 +89,8 @@ def training_chart(report: Report) -> TwoCharts | None:
     loss = ticks(max((epoch.loss or 0.0 for epoch in training.epochs), default=0.0), count=3)
     bars = [
         TwoBars(
-            above=_share(abs(epoch.score), score[-1]),
-            below=_share(epoch.loss or 0.0, loss[-1]),
+            above=share(abs(epoch.score), score[-1]),
+            below=share(epoch.loss or 0.0, loss[-1]),
             tone="good" if epoch.epoch == training.best else "plain",
             tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
             + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}")
@@ -101,8 +101,8 @@ def training_chart(report: Report) -> TwoCharts | None:
     return TwoCharts(
         title=_title(by_labels, training.float_score),
         bars=bars,
-        above_ticks=[Tick(_share(t, score[-1]), f"{t:g}") for t in score],
-        below_ticks=[Tick(_share(t, loss[-1]), f"{t:g}") for t in loss],
+        above_ticks=[Tick(share(t, score[-1]), f"{t:g}") for t in score],
+        below_ticks=[Tick(share(t, loss[-1]), f"{t:g}") for t in loss],
     )
 
 
@@ -146,8 +146,8 @@ def layer_chart(report: Report) -> TwoCharts | None:
         marked = marked[:1]
     bars = [
         TwoBars(
-            above=_share(layer.sqnr_db or 0.0, sqnr[-1]),
-            below=_share(layer.bytes or 0, weight[-1]),
+            above=share(layer.sqnr_db or 0.0, sqnr[-1]),
+            below=share(layer.bytes or 0, weight[-1]),
             tone=formatting.quality(layer.sqnr_db),
             tip=_tip(layer),
             rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
@@ -157,9 +157,9 @@ def layer_chart(report: Report) -> TwoCharts | None:
     return TwoCharts(
         title="Signal to quantization noise in dB, higher is better",
         bars=bars,
-        above_ticks=[Tick(_share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
+        above_ticks=[Tick(share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
         below_ticks=[
-            Tick(_share(value, weight[-1]), _plain(formatting.size(value))) for value in weight
+            Tick(share(value, weight[-1]), _plain(formatting.size(value))) for value in weight
         ],
     )
 
@@ -175,7 +175,7 @@ def drop_strip(accuracy: Accuracy | None, gates: Sequence[Gate]) -> DropStrip | 
     left, right = min(inside) - margin, max(inside) + margin
 
     def place(value: float) -> float:
-        return _share(value - left, right - left)
+        return share(value - left, right - left)
 
     return DropStrip(
         low=place(low),
@@ -191,13 +191,13 @@ def drop_strip(accuracy: Accuracy | None, gates: Sequence[Gate]) -> DropStrip | 
 def pair(one: float, other: float) -> tuple[float, float]:
     """Return both values in percent of the larger, for two bars under one another."""
     top = max(one, other)
-    return _share(one, top), _share(other, top)
+    return share(one, top), share(other, top)
 
 
 def stage_bars(stages: Sequence[Stage]) -> list[tuple[Stage, float]]:
     """Return every stage with its share of the longest one."""
     top = max((stage.seconds for stage in stages), default=0.0)
-    return [(stage, _share(stage.seconds, top)) for stage in stages]
+    return [(stage, share(stage.seconds, top)) for stage in stages]
 
 
 def scatter(comparison: Comparison) -> Scatter | None:
@@ -215,8 +215,8 @@ def scatter(comparison: Comparison) -> Scatter | None:
     bottom, span = low - room, high - low + 2 * room
     dots = [
         Dot(
-            x=_share(size, x_axis[-1]),
-            y=_share(value - bottom, span),
+            x=share(size, x_axis[-1]),
+            y=share(value - bottom, span),
             number=number,
             baseline=row.baseline,
             tip=f"{formatting.clean(row.name)}: {value:.2f}, {formatting.size(size)}",
@@ -226,13 +226,13 @@ def scatter(comparison: Comparison) -> Scatter | None:
     return Scatter(
         dots=dots,
         x_ticks=[
-            Tick(_share(value, x_axis[-1]), _plain(formatting.size(value))) for value in x_axis
+            Tick(share(value, x_axis[-1]), _plain(formatting.size(value))) for value in x_axis
         ],
         y_ticks=_ticks_inside(bottom, bottom + span),
     )
 
 
-def _share(value: float, top: float) -> float:
+def share(value: float, top: float) -> float:
     """Return value / top in percent, clipped to 0..100."""
     return round(max(0.0, min(1.0, value / top)) * 100, 2) if top > 0 else 0.0
 
@@ -247,7 +247,7 @@ def _ticks_inside(bottom: float, top: float) -> list[Tick]:
     step = ticks(top - bottom)[1]
     first, last = math.ceil(bottom / step), math.floor(top / step)
     values = [step * index for index in range(first, last + 1)]
-    return [Tick(_share(value - bottom, top - bottom), f"{value:.6g}") for value in values]
+    return [Tick(share(value - bottom, top - bottom), f"{value:.6g}") for value in values]
 
 
 def _tip(layer: Layer) -> str:

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
+import qtool.report.render.sensitivity as sensitivity
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -32,6 +33,8 @@ def html(report: Report) -> str:
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
             outputs=formatting.outputs(report),
+            costs=sensitivity.cost_chart(report),
+            parts=sensitivity.part_chart(report),
             lowest=formatting.worst(report, charts.MARKED_LAYERS),
         )
     )
@@ -81,5 +84,5 @@ def _environment() -> Environment:
         "saturating",
     ):
         environment.filters[name] = getattr(formatting, name)
-    environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair)
+    environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair, sites=sensitivity)
     return environment

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.sensitivity as sensitivity
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.report import Report, parity_gates, unit_word, verdict
 
@@ -24,6 +25,7 @@ def markdown(report: Report) -> str:
         _steps(report),
         _kernels(report),
         _outputs(report),
+        _sites(report),
         _folded_layers(report),
         _folded_notes(report),
         f"<sub>qtool {text(report.qtool)}, model sha256 {code(report.model.sha256[:12])}, "
@@ -106,6 +108,15 @@ def _results(report: Report) -> str:
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
         rows.append(["latency", *cells, f"{fast}, {formatting.conditions(timing)}"])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
+
+
+def _sites(report: Report) -> str:
+    rows = [[code(s.name), s.cost, s.part] for s in sensitivity.worst_sites(report)]
+    rows += [
+        [text(row.site), sensitivity.cost(report, row), row.kind]
+        for row in sensitivity.groups(report)
+    ]
+    return _table(["site", "cost alone", "mostly"], rows, right=3) if rows else ""
 
 
 def _gates(report: Report) -> str:

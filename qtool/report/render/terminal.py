@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.sensitivity as sensitivity
 from qtool.report.report import Gate, Report, parity_gates, unit_word, verdict
 
 WORST_LAYERS = 8
@@ -41,6 +42,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _section("Kernels", _kernels(report)),
         _section("Outputs (signal to quantization noise)", _outputs(report, room)),
         _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
+        _section("Sites that cost most alone (calibration samples)", _sites(report, room)),
         _section("Stages", _stages(report)),
         _section("Notes", _notes(report)),
         _section("Files", _files(folder)),
@@ -212,6 +214,18 @@ def _outputs(report: Report, room: int) -> Table | None:
             Text("worst" if row.worst else "", "yellow"),
             Text(formatting.shorten(row.source, 24), "dim"),
         )
+    return table if table.row_count else None
+
+
+def _sites(report: Report, room: int) -> Table | None:
+    table = _grid(3)
+    for site in sensitivity.worst_sites(report):
+        shown = Text(formatting.shorten(site.name, room))
+        table.add_row(shown, Text(site.cost), Text(site.part and f"mostly {site.part}", "dim"))
+    for row in sensitivity.groups(report):
+        name = "all sites" if row.site == "all" else f"all {row.site.removeprefix('op:')}"
+        kind = "" if row.kind == "both" else f"{row.kind} only"
+        table.add_row(Text(name, "bold"), Text(sensitivity.cost(report, row)), Text(kind, "dim"))
     return table if table.row_count else None
 
 

@@ -11,7 +11,7 @@ from models import BUILDERS
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
-from qtool.steps import layerwise
+from qtool.steps import value_store
 from qtool.steps.layerwise import LayerwiseRun
 
 
@@ -62,7 +62,7 @@ def test_values_on_disk_are_those_in_memory(monkeypatch):
     plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=70)
     inputs = []
     for limit in (1 << 30, 0):
-        monkeypatch.setattr(layerwise, "MEMORY_LIMIT", limit)
+        monkeypatch.setattr(value_store, "MEMORY_LIMIT", limit)
         with LayerwiseRun(context, plan, "test") as run:
             inputs.append([x for site in run.sites() for pair in run.inputs(site) for x in pair])
     assert len(inputs[0]) == len(inputs[1]) > 0

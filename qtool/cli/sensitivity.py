@@ -1,0 +1,56 @@
+"""``qtool sensitivity``: what each site of the quantized network costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.cli.console import options
+from qtool.cli.console.exits import exit_codes
+from qtool.cli.console.progress import show_progress
+from qtool.cli.ptq import check_options, show
+
+
+def sensitivity(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to measure.")],
+    out: options.Out = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", metavar="N", min=2, help="Calibration samples to compare outputs on."
+        ),
+    ] = 64,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    device: options.ComputeDevice = options.Device.cpu,
+    threads: options.Threads = None,
+    plan: options.Plan = None,
+    trust_code: options.TrustCode = False,
+    requantize: options.Requantize = False,
+    fresh: options.Fresh = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure what each site costs, alone and with all before it; evaluate nothing."""
+    with exit_codes():
+        from qtool.recipe.loader import load_recipe
+
+        chosen = load_recipe(recipe, settings or [])
+        folder = out or Path("runs") / f"{recipe.stem}-sensitivity"
+        check_options(folder, device, plan)
+        from qtool.pipeline.context import RunOptions
+        from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
+
+        with show_progress(quiet) as progress:
+            run_options = RunOptions(
+                seed=seed,
+                device=device.value,
+                threads=threads,
+                trust_code=trust_code,
+                requantize=requantize,
+                fresh=fresh,
+                plan_file=plan,
+                progress=progress,
+            )
+            report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
+        show(report, folder, json)

@@ -1,0 +1,1 @@
+"""Runs that measure or choose: sensitivity, mixed precision, automatic repair, sweeps."""

@@ -1,0 +1,182 @@
+"""Measure the sensitivity of every site, for ``qtool sensitivity``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtool.data import Dataset
+from qtool.files import digest_of
+from qtool.metrics.registry import find_metric
+from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.prepare import prepare
+from qtool.pipeline.run import rewritten
+from qtool.pipeline.run_folder import run_folder, write_run
+from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
+from qtool.quant.plan import QuantPlan
+from qtool.recipe.model import Recipe
+from qtool.report.report import Report
+from qtool.report.schema import Data, DataPart, ModelPart, OutputPart, Sensitivity
+from qtool.search.effects import Reference
+from qtool.steps.context import Context
+from qtool.verification.accuracy import NamedMetric
+from qtool.verification.environment import environment
+from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
+from qtool.verification.layer_table import layers_part
+from qtool.version import __version__
+
+# Calibration samples of the gradient-based estimates, and sites that are measured two by two.
+GRADIENT_SAMPLES = 16
+WORST = 4
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """Extent of the measurement.
+
+    Attributes:
+        samples: calibration samples that every network is run on.
+        worst: sites whose pairs are measured.
+    """
+
+    samples: int = 64
+    worst: int = WORST
+
+
+def run_sensitivity(
+    recipe: Recipe,
+    out: Path,
+    options: RunOptions | None = None,
+    extent: SensitivityOptions | None = None,
+) -> Report:
+    """Measure what each site of the quantized network costs, and write the run folder.
+
+    Args:
+        recipe: what to quantize; its evaluation samples are not read.
+        out: the run folder; finished sites are stored there.
+        options: of the run; None: the defaults.
+        extent: of the measurement; None: the defaults.
+
+    Raises:
+        QtoolError: anything that is the user's to fix; then nothing was written.
+    """
+    options, extent = options or RunOptions(), extent or SensitivityOptions()
+    with run_folder(out, options) as (cache, scratch):
+        prepared = prepare(recipe, cache, options)
+        recipe, context = prepared.recipe, prepared.context
+        model = rewritten(prepared)
+        plan = quantize(recipe, context, options.plan_file).plan
+        rows = measure(prepared, plan, extent)
+        emitted = freeze_and_emit(recipe, context, plan, scratch / "model.onnx")
+        report = _report(prepared, model, emitted, rows)
+        write_run(recipe, emitted, report, out)
+    return report
+
+
+def measure(prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions) -> list[Sensitivity]:
+    """Return the costs of all sites, of the whole, of op types, and of pairs of the worst sites.
+
+    Args:
+        prepared: model and data.
+        plan: every grid is calibrated.
+        extent: of the measurement.
+    """
+    from qtool.search.gradients import fisher_estimates, hessian_estimates
+    from qtool.search.interactions import interactions
+    from qtool.search.rank_agreement import rank_agreement
+    from qtool.search.sensitivity import Scan
+
+    context = prepared.context
+    reference = reference_of(prepared, extent.samples)
+    with context.cache.stage("sensitivity") as record:
+        scan = Scan(plan, reference)
+        rows = scan.run(record)
+        few = reference.dataset.take(range(min(GRADIENT_SAMPLES, reference.dataset.count)))
+        fisher = fisher_estimates(context, plan, few)
+        hessian = hessian_estimates(context, plan, few)
+        rows = [
+            row.model_copy(
+                update={
+                    "fisher": _short(fisher.get(row.site)),
+                    "hessian": _short(hessian.get(row.site)),
+                }
+            )
+            if row.kind == "both"
+            else row
+            for row in rows
+        ]
+        record.notes += rank_agreement(rows)
+        pairs = interactions(plan, reference, rows, extent.worst)
+        return [*rows, *scan.whole(), *pairs]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def reference_of(prepared: Prepared, samples: int) -> Reference:
+    """Return the calibration samples that networks are compared on, and the recipe's metric.
+
+    Args:
+        prepared: model and data.
+        samples: how many, at most.
+    """
+    context = prepared.context
+    return Reference(context, comparison_samples(context, samples), _metric(prepared))
+
+
+def comparison_samples(context: Context, samples: int) -> Dataset:
+    """Return calibration samples: held-out ones first, then evenly spaced ones of the rest.
+
+    Args:
+        context: holds the samples.
+        samples: how many, at most.
+    """
+    whole = context.calibration
+    if samples >= whole.count or whole.count < 2:
+        return whole
+    index = {position: k for k, position in enumerate(whole.positions)}
+    first, rest = (
+        [index[position] for position in part.positions] for part in (context.holdout, context.fit)
+    )
+    more = max(0, samples - len(first))
+    spaced = [rest[k * len(rest) // more] for k in range(more)]
+    return whole.take([*first[:samples], *spaced])
+
+
+def _metric(prepared: Prepared) -> NamedMetric | None:
+    """Return the recipe's metric where the calibration samples have labels."""
+    evaluate = prepared.recipe.evaluate
+    if prepared.context.calibration.labels is None:
+        return None
+    name = (evaluate.metric if evaluate is not None else None) or "top1"
+    code = evaluate.code if evaluate is not None else None
+    metric = find_metric(name, code, prepared.context.trust_code)
+    return None if metric.reference else NamedMetric(name, metric)
+
+
+def _report(
+    prepared: Prepared, model: ModelPart, emitted: Emitted, rows: list[Sensitivity]
+) -> Report:
+    loaded, context = prepared.loaded, prepared.context
+    whole, layers = file_parts(emitted.model)
+    before = loaded.size or file_bytes(loaded.path)
+    calibration = context.calibration
+    return Report(
+        qtool=__version__,
+        command="sensitivity",
+        seed=context.seed,
+        passed=True,
+        model=model,
+        output=OutputPart(
+            path="model.onnx",
+            sha256=digest_of(written_files(emitted.path)),
+            opset=loaded.model.opset_imports[""],
+            format=prepared.recipe.output.format,
+            **emitted.io.described(),
+        ),
+        data=Data(calibration=DataPart(count=calibration.count, sha256=calibration.digest)),
+        size=size_part(before, emitted.path, loaded.model, emitted.plan, whole),
+        layers=layers_part(loaded.model, emitted.plan, {}, layers),
+        sensitivity=rows,
+        stages=context.cache.done,
+        environment=environment(),
+    )

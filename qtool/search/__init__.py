@@ -1,0 +1,1 @@
+"""Measure what each site costs, and choose bits and steps by it."""

@@ -1,0 +1,200 @@
+"""Measure what each site costs: quantized alone, and with all sites before it.
+
+With one site changed only the nodes behind it are computed again, in ONNX Runtime; the values in
+front of it are stored for all samples, and every node in front of it runs once.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from qtool.quant.plan import QuantPlan
+from qtool.quant.plan_archive import plan_digest
+from qtool.report.schema import Sensitivity
+from qtool.search.effects import Effect, Reference
+from qtool.search.partial_network import Part, PartialNetwork, Unit
+from qtool.search.suffix import Suffix
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageRecord
+from qtool.steps.value_store import ValueStore
+
+Kind = Literal["both", "weights", "activations", "cumulative"]
+
+PARTS: tuple[Part, ...] = ("both", "weights", "activations")
+CUMULATIVE: Kind = "cumulative"
+ALL = "all"
+STAGE = "sensitivity"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The costs of the sites of one plan.
+
+    Attributes:
+        plan: every grid is calibrated.
+        reference: samples and outputs of the float network.
+        parts: what is quantized of each site, one after the other.
+        cumulative: measure each site together with all before it, too.
+    """
+
+    plan: QuantPlan
+    reference: Reference
+    parts: tuple[Part, ...] = PARTS
+    cumulative: bool = True
+
+    @property
+    def context(self) -> Context:
+        """Float network and cache."""
+        return self.reference.context
+
+    def run(self, record: StageRecord) -> list[Sensitivity]:
+        """Return the rows of all sites in graph order; finished sites are read from the cache.
+
+        Args:
+            record: of the running stage.
+        """
+        network = PartialNetwork(self.context, self.plan)
+        digest = plan_digest(self.plan)
+        rows: list[Sensitivity] = []
+        cached = 0
+        with closing(_Walk(network, self.reference)) as walk:
+            for k, unit in enumerate(network.units):
+                trial = StageRecord()
+                rows += self.context.cache.cached(
+                    trial,
+                    STAGE,
+                    (*self._parts(), digest, unit.name),
+                    lambda unit=unit: self._measure(walk, unit),  # type: ignore[misc]
+                    _save,
+                    _load,
+                )
+                cached += trial.cached
+                self.context.progress(STAGE, k + 1, len(network.units))
+        record.notes.append(
+            f"{len(network.units)} sites on {self.reference.dataset.count} calibration samples"
+            + (f"; {cached} of an earlier run" if cached else "")
+        )
+        return rows
+
+    def whole(self) -> list[Sensitivity]:
+        """Return the costs of all sites together, by part, and of all sites of one op type."""
+        network = PartialNetwork(self.context, self.plan)
+        ops = sorted({unit.op for unit in network.units})
+        rows = []
+        for done, op in enumerate((None, *ops), 1):
+            for part in self.parts if op is None else ("both",):
+                chosen = {unit for unit in network.units if op is None or unit.op == op}
+                outputs = network.run(
+                    self.context,
+                    self.reference.dataset,
+                    lambda unit, part=part, chosen=chosen: part if unit in chosen else None,  # type: ignore[misc]
+                )
+                name = ALL if op is None else f"op:{op}"
+                rows.append(_row(name, part, self.reference.effect(outputs)))
+            self.context.progress("sensitivity of op types", done, 1 + len(ops))
+        return rows
+
+    def _measure(self, walk: "_Walk", unit: Unit) -> list[Sensitivity]:
+        walk.go_to(unit)
+        with closing(walk.suffix(unit)) as suffix:
+            rows = [
+                _row(unit.name, part, self.reference.effect(walk.alone(unit, part, suffix)))
+                for part in self.parts
+            ]
+            if self.cumulative:
+                effect = self.reference.effect(walk.together(unit, suffix))
+                rows.append(_row(unit.name, CUMULATIVE, effect))
+        return rows
+
+    def _parts(self) -> tuple[str, ...]:
+        metric, data = self.reference.metric, self.reference.dataset
+        kinds = (*self.parts, str(self.cumulative))
+        return (self.context.sha256, data.digest, metric.name if metric else "", *kinds)
+
+
+class _Walk:
+    """Values in front of one unit after the other, in the float and in the quantized network."""
+
+    def __init__(self, network: PartialNetwork, reference: Reference) -> None:
+        self._network, self._reference = network, reference
+        self._context = reference.context
+        self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
+        self._store = ValueStore(Path(self._folder.name))
+        self._valid: list[int] = []
+        self._ahead = list(network.units)
+
+    def close(self) -> None:
+        """Remove what was stored."""
+        self._folder.cleanup()
+
+    def go_to(self, unit: Unit) -> None:
+        """Pass all units before ``unit``, and store what it reads and what is alive behind it."""
+        if not self._valid:
+            for feeds, valid in self._context.feeds(self._reference.dataset):
+                values = _tensors(feeds)
+                self._store.put(len(self._valid), values, values)
+                self._valid.append(valid)
+        while self._ahead[0] != unit:
+            passed = self._ahead.pop(0)
+            for k in range(len(self._valid)):
+                float_values, quantized = self._store.get(k)
+                self._store.put(
+                    k,
+                    self._network.advance(float_values, passed, None),
+                    self._network.advance(quantized, passed, "both"),
+                )
+        for k in range(len(self._valid)):
+            before = (self._network.before(values, unit) for values in self._store.get(k))
+            self._store.put(k, *before)
+
+    def suffix(self, unit: Unit) -> Suffix:
+        """Return the float network behind a unit, where :meth:`go_to` stands."""
+        values = self._store.get(0)[0]
+        alive = self._network.behind(values, unit, self._network.outputs(values, unit, None))
+        context = self._context
+        return Suffix(context.model, alive, context.first_output, context.threads)
+
+    def alone(self, unit: Unit, part: Part, suffix: Suffix) -> np.ndarray:
+        """Return the network's output with one unit quantized."""
+        return self._outputs(0, unit, part, suffix)
+
+    def together(self, unit: Unit, suffix: Suffix) -> np.ndarray:
+        """Return the network's output with a unit and all before it quantized."""
+        return self._outputs(1, unit, "both", suffix)
+
+    def _outputs(self, network: int, unit: Unit, part: Part, suffix: Suffix) -> np.ndarray:
+        parts = []
+        for k, valid in enumerate(self._valid):
+            values = self._store.get(k)[network]
+            outputs = self._network.outputs(values, unit, part)
+            parts.append(suffix(self._network.behind(values, unit, outputs))[:valid])
+        return np.concatenate(parts)
+
+
+def _tensors(feeds: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(array) for name, array in feeds.items()}
+
+
+def _row(site: str, kind: Kind, effect: Effect) -> Sensitivity:
+    return Sensitivity(
+        site=site,
+        kind=kind,
+        kl=float(f"{effect.kl:.6g}"),
+        drop=None if effect.drop is None else round(effect.drop, 4),
+        sqnr_db=None if effect.sqnr_db is None else round(effect.sqnr_db, 3),
+    )
+
+
+def _save(rows: Iterable[Sensitivity], path: Path) -> None:
+    path.write_text(json.dumps([row.model_dump() for row in rows]))
+
+
+def _load(path: Path) -> list[Sensitivity]:
+    return [Sensitivity.model_validate(row) for row in json.loads(path.read_text())]
