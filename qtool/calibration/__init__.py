@@ -6,6 +6,7 @@ The fields of an entry of CALIBRATORS are its options in a recipe.
 from qtool.calibration.estimators.aciq import ACIQ
 from qtool.calibration.estimators.auto import Auto
 from qtool.calibration.estimators.batchnorm import BatchNorm
+from qtool.calibration.estimators.cross_entropy import CrossEntropy
 from qtool.calibration.estimators.entropy import Entropy
 from qtool.calibration.estimators.histogram import Histogram
 from qtool.calibration.estimators.kth_value import KthValue
@@ -25,6 +26,7 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
     "histogram": Histogram,
     "entropy": Entropy,
     "mse": MSE,
+    "cross_entropy": CrossEntropy,
     "aciq": ACIQ,
     "batchnorm": BatchNorm,
     "auto": Auto,

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from qtool.calibration.class_scores import ClassScores, has_class_scores
 from qtool.calibration.estimators.batchnorm import channel_normals
 from qtool.calibration.estimators.mse import squared_error
 from qtool.calibration.extremes import SMOOTHING
@@ -96,15 +97,14 @@ def collect(
     fed = [n for n in names if values[n].is_graph_input()]
     computed = [n for n in names if values[n].producer() is not None]
     outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
+    scored = {n for n in computed if has_class_scores(values[n])}
 
     def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
         for name in (*fed, *computed):
             part = summarize(arrays[name], histograms, number, rows, smoothing)
-            if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
-                raise DataError(
-                    f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
-                    "calibration data; look for a division by zero or unscaled input there"
-                )
+            _check_finite(part, name, number)
+            if name in scored:
+                part = replace(part, scores=ClassScores.of(arrays[name]))
             stats[name] = stats[name] + part
 
     pending: Future[None] | None = None
@@ -126,6 +126,14 @@ def collect(
     return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
 
 
+def _check_finite(part: Stats, name: str, number: int) -> None:
+    if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
+        raise DataError(
+            f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
+            "calibration data; look for a division by zero or unscaled input there"
+        )
+
+
 def _normals(value: ir.Value) -> tuple[ChannelNormals, ...]:
     normals = channel_normals(value)
     return () if normals is None else (normals,)
@@ -143,7 +151,8 @@ def check_supported(
         calibrator: from the recipe.
 
     Raises:
-        RecipeError: it is not defined for a width, or the model has no BatchNorm that it needs.
+        RecipeError: it is not defined for a width, or the model has no BatchNorm or class scores
+            that it needs.
     """
     values = by_name(model.graph)
     for name in names:
@@ -158,6 +167,12 @@ def check_supported(
         raise RecipeError(
             "batchnorm reads its ranges from BatchNormalization nodes, and this model has none "
             "behind an integer layer (an export may have folded them); choose another method",
+            ("calibrate", "method"),
+        )
+    if calibrator.needs_scores and not any(has_class_scores(values[n]) for n in names):
+        raise RecipeError(
+            "cross_entropy chooses the range of the network's class scores, and no output [N, C] "
+            "has a grid here; write output: {io: quantized}, or choose another method",
             ("calibrate", "method"),
         )
 

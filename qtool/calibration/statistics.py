@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from qtool.calibration.class_scores import ClassScores
 from qtool.calibration.extremes import SMOOTHING, Extremes
 from qtool.quant.primitives import QuantParams, QuantSpec
 
@@ -55,6 +56,7 @@ class Stats:
         extremes: averages of the limits of single samples.
         normals: distributions that BatchNorm states, one for each value on the grid; empty where
             one of the values has none.
+        scores: rows of class scores; of outputs of the network alone.
     """
 
     lo: float = np.inf
@@ -67,6 +69,7 @@ class Stats:
     exponent: int = -1000
     extremes: Extremes = field(default_factory=Extremes)
     normals: tuple[ChannelNormals, ...] = ()
+    scores: ClassScores = field(default_factory=ClassScores)
 
     @property
     def mean(self) -> float:
@@ -133,6 +136,7 @@ class Stats:
             exponent,
             self.extremes + other.extremes,
             self.normals or other.normals,
+            self.scores + other.scores,
         )
 
     def __or__(self, other: "Stats") -> "Stats":
@@ -197,6 +201,9 @@ class Calibrator(Protocol):
 
     needs_batchnorm: ClassVar[bool] = False
     """True for an estimator that reads ``normals``: a model without any is refused."""
+
+    needs_scores: ClassVar[bool] = False
+    """True for an estimator that reads ``scores``: a plan without quantized ones is refused."""
 
     by_output: ClassVar[bool] = False
     """True: clipped inputs of linear layers are searched again by the error of their outputs."""

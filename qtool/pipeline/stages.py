@@ -22,6 +22,7 @@ from qtool.calibration.collect import (
     observed_values,
 )
 from qtool.calibration.statistics import Calibrator
+from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
 from qtool.data import Dataset
 from qtool.emitters import emit_model
 from qtool.errors import RecipeError, UnsupportedError
@@ -44,6 +45,7 @@ from qtool.steps.range_choice import best_ranges
 from qtool.steps.rewrite_samples import rewrite_samples
 from qtool.verification.environment import instruction_sets
 from qtool.weights import SCHEMES
+from qtool.weights.estimated import EstimatedRanges
 from qtool.weights.grids import weight_grids
 from qtool.weights.int16_saturation import safe_scales
 from qtool.weights.scale_constraints import constrain_plan_scales, request_scale_kind
@@ -195,12 +197,27 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
                 context,
                 plan,
                 recipe.calibrate.method.build(CALIBRATORS),
-                recipe.bits.scheme.build(SCHEMES),
+                weight_scheme(recipe, plan),
             ),
             save_plan_archive,
             lambda path: load_plan_archive(path)[0],
         )
         return replace(plan, grids=grids.grids, codes=grids.codes, log=grids.log)
+
+
+def weight_scheme(recipe: Recipe, plan: QuantPlan) -> WeightScheme:
+    """Return what computes the grids of weights, as the recipe names it.
+
+    Raises:
+        RecipeError: the estimator of their ranges is not defined for a weight.
+    """
+    if recipe.calibrate.weights is None:
+        return recipe.bits.scheme.build(SCHEMES)
+    ranges = WeightRange(recipe.calibrate.weights.build(CALIBRATORS))
+    sites = (site.weight or "" for site in plan.sites.values())
+    with recipe.locate_errors():
+        check_weights_supported(plan, plan.weight_only.union(sites), ranges)
+    return EstimatedRanges(ranges)
 
 
 def make_grids(
@@ -212,7 +229,7 @@ def make_grids(
         context: holds the graph and the calibration samples.
         plan: without grids.
         calibrator: estimates the grids of activations.
-        scheme: computes those of weights of 2 to 7 bits; None: equal steps.
+        scheme: computes those of weights; None: equal steps.
     """
     model = context.model
     # First, so that a weight that is not finite is named, and not the value it makes.
@@ -296,7 +313,7 @@ def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> Qua
         weights = plan.weight_only.union(s.weight or "" for s in plan.sites.values())
         activations = {k: g for k, g in earlier.grids.items() if k not in weights}
         plan = replace(plan, grids={**plan.grids, **activations})
-        plan = weight_grids(context.model, plan, recipe.bits.scheme.build(SCHEMES))
+        plan = weight_grids(context.model, plan, weight_scheme(recipe, plan))
         return constrain_scales(context, plan)
 
 

@@ -8,6 +8,7 @@ from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
+from qtool.ptq.seqmse import SeqMSE
 from qtool.steps.step import Step
 
 PTQ_STEPS: dict[str, type[Step]] = {
@@ -15,4 +16,5 @@ PTQ_STEPS: dict[str, type[Step]] = {
     "bias_correction": BiasCorrection,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
+    "seqmse": SeqMSE,
 }

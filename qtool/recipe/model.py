@@ -58,6 +58,8 @@ class Calibrate(DataSection):
     """Samples at most, evenly spaced by sorted position."""
     method: NamedChoice = Choice(name="mse")
     """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
+    weights: NamedChoice | None = None
+    """A calibrator for the ranges of weights with equal steps; absent: that of bits.scheme."""
 
 
 class Evaluate(DataSection):

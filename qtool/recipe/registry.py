@@ -164,7 +164,7 @@ FUNCTION = Alternative(is_function_name, r"^[^:\s]+:[^:\s]+$")
 PREPROCESS_FILE = Alternative(_is_preprocess_path, r"[/\\]|\.ya?ml$")
 
 _ALL: tuple[Kind[Any], ...] = (
-    Kind("calibrators", _calibrators, (("calibrate", "method"),)),
+    Kind("calibrators", _calibrators, (("calibrate", "method"), ("calibrate", "weights"))),
     Kind("schemes", _schemes, (("bits", "scheme"),)),
     Kind("scales", _scales, (("bits", "scale"),)),
     Kind("ptq", _ptq, (("ptq", ITEM),), title="ptq steps"),

@@ -80,6 +80,12 @@ def check_names(recipe: "Recipe", document: Document) -> None:
                 elif isinstance(value, str) and not _is_alternative(value, kind):
                     find_entry(value, kind, path, document)
     _check_scheme(recipe.bits, document)
+    if recipe.calibrate.weights is not None and recipe.bits.scheme.name != "uniform":
+        raise document.error(
+            ("calibrate", "weights"),
+            f"ranges are estimated for equal steps, found scheme: {recipe.bits.scheme.name}; "
+            "leave out one of the two",
+        )
     if recipe.evaluate is None and recipe.gates.max_drop is not None:
         raise document.error(
             ("gates", "max_drop"), "needs accuracy, but the recipe has no `evaluate`; add it"

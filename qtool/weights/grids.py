@@ -20,8 +20,8 @@ def weight_grids(model: ir.Model, plan: QuantPlan, scheme: WeightScheme | None =
     Args:
         model: the rewritten graph.
         plan: annotated; weights that already have QuantParams keep them.
-        scheme: an entry of SCHEMES with its options, for weights of 2 to 7 bits; uniform by
-            default. One bit is always binary, 8 and more are always uniform.
+        scheme: for weights of 2 bits and more; uniform by default. One bit is always binary;
+            8 bits and more are uniform where the scheme is for fewer.
 
     Returns:
         The plan with these grids and codes.
@@ -58,7 +58,9 @@ def _scheme_for(bits: int, requested: WeightScheme | None) -> WeightScheme:
     """Return the scheme of weights of ``bits`` bits."""
     if bits == 1:  # no other scheme has two values
         return next(entry() for entry in SCHEMES.values() if entry.fixed_bits == 1)
-    return SCHEMES["uniform"]() if bits >= 8 or requested is None else requested
+    if requested is None or (bits >= 8 and requested.low_bit_only):
+        return SCHEMES["uniform"]()
+    return requested
 
 
 def _check_biases(values: Mapping[str, ir.Value], plan: QuantPlan) -> None:

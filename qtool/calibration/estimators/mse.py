@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from qtool.calibration.range_search import search_range
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, fake_quantize, params_from_range
 
@@ -42,27 +43,10 @@ class MSE(Calibrator):
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
         """Return the grid with the smallest error among the candidates."""
-        best = params_from_range(stats.lo, stats.hi, spec)
         if not stats.histogram.any() or stats.lo == stats.hi:
-            return best
+            return params_from_range(stats.lo, stats.hi, spec)
         score = (squared_error(stats) if self.p == 2 else None) or _error(stats, self.p)
-        full_lo, full_hi = min(stats.lo, 0.0), max(stats.hi, 0.0)
-        factors = np.arange(self.candidates, 0, -1) / self.candidates
-        error, lo, hi = score(best), full_lo, full_hi
-        two_sided = full_lo < 0 < full_hi and not spec.symmetric
-        for scaled in ("both", "hi", "lo") if two_sided else ("both",):
-            shrink_lo, shrink_hi = scaled != "hi", scaled != "lo"
-            fixed_lo, fixed_hi = lo, hi
-            for factor in factors:
-                pair = (
-                    full_lo * factor if shrink_lo else fixed_lo,
-                    full_hi * factor if shrink_hi else fixed_hi,
-                )
-                trial = params_from_range(*pair, spec)
-                loss = score(trial)
-                if loss < error:
-                    error, best, (lo, hi) = loss, trial, pair
-        return best
+        return search_range(stats, spec, score, self.candidates)
 
 
 def squared_error(stats: Stats) -> Callable[[QuantParams], float] | None:

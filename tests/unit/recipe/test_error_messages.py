@@ -64,8 +64,12 @@ FILE_ERRORS = [
     (BASE.replace("weights: 8", "weights: true"),
      "r.yaml:6: bits.weights: found true, expected 1 to 16 or float"),
     (BASE.replace("minmax", "minmaxx"), 'r.yaml:4: calibrate.method: found "minmaxx", expected '
-     'one of aciq, auto, batchnorm, entropy, histogram, kth_value, mean_minmax, minmax, '
-     'moving_average, mse, percentile; did you mean "minmax"?'),
+     'one of aciq, auto, batchnorm, cross_entropy, entropy, histogram, kth_value, mean_minmax, '
+     'minmax, moving_average, mse, percentile; did you mean "minmax"?'),
+    (BASE.replace("bits:", "  weights: mse\nbits:").replace("8", "4") + "  scheme: kmeans\n",
+     "r.yaml:5: calibrate.weights: ranges are estimated for equal steps, found scheme: kmeans"),
+    (BASE.replace("bits:", "  weights: msee\nbits:"),
+     'r.yaml:5: calibrate.weights: found "msee", expected one of aciq, auto'),
     (BASE.replace("minmax", "{percentile: {q: 2}}"),
      "r.yaml:4: calibrate.method.percentile.q: found 2, expected a number up to 1"),
     (BASE.replace("minmax", "{percentile: {q: x}}"),
