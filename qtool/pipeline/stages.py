@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.annotation.annotator import annotate
+from qtool.annotation.blocks import block_notes
 from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import (
@@ -164,7 +165,7 @@ def _placement_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
     for reason, ops in by_reason.items():
         listed = ", ".join(f"{ops.count(op)} {op}" for op in sorted(set(ops)))
         notes.append(f"float: {listed}: {reason}")
-    return notes
+    return [*notes, *block_notes(list(model.graph), plan.integer_nodes)]
 
 
 def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:

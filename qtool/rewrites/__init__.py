@@ -10,6 +10,8 @@ from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shar
 from qtool.rewrites.decomposed.gelu import compose_gelu
 from qtool.rewrites.decomposed.hard_swish import compose_hard_swish
 from qtool.rewrites.decomposed.layer_norm import compose_layer_norm
+from qtool.rewrites.decomposed.rms_norm import compose_rms_norm
+from qtool.rewrites.decomposed.sigmoid import compose_sigmoid
 from qtool.rewrites.first_conv import pad_first_conv_channels, space_to_depth_first_conv
 from qtool.rewrites.folding.affine import (
     fold_affine,
@@ -36,6 +38,8 @@ REWRITES: dict[str, Rewrite] = {
     "compose_hard_swish": compose_hard_swish,
     "compose_gelu": compose_gelu,
     "compose_layer_norm": compose_layer_norm,
+    "compose_rms_norm": compose_rms_norm,
+    "compose_sigmoid": compose_sigmoid,
     "reduce_mean_to_global_average_pool": reduce_mean_to_global_average_pool,
     "fold_batchnorm": fold_batchnorm,
     "fold_batchnorm_into_next_conv": fold_batchnorm_into_next_conv,

@@ -24,7 +24,8 @@ def compose_hard_swish(model: ir.Model, is_integer: IsInteger) -> int:
 
     hard_sigmoid(x) = min(max(x + 3, 0), 6) / 6, hard_swish(x) = x * hard_sigmoid(x)
 
-    The division stands in front of the product or behind it, as Div or as Mul by 1/6.
+    The division stands in front of the product or behind it, as Div or as Mul by 1/6; Relu, Max and
+    Min may stand for the Clip.
     """
     has_hard_swish = model.opset_imports.get("", 1) >= OPSET
     done = 0
@@ -55,7 +56,8 @@ def _hard_sigmoid_input(node: ir.Node) -> ir.Value | None:
 
 def _relu6_input(value: ir.Value | None) -> ir.Value | None:
     """Return ``x`` of relu6(x + 3) that one node reads."""
-    clipped = clipped_between(source(value, "Clip"), 0.0, 6.0)
+    last = value.producer() if value is not None else None
+    clipped = clipped_between(source(value, last.op_type), 0.0, 6.0) if last is not None else None
     return scalar_operand(source(clipped, "Add"), "Add", 3.0)
 
 

@@ -31,12 +31,12 @@ def compose_layer_norm(model: ir.Model, is_integer: IsInteger) -> int:
         x, epsilon = match
         width = (dims(x) or (None,))[-1]
         scaled = sole_reader(node.outputs[0])
-        gamma = _vector(scaled, "Mul", width)
+        gamma = constant_vector(scaled, "Mul", width)
         if scaled is None or gamma is None:
             continue
         last, inputs = scaled, [x, gamma]
         shifted = sole_reader(scaled.outputs[0])
-        beta = _vector(shifted, "Add", width)
+        beta = constant_vector(shifted, "Add", width)
         if shifted is not None and beta is not None:
             last, inputs = shifted, [x, gamma, beta]
         options = {"axis": -1, "epsilon": epsilon}
@@ -49,7 +49,7 @@ def compose_layer_norm(model: ir.Model, is_integer: IsInteger) -> int:
     return done
 
 
-def _vector(node: ir.Node | None, op: str, width: object) -> ir.Value | None:
+def constant_vector(node: ir.Node | None, op: str, width: object) -> ir.Value | None:
     """Return the constant [width] of a Mul or Add; None for another node or shape."""
     operands = split_constant(node) if node is not None and node.op_type == op else None
     array = None if operands is None else constant(operands[1])
@@ -65,17 +65,17 @@ def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:
     if centered is None or operands is None:
         return None
     variance, epsilon = operands[0], scalar(operands[1])
-    square = _mean_input(source(variance, "ReduceMean"))
+    square = mean_input(source(variance, "ReduceMean"))
     difference = centered.producer()
     if epsilon is None or square is None or difference is None or difference.op_type != "Sub":
         return None
     x, mean = difference.inputs
-    if x is None or _mean_input(source(mean, "ReduceMean")) is not x:
+    if x is None or mean_input(source(mean, "ReduceMean")) is not x:
         return None
-    return (x, epsilon) if _square_input(square.producer()) is centered else None
+    return (x, epsilon) if square_input(square.producer()) is centered else None
 
 
-def _square_input(node: ir.Node | None) -> ir.Value | None:
+def square_input(node: ir.Node | None) -> ir.Value | None:
     """Return ``d`` of d^2, written as Pow or as a product."""
     if node is None:
         return None
@@ -84,7 +84,7 @@ def _square_input(node: ir.Node | None) -> ir.Value | None:
     return node.inputs[0] if node.op_type == "Mul" and node.inputs[0] is node.inputs[1] else None
 
 
-def _mean_input(node: ir.Node | None) -> ir.Value | None:
+def mean_input(node: ir.Node | None) -> ir.Value | None:
     """Return ``v`` of a mean over the last axis that keeps the axis."""
     value = node.inputs[0] if node is not None else None
     shape = dims(value)

@@ -76,11 +76,37 @@ def source(value: ir.Value | None, op: str) -> ir.Node | None:
 
 
 def clipped_between(node: ir.Node | None, low: float, high: float) -> ir.Value | None:
-    """Return ``x`` of ``Clip(x, low, high)``; None where a node is another function."""
-    if node is None or node.op_type != "Clip":
+    """Return ``x`` of ``min(max(x, low), high)``; None where a node is another function.
+
+    The limits stand in a Clip, or in one or two of Relu, Max, Min and Clip.
+    """
+    limits = [-np.inf, np.inf]
+    while node is not None:
+        bounds = _bounds(node)
+        if bounds is None:
+            return None
+        x, lower, upper = bounds
+        limits = [max(limits[0], lower), min(limits[1], upper)]
+        if close(limits[0], low) and close(limits[1], high):
+            return x
+        behind = x.producer()
+        node = source(x, behind.op_type) if behind is not None else None
+    return None
+
+
+def _bounds(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+    """Return (x, low, high) of a node that limits x; None for other nodes."""
+    if node.op_type in ("Max", "Min") and len(node.inputs) == 2:
+        for x, limit in (node.inputs, node.inputs[::-1]):
+            number = scalar(limit)
+            if x is not None and limit is not None and number is not None and keeps_shape(x, limit):
+                return (x, number, np.inf) if node.op_type == "Max" else (x, -np.inf, number)
         return None
-    limits = clip_limits(node)
-    return node.inputs[0] if close(limits[0], low) and close(limits[1], high) else None
+    x = node.inputs[0] if node.inputs else None
+    if x is None or node.op_type not in ("Relu", "Clip"):
+        return None
+    low, high = (0.0, None) if node.op_type == "Relu" else clip_limits(node)
+    return x, -np.inf if low is None else low, np.inf if high is None else high
 
 
 def as_vector(array: np.ndarray, channels: int, value_rank: int, axis: int) -> np.ndarray | None:

@@ -117,3 +117,90 @@ def test_a_mean_over_another_axis_is_no_layer_norm():
     deviation = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
     y = net.add("Mul", net.add("Div", centered, deviation), net.weight(8))
     assert changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")[1] == 0
+
+
+def limited(net: Net, x: str, form: str) -> str:
+    zero, six = net.const(np.float32([0])), net.const(np.float32(6))
+    if form == "Relu and Min":
+        return net.add("Min", net.add("Relu", x), six)
+    if form == "Max and Min":
+        return net.add("Min", six, net.add("Max", x, zero))
+    return net.add("Max", net.add("Clip", x, "", six), zero)
+
+
+@pytest.mark.parametrize("form", ["Relu and Min", "Max and Min", "Clip and Max"])
+def test_limits_of_hard_swish_written_as_other_ops(form):
+    net, x = net_of()
+    gate = limited(net, net.add("Add", x, net.const(np.float32(3))), form)
+    y = divide(net, net.add("Mul", x, gate), "Div")
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_hard_swish")
+    assert count == 1 and ops(model) == ["Conv", "HardSwish", "Relu"]
+
+
+@pytest.mark.parametrize("form", ["Relu", "Min"])
+def test_one_limit_is_no_hard_swish(form):
+    net, x = net_of()
+    shifted = net.add("Add", x, net.const(np.float32(3)))
+    gate = net.add(form, shifted, *([net.const(np.float32(6))] if form == "Min" else []))
+    net.output(divide(net, net.add("Mul", x, gate), "Div"))
+    assert changed(net, "compose_hard_swish")[1] == 0
+
+
+@pytest.mark.parametrize("cube", ["Pow", "Mul"])
+@pytest.mark.parametrize("factor", [0.044715, 0.05])
+def test_gelu_from_tanh(cube, factor):
+    net, x = net_of()
+    cubic = net.add("Pow", x, net.const(np.float32(3))) if cube == "Pow" else None
+    cubic = cubic or net.add("Mul", x, net.add("Mul", x, x))
+    total = net.add("Add", x, net.add("Mul", cubic, net.const(np.float32(factor))))
+    inner = net.add("Mul", total, net.const(np.float32((2 / np.pi) ** 0.5)))
+    gate = net.add("Add", net.add("Tanh", inner), net.const(np.float32(1)))
+    y = net.add("Mul", net.add("Mul", x, net.const(np.float32(0.5))), gate)
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_gelu")
+    assert count == (factor == 0.044715)
+    if count:
+        assert ops(model) == ["Conv", "Gelu", "Relu"]
+        assert attribute(next(n for n in model.graph if n.op_type == "Gelu"), "approximate")
+
+
+@pytest.mark.parametrize("negation", ["Neg", "Mul"])
+@pytest.mark.parametrize("form", ["Reciprocal", "one over", "SiLU"])
+def test_sigmoid_from_the_exponential(negation, form):
+    net, x = net_of()
+    minus = [net.const(np.float32(-1))] if negation == "Mul" else []
+    total = net.add("Add", net.add("Exp", net.add(negation, x, *minus)), net.const(np.float32(1)))
+    if form == "Reciprocal":
+        y = net.add("Reciprocal", total)
+    else:
+        y = net.add("Div", x if form == "SiLU" else net.const(np.float32(1)), total)
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_sigmoid")
+    product = ["Mul"] if form == "SiLU" else []
+    assert count == 1 and ops(model) == ["Conv", "Sigmoid", *product, "Relu"]
+
+
+def test_another_denominator_is_no_sigmoid():
+    net, x = net_of()
+    total = net.add("Add", net.add("Exp", net.add("Neg", x)), net.const(np.float32(2)))
+    net.output(net.add("Div", x, total, out="y"))
+    assert changed(net, "compose_sigmoid")[1] == 0
+
+
+def rms_norm(opset: int, form: str = "Reciprocal", axis: int = -1) -> Net:
+    net = Net(opset=opset, ir_version=10)
+    x = net.add("MatMul", net.input("x", "N", 12, 8), net.weight(8, 12))
+    square = net.add("Pow", x, net.const(np.float32(2)))
+    mean = net.add("ReduceMean", square, net.const(np.array([axis])))
+    root = net.add("Sqrt", net.add("Add", mean, net.const(np.float32(1e-6))))
+    y = net.add("Div", x, root) if form == "Div" else net.add("Mul", x, net.add(form, root))
+    return net.output(net.add("Relu", net.add("Mul", net.weight(12), y), out="y"))
+
+
+@pytest.mark.parametrize("form", ["Div", "Reciprocal"])
+def test_rms_norm_from_its_reduction(form):
+    model, count = changed(rms_norm(23, form), "compose_rms_norm")
+    assert count == 1 and ops(model) == ["MatMul", "RMSNormalization", "Relu"]
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(21, -1), (23, 1)])
+def test_rms_norm_needs_its_opset_and_the_last_axis(opset, axis):
+    assert changed(rms_norm(opset, axis=axis), "compose_rms_norm")[1] == 0

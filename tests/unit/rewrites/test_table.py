@@ -84,6 +84,19 @@ def decomposed() -> Net:
     return net.output(net.add("Relu", x, out="y"))
 
 
+def decomposed_newer() -> Net:
+    """SiLU by exp, and RMSNormalization in an opset that has it."""
+    net = Net(opset=23, ir_version=10)
+    x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 8))
+    one, minus = net.const(np.float32(1)), net.const(np.float32(-1))
+    exponential = net.add("Exp", net.add("Mul", x, minus))
+    x = net.add("Div", x, net.add("Add", exponential, one))
+    square = net.add("ReduceMean", net.add("Mul", x, x), net.const(np.array([2])))
+    root = net.add("Sqrt", net.add("Add", square, net.const(np.float32(1e-5))))
+    x = net.add("Mul", net.add("Mul", x, net.add("Reciprocal", root)), net.weight(8))
+    return net.output(net.add("Relu", x, out="y"))
+
+
 NETS = {
     **BUILDERS,
     **{
@@ -96,6 +109,7 @@ NETS = {
             scaled_gemm,
             strided_first_conv,
             decomposed,
+            decomposed_newer,
         )
     },
 }
