@@ -1,5 +1,6 @@
 """The recipe's data sections: the keys of ``calibrate``, ``evaluate`` and ``qat`` about data."""
 
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from qtool.data.class_names import check_classes, read_classes
 from qtool.data.preprocess import Preprocess, check_name
 from qtool.data.reader import Reader
 from qtool.data.readers import READERS
@@ -70,6 +72,8 @@ class DataSection(_ReaderKeys):
     """A name in configs/preprocess, a .yaml file, or inline; absent: guessed, with a note."""
     labels: str | None = None
     """A CSV, TSV or JSON file of samples and labels, or a folder of label maps as PNG."""
+    classes: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Class names in the order of the model's outputs: a list, or a file with one a line."""
     allow_overlap: bool = False
     """Go on where many of these samples are also evaluated."""
 
@@ -87,12 +91,25 @@ class DataSection(_ReaderKeys):
             raise ValueError(f"found {listed}; expected exactly one reader: one of {expected}")
         reader = READERS[named[0]]
         # `code` is not checked: a metric of the user's own needs it beside any reader.
-        for key in ("preprocess", "labels"):
+        for key in ("preprocess", "labels", "classes"):
             if getattr(self, key) is not None and key not in reader.uses:
                 users = [f"`{name}`" for name, other in READERS.items() if key in other.uses]
                 remedy = reader.instead.get(key, f"`{named[0]}` does not use it: remove it")
                 raise ValueError(f"`{key}` belongs to {' and '.join(users)}; {remedy}")
         return self
+
+    @property
+    def class_order(self) -> tuple[str, ...] | None:
+        """The names of ``classes``, read where it is a file; None without the key.
+
+        Raises:
+            DataError: the file cannot be read, or a name occurs twice.
+        """
+        if self.classes is None:
+            return None
+        if isinstance(self.classes, str):
+            return read_classes(Path(self.classes))
+        return check_classes(self.classes, "classes")
 
     @property
     def reader(self) -> str:

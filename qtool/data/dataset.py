@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from qtool.data.preprocess import Preprocess
 from qtool.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -171,6 +172,7 @@ class Dataset:
         labels: one label per sample, [count] integers for classification, or None.
         classes: class names by label, or None.
         notes: assumptions made while opening, for the report.
+        preprocess: how pixels became the model's input; None where the samples are no images.
     """
 
     names: tuple[str, ...]
@@ -179,6 +181,7 @@ class Dataset:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = field(default=())
+    preprocess: Preprocess | None = None
 
     @property
     def count(self) -> int:

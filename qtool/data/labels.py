@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from qtool.data.class_names import ordered_classes
 from qtool.data.preprocess import Preprocess
 from qtool.data.readers.decode import decode_map
 from qtool.errors import DataError
@@ -15,7 +16,7 @@ SHAPE = 'two columns `image,label` (CSV or TSV), or JSON {"image": label}'
 
 
 def read_labels(
-    path: Path, names: Sequence[str]
+    path: Path, names: Sequence[str], order: Sequence[str] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
     """Read the label of every image from a CSV, TSV or JSON file.
 
@@ -26,6 +27,7 @@ def read_labels(
     Args:
         path: the file.
         names: the images that need a label.
+        order: class names in the model's order; absent: sorted.
 
     Returns:
         Labels int64 [len(names)], the class names where the file has names, and notes.
@@ -41,7 +43,7 @@ def read_labels(
             f"{path}: {len(missing)} of {len(names)} images have no label (first: {missing[0]}); "
             "expected one line per image: add them"
         )
-    return number_labels([str(text) for text in texts], list(table.values()), str(path))
+    return number_labels([str(text) for text in texts], list(table.values()), str(path), order)
 
 
 def read_maps(folder: Path, names: Sequence[str], preprocess: Preprocess) -> np.ndarray:
@@ -76,7 +78,7 @@ def read_maps(folder: Path, names: Sequence[str], preprocess: Preprocess) -> np.
 
 
 def number_labels(
-    texts: Sequence[str], every: Sequence[str], where: str
+    texts: Sequence[str], every: Sequence[str], where: str, order: Sequence[str] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...]]:
     """Convert label texts to class numbers: numbers stay, names are numbered in sorted order.
 
@@ -84,15 +86,20 @@ def number_labels(
         texts: the samples' labels.
         every: all labels of the file; they are numbers, or else its class names.
         where: the file, for the note.
+        order: class names in the model's order; absent: sorted.
 
     Returns:
         Labels int64 [len(texts)], the class names where there are names, and notes.
+
+    Raises:
+        DataError: a name is not in the order.
     """
-    if all(_is_number(text) for text in every):
+    if order is None and all(_is_number(text) for text in every):
         return np.array([int(text) for text in texts], np.int64), None, ()
-    classes = tuple(sorted(set(every)))
+    classes = ordered_classes(every, order, where)
     index = {name: number for number, name in enumerate(classes)}
-    note = f"{where}: {len(classes)} class names, numbered in sorted order"
+    how = "in sorted order" if order is None else "as in `classes`"
+    note = f"{where}: {len(classes)} class names, numbered {how}"
     return np.array([index[text] for text in texts], np.int64), classes, (note,)
 
 

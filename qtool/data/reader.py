@@ -21,6 +21,10 @@ class Section(Protocol):
         """The preprocessing of images."""
 
     @property
+    def class_order(self) -> tuple[str, ...] | None:
+        """Class names in the order of the model's outputs."""
+
+    @property
     def code(self) -> str | None:
         """The folder that is searched first for modules of the user."""
 

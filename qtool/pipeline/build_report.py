@@ -3,6 +3,7 @@
 from qtool.files import digest_of
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
+from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.pipeline.stages import Emitted
 from qtool.report.report import Report, check_gates
 from qtool.report.schema import Data, DataPart, Kernels, Layer, ModelPart, OutputPart, Size
@@ -33,6 +34,7 @@ def build_report(
     recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
     size, layers = _sizes(prepared, emitted, evaluation)
     gates = check_gates(recipe.gates.model_dump(), evaluation.accuracy, size, evaluation.latency)
+    gates += expectation_gates(prepared, evaluation.accuracy)
     calibration = context.calibration
     return Report(
         qtool=__version__,

@@ -7,6 +7,7 @@ import numpy as np
 
 from qtool.data import DataSection, Dataset
 from qtool.loading import Loaded
+from qtool.metrics.preprocessing_scores import PreprocessingCheck
 from qtool.progress import Progress, silent
 from qtool.recipe.model import Recipe
 from qtool.steps.context import Context
@@ -62,6 +63,8 @@ class Prepared:
         loaded: the float model as it was read; its graph is rewritten in place.
         evaluation: samples that both files are evaluated on.
         context: what the steps read.
+        preprocessing: the float model's score with the recipe's preprocessing and, where that is
+            low, the usual ones; None where they cannot be compared.
     """
 
     recipe: Recipe
@@ -69,6 +72,7 @@ class Prepared:
     loaded: Loaded
     evaluation: EvaluationData
     context: Context
+    preprocessing: PreprocessingCheck | None = None
 
     def first_batch(self) -> dict[str, np.ndarray]:
         """Return the inputs of one evaluation sample, or as many as the model's batch size."""

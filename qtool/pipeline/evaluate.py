@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.errors import UnsupportedError
+from qtool.metrics.label_order import LabelOrder, find_label_order
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
@@ -56,6 +57,7 @@ class Evaluation:
         sqnr: layer -> signal-to-quantization-noise ratio in dB, None where nothing is lost.
         saturating: layers in which pairs of products can leave int16, here or on the target.
         outputs: quality of every output and of the quantities in it.
+        label_order: an order of the classes in which the float model scores far better.
     """
 
     accuracy: Accuracy
@@ -65,6 +67,7 @@ class Evaluation:
     sqnr: Mapping[str, float | None]
     saturating: list[str]
     outputs: list[OutputQuality]
+    label_order: LabelOrder | None = None
 
     @property
     def parity_passed(self) -> bool:
@@ -116,8 +119,9 @@ class Evaluator:
         }
         optimized = ir.load(self.scratch / "optimized.onnx")
         accuracy, metric = self._accuracy(outputs)
+        label_order = self._label_order(metric, outputs["float"])
         if self.emitted is None or captured is None:
-            return Evaluation(accuracy, latency, optimized, None, {}, [], qualities)
+            return Evaluation(accuracy, latency, optimized, None, {}, [], qualities, label_order)
         layers = _PlanEvaluator(self.prepared, self.emitted, captured)
         parity = layers.parity(self.prepared.recipe.output.format == "qonnx")
         if self.prepared.context.target.integer_only:
@@ -127,7 +131,9 @@ class Evaluator:
         sqnr = layers.sqnr()
         accuracy, same = self._with_simulated(accuracy, metric, outputs)
         parity = parity.model_copy(update={"end_to_end_agreement": same})
-        return Evaluation(accuracy, latency, optimized, parity, sqnr, saturating, qualities)
+        return Evaluation(
+            accuracy, latency, optimized, parity, sqnr, saturating, qualities, label_order
+        )
 
     def _run_file(self) -> tuple[Latency, Captured | None, list[OutputQuality]]:
         """Run both files in the child process; write outputs and executed graph to ``scratch``."""
@@ -233,6 +239,17 @@ class Evaluator:
             accuracy, notes = measure_accuracy(metric, outputs, labels)
             record.notes += notes
         return accuracy, metric
+
+    def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:
+        """Return an order of the classes that fits the float model far better than the labels."""
+        data = self.prepared.evaluation.dataset
+        if metric is None or not metric.metric.class_labels or data.labels is None:
+            return None
+        with self.prepared.context.cache.stage("labels") as record:
+            scores = outputs.reshape(len(outputs), -1)
+            order = find_label_order(scores, data.labels, data.classes)
+            record.notes += [] if order is None else [f"WARNING: {order.describe()}"]
+        return order
 
     def _with_simulated(
         self,

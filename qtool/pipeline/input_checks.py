@@ -34,6 +34,12 @@ def check_metric(recipe: Recipe, evaluation: Dataset, trust_code: bool) -> None:
     evaluate = recipe.evaluate
     if evaluate is None:
         return
+    if evaluate.expect is not None and (evaluation.labels is None or is_relative(evaluate.metric)):
+        raise recipe.error(
+            ("evaluate", "expect"),
+            "needs the float model's accuracy, which takes labels and a metric that reads them; "
+            "give both, or remove the key",
+        )
     if evaluation.labels is None and recipe.gates.max_drop is not None and evaluate.metric is None:
         raise recipe.error(
             ("gates", "max_drop"),
@@ -50,22 +56,49 @@ def check_metric(recipe: Recipe, evaluation: Dataset, trust_code: bool) -> None:
         )
 
 
-def check_labels(evaluate: Evaluate | None, evaluation: Dataset, model: ir.Model) -> None:
+def is_relative(metric: str | None) -> bool:
+    """Return whether a metric compares with the float model, which then has no value itself."""
+    return metric in METRICS and METRICS[metric].reference
+
+
+def check_labels(
+    evaluate: Evaluate | None, evaluation: Dataset, model: ir.Model
+) -> tuple[str, ...]:
     """Refuse class numbers outside the model's classes before minutes of work, not after.
+
+    Returns:
+        Notes for the report.
 
     Raises:
         DataError: there are such labels.
     """
     labels, shape = evaluation.labels, dims(model.graph.outputs[0])
     if evaluate is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
-        return
-    if evaluate.metric is not None and not _has_class_labels(evaluate.metric):
-        return
+        return ()
+    if evaluate.metric is not None and not has_class_labels(evaluate.metric):
+        return ()
     if shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1:
         check_label_range(labels, shape[1])
+        return _missing_classes(evaluate, evaluation.classes, shape[1])
+    return ()
 
 
-def _has_class_labels(name: str) -> bool:
+def _missing_classes(
+    evaluate: Evaluate, classes: tuple[str, ...] | None, outputs: int
+) -> tuple[str, ...]:
+    """Return a note where numbering the names of too few classes may give wrong labels."""
+    if classes is None or evaluate.classes is not None or len(classes) >= outputs:
+        return ()
+    return (
+        f"WARNING: {evaluate.where} has {len(classes)} classes and the model's first output "
+        f"{outputs}: sorted by name, {classes[0]} is taken for class 0 and {classes[-1]} for class "
+        f"{len(classes) - 1}; if that is wrong, give `classes`, all {outputs} names in the model's "
+        "order, or an empty folder for each missing class",
+    )
+
+
+def has_class_labels(name: str) -> bool:
+    """Return whether the labels of a metric are class numbers, one for each sample."""
     return name in METRICS and METRICS[name].class_labels
 
 

@@ -1,8 +1,10 @@
 """Read the model and open the data of a run, before anything is quantized."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from qtool.data import (
+    READERS,
     DataSection,
     Dataset,
     InputSpec,
@@ -22,6 +24,7 @@ from qtool.pipeline.input_checks import (
     probe_batch,
 )
 from qtool.pipeline.load_model import input_specs, load_from_recipe
+from qtool.pipeline.preprocessing_check import check_preprocessing
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
@@ -60,7 +63,8 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         inputs = input_specs(loaded.model, loaded.shown)
         check_batches(inputs, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
-        calibration = open_dataset(recipe.calibrate, inputs, trust_code=trust_code)
+        section = with_shared(recipe.calibrate, recipe)
+        calibration = open_dataset(section, inputs, trust_code=trust_code)
         record.notes += [f"calibrate: {note}" for note in calibration.notes]
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         first = next(iter(calibration.take([0]).batches(1)))
@@ -71,7 +75,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         inputs, notes = probe_batch(loaded.model, inputs, calibration, loaded.shown)
         record.notes += notes
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
-        check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
+        record.notes += check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
         recipe = add_default_steps(recipe, bits.scale, calibration.count)
@@ -93,7 +97,8 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         trust_code=trust_code,
         progress=progress,
     )
-    return Prepared(recipe, options, loaded, evaluation, context)
+    prepared = Prepared(recipe, options, loaded, evaluation, context)
+    return replace(prepared, preprocessing=check_preprocessing(prepared))
 
 
 def _check_rewrites(recipe: Recipe, target: Target) -> None:
@@ -127,8 +132,9 @@ def _parts(
         index = {position: k for k, position in enumerate(calibration.positions)}
         indices = tuple(index[position] for position in evaluation.positions)
         record.notes.append(f"no evaluate section: {evaluation.count} calibration samples held out")
-        return rest, EvaluationData(evaluation, recipe.calibrate, indices)
-    section = with_preprocess(recipe.evaluate, recipe.calibrate)
+        section = with_shared(recipe.calibrate, recipe)
+        return rest, EvaluationData(evaluation, section, indices)
+    section = with_shared(recipe.evaluate, recipe)
     evaluation = open_dataset(section, inputs, trust_code=options.trust_code)
     check_metric(recipe, evaluation, options.trust_code)
     record.notes += [f"evaluate: {note}" for note in evaluation.notes]
@@ -137,9 +143,20 @@ def _parts(
     return rest, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
 
 
-def with_preprocess(section: DataSection, calibrate: DataSection) -> DataSection:
-    """Return the section; images without a ``preprocess`` of their own take that of calibrate."""
-    shared = calibrate.preprocess
-    if section.preprocess is not None or section.images is None or shared is None:
-        return section
-    return section.model_copy(update={"preprocess": shared})
+def with_shared(section: DataSection, recipe: Recipe) -> DataSection:
+    """Return the section with keys of others: ``preprocess`` of calibrate, ``classes`` of any.
+
+    Args:
+        section: a data section; keys that it has itself, or its reader does not use, are not taken.
+        recipe: that it belongs to.
+    """
+    sections = (recipe.evaluate, recipe.calibrate, recipe.qat)
+    shared = {
+        "preprocess": recipe.calibrate.preprocess,
+        "classes": next((s.classes for s in sections if s is not None and s.classes), None),
+    }
+    uses = READERS[section.reader].uses
+    update = {k: v for k, v in shared.items() if k in uses and getattr(section, k) is None}
+    if section.labels is not None and Path(section.labels).is_dir():
+        update.pop("classes", None)  # label maps hold numbers
+    return section.model_copy(update=update)

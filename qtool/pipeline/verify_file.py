@@ -12,6 +12,7 @@ from qtool.pipeline.build_report import evaluation_part
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.evaluate import Evaluation, Evaluator
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
 from qtool.report.render import write_run_files
@@ -63,6 +64,7 @@ def _report(
     size = _size(loaded.size, sum(part.stat().st_size for part in parts))
     limits = prepared.recipe.gates.model_dump()
     gates = check_gates(limits, evaluation.accuracy, size, evaluation.latency)
+    gates += expectation_gates(prepared, evaluation.accuracy)
     return Report(
         qtool=__version__,
         command="verify",

@@ -65,7 +65,7 @@ def _type_name(annotation: Any) -> str:
         return _type_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
-    inner = [_type_name(part) for part in get_args(annotation) if part is not type(None)]
+    inner = [_type_name(part) for part in get_args(annotation) if part not in (type(None), ...)]
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(inner)
     return f"{get_origin(annotation).__name__}[{', '.join(inner)}]"

@@ -71,6 +71,8 @@ class Evaluate(DataSection):
     """A name of `qtool list metrics`, or module:function; absent: top1 where there are labels."""
     simulate: Annotated[int, Field(ge=1)] | Literal["all"] = 512
     """Samples that accuracy.simulated is measured on, evenly spread, or all."""
+    expect: float | None = None
+    """The float model's accuracy; where it is not reached within 1 point, a gate fails."""
 
 
 class LayerBits(_Part):

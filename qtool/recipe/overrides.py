@@ -15,7 +15,7 @@ from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name
 
 DATA_KEYS = (*READERS, "labels", "take")
-PATH_KEYS = ("labels", "preprocess", "code")
+PATH_KEYS = ("labels", "classes", "preprocess", "code")
 _NAMED: dict[str, Callable[[str], bool]] = {
     "preprocess": is_path,
     "torch": lambda text: text.endswith(FILES),

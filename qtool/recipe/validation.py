@@ -163,6 +163,8 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
         if section is None:
             continue
         paths += [((name, key), getattr(section, key)) for key in ("labels", "code")]
+        if isinstance(section.classes, str):
+            paths.append(((name, "classes"), section.classes))
         key, options = section.reader, getattr(section, section.reader)
         if isinstance(options, str):
             paths.append(((name, key), options))

@@ -122,7 +122,8 @@ class ArrayReader(Reader):
     paths = ("path",)
     uses = ()
     instead: ClassVar[Mapping[str, str]] = {
-        "labels": "name the label array instead: `arrays: {path: ..., label: y}`"
+        "labels": "name the label array instead: `arrays: {path: ..., label: y}`",
+        "classes": "labels of arrays are class numbers already: remove it",
     }
 
     def __call__(

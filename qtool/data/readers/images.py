@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qtool.data.class_names import ordered_classes
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
 from qtool.data.default_preprocess import guess
 from qtool.data.labels import read_labels, read_maps
@@ -114,7 +115,7 @@ class ImageReader(Reader):
     source = "path"
     short_form = False  # the key takes a plain string and nothing else
     paths = ("path",)
-    uses = ("preprocess", "labels")
+    uses = ("preprocess", "labels", "classes")
     instead: ClassVar[Mapping[str, str]] = {}
 
     def __call__(
@@ -133,11 +134,17 @@ class ImageReader(Reader):
         chosen, notes = section.choose(len(listed))
         names = tuple(listed[index] for index in chosen)
         maps = label_file is not None and label_file.is_dir()
+        if maps and section.class_order is not None:
+            raise DataError(
+                f"{label_file}: label maps hold class numbers, which `classes` cannot order: "
+                "remove it"
+            )
         labels: np.ndarray | None = None
         if label_file is not None and not maps:
-            labels, classes, more = read_labels(label_file, names)
+            labels, classes, more = read_labels(label_file, names, section.class_order)
             notes += more
         elif label_file is None and classes is not None:
+            classes = ordered_classes(classes, section.class_order, str(root))
             labels = folder_labels(names, classes)
         paths = [root / name for name in names]
         preprocess, note = _preprocess(section, spec, paths)
@@ -146,7 +153,7 @@ class ImageReader(Reader):
         workers = default_workers(paths) if opening.workers is None else opening.workers
         source = ImageSource(root, names, preprocess, spec, workers)
         positions = tuple(range(len(names)))
-        return Dataset(names, source, positions, labels, classes, notes + note)
+        return Dataset(names, source, positions, labels, classes, notes + note, preprocess)
 
 
 def _preprocess(

@@ -176,7 +176,8 @@ class PythonReader(Reader):
     paths = ()
     uses = ("code",)
     instead: ClassVar[Mapping[str, str]] = {
-        "labels": "yield the labels in the batches instead, as `label`"
+        "labels": "yield the labels in the batches instead, as `label`",
+        "classes": "labels of batches are class numbers already: remove it",
     }
 
     def __call__(

@@ -76,7 +76,7 @@ class TextReader(Reader):
     source = "path"
     short_form = False  # a tokenizer is always needed too
     paths = ("path", "tokenizer")
-    uses = ()
+    uses = ("classes",)
     instead: ClassVar[Mapping[str, str]] = {
         "labels": "name the label column instead: `text: {path: ..., label: column}`"
     }
@@ -104,7 +104,9 @@ class TextReader(Reader):
         numbered: tuple[str, ...] = ()
         if table.labels is not None:
             own = [table.labels[k] for k in chosen]
-            labels, classes, numbered = number_labels(own, table.labels, options.path)
+            labels, classes, numbered = number_labels(
+                own, table.labels, options.path, section.class_order
+            )
         losses = _losses(rows, encoder, length)
         return Dataset(
             tuple(f"{Path(options.path).name}:{table.lines[k]}" for k in chosen),

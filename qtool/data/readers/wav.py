@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qtool.data.class_names import ordered_classes
 from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
 from qtool.data.labels import read_labels
 from qtool.data.reader import Reader, Section
@@ -81,7 +82,7 @@ class WavReader(Reader):
     source = "path"
     short_form = True
     paths = ("path",)
-    uses = ("labels",)
+    uses = ("labels", "classes")
     instead: ClassVar[Mapping[str, str]] = {}
 
     def __call__(
@@ -102,9 +103,10 @@ class WavReader(Reader):
         names = tuple(listed[k] for k in chosen)
         labels: np.ndarray | None = None
         if label_file is not None:
-            labels, classes, more = read_labels(label_file, names)
+            labels, classes, more = read_labels(label_file, names, section.class_order)
             notes += more
         elif classes is not None:
+            classes = ordered_classes(classes, section.class_order, str(root))
             labels = folder_labels(names, classes)
         paths = tuple(root / name for name in names)
         rate, changes = _common_rate(paths, options)

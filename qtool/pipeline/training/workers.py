@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.prepare import prepare, with_preprocess
+from qtool.pipeline.prepare import prepare, with_shared
 from qtool.pipeline.stages import make_plan, rewrite
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
@@ -109,8 +109,7 @@ def _no_message() -> TrainingStart:
 
 def open_section(recipe: Recipe, section: Qat, context: Context) -> Dataset:
     """Open all samples of the ``qat`` section."""
-    section_with = with_preprocess(section, recipe.calibrate)
-    return open_dataset(section_with, context.inputs, trust_code=context.trust_code)
+    return open_dataset(with_shared(section, recipe), context.inputs, trust_code=context.trust_code)
 
 
 def build_network(

@@ -159,6 +159,8 @@ def bits(layer: Layer) -> str:
 
 def limit(gate: Gate) -> str:
     """Return the limit of a gate: at most 1."""
+    if gate.name == "expect":
+        return f"expected {gate.limit:g}"
     return f"at {'least' if gate.name.startswith('min_') else 'most'} {gate.limit:g}"
 
 
