@@ -8,6 +8,7 @@ from types import FrameType
 import typer
 
 from qtool.cli.check import check
+from qtool.cli.init import init
 from qtool.cli.inspect import inspect
 from qtool.cli.list import list_
 from qtool.cli.ptq import ptq
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("ptq", short_help="Quantize a model and report on the file.")(ptq)
 app.command("qat", short_help="Train with quantization in the loop.")(qat)
 app.command("report", short_help="Show one run, or compare several.")(report)
+app.command("init", short_help="Write a recipe for a model and its data.")(init)
 app.command("check", short_help="Show what a recipe would do.")(check)
 app.command("inspect", short_help="Describe a model, or the file of a run.")(inspect)
 app.command("sensitivity", short_help="Measure what each layer costs.")(sensitivity)

@@ -6,6 +6,7 @@ duplicate keys and alias bombs are errors.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,6 +131,20 @@ def parse(text: str, name: str) -> Document:
 def emit(data: Any) -> str:
     """Write plain data as YAML that :func:`parse` reads back to the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def emit_key(key: str, value: Any) -> str:
+    """Write one key and its value as one line of YAML, without the line break."""
+    flow = isinstance(value, dict | list)
+    text: str = yaml.dump(
+        value if flow else {key: value},
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=sys.maxsize,
+        default_flow_style=flow,
+    )
+    return f"{key}: {text.strip()}" if flow else text.strip()
 
 
 def _line(mark: yaml.Mark | None) -> str:

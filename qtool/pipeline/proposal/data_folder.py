@@ -1,0 +1,245 @@
+"""Find out what a folder of data holds, and how its parts divide into calibration and evaluation.
+
+Names such as train and test decide first; without them, parts of one form do: the larger one
+calibrates.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtool.data.readers.decode import SUFFIXES
+from qtool.errors import DataError
+
+TRAIN_WORDS = ("train", "training", "calib", "calibration")
+# In this order: the test part evaluates, the validation part only where there is no other.
+TEST_WORDS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")
+ARRAYS, TABLES, RECORDINGS = (".npz", ".npy"), (".tsv", ".csv", ".jsonl"), (".wav",)
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocabulary.txt")
+# Samples of the first class folder and files that are looked at, so that a folder of a million
+# files costs no more than a small one.
+LOOK = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that could feed a model, as sections of a recipe.
+
+    Attributes:
+        reader: the key that names the reader, such as "images".
+        calibrate: value of the reader's key for calibration.
+        evaluate: the same for evaluation; None: every second sample of the same data.
+        labels: a label file beside the samples; None where there is none.
+        reason: how the parts were told apart, for a comment.
+    """
+
+    reader: str
+    calibrate: Any
+    evaluate: Any
+    labels: Path | None = None
+    reason: str = ""
+
+    def sections(self, count: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the sections ``calibrate`` and ``evaluate`` of a recipe, without preprocessing."""
+        labels = {"labels": str(self.labels)} if self.labels is not None else {}
+        first = {self.reader: self.calibrate, **labels}
+        second = {self.reader: self.evaluate or self.calibrate, **labels}
+        if self.evaluate is None:
+            first["take"], second["take"] = ({"every": 2}, {"every": 2, "offset": 1})
+        return (first if count is None else {**first, "count": count}), second
+
+
+def data_sources(data: Path) -> list[Source]:
+    """Return what the path holds, most likely first.
+
+    Args:
+        data: a file, or a folder of images, class folders, arrays, tables or recordings.
+
+    Raises:
+        DataError: nothing is there, or nothing that a reader reads.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder; expected the data of the model")
+    finders = (_images, _arrays, _recordings, _texts)
+    found_sources = [source for finder in finders for source in finder(data)]
+    if not found_sources:
+        listed = ", ".join(sorted({p.suffix or p.name for p in _entries(data)})[:8]) or "nothing"
+        raise DataError(
+            f"{data}: holds {listed}; expected images, class folders of images, .npz or .npy "
+            "arrays, .wav recordings, or a .tsv or .csv table with its vocabulary"
+        )
+    return found_sources
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted; of a file, itself."""
+    if folder.is_file():
+        return [folder]
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _word(path: Path) -> tuple[str, str]:
+    """Return the first word about a part in a name, and the name without it: fsdd_train."""
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    word = next((w for w in words if w in (*TRAIN_WORDS, *TEST_WORDS)), "")
+    return word, "_".join(w for w in words if w and w != word)
+
+
+def _divide(parts: Iterable[Path], size: Callable[[Path], int]) -> tuple[Path, Path | None, str]:
+    """Choose the parts that calibrate and evaluate among parts of one form.
+
+    Args:
+        parts: at least one.
+        size: number of samples of a part.
+
+    Returns:
+        Calibration, evaluation (None: the same part), and the reason.
+    """
+    parts = list(parts)
+    rank = {word: k for k, word in enumerate(TEST_WORDS)}
+    train = [p for p in parts if _word(p)[0] in TRAIN_WORDS]
+    test = sorted((p for p in parts if _word(p)[0] in rank), key=lambda p: rank[_word(p)[0]])
+    if train and test:
+        return train[0], test[0], f"by the names {train[0].name} and {test[0].name}"
+    if len(parts) == 1:
+        return parts[0], None, "one part: every second sample calibrates, the others evaluate"
+    largest, *rest = sorted(parts, key=lambda p: (-size(p), p.name))
+    if test and test[0] != largest:
+        return largest, test[0], f"by the name {test[0].name}; {largest.name} is the largest part"
+    return largest, rest[0], f"by size: {largest.name} holds most samples, {rest[0].name} the next"
+
+
+def _images(data: Path) -> Iterator[Source]:
+    """Yield a folder of images, of class folders, or of parts that hold either."""
+    if data.is_file():
+        return
+    parts = [p for p in _entries(data) if p.is_dir() and _is_tree(p)]
+    trees = [p for p in parts if not _has_images(p)]
+    if _has_images(data):
+        parts = [data]
+    elif trees:
+        parts = trees
+    elif len(parts) > 1 and not _is_split(parts):
+        parts = [data]  # class folders
+    if not parts:
+        return
+    calibrate, evaluate, reason = _divide(parts, _count_images)
+    yield Source(
+        "images",
+        str(calibrate),
+        None if evaluate is None else str(evaluate),
+        _label_file(calibrate, data),
+        reason,
+    )
+
+
+def _is_split(folders: list[Path]) -> bool:
+    """Return whether flat folders of images are parts of a data set, by their names."""
+    words = {_word(folder)[0] for folder in folders}
+    return bool(words & set(TRAIN_WORDS)) and bool(words & set(TEST_WORDS))
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether images lie directly in a folder."""
+    return any(p.suffix.lower() in SUFFIXES for p in _some(folder))
+
+
+def _is_tree(folder: Path) -> bool:
+    """Return whether a folder, or one below it, holds images."""
+    return _has_images(folder) or any(_has_images(p) for p in _some(folder) if p.is_dir())
+
+
+def _some(folder: Path) -> Iterator[Path]:
+    """Yield a few entries of a folder, in the order of the file system."""
+    entries = (p for p in folder.iterdir() if not p.name.startswith("."))
+    for _, path in zip(range(LOOK), entries, strict=False):
+        yield path
+
+
+def _count_images(folder: Path) -> int:
+    return sum(1 for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def _label_file(images: Path, data: Path) -> Path | None:
+    """Return a table that names the images, where no class folders give labels."""
+    if not _has_images(images):
+        return None
+    names = {p.name for p in _some(images)} | {p.stem for p in _some(images)}
+    for folder in dict.fromkeys((images, data)):
+        for path in _entries(folder):
+            if path.suffix.lower() not in (".csv", ".tsv", ".json"):
+                continue
+            words = set(re.split(r'[\s,;"]+', path.read_text(errors="replace")[:100_000]))
+            if words & names:
+                return path
+    return None
+
+
+def _arrays(data: Path) -> Iterator[Source]:
+    """Yield arrays: files with the same arrays are parts; many of them are batches."""
+    forms: dict[tuple[Any, ...], list[Path]] = {}
+    for path in _entries(data):
+        if path.suffix.lower() in ARRAYS and (form := _form(path)):
+            forms.setdefault(form, []).append(path)
+    for parts in sorted(forms.values(), key=lambda group: -sum(map(_rows, group))):
+        if len(parts) > len((*TRAIN_WORDS, *TEST_WORDS)) and not _is_split(parts):
+            yield Source("arrays", str(data), None, reason=f"{len(parts)} files, a batch in each")
+            continue
+        calibrate, evaluate, reason = _divide(parts, _rows)
+        second = None if evaluate is None else str(evaluate)
+        yield Source("arrays", str(calibrate), second, reason=reason)
+
+
+def _form(path: Path) -> tuple[Any, ...]:
+    """Return names, types and shapes of a file's arrays without the sample axis; () if damaged."""
+    try:
+        opened = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            return ("", opened.dtype.kind, opened.shape[1:])
+        with opened as archive:
+            arrays = [(name, archive[name]) for name in sorted(archive.files)]
+            return tuple((name, array.dtype.kind, array.shape[1:]) for name, array in arrays)
+    except (OSError, ValueError):
+        return ()
+
+
+def _rows(path: Path) -> int:
+    """Return the largest first axis of a file's arrays."""
+    opened = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(opened, np.lib.npyio.NpzFile):
+        return len(opened) if opened.ndim else 0
+    with opened as archive:
+        return max((len(a) for n in archive.files if (a := archive[n]).ndim), default=0)
+
+
+def _recordings(data: Path) -> Iterator[Source]:
+    """Yield a folder of recordings, or of class folders of them."""
+    if data.is_file():
+        return
+
+    def holds(folder: Path) -> bool:
+        return any(p.suffix.lower() in RECORDINGS for p in _some(folder))
+
+    inner = [p for p in _some(data) if p.is_dir() and holds(p)]
+    if holds(data) or (inner and not _is_split(inner)):
+        yield Source("wav", {"path": str(data)}, None, reason="every second recording calibrates")
+    elif inner:
+        calibrate, evaluate, reason = _divide(inner, lambda p: len(list(p.rglob("*.wav"))))
+        second = None if evaluate is None else {"path": str(evaluate)}
+        yield Source("wav", {"path": str(calibrate)}, second, reason=reason)
+
+
+def _texts(data: Path) -> Iterator[Source]:
+    """Yield tables of sentences, where a vocabulary lies beside them."""
+    folder = data.parent if data.is_file() else data
+    vocabulary = next((folder / n for n in VOCABULARY if (folder / n).is_file()), None)
+    tables = [p for p in _entries(data) if p.suffix.lower() in TABLES]
+    if vocabulary is None or not tables:
+        return
+    calibrate, evaluate, reason = _divide(tables, lambda p: p.stat().st_size)
+    first, second = ({"path": str(p), "tokenizer": str(vocabulary)} for p in (calibrate, evaluate))
+    yield Source("text", first, None if evaluate is None else second, reason=reason)

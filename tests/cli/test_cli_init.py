@@ -1,0 +1,160 @@
+"""``qtool init``: what it makes of folders and models whose right reading is known."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from models import Net
+from PIL import Image
+
+from qtool.errors import DataError
+from qtool.pipeline.proposal.data_folder import data_sources
+from qtool.pipeline.proposal.propose import propose
+from qtool.pipeline.proposal.recipe_text import recipe_text
+from qtool.recipe.loader import load_recipe
+
+COLOURS = {"blue": 2, "green": 1, "red": 0}  # class folder -> bright channel
+
+
+def qtool(*words: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "qtool", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300)
+
+
+def images(folder: Path, each: int, size: int = 8) -> None:
+    """Write ``each`` images a class; one channel is brighter by 20 of 255."""
+    rng = np.random.default_rng(each)
+    for name, channel in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for k in range(each):
+            pixels = rng.integers(60, 160, (size, size, 3))
+            pixels[..., channel] += 20
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{k}.png")
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Path:
+    """A classifier that expects -1 to 1 in BGR order: its scores are channel means."""
+    made = Net(opset=21)
+    x = made.add("Flatten", made.add("GlobalAveragePool", made.input("x", "N", 3, 8, 8)))
+    # Bright pixels of 0 to 255, or darker ones of 0 to 1, push a fourth score above the others.
+    weight = np.array([[40, 0, 0], [0, 40, 0], [0, 0, 40], [60, 60, 60]], np.float32)
+    bias = np.array([0, 0, 0, -40], np.float32)
+    y = made.add("Gemm", x, made.const(weight), made.const(bias), transB=1, out="y")
+    path = tmp_path_factory.mktemp("init") / "net.onnx"
+    onnx.save(made.output(y).proto(), path)
+    return path
+
+
+def test_the_right_preprocessing_is_named_and_the_recipe_runs(net, tmp_path):
+    images(tmp_path / "data/train", 30)
+    images(tmp_path / "data/test", 10)
+    done = qtool("init", net, tmp_path / "data", "--out", tmp_path / "made.yaml")
+    assert done.returncode == 0, done.stderr
+    recipe = load_recipe(tmp_path / "made.yaml")
+    settings = recipe.calibrate.preprocess
+    assert settings.color == "bgr"
+    assert settings.scale == pytest.approx(1 / 127.5) and settings.mean == 1.0
+    assert recipe.calibrate.images == str(tmp_path / "data/train")
+    assert recipe.evaluate.images == str(tmp_path / "data/test")
+    assert recipe.evaluate.metric == "top1" and recipe.gates.max_drop == 1.0
+    assert "-1 to 1, BGR, 100.0 % of 64 labelled samples; next: " in done.stdout
+    assert qtool("check", tmp_path / "made.yaml").returncode == 0
+
+
+def test_a_recipe_is_replaced_only_when_told(net, tmp_path):
+    images(tmp_path / "data", 3)
+    (tmp_path / "made.yaml").write_text("precious")
+    refused = qtool("init", net, tmp_path / "data", "--out", tmp_path / "made.yaml")
+    assert refused.returncode == 2 and "--overwrite" in refused.stderr
+    assert (tmp_path / "made.yaml").read_text() == "precious"
+    done = qtool("init", net, tmp_path / "data", "--out", tmp_path / "made.yaml", "--overwrite")
+    assert done.returncode == 0 and "calibrate" in (tmp_path / "made.yaml").read_text()
+
+
+def test_parts_without_telling_names_are_told_by_size(tmp_path):
+    images(tmp_path / "alpha", 2)
+    images(tmp_path / "omega", 5)
+    (source,) = data_sources(tmp_path)
+    assert source.calibrate == str(tmp_path / "omega")
+    assert source.evaluate == str(tmp_path / "alpha")
+    assert "size" in source.reason
+
+
+def test_one_part_is_divided_by_take(tmp_path):
+    images(tmp_path / "val", 2)
+    (source,) = data_sources(tmp_path)
+    calibrate, evaluate = source.sections(512)
+    assert calibrate == {"images": str(tmp_path / "val"), "take": {"every": 2}, "count": 512}
+    assert evaluate["take"] == {"every": 2, "offset": 1}
+
+
+def test_class_folders_are_no_parts(tmp_path):
+    images(tmp_path, 2)
+    (source,) = data_sources(tmp_path)
+    assert (source.calibrate, source.evaluate) == (str(tmp_path), None)
+
+
+def test_flat_images_take_the_label_file_that_names_them(tmp_path):
+    images(tmp_path / "classes", 2)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for k, path in enumerate(sorted((tmp_path / "classes").rglob("*.png"))):
+        path.rename(flat / f"i{k}.png")
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "truth.tsv").write_text("".join(f"i{k}.png\t{k % 3}\n" for k in range(6)))
+    (source,) = data_sources(flat)
+    assert source.labels is None
+    for name in COLOURS:
+        (tmp_path / "classes" / name).rmdir()
+    (tmp_path / "classes").rmdir()
+    (source,) = data_sources(tmp_path)
+    assert source.labels == tmp_path / "truth.tsv"
+
+
+def test_arrays_of_one_form_are_parts_and_the_form_that_fits_wins(net, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("a_train", 40), ("a_dev", 9), ("a_test", 12)):
+        x = rng.normal(size=(count, 3, 8, 8)).astype(np.float32)
+        means = x.mean((2, 3))
+        np.savez(tmp_path / f"{name}.npz", x=x * 20, y=means.argmax(1))
+    np.savez(tmp_path / "b.npz", tokens=np.zeros((100, 7), np.int64))
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    assert proposal.sections["calibrate"]["arrays"] == str(tmp_path / "a_train.npz")
+    assert proposal.sections["evaluate"]["arrays"] == str(tmp_path / "a_test.npz")
+    assert proposal.runs and not proposal.unknown
+
+
+def test_what_cannot_be_read_is_said_in_the_recipe(net, tmp_path):
+    np.savez(tmp_path / "words.npz", x=np.zeros((20, 8, 8, 3), np.uint8), y=np.array(["cat"] * 20))
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    assert not proposal.runs and "[N, 3, 8, 8]" in proposal.unknown[0]
+    text = recipe_text(proposal, tmp_path / "made.yaml")
+    assert "# Not known: how `arrays` feeds the model" in text
+    np.savez(tmp_path / "words.npz", x=np.zeros((20, 3, 8, 8), np.float32), y=["cat"] * 20)
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    assert proposal.runs and "metric" in proposal.unknown[0]
+    assert "gates" not in proposal.sections
+
+
+def test_labels_that_no_preprocessing_explains_are_called_a_guess(net, tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(48):
+        folder = tmp_path / list(COLOURS)[k % 3]
+        folder.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    assert proposal.comments["calibrate", "preprocess"].startswith("a guess: none is better")
+    assert "no better than chance" in proposal.unknown[0]
+
+
+def test_a_folder_of_nothing_is_refused(net, tmp_path):
+    (tmp_path / "notes.pdf").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"holds \.pdf; expected images"):
+        data_sources(tmp_path)
+    done = qtool("init", net, tmp_path / "gone", "--out", tmp_path / "made.yaml")
+    assert done.returncode == 2 and not (tmp_path / "made.yaml").exists()
