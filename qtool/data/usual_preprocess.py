@@ -60,10 +60,35 @@ def _flipped(setting: Preprocess) -> dict[str, Any]:
     return turned | {"color": OTHER_COLOR[setting.color]}
 
 
-def as_yaml(setting: Preprocess) -> str:
-    """Return what ``preprocess:`` of a recipe would hold: a name, or a mapping on one line."""
+def usual_resizes(own: Preprocess) -> Iterator[tuple[str, Preprocess]]:
+    """Yield other usual ways to bring images to the size of the settings' crop, with a name.
+
+    Args:
+        own: settings that resize the short side and crop a square; others have no other ways.
+    """
+    if not isinstance(own.resize, int) or not isinstance(own.crop, int):
+        return
+    side = own.crop
+    ways: dict[str, dict[str, Any]] = {
+        "bicubic": {"resize_mode": "bicubic"},
+        "the short side to the crop": {"resize": side},
+        "the whole image": {"resize": [side, side], "crop": None},
+    }
+    for name, changes in ways.items():
+        yield name, own.model_copy(update=changes)
+
+
+def in_recipe(setting: Preprocess) -> str | dict[str, Any]:
+    """Return what ``preprocess:`` of a recipe would hold: a name, or the keys that differ."""
     for name in preprocess_names():
         if load_preprocess(name) == setting:
             return name
-    values = setting.model_dump(exclude_defaults=True)
-    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=1000).strip()
+    return setting.model_dump(mode="json", exclude_defaults=True)
+
+
+def as_yaml(setting: Preprocess) -> str:
+    """Return what ``preprocess:`` of a recipe would hold, on one line."""
+    value = in_recipe(setting)
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()

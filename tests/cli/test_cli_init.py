@@ -61,7 +61,7 @@ def test_the_right_preprocessing_is_named_and_the_recipe_runs(net, tmp_path):
     assert recipe.calibrate.images == str(tmp_path / "data/train")
     assert recipe.evaluate.images == str(tmp_path / "data/test")
     assert recipe.evaluate.metric == "top1" and recipe.gates.max_drop == 1.0
-    assert "-1 to 1, BGR, 100.0 % of 64 labelled samples; next: " in done.stdout
+    assert "tf, color: bgr, 100.0 % of 64 labelled samples; next: " in done.stdout
     assert qtool("check", tmp_path / "made.yaml").returncode == 0
 
 

@@ -8,21 +8,22 @@ from typing import Any
 import onnx_ir as ir
 
 from qtool.data import InputSpec, Preprocess
+from qtool.data.default_preprocess import guess
 from qtool.data.readers.folders import list_samples
 from qtool.data.readers.images import IMAGES
+from qtool.data.usual_preprocess import as_yaml, in_recipe, usual_preprocess, usual_resizes
 from qtool.errors import DataError
 from qtool.graph.queries import dims
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.load_model import input_specs, load_trusted
 from qtool.pipeline.proposal.data_folder import Source, data_sources
-from qtool.pipeline.proposal.preprocessings import in_recipe, normalisations, resizings
 from qtool.pipeline.proposal.trial import Trial, difference, run_trial
 from qtool.runtime.ort_session import OrtSession
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
 
 # Samples of a trial, and of those that compare ways of resizing, which differ by less.
-SAMPLES, MORE_SAMPLES = 64, 256
+SAMPLES, MORE_SAMPLES = 64, 192
 # Calibration samples of the recipe.
 COUNT = 512
 # Paired differences in standard errors from which a choice is called sure, and likely.
@@ -116,10 +117,10 @@ def _read(source: Source, runner: _Runner) -> _Reading:
         choices = _normalisations(source, runner)
     except DataError as error:
         return _Reading(source, Trial({}, error=str(error)))
-    if any(choice.trial.losses is None for choice in choices):
-        reason = "a guess: there are no class labels to try it on"
-        return replace(choices[0], reason=reason)
-    best, other = sorted(choices, key=lambda c: -c.rank[1])[:2]
+    scored = [choice for choice in choices if choice.trial.losses is not None]
+    if len(scored) < 2:
+        return replace(choices[0], reason="a guess: there are no class labels to try it on")
+    best, other = sorted(scored, key=lambda c: -c.rank[1])[:2]
     if best.trial.beats_chance and best.settings is not None:
         return _resized(replace(best, reason=_compared(best, other)), runner)
     return replace(
@@ -140,9 +141,10 @@ def _normalisations(source: Source, runner: _Runner) -> list[_Reading]:
     root = Path(source.calibrate)
     names, _ = list_samples(root, IMAGES, source.labels)
     paths = [root / name for name in names[:: max(1, len(names) // SAMPLES)]]
+    first, _ = guess(next(iter(runner.inputs.values())), paths)
     return [
         _Reading(source, runner.trial(source, settings), settings, name)
-        for name, settings in normalisations(next(iter(runner.inputs.values())), paths)
+        for name, settings in ((as_yaml(first), first), *usual_preprocess(first))
     ]
 
 
@@ -158,7 +160,7 @@ def _compared(best: _Reading, other: _Reading) -> str:
 
 def _resized(reading: _Reading, runner: _Runner) -> _Reading:
     """Return the reading with another way of resizing, where that is clearly better."""
-    if reading.settings is None or not (ways := list(resizings(reading.settings))):
+    if reading.settings is None or not (ways := list(usual_resizes(reading.settings))):
         return reading
     best = replace(reading, trial=runner.trial(reading.source, reading.settings, MORE_SAMPLES))
     for name, settings in ways:
