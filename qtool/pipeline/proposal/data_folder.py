@@ -34,7 +34,7 @@ class Source:
         calibrate: value of the reader's key for calibration.
         evaluate: the same for evaluation; None: every second sample of the same data.
         labels: a label file beside the samples; None where there is none.
-        reason: how the parts were told apart, for a comment.
+        reason: how the parts were divided, for a comment.
     """
 
     reader: str
@@ -65,14 +65,14 @@ def data_sources(data: Path) -> list[Source]:
     if not data.exists():
         raise DataError(f"{data}: no such file or folder; expected the data of the model")
     finders = (_images, _arrays, _recordings, _texts)
-    found_sources = [source for finder in finders for source in finder(data)]
-    if not found_sources:
+    readable = [source for finder in finders for source in finder(data)]
+    if not readable:
         listed = ", ".join(sorted({p.suffix or p.name for p in _entries(data)})[:8]) or "nothing"
         raise DataError(
             f"{data}: holds {listed}; expected images, class folders of images, .npz or .npy "
             "arrays, .wav recordings, or a .tsv or .csv table with its vocabulary"
         )
-    return found_sources
+    return readable
 
 
 def _entries(folder: Path) -> list[Path]:

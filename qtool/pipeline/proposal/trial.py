@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether so many hits have a probability below 0.001 among equally likely classes."""
+        """True where so many hits have a probability below 0.001 among equally likely classes."""
         if self.hits is None or self.classes is None:
             return False
         from scipy.stats import binom
