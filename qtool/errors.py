@@ -18,21 +18,22 @@ class RecipeError(QtoolError):
     Args:
         text: what was found, what was expected, what to do.
         key: of the value that the text is about, ``()`` for the whole recipe;
-            ``Recipe.locate_errors`` puts its file and line in front. None: the text says where.
+            ``Recipe.locate_errors`` adds its place. None: the text says where.
+        place: ``file:line`` of the value, or the option that set it; empty: not located yet.
     """
 
-    def __init__(self, text: str, key: KeyPath | None = None) -> None:
+    def __init__(self, text: str, key: KeyPath | None = None, place: str = "") -> None:
         super().__init__(text)
         self.key = key
+        self.place = place
 
     def __str__(self) -> str:
-        """Return the key, if there is one, and the text."""
-        text = super().__str__()
-        return f"{dotted(self.key)}: {text}" if self.key else text
+        """Return the place and the key, as far as there are any, and the text."""
+        return ": ".join(part for part in (self.place, dotted(self.key or ()), self.text) if part)
 
     @property
     def text(self) -> str:
-        """The message without the key."""
+        """The message without place and key."""
         return super().__str__()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from qtool.cli.console import options
-from qtool.cli.console.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError
 
@@ -30,14 +30,16 @@ def ptq(
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
     fresh: options.Fresh = False,
+    baseline: options.Baseline = None,
+    strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
     quantize(
         Command("run_ptq", recipe, model, data, out, tuple(settings or ())),
-        Settings(seed, device, threads, plan, trust_code, requantize, fresh),
-        Output(json, quiet),
+        Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
+        Output(json, quiet, strict),
     )
 
 
@@ -69,14 +71,16 @@ class Settings:
     trust_code: bool
     requantize: bool
     fresh: bool
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True)
 class Output:
-    """Form of the output: the report as JSON, no progress."""
+    """Form of the output: the report as JSON, no progress, exit 1 for more than failed gates."""
 
     json: bool
     quiet: bool
+    strict: bool = False
 
 
 def quantize(command: Command, settings: Settings, output: Output) -> None:
@@ -87,7 +91,7 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
         settings: of the run.
         output: form of the output.
     """
-    with exit_codes():
+    with exit_codes(output.json):
         recipe = chosen_recipe(command.recipe, command.model, command.data, [*command.settings])
         check_options(command.folder, settings.device, settings.plan)
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
@@ -102,26 +106,34 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
                 requantize=settings.requantize,
                 fresh=settings.fresh,
                 plan_file=settings.plan,
+                baseline=read_baseline(settings.baseline),
                 progress=progress,
             )
             report = getattr(pipeline, command.function)(recipe, command.folder, run_options)
-        show(report, command.folder, output.json)
+        show(report, command.folder, output)
 
 
-def show(report: "Report | None", folder: Path | None, json: bool) -> None:
-    """Print a report and exit with 0, or 1 where a gate failed.
+def read_baseline(run: Path | None) -> "Report | None":
+    """Return the report of the run that ``--baseline`` names, or None."""
+    from qtool.report.report import Report
+
+    return None if run is None else Report.read(run)
+
+
+def show(report: "Report | None", folder: Path | None, output: Output) -> None:
+    """Print a report and exit with 0, or 1 where it did not pass.
 
     Args:
         report: None in processes of a distributed training but the first, which prints it.
         folder: the run folder, named in the text; None: nothing was written.
-        json: print JSON instead of the tables.
+        output: form of the output.
     """
     if report is None:
         raise typer.Exit(PASSED)
     from qtool.cli.report import terminal_text
 
-    print_result(report.to_json() if json else terminal_text(report, folder=folder))
-    raise typer.Exit(PASSED if report.passed else GATE_FAILED)
+    print_result(report.to_json() if output.json else terminal_text(report, folder=folder))
+    raise typer.Exit(exit_code(report, output.strict))
 
 
 def chosen_recipe(

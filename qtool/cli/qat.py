@@ -29,6 +29,8 @@ def qat(
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
     fresh: options.Fresh = False,
+    baseline: options.Baseline = None,
+    strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -38,6 +40,6 @@ def qat(
     words = [*(settings or ()), *([] if epochs is None else [f"qat.epochs={epochs}"])]
     quantize(
         Command("run_qat", recipe, model, data, out, tuple(words)),
-        Settings(seed, device, threads, plan, trust_code, requantize, fresh),
-        Output(json, quiet or not first),
+        Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
+        Output(json, quiet or not first, strict),
     )

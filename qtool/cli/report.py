@@ -1,5 +1,6 @@
 """``qtool report``: show one run, or compare several, in any format."""
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import typer
 
-from qtool.cli.console.exits import GATE_FAILED, PASSED, exit_codes, print_result
+from qtool.cli.console import options
+from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result
+from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
     from qtool.report.report import Report
@@ -27,8 +30,9 @@ class Format(StrEnum):
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run folders, or their report.json.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="RUN...", help="Run folders, or their report.json."),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", metavar="RUN", help="Show differences to this run."),
@@ -41,13 +45,22 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 when a run did not pass.")
     ] = False,
+    strict: options.Strict = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of report.json.")
+    ] = False,
 ) -> None:
     """Show one run, or several side by side."""
-    with exit_codes():
+    with exit_codes(form is Format.json):
         from qtool.files import write_text_atomic
         from qtool.report.render import render
         from qtool.report.report import Report
 
+        if schema:
+            print_result(json.dumps(Report.json_schema(), indent=2))
+            raise typer.Exit(PASSED)
+        if not runs:
+            raise RecipeError("no run to show; name at least one run folder, or give --schema")
         reports = {str(run): Report.read(run) for run in runs}
         base = Report.read(baseline) if baseline is not None else None
         folder = runs[0] if len(runs) == 1 and runs[0].is_dir() else None
@@ -57,8 +70,8 @@ def report(
             print_result(terminal_text(reports, base, folder))
         else:
             print_result(render(reports, form.value, base))
-        failed = [name for name, read in reports.items() if not read.passed]
-        raise typer.Exit(GATE_FAILED if check and failed else PASSED)
+        codes = [exit_code(read, strict) for read in reports.values()]
+        raise typer.Exit(max(codes) if check or strict else PASSED)
 
 
 def terminal_text(

@@ -8,7 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import show
+from qtool.cli.ptq import Output, read_baseline, show
 from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ def verify(
     seed: options.Seed = 0,
     threads: options.Threads = None,
     trust_code: options.TrustCode = False,
+    baseline: options.Baseline = None,
+    strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Verify a quantized file: accuracy, agreement, size, speed and the kernels that run it."""
-    with exit_codes():
+    with exit_codes(json):
         chosen = _recipe(recipe, against, data, settings or [])
         if out is not None and out.exists() and not out.is_dir():
             raise RecipeError(f'--out: "{out}" is a file, expected a folder; choose another name')
@@ -48,10 +50,14 @@ def verify(
 
         with show_progress(quiet) as progress:
             run_options = RunOptions(
-                seed=seed, threads=threads, trust_code=trust_code, progress=progress
+                seed=seed,
+                threads=threads,
+                trust_code=trust_code,
+                baseline=read_baseline(baseline),
+                progress=progress,
             )
             report = verify_file(file, chosen, run_options, out)
-        show(report, out, json)
+        show(report, out, Output(json, quiet, strict))
 
 
 def _recipe(

@@ -5,8 +5,10 @@ from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.pipeline.stages import Emitted
-from qtool.report.report import Report, check_gates
+from qtool.report.gates import Measured, check_gates
+from qtool.report.report import Report
 from qtool.report.schema import Data, DataPart, Kernels, Layer, ModelPart, OutputPart, Size
+from qtool.report.verdict import with_verdict
 from qtool.steps.guard import AppliedSteps
 from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
@@ -33,10 +35,18 @@ def build_report(
     """
     recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
     size, layers = _sizes(prepared, emitted, evaluation)
-    gates = check_gates(recipe.gates.model_dump(), evaluation.accuracy, size, evaluation.latency)
+    measured = Measured(
+        accuracy=evaluation.accuracy,
+        size=size,
+        latency=evaluation.latency,
+        layers=tuple(layers),
+        evaluation=prepared.evaluation.dataset.digest if recipe.evaluate else None,
+        baseline=prepared.options.baseline,
+    )
+    gates = check_gates(recipe.gates.model_dump(), measured)
     gates += expectation_gates(prepared, evaluation.accuracy)
     calibration = context.calibration
-    return Report(
+    report = Report(
         qtool=__version__,
         command="ptq" if steps.training is None else "qat",
         seed=context.seed,
@@ -66,6 +76,7 @@ def build_report(
         gates=gates,
         environment=environment(),
     )
+    return with_verdict(report)
 
 
 def evaluation_part(prepared: Prepared) -> DataPart:

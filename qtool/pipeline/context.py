@@ -10,6 +10,7 @@ from qtool.loading import Loaded
 from qtool.metrics.preprocessing_scores import PreprocessingCheck
 from qtool.progress import Progress, silent
 from qtool.recipe.model import Recipe
+from qtool.report.report import Report
 from qtool.steps.context import Context
 
 
@@ -25,6 +26,7 @@ class RunOptions:
         requantize: convert a quantized ONNX file back to floats first.
         fresh: ignore the results of earlier runs.
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
+        baseline: the report of an earlier run, which the gate max_regression compares with.
         progress: receives the progress of every stage.
     """
 
@@ -35,6 +37,7 @@ class RunOptions:
     requantize: bool = False
     fresh: bool = False
     plan_file: Path | None = None
+    baseline: Report | None = None
     progress: Progress = silent
 
 

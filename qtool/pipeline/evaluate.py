@@ -234,10 +234,12 @@ class Evaluator:
         metric = metric_for(recipe_metric(self.prepared), outputs["float"])
         labels = self.prepared.evaluation.dataset.labels
         if metric is None:
-            return measure_accuracy(metric, outputs, labels)[0], None
-        with self.prepared.context.cache.stage("accuracy") as record:
-            accuracy, notes = measure_accuracy(metric, outputs, labels)
-            record.notes += notes
+            return measure_accuracy(metric, outputs, labels), None
+        with self.prepared.context.cache.stage("accuracy"):
+            accuracy = measure_accuracy(metric, outputs, labels)
+        named = self.prepared.evaluation.dataset.classes
+        if accuracy.classes is not None and named is not None:
+            accuracy = accuracy.model_copy(update={"label_classes": len(named)})
         return accuracy, metric
 
     def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:

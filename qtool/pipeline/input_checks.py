@@ -40,11 +40,6 @@ def check_metric(recipe: Recipe, evaluation: Dataset, trust_code: bool) -> None:
             "needs the float model's accuracy, which takes labels and a metric that reads them; "
             "give both, or remove the key",
         )
-    if evaluation.labels is None and recipe.gates.max_drop is not None and evaluate.metric is None:
-        raise recipe.error(
-            ("gates", "max_drop"),
-            f"the gate needs labels, but {evaluate.where} has none; give labels, or drop the gate",
-        )
     if evaluate.metric is None:
         return
     metric = find_metric(evaluate.metric, evaluate.code, trust_code)

@@ -15,6 +15,7 @@ from qtool.data import (
 from qtool.errors import RecipeError, suggest
 from qtool.loading import bind_shapes
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
+from qtool.pipeline.gate_checks import check_gate_needs
 from qtool.pipeline.input_checks import (
     check_batches,
     check_first_output,
@@ -137,6 +138,7 @@ def _parts(
     section = with_shared(recipe.evaluate, recipe)
     evaluation = open_dataset(section, inputs, trust_code=options.trust_code)
     check_metric(recipe, evaluation, options.trust_code)
+    check_gate_needs(recipe, evaluation, options)
     record.notes += [f"evaluate: {note}" for note in evaluation.notes]
     rest, notes = disjoint(recipe, recipe.calibrate, calibration, evaluation, "calibration")
     record.notes += notes

@@ -15,9 +15,11 @@ from qtool.pipeline.prepare import prepare
 from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
+from qtool.report.gates import Measured, check_gates
 from qtool.report.render import write_run_files
-from qtool.report.report import Report, check_gates
+from qtool.report.report import Report
 from qtool.report.schema import Data, OutputPart, Size
+from qtool.report.verdict import with_verdict
 from qtool.steps.stage_cache import StageCache
 from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.kernels import file_kernels
@@ -63,9 +65,17 @@ def _report(
     loaded = prepared.loaded
     size = _size(loaded.size, sum(part.stat().st_size for part in parts))
     limits = prepared.recipe.gates.model_dump()
-    gates = check_gates(limits, evaluation.accuracy, size, evaluation.latency)
+    part = evaluation_part(prepared)
+    measured = Measured(
+        accuracy=evaluation.accuracy,
+        size=size,
+        latency=evaluation.latency,
+        evaluation=part.sha256,
+        baseline=prepared.options.baseline,
+    )
+    gates = check_gates(limits, measured)
     gates += expectation_gates(prepared, evaluation.accuracy)
-    return Report(
+    report = Report(
         qtool=__version__,
         command="verify",
         seed=prepared.options.seed,
@@ -76,7 +86,7 @@ def _report(
             sha256=files.digest_of(parts),
             opset=quantized.opset_imports.get("", 1),
         ),
-        data=Data(evaluation=evaluation_part(prepared)),
+        data=Data(evaluation=part),
         accuracy=evaluation.accuracy,
         size=size,
         latency=evaluation.latency,
@@ -86,6 +96,7 @@ def _report(
         gates=gates,
         environment=environment(),
     )
+    return with_verdict(report)
 
 
 def _size(before: int, after: int) -> Size:

@@ -27,7 +27,7 @@ def explain(
         An error of at most :data:`SHOWN` lines, each with ``file:line`` and key.
     """
     expected: dict[KeyPath, list[str]] = {}
-    lines: dict[KeyPath, str] = {}
+    problems: dict[KeyPath, RecipeError] = {}
     for finding in error.errors():
         path = at + _key_path(finding, _value_at(document.data, at))
         if _is_of_other_branch(finding, path[len(at) :]):
@@ -36,9 +36,12 @@ def explain(
         if text is None:
             expected.setdefault(path, []).append(_expected(finding))
             text = _mismatch(finding["input"], expected[path])
-        lines[path] = str(document.error(path[:-1] if finding["type"] == "missing" else path, text))
-    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return RecipeError("\n".join([*list(lines.values())[:SHOWN], *more]))
+        place = path[:-1] if finding["type"] == "missing" else path
+        problems[path] = document.error(place, text)
+    first, *others = problems.values()
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    lines = [first.text, *map(str, others[: SHOWN - 1]), *more]
+    return RecipeError("\n".join(lines), first.key, first.place)
 
 
 def describe(value: Any) -> str:

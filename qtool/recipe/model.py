@@ -20,6 +20,7 @@ from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.presets import read_preset
+from qtool.recipe.sections.gates import Gates
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
 from qtool.recipe.sections.qat import Qat
@@ -115,17 +116,6 @@ class Bits(_Part):
     """Pattern to widths: first, last, "name:GLOB", "op:TYPE"; the last match wins."""
 
 
-class Gates(_Part):
-    """Limits that decide the exit code; an absent one is not checked."""
-
-    max_drop: Annotated[float, Field(ge=0)] | None = None
-    """Largest accuracy drop, in percentage points; needs evaluate."""
-    min_compression: Annotated[float, Field(gt=0)] | None = None
-    """Smallest ratio of float to quantized bytes."""
-    min_speedup: Annotated[float, Field(gt=0)] | None = None
-    """Smallest ratio of float to quantized latency."""
-
-
 class Output(_Part):
     """The format of the file that is written."""
 
@@ -199,6 +189,6 @@ class Recipe(_Part):
         try:
             yield
         except RecipeError as error:
-            if error.key is None:
+            if error.key is None or error.place:
                 raise
             raise self.error(error.key, error.text) from error

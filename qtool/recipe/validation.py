@@ -9,6 +9,7 @@ from qtool.errors import KeyPath, suggest
 from qtool.recipe.choice import Choice, check_choice, find_entry
 from qtool.recipe.error_messages import describe
 from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place
+from qtool.recipe.sections.gates import ACCURACY_GATES
 from qtool.recipe.sections.network import FILES, OnnxModel
 from qtool.recipe.yaml_loader import Document
 
@@ -86,10 +87,11 @@ def check_names(recipe: "Recipe", document: Document) -> None:
             f"ranges are estimated for equal steps, found scheme: {recipe.bits.scheme.name}; "
             "leave out one of the two",
         )
-    if recipe.evaluate is None and recipe.gates.max_drop is not None:
-        raise document.error(
-            ("gates", "max_drop"), "needs accuracy, but the recipe has no `evaluate`; add it"
-        )
+    for name in ACCURACY_GATES:
+        if recipe.evaluate is None and getattr(recipe.gates, name) is not None:
+            raise document.error(
+                ("gates", name), "needs accuracy, but the recipe has no `evaluate`; add it"
+            )
     for pattern in recipe.bits.layers:
         _check_pattern(pattern, document)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from qtool.errors import KeyPath, RecipeError, dotted
+from qtool.errors import KeyPath, RecipeError
 
 MAX_CHARACTERS = 256 * 1024
 MAX_NODES = 10_000  # values after aliases are expanded; a long recipe has about 100
@@ -86,7 +86,7 @@ class Document:
 
     def error(self, path: KeyPath, text: str) -> RecipeError:
         """Return an error that starts with the place and the key path."""
-        return RecipeError(": ".join(p for p in (self.place(path), dotted(path), text) if p))
+        return RecipeError(text, path, self.place(path))
 
     def forget(self, path: KeyPath) -> None:
         """Drop the places of ``path`` and below: another source has replaced the value."""
@@ -252,7 +252,7 @@ class _Reader:
 
     def error(self, node: yaml.Node, path: KeyPath, text: str) -> RecipeError:
         """Return an error at ``node``'s own line."""
-        return RecipeError(": ".join(p for p in (self.line(node), dotted(path), text) if p))
+        return RecipeError(text, path, self.line(node))
 
     def line(self, node: yaml.Node) -> str:
         """Return ``file:line`` of ``node``."""

@@ -4,6 +4,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+Status: TypeAlias = Literal["passed", "warning", "not proven", "not judged", "failed"]
 Number: TypeAlias = float  # the built-in's name is a key of the schema, so fields shadow it
 
 PARITY_MAX_LSB = 1
@@ -23,6 +24,13 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
     )
+
+
+class Verdict(Part):
+    """The outcome of a run in one word, and the sentences that explain it."""
+
+    status: Status
+    reason: str
 
 
 class ModelPart(Part):
@@ -124,6 +132,14 @@ class Accuracy(Part):
     drop: Number | None = None
     drop_ci95: tuple[Number, Number] | None = None
     agreement: Number | None = None
+    lower_is_better: bool | None = None
+    """True for error rates; absent for the others."""
+    chance: Number | None = None
+    """Share of the most frequent label in %: the score of always naming one class."""
+    classes: int | None = None
+    """Classes of the model's first output."""
+    label_classes: int | None = None
+    """Classes that have a name in the data, such as class folders; absent for numbered labels."""
 
 
 class Size(Part):

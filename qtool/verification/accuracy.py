@@ -12,11 +12,6 @@ from qtool.report.schema import Accuracy
 # Fewer labelled samples do not show whether a network is at chance.
 MIN_CHANCE_SAMPLES = 20
 
-CHANCE_WARNING = (
-    "WARNING: the float model is no better than always naming one class, so the drop says "
-    "nothing: check preprocess, and the order of the labels"
-)
-
 
 @dataclass(frozen=True)
 class NamedMetric:
@@ -40,8 +35,8 @@ def metric_for(metric: NamedMetric | None, outputs: np.ndarray) -> NamedMetric |
 
 def measure_accuracy(
     metric: NamedMetric | None, outputs: Mapping[str, np.ndarray], labels: np.ndarray | None
-) -> tuple[Accuracy, list[str]]:
-    """Return the accuracy of float model and file on the same samples, and notes for the report.
+) -> Accuracy:
+    """Return the accuracy of float model and file on the same samples.
 
     Args:
         metric: None: only the share of samples for which both choose the same class.
@@ -55,11 +50,11 @@ def measure_accuracy(
     classes = metric is None or metric.metric.classes
     same = agreement(float_outputs, quantized) if classes else None
     if metric is None:
-        return Accuracy(samples=len(float_outputs), agreement=same), []
+        return Accuracy(samples=len(float_outputs), agreement=same)
     result = score_outputs(metric.metric, outputs, labels)
     interval = result.interval
     values = _values(metric, result)
-    accuracy = Accuracy(
+    return Accuracy(
         metric=metric.name,
         unit=metric.metric.unit or None,
         samples=len(float_outputs),
@@ -68,8 +63,10 @@ def measure_accuracy(
         drop=None if result.drop is None else round(result.drop, 6),
         drop_ci95=None if interval is None else (round(interval[0], 4), round(interval[1], 4)),
         agreement=same,
+        lower_is_better=metric.metric.lower_is_better or None,
+        chance=chance(labels) if metric.metric.majority_baseline else None,
+        classes=float_outputs.shape[1] if metric.metric.class_labels else None,
     )
-    return accuracy, _chance_notes(metric.metric, result, labels)
 
 
 def _values(metric: NamedMetric, result: MetricResult) -> dict[str, float]:
@@ -105,20 +102,15 @@ def with_simulated(
     return accuracy.model_copy(update=update), same
 
 
-def at_chance(values: Mapping[str, float], labels: np.ndarray | None) -> bool:
-    """Return whether float top-1 (in %) does not exceed the share of the most frequent label."""
-    if labels is None or "float" not in values or labels.ndim != 1:
-        return False
-    if len(labels) < MIN_CHANCE_SAMPLES:
-        return False
-    share = np.unique(labels, return_counts=True)[1].max() / len(labels)
-    return values["float"] <= 100 * float(share)
+def chance(labels: np.ndarray | None) -> float | None:
+    """Return the share of the most frequent label in %, which always naming one class scores.
 
-
-def _chance_notes(metric: Metric, result: MetricResult, labels: np.ndarray | None) -> list[str]:
-    if not metric.majority_baseline or not at_chance(result.values, labels):
-        return []
-    return [CHANCE_WARNING]
+    Args:
+        labels: [N]; None for fewer than MIN_CHANCE_SAMPLES.
+    """
+    if labels is None or labels.ndim != 1 or len(labels) < MIN_CHANCE_SAMPLES:
+        return None
+    return round(100 * float(np.unique(labels, return_counts=True)[1].max()) / len(labels), 4)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float | None:

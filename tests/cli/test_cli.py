@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import qtool
@@ -18,6 +19,7 @@ from qtool.pipeline.context import RunOptions
 from qtool.progress import silent
 from qtool.recipe.registry import KINDS
 from qtool.report.report import Report
+from qtool.report.verdict import with_verdict
 
 REPORT = {
     "schema": 1,
@@ -205,7 +207,7 @@ def test_ctrl_c_exits_130(pipeline):
         ("ptq --recpe int8.yaml", "No such option: --recpe"),
         ("ptq int8.yaml", "unexpected extra argument"),
         ("quantize", "No such command 'quantize'"),
-        ("report", "Missing argument"),
+        ("report", "no run to show"),
         ("report none", "none: no such file; expected a run folder or its report.json"),
         ("check", "Missing argument"),
         ("check none.yaml", "none.yaml: cannot read the recipe"),
@@ -355,3 +357,61 @@ def test_no_arguments_show_the_help():
     result = run()
     assert result.exit_code == 2
     assert "Usage: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "status"),
+    [
+        ({"samples": 9, "agreement": 100.0}, "not judged"),
+        ({"samples": 9, "drop": 0.1}, "passed"),
+        ({"samples": 9, "drop": 5.0}, "warning"),
+    ],
+)
+def test_strict_exits_1_for_every_verdict_but_passed(pipeline, folder, accuracy, status):
+    pipeline.run_ptq = lambda *_: with_verdict(
+        Report.model_validate(REPORT | {"accuracy": accuracy})
+    )
+    words = ("ptq", "--recipe", "int8.yaml", "--json")
+    lenient, strict = run(*words), run(*words, "--strict")
+    assert json.loads(lenient.stdout)["verdict"]["status"] == status
+    assert (lenient.exit_code, strict.exit_code) == (0, int(status != "passed"))
+    (folder / "report.json").write_text(lenient.stdout)
+    assert run("report", ".", "--check").exit_code == 0
+    assert run("report", ".", "--check", "--strict").exit_code == int(status != "passed")
+
+
+def test_json_prints_errors_of_the_user_as_one_object(pipeline, folder):
+    (folder / "bad.yaml").write_text(RECIPE + "bits:\n  weights: 33\n")
+    result = run("ptq", "--recipe", "bad.yaml", "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert (error["file"], error["line"], error["key"]) == ("bad.yaml", 4, "bits.weights")
+    assert error["message"] in result.stderr and "33" in error["message"]
+    unplaced = run("ptq", "--recipe", "missing.yaml", "--json")
+    assert set(json.loads(unplaced.stdout)["error"]) == {"message"}
+    assert not run("ptq", "--recipe", "bad.yaml").stdout
+
+
+def test_errors_of_options_name_the_option(pipeline):
+    result = run("ptq", "--recipe", "int8.yaml", "--set", "bits.weights=33", "--json")
+    error = json.loads(result.stdout)["error"]
+    assert error["key"] == "bits.weights" and "line" not in error
+    assert "--set" in error["file"]
+
+
+def test_report_prints_the_schema_that_its_reports_fit(pipeline):
+    result = run("report", "--schema")
+    assert result.exit_code == 0
+    schema = json.loads(result.stdout)
+    Draft202012Validator.check_schema(schema)
+    written = json.loads(run("ptq", "--recipe", "int8.yaml", "--json").stdout)
+    Draft202012Validator(schema).validate(written)
+    assert not Draft202012Validator(schema).is_valid(written | {"notes": []})
+
+
+def test_the_baseline_reaches_the_pipeline(pipeline, folder):
+    (folder / "report.json").write_text(json.dumps(REPORT))
+    run("ptq", "--recipe", "int8.yaml", "--baseline", ".")
+    assert pipeline.calls[-1][2].baseline == Report.model_validate(REPORT)
+    missing = run("ptq", "--recipe", "int8.yaml", "--baseline", "elsewhere")
+    assert missing.exit_code == 2 and "no such file" in missing.stderr

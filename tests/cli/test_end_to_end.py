@@ -124,8 +124,18 @@ def keys(value: Any, place: str = "") -> dict[str, Any]:
 def test_the_report_has_the_keys_of_the_contract(first):
     report = first.report
     assert list(report) == [
-        *("schema", "qtool", "command", "seed", "passed", "model", "output", "data", "accuracy"),
-        *("size", "latency", "parity", "kernels", "layers", "stages", "gates", "environment"),
+        *("schema", "qtool", "command", "seed", "passed", "verdict", "model", "output", "data"),
+        *(
+            "accuracy",
+            "size",
+            "latency",
+            "parity",
+            "kernels",
+            "layers",
+            "stages",
+            "gates",
+            "environment",
+        ),
     ]
     assert all(value is not None and value == value for value in keys(report).values())
     assert report["accuracy"].keys() == {
@@ -141,6 +151,7 @@ def test_the_report_has_the_keys_of_the_contract(first):
             "drop_ci95",
         ),
         "agreement",
+        *("chance", "classes", "label_classes"),
     }
     assert report["size"].keys() == {
         *("float_bytes", "quantized_bytes", "compression", "weight_bits_mean"),

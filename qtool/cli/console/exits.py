@@ -8,11 +8,16 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
+from typing import TYPE_CHECKING
 
 import typer
 
-from qtool.errors import QtoolError
+from qtool.errors import QtoolError, RecipeError, dotted
 from qtool.version import __version__
+
+if TYPE_CHECKING:
+    from qtool.report.report import Report
 
 PASSED = 0
 GATE_FAILED = 1
@@ -33,8 +38,11 @@ _USER_ERRNO = (
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes(json: bool = False) -> Iterator[None]:
     """Convert every exception of a command to its exit code, with a message on stderr.
+
+    Args:
+        json: print the user's errors as one JSON object on stdout too.
 
     Raises:
         typer.Exit: 2 or 3 for the user's errors, 130 for SIGINT and SIGTERM, 70 for a bug, whose
@@ -46,6 +54,8 @@ def exit_codes() -> Iterator[None]:
         raise
     except QtoolError as error:
         _print_error(f"error: {error}")
+        if json:
+            print_result(error_json(error))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         _print_error(": ".join(["interrupted", *map(str, error.args)]))
@@ -60,6 +70,40 @@ def exit_codes() -> Iterator[None]:
         raise _bug(error) from error
     except Exception as error:
         raise _bug(error) from error
+
+
+def error_json(error: QtoolError) -> str:
+    """Return an error as one JSON object; keys without a value are absent.
+
+    ``{"error": {"file": "r.yaml", "line": 3, "key": "bits.weights", "message": "..."}}``
+
+    Args:
+        error: of the user; only errors about a recipe have a file, a line and a key.
+    """
+    fields: dict[str, str | int] = {}
+    if isinstance(error, RecipeError):
+        file, _, line = error.place.rpartition(":")
+        if line.isdecimal():
+            fields |= {"file": file, "line": int(line)}
+        elif error.place:
+            fields["file"] = error.place
+        if error.key:
+            fields["key"] = dotted(error.key)
+    return dumps({"error": {**fields, "message": str(error)}}, ensure_ascii=False)
+
+
+def exit_code(report: "Report", strict: bool = False) -> int:
+    """Return 1 where a gate failed, else 0.
+
+    Args:
+        report: of a run.
+        strict: 1 also for every verdict other than passed.
+    """
+    from qtool.report.verdict import verdict
+
+    if report.passed is False or (strict and verdict(report).status != "passed"):
+        return GATE_FAILED
+    return PASSED
 
 
 def print_result(text: str) -> None:

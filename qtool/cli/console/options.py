@@ -81,4 +81,16 @@ Requantize = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Exit with 1 also for verdicts not judged, not proven and warning."
+    ),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline", metavar="RUN", help="The earlier run that gates.max_regression compares with."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qtool.report.report import Level, Report, verdict
+from qtool.report.report import Report
+from qtool.report.schema import Status
+from qtool.report.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Row:
 
     name: str
     report: Report
-    level: Level
+    status: Status
     baseline: bool
     metric: Cell
     agreement: Cell
@@ -79,7 +81,7 @@ def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> R
     return Row(
         name=name,
         report=report,
-        level=verdict(report)[0],
+        status=verdict(report).status,
         baseline=is_baseline,
         metric=_cell(
             accuracy.quantized if accuracy else None,
@@ -123,6 +125,8 @@ def _lowest(report: Report | None) -> float | None:
 def _higher_is_better(report: Report) -> bool:
     """Return False where a positive drop means a higher value, as for an error rate."""
     accuracy = report.accuracy
+    if accuracy and accuracy.lower_is_better:
+        return False
     if not accuracy or None in (accuracy.float, accuracy.quantized, accuracy.drop):
         return True
     return (accuracy.float - accuracy.quantized) * accuracy.drop >= 0  # type: ignore[operator]

@@ -191,7 +191,7 @@ def _json_comparison(comparison: Comparison) -> str:
     runs = [
         {
             "name": row.name,
-            "verdict": row.level,
+            "verdict": row.status,
             "delta": _deltas(row),
             "report": json.loads(row.report.to_json()),
         }

@@ -8,25 +8,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
 import qtool.report.render.sensitivity as sensitivity
+from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Comparison
-from qtool.report.report import Report, parity_gates, unit_word, verdict
+from qtool.report.report import Report
+from qtool.report.schema import Status
+from qtool.report.verdict import drop_words, verdict
 
-MARK = {"passed": "Passed", "warning": "Warning", "not proven": "Not proven", "failed": "Failed"}
-TONE = {"passed": "good", "warning": "fair", "not proven": "fair", "failed": "poor"}
+TONE: dict[Status, str] = {
+    "passed": "good",
+    "warning": "fair",
+    "not proven": "fair",
+    "not judged": "fair",
+    "failed": "poor",
+}
 
 
 def html(report: Report) -> str:
     """Return one run's page; every name in it is escaped."""
-    level, sentence = verdict(report)
     return (
         _environment()
         .get_template("report.html")
         .render(
             report=report,
-            level=level,
-            sentence=sentence,
+            verdict=verdict(report),
             parity_gates=parity_gates(report),
-            points=unit_word(report.accuracy),
             chart=charts.layer_chart(report),
             training=charts.training_chart(report),
             strip=charts.drop_strip(report.accuracy, report.gates),
@@ -84,5 +89,7 @@ def _environment() -> Environment:
         "saturating",
     ):
         environment.filters[name] = getattr(formatting, name)
-    environment.globals.update(MARK=MARK, TONE=TONE, pair=charts.pair, sites=sensitivity)
+    environment.globals.update(
+        TONE=TONE, drop_words=drop_words, pair=charts.pair, sites=sensitivity
+    )
     return environment

@@ -5,20 +5,29 @@ from pathlib import Path
 
 import qtool.report.render.formatting as formatting
 import qtool.report.render.sensitivity as sensitivity
+from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Cell, Comparison
-from qtool.report.report import Report, parity_gates, unit_word, verdict
+from qtool.report.report import Report
+from qtool.report.schema import Status
+from qtool.report.verdict import drop_words, verdict
 
-MARK = {"passed": "✅", "warning": "⚠️", "not proven": "⚠️", "failed": "❌"}
+MARK: dict[Status, str] = {
+    "passed": "✅",
+    "warning": "⚠️",
+    "not proven": "⚠️",
+    "not judged": "❔",
+    "failed": "❌",
+}
 FOLDED_LAYERS = 60
 
 
 def markdown(report: Report) -> str:
     """Return one run as GitHub-flavoured Markdown; layer names cannot break out of their cells."""
-    level, sentence = verdict(report)
+    result = verdict(report)
     source, output = Path(report.model.path).name, Path(report.output.path).name
     blocks = [
-        f"### {MARK[level]} qtool {text(report.command)}: {level}",
-        text(sentence),
+        f"### {MARK[result.status]} qtool {text(report.command)}: {result.status}",
+        text(result.reason),
         f"{code(source)} → {code(output)}",
         _results(report),
         _gates(report),
@@ -39,7 +48,7 @@ def markdown_comparison(comparison: Comparison) -> str:
     rows = [
         [
             text(row.name) + (" (baseline)" if row.baseline else ""),
-            f"{MARK[row.level]} {row.level}",
+            f"{MARK[row.status]} {row.status}",
             _cell(row.metric, f"{row.metric.value or 0:.2f}", ""),
             _cell(row.size, formatting.size(row.size.value or 0), " %"),
             _cell(row.latency, formatting.milliseconds(row.latency.value or 0), " %"),
@@ -86,7 +95,7 @@ def _results(report: Report) -> str:
     if accuracy and accuracy.quantized is not None:
         scores = (accuracy.float, accuracy.simulated, accuracy.quantized)
         cells = ["" if score is None else f"{score:.2f}" for score in scores]
-        drop = "" if accuracy.drop is None else f"drop {accuracy.drop:.2f} {unit_word(accuracy)}"
+        drop = "" if accuracy.drop is None else drop_words(accuracy)
         if accuracy.drop_ci95:
             drop += f", 95 %: {formatting.interval(accuracy.drop_ci95)}"
         if line := formatting.simulated_line(accuracy):

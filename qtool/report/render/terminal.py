@@ -12,12 +12,21 @@ from rich.text import Text
 
 import qtool.report.render.formatting as formatting
 import qtool.report.render.sensitivity as sensitivity
-from qtool.report.report import Gate, Report, parity_gates, unit_word, verdict
+from qtool.report.gates import parity_gates
+from qtool.report.report import Gate, Report
+from qtool.report.schema import Status
+from qtool.report.verdict import drop_words, verdict
 
 WORST_LAYERS = 8
 BAR_WIDTH = 16
 RUN_FILES = ("model.onnx", "report.html", "report.json", "report.md", "plan.json", "recipe.yaml")
-LEVEL_STYLE = {"passed": "green", "warning": "yellow", "not proven": "yellow", "failed": "red"}
+STATUS_STYLE: dict[Status, str] = {
+    "passed": "green",
+    "warning": "yellow",
+    "not proven": "yellow",
+    "not judged": "yellow",
+    "failed": "red",
+}
 QUALITY_STYLE = {"good": "green", "fair": "yellow", "poor": "red", "none": "dim"}
 
 
@@ -62,8 +71,8 @@ def put(console: Console, *parts: RenderableType) -> None:
 
 
 def _header(report: Report) -> RenderableType:
-    level, sentence = verdict(report)
-    style = LEVEL_STYLE[level]
+    result = verdict(report)
+    style = STATUS_STYLE[result.status]
     line = Text.assemble(
         (formatting.shorten(Path(report.model.path).name, 34), "bold"),
         " → ",
@@ -76,9 +85,9 @@ def _header(report: Report) -> RenderableType:
         facts.append(f"{report.size.weight_bits_mean:.3g} bits per weight")
     facts += [f"opset {report.output.opset}", f"seed {report.seed}"]
     return Panel(
-        Group(line, Text(", ".join(facts), "dim"), Text(formatting.clean(sentence), style)),
+        Group(line, Text(", ".join(facts), "dim"), Text(formatting.clean(result.reason), style)),
         title=Text.assemble(
-            "qtool ", formatting.clean(report.command), "  ", (level.upper(), style)
+            "qtool ", formatting.clean(report.command), "  ", (result.status.upper(), style)
         ),
         title_align="left",
         border_style=style,
@@ -125,7 +134,7 @@ def _drop(report: Report) -> Text:
     accuracy = report.accuracy
     if accuracy is None or accuracy.drop is None:
         return Text()
-    text = Text(f"drop {accuracy.drop:.2f} {unit_word(accuracy)}".replace("-", "−"))
+    text = Text(formatting.clean(drop_words(accuracy)))
     if accuracy.drop_ci95:
         text.append(f"\n95 %: {formatting.interval(accuracy.drop_ci95)}", "dim")
     if line := formatting.simulated_line(accuracy):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Cell, Comparison
-from qtool.report.render.terminal import LEVEL_STYLE, put
+from qtool.report.render.terminal import STATUS_STYLE, put
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -26,7 +26,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             name.append("\nbaseline", "dim")
         table.add_row(
             name,
-            Text(row.level, LEVEL_STYLE[row.level]),
+            Text(row.status, STATUS_STYLE[row.status]),
             _cell(row.metric, lambda value: f"{value:.2f}", ""),
             _cell(row.size, formatting.size, " %"),
             _cell(row.latency, formatting.milliseconds, " %"),

@@ -2,19 +2,29 @@
 
 import numpy as np
 
-from qtool.verification.accuracy import at_chance
+from qtool.metrics.registry import METRICS
+from qtool.verification.accuracy import NamedMetric, chance, measure_accuracy
 
 
-def test_at_chance_compares_with_most_frequent_label():
-    labels = np.repeat(np.arange(10), 10)
-    assert at_chance({"float": 10.0}, labels)
-    assert not at_chance({"float": 11.0}, labels)
-    # Nine of ten samples are of one class: always naming it gives 90 %.
-    uneven = np.array([0] * 90 + [1] * 10)
-    assert at_chance({"float": 90.0}, uneven) and not at_chance({"float": 91.0}, uneven)
+def test_chance_is_the_share_of_the_most_frequent_label():
+    assert chance(np.repeat(np.arange(10), 10)) == 10.0
+    assert chance(np.array([0] * 90 + [1] * 10)) == 90.0
 
 
-def test_at_chance_needs_enough_labels():
-    assert not at_chance({"float": 0.0}, np.arange(10))
-    assert not at_chance({"float": 0.0}, None)
-    assert not at_chance({}, np.zeros(100))
+def test_chance_needs_enough_labels_one_for_each_sample():
+    assert chance(np.arange(19)) is None
+    assert chance(np.arange(20)) == 5.0
+    assert chance(None) is None
+    assert chance(np.zeros((100, 2))) is None
+
+
+def test_accuracy_holds_what_the_verdict_needs():
+    labels = np.repeat(np.arange(8), 5)
+    outputs = {name: np.eye(8)[labels] for name in ("float", "quantized")}
+    top1 = NamedMetric("top1", METRICS["top1"])
+    accuracy = measure_accuracy(top1, outputs, labels)
+    assert (accuracy.chance, accuracy.classes, accuracy.lower_is_better) == (12.5, 8, None)
+    assert measure_accuracy(NamedMetric("top5", METRICS["top5"]), outputs, labels).chance is None
+    tokens = dict.fromkeys(outputs, labels[:, None])
+    rate = measure_accuracy(NamedMetric("wer", METRICS["wer"]), tokens, labels[:, None])
+    assert (rate.lower_is_better, rate.chance, rate.classes) == (True, None, None)
