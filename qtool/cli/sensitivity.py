@@ -8,7 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import check_options, show
+from qtool.cli.ptq import Output, check_options, show
 
 
 def sensitivity(
@@ -32,7 +32,7 @@ def sensitivity(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure what each site costs, alone and with all before it; evaluate nothing."""
-    with exit_codes():
+    with exit_codes(json):
         from qtool.recipe.loader import load_recipe
 
         chosen = load_recipe(recipe, settings or [])
@@ -53,4 +53,4 @@ def sensitivity(
                 progress=progress,
             )
             report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
-        show(report, folder, json)
+        show(report, folder, Output(json, quiet))

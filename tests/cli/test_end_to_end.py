@@ -125,17 +125,8 @@ def test_the_report_has_the_keys_of_the_contract(first):
     report = first.report
     assert list(report) == [
         *("schema", "qtool", "command", "seed", "passed", "verdict", "model", "output", "data"),
-        *(
-            "accuracy",
-            "size",
-            "latency",
-            "parity",
-            "kernels",
-            "layers",
-            "stages",
-            "gates",
-            "environment",
-        ),
+        *("accuracy", "size", "latency", "parity", "kernels", "layers", "outputs", "stages"),
+        *("gates", "environment"),
     ]
     assert all(value is not None and value == value for value in keys(report).values())
     assert report["accuracy"].keys() == {

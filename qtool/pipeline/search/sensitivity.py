@@ -15,6 +15,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
 from qtool.report.schema import Data, DataPart, ModelPart, OutputPart, Sensitivity
+from qtool.report.verdict import with_verdict
 from qtool.search.effects import Reference
 from qtool.steps.context import Context
 from qtool.verification.accuracy import NamedMetric
@@ -160,7 +161,7 @@ def _report(
     whole, layers = file_parts(emitted.model)
     before = loaded.size or file_bytes(loaded.path)
     calibration = context.calibration
-    return Report(
+    report = Report(
         qtool=__version__,
         command="sensitivity",
         seed=context.seed,
@@ -180,3 +181,4 @@ def _report(
         stages=context.cache.done,
         environment=environment(),
     )
+    return with_verdict(report)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import qtool.report.render.formatting as formatting
 from qtool.report.render.charts import Tick, TwoBars, TwoCharts, share, ticks
-from qtool.report.report import Report, Sensitivity, unit_word
+from qtool.report.report import Report, Sensitivity
+from qtool.report.verdict import unit_word
 
 WORST_SITES = 8
 MARKED = 3
