@@ -1,9 +1,9 @@
 """Build the report of a run from its parts."""
 
 from qtool.files import digest_of
+from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
-from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.pipeline.stages import Emitted
 from qtool.report.gates import Measured, check_gates
 from qtool.report.report import Report

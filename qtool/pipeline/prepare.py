@@ -14,8 +14,9 @@ from qtool.data import (
 )
 from qtool.errors import RecipeError, suggest
 from qtool.loading import bind_shapes
+from qtool.pipeline.checks.gate_needs import check_gate_needs
+from qtool.pipeline.checks.preprocessing import check_preprocessing
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
-from qtool.pipeline.gate_checks import check_gate_needs
 from qtool.pipeline.input_checks import (
     check_batches,
     check_first_output,
@@ -25,7 +26,6 @@ from qtool.pipeline.input_checks import (
     probe_batch,
 )
 from qtool.pipeline.load_model import input_specs, load_from_recipe
-from qtool.pipeline.preprocessing_check import check_preprocessing
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits

@@ -9,10 +9,10 @@ from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.loading import read_graph
 from qtool.pipeline.build_report import evaluation_part
+from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.evaluate import Evaluation, Evaluator
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.preprocessing_check import expectation_gates
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
 from qtool.report.gates import Measured, check_gates

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from qtool.errors import RecipeError
+from qtool.pipeline.checks.gate_needs import check_gate_needs
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.gate_checks import check_gate_needs
 from qtool.recipe.loader import load_recipe
 from qtool.report.report import Report
 
