@@ -234,7 +234,7 @@ def make_grids(
     """
     model = context.model
     # First, so that a weight that is not finite is named, and not the value it makes.
-    plan = weight_grids(model, plan, scheme)
+    plan = weight_grids(model, plan, scheme, context.progress)
     observed = observed_values(model, plan)
     if not observed:
         return plan.note("no activation has a grid, so no calibration sample was read")
@@ -314,7 +314,8 @@ def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> Qua
         weights = plan.weight_only.union(s.weight or "" for s in plan.sites.values())
         activations = {k: g for k, g in earlier.grids.items() if k not in weights}
         plan = replace(plan, grids={**plan.grids, **activations})
-        plan = weight_grids(context.model, plan, weight_scheme(recipe, plan))
+        scheme = weight_scheme(recipe, plan)
+        plan = weight_grids(context.model, plan, scheme, context.progress)
         return constrain_scales(context, plan)
 
 

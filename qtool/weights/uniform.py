@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.quant.primitives import PerBlock, PerChannel, QuantParams, QuantSpec, params_from_range
-from qtool.weights.grouping import as_rows, scale_shape
+from qtool.weights.grouping import scale_shape
+from qtool.weights.range_factors import pieces, rounding_errors
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,13 @@ class Uniform:
             if isinstance(spec.granularity, PerChannel):
                 axes = tuple(a for a in axes if a != spec.granularity.axis % weight.ndim)
             return params_from_range(weight.min(axes), weight.max(axes), spec), None
-        rows, shape = as_rows(weight, spec), scale_shape(weight, spec)
-        lo, hi = np.fmin.reduce(rows, 1), np.fmax.reduce(rows, 1)
-        factor = self._best_factors(rows, lo, hi, spec)
-        return params_from_range(
-            (factor * lo).reshape(shape), (factor * hi).reshape(shape), spec
-        ), None
-
-    def _best_factors(
-        self, rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, spec: QuantSpec
-    ) -> np.ndarray:
-        """Return the factor on the range of each row with the smallest squared error, [rows]."""
-        best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
-        for k in range(self.candidates, 0, -1):
-            factor = k / self.candidates
-            grid = params_from_range(factor * lo, factor * hi, spec)
-            scale, zero = grid.scale.astype(np.float64)[:, None], grid.zero_point[:, None]
-            codes = (np.rint(rows / scale) + zero).clip(spec.qmin, spec.qmax)
-            error = np.nansum(((codes - zero) * scale - rows) ** 2, 1)
-            better = error < least
-            best[better], least[better] = factor, error[better]
-        return best
+        factors = 1 - np.arange(self.candidates) / self.candidates
+        best = []
+        for rows in pieces(weight, spec):
+            lo, hi = np.fmin.reduce(rows, 1)[:, None], np.fmax.reduce(rows, 1)[:, None]
+            errors = rounding_errors(rows, params_from_range(factors * lo, factors * hi, spec))
+            factor = factors[errors.argmin(1)]  # of equal ones the largest
+            best.append((factor * lo[:, 0], factor * hi[:, 0]))
+        shape = scale_shape(weight, spec)
+        lo, hi = (np.concatenate(limits).reshape(shape) for limits in zip(*best, strict=True))
+        return params_from_range(lo, hi, spec), None
