@@ -22,7 +22,7 @@ import qtool
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.networks import data_folder
 from qtool.qat.trainable_module import TrainableModule
-from qtool.qat.trainer import reused_memory
+from qtool.runtime.memory import reused_memory
 
 ROUNDS = 15
 # network, batch, height and width, the torch module of the same weights

@@ -97,7 +97,8 @@ class Gptq:
                 layer = layers.of(site)
                 if layer is None:
                     continue
-                moments = layer_moments(run, site, layer.form, layer.bias is not None, context.seed)
+                centred = layer.bias is not None
+                moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
                 if not moments.total.rows:
                     continue
                 params = self._grid(run.plan, site, layer, context)

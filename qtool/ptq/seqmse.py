@@ -73,7 +73,8 @@ class SeqMSE:
                     others.add(name)
                     continue
                 weight = run.plan.weight(name, values[name])
-                moments = layer_moments(run, site, layer, False, context.seed).total
+                matrices = layer.matrices(weight.astype(np.float64))
+                moments = layer_moments(run, site, layer, matrices, False, context.seed).total
                 if moments.rows:
                     grid = best_grid(
                         weight, run.plan.qparams(name), layer, moments, self.candidates
@@ -111,7 +112,7 @@ def best_grid(
     ::
 
         E |W x_float - Q x_q|^2 = Q H Q' - 2 W C Q' + constant
-        H = E[x_q x_q'],  C = E[x_float x_q']
+        H = E[x_q x_q'],  W C = W E[x_float x_q']
 
     Args:
         weight: float, in the shape of the initializer.
@@ -125,7 +126,7 @@ def best_grid(
     shared = isinstance(spec.granularity, PerTensor)
     low, high = rows.min(1), rows.max(1)
     low, high = (low.min(), high.max()) if shared else (low, high)
-    product = matrices @ moments.cross
+    product = matrices @ moments.hessian + moments.error
 
     def errors(grid: QuantParams) -> np.ndarray:
         rounded = layer.matrices(fake_quantize(weight, grid).astype(np.float64))

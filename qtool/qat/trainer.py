@@ -4,7 +4,6 @@ A run that was stopped at any moment goes on from its last finished epoch, and e
 numbers as one that was not: every random choice is made from the seed and the epoch.
 """
 
-import ctypes
 import io
 import math
 import time
@@ -32,6 +31,7 @@ from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
 from qtool.qat.settings import Epoch, RunFiles, Settings, best_epoch
 from qtool.qat.tensorboard_log import TensorBoardLog, tensorboard_log
+from qtool.runtime.memory import reused_memory
 
 T = torch.Tensor
 
@@ -42,10 +42,6 @@ REESTIMATION_BATCHES = 50
 DIVERGED = 2.0
 # Steps between checks of the loss: on a GPU a check waits for it.
 CHECK_INTERVAL = 50
-# Options of glibc's malloc.h. A block above the threshold is mapped anew each time, and the system
-# clears its pages; that takes longer than the computation of a step on them.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_MALLOC_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 
 
 def train(
@@ -101,28 +97,6 @@ def train(
                 loop.save(files.checkpoint)
         loop.finish()
     return loop.history, loop.float_score
-
-
-@contextmanager
-def reused_memory() -> Iterator[None]:
-    """Keep freed blocks in the process for the next step; return them to the system at the end.
-
-    Does nothing where the C library has no ``mallopt`` (macOS, Windows, musl).
-    """
-    try:
-        library = ctypes.CDLL(None)
-        mallopt, trim = library.mallopt, library.malloc_trim
-    except (AttributeError, OSError, TypeError):
-        yield
-        return
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        for name, value in _MALLOC_DEFAULTS.items():
-            mallopt(name, value)
-        trim(0)
 
 
 class _Loop:

@@ -1,5 +1,8 @@
 """Store the values alive at a cut of the graph, for several networks side by side."""
 
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,22 @@ import torch
 Values = dict[str, torch.Tensor]
 
 # Bytes of values that stay in memory; what is beyond goes to a temporary file.
-MEMORY_LIMIT = 3 << 30
+MEMORY_LIMIT = 512 << 20
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """A tensor in a file."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def read(self) -> torch.Tensor:
+        """Return a copy in memory: pages of a mapped file would count as memory of the process."""
+        return torch.from_numpy(np.fromfile(self.path, self.dtype, math.prod(self.shape))).reshape(
+            self.shape
+        )
 
 
 class ValueStore:
@@ -21,7 +39,7 @@ class ValueStore:
             folder: for values that do not fit in memory; its owner removes it.
         """
         self._folder = folder
-        self._values: dict[int, tuple[Values, ...]] = {}
+        self._values: dict[int, tuple[dict[str, torch.Tensor | _OnDisk], ...]] = {}
         self._bytes: dict[int, int] = {}
         self._files = 0
 
@@ -29,27 +47,45 @@ class ValueStore:
         """Replace the values of a chunk."""
         self._bytes.pop(chunk, None)
         size = sum(t.nbytes for values in networks for t in values.values())
-        if sum(self._bytes.values()) + size > MEMORY_LIMIT:
-            networks = tuple(
-                {name: self._mapped(tensor) for name, tensor in values.items()}
-                for values in networks
-            )
-            size = 0
-        self._values[chunk] = networks
-        self._bytes[chunk] = size
+        fits = sum(self._bytes.values()) + size <= MEMORY_LIMIT
+        replaced = self._values.get(chunk, ())
+        self._values[chunk] = tuple(
+            {name: t if fits else self._written(t) for name, t in values.items()}
+            for values in networks
+        )
+        self._bytes[chunk] = size if fits else 0
+        for values in replaced:
+            for value in values.values():
+                if isinstance(value, _OnDisk):
+                    value.path.unlink()
 
-    def get(self, chunk: int) -> tuple[Values, ...]:
-        """Return the values of each network, in the order of :meth:`put`."""
-        return self._values[chunk]
+    def get(self, chunk: int, names: Collection[str] | None = None) -> tuple[Values, ...]:
+        """Return the values of each network, in the order of :meth:`put`.
 
-    def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same tensor, mapped from a file that is removed once nothing reads it."""
+        Args:
+            chunk: number of the chunk.
+            names: of the values to return; None: all.
+        """
+        return tuple(
+            {
+                name: value.read() if isinstance(value, _OnDisk) else value
+                for name, value in values.items()
+                if names is None or name in names
+            }
+            for values in self._values[chunk]
+        )
+
+    def clear(self) -> None:
+        """Drop all values; the files go with their folder."""
+        self._values.clear()
+        self._bytes.clear()
+
+    def _written(self, tensor: torch.Tensor) -> torch.Tensor | _OnDisk:
+        """Return the tensor in a file; itself where it has no elements."""
         if not tensor.numel():
             return tensor
         path = self._folder / f"{self._files}.bin"
         self._files += 1
         array = tensor.cpu().contiguous().numpy()
         array.tofile(path)
-        mapped = np.memmap(path, array.dtype, "c", shape=array.shape)
-        path.unlink()  # the mapping keeps the bytes; they go with its last reader
-        return torch.from_numpy(mapped)
+        return _OnDisk(path, array.dtype, array.shape)

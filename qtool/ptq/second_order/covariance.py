@@ -19,6 +19,11 @@ MAX_ROWS = 200_000
 ELEMENTS = 1 << 24
 
 
+# Elements of rows that are multiplied at once: the additions to the sums of few rows cost more than
+# their product.
+PRODUCT_ELEMENTS = 1 << 20
+
+
 @dataclass(frozen=True)
 class Moments:
     """Means and covariances of input rows, one for each group of the layer, float64.
@@ -27,15 +32,16 @@ class Moments:
         rows: that were read.
         mean_float: E[x_float], [groups, unknowns].
         mean_quantized: E[x_q], [groups, unknowns].
-        hessian: cov(x_q), [groups, unknowns, unknowns]; about zero where not centred.
-        cross: cov(x_float, x_q), the same shape; about zero where not centred.
+        hessian: H = cov(x_q), [groups, unknowns, unknowns]; about zero where not centred.
+        error: cov(W (x_float - x_q), x_q) = W (C - H) with C = cov(x_float, x_q), the shape of W;
+            about zero where not centred.
     """
 
     rows: int
     mean_float: np.ndarray
     mean_quantized: np.ndarray
     hessian: np.ndarray
-    cross: np.ndarray
+    error: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,18 @@ class LayerMoments:
 
 
 def layer_moments(
-    run: LayerwiseRun, site: Site, layer: MatrixLayer, centred: bool = True, seed: int = 0
+    run: LayerwiseRun,
+    site: Site,
+    layer: MatrixLayer,
+    weights: np.ndarray,
+    centred: bool = True,
+    seed: int = 0,
 ) -> LayerMoments:
     """Return moments of a layer's inputs on the ``fit`` samples.
 
     ::
 
-        H = E[x_q x_q'] - E[x_q] E[x_q]',   C = E[x_float x_q'] - E[x_float] E[x_q]'
+        H = E[x_q x_q'] - E[x_q] E[x_q]',   W (C - H) with C = E[x_float x_q'] - E[x_float] E[x_q]'
 
     over im2col rows. A layer with more rows than its unknowns need is subsampled: the same share
     of rows, chosen at random, of every batch.
@@ -67,17 +78,22 @@ def layer_moments(
         run: whose current layer is ``site``.
         site: the one that ``run.sites()`` yielded last.
         layer: the same layer as a matrix product.
+        weights: W, [groups, outputs, unknowns].
         centred: subtract the means; False where the layer has no bias to take them up.
         seed: of the choice of rows.
     """
-    sums: list[_Sums] = []
+    halves: list[_Sums] = []
+    matrix = torch.from_numpy(weights.astype(np.float32))
     with torch.inference_mode():
         for k, rows in enumerate(run.inputs(site, _Selection(run, layer, seed))):
             if k < 2:  # the halves share one shift, so that their sums add up
-                sums.append(_Sums(*(sums[0].shifts if sums else _means(*rows))))
-            sums[k % 2].add(*rows)
-        total = sums[0] if len(sums) == 1 else sums[0] + sums[1]
-        return LayerMoments(total.moments(centred), tuple(half.moments(centred) for half in sums))
+                shift = halves[0].shift if halves else rows[1].mean(1, keepdim=True)
+                halves.append(_Sums(shift, matrix.to(shift.device)))
+            halves[k % 2].add(*rows)
+        for half in halves:
+            half.flush()
+        total = halves[0] if len(halves) == 1 else halves[0] + halves[1]
+        return LayerMoments(total.moments(centred), tuple(half.moments(centred) for half in halves))
 
 
 class _Selection:
@@ -107,36 +123,44 @@ class _Selection:
         return torch.from_numpy(np.sort(self._rng.choice(rows, take, replace=False)))
 
 
-def _means(x_float: torch.Tensor, x_quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x_float.mean(1, keepdim=True), x_quantized.mean(1, keepdim=True)
-
-
 class _Sums:
     """Sums over rows less a provisional mean, so that float32 products of a batch are exact enough.
 
     Without it the variance of an input far from zero would be the difference of two large numbers.
     """
 
-    def __init__(self, shift_float: torch.Tensor, shift_quantized: torch.Tensor) -> None:
-        self.shifts = shift_float, shift_quantized
-        groups, _, size = shift_float.shape
-        zeros = [shift_float.new_zeros(s, dtype=torch.float64) for s in ((groups, size),) * 2]
-        self.first = zeros
-        wide = (groups, size, size)
-        self.second = [shift_float.new_zeros(wide, dtype=torch.float64) for _ in range(2)]
+    def __init__(self, shift: torch.Tensor, weights: torch.Tensor) -> None:
+        self.shift, self._weights = shift, weights
+        groups, outputs, size = weights.shape
+        self._through_outputs = outputs < size  # W e first, then its product with x_q
+        left = outputs if self._through_outputs else size
+        self.first = [_zeros(weights, groups, size) for _ in range(2)]
+        self.second = [_zeros(weights, groups, rows, size) for rows in (size, left)]
         self.rows = 0
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, x_float: torch.Tensor, x_quantized: torch.Tensor) -> None:
         """Add the rows of one batch, [groups, rows, unknowns]."""
-        a, b = x_float - self.shifts[0], x_quantized - self.shifts[1]
-        self.rows += a.shape[1]
-        for total, part in zip(self.first, (a, b), strict=True):
+        self._waiting.append((x_quantized - self.shift, x_float - x_quantized))
+        if sum(rows.numel() for rows, _ in self._waiting) >= PRODUCT_ELEMENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add the products of all rows so far."""
+        if not self._waiting:
+            return
+        parts = zip(*self._waiting, strict=True)
+        x, error = (rows[0] if len(rows) == 1 else torch.cat(rows, 1) for rows in parts)
+        self._waiting.clear()
+        self.rows += x.shape[1]
+        for total, part in zip(self.first, (x, error), strict=True):
             total += part.sum(1)
-        for total, part in zip(self.second, (b, a), strict=True):
-            total += part.transpose(1, 2) @ b
+        error = error @ self._weights.mT if self._through_outputs else error
+        for total, part in zip(self.second, (x, error), strict=True):
+            total += part.mT @ x
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums(*self.shifts)
+        total = _Sums(self.shift, self._weights)
         total.rows = self.rows + other.rows
         total.first = [a + b for a, b in zip(self.first, other.first, strict=True)]
         total.second = [a + b for a, b in zip(self.second, other.second, strict=True)]
@@ -144,17 +168,26 @@ class _Sums:
 
     def moments(self, centred: bool) -> Moments:
         """Return means and covariances."""
-        rows = max(self.rows, 1)
-        offsets = [total / rows for total in self.first]
-        shifts = [shift.double()[:, 0] for shift in self.shifts]
-        means = [a + b for a, b in zip(offsets, shifts, strict=True)]
-        covariances = []
-        for total, (left, mean) in zip(
-            self.second, ((offsets[1], means[1]), (offsets[0], means[0])), strict=True
-        ):
-            moment = total / rows - left[:, :, None] * offsets[1][:, None, :]
-            if not centred:
-                moment = moment + mean[:, :, None] * means[1][:, None, :]
-            covariances.append(moment.cpu().numpy())
-        mean_float, mean_quantized = (mean.cpu().numpy() for mean in means)
-        return Moments(self.rows, mean_float, mean_quantized, *covariances)
+        rows, weights = max(self.rows, 1), self._weights.double()
+        offset, mean_error = (total / rows for total in self.first)
+        mean = offset + self.shift.double()[:, 0]
+        second, product = (total / rows for total in self.second)
+        if not self._through_outputs:
+            product = weights @ product
+        output_error = (weights @ mean_error[:, :, None])[:, :, 0]
+        hessian, error = (
+            moment - _outer(left, offset)
+            for moment, left in ((second, offset), (product, output_error))
+        )
+        if not centred:
+            hessian, error = hessian + _outer(mean, mean), error + _outer(output_error, mean)
+        arrays = (mean + mean_error, mean, hessian, error)
+        return Moments(self.rows, *(array.cpu().numpy() for array in arrays))
+
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return like.new_zeros(shape, dtype=torch.float64)
+
+
+def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a[:, :, None] * b[:, None, :]

@@ -53,11 +53,10 @@ def asymmetric_target(weights: np.ndarray, moments: Moments, damping: float) -> 
 
     the minimum of E|W x_float - T x_q|^2 + lam |T - W|^2, lam = damping x mean diag H.
     """
-    ridge = damped(moments.hessian, damping)
     # W C + lam W = W (H + lam I) + W (C - H)
-    right = weights @ (moments.cross - moments.hessian)
-    solved = torch.linalg.solve(torch.from_numpy(ridge), torch.from_numpy(right.swapaxes(1, 2)))
-    return np.asarray(weights + solved.numpy().swapaxes(1, 2))
+    right = torch.from_numpy(moments.error).mT
+    factor = torch.linalg.cholesky(torch.from_numpy(damped(moments.hessian, damping)))
+    return np.asarray(weights + torch.cholesky_solve(right, factor).mT.numpy())
 
 
 def shrinkage(weights: np.ndarray, moments: LayerMoments, damping: float) -> float:
@@ -72,7 +71,7 @@ def shrinkage(weights: np.ndarray, moments: LayerMoments, damping: float) -> flo
     for solved_on, tried_on in (moments.halves, moments.halves[::-1]):
         change = asymmetric_target(weights, solved_on, damping) - weights
         curvature += float(np.sum((change @ tried_on.hessian) * change))
-        slope += float(np.sum(change * (weights @ (tried_on.hessian - tried_on.cross))))
+        slope -= float(np.sum(change * tried_on.error))
     return float(np.clip(-slope / curvature, 0, 1)) if curvature > 0 else 0.0
 
 

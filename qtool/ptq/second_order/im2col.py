@@ -1,6 +1,8 @@
 """Write layers as matrix products: input rows by im2col, weights as [groups, outputs, inputs]."""
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +10,10 @@ import onnx_ir as ir
 import torch
 
 from qtool.graph.queries import attribute, weight_axis
-from qtool.runtime.ops.nn import pad_spatial, window_pads
+from qtool.runtime.ops.nn import window_pads
+
+# An input is copied to channels last where more than one in so many of its elements is read.
+SPARSE = 8
 
 MATRIX_OPS = ("Conv", "Gemm", "MatMul")
 """Ops with weights that are a matrix product over rows of the input."""
@@ -73,15 +78,19 @@ class MatrixLayer:
             turned = self.node.op_type == "Gemm" and attribute(self.node, "transA", 0)
             return (x.T if turned else x).reshape(1, -1, self.unknowns)[:, chosen]
         strides, dilations = self._steps()
-        begin, end = self._pads(x)
-        last = pad_spatial(x, begin, end).movedim(1, -1)  # a view: samples, places, channels
-        sample, *corner = torch.unravel_index(chosen, self.positions(x))
+        begin, _ = self._pads(x)
+        *corner, sample = _unravel(chosen, self.positions(x)[1:])
+        last = x.movedim(1, -1)  # a view: samples, places, channels
+        kernel = self.shape[2:]
+        if len(chosen) * math.prod(kernel) * SPARSE > last[..., 0].numel():
+            last = last.contiguous()
         taken = []
-        for offset in itertools.product(*(range(k) for k in self.shape[2:])):
+        for offset in itertools.product(*(range(k) for k in kernel)):
             at = [
-                c * s + o * d for c, s, o, d in zip(corner, strides, offset, dilations, strict=True)
+                c * s + o * d - b
+                for c, s, o, d, b in zip(corner, strides, offset, dilations, begin, strict=True)
             ]
-            taken.append(last[(sample, *at)])
+            taken.append(_at(last, sample, at))
         stacked = taken[0][..., None] if len(taken) == 1 else torch.stack(taken, -1)
         return stacked.reshape(len(chosen), self.groups, self.unknowns).movedim(1, 0)
 
@@ -93,6 +102,25 @@ class MatrixLayer:
     def _pads(self, x: torch.Tensor) -> tuple[list[int], list[int]]:
         pads, auto = attribute(self.node, "pads"), attribute(self.node, "auto_pad", "NOTSET")
         return window_pads(x.shape[2:], self.shape[2:], *self._steps(), pads, auto)
+
+
+def _unravel(flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Return the index along each of the last axes, then the rest (the sample) of flat indices."""
+    indices: list[torch.Tensor] = []
+    for size in reversed(sizes):
+        indices.insert(0, flat % size)
+        flat = flat // size
+    return [*indices, flat]
+
+
+def _at(last: torch.Tensor, sample: torch.Tensor, at: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the channels at places, [rows, C]; 0 outside, which is the padding."""
+    nearest = [a.clamp(0, size - 1) for a, size in zip(at, last.shape[1:-1], strict=True)]
+    inside = torch.ones_like(sample, dtype=torch.bool)
+    for a, b in zip(at, nearest, strict=True):
+        inside &= a == b
+    values = last[(sample, *nearest)]
+    return values if bool(inside.all()) else values * inside[:, None]
 
 
 def matrix_layer(node: ir.Node, weight: np.ndarray) -> MatrixLayer | None:

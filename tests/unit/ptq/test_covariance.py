@@ -17,7 +17,8 @@ def network() -> Net:
     net = Net()
     x = net.conv(net.input("x", "N", 4, 9, 9), 4, 6, name="first")
     x = net.add("Relu", x)
-    return net.output(net.conv(x, 6, 6, group=2, name="second", out="y"))
+    x = net.add("Relu", net.conv(x, 6, 6, group=2, name="second"))
+    return net.output(net.conv(x, 6, 20, k=1, name="wide", out="y"))  # more outputs than unknowns
 
 
 def moments_and_rows(net, name, centred=True):
@@ -33,41 +34,46 @@ def moments_and_rows(net, name, centred=True):
                 for pair in run.inputs(site)
             ]
             rows = [torch.cat(part, 1).double().numpy() for part in zip(*every, strict=True)]
-            return layer_moments(run, site, layer, centred), rows
+            weights = layer.matrices(constant(nodes[name].inputs[1]).astype(np.float64))
+            return layer_moments(run, site, layer, weights, centred), rows, weights
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("name", ["first", "second"])
+@pytest.mark.parametrize("name", ["first", "second", "wide"])
 @pytest.mark.parametrize("centred", [True, False])
-def test_moments_are_those_of_all_rows(name, centred):
-    found, (a, b) = moments_and_rows(network(), name, centred)
+@pytest.mark.parametrize("elements", [1, 1 << 20])
+def test_moments_are_those_of_all_rows(name, centred, elements, monkeypatch):
+    monkeypatch.setattr(covariance, "PRODUCT_ELEMENTS", elements)
+    found, (a, b), weights = moments_and_rows(network(), name, centred)
     total = found.total
     assert total.rows == a.shape[1] == sum(half.rows for half in found.halves)
     np.testing.assert_allclose(total.mean_float, a.mean(1), atol=1e-6)
     np.testing.assert_allclose(total.mean_quantized, b.mean(1), atol=1e-6)
     if centred:
         a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    for got, left in ((total.hessian, b), (total.cross, a)):
-        np.testing.assert_allclose(got, left.swapaxes(1, 2) @ b / a.shape[1], atol=1e-5)
+    hessian, cross = (left.swapaxes(1, 2) @ b / a.shape[1] for left in (b, a))
+    np.testing.assert_allclose(total.hessian, hessian, atol=1e-5)
+    np.testing.assert_allclose(total.error, weights @ (cross - hessian), atol=1e-5)
+    assert np.abs(total.error).max() > 1e-4
 
 
 def test_a_large_offset_costs_no_digits(monkeypatch):
     net = Net()
     x = net.add("Add", net.input("x", "N", 4, 9, 9), net.const(np.full((1, 4, 1, 1), 3000.0)))
     net.output(net.conv(x, 4, 6, k=1, name="only", out="y"))
-    found, (_, b) = moments_and_rows(net, "only")
+    found, (_, b), _ = moments_and_rows(net, "only")
     want = np.cov(b[0], rowvar=False, bias=True)
     np.testing.assert_allclose(found.total.hessian[0], want, atol=1e-4 * np.abs(want).max())
 
 
 def test_rows_of_a_large_layer_are_a_sample(monkeypatch):
-    full, _ = moments_and_rows(network(), "first")
+    full, *_ = moments_and_rows(network(), "first")
     monkeypatch.setattr(covariance, "MIN_ROWS", 1000)
-    part, _ = moments_and_rows(network(), "first")
+    part, *_ = moments_and_rows(network(), "first")
     assert full.total.rows == 48 * 81
     assert 1000 < part.total.rows <= 1440  # 40 for each of 36 unknowns, less in a short batch
     scale = np.abs(full.total.hessian).max()
     assert np.abs(part.total.hessian - full.total.hessian).max() < 0.15 * scale
     monkeypatch.setattr(covariance, "ELEMENTS", 36 * 100)
-    bounded, _ = moments_and_rows(network(), "first")
+    bounded, *_ = moments_and_rows(network(), "first")
     assert bounded.total.rows <= 100 * 2  # two batches

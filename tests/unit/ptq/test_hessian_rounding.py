@@ -149,11 +149,11 @@ def test_channels_and_groups_of_zeros_stay_zero():
     )
 
 
-def moments(x_float: np.ndarray, x: np.ndarray) -> Moments:
+def moments(x_float: np.ndarray, x: np.ndarray, weights: np.ndarray) -> Moments:
     rows = x.shape[1]
     a, b = (each - each.mean(1, keepdims=True) for each in (x_float, x))
-    second = [left.swapaxes(1, 2) @ b / rows for left in (b, a)]
-    return Moments(rows, x_float.mean(1), x.mean(1), *second)
+    hessian, cross = (left.swapaxes(1, 2) @ b / rows for left in (b, a))
+    return Moments(rows, x_float.mean(1), x.mean(1), hessian, weights @ (cross - hessian))
 
 
 def test_the_asymmetric_target_undoes_a_gain_and_a_mixture():
@@ -161,9 +161,9 @@ def test_the_asymmetric_target_undoes_a_gain_and_a_mixture():
     x = rng.normal(size=(1, 5000, 6))
     mixed = x @ (np.eye(6) + 0.3 * rng.normal(size=(6, 6)))
     weights = rng.normal(size=(1, 4, 6))
-    target = asymmetric_target(weights, moments(x, mixed), 1e-9)
+    target = asymmetric_target(weights, moments(x, mixed, weights), 1e-9)
     np.testing.assert_allclose(mixed @ target.swapaxes(1, 2), x @ weights.swapaxes(1, 2), atol=1e-5)
-    same = asymmetric_target(weights, moments(x, x), 0.01)
+    same = asymmetric_target(weights, moments(x, x, weights), 0.01)
     np.testing.assert_allclose(same, weights, atol=1e-12)
 
 
@@ -173,7 +173,7 @@ def test_cross_validation_trusts_many_rows_and_not_few(rows, low, high):
     weights = rng.normal(size=(1, 4, 20))
     x = rng.normal(size=(1, rows, 20))
     coarse = x + 0.3 * rng.normal(size=x.shape)
-    halves = [moments(x[:, k::2], coarse[:, k::2]) for k in (0, 1)]
-    both = LayerMoments(moments(x, coarse), tuple(halves))
+    halves = [moments(x[:, k::2], coarse[:, k::2], weights) for k in (0, 1)]
+    both = LayerMoments(moments(x, coarse, weights), tuple(halves))
     assert low <= shrinkage(weights, both, 0.01) <= high
     assert shrinkage(weights, LayerMoments(halves[0], tuple(halves[:1])), 0.01) == 0

@@ -31,10 +31,11 @@ def layer_of(weight):
     return matrix_layer(node, weight)
 
 
-def moments(x, y=None):
+def moments(weight, x, y=None):
     y = x if y is None else y
     means = x.mean(0)[None], y.mean(0)[None]
-    return Moments(len(x), *means, (y.T @ y)[None] / len(x), (x.T @ y)[None] / len(x))
+    error = weight.T @ (x - y).T @ y
+    return Moments(len(x), *means, (y.T @ y)[None] / len(x), error[None] / len(x))
 
 
 def full_range(weight, spec):
@@ -55,7 +56,7 @@ def test_it_is_the_best_candidate_on_the_outputs_themselves(granularity, symmetr
     y = x + RNG.normal(0, 0.1, x.shape)
     spec = QuantSpec(bits, symmetric, symmetric, granularity)
     start = full_range(weight, spec)
-    grid = best_grid(weight, start, layer_of(weight), moments(x, y), 20)
+    grid = best_grid(weight, start, layer_of(weight), moments(weight, x, y), 20)
     tried = []
     for k in range(1, 21):
         low, high = (f(0 if granularity != PerTensor() else None) for f in (weight.min, weight.max))
@@ -74,9 +75,12 @@ def test_a_weight_whose_input_is_zero_does_not_set_the_range():
     weight = np.array([[8.0], [1.0], [-1.0], [0.5]])
     x = RNG.normal(0, 1, (200, 4)) * [0.0, 1, 1, 1]
     spec = QuantSpec(4, True, True, PerChannel(1))
-    grid = best_grid(weight, full_range(weight, spec), layer_of(weight), moments(x), 20)
+    grid = best_grid(weight, full_range(weight, spec), layer_of(weight), moments(weight, x), 20)
     assert float(grid.hi[0]) <= 1.6  # 3 / 20 or 4 / 20 of the full range
-    white = best_grid(weight, full_range(weight, spec), layer_of(weight), moments(x + 1), 20)
+    shifted = moments(weight, x + 1)
+    white = best_grid(weight, full_range(weight, spec), layer_of(weight), shifted, 20)
+        weight, full_range(weight, spec), layer_of(weight), moments(weight, x + 1), 20
+    )
     assert float(white.hi[0]) > 6
 
 
