@@ -79,8 +79,6 @@ def test_a_weight_whose_input_is_zero_does_not_set_the_range():
     assert float(grid.hi[0]) <= 1.6  # 3 / 20 or 4 / 20 of the full range
     shifted = moments(weight, x + 1)
     white = best_grid(weight, full_range(weight, spec), layer_of(weight), shifted, 20)
-        weight, full_range(weight, spec), layer_of(weight), moments(weight, x + 1), 20
-    )
     assert float(white.hi[0]) > 6
 
 
