@@ -4,17 +4,23 @@ An entry is a frozen pydantic dataclass that fits :class:`qtool.steps.step.Step`
 the options of the recipe, its docstring is the help of ``qtool list ptq``.
 """
 
+from qtool.ptq.adaround import AdaRound
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
+from qtool.ptq.brecq import Brecq
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
+from qtool.ptq.qdrop import QDrop
 from qtool.ptq.seqmse import SeqMSE
 from qtool.steps.step import Step
 
 PTQ_STEPS: dict[str, type[Step]] = {
+    "adaround": AdaRound,
     "analytic_bias_correction": AnalyticBiasCorrection,
     "bias_correction": BiasCorrection,
+    "brecq": Brecq,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
+    "qdrop": QDrop,
     "seqmse": SeqMSE,
 }

@@ -62,7 +62,7 @@ def apply_steps(steps: Sequence[NamedStep], plan: QuantPlan, context: Context) -
         applied = replace(
             applied,
             plan=result.plan,
-            rows=applied.rows if row is None else (*applied.rows, row),
+            rows=(*applied.rows, *result.rows, *([] if row is None else [row])),
             training=result.training or applied.training,
         )
     return applied
@@ -114,13 +114,15 @@ def _cached(named: NamedStep, plan: QuantPlan, context: Context, record: StageRe
     )
 
     def save(result: StepResult, path: Path) -> None:
-        extra = {"notes": list(result.notes), "metrics": dict(result.metrics)}
+        rows = [row.model_dump(exclude_none=True) for row in result.rows]
+        extra = {"notes": list(result.notes), "metrics": dict(result.metrics), "rows": rows}
         save_plan_archive(result.plan, path, json.dumps(extra))
 
     def load(path: Path) -> StepResult:
         loaded, extra = load_plan_archive(path)
         words = json.loads(extra)
-        return StepResult(loaded, tuple(words["notes"]), words["metrics"])
+        rows = tuple(PtqStep(**row) for row in words["rows"])
+        return StepResult(loaded, tuple(words["notes"]), words["metrics"], rows=rows)
 
     return context.cache.cached(
         record, named.name, parts, lambda: named.step(plan, context), save, load

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from qtool.quant.plan import QuantPlan
-from qtool.report.schema import TrainingPart
+from qtool.report.schema import PtqStep, TrainingPart
 from qtool.steps.context import Context
 
 NEEDS = ("bias", "labels")
@@ -24,12 +24,14 @@ class StepResult:
         notes: sentences for the report.
         metrics: numbers by name, such as the layers that were changed.
         training: history of a step that trains; None for the others.
+        rows: for the report, of parts that the step compared itself, such as blocks.
     """
 
     plan: QuantPlan
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     training: TrainingPart | None = None
+    rows: tuple[PtqStep, ...] = ()
 
 
 class Step(Protocol):

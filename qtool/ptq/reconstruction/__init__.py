@@ -1,0 +1,1 @@
+"""Learn rounding and step sizes block by block, against the float network's block outputs."""
