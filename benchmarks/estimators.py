@@ -1,4 +1,4 @@
-"""Range estimators without any repair: all layers at W8A8, W4A4 and W3A3, residual networks.
+"""Range estimators without any repair: W8A8, W8A6, W8A4 of six networks; W4A4, W3A3 of ResNets.
 
     QTOOL_DATA=... python -m benchmarks.estimators [ROW ...] [--every N] [--only NAME ...] [--fresh]
 
@@ -10,11 +10,13 @@ estimator, so a stopped run continues. Writes benchmarks/results/estimators.md.
 import argparse
 import datetime
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from scipy.stats import binomtest
 
 import qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
@@ -32,16 +34,20 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
-from qtool.calibration.collect import choose_grids, collect, observed_values
+from qtool.calibration.collect import collect, observed_values
 from qtool.calibration.statistics import Calibrator, Stats
-from qtool.data import Dataset, open_dataset
+from qtool.data import open_dataset
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes
+from qtool.ptq import SeqMSE
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.rewrites import REWRITES
 from qtool.runtime.ort_session import OrtSession
+from qtool.steps.context import Context
+from qtool.steps.range_choice import best_ranges
+from qtool.steps.stage_cache import StageCache
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
 
@@ -63,8 +69,25 @@ ESTIMATORS: dict[str, Calibrator] = {
     "aciq laplace": ACIQ(distribution="laplace"),
     "auto": Auto(),
 }
-WIDTHS = {f"W{n}A{n}": Bits(weights=n, activations=n) for n in (8, 4, 3)}
-ROWS = [f"{network} {width}" for network in ("resnet20", "resnet56") for width in WIDTHS]
+# Ranges of weights searched by the output of each layer after the activations' estimator.
+SEARCHED: dict[str, Calibrator] = {
+    "mse, weights seqmse": MSE(),
+    "mse p=2.4, weights seqmse": MSE(p=2.4),
+    "mean_minmax, weights seqmse": MeanMinMax(),
+}
+WIDTHS = {f"W{n}A{n}": Bits(weights=n, activations=n) for n in (4, 3)}
+WIDTHS |= {f"W8A{n}": Bits(weights=8, activations=n) for n in (8, 6, 4)}
+LOW = [f"{network} {width}" for network in ("resnet20", "resnet56") for width in ("W4A4", "W3A3")]
+# Every so many test samples of each labelled network: 1000, 1000, 250, 250, 300 and 607 samples.
+EVERY = {
+    "resnet20": 10,
+    "resnet56": 10,
+    "mobilenet_v2": 2,
+    "squeezenet1_1": 2,
+    "fsdd_dscnn": 1,
+    "sst2_transformer2l": 3,
+}
+WIDE = [f"{network} {width}" for network in EVERY for width in ("W8A8", "W8A6", "W8A4")]
 # Drops in points that the best estimator shall not exceed, on all test images.
 LARGEST = {"resnet20 W4A4": 6.0, "resnet20 W3A3": 42.0, "resnet56 W4A4": 5.0, "resnet56 W3A3": 30.0}
 # Source: Quantization of ResNet-50 on CIFAR-10 after training, all layers.
@@ -75,7 +98,7 @@ PUBLISHED = (
 
 
 class Network:
-    """A network with its calibration statistics, collected once."""
+    """A network with its calibration statistics, collected once for each set of samples."""
 
     def __init__(self, name: str, every: int) -> None:
         loaded = recipe_from_keywords(recipe(NETWORKS[name], 0), "here", Path("/"), files=True)
@@ -84,107 +107,194 @@ class Network:
         model = qtool.load(str(loaded.model))
         same = {"preprocess": loaded.evaluate.preprocess or loaded.calibrate.preprocess}
         data = open_dataset(loaded.evaluate.model_copy(update=same), model.inputs)
-        self.inputs = list(model.inputs)
         self.data = data.take(list(range(0, data.count, every)))
-        self.calibration: Dataset = open_dataset(loaded.calibrate, model.inputs)
-        self.target, self.graph = load_target("onnxruntime-cpu"), model._graph.clone()
-        self.float = self.accuracy(model._graph)
-        first = next(iter(self.calibration.batches(1)))
-        bind_shapes(self.graph, {name: first[name].shape for name in self.inputs})
-        for rewrite in self.target.rewrites:
-            REWRITES[rewrite](self.graph, lambda node: True)
-            infer_shapes(self.graph)
-        self.stats: dict[str, Stats] = {}
+        calibration = open_dataset(loaded.calibrate, model.inputs)
+        target, graph = load_target("onnxruntime-cpu"), model._graph.clone()
+        self.inputs = list(model.inputs)
+        self.float = self.hits(model._graph)
+        first = next(iter(calibration.batches(1)))
+        bind_shapes(graph, {name: first[name].shape for name in self.inputs})
+        for rewrite in target.rewrites:
+            REWRITES[rewrite](graph, lambda node: True)
+            infer_shapes(graph)
+        self.context = Context(
+            model=graph,
+            name=name,
+            sha256="",
+            target=target,
+            bits=Bits(),
+            inputs=model.inputs,
+            calibration=calibration,
+            cache=StageCache(Path("unused")),
+        )
+        self.stats: dict[tuple[str, int], Stats] = {}
 
-    def accuracy(self, file: ir.Model) -> float:
-        """Return the accuracy of a file, in percent."""
+    def hits(self, file: ir.Model) -> np.ndarray:
+        """Return whether a file is right, for each sample."""
         out = file.graph.outputs[0].name or ""
-        hits: list[np.ndarray] = []
-        labels = np.asarray(self.data.labels)
+        parts: list[np.ndarray] = []
         with OrtSession(file, [out]) as session:
             for batch in self.data.batches(64):
                 scores = session.stream({name: batch[name] for name in self.inputs})[out]
-                hits.append(scores.reshape(len(scores), -1).argmax(1))
-        return float(100 * np.mean(np.concatenate(hits) == labels))
+                parts.append(scores.reshape(len(scores), -1).argmax(1))
+        return np.asarray(np.concatenate(parts) == np.asarray(self.data.labels))
 
-    def quantized(self, bits: Bits, calibrator: Calibrator) -> tuple[float, list[str]]:
-        """Return the accuracy with one estimator, and the notes of its choice."""
-        plan = weight_grids(self.graph, annotate(self.graph, self.target, bits))
-        names = observed_values(self.graph, plan)
-        if not set(names) <= set(self.stats):
-            batches = ({n: batch[n] for n in self.inputs} for batch in self.calibration.batches(16))
-            self.stats = collect(self.graph, names, batches, histograms=True)
-        plan = choose_grids(plan, {n: self.stats[n] for n in names}, calibrator)
-        return self.accuracy(emit_qdq(self.graph, freeze(self.graph, plan), self.target)), [
-            *plan.log
-        ]
+    def quantized(
+        self, bits: Bits, calibrator: Calibrator, search: bool
+    ) -> tuple[np.ndarray, float, list[str]]:
+        """Return hits, distance on the held-out calibration samples, and the notes of the choice.
+
+        Args:
+            bits: of weights and activations.
+            calibrator: of the activations.
+            search: search the ranges of weights by the layers' outputs afterwards.
+        """
+        context = replace(self.context, bits=bits)
+        graph, target = context.model, context.target
+        plan = weight_grids(graph, annotate(graph, target, bits))
+        names = observed_values(graph, plan)
+        data = context.fit if calibrator.finalists else context.calibration
+        if missing := tuple(n for n in names if (n, data.count) not in self.stats):
+            batches = ({n: batch[n] for n in self.inputs} for batch in data.batches(16))
+            stats = collect(graph, missing, batches, histograms=True)
+            self.stats |= {(n, data.count): part for n, part in stats.items()}
+        stats = {n: self.stats[n, data.count] for n in names}
+        plan = best_ranges(context, plan, stats, calibrator, lambda plan: plan)
+        if search:
+            plan = SeqMSE()(plan, context).plan
+        file = emit_qdq(graph, freeze(graph, plan), target)
+        return self.hits(file), context.loss(plan), [*plan.log]
 
 
 def measure(row: str, every: int, store: Path, fresh: bool, only: list[str]) -> None:
     """Measure the estimators of a row that are not saved yet."""
     name, width = row.split()
     network: Network | None = None
-    for label, calibrator in ESTIMATORS.items():
+    searched = SEARCHED if row in LOW else {}
+    for label, calibrator in {**ESTIMATORS, **searched}.items():
         key = f"{row}, {label}, every {every}"
         if (key in load_rows(store) and not fresh) or (only and label not in only):
             continue
         network = network or Network(name, every)
-        accuracy, notes = network.quantized(WIDTHS[width], calibrator)
+        hits, distance, notes = network.quantized(WIDTHS[width], calibrator, label in searched)
         result = {
-            "float": network.float,
-            "quantized": accuracy,
+            "float": 100 * float(network.float.mean()),
+            "quantized": 100 * float(hits.mean()),
+            "distance": distance,
+            "hits": np.packbits(hits).tobytes().hex(),
             "images": network.data.count,
-            "calibration": network.calibration.count,
+            "calibration": network.context.calibration.count,
             "notes": notes,
             "date": str(datetime.date.today()),
         }
         # Read again: another process may have added rows meanwhile.
         save_rows(store, {**load_rows(store), key: result})
-        print(f"{key}: {network.float:.2f} -> {accuracy:.2f}", flush=True)
+        print(f"{key}: {result['float']:.2f} -> {result['quantized']:.2f}", flush=True)
 
 
 def _lines(results: Mapping[str, Any], row: str, every: int) -> list[list[object]]:
     """Return the lines of a row on one share of the test images, the smallest drop first."""
-    measured = {n: results.get(f"{row}, {n}, every {every}") for n in ESTIMATORS}
+    names = [*ESTIMATORS, *SEARCHED]
+    measured = {n: results.get(f"{row}, {n}, every {every}") for n in names}
     drops = {n: r["float"] - r["quantized"] for n, r in measured.items() if r is not None}
     lines: list[list[object]] = []
     for label, drop in sorted(drops.items(), key=lambda item: item[1]):
-        least = None if lines else LARGEST.get(row)
+        least = None if lines else LARGEST[row]
         limit = ["", ""] if least is None else [f"{least:.1f}", "yes" if drop <= least else "NO"]
         result = measured[label] or {}
+        distance = f"{result['distance']:.3g}" if "distance" in result else ""
         accuracy = f"{result['quantized']:.2f}"
-        lines.append([row, result["images"], label, accuracy, f"{drop:.2f}", *limit])
+        lines.append([row, result["images"], label, distance, accuracy, f"{drop:.2f}", *limit])
+    return lines
+
+
+def _wide(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Return the rows that every estimator has been measured on, and a line for each estimator."""
+    keys = {row: f"{row}, {{}}, every {EVERY[row.split()[0]]}" for row in WIDE}
+    rows = [r for r in WIDE if all(keys[r].format(n) in results for n in ESTIMATORS)]
+    lines: list[list[object]] = []
+    for name in ESTIMATORS if rows else ():
+        drops = [
+            (r["float"] - r["quantized"]) for r in (results[keys[k].format(name)] for k in rows)
+        ]
+        lines.append([name, *(f"{drop:.2f}" for drop in drops), f"{np.mean(drops):.3f}"])
+    return rows, sorted(lines, key=lambda line: float(str(line[-1])))
+
+
+def _tests(results: Mapping[str, Any], rows: list[str]) -> list[list[object]]:
+    """Return the exact McNemar test of `auto` against the best other estimator of each row."""
+    lines: list[list[object]] = []
+    for row in rows:
+        each = {n: results[f"{row}, {n}, every {EVERY[row.split()[0]]}"] for n in ESTIMATORS}
+        auto = each.pop("auto")
+        best = max(each, key=lambda name: each[name]["quantized"])
+        hits = [
+            np.unpackbits(np.frombuffer(bytes.fromhex(r["hits"]), np.uint8))[: r["images"]]
+            for r in (auto, each[best])
+        ]
+        wins, losses = int(np.sum(hits[0] > hits[1])), int(np.sum(hits[0] < hits[1]))
+        p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        verdict = "worse" if p < 0.05 and losses > wins else ""
+        accuracies = [f"{r['quantized']:.2f}" for r in (auto, each[best])]
+        lines.append([row, auto["images"], *accuracies, best, wins, losses, f"{p:.2g}", verdict])
     return lines
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the results page."""
     shares = sorted({int(key.rpartition(" ")[2]) for key in results})
-    rows = [line for row in ROWS for every in shares for line in _lines(results, row, every)]
+    low = [line for row in LOW for every in shares for line in _lines(results, row, every)]
     text = heading("Range estimators", "python -m benchmarks.estimators")
     text += (
-        "\nAll layers at the same width, weights per channel (8 bits: full range; below: least "
-        "squared error), activations by each estimator from one pass over 512 training images, no "
-        "step after calibration; `auto` value by value, without its comparison on held-out "
-        "samples. Ordered by drop in points; one standard error of an accuracy is "
-        "0.3 points on 10,000 images, 0.6 on 2,000.\n\n"
+        "\nActivations by each estimator from one pass over up to 512 training samples, weights "
+        "per channel (8 bits: full range; below: least squared error, or `seqmse`: by the error of "
+        "each layer's output), no step after calibration. `auto` estimates on three quarters to "
+        "seven eighths of the samples and compares on the rest.\n\n## All layers at 4 and 3 bits\n\n"
+        "Ordered by drop in points; one standard error of an accuracy is 0.3 points on 10,000 "
+        "images, 0.6 on 2,000. Distance: Kullback-Leibler divergence from the float network on 64 "
+        "held-out calibration samples, by which an estimator can be chosen without test images.\n\n"
     )
-    header = ["row", "images", "estimator", "quantized %", "drop", "at most", "met"]
-    return text + table(header, rows) + "\n" + PUBLISHED
+    header = ["row", "images", "estimator", "distance", "quantized %", "drop", "at most", "met"]
+    text += table(header, low) + "\n" + PUBLISHED
+    rows, lines = _wide(results)
+    if rows:
+        text += (
+            "\n## Activations at 8, 6 and 4 bits, weights at 8\n\nDrop in points of each "
+            "estimator; samples as in the next table.\n\n"
+        )
+        text += table(["estimator", *rows, "mean"], lines)
+        text += (
+            "\n`auto` against the estimator that is best on the very test samples (which no run "
+            "can know), by the exact McNemar test.\n\n"
+        )
+        columns = [
+            "row",
+            "samples",
+            "auto %",
+            "best %",
+            "best",
+            "auto right",
+            "best right",
+            "p",
+            "",
+        ]
+        text += table(columns, _tests(results, rows))
+    return text
 
 
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=[])
-    parser.add_argument("--every", type=int, default=1, help="of the test images")
+    parser.add_argument("--every", type=int, help="of the test images; absent: 1, or as in EVERY")
     parser.add_argument("--only", nargs="*", default=[], help="names of estimators")
     parser.add_argument("--fresh", action="store_true", help="measure saved rows again")
     arguments = parser.parse_args()
     store = results_folder() / "estimators.json"
-    for row in arguments.rows or ROWS:
-        measure(row, arguments.every, store, arguments.fresh, arguments.only)
-    store.with_suffix(".md").write_text(page(load_rows(store)))
+    for row in arguments.rows or [*LOW, *WIDE]:
+        every = arguments.every or (EVERY[row.split()[0]] if row in WIDE else 1)
+        measure(row, every, store, arguments.fresh, arguments.only)
+        store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
 if __name__ == "__main__":
