@@ -177,10 +177,11 @@ def _checked_batches(data: Iterable[Any], model: Model) -> Iterator[dict[str, np
 def _recipe(model: Model, data: Any, options: QuantizeOptions) -> Recipe:
     """Return the keywords as a recipe, so that they are checked as one."""
     section = data if isinstance(data, Mapping) else {"arrays": "in memory"}
+    method = options.get("method")
     words: dict[str, Any] = {
         "model": str(model.path),
         "target": options.get("target", "onnxruntime-cpu"),
-        "calibrate": {"method": options.get("method", "mse"), **section},
+        "calibrate": {**({"method": method} if method else {}), **section},
     }
     bits, rewrites = options.get("bits"), options.get("rewrites")
     if bits is not None:

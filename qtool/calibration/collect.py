@@ -90,10 +90,7 @@ def collect(
         DataError: a value became NaN or infinite (names it and the batch), or there was no data.
     """
     values = by_name(model.graph)
-    stats = dict.fromkeys(names, Stats())
-    for name in names:
-        if (array := constant(values[name])) is not None:
-            stats[name] = summarize(array, True, 0)
+    stats = constants(values, names)
     fed = [n for n in names if values[n].is_graph_input()]
     computed = [n for n in names if values[n].producer() is not None]
     outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
@@ -123,6 +120,17 @@ def collect(
             pending.result()
     if number == 0:
         raise DataError("calibrate: there is no calibration sample; check the folder and count")
+    return with_normals(values, stats)
+
+
+def constants(values: Mapping[str, ir.Value], names: Iterable[str]) -> dict[str, Stats]:
+    """Return the statistics of constants among the names; empty ones for the others."""
+    arrays = {name: constant(values[name]) for name in names}
+    return {n: Stats() if a is None else summarize(a, True, 0) for n, a in arrays.items()}
+
+
+def with_normals(values: Mapping[str, ir.Value], stats: Mapping[str, Stats]) -> dict[str, Stats]:
+    """Return the statistics with the distributions that BatchNorm states."""
     return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
 
 

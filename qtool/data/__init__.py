@@ -16,7 +16,7 @@ from qtool.data.dataset import (
 )
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.data.reader import Reader, Section
-from qtool.data.reader_options import Arrays, LogMel, Python, Text, Wav
+from qtool.data.reader_options import Arrays, LogMel, Python, Synthetic, Text, Wav
 from qtool.data.readers import READERS
 from qtool.data.scalar_inputs import with_scalars
 from qtool.errors import DataError
@@ -35,6 +35,7 @@ __all__ = [
     "Reader",
     "Section",
     "Source",
+    "Synthetic",
     "Take",
     "Text",
     "Wav",

@@ -173,6 +173,7 @@ class Dataset:
         classes: class names by label, or None.
         notes: assumptions made while opening, for the report.
         preprocess: how pixels became the model's input; None where the samples are no images.
+        synthetic: the samples are made up: no accuracy can be measured on them.
     """
 
     names: tuple[str, ...]
@@ -182,6 +183,7 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = field(default=())
     preprocess: Preprocess | None = None
+    synthetic: bool = False
 
     @property
     def count(self) -> int:

@@ -47,6 +47,7 @@ class Reader(Protocol):
         paths: the options that are paths; the recipe makes them absolute.
         uses: other keys of the section that the reader uses, such as labels.
         instead: a key that the reader does not use -> the remedy that the error message names.
+        synthetic: the samples are made up, so that only ``calibrate`` may name the reader.
     """
 
     description: ClassVar[str]
@@ -56,6 +57,7 @@ class Reader(Protocol):
     paths: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]]
     instead: ClassVar[Mapping[str, str]]
+    synthetic: ClassVar[bool] = False
 
     def __call__(
         self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening

@@ -1,4 +1,4 @@
-"""The option models of the readers arrays, text, wav and python."""
+"""The option models of the readers arrays, text, wav, python and synthetic."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -153,3 +153,19 @@ class Python(Part):
                 "put anything else, such as a date, in quotes"
             )
         return args
+
+
+class Synthetic(Part):
+    """Made-up samples: smooth noise for images, normal noise for other inputs; no data is read."""
+
+    ranges: Literal["batchnorm", "none"]
+    """batchnorm: ranges come from the statistics of BatchNorm; none: nothing is calibrated."""
+    mean: tuple[float, ...] | None = None
+    """Mean of the inputs, one for each channel; absent: solved from the first BatchNorm, or 0."""
+    std: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the inputs; absent: solved from the first BatchNorm, or 1."""
+
+    @field_validator("mean", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(map(float, value)) if isinstance(value, list) else value

@@ -45,7 +45,6 @@ def build_report(
     )
     gates = check_gates(recipe.gates.model_dump(), measured)
     gates += expectation_gates(prepared, evaluation.accuracy)
-    calibration = context.calibration
     report = Report(
         qtool=__version__,
         command="ptq" if steps.training is None else "qat",
@@ -60,7 +59,7 @@ def build_report(
             **emitted.io.described(),
         ),
         data=Data(
-            calibration=DataPart(count=calibration.count, sha256=calibration.digest),
+            calibration=_calibration_part(prepared),
             training=steps.training,
             evaluation=evaluation_part(prepared) if recipe.evaluate else None,
         ),
@@ -70,13 +69,22 @@ def build_report(
         parity=evaluation.parity,
         kernels=_kernels(prepared, emitted, evaluation),
         layers=layers,
-        outputs=evaluation.outputs or None,
+        outputs=None if evaluation.accuracy is None else evaluation.outputs or None,
         ptq=list(steps.rows) or None,
         stages=context.cache.done,
         gates=gates,
         environment=environment(),
     )
     return with_verdict(report)
+
+
+def _calibration_part(prepared: Prepared) -> DataPart | None:
+    """Return count and digest of the calibration samples; None where nothing was calibrated."""
+    dataset, options = prepared.context.calibration, prepared.recipe.calibrate.synthetic
+    ranges = None if options is None else options.ranges
+    if ranges == "none":
+        return None
+    return DataPart(count=dataset.count, sha256=dataset.digest, synthetic=ranges)
 
 
 def evaluation_part(prepared: Prepared) -> DataPart:

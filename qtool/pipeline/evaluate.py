@@ -50,7 +50,7 @@ class Evaluation:
     """Measurements of one file.
 
     Attributes:
-        accuracy: of the float model, the simulation and the file.
+        accuracy: of the float model, the simulation and the file; None where no data was read.
         latency: of both files.
         optimized: the graph that ONNX Runtime executes.
         parity: with the integer-exact simulation; None without a plan.
@@ -60,7 +60,7 @@ class Evaluation:
         label_order: an order of the classes in which the float model scores far better.
     """
 
-    accuracy: Accuracy
+    accuracy: Accuracy | None
     latency: Latency
     optimized: ir.Model
     parity: Parity | None
@@ -222,8 +222,10 @@ class Evaluator:
             threads=1 if self.dynamic else self.prepared.options.threads or default_threads(),
         )
 
-    def _accuracy(self, outputs: Mapping[str, np.ndarray]) -> tuple[Accuracy, NamedMetric | None]:
-        """Return the accuracy of both files, and the metric."""
+    def _accuracy(
+        self, outputs: Mapping[str, np.ndarray]
+    ) -> tuple[Accuracy | None, NamedMetric | None]:
+        """Return the accuracy of both files, and the metric; None where the samples are made up."""
         shapes = {name: list(array.shape) for name, array in outputs.items()}
         if shapes["float"] != shapes["quantized"]:
             raise UnsupportedError(
@@ -231,6 +233,8 @@ class Evaluator:
                 f"samples, expected {shapes['float']} as that of the float model; give the float "
                 "model the file was made from"
             )
+        if self.prepared.evaluation.dataset.synthetic:
+            return None, None
         metric = metric_for(recipe_metric(self.prepared), outputs["float"])
         labels = self.prepared.evaluation.dataset.labels
         if metric is None:
@@ -255,12 +259,12 @@ class Evaluator:
 
     def _with_simulated(
         self,
-        accuracy: Accuracy,
+        accuracy: Accuracy | None,
         metric: NamedMetric | None,
         outputs: Mapping[str, np.ndarray],
-    ) -> tuple[Accuracy, float | None]:
+    ) -> tuple[Accuracy | None, float | None]:
         """Return the accuracy with that of the simulation on some of the samples."""
-        if metric is None or self.emitted is None:
+        if accuracy is None or metric is None or self.emitted is None:
             return accuracy, None
         data, recipe = self.prepared.evaluation.dataset, self.prepared.recipe
         limit = recipe.evaluate.simulate if recipe.evaluate is not None else "all"

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
+from qtool.calibration.synthetic import with_input_moments
 from qtool.data import (
     READERS,
     DataSection,
@@ -41,6 +44,12 @@ from qtool.targets.target import Target
 HOLDOUT = 64
 
 
+NO_DATA = (
+    "WARNING: no data was read: ranges come from BatchNorm statistics and noise; accuracy may fall "
+    "well below that of a run with samples, and without `evaluate` it is unknown"
+)
+
+
 def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
     """Read the model and open the data.
 
@@ -64,9 +73,9 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         inputs = input_specs(loaded.model, loaded.shown)
         check_batches(inputs, loaded.shown)
         check_first_output(loaded.model, loaded.shown)
-        section = with_shared(recipe.calibrate, recipe)
-        calibration = open_dataset(section, inputs, trust_code=trust_code)
-        record.notes += [f"calibrate: {note}" for note in calibration.notes]
+        recipe, notes = _with_input_moments(recipe, loaded.model, inputs)
+        calibration = _open_calibration(recipe, inputs, trust_code)
+        record.notes += [f"calibrate: {note}" for note in (*notes, *calibration.notes)]
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         first = next(iter(calibration.take([0]).batches(1)))
         other = next(iter(evaluation.dataset.take([0]).batches(1)))
@@ -79,7 +88,8 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         record.notes += check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
-        recipe = add_default_steps(recipe, bits.scale, calibration.count)
+        samples = 0 if calibration.synthetic else calibration.count
+        recipe = add_default_steps(recipe, bits.scale, samples)
         _check_steps(recipe, calibration)
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
@@ -113,7 +123,31 @@ def _check_rewrites(recipe: Recipe, target: Target) -> None:
 
 def _check_steps(recipe: Recipe, calibration: Dataset) -> None:
     available = {"bias", *(("labels",) if calibration.labels is not None else ())}
+    available |= set() if calibration.synthetic else {"samples"}
     check_needs(ptq_steps(recipe), frozenset(available))
+
+
+def _with_input_moments(
+    recipe: Recipe, model: ir.Model, inputs: dict[str, InputSpec]
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with mean and deviation of synthetic samples, and notes for the report."""
+    options = recipe.calibrate.synthetic
+    if options is None or options.ranges == "none":
+        return recipe, ()
+    noise = open_dataset(recipe.calibrate, inputs)
+    options, note = with_input_moments(options, model, noise)
+    section = recipe.calibrate.model_copy(update={"synthetic": options})
+    return recipe.model_copy(update={"calibrate": section}), (NO_DATA, note)
+
+
+def _open_calibration(recipe: Recipe, inputs: dict[str, InputSpec], trust_code: bool) -> Dataset:
+    """Return the calibration samples; where nothing is calibrated, one that shows their sizes."""
+    section, options = with_shared(recipe.calibrate, recipe), recipe.calibrate.synthetic
+    if options is None or options.ranges != "none" or recipe.evaluate is None:
+        return open_dataset(section, inputs, trust_code=trust_code)
+    evaluate = with_shared(recipe.evaluate, recipe)
+    shown = open_dataset(evaluate, inputs, trust_code=trust_code).take([0])
+    return replace(shown, labels=None, classes=None, notes=(), synthetic=True)
 
 
 def _parts(
@@ -140,6 +174,8 @@ def _parts(
     check_metric(recipe, evaluation, options.trust_code)
     check_gate_needs(recipe, evaluation, options)
     record.notes += [f"evaluate: {note}" for note in evaluation.notes]
+    if calibration.synthetic:
+        return calibration, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
     rest, notes = disjoint(recipe, recipe.calibrate, calibration, evaluation, "calibration")
     record.notes += notes
     return rest, EvaluationData(evaluation, section, tuple(range(evaluation.count)))

@@ -26,7 +26,7 @@ class BiasCorrection:
     Source: Nagel et al. 2019, sec. 4.2 and appendix D (empirical form), arXiv:1906.04721.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

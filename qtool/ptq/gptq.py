@@ -80,7 +80,7 @@ class Gptq:
     block: int = Field(default=128, ge=1)
     samples: int = Field(default=256, ge=1)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -50,7 +50,7 @@ class SeqMSE:
     candidates: int = Field(default=20, ge=2)
     samples: int = Field(default=256, ge=1)
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from qtool.data.config import DataSection
+from qtool.data import DataSection, Synthetic
 from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
@@ -58,9 +58,18 @@ class Calibrate(DataSection):
     count: Annotated[int, Field(gt=0)] | None = 512
     """Samples at most, evenly spaced by sorted position."""
     method: NamedChoice = Choice(name="mse")
-    """A calibrator, or one with options: {percentile: {q: 0.9999}}."""
+    """A calibrator, or one with options: {percentile: {q: 0.9999}}; absent: mse, or batchnorm
+    where the samples are synthetic."""
     weights: NamedChoice | None = None
     """A calibrator for the ranges of weights with equal steps; absent: that of bits.scheme."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_synthetic(cls, value: Any) -> Any:
+        """Fill in the method where the samples are synthetic."""
+        if isinstance(value, Mapping) and value.get("synthetic") is not None:
+            return {"method": "batchnorm", **value}
+        return value
 
 
 class Evaluate(DataSection):
@@ -134,8 +143,8 @@ class Recipe(_Part):
     """The float ONNX file, a .pt2 or .pt file, {onnx: FILE, input: ..} or {torch: NAME, ..}."""
     target: str = "onnxruntime-cpu"
     """The runtime: a name of `qtool list targets`, or the path of a .yaml file."""
-    calibrate: Calibrate
-    """The samples that ranges come from."""
+    calibrate: Calibrate = Calibrate(synthetic=Synthetic(ranges="none"))
+    """The samples that ranges come from; absent: where no activation is calibrated."""
     evaluate: Evaluate | None = None
     """The samples both files are evaluated on; absent: agreement with the float model only."""
     bits: Bits = Bits()

@@ -80,6 +80,7 @@ def check_names(recipe: "Recipe", document: Document) -> None:
                     check_choice(value, kind, path, document)
                 elif isinstance(value, str) and not _is_alternative(value, kind):
                     find_entry(value, kind, path, document)
+    _check_data(recipe, document)
     _check_scheme(recipe.bits, document)
     if recipe.calibrate.weights is not None and recipe.bits.scheme.name != "uniform":
         raise document.error(
@@ -114,6 +115,24 @@ def _values_at(value: Any, place: Place, path: KeyPath = ()) -> Iterator[tuple[K
 
 def _is_alternative(text: str, kind: Kind[Any]) -> bool:
     return kind.alternative is not None and kind.alternative.accepts(text)
+
+
+def _check_data(recipe: "Recipe", document: Document) -> None:
+    """Refuse synthetic samples where real ones are needed, and recipes without any."""
+    widths = {
+        recipe.bits.activations,
+        *(layer.activations for layer in recipe.bits.layers.values()),
+    }
+    if "calibrate" not in recipe.model_fields_set and not widths & {"float", "dynamic"}:
+        raise document.error((), 'the key "calibrate" is missing; add it')
+    for name in ("evaluate", "qat"):
+        section: DataSection | None = getattr(recipe, name)
+        if section is not None and READERS[section.reader].synthetic:
+            raise document.error(
+                (name, section.reader),
+                "made-up samples have no labels and show nothing; name real data, or leave the "
+                "section out",
+            )
 
 
 def _check_scheme(bits: "Bits", document: Document) -> None:

@@ -68,10 +68,14 @@ class OutputPart(Part):
 
 
 class DataPart(Part):
-    """One set of samples: their number, and the digest of their content."""
+    """One set of samples: their number, and the digest of their content.
+
+    `synthetic` is there where they were made up: the origin of the ranges.
+    """
 
     count: int
     sha256: str
+    synthetic: str | None = None
 
 
 class TrainingEpoch(Part):

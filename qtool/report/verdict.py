@@ -77,6 +77,12 @@ def doubts(report: "Report") -> list[str]:
     outputs_checked = any(
         gate.name in GATES and GATES[gate.name].of_outputs for gate in report.gates
     )
+    samples = report.data.calibration
+    if accuracy is None and samples is not None and samples.synthetic is not None:
+        return [
+            f"No data was read: ranges come from {samples.synthetic} statistics, and the accuracy "
+            "is unknown; add `evaluate` to measure it, calibration samples to improve it."
+        ]
     if accuracy is None:
         return ["Nothing was measured on evaluation samples."]
     if accuracy.samples < 2:

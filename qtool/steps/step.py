@@ -8,10 +8,11 @@ from qtool.quant.plan import QuantPlan
 from qtool.report.schema import PtqStep, TrainingPart
 from qtool.steps.context import Context
 
-NEEDS = ("bias", "labels")
+NEEDS = ("bias", "labels", "samples")
 """Requirements that an entry may name in ``needs``; each is checked or provided before any work.
 
-``bias``: every layer with weights has a bias (zeros are added); ``labels``: the data has labels.
+``bias``: every layer with weights has a bias (zeros are added); ``labels``: the data has labels;
+``samples``: there are calibration samples, not synthetic ones.
 """
 
 

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
+from models import Net
 
 from qtool.quant.plan_io import read_plan
 
@@ -73,3 +75,92 @@ def test_class_scores_that_are_codes_and_searched_weights(recipe, tmp_path):
     (row,) = json.loads(done.stdout)["ptq"]
     assert row["step"] == "seqmse" and row["metrics"]["layers"] >= 2
     assert row["kept"] == (row["after"] < row["before"])
+
+
+def convolutions(folder: Path, batchnorm: bool) -> Path:
+    """Save a small network, its BatchNorm nodes not folded."""
+    net = Net(opset=21)
+    x = net.input("image", "N", 3, 16, 16)
+    for inputs, outputs in ((3, 8), (8, 8)):
+        x = net.conv(x, inputs, outputs)
+        ones = np.ones(outputs, np.float32)
+        vectors = [net.const(v) for v in (ones, 0 * ones, 0 * ones, ones)]
+        x = net.add("BatchNormalization", x, *vectors) if batchnorm else x
+        x = net.add("Relu", x)
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    net.output(net.add("Gemm", x, net.weight(8, 4), net.weight(4), out="y"))
+    onnx.save(net.proto(), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+@pytest.fixture(scope="module")
+def with_batchnorm(tmp_path_factory) -> Path:
+    return convolutions(tmp_path_factory.mktemp("net"), True)
+
+
+def test_no_data_at_all_gives_a_working_file(with_batchnorm, tmp_path):
+    recipe = {"model": str(with_batchnorm), "calibrate": {"synthetic": "batchnorm"}}
+    done = ptq(tmp_path / "run", recipe)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: no data was read" in " ".join(done.stdout.split())
+    report = json.loads((tmp_path / "run" / "run" / "report.json").read_text())
+    assert "accuracy" not in report
+    assert report["data"] == {
+        "calibration": {**report["data"]["calibration"], "synthetic": "batchnorm"}
+    }
+    assert report["kernels"]["integer"]["QLinearConv"] == 2
+    assert report["parity"]["max_lsb"] <= 1
+    text = (tmp_path / "run" / "run" / "report.md").read_text()
+    assert "No data was read" in text
+    again = yaml.safe_load((tmp_path / "run" / "run" / "recipe.yaml").read_text())
+    assert set(again["calibrate"]["synthetic"]) == {"ranges", "mean", "std"}
+    second = ptq(tmp_path / "again", again)
+    assert second.returncode == 0, second.stderr
+    files = [tmp_path / name / "run" / "model.onnx" for name in ("run", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ptq": ["gptq"]}, "gptq needs samples"),
+        ({"rewrite": ["smooth"]}, "smooth reads samples"),
+        ({"evaluate": {"synthetic": "batchnorm"}}, "made-up samples have no labels"),
+        ({"gates": {"max_drop": 1}}, "needs accuracy"),
+    ],
+)
+def test_what_needs_data_is_refused_without(with_batchnorm, tmp_path, changes, message):
+    recipe = {"model": str(with_batchnorm), "calibrate": {"synthetic": "batchnorm"}, **changes}
+    done = ptq(tmp_path / "run", recipe)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_model_without_batchnorm_is_refused(tmp_path):
+    recipe = {"model": str(convolutions(tmp_path, False)), "calibrate": {"synthetic": "batchnorm"}}
+    done = ptq(tmp_path / "run", recipe)
+    assert done.returncode == 2 and "this model has none behind an integer layer" in done.stderr
+
+
+@pytest.mark.parametrize(("activations", "evaluate"), [("float", True), ("dynamic", False)])
+def test_weight_only_and_dynamic_runs_need_no_calibrate_section(
+    recipe, tmp_path, activations, evaluate
+):
+    net = Net(opset=21)
+    net.output(net.add("MatMul", net.input("x", "N", 8, 64), net.weight(64, 64), out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = recipe["model"] if evaluate else str(tmp_path / "net.onnx")
+    words = {"model": model, "bits": {"weights": 8, "activations": activations}}
+    words |= {"evaluate": recipe["evaluate"]} if evaluate else {}
+    done = ptq(tmp_path / "run", words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "run" / "report.json").read_text())
+    assert "calibration" not in report["data"]
+    assert ("accuracy" in report) == evaluate
+
+
+def test_calibrated_runs_need_one(recipe, tmp_path):
+    words = {"model": recipe["model"], "bits": {"activations": "float", "layers": {"last": 8}}}
+    done = ptq(tmp_path / "some", words)
+    assert done.returncode == 2 and "calibrate: needed: the activation" in done.stderr
+    done = ptq(tmp_path / "all", {"model": recipe["model"]})
+    assert done.returncode == 2 and 'the key "calibrate" is missing' in done.stderr

@@ -55,13 +55,15 @@ def check_preprocessing(prepared: Prepared) -> PreprocessingCheck | None:
     return check
 
 
-def expectation_gates(prepared: Prepared, accuracy: Accuracy) -> list[Gate]:
+def expectation_gates(prepared: Prepared, accuracy: Accuracy | None) -> list[Gate]:
     """Return the gate on the float model's accuracy; empty without ``evaluate.expect``.
 
     It passes from TOLERANCE points below the expectation on, as samples and decoders differ.
     """
     evaluate = prepared.recipe.evaluate
-    if evaluate is None or evaluate.expect is None or accuracy.float is None:
+    if evaluate is None or evaluate.expect is None:
+        return []
+    if accuracy is None or accuracy.float is None:
         return []
     name = evaluate.metric or "top1"
     metric = find_metric(name, evaluate.code, prepared.options.trust_code)

@@ -36,6 +36,7 @@ def test_an_entry_describes_its_key_in_a_data_section(name):
 
 def test_every_other_reader_refuses_a_key_it_does_not_use():
     value = {"text": {"path": "/t.tsv", "tokenizer": "/v.txt"}, "python": "mine:batches"}
+    value["synthetic"] = "none"
     for name, reader in READERS.items():
         for key, entry in {"labels": "/l.csv", "preprocess": "imagenet"}.items():
             section = {name: value.get(name, "/d"), key: entry}

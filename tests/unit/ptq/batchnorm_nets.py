@@ -11,7 +11,8 @@ import qtool
 from qtool.calibration import MinMax
 from qtool.data.spool import spool_batches
 from qtool.loading import bind_shapes
-from qtool.pipeline.stages import annotated, make_grids, rewrite
+from qtool.pipeline.calibration.grids import make_grids
+from qtool.pipeline.stages import annotated, rewrite
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.recipe.model import Recipe

@@ -1,0 +1,1 @@
+"""Compute the grids of activations and weights from the calibration data."""

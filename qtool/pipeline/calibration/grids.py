@@ -1,0 +1,216 @@
+"""Estimate the grids of activations in one pass, and those of weights."""
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from qtool.calibration import CALIBRATORS
+from qtool.calibration.collect import (
+    batch_size,
+    check_supported,
+    choose_grids,
+    collect,
+    observed_values,
+)
+from qtool.calibration.statistics import Calibrator
+from qtool.calibration.synthetic import BATCH, check_batchnorm, collect_synthetic
+from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
+from qtool.data import Dataset
+from qtool.errors import RecipeError
+from qtool.quant.plan import QuantPlan, same_structure
+from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
+from qtool.quant.plan_io import read_plan
+from qtool.recipe.model import Recipe
+from qtool.steps.context import Context
+from qtool.steps.output_error import widen_by_output
+from qtool.steps.range_choice import best_ranges
+from qtool.weights import SCHEMES
+from qtool.weights.estimated import EstimatedRanges
+from qtool.weights.grids import weight_grids
+from qtool.weights.int16_saturation import safe_scales
+from qtool.weights.scale_constraints import constrain_plan_scales
+from qtool.weights.scheme import WeightScheme
+
+
+def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with the grids of all activations and weights, cached between runs.
+
+    Args:
+        recipe: names the calibrator and the scheme.
+        context: holds the graph and the calibration samples.
+        plan: without grids.
+
+    Raises:
+        DataError: a value, weight or bias is NaN or infinite, or there is no sample.
+        RecipeError: an activation gets a grid, and nothing to calibrate with is named.
+    """
+    options = recipe.calibrate.synthetic
+    names = observed_values(context.model, plan)
+    if options is not None and options.ranges == "none" and names:
+        raise recipe.error(
+            ("calibrate",),
+            f'needed: the activation "{names[0]}" gets a grid; name samples, or write '
+            "synthetic: batchnorm",
+        )
+    with context.cache.stage("calibrate") as record:
+        parts = (
+            context.sha256,
+            str(dict(context.inputs)),
+            context.calibration.digest,
+            recipe.calibrate.model_dump_json(),
+            recipe.bits.model_dump_json(),
+            str(recipe.rewrite),
+            repr(context.target),
+            repr((plan.sites, plan.grid_of, plan.weight_only)),
+        )
+        grids = context.cache.cached(
+            record,
+            "grids",
+            parts,
+            lambda: make_grids(
+                context,
+                plan,
+                recipe.calibrate.method.build(CALIBRATORS),
+                weight_scheme(recipe, plan),
+            ),
+            save_plan_archive,
+            lambda path: load_plan_archive(path)[0],
+        )
+        return replace(plan, grids=grids.grids, codes=grids.codes, log=grids.log)
+
+
+def weight_scheme(recipe: Recipe, plan: QuantPlan) -> WeightScheme:
+    """Return what computes the grids of weights, as the recipe names it.
+
+    Raises:
+        RecipeError: the estimator of their ranges is not defined for a weight.
+    """
+    if recipe.calibrate.weights is None:
+        return recipe.bits.scheme.build(SCHEMES)
+    ranges = WeightRange(recipe.calibrate.weights.build(CALIBRATORS))
+    sites = (site.weight or "" for site in plan.sites.values())
+    with recipe.locate_errors():
+        check_weights_supported(plan, plan.weight_only.union(sites), ranges)
+    return EstimatedRanges(ranges)
+
+
+def make_grids(
+    context: Context, plan: QuantPlan, calibrator: Calibrator, scheme: WeightScheme | None = None
+) -> QuantPlan:
+    """Return the plan with grids estimated in one pass over the calibration data.
+
+    Args:
+        context: holds the graph and the calibration samples.
+        plan: without grids.
+        calibrator: estimates the grids of activations.
+        scheme: computes those of weights; None: equal steps.
+    """
+    model = context.model
+    # First, so that a weight that is not finite is named, and not the value it makes.
+    plan = weight_grids(model, plan, scheme, context.progress)
+    observed = observed_values(model, plan)
+    if not observed:
+        return plan.note("no activation has a grid, so no calibration sample was read")
+    if context.calibration.synthetic:
+        check_batchnorm(model, observed)
+    check_supported(model, plan, observed, calibrator)
+    if context.calibration.synthetic:
+        return _grids_without_data(context, plan, calibrator, observed)
+    use_holdout = calibrator.finalists and context.calibration.count > 1
+    data = context.fit if use_holdout else context.calibration
+    total, done = data.count, 0
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done = min(done + rows, total)
+        context.progress("calibrate", done, total)
+
+    stats = collect(
+        model,
+        observed,
+        _calibration_batches(context, observed, data),
+        histograms=calibrator.needs_histogram,
+        smoothing=calibrator.smoothing,
+        threads=context.threads,
+        on_batch=on_batch,
+    )
+
+    def finish(chosen: QuantPlan) -> QuantPlan:
+        if calibrator.by_output:
+            with closing(_calibration_batches(context, observed, data)) as batches:
+                chosen = widen_by_output(model, chosen, stats, batches, context.threads)
+        return constrain_scales(context, chosen)
+
+    return best_ranges(context, plan, stats, calibrator, finish)
+
+
+def _grids_without_data(
+    context: Context, plan: QuantPlan, calibrator: Calibrator, observed: tuple[str, ...]
+) -> QuantPlan:
+    """Return the plan with grids by the statistics that BatchNorm states."""
+    data, done = context.calibration, 0
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done = min(done + rows, data.count)
+        context.progress("calibrate", done, data.count)
+
+    rows = context.fixed_batch or BATCH
+    batches = ({n: b[n] for n in context.inputs} for b, _ in data.padded(rows))
+    stats = collect_synthetic(context.model, observed, batches, on_batch)
+    return constrain_scales(context, choose_grids(plan, stats, calibrator))
+
+
+def _calibration_batches(
+    context: Context, observed: tuple[str, ...], data: Dataset
+) -> Generator[Mapping[str, np.ndarray], None, None]:
+    """Yield the calibration data, as many samples at a time as fit in memory."""
+    fixed = context.fixed_batch
+    rows = fixed or batch_size(context.model, observed, data.count)
+    for batch in (b for b, _ in data.padded(rows)) if fixed else data.batches(rows):
+        yield {name: batch[name] for name in context.inputs}
+
+
+def constrain_scales(context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with weight scales as recipe and target need them.
+
+    Args:
+        context: holds the graph and the target.
+        plan: every grid is calibrated.
+    """
+    if context.target.int16_pairs:
+        plan = safe_scales(context.model, plan)
+    return constrain_plan_scales(context.model, plan)
+
+
+def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> QuantPlan:
+    """Return the plan with the activation grids of an earlier run; nothing is calibrated.
+
+    Weights get grids of their own, also where they were trained again since.
+
+    Args:
+        recipe: names the scheme of the weights.
+        context: holds the graph and the target.
+        plan: without grids.
+        file: a ``plan.json``.
+
+    Raises:
+        RecipeError: the file was made for another model, target or recipe.
+    """
+    with context.cache.stage("calibrate") as record:
+        earlier = read_plan(file)
+        if not same_structure(earlier, plan):
+            raise RecipeError(
+                f"plan {file}: it was made for another model, target or recipe (bits, "
+                "granularity, layers); leave out --plan to calibrate"
+            )
+        record.notes.append(f"grids taken from {file}; nothing was calibrated")
+        weights = plan.weight_only.union(s.weight or "" for s in plan.sites.values())
+        activations = {k: g for k, g in earlier.grids.items() if k not in weights}
+        plan = replace(plan, grids={**plan.grids, **activations})
+        scheme = weight_scheme(recipe, plan)
+        plan = weight_grids(context.model, plan, scheme, context.progress)
+        return constrain_scales(context, plan)
