@@ -1,6 +1,7 @@
 """Build the report of a run from its parts."""
 
 from qtool.files import digest_of
+from qtool.pipeline.checks.diagnosis import diagnosis_of
 from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
@@ -35,16 +36,11 @@ def build_report(
     """
     recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
     size, layers = _sizes(prepared, emitted, evaluation)
-    measured = Measured(
-        accuracy=evaluation.accuracy,
-        size=size,
-        latency=evaluation.latency,
-        layers=tuple(layers),
-        evaluation=prepared.evaluation.dataset.digest if recipe.evaluate else None,
-        baseline=prepared.options.baseline,
-    )
+    measured = _measured(prepared, evaluation, size, layers)
     gates = check_gates(recipe.gates.model_dump(), measured)
     gates += expectation_gates(prepared, evaluation.accuracy)
+    kernels = _kernels(prepared, emitted, evaluation)
+    diagnosis = diagnosis_of(prepared, emitted, evaluation, kernels, gates)
     report = Report(
         qtool=__version__,
         command="ptq" if steps.training is None else "qat",
@@ -62,16 +58,18 @@ def build_report(
             calibration=_calibration_part(prepared),
             training=steps.training,
             evaluation=evaluation_part(prepared) if recipe.evaluate else None,
+            doubts=diagnosis.doubts or None,
         ),
         accuracy=evaluation.accuracy,
         size=size,
         latency=evaluation.latency,
         parity=evaluation.parity,
-        kernels=_kernels(prepared, emitted, evaluation),
+        kernels=kernels,
         layers=layers,
         outputs=None if evaluation.accuracy is None else evaluation.outputs or None,
         ptq=list(steps.rows) or None,
         stages=context.cache.done,
+        diagnosis=diagnosis.findings or None,
         gates=gates,
         environment=environment(),
     )
@@ -91,6 +89,19 @@ def evaluation_part(prepared: Prepared) -> DataPart:
     """Return count and digest of the evaluation samples."""
     dataset = prepared.evaluation.dataset
     return DataPart(count=dataset.count, sha256=dataset.digest)
+
+
+def _measured(
+    prepared: Prepared, evaluation: Evaluation, size: Size, layers: list[Layer]
+) -> Measured:
+    return Measured(
+        accuracy=evaluation.accuracy,
+        size=size,
+        latency=evaluation.latency,
+        layers=tuple(layers),
+        evaluation=prepared.evaluation.dataset.digest if prepared.recipe.evaluate else None,
+        baseline=prepared.options.baseline,
+    )
 
 
 def _sizes(

@@ -11,6 +11,7 @@ from qtool.report.schema import (
     Accuracy,
     Data,
     DataPart,
+    Finding,
     Gate,
     IntegerOnly,
     Kernels,
@@ -32,6 +33,7 @@ __all__ = [
     "Accuracy",
     "Data",
     "DataPart",
+    "Finding",
     "Gate",
     "IntegerOnly",
     "Kernels",
@@ -79,6 +81,7 @@ class Report(Part):
     ptq: list[PtqStep] | None = None
     sensitivity: list[Sensitivity] | None = None
     stages: list[Stage] = Field(default_factory=list)
+    diagnosis: list[Finding] | None = None
     gates: list[Gate] = Field(default_factory=list)
     environment: dict[str, str | int | list[str]] = Field(default_factory=dict)
 

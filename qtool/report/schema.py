@@ -117,6 +117,8 @@ class Data(Part):
     calibration: DataPart | None = None
     training: TrainingPart | None = None
     evaluation: DataPart | None = None
+    doubts: list[str] | None = None
+    """Sentences about labels or preprocessing that do not fit the model; the run is not judged."""
 
 
 class Accuracy(Part):
@@ -180,6 +182,20 @@ class IntegerOnly(Part):
     max_lsb: int
     share_off: Number
     agreement: Number | None = None
+
+
+class Finding(Part):
+    """One cause of a loss, and the recipe lines that act on it.
+
+    The gain is measured on held-out calibration samples, in points of the metric; it and the cost
+    are absent where there is nothing to measure.
+    """
+
+    finding: str
+    evidence: str
+    recipe_lines: list[str] = Field(default_factory=list)
+    predicted_gain_points: Number | None = None
+    predicted_cost_bytes: int | None = None
 
 
 class Gate(Part):

@@ -94,7 +94,7 @@ def doubts(report: "Report") -> list[str]:
             "There are no labels, so the accuracy is unknown; give labels, or limit "
             "the agreement with the float model by gates: {min_agreement: 98}."
         ]
-    reasons = []
+    reasons = list(report.data.doubts or ())
     if _at_chance(accuracy):
         reasons.append(
             f"The float model scores {accuracy.float:.2f} %, no better than always "

@@ -2,7 +2,7 @@
 
 import json
 
-from qtool.report.report import Report
+from qtool.report.report import Finding, Report, Stage
 
 HOSTILE = "<script>alert(1)</script>|`@you`[red]\x1b[31m\u202e</td>"
 
@@ -63,6 +63,23 @@ def failing():
     )
 
 
+def diagnosed():
+    """Return a failing report with four findings and a warning."""
+    findings = [
+        {"finding": f"cause {number}", "evidence": f"evidence {number}"}
+        | {"recipe_lines": ["bits:", f'  layers: {{"name:/conv{number}": 8}}']}
+        | {"predicted_gain_points": 9.0 - number, "predicted_cost_bytes": 1000 * number}
+        for number in range(4)
+    ]
+    stages = [{"name": "emit", "seconds": 1, "notes": ["WARNING: look out", "plain note"]}]
+    return failing().model_copy(
+        update={
+            "diagnosis": [Finding.model_validate(each) for each in findings],
+            "stages": [Stage.model_validate(each) for each in stages],
+        }
+    )
+
+
 def hostile():
     layer = {"name": HOSTILE, "op": HOSTILE, "granularity": HOSTILE, "sqnr_db": 3.0, "bytes": 4}
     group = {"axis": 1, "start": 0, "stop": 4, "source": HOSTILE, "sqnr_db": 9.0}
@@ -76,6 +93,7 @@ def hostile():
         kernels={"integer": {HOSTILE: 1}, "float": {HOSTILE: 1}, "stray_quantize": [HOSTILE]},
         gates=[{"name": HOSTILE, "limit": 1.0, "value": 0.5, "passed": True}],
         environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]},
+        diagnosis=[{"finding": HOSTILE, "evidence": HOSTILE, "recipe_lines": [HOSTILE]}],
         accuracy={"metric": HOSTILE, "unit": HOSTILE, "samples": 1, "float": 1.0}
         | {"quantized": 1.0, "drop": 0.0, "drop_ci95": [0.0, 0.0], "agreement": 1.0},
     )

@@ -3,11 +3,13 @@
 import io
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_samples import HOSTILE, bare, failing, hostile, sample
+import yaml
+from report_samples import HOSTILE, bare, diagnosed, failing, hostile, sample
 from rich.console import Console
 
 from qtool.errors import RecipeError
@@ -42,7 +44,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("make", [sample, failing, hostile, bare])
+@pytest.mark.parametrize("make", [sample, failing, diagnosed, hostile, bare])
 def test_every_format_takes_every_report(fmt, make):
     assert render(make(), fmt).endswith("\n")
     assert render({"a": make(), "b": sample()}, fmt, baseline=sample()).endswith("\n")
@@ -88,7 +90,7 @@ GOLDEN_TERMINAL = """\
 """
 
 
-@pytest.mark.parametrize("make", [sample, failing, hostile, bare])
+@pytest.mark.parametrize("make", [sample, failing, diagnosed, hostile, bare])
 def test_terminal_fits_80_columns_and_carries_no_control_characters(make):
     for text in (render(make(), "terminal"), render([make(), sample()], "terminal", sample())):
         assert max(len(line) for line in text.splitlines()) <= 80
@@ -151,6 +153,28 @@ def test_html_shows_each_layer_and_the_verdict():
     assert text.count("/Conv</code>") == 12 + 3
     assert ">Failed</span>" in text
     assert "max_drop 1.7 (limit 1)" in text
+
+
+@pytest.mark.parametrize("fmt", ["terminal", "html", "markdown"])
+def test_findings_and_warnings_stand_above_the_results(fmt):
+    text = unescape(render(diagnosed(), fmt))
+    results = text.index({"markdown": "| float |", "html": 'class="cards"'}.get(fmt, "simulated"))
+    warning = text.index("look out")
+    assert text.count("look out") == 1 and "WARNING: " not in text
+    places = [text.index(f"cause {number}") for number in range(3)]
+    assert warning < places[0] < places[1] < places[2] < results
+    assert text.index("plain note") > results
+    for words in ("evidence 0", 'layers: {"name:/conv0": 8}', "predicted +9.0 points", "1.00 kB"):
+        assert words in text
+    assert ("cause 3" in text) is (fmt == "html")
+    assert "What next" not in render(sample(), fmt)
+
+
+def test_lines_of_findings_can_be_copied_from_markdown():
+    blocks = re.findall(r"```yaml\n(.*?)```", render(diagnosed(), "markdown"), re.S)
+    assert [yaml.safe_load(block) for block in blocks] == [
+        {"bits": {"layers": {f"name:/conv{number}": 8}}} for number in range(3)
+    ]
 
 
 @pytest.mark.parametrize("fmt", ["terminal", "html", "markdown"])

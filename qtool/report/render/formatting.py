@@ -3,11 +3,13 @@
 import unicodedata
 from dataclasses import dataclass
 
-from qtool.report.report import Accuracy, Gate, Latency, Layer, PtqStep, Report, Size
+from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
 """Bounds of good, fair and poor layers; they colour the report and decide nothing."""
+WARNING = "WARNING: "
+SHOWN_FINDINGS = 3
 METRIC_TITLES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -213,8 +215,39 @@ def outputs(report: Report) -> list[OutputRow]:
 
 
 def notes(report: Report) -> list[tuple[str, str]]:
-    """Return every stage's notes as (stage, note)."""
+    """Return every stage's notes as (stage, note), without the warnings."""
+    return [(stage, note) for stage, note in _all_notes(report) if not note.startswith(WARNING)]
+
+
+def warnings(report: Report) -> list[str]:
+    """Return the warnings among the stages' notes, which stand at the top of every format."""
+    pairs = _all_notes(report)
+    return [note.removeprefix(WARNING) for _, note in pairs if note.startswith(WARNING)]
+
+
+def _all_notes(report: Report) -> list[tuple[str, str]]:
     return [(clean(stage.name), clean(note)) for stage in report.stages for note in stage.notes]
+
+
+def first_findings(report: Report) -> list[Finding]:
+    """Return the findings that are shown first: those with the largest gain."""
+    return (report.diagnosis or [])[:SHOWN_FINDINGS]
+
+
+def prediction(finding: Finding, unit: str) -> str:
+    """Return what a finding's recipe lines are predicted to gain and to cost, in words.
+
+    Args:
+        finding: of the diagnosis.
+        unit: of the gain, such as points.
+    """
+    parts = []
+    if finding.predicted_gain_points is not None:
+        parts.append(f"predicted +{finding.predicted_gain_points:.1f} {unit}")
+        if finding.predicted_cost_bytes is not None:
+            cost = finding.predicted_cost_bytes
+            parts.append(f"+{size(cost)}" if cost else "no bytes more")
+    return ", ".join(parts)
 
 
 def before_after(step: PtqStep) -> str:

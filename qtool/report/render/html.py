@@ -12,7 +12,7 @@ from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Comparison
 from qtool.report.report import Report
 from qtool.report.schema import Status
-from qtool.report.verdict import drop_words, verdict
+from qtool.report.verdict import drop_words, unit_word, verdict
 
 TONE: dict[Status, str] = {
     "passed": "good",
@@ -32,6 +32,10 @@ def html(report: Report) -> str:
             report=report,
             verdict=verdict(report),
             parity_gates=parity_gates(report),
+            warnings=formatting.warnings(report),
+            findings=report.diagnosis or [],
+            first=formatting.SHOWN_FINDINGS,
+            points=unit_word(report.accuracy),
             chart=charts.layer_chart(report),
             training=charts.training_chart(report),
             strip=charts.drop_strip(report.accuracy, report.gates),
@@ -87,6 +91,7 @@ def _environment() -> Environment:
         "ratio",
         "file_parts",
         "saturating",
+        "prediction",
     ):
         environment.filters[name] = getattr(formatting, name)
     environment.globals.update(

@@ -9,7 +9,7 @@ from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.report import Report
 from qtool.report.schema import Status
-from qtool.report.verdict import drop_words, verdict
+from qtool.report.verdict import drop_words, unit_word, verdict
 
 MARK: dict[Status, str] = {
     "passed": "✅",
@@ -28,7 +28,9 @@ def markdown(report: Report) -> str:
     blocks = [
         f"### {MARK[result.status]} qtool {text(report.command)}: {result.status}",
         text(result.reason),
+        *(f"> ⚠️ {text(line)}" for line in formatting.warnings(report)),
         f"{code(source)} → {code(output)}",
+        _diagnosis(report),
         _results(report),
         _gates(report),
         _steps(report),
@@ -126,6 +128,20 @@ def _sites(report: Report) -> str:
         for row in sensitivity.groups(report)
     ]
     return _table(["site", "cost alone", "mostly"], rows, right=3) if rows else ""
+
+
+def _diagnosis(report: Report) -> str:
+    """Return the first findings as a list, each with its recipe lines to paste."""
+    unit, items = unit_word(report.accuracy), []
+    for number, finding in enumerate(formatting.first_findings(report), 1):
+        gain = formatting.prediction(finding, unit)
+        item = f"{number}. **{text(finding.finding)}**" + (f" ({text(gain)})" if gain else "")
+        item += f"<br>{text(finding.evidence)}"
+        if finding.recipe_lines:
+            lines = [formatting.clean(line).replace("`", "'") for line in finding.recipe_lines]
+            item += "\n" + "\n".join(f"   {line}" for line in ["```yaml", *lines, "```"])
+        items.append(item)
+    return "\n".join(["#### What next", "", *items]) if items else ""
 
 
 def _gates(report: Report) -> str:

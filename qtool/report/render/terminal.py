@@ -15,7 +15,7 @@ import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.report import Gate, Report
 from qtool.report.schema import Status
-from qtool.report.verdict import drop_words, verdict
+from qtool.report.verdict import drop_words, unit_word, verdict
 
 WORST_LAYERS = 8
 BAR_WIDTH = 16
@@ -45,6 +45,8 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
     room = max(16, min(60, console.width - 50))
     parts = [
         _header(report),
+        _section("Warnings", _warnings(report)),
+        _section("What next", _diagnosis(report)),
         _results(report),
         _section("Gates", _gates(report)),
         _section("Steps (distance to the float output on holdout samples)", _steps(report)),
@@ -94,6 +96,29 @@ def _header(report: Report) -> RenderableType:
         box=box.ROUNDED,
         padding=(0, 1),
     )
+
+
+def _warnings(report: Report) -> Table | None:
+    table = _grid(2)
+    for line in formatting.warnings(report):
+        table.add_row(Text("!", "bold yellow"), Text(line, "yellow", overflow="fold"))
+    return table if table.row_count else None
+
+
+def _diagnosis(report: Report) -> Table | None:
+    table = _grid(2)
+    unit = unit_word(report.accuracy)
+    for number, finding in enumerate(formatting.first_findings(report), 1):
+        gain = formatting.prediction(finding, unit)
+        head = Text(formatting.clean(finding.finding), "bold")
+        table.add_row(Text(f"{number}."), head.append(f" ({gain})" if gain else "", "not bold"))
+        table.add_row("", Text(formatting.clean(finding.evidence), "dim", overflow="fold"))
+        for line in finding.recipe_lines:
+            table.add_row("", Text(formatting.clean(line), "cyan", overflow="fold"))
+    rest = len(report.diagnosis or ()) - formatting.SHOWN_FINDINGS
+    if rest > 0:
+        table.add_row("", Text(f"and {rest} more in report.html", "dim"))
+    return table if table.row_count else None
 
 
 def _results(report: Report) -> RenderableType:

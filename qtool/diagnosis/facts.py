@@ -1,0 +1,102 @@
+"""Hold what is known of a run when it is diagnosed: settings, plan, measurements, results."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from qtool.diagnosis.measurements import Measurements
+from qtool.graph.queries import by_name, dims
+from qtool.metrics.label_order import LabelOrder
+from qtool.metrics.preprocessing_scores import PreprocessingCheck
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import PerTensor
+from qtool.report.schema import Accuracy, Kernels, Latency
+from qtool.steps.context import Context
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the recipe, so that no finding advises what it does already.
+
+    Attributes:
+        rewrites: names of the rewrites.
+        steps: names of the post-training steps.
+        calibrator: name of the calibrator.
+        samples: calibration samples.
+        granularity: of the weights: tensor, channel or block.
+        layers: the recipe's own widths of layers, pattern -> YAML.
+    """
+
+    rewrites: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    calibrator: str = "mse"
+    samples: int = 0
+    granularity: str = "channel"
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    def layer_line(self, widths: Mapping[str, str]) -> str:
+        """Return ``bits.layers`` with more patterns; later ones win.
+
+        Args:
+            widths: pattern -> bits or float.
+        """
+        every = {**self.layers, **widths}
+        return "{" + ", ".join(f'"{pattern}": {bits}' for pattern, bits in every.items()) + "}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the rules read.
+
+    Attributes:
+        context: the float network.
+        plan: frozen.
+        measured: statistics of values and layers.
+        settings: of the recipe.
+    """
+
+    context: Context
+    plan: QuantPlan
+    measured: Measurements
+    settings: Settings
+
+    @property
+    def layers(self) -> dict[str, Site]:
+        """Layers with integer weights, in graph order."""
+        return {n: site for n, site in self.plan.sites.items() if site.weight is not None}
+
+    def weight_bits(self, site: str) -> int:
+        """Return the width of a layer's weights."""
+        return self.plan.qparams(self.plan.sites[site].weight or "").spec.bits
+
+    def weight_count(self, sites: Iterable[str]) -> int:
+        """Return the number of weights of layers."""
+        names = [self.plan.sites[site].weight or "" for site in sites]
+        values = by_name(self.context.model.graph)
+        return sum(
+            prod(d for d in dims(values[name]) or () if isinstance(d, int)) for name in names
+        )
+
+    def is_per_tensor(self, site: str) -> bool:
+        """Return whether the weights of a layer have one grid."""
+        spec = self.plan.qparams(self.plan.sites[site].weight or "").spec
+        return isinstance(spec.granularity, PerTensor)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of the run that need no trial.
+
+    Attributes:
+        accuracy: of both files.
+        latency: of both files.
+        kernels: that the runtime executes.
+        preprocessing: the float model's score with other preprocessings.
+        label_order: an order of the classes that fits the outputs far better.
+    """
+
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    kernels: Kernels | None = None
+    preprocessing: PreprocessingCheck | None = None
+    label_order: LabelOrder | None = None

@@ -1,0 +1,105 @@
+"""Measure what a change of a plan would gain: the simulated network with some values replaced."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.data import Dataset
+from qtool.quant.plan import QuantPlan
+from qtool.simulation.fake_quant import Simulation
+from qtool.steps.context import Context
+from qtool.steps.distance import distance
+
+# Samples of other classes than the float network's from which their share is a measure.
+MIN_CHANGED = 5
+
+Replacement = Callable[[torch.Tensor], torch.Tensor]
+"""The form of a value in a trial, from its float tensor; of weights and activations alike."""
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the float value: not quantized."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials of one plan on samples that no step has read.
+
+    Attributes:
+        context: the float network.
+        plan: frozen.
+        samples: calibration samples.
+        drop: points that the file lost; shares of the error are converted to points by it.
+    """
+
+    context: Context
+    plan: QuantPlan
+    samples: Dataset
+    drop: float
+    _gains: dict[frozenset[tuple[str, Replacement]], float] = field(default_factory=dict)
+
+    def gain(self, replacements: Mapping[str, Replacement]) -> float:
+        """Return the points that a change would gain: the drop times the share it recovers.
+
+        The share is that of the samples which change their class under the plan but not in the
+        trial; with fewer than MIN_CHANGED such samples, or without classes, that of the distance
+        between the outputs (:func:`qtool.steps.distance.distance`).
+
+        Args:
+            replacements: value, weight or bias -> its form in the trial; nothing: no gain.
+        """
+        if not replacements:
+            return 0.0
+        key = frozenset(replacements.items())
+        if key not in self._gains:
+            self._gains[key] = self._measure(replacements)
+        return self._gains[key]
+
+    def _measure(self, replacements: Mapping[str, Replacement]) -> float:
+        outputs = self._run(replacements)
+        before, after = self._changed(self._base), self._changed(outputs)
+        if before is not None and after is not None and before >= MIN_CHANGED:
+            share = (before - after) / before
+        else:
+            old, new = (distance(self._reference, each) for each in (self._base, outputs))
+            share = (old - new) / old if old > 0 else 0.0
+        return round(self.drop * min(max(share, 0.0), 1.0), 4)
+
+    @cached_property
+    def _reference(self) -> np.ndarray:
+        return self.context.outputs(self.samples)
+
+    @cached_property
+    def _simulation(self) -> Simulation:
+        return Simulation(self.context.model, self.plan, self.context.device)
+
+    @cached_property
+    def _base(self) -> np.ndarray:
+        return self._run({})
+
+    def _changed(self, outputs: np.ndarray) -> int | None:
+        """Return how many samples have another class than in the float network, if any class."""
+        if outputs.ndim != 2 or outputs.shape[1] < 2:
+            return None
+        return int(np.sum(outputs.argmax(1) != self._reference.argmax(1)))
+
+    def _run(self, replacements: Mapping[str, Replacement]) -> np.ndarray:
+        simulation, output = self._simulation, self.context.first_output
+
+        def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+            replacement = replacements.get(value.name or "")
+            if replacement is None:
+                return simulation.observe(value, tensor)
+            return replacement(tensor)
+
+        parts = []
+        for feeds, valid in self.context.feeds(self.samples):
+            with torch.inference_mode():
+                result = simulation.executor(feeds, observe, [output], simulation.raw)[output]
+            parts.append(result[:valid].float().cpu().numpy())
+        return np.concatenate(parts)

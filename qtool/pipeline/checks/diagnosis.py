@@ -1,0 +1,81 @@
+"""Diagnose a run: what its measurements say, and trials where the accuracy fell noticeably."""
+
+import json
+from dataclasses import dataclass
+
+from qtool.diagnosis.data_rules import data_doubts
+from qtool.diagnosis.diagnose import diagnose, findings_of_results, lost_points, ranked
+from qtool.diagnosis.facts import Results, Settings
+from qtool.pipeline.context import Prepared
+from qtool.pipeline.evaluate import Evaluation
+from qtool.pipeline.stages import Emitted
+from qtool.recipe.model import Recipe
+from qtool.report.schema import Finding, Gate, Kernels
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings of a run.
+
+    Attributes:
+        findings: those that gain most first.
+        doubts: why the data may not fit the model.
+    """
+
+    findings: list[Finding]
+    doubts: list[str]
+
+
+def diagnosis_of(
+    prepared: Prepared,
+    emitted: Emitted,
+    evaluation: Evaluation,
+    kernels: Kernels,
+    gates: list[Gate],
+) -> Diagnosis:
+    """Return the findings of a run; without a noticeable loss no network is run for them.
+
+    Args:
+        prepared: model, data and recipe.
+        emitted: the plan that was written.
+        evaluation: what was measured on the file.
+        kernels: that the runtime executes.
+        gates: checked.
+    """
+    results = Results(
+        accuracy=evaluation.accuracy,
+        latency=evaluation.latency,
+        kernels=kernels,
+        preprocessing=prepared.preprocessing,
+        label_order=evaluation.label_order,
+    )
+    findings, doubts = findings_of_results(results), data_doubts(results)
+    drop, context = lost_points(evaluation.accuracy, gates), prepared.context
+    if drop > 0 and context.calibration.count > 1 and emitted.plan.grids:
+        with context.cache.stage("diagnose") as record:
+            findings += diagnose(
+                context,
+                emitted.plan,
+                _settings(prepared.recipe, context.calibration.count),
+                drop,
+                lambda done, total: context.progress("diagnose", done, total),
+            )
+            record.notes.append(
+                f"{len(findings)} findings about a loss of {drop:.2f} points; gains are measured "
+                "on held-out calibration samples"
+            )
+    return Diagnosis(ranked(findings), doubts)
+
+
+def _settings(recipe: Recipe, samples: int) -> Settings:
+    layers = {
+        pattern: json.dumps(widths.model_dump(exclude_none=True))
+        for pattern, widths in recipe.bits.layers.items()
+    }
+    return Settings(
+        rewrites=recipe.rewrite or (),
+        steps=tuple(step.name for step in recipe.ptq or ()),
+        calibrator=recipe.calibrate.method.name,
+        samples=samples,
+        layers=layers,
+    )

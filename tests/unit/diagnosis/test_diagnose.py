@@ -1,0 +1,158 @@
+"""Each fault is named and its change gains points; its healthy twin triggers nothing."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from faulty_nets import DROP, chain, facts_of, narrow_layer, scaled_grid, shifted_bias
+
+from qtool.diagnosis.diagnose import MIN_SHARE, diagnose, lost_points, ranked
+from qtool.diagnosis.rules import RULES
+from qtool.diagnosis.trials import exact
+from qtool.quant.bit_widths import Bits
+from qtool.recipe.loader import load_recipe
+from qtool.report.report import Accuracy, Finding, Gate
+
+RULE = {rule.name: rule for rule in RULES}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A rule, the network that must trigger it, and the twin that must not."""
+
+    rule: str
+    faulty: dict[str, Any]
+    healthy: dict[str, Any]
+    words: str
+    net: dict[str, Any] = field(default_factory=dict)
+    twin: dict[str, Any] = field(default_factory=dict)
+
+
+def outliers(x):
+    """Put a sentinel into a few samples."""
+    x[::16, 0, 0, 0] = 300
+    return x
+
+
+def growing(x):
+    """Make the second half of the samples three times as large."""
+    x[len(x) // 2 :] *= 3
+    return x
+
+
+SPREAD = {"spread": 3.0}
+TENSOR = Bits(granularity="tensor")
+FAULTS = [
+    Fault("activation_channel_ranges", {}, {}, "equalize", SPREAD),
+    Fault(
+        "weight_channel_ranges", {"bits": TENSOR}, {}, "channel", {"spread": 3.0}, {"spread": 3.0}
+    ),
+    Fault("weights", {"bits": Bits(2, 8)}, {}, "no step repairs it"),
+    Fault("activations", {"bits": Bits(8, 2)}, {}, "activations to 2 bits"),
+    Fault("worst_layers", {"bits": narrow_layer(2)}, {}, "One layer is far noisier"),
+    Fault("saturation", {"change": scaled_grid(0.1)}, {}, "saturate"),
+    Fault("bias_shift", {"change": shifted_bias(0.5)}, {}, "shifts the mean"),
+    Fault("outlier", {"change": scaled_grid(100.0, "x"), "feeds": outliers}, {}, "outliers"),
+    Fault("shared_grid", {}, {}, "share one grid", net={"branches": 300.0}, twin={"branches": 1.0}),
+    Fault("unconverged_ranges", {"samples": 48, "feeds": growing}, {"samples": 48}, "converged"),
+]
+
+
+def test_every_rule_has_a_fault_and_a_source():
+    assert [fault.rule for fault in FAULTS] == [rule.name for rule in RULES]
+    assert all("arXiv" in rule.source and rule.threshold > 0 for rule in RULES)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
+def test_the_fault_is_suspected_and_its_words_say_so(fault):
+    facts, trials = facts_of(chain(**fault.net), **fault.faulty)
+    rule = RULE[fault.rule]
+    suspects = rule.suspects(facts, trials)
+    assert suspects and list(suspects.values()) == sorted(suspects.values(), reverse=True)
+    advice = rule.advise(facts, suspects)
+    assert fault.words in " ".join((advice.finding, *advice.lines))
+    assert advice.evidence and advice.lines and advice.bytes >= 0
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
+def test_the_healthy_twin_triggers_nothing(fault):
+    facts, trials = facts_of(chain(**fault.twin), **fault.healthy)
+    if RULE[fault.rule].general:  # the larger part of next to nothing
+        assert np.array_equal(trials._base.argmax(1), trials._reference.argmax(1))
+    if not RULE[fault.rule].general or fault.rule == "worst_layers":
+        assert RULE[fault.rule].suspects(facts, trials) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
+def test_the_lines_are_a_recipe(fault, tmp_path):
+    facts, trials = facts_of(chain(**fault.net), **fault.faulty)
+    rule = RULE[fault.rule]
+    lines = rule.advise(facts, rule.suspects(facts, trials)).lines
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    (tmp_path / "data").mkdir()
+    recipe = {"model": "net.onnx", "calibrate": {"images": "data"}}
+    for key, value in yaml.safe_load("\n".join(lines)).items():
+        recipe[key] = {**recipe[key], **value} if key in recipe else value
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("rule", "least"),
+    [
+        ("activation_channel_ranges", 0.5),
+        ("weights", 0.5),
+        ("worst_layers", 0.5),
+        ("saturation", 0.5),
+        ("bias_shift", 0.5),
+    ],
+)
+def test_the_diagnosis_names_the_fault_and_its_gain(rule, least):
+    fault = next(fault for fault in FAULTS if fault.rule == rule)
+    bits = fault.faulty.get("bits") or (TENSOR if rule == "activation_channel_ranges" else None)
+    facts, _ = facts_of(chain(**fault.net), **{**fault.faulty, "bits": bits})
+    findings = diagnose(facts.context, facts.plan, facts.settings, DROP)
+    words = [" ".join((each.finding, *each.recipe_lines)) for each in findings[:3]]
+    (named,) = (each for each, text in zip(findings, words, strict=False) if fault.words in text)
+    assert least * DROP <= named.predicted_gain_points <= DROP
+    assert named is findings[0] or rule == "worst_layers"  # a repair of all layers costs no bytes
+    assert all(each.predicted_gain_points >= MIN_SHARE * DROP for each in findings)
+
+
+def test_exact_values_recover_everything():
+    facts, trials = facts_of(chain(), Bits(2, 8))
+    names = dict.fromkeys(facts.plan.grid_of, exact)
+    assert trials.gain(names) == pytest.approx(DROP, abs=1e-3)  # a distance of 1e-7 remains
+    assert trials.gain({}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "gates", "points"),
+    [
+        ({"drop": 0.5}, [], 0.0),
+        ({"drop": 0.51}, [], 0.51),
+        ({"drop": 0.3}, [("max_drop", False)], 0.3),
+        ({"drop": 0.3}, [("max_bytes", False)], 0.0),
+        ({"drop": -1.0}, [("max_drop", False)], 0.0),
+        ({"agreement": 95.0}, [], 0.0),
+        ({"agreement": 90.0}, [], 10.0),
+        ({"agreement": 97.0}, [("min_agreement", False)], 3.0),
+        ({}, [], 0.0),
+        (None, [], 0.0),
+    ],
+)
+def test_only_a_noticeable_loss_is_diagnosed(accuracy, gates, points):
+    part = None if accuracy is None else Accuracy(samples=9, **accuracy)
+    made = [Gate(name=name, limit=0, value=1, passed=passed) for name, passed in gates]
+    assert lost_points(part, made) == pytest.approx(points)  # 100 - 97 in doubles
+
+
+def test_findings_with_the_same_lines_are_shown_once():
+    findings = [
+        Finding(finding=name, evidence="", recipe_lines=lines, predicted_gain_points=gain)
+        for name, lines, gain in [("a", ["x"], 1.0), ("b", ["y"], 3.0), ("c", ["x"], 2.0)]
+    ]
+    slow = Finding(finding="slow", evidence="")
+    assert [each.finding for each in ranked([*findings, slow])] == ["b", "c", "slow"]
