@@ -8,6 +8,7 @@ from qtool.ptq.adaround import AdaRound
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.brecq import Brecq
+from qtool.ptq.distillation import Distillation
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.ptq.qdrop import QDrop
@@ -19,6 +20,7 @@ PTQ_STEPS: dict[str, type[Step]] = {
     "analytic_bias_correction": AnalyticBiasCorrection,
     "bias_correction": BiasCorrection,
     "brecq": Brecq,
+    "distillation": Distillation,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
     "qdrop": QDrop,

@@ -5,18 +5,35 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
 from qtool.errors import RecipeError
 from qtool.qat.augmentation.mixup import LabelPairs
 from qtool.qat.block_outputs import block_error
-from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.fake_quant_model import QatNetwork, to_float32
 from qtool.qat.settings import Settings
+from qtool.runtime.executor import Executor
 
 T = torch.Tensor
 # Returns the float network's first output for inputs by name, and further values, by name.
 Teacher = Callable[[Mapping[str, T], Sequence[str]], Mapping[str, T]]
+
+
+def float_teacher(model: ir.Model, device: str) -> Teacher:
+    """Return the float network as teacher: its first output and, on request, more of its values.
+
+    Args:
+        model: the rewritten graph.
+        device: where to compute.
+    """
+    executor, first = Executor(model, device), str(model.graph.outputs[0].name)
+
+    def teacher(feeds: Mapping[str, T], more: Sequence[str]) -> dict[str, T]:
+        return executor(feeds, to_float32, list(dict.fromkeys((first, *more))))
+
+    return teacher
 
 
 class Loss:

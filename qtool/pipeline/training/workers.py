@@ -4,10 +4,9 @@ The first process does everything that one process does. The others wait until i
 read the same model and data, and train in step; they write and print nothing.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
@@ -127,19 +126,13 @@ def build_network(
     Raises:
         RecipeError: the plan cannot be trained.
     """
-    from qtool.qat.fake_quant_model import QatNetwork, to_float32
+    from qtool.qat.fake_quant_model import QatNetwork
+    from qtool.qat.loss import float_teacher
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.runtime.executor import Executor
 
-    model, first = context.model, context.first_output
     quantizer = section.quantizer.build(QAT_QUANTIZERS)
-    network = QatNetwork(model, plan, quantizer, section.batchnorm, context.device)
-    executor = Executor(model, context.device)
-
-    def teacher(feeds: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
-        return executor(feeds, to_float32, list(dict.fromkeys((first, *more))))
-
-    return network, teacher
+    network = QatNetwork(context.model, plan, quantizer, section.batchnorm, context.device)
+    return network, float_teacher(context.model, context.device)
 
 
 def check_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:

@@ -1,0 +1,127 @@
+"""Distillation: train the whole quantized network to give the float network's output."""
+
+from dataclasses import KW_ONLY, replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qtool.errors import UnsupportedError
+from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.loss import float_teacher
+from qtool.qat.quantizers.lsq import LSQ
+from qtool.qat.settings import RunFiles, Settings, best_epoch
+from qtool.qat.trainer import train
+from qtool.quant.plan import QuantPlan
+from qtool.quant.plan_archive import plan_digest
+from qtool.quant.primitives import Codebook, QuantParams
+from qtool.steps.context import Context
+from qtool.steps.step import StepResult
+
+# Shift of augmented images, as a share of their height.
+CROP_SHARE = 16
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Train weights, steps and biases of the whole network on calibration samples, without labels.
+
+    The float network is the teacher; the steps are LSQ's::
+
+        loss = KL(softmax(y_float) || softmax(y))      of scores [N, C], else squared error
+
+    It starts from the plan's codes. Images are shifted by up to a sixteenth of their height and
+    mirrored at random, since a few hundred samples are soon learned by heart. The epoch of least
+    loss on holdout samples is used, the plan before training among them. Weights of 8 bits follow
+    their range. A run that was stopped goes on from its last epoch.
+
+    Args:
+        epochs: over the samples.
+        lr: of SGD with momentum, falling to 0 along a cosine; scales learn at a hundredth.
+        batch: samples of an iteration.
+        augment: shift and mirror inputs that are colour images [N, 3, H, W].
+
+    Source: Hinton et al. 2015, arXiv:1503.02531 (the loss); Finkelstein et al. 2022, "QFT",
+        arXiv:2212.02634 (all parameters jointly, without labels).
+    """
+
+    _: KW_ONLY
+    epochs: int = Field(default=8, ge=1)
+    lr: float = Field(default=0.001, gt=0)
+    batch: int = Field(default=32, ge=1)
+    augment: bool = True
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    guarded: ClassVar[bool] = True
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the plan with learned grids, codes and biases.
+
+        Args:
+            plan: every grid is calibrated.
+            context: the ``fit`` samples are learned from, ``holdout`` chooses the epoch.
+
+        Raises:
+            UnsupportedError: the plan has grids that cannot be trained.
+        """
+        _check(plan)
+        # Labels, where the samples have them, are not read.
+        data, validation = (replace(part, labels=None) for part in context.parts)
+        torch.manual_seed(context.seed)
+        network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
+        digest = plan_digest(plan)
+        key = (context.sha256, repr(self), context.calibration.digest, digest, str(context.seed))
+        checkpoint = context.cache.path_for("distillation", key, ".pt")
+        if context.cache.fresh:
+            checkpoint.unlink(missing_ok=True)
+        teacher = float_teacher(context.model, context.device)
+        history, _ = train(
+            network,
+            teacher,
+            data,
+            validation,
+            self._settings(context, data.count),
+            RunFiles(checkpoint),
+            lambda stage, *more: context.progress("distillation", *more),
+        )
+        best = best_epoch(history)
+        checkpoint.unlink(missing_ok=True)  # the finished result is stored by the guard
+        note = f"epoch {best} of {self.epochs} on {data.count} samples"
+        return StepResult(network.freeze() if best else plan, (note,), {"epoch": best})
+
+    def _settings(self, context: Context, samples: int) -> Settings:
+        """Return the settings of the training loop."""
+        last = context.model.graph.outputs[0].producer()
+        shapes = [spec.shape for spec in context.inputs.values()]
+        image = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 3
+        height = shapes[0][2] if image else 0
+        changes = self.augment and isinstance(height, int) and image
+        return Settings(
+            epochs=self.epochs,
+            batch=context.fixed_batch or min(self.batch, samples),
+            fixed=context.fixed_batch is not None,
+            probabilities=last is not None and last.op_type == "Softmax",
+            lr=self.lr,
+            crop=height // CROP_SHARE if changes and isinstance(height, int) else 0,
+            flip=changes,
+            seed=context.seed,
+        )
+
+
+def _check(plan: QuantPlan) -> None:
+    """Refuse a plan whose grids training cannot learn, in the words of a step."""
+    for name, grid in plan.grids.items():
+        if isinstance(grid, Codebook) or (
+            isinstance(grid, QuantParams) and grid.spec.scale_kind != "float"
+        ):
+            raise UnsupportedError(
+                f'ptq: distillation cannot train the grid of "{name}": found a code book or a '
+                "scale of a fixed form, expected bits.scheme: uniform and bits.scale: float; "
+                "leave the step out"
+            )
+    if plan.dynamic:
+        raise UnsupportedError(
+            "ptq: distillation cannot train grids that are computed at run time; found "
+            "activations: dynamic, expected a number of bits; leave the step out"
+        )

@@ -1,0 +1,88 @@
+"""Distillation: closer to the float network, labels not read, the same bytes again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from contexts import calibrated
+from models import BUILDERS, cpu, run
+
+from qtool.emitters import emit_qdq
+from qtool.errors import UnsupportedError
+from qtool.ptq import Distillation, Gptq, distillation
+from qtool.quant.bit_widths import Bits
+from qtool.quant.freeze import freeze
+from qtool.quant.plan_archive import plan_digest
+from qtool.simulation.fake_quant import Simulation
+
+FOUR = Bits(weights=4, activations=4)
+STEP = Distillation(epochs=3, lr=0.003, batch=16)
+
+
+def setup(name, tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    return calibrated(BUILDERS[name](), FOUR, rows=128, folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["residual", "conv_bn_relu", "inverted_bottleneck"])
+def test_it_comes_closer_and_the_file_computes_it(name, tmp_path):
+    plan, context = setup(name, tmp_path)
+    rounded = Gptq()(plan, context).plan
+    result = STEP(rounded, context)
+    assert result.metrics["epoch"] > 0
+    assert context.loss(result.plan) < context.loss(rounded)
+    frozen = freeze(context.model, result.plan)
+    feeds = next(context.feeds(context.holdout, 4))[0]
+    want = Simulation(context.model, frozen)(feeds)
+    for output, array in run(emit_qdq(context.model, frozen, cpu()), feeds).items():
+        reference = want[output].numpy()
+        # One code of the last layer's input may differ where float32 sums end half-way.
+        assert np.abs(array - reference).max() <= 0.05 * np.abs(reference).max()
+    assert not list(tmp_path.glob("distillation-*.pt"))
+
+
+def test_training_that_gets_worse_leaves_the_plan(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    result = Distillation(epochs=1, lr=50.0, batch=16)(plan, context)
+    assert result.metrics["epoch"] == 0
+    assert plan_digest(result.plan) == plan_digest(plan)
+
+
+def test_labels_are_not_read_and_bytes_are_equal(tmp_path, monkeypatch):
+    plan, context = setup("conv_bn_relu", tmp_path / "a")
+    labelled = replace(context.calibration, labels=np.arange(128) % 5)
+    context = replace(context, calibration=labelled)
+    seen, original = [], distillation.train
+
+    def recorded(network, teacher, data, validation, *rest):
+        seen.append((data.labels, validation.labels))
+        return original(network, teacher, data, validation, *rest)
+
+    monkeypatch.setattr(distillation, "train", recorded)
+    digests = {plan_digest(STEP(plan, context).plan) for _ in range(2)}
+    assert len(digests) == 1 and seen == [(None, None)] * 2
+
+
+def test_images_are_changed_where_they_are_colour_images(tmp_path):
+    _, context = setup("conv_bn_relu", tmp_path)  # [N, 3, 12, 12]
+    settings = Distillation()._settings(context, 96)
+    assert settings.flip and settings.crop == 0 and settings.batch == 32
+    specs = {"x": replace(context.inputs["x"], shape=("N", 3, 224, 224))}
+    assert Distillation()._settings(replace(context, inputs=specs), 96).crop == 14
+    assert not Distillation(augment=False)._settings(context, 96).flip
+    _, gray = setup("residual", tmp_path)  # [N, 4, 8, 8]
+    assert not Distillation()._settings(gray, 96).flip
+
+
+def test_grids_that_cannot_be_trained_are_refused(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    grids = {
+        name: replace(grid, spec=replace(grid.spec, scale_kind="power_of_two"))
+        if hasattr(grid, "scale")
+        else grid
+        for name, grid in plan.grids.items()
+    }
+    with pytest.raises(
+        UnsupportedError, match=r"distillation cannot train .*expected bits\.scheme"
+    ):
+        STEP(replace(plan, grids=grids), context)
