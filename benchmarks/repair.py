@@ -41,7 +41,7 @@ class Setting:
         title: in the table.
         weights: bits of all layers but the first and the last, which have 8.
         activations: bits.
-        ptq: steps, as in a recipe.
+        ptq: steps, or the name of a preset, as in a recipe.
         rewrite: optional rewrites.
         granularity: of the weights' scales.
     """
@@ -49,7 +49,7 @@ class Setting:
     title: str
     weights: int
     activations: int
-    ptq: Sequence[str | Mapping[str, Any]]
+    ptq: str | Sequence[str | Mapping[str, Any]]
     rewrite: tuple[str, ...] = ()
     granularity: str = "channel"
 
@@ -70,11 +70,14 @@ SETTINGS = {
         "W8A8, one scale per tensor, equalize", 8, 8, (), ("equalize",), "tensor"
     ),
     "w3a8_gptq": Setting("W3A8, gptq", 3, 8, ("gptq",)),
+    "w4a4_rounding": Setting("W4A4, rounding", 4, 4, ()),
     "w4a4_gptq": Setting("W4A4, gptq", 4, 4, ("gptq",)),
+    "w4a4_fast": Setting("W4A4, fast", 4, 4, "fast"),
+    "w4a4_best": Setting("W4A4, best", 4, 4, "best"),
 }
 DEFAULT = ("w4a8_rounding", "w4a8_gptq")
 
-# Largest drop in points: W4A8 by closed-form steps alone, first and last layer 8 bits.
+# Largest drop in points, first and last layer 8 bits; W4A8 by closed-form steps alone.
 TARGETS = {
     ("resnet20", "w4a8_gptq"): 0.6,
     ("resnet56", "w4a8_gptq"): 0.5,
@@ -83,6 +86,20 @@ TARGETS = {
     ("squeezenet1_1", "w4a8_gptq"): 4.0,
     ("fsdd_dscnn", "w4a8_gptq"): 1.0,
     ("sst2_transformer2l", "w4a8_gptq"): 0.5,
+    # 6 and 4 samples of 300 on fsdd_dscnn.
+    **{
+        (name, f"w4a4_{preset}"): limit
+        for name, limits in {
+            "resnet20": (1.5, 1.0),
+            "resnet56": (1.2, 0.8),
+            "mobilenet_v2_float": (15.0, 7.0),
+            "efficientnet_lite0": (18.0, 9.0),
+            "squeezenet1_1": (8.0, 5.0),
+            "fsdd_dscnn": (2.0, 1.34),
+            "sst2_transformer2l": (1.5, 1.0),
+        }.items()
+        for preset, limit in zip(("fast", "best"), limits, strict=True)
+    },
 }
 
 
@@ -107,7 +124,8 @@ def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
     if setting.weights < 8 or setting.activations < 8:
         bits["layers"] = OUTER
     bits["granularity"] = setting.granularity
-    plain = recipe(NAMES[name], fold, bits=bits, ptq=list(setting.ptq))
+    ptq = setting.ptq if isinstance(setting.ptq, str) else list(setting.ptq)
+    plain = recipe(NAMES[name], fold, bits=bits, ptq=ptq)
     if setting.rewrite:
         plain["rewrite"] = list(setting.rewrite)
     # The table reads the file's accuracy; the simulated one only confirms it.
@@ -152,7 +170,7 @@ def pooled(folds: Sequence[Mapping[str, Any]], key: str) -> float:
 def line(name: str, key: str, folds: Sequence[Mapping[str, Any]]) -> list[object]:
     """Return one row of the table."""
     drop, target = pooled(folds, "float") - pooled(folds, "quantized"), TARGETS.get((name, key))
-    steps = [step for fold in folds for step in fold["ptq"]]
+    steps = [step for fold in folds for step in fold["ptq"] if not step.get("block")]
     return [
         name,
         SETTINGS[key].title,

@@ -32,7 +32,7 @@ class Distillation:
         loss = KL(softmax(y_float) || softmax(y))      of scores [N, C], else squared error
 
     It starts from the plan's codes. Images are shifted by up to a sixteenth of their height and
-    mirrored at random, since a few hundred samples are soon learned by heart. The epoch of least
+    mirrored at random, since a network overfits a few hundred samples soon. The epoch of least
     loss on holdout samples is used, the plan before training among them. Weights of 8 bits follow
     their range. A run that was stopped goes on from its last epoch.
 
