@@ -50,7 +50,7 @@ class AdaRound:
     samples: int = Field(default=512, ge=1)
     minutes: float | None = Field(default=None, gt=0)
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from qtool.ptq.reconstruction.blocks import has_narrow_activations
 from qtool.ptq.reconstruction.learning import Schedule
 from qtool.ptq.reconstruction.loop import Reconstruction
 from qtool.quant.plan import QuantPlan
@@ -30,6 +31,7 @@ class Brecq:
             each weight chooses between two codes (AdaRound), which needs thousands of iterations.
         weighting: w: none (1), fisher (squared gradient of the network's output distance), or
             least_squares (its diagonal Hessian by channel).
+        activations: below_8: leave networks alone in which no activation has fewer bits.
         iterations: for each block.
         lr: of Adam, on the rounding, in units of codes.
         scale_lr: on logarithms of scales and steps, and on biases in halves of the output's range;
@@ -48,6 +50,7 @@ class Brecq:
     _: KW_ONLY
     rounding: Literal["straight_through", "soft"] = "straight_through"
     weighting: Literal["none", "fisher", "least_squares"] = "none"
+    activations: Literal["any", "below_8"] = "any"
     iterations: int = Field(default=500, ge=1)
     lr: float = Field(default=0.01, gt=0)
     scale_lr: float = Field(default=0.02, gt=0)
@@ -57,7 +60,7 @@ class Brecq:
     samples: int = Field(default=512, ge=1)
     minutes: float | None = Field(default=None, gt=0)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
@@ -67,6 +70,8 @@ class Brecq:
             plan: every grid is calibrated.
             context: the ``fit`` samples are learned from, ``holdout`` decides about each block.
         """
+        if self.activations == "below_8" and not has_narrow_activations(context.model.graph, plan):
+            return StepResult(plan, ("no activation has fewer than 8 bits: nothing changed",))
         schedule = Schedule(self.iterations, self.lr, self.scale_lr, self.regularization)
         return Reconstruction(
             name="brecq",

@@ -52,7 +52,7 @@ class Distillation:
     batch: int = Field(default=32, ge=1)
     augment: bool = True
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

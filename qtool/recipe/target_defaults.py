@@ -3,7 +3,7 @@
 from typing import Any
 
 from qtool.errors import RecipeError
-from qtool.recipe.choice import Choice
+from qtool.recipe.choice import read_choice
 from qtool.recipe.model import Bits, Block, Output, Recipe
 from qtool.recipe.presets import read_preset
 from qtool.targets.target import Target
@@ -68,8 +68,9 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     )
     equal_steps = bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
     steps = narrow and equal_steps and samples >= MIN_SAMPLES
-    names = read_preset(DEFAULT_PRESET) if steps else []
-    return recipe.model_copy(update={"ptq": tuple(Choice(name=name) for name in names)})
+    preset = read_preset(DEFAULT_PRESET) if steps else []
+    choices = tuple(read_choice(step, "ptq", f"configs/ptq/{DEFAULT_PRESET}") for step in preset)
+    return recipe.model_copy(update={"ptq": choices})
 
 
 def _check_output(output: Output, target: Target) -> None:

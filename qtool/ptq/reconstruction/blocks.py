@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import captured, dims
+from qtool.graph.queries import by_name, captured, dims, is_constant
 from qtool.quant.plan import QuantPlan, Site
 
 MAX_LAYERS = 8
@@ -85,6 +85,18 @@ def find_regions(graph: ir.Graph, plan: QuantPlan, whole: bool = True) -> tuple[
         regions.append(Region(entry, exit_name, tuple(blocks)))
         entry = exit_name
     return tuple(regions)
+
+
+def has_narrow_activations(graph: ir.Graph, plan: QuantPlan) -> bool:
+    """Return whether a computed value or an input of the graph has fewer than 8 bits.
+
+    Args:
+        graph: of the model.
+        plan: its grids.
+    """
+    values = by_name(graph)
+    specs = (plan.spec(name) for name in plan.grid_of if not is_constant(values.get(name)))
+    return any(spec is not None and spec.bits < 8 for spec in specs)
 
 
 def _layers(sites: Sequence[Site]) -> list[Block]:

@@ -254,6 +254,15 @@ def test_progress_reaches_the_end_once(tmp_path):
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.parametrize("entry", [Brecq, QDrop])
+def test_networks_without_narrow_activations_can_be_left_alone(entry, tmp_path):
+    step = entry(**SHORT, activations="below_8")
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), folder=tmp_path)
+    result = step(plan, context)
+    assert result.plan is plan and not result.rows and "nothing changed" in result.notes[0]
+    assert step(*setup("residual", tmp_path)).rows
+
+
 def test_entries():
     assert {"adaround", "brecq", "qdrop"} <= PTQ_STEPS.keys()
     assert learning.MEASURED_STEPS > 0

@@ -75,8 +75,8 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
     ("parts", "names"),
     [
         ({}, []),
-        ({"bits": {"weights": 4}}, ["gptq"]),
-        ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq"]),
+        ({"bits": {"weights": 4}}, ["gptq", "brecq"]),
+        ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq", "brecq"]),
         ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, []),
         ({"bits": {"weights": 4, "activations": "float"}}, []),
         ({"bits": {"weights": 4, "activations": "dynamic"}}, []),
@@ -84,7 +84,7 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
         ({"bits": {"weights": 4, "scheme": "kmeans"}}, []),
         ({"bits": {"weights": 4}, "ptq": []}, []),
         ({"bits": {"weights": 4}, "ptq": ["bias_correction"]}, ["bias_correction"]),
-        ({"ptq": "fast"}, ["gptq"]),
+        ({"ptq": "fast"}, ["gptq", "brecq"]),
     ],
 )
 def test_the_default_repairs_integer_weights_below_8_bits(parts, names, tmp_path):
@@ -98,7 +98,8 @@ def test_the_default_needs_samples_and_free_scales(tmp_path):
 
 
 def test_the_steps_of_a_preset_are_written_out(tmp_path):
-    assert "ptq:\n- gptq\n" in recipe(tmp_path, "onnxruntime-cpu", ptq="fast").dump()
+    text = recipe(tmp_path, "onnxruntime-cpu", ptq="fast").dump()
+    assert "ptq:\n- gptq\n- brecq:\n" in text and "activations: below_8" in text
 
 
 def test_a_preset_that_is_not_there_is_named(tmp_path):
