@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import onnx_ir as ir
@@ -26,9 +26,6 @@ from qtool.steps.context import Context
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +213,12 @@ def _array(value: Any, spec: InputSpec) -> np.ndarray:
         raise DataError(
             f"qtool.quantize: a batch has {array.dtype} {list(array.shape)} for the input "
             f"{spec.describe()}; give batches of that shape"
+        )
+    if array.dtype == np.uint8 and np.dtype(spec.dtype).kind == "f":
+        raise DataError(
+            f"qtool.quantize: a batch has uint8, which looks like pixels, for the input "
+            f"{spec.describe()}; scale it as in training, such as (x / 255 - mean) / std, or give "
+            f"x.astype({spec.dtype!r}) if the model takes 0 to 255"
         )
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise DataError(

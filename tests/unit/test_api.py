@@ -176,6 +176,11 @@ def test_the_file_is_the_one_of_the_pipeline(tmp_path, monkeypatch):
         (lambda m, p: qtool.quantize(m, [(WEIGHT, IMAGE)]), DataError, "float32 [4, 1, 6, 6]"),
         (lambda m, p: qtool.quantize(m, [{"image": IMAGE}]), DataError, "for the input weight"),
         (
+            lambda m, p: qtool.quantize(m, [(IMAGE.to(torch.uint8), WEIGHT)]),
+            DataError,
+            "uint8, which looks like pixels",
+        ),
+        (
             lambda m, p: qtool.quantize(m, [(IMAGE, WEIGHT + 1j)]),
             DataError,
             "convert it to float32",
