@@ -1,7 +1,8 @@
 """Quantize neural networks and verify the file that was written.
 
-``qtool.load``, ``qtool.quantize``, ``qtool.simulate`` and ``qtool.emit`` are the stages of
-``qtool ptq`` in Python. They are imported when first used: ``import qtool`` costs nothing.
+``qtool.run_ptq``, ``qtool.run_qat`` and ``qtool.verify`` are the commands in Python and return the
+report; ``qtool.load``, ``qtool.quantize``, ``qtool.simulate`` and ``qtool.emit`` are their stages.
+All are imported when first used: ``import qtool`` costs nothing.
 """
 
 import importlib
@@ -10,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 from qtool.version import __version__
 
 if TYPE_CHECKING:
-    from qtool.api import Model, Plan, emit, load, quantize, simulate
+    from qtool.api import Model, Plan, emit, load, quantize, run_ptq, run_qat, simulate, verify
 
-__all__ = ["Model", "Plan", "__version__", "emit", "load", "quantize", "simulate"]
+__all__ = [
+    "Model",
+    "Plan",
+    "__version__",
+    "emit",
+    "load",
+    "quantize",
+    "run_ptq",
+    "run_qat",
+    "simulate",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ def test_batches_of_different_sizes_are_refused(tmp_path):
 
 
 def test_the_example_of_training_runs_in_a_fresh_process(tmp_path):
-    _, code = examples()
+    _, code, _ = examples()
     done = fresh(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"loss ([\d.]+)", done.stdout)[1]) < 1.35  # ln 4 = 1.386 is chance
@@ -40,7 +40,7 @@ def test_the_example_of_training_runs_in_a_fresh_process(tmp_path):
 
 
 def test_the_example_of_the_docs_runs_in_a_fresh_process(tmp_path):
-    code, _ = examples()
+    code, *_ = examples()
     assert len(code.splitlines()) <= 15
     done = fresh(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -48,6 +48,13 @@ def test_the_example_of_the_docs_runs_in_a_fresh_process(tmp_path):
     assert float(re.search(r"largest error ([\d.]+)", done.stdout)[1]) < 0.1
     assert (tmp_path / "net_int8.onnx").is_file()
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == ["net_int8.onnx"]
+
+
+def test_the_example_of_whole_runs_runs_in_a_fresh_process(tmp_path):
+    code = examples()[2]
+    done = fresh(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "'QLinearConv': 1" in done.stdout and done.stdout.strip().endswith("True")
 
 
 LIGHT = """
