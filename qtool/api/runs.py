@@ -1,15 +1,32 @@
 """Whole runs from Python: ``qtool ptq``, ``qat`` and ``verify`` as functions."""
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from qtool.errors import RecipeError, suggest
 from qtool.recipe.loader import load_recipe, recipe_from_keywords, recipe_from_options
 from qtool.recipe.model import Recipe
+from qtool.report.render import render
 from qtool.report.report import Report
 
 RecipeLike = str | Path | Mapping[str, Any]
+
+
+class NotebookReport(Report):
+    """A report that notebooks show as the page report.html."""
+
+    @classmethod
+    def of(cls, report: Report) -> "NotebookReport":
+        """Return a report as one that notebooks show."""
+        parts = {name: getattr(report, name) for name in Report.model_fields}
+        return cls.model_construct(report.model_fields_set, **parts)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame of its own, so that its styles stay there."""
+        page = escape(render(self, "html"), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 48em; border: 0"></iframe>'
 
 
 class RunKeywords(TypedDict, total=False):
@@ -32,7 +49,7 @@ class RunKeywords(TypedDict, total=False):
     fresh: bool
 
 
-def run_ptq(recipe: RecipeLike, out: str | Path, **options: Unpack[RunKeywords]) -> Report:
+def run_ptq(recipe: RecipeLike, out: str | Path, **options: Unpack[RunKeywords]) -> NotebookReport:
     """Quantize a network after training, as ``qtool ptq``.
 
     Args:
@@ -51,7 +68,7 @@ def run_ptq(recipe: RecipeLike, out: str | Path, **options: Unpack[RunKeywords])
 
 def run_qat(
     recipe: RecipeLike, out: str | Path, epochs: int | None = None, **options: Unpack[RunKeywords]
-) -> Report:
+) -> NotebookReport:
     """Train a network with quantization in the loop, as ``qtool qat``.
 
     Args:
@@ -73,7 +90,7 @@ def verify(
     *,
     recipe: RecipeLike | None = None,
     **options: Unpack[RunKeywords],
-) -> Report:
+) -> NotebookReport:
     """Measure any quantized ONNX file against its float model, as ``qtool verify``.
 
     Args:
@@ -95,7 +112,7 @@ def verify(
         chosen = recipe_from_options(against, data)
     else:
         raise RecipeError("qtool.verify: expected `against` and `data`, or `recipe`; give the rest")
-    return verify_file(Path(file), chosen, _options("qtool.verify", options))
+    return NotebookReport.of(verify_file(Path(file), chosen, _options("qtool.verify", options)))
 
 
 def _run(
@@ -104,13 +121,13 @@ def _run(
     out: str | Path,
     options: RunKeywords,
     epochs: int | None = None,
-) -> Report:
+) -> NotebookReport:
     """Run the pipeline's function of that name."""
     from qtool.pipeline import run
 
     chosen = _recipe(recipe, f"qtool.{function}", epochs)
     report: Report = getattr(run, function)(chosen, Path(out), _options(function, options))
-    return report
+    return NotebookReport.of(report)
 
 
 def _options(function: str, options: RunKeywords) -> Any:

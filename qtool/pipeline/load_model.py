@@ -17,6 +17,8 @@ from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.network import OnnxModel, TorchModel, as_torch, carries_code
+from qtool.runtime.ort_options import IR_VERSION
+from qtool.runtime.ort_session import loads_ir_version
 from qtool.steps.stage_cache import StageCache
 from qtool.targets.target import Target
 
@@ -118,12 +120,19 @@ def load_any(
 
 def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loaded:
     """Save a model that ONNX Runtime cannot run as it is; return others unchanged."""
+    version = loaded.model.ir_version or 0
     if was_bfloat16(loaded.model):
         note = (
             "bfloat16: the float model is its float32 form, since ONNX Runtime cannot run bfloat16"
         )
     elif had_empty_sizes(loaded.model):
         note = "sizes of 0: the float model is the file with these dimensions open"
+    elif version > IR_VERSION and not loads_ir_version(version):
+        loaded.model.ir_version = IR_VERSION
+        note = (
+            f"the installed ONNX Runtime does not load version {version} of the ONNX file format: "
+            f"the float model is the file in version {IR_VERSION}"
+        )
     else:
         return loaded
     path = place((loaded.sha256, "float32"))

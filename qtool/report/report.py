@@ -98,15 +98,6 @@ class Report(Part):
             data = {key: data.get(key) for key in self._keys() if key in data or key == "passed"}
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def _repr_html_(self) -> str:
-        """Return the page report.html in a frame of its own, for notebooks."""
-        from html import escape
-
-        from qtool.report.render import render
-
-        page = escape(render(self, "html"), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 48em; border: 0"></iframe>'
-
     @classmethod
     def json_schema(cls) -> dict[str, object]:
         """Return the JSON schema of report.json, as it is written and read."""

@@ -8,9 +8,8 @@ import onnx_ir as ir
 import torch
 
 from qtool.errors import UnsupportedError
+from qtool.runtime.ort_options import IR_VERSION
 from qtool.runtime.tensors import T, from_numpy
-
-IR_VERSION = 10  # the newest that every supported ONNX Runtime loads
 
 Sessions = MutableMapping[Hashable, Any]
 

@@ -7,6 +7,10 @@ from typing import Any
 LEVELS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
 
 
+# The newest version of the file format that every supported ONNX Runtime loads.
+IR_VERSION = 10
+
+
 def default_threads() -> int:
     """Return the number of physical cores that this process may use."""
     import psutil

@@ -18,6 +18,21 @@ from qtool.runtime.ort_options import default_threads, session_options
 ALIGN_THRESHOLD = 256
 
 
+def loads_ir_version(version: int) -> bool:
+    """Return whether the installed ONNX Runtime loads files of a version of the ONNX format."""
+    import onnxruntime as ort
+
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    node = ir.Node("", "Identity", [value], outputs=[ir.Value(name="y", type=value.type)])
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 17}, name="probe")
+    proto = ir.to_proto(ir.Model(graph, ir_version=version))
+    try:
+        ort.InferenceSession(proto.SerializeToString(), session_options(1))
+    except Exception:  # the runtime raises one class per status
+        return False
+    return True
+
+
 class OrtSession:
     """A graph in ONNX Runtime on the CPU that returns any of its values; use it in a ``with``.
 

@@ -11,7 +11,7 @@ from models import big_conv, feeds_for, run
 from qtool import files
 from qtool.loading import load_model
 from qtool.runtime import ort_session
-from qtool.runtime.ort_session import OrtSession
+from qtool.runtime.ort_session import OrtSession, loads_ir_version
 
 
 @pytest.fixture
@@ -68,3 +68,8 @@ def test_too_many_weights_in_memory_go_to_a_file_that_does_not_stay(tmp_path, mo
     assert not any(
         isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()
     )
+
+
+def test_a_version_of_the_format_that_the_runtime_does_not_load_is_seen():
+    assert loads_ir_version(10)
+    assert not loads_ir_version(2000)
