@@ -19,7 +19,8 @@ from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.data.spool import spool_batches
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes, load_model
-from qtool.pipeline import stages
+from qtool.pipeline import annotate_stage
+from qtool.pipeline.calibration import grids
 from qtool.pipeline.load_model import input_specs
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -376,7 +377,7 @@ def graph_context(model, target=None, bits=None, dataset=None, threads=1) -> Con
 
 def make_plan(model, target, bits) -> QuantPlan:
     """The plan of a rewritten graph, without grids."""
-    return stages.make_plan(graph_context(model, target, bits))
+    return annotate_stage.make_plan(graph_context(model, target, bits))
 
 
 def make_grids(model, plan, batches, calibrator, scheme=None, target=None) -> QuantPlan:
@@ -384,4 +385,4 @@ def make_grids(model, plan, batches, calibrator, scheme=None, target=None) -> Qu
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     context = graph_context(model, target, dataset=spool_batches(batches, folder))
-    return stages.make_grids(context, plan, calibrator, scheme)
+    return grids.make_grids(context, plan, calibrator, scheme)

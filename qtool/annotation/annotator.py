@@ -46,20 +46,24 @@ class _Draft:
         self.parent[self.find(b)] = self.find(a)
 
 
-def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
+def annotate(
+    model: ir.Model, target: Target, bits: Bits, islands: Mapping[str, str] | None = None
+) -> QuantPlan:
     """Make the plan: sites, shared grids as QuantSpecs, and the reasons of all float nodes.
 
     Args:
         model: the rewritten graph, with names and shapes.
         target: the ops that its runtime computes on codes.
         bits: the requested widths.
+        islands: nodes that stay float though they have a rule, by name, with the reason.
 
     Returns:
         The plan, without scales and codes.
     """
     draft = _Draft(target, bits)
     nodes = list(model.graph)
-    _find_candidates(nodes, draft)
+    matched = {**(islands or {}), **pattern_reasons(nodes, target.float_patterns)}
+    _find_candidates(nodes, draft, matched)
     available = _available_values(model, nodes, draft)
     required = _required_values(nodes, draft, available)
     chosen = _choose(draft, available, required)
@@ -69,10 +73,15 @@ def annotate(model: ir.Model, target: Target, bits: Bits) -> QuantPlan:
     return add_dynamic(nodes, target, bits, add_weight_only(nodes, target, bits, plan))
 
 
-def _find_candidates(nodes: list[ir.Node], draft: _Draft) -> None:
-    """Fill ``candidates`` with nodes that have a rule, and ``reasons`` for the others."""
+def _find_candidates(nodes: list[ir.Node], draft: _Draft, matched: Mapping[str, str]) -> None:
+    """Fill ``candidates`` with nodes that have a rule, and ``reasons`` for the others.
+
+    Args:
+        nodes: of the main graph, in order.
+        draft: to fill.
+        matched: nodes that stay float though they have a rule, by name, with the reason.
+    """
     fused: set[str] = set()
-    matched = pattern_reasons(nodes, draft.target.float_patterns)
     for node in nodes:
         name = name_of(node)
         if name in fused or not any(is_float(v) for v in (*node.inputs, *node.outputs)):

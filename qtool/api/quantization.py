@@ -118,6 +118,7 @@ def quantize(
             inputs=model.inputs,
             calibration=dataset,
             cache=cache,
+            placement=recipe.placement,
             seed=options.get("seed", 0),
             threads=options.get("threads"),
             trust_code=options.get("trust_code", False),

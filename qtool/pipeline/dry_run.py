@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.graph.queries import macs
+from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
-from qtool.pipeline.stages import annotated
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.steps.stage_cache import temporary_cache

@@ -1,5 +1,6 @@
 """Read the model and open the data of a run, before anything is quantized."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx_ir as ir
 from qtool.calibration.synthetic import with_input_moments
 from qtool.data import (
     READERS,
+    Batch,
     DataSection,
     Dataset,
     InputSpec,
@@ -79,9 +81,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         first = next(iter(calibration.take([0]).batches(1)))
         other = next(iter(evaluation.dataset.take([0]).batches(1)))
-        for name, spec in inputs.items():
-            shapes = {"calibrate": first[name].shape[1:], "evaluate": other[name].shape[1:]}
-            check_sample_shapes(spec, shapes.items(), "calibrate and evaluate")
+        _check_same_shapes(inputs, {"calibrate": first, "evaluate": other})
         inputs, notes = probe_batch(loaded.model, inputs, calibration, loaded.shown)
         record.notes += notes
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
@@ -102,6 +102,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         inputs=inputs,
         calibration=calibration,
         cache=cache,
+        placement=recipe.placement,
         seed=options.seed,
         device=options.device,
         threads=options.threads,
@@ -110,6 +111,13 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
     )
     prepared = Prepared(recipe, options, loaded, evaluation, context)
     return replace(prepared, preprocessing=check_preprocessing(prepared))
+
+
+def _check_same_shapes(inputs: Mapping[str, InputSpec], batches: Mapping[str, Batch]) -> None:
+    """Refuse samples of several sizes in the sections where the model leaves a size open."""
+    for name, spec in inputs.items():
+        shapes = {section: batch[name].shape[1:] for section, batch in batches.items()}
+        check_sample_shapes(spec, shapes.items(), " and ".join(batches))
 
 
 def _check_rewrites(recipe: Recipe, target: Target) -> None:

@@ -149,6 +149,9 @@ class Recipe(_Part):
     """The samples both files are evaluated on; absent: agreement with the float model only."""
     bits: Bits = Bits()
     """The requested widths, granularity, scheme and scales."""
+    placement: Literal["auto", "all", "conservative"] = "auto"
+    """Ops without weights that have integer kernels: all of them, none (conservative), or auto:
+    float where the target's kernels gain no time or the outputs gain much accuracy."""
     rewrite: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Rewrites in order; absent: the target's own list. Optional ones alone ([equalize]) are added
     to that list."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from qtool.annotation.placement import Placement
 from qtool.data import Dataset, InputSpec, split
 from qtool.errors import DataError
 from qtool.progress import Progress, silent
@@ -41,6 +42,7 @@ class Context:
         bits: the requested widths, layer by layer.
         inputs: of the model, by name.
         calibration: samples that ranges are estimated from; no labels are needed.
+        placement: of the recipe: which ops may stay float though they have integer kernels.
         seed: of every random choice.
         device: where torch computes.
         threads: for ONNX Runtime; None: the physical cores.
@@ -57,6 +59,7 @@ class Context:
     inputs: Mapping[str, InputSpec]
     calibration: Dataset
     cache: StageCache
+    placement: Placement = "all"
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None

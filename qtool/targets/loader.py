@@ -134,6 +134,8 @@ def _target(raw: Any, path: Path) -> Target:
             raw.get("unsigned_where_positive", False), bool, f"{path}: unsigned_where_positive"
         ),
         float_patterns=_float_patterns(raw, f"{path}: float_patterns"),
+        no_gain=_no_gain(raw, f"{path}: no_gain"),
+        island_gain_db=_island_gain(raw.get("island_gain_db"), f"{path}: island_gain_db"),
         weight_zero_point=_weight_zero_point(
             raw.get("weight_zero_point"), f"{path}: weight_zero_point"
         ),
@@ -191,6 +193,21 @@ def _float_patterns(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if raw.get("float_patterns") == []:
         return ()
     return _names(raw.get("float_patterns", list(FLOAT_PATTERNS)), FLOAT_PATTERNS, where)
+
+
+def _no_gain(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    names = _list(raw.get("no_gain", []), str, where)
+    for name in names:
+        _check_one_of(name, tuple(raw["ops"]), where)
+    return names
+
+
+def _island_gain(raw: Any, where: str) -> float | None:
+    if raw is None:
+        return None
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or raw <= 0:
+        raise RecipeError(f"target {where}: found {raw!r}, expected a number of dB above 0")
+    return float(raw)
 
 
 def _opsets(raw: Any, opset: int, where: str) -> tuple[int, int]:

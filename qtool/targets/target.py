@@ -102,6 +102,10 @@ class Target:
         float_patterns: patterns whose ops stay float, names from FLOAT_PATTERNS: ops that add
             ``attention_mask``s to scores, and layers of fixed numbers that decode boxes
             (``box_decode``).
+        no_gain: ops whose integer kernels take as long as the float ones and their conversions:
+            ``placement: auto`` leaves them float.
+        island_gain_db: what the signal-to-noise ratio of the outputs must gain before
+            ``placement: auto`` leaves further op kinds float; None: it never does.
         weight_zero_point: the zero point of stored weights and the layers that get it, or None.
     """
 
@@ -129,4 +133,6 @@ class Target:
     bias: str = "int32"
     unsigned_where_positive: bool = False
     float_patterns: tuple[str, ...] = FLOAT_PATTERNS
+    no_gain: tuple[str, ...] = ()
+    island_gain_db: float | None = None
     weight_zero_point: WeightZeroPoint | None = None

@@ -20,11 +20,13 @@ from qtool.calibration.synthetic import BATCH, check_batchnorm, collect_syntheti
 from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
 from qtool.data import Dataset
 from qtool.errors import RecipeError
+from qtool.pipeline.annotate_stage import make_plan
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
 from qtool.recipe.model import Recipe
 from qtool.steps.context import Context
+from qtool.steps.islands import choose_islands, island_reasons, with_grids_of
 from qtool.steps.output_error import widen_by_output
 from qtool.steps.range_choice import best_ranges
 from qtool.weights import SCHEMES
@@ -65,8 +67,9 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             str(recipe.rewrite),
             repr(context.target),
             repr((plan.sites, plan.grid_of, plan.weight_only)),
+            context.placement,
         )
-        grids = context.cache.cached(
+        return context.cache.cached(
             record,
             "grids",
             parts,
@@ -79,7 +82,6 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             save_plan_archive,
             lambda path: load_plan_archive(path)[0],
         )
-        return replace(plan, grids=grids.grids, codes=grids.codes, log=grids.log)
 
 
 def weight_scheme(recipe: Recipe, plan: QuantPlan) -> WeightScheme:
@@ -144,7 +146,12 @@ def make_grids(
                 chosen = widen_by_output(model, chosen, stats, batches, context.threads)
         return constrain_scales(context, chosen)
 
-    return best_ranges(context, plan, stats, calibrator, finish)
+    def with_islands(base: QuantPlan, islands: Mapping[str, str]) -> QuantPlan | None:
+        candidate = with_grids_of(base, make_plan(context, islands), stats, calibrator)
+        return constrain_scales(context, candidate) if candidate is not None else None
+
+    best = best_ranges(context, plan, stats, calibrator, finish)
+    return choose_islands(context, best, with_islands)
 
 
 def _grids_without_data(
@@ -202,6 +209,8 @@ def reused(recipe: Recipe, context: Context, plan: QuantPlan, file: Path) -> Qua
     """
     with context.cache.stage("calibrate") as record:
         earlier = read_plan(file)
+        islands = island_reasons(earlier)
+        plan = make_plan(context, islands) if islands else plan
         if not same_structure(earlier, plan):
             raise RecipeError(
                 f"plan {file}: it was made for another model, target or recipe (bits, "

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
+from qtool.pipeline.annotate_stage import make_plan
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.prepare import prepare, with_shared
-from qtool.pipeline.stages import make_plan, rewrite
+from qtool.pipeline.stages import rewrite
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe

@@ -15,7 +15,7 @@ from qtool.emitters import emit_qdq
 from qtool.emitters.qonnx import emit_qonnx
 from qtool.emitters.qoperator import to_operators
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.pipeline import stages
+from qtool.pipeline.calibration import grids
 from qtool.quant.bit_widths import Bits, Widths
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_io import read_plan, write_plan
@@ -374,7 +374,7 @@ def test_nothing_is_calibrated_where_no_activation_has_a_grid():
 
     model = encoder().model()
     context = graph_context(model, dataset=Unread())
-    plan = stages.make_grids(context, annotate(model, cpu(), DYNAMIC), MinMax())
+    plan = grids.make_grids(context, annotate(model, cpu(), DYNAMIC), MinMax())
     assert plan.log[-1] == "no activation has a grid, so no calibration sample was read"
 
 

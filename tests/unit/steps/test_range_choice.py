@@ -5,7 +5,7 @@ from models import Net, bind, cpu, feeds_for, graph_context, make_grids, spool_b
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MSE, Auto
-from qtool.pipeline import stages
+from qtool.pipeline.calibration import grids
 from qtool.quant.bit_widths import Bits
 
 BITS = Bits(weights=8, activations=3)
@@ -28,7 +28,7 @@ def batches(count: int = 16):
 def test_auto_compares_finalists_on_samples_without_ranges(tmp_path):
     model = network(tmp_path)
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
-    plan = stages.make_grids(context, annotate(model, cpu(), BITS), Auto())
+    plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert context.holdout.count == 4
     note = plan.log[-1]
     assert "distance to the float network on 4 held-out samples: value by value " in note
@@ -43,7 +43,7 @@ def test_a_far_better_finalist_is_chosen(tmp_path, monkeypatch):
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
     losses = iter([0.5, 0.2, 0.4, 0.3, 1.0])  # the finalists in their order, then value by value
     monkeypatch.setattr(type(context), "loss", lambda self, plan: next(losses))
-    plan = stages.make_grids(context, annotate(model, cpu(), BITS), Auto())
+    plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert plan.log[-1].startswith("mean_minmax for all values; distance to")
 
 

@@ -169,3 +169,27 @@ def test_likeness_has_one_step(tmp_path):
 @pytest.mark.parametrize(("edit", "complaint"), EDITS, ids=range(len(EDITS)))
 def test_a_wrong_value(edit, complaint, tmp_path):
     assert complaint in edited(tmp_path, edit)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("float_patterns", ["box_decoding"], 'did you mean "box_decode"?'),
+        ("no_gain", ["AveragePol"], 'did you mean "AveragePool"?'),
+        ("island_gain_db", 0, "expected a number of dB above 0"),
+        ("island_gain_db", True, "expected a number of dB above 0"),
+    ],
+)
+def test_keys_of_placement_are_checked(key, value, words, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(CPU.read_text()), key: value}))
+    assert key in refused(path) and words in refused(path)
+
+
+def test_a_target_may_have_no_patterns_and_no_islands(tmp_path):
+    raw = yaml.safe_load(CPU.read_text())
+    changes = {"float_patterns": [], "no_gain": [], "island_gain_db": None}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**raw, **changes}))
+    target = load_target(str(path))
+    assert (target.float_patterns, target.no_gain, target.island_gain_db) == ((), (), None)
