@@ -18,7 +18,7 @@ def check(
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
 ) -> None:
-    """Print the plan (value, bits, why) and an estimate of time and memory; calibrate nothing."""
+    """Print the plan (value, bits, why), and estimate time, memory and file size."""
     with exit_codes():
         from qtool.recipe.loader import load_recipe
 
@@ -39,12 +39,5 @@ def _table(result: "CheckResult") -> str:
     rows = [("VALUE", "BITS", "WHY"), *((v, str(b), why) for v, b, why in result.rows)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{v:<{widths[0]}}  {b:<{widths[1]}}  {why}".rstrip() for v, b, why in rows]
-    memory = f"{result.bytes / 2**20:,.0f} MB"
-    return "\n".join([*lines, "", f"Estimate: {_duration(result.seconds)}, {memory} of memory"])
-
-
-def _duration(seconds: float) -> str:
-    """Format a duration in seconds or minutes."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    return f"about {round(seconds / 60)} min"
+    warnings = [note for note in result.notes if note.startswith("WARNING")]
+    return "\n".join([*lines, "", *warnings, f"Estimate: {result.estimate.describe()}"])

@@ -17,7 +17,8 @@ times that, tables of bytes two to four: 67 instead of 100 MB after loading at 4
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,6 +96,60 @@ def form_of(
     Returns:
         Bits per code in the file, and one of ``forms`` or ``container``.
     """
+    return _cheapest(codes, params, forms, shift)[:2]
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """Bytes of packed codes in the file.
+
+    Attributes:
+        codes: bytes of the codes.
+        nodes: how many nodes unpack them.
+        tables: what a table holds -> its bytes; equal tables are stored once.
+    """
+
+    codes: int
+    nodes: int
+    tables: Mapping[tuple, int]
+
+
+def packed_size(codes: np.ndarray, params: QuantParams, forms: Sequence[str]) -> PackedSize:
+    """Return the bytes of codes in the form that :func:`form_of` chooses, without packing them.
+
+    Args:
+        codes: of the right shape and type; their values do not matter.
+        params: the grid of the codes.
+        forms: the forms that the target folds.
+    """
+    bits, form, nodes = _cheapest(codes, params, forms, 0)
+    tables: dict[tuple, int] = {}
+    item = codes.dtype.itemsize
+    if isinstance(params, Codebook) and form in ("base3", "bytes"):
+        width, levels = index_bits(params.levels), tuple(params.levels.tolist())
+        if form == "base3":
+            tables = {("base3", levels): 3**5 * 5 * item}
+        elif _joins_indices(params.levels, width, codes.size, item):
+            tables = {("levels", levels): len(levels) * item, **_plane_tables(width, forms)}
+        else:
+            (low, _), *top = planes(width)
+            tables = {("indices", levels): 256 * (8 // low) * (1 + len(top)) * item}
+            tables |= {("flags",): 256 * 8} if top else {}
+    elif form == "bytes":
+        tables = _plane_tables(int(bits), forms)
+    return PackedSize(round(bits / 8 * codes.size), nodes, tables)
+
+
+def _plane_tables(width: int, forms: Sequence[str]) -> dict[tuple, int]:
+    """Return the tables that unpack planes of codes of ``width`` bits."""
+    looked_up = [(b, at) for b, at in planes(width) if at > 0 or f"int{b}" not in forms]
+    return {("plane", bits, at): 256 * (8 // bits) for bits, at in looked_up}
+
+
+def _cheapest(
+    codes: np.ndarray, params: QuantParams, forms: Sequence[str], shift: int
+) -> tuple[float, str, int]:
+    """Return bits per code, form and number of nodes of the smallest form."""
     limits = (params.spec.qmin, params.spec.qmax)
     if isinstance(params, Codebook):
         limits = (int(params.levels[0]), int(params.levels[-1]))
@@ -110,8 +165,7 @@ def form_of(
     if isinstance(params, Codebook) and len(params.levels) <= 3:
         choices.append((1.6, "base3", 5))
     supported = [c for c in choices if c[1] in ("container", *forms)]
-    bits, form, _ = min(supported, key=lambda c: c[0] / 8 * codes.size + NODE * c[2])
-    return bits, form
+    return min(supported, key=lambda c: c[0] / 8 * codes.size + NODE * c[2])
 
 
 def index_bits(levels: np.ndarray) -> int:
@@ -240,12 +294,9 @@ def _indices(
     """Unpack the codes of a code book from packed indices: [groups, 2, 2, 2]."""
     index, width = np.searchsorted(levels, codes).astype(np.uint8), index_bits(levels)
     out, dtype = f"{name}/codes", codes.dtype
-    (bits, _), *others = planes(width)
+    bits = planes(width)[0][0]
     low, *top = pack(index, width)
-    # Tables of bytes need the least memory and time at load, but more of the file than the levels.
-    tables = 256 * (8 // bits) * (1 + len(top)) * dtype.itemsize
-    unsupported = len(others) and (others != [(1, bits)] or dtype.itemsize > 1)  # Where has int8
-    if unsupported or (len(levels) > 3 and tables > TABLES * index.size * width / 8):
+    if _joins_indices(levels, width, index.size, dtype.itemsize):
         joined = _joined(store, name, index, width, forms)
         return _gather(store, joined, levels, out, dtype)
     filled = np.pad(levels, (0, (1 << width) - len(levels)), mode="edge")
@@ -259,6 +310,22 @@ def _indices(
     chosen = f"{name}/bits_{bits}"
     flag = _lookup(store, f"{name}_packed_{bits}", top[0], flags, chosen, np.dtype(bool))
     return store.step("Where", [flag, upper, value], f"{name}/chosen")
+
+
+def _joins_indices(levels: np.ndarray, width: int, size: int, item: int) -> bool:
+    """Return whether planes of indices are joined first, and looked up in the levels then.
+
+    Args:
+        levels: of the code book.
+        width: bits of an index.
+        size: number of indices.
+        item: bytes of a level in the file.
+    """
+    (bits, _), *others = planes(width)
+    # Tables of bytes need the least memory and time at load, but more of the file than the levels.
+    tables = 256 * (8 // bits) * (1 + len(others)) * item
+    unsupported = len(others) > 0 and (others != [(1, bits)] or item > 1)  # Where has int8
+    return unsupported or (len(levels) > 3 and tables > TABLES * size * width / 8)
 
 
 def _trits(store: Store, name: str, codes: np.ndarray, levels: np.ndarray) -> ir.Value:

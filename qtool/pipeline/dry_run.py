@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qtool.calibration.collect import batch_size, observed_values
-from qtool.graph.queries import macs
 from qtool.pipeline.annotate_stage import annotated
-from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.estimate.run_time import Estimate, estimate_run
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
 from qtool.quant.plan import QuantPlan
@@ -21,13 +20,13 @@ class CheckResult:
 
     Attributes:
         rows: (node, bits, reason) in graph order.
-        seconds: rough estimate of the time of the whole run.
-        bytes: rough estimate of its peak memory.
+        estimate: of the run's time and memory and of its file.
+        notes: of the stages before calibration.
     """
 
     rows: tuple[tuple[str, str, str], ...]
-    seconds: float
-    bytes: int
+    estimate: Estimate
+    notes: tuple[str, ...]
 
 
 def _float_row(plan: QuantPlan, node: ir.Node) -> tuple[str, str]:
@@ -46,11 +45,6 @@ def _width(plan: QuantPlan, value: str) -> int | str:
     return "float" if spec is None else spec.bits
 
 
-# Float multiply-accumulates per second that a small convolution reaches on one core; for the
-# estimate only.
-MACS_PER_SECOND = 2e10
-
-
 def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
     """Prepare a run and make its plan, without calibrating.
 
@@ -65,9 +59,11 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
         prepared = prepare(recipe, cache, options or RunOptions())
         rewritten(prepared)
         plan = annotated(prepared.context)
+        estimate = estimate_run(prepared, plan)
     model = prepared.context.model
     rows = [(node.name or "", *row) for node in model.graph if (row := _row(plan, node))]
-    return CheckResult(tuple(rows), *_estimate(prepared, plan))
+    notes = tuple(note for stage in cache.done for note in stage.notes)
+    return CheckResult(tuple(rows), estimate, notes)
 
 
 def _row(plan: QuantPlan, node: ir.Node) -> tuple[str, str] | None:
@@ -89,17 +85,3 @@ def _row(plan: QuantPlan, node: ir.Node) -> tuple[str, str] | None:
     if name in plan.float_nodes:
         return _float_row(plan, node)
     return None
-
-
-def _estimate(prepared: Prepared, plan: QuantPlan) -> tuple[float, int]:
-    """Return rough seconds and bytes of memory for the whole run."""
-    context = prepared.context
-    model, calibration = context.model, context.calibration.count
-    each = sum(macs(node) for node in model.graph)
-    passes = calibration + 4 * prepared.evaluation.dataset.count
-    weights = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-    )
-    rows = batch_size(model, observed_values(model, plan), calibration)
-    seconds = 6 + passes * (each / MACS_PER_SECOND + 5e-4)
-    return seconds, 450_000_000 + 6 * weights + rows * each // 100

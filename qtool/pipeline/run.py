@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qtool.pipeline.build_report import build_report
 from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
@@ -16,6 +17,7 @@ from qtool.pipeline.training.checks import check_early
 from qtool.pipeline.training.stage import Training
 from qtool.pipeline.training.workers import assist_training
 from qtool.qat import distributed
+from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
 from qtool.report.schema import ModelPart
@@ -74,7 +76,12 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         recipe, context = prepared.recipe, prepared.context
         training = (NamedStep("qat", Training(prepared)),) if train else ()
         float_model = rewritten(prepared)
-        steps = quantize(recipe, context, options.plan_file, training)
+
+        def announce(plan: QuantPlan) -> None:
+            if not train:  # training shows its own time
+                announce_estimate(prepared, plan)
+
+        steps = quantize(recipe, context, options.plan_file, training, announce)
         emitted = freeze_and_emit(recipe, context, steps.plan, scratch / "model.onnx")
         dynamic = bool(emitted.plan.dynamic)
         evaluation = Evaluator(prepared, emitted.path, scratch, emitted, dynamic).run()

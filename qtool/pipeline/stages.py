@@ -99,6 +99,7 @@ def quantize(
     context: Context,
     plan_file: Path | None = None,
     training: tuple[NamedStep, ...] = (),
+    on_plan: Callable[[QuantPlan], None] = lambda plan: None,
 ) -> AppliedSteps:
     """Return the plan of a rewritten graph: annotated, calibrated, repaired and trained.
 
@@ -107,8 +108,10 @@ def quantize(
         context: its graph is rewritten.
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
         training: steps after those of the recipe's ``ptq``.
+        on_plan: called with the plan before anything is calibrated.
     """
     plan = annotated(context)
+    on_plan(plan)
     if plan_file is None:
         plan = calibrated(recipe, context, plan)
     else:

@@ -56,7 +56,7 @@ def weight_grids(
         try:
             if not np.isfinite(array).all():
                 raise ValueError("it holds NaN or infinite numbers")
-            grids[name], rounded = _scheme_for(spec.bits, scheme)(array, spec, level_bits)
+            grids[name], rounded = scheme_for(spec.bits, scheme)(array, spec, level_bits)
         except ValueError as error:
             raise DataError(
                 f'the weights "{name}" of node "{reader}": {error}; train or export the model again'
@@ -73,7 +73,7 @@ def _size(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.size
 
 
-def _scheme_for(bits: int, requested: WeightScheme | None) -> WeightScheme:
+def scheme_for(bits: int, requested: WeightScheme | None) -> WeightScheme:
     """Return the scheme of weights of ``bits`` bits."""
     if bits == 1:  # no other scheme has two values
         return next(entry() for entry in SCHEMES.values() if entry.fixed_bits == 1)

@@ -16,6 +16,8 @@ from qtool.cli.console import exits
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.dry_run import CheckResult
+from qtool.pipeline.estimate.run_time import Estimate
 from qtool.progress import silent
 from qtool.recipe.registry import KINDS
 from qtool.report.report import Report
@@ -53,7 +55,7 @@ class Pipeline(types.ModuleType):
 
     def check(self, recipe, options):
         rows = [("image", "u8", "model input"), ("/fc/Gemm weight", "float", "bits.layers.last")]
-        return types.SimpleNamespace(rows=rows, seconds=130.0, bytes=300 * 2**20)
+        return CheckResult(tuple(rows), Estimate(130.0, 300 * 2**20, 123_456), ("WARNING: so",))
 
 
 @pytest.fixture
@@ -264,7 +266,8 @@ def test_check_prints_the_plan_and_an_estimate(pipeline):
         "image            u8     model input\n"
         "/fc/Gemm weight  float  bits.layers.last\n"
         "\n"
-        "Estimate: about 2 min, 300 MB of memory\n"
+        "WARNING: so\n"
+        "Estimate: about 2 min, 300 MB of memory, a file of 123 kB\n"
     )
 
 

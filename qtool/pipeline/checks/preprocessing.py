@@ -9,7 +9,7 @@ from qtool.data import Dataset, open_dataset
 from qtool.data.usual_preprocess import as_yaml, usual_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims, parameters
-from qtool.metrics.preprocessing_scores import MIN_GAIN, PreprocessingCheck, PreprocessingScore
+from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import MAX_PARAMETERS, has_class_labels
@@ -18,12 +18,12 @@ from qtool.runtime.ort_session import OrtSession
 
 # Samples that are scored, and those of them that choose the FINALISTS that are scored on all.
 SAMPLES = 64
-FIRST = 16
+FIRST = 12
 FINALISTS = 3
 # Hits that a finalist must have more than the recipe's settings among the first samples.
 MORE_HITS = 2
-# Below this accuracy in %, named settings with another resize and crop are tried too.
-POOR = 50.0
+# Below these accuracies in %, the usual settings are tried, and those with other sizes too.
+LOW, POOR = 80.0, 50.0
 # Points by which the float model may miss the expected accuracy.
 TOLERANCE = 1.0
 
@@ -49,7 +49,7 @@ def check_preprocessing(prepared: Prepared) -> PreprocessingCheck | None:
             scorer = _Scorer(session, prepared, chosen)
             name, settings = "the recipe's", as_yaml(data.preprocess) if data.preprocess else ""
             current = PreprocessingScore(name, settings, scorer.hits(data.take(chosen)))
-            others = scorer.others(current) if current.accuracy <= 100 - MIN_GAIN else []
+            others = scorer.others(current) if current.accuracy < LOW else []
         check = PreprocessingCheck(current, tuple(others))
         record.notes += preprocessing_notes(check)
     return check
