@@ -163,12 +163,13 @@ def _steps(report: Report) -> str:
         [
             MARK["passed" if step.kept else "warning"],
             code(step.step),
+            code(step.block) if step.block else "",
             formatting.before_after(step),
             "kept" if step.kept else "rolled back",
         ]
         for step in report.ptq or ()
     ]
-    return _table(["", "step", "distance to float", ""], rows, right=2) if rows else ""
+    return _table(["", "step", "block", "distance to float", ""], rows, right=3) if rows else ""
 
 
 def _kernels(report: Report) -> str:

@@ -184,7 +184,8 @@ def _gate(gate: Gate) -> tuple[Text, str, str]:
 
 def _steps(report: Report) -> Table | None:
     table = _grid(4)
-    for step in report.ptq or ():
+    whole = [step for step in report.ptq or () if not step.block]  # blocks: the other reports
+    for step in whole:
         mark = Text("✓", "green") if step.kept else Text("✗", "yellow")
         outcome = "kept" if step.kept else "no better, rolled back"
         table.add_row(

@@ -1,0 +1,24 @@
+"""Rows of post-training steps: blocks in the pages, steps alone in the terminal."""
+
+import pytest
+from full_report import changed
+
+from qtool.report.render.formats import render
+
+BLOCK = "/body/first .. /body/<second>"
+STEPS = [
+    {"step": "qdrop", "block": BLOCK, "before": 0.5, "after": 0.25, "kept": True, "seconds": 1.5},
+    {"step": "qdrop", "before": 0.125, "after": 0.375, "kept": False, "seconds": 2.5},
+]
+
+
+@pytest.mark.parametrize("fmt", ["markdown", "html"])
+def test_pages_have_a_row_for_each_block_and_step(fmt):
+    page = render(changed(ptq=STEPS), fmt)
+    assert "/body/first .. /body/" in page and "0.25" in page and "0.375" in page
+    assert "<second>" not in page or fmt == "markdown"  # names are text, never tags
+
+
+def test_the_terminal_has_the_steps_alone():
+    text = render(changed(ptq=STEPS), "terminal", width=120)
+    assert text.count("qdrop") == 1 and "rolled back" in text and "/body/" not in text
