@@ -4,9 +4,9 @@ The float graph runs in ONNX Runtime (2 to 5 times faster than eager torch on mo
 the observed values as extra outputs; statistics are merged batch by batch in constant memory.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qtool.calibration.class_scores import ClassScores, has_class_scores
 from qtool.calibration.estimators.batchnorm import channel_normals
 from qtool.calibration.estimators.mse import squared_error
-from qtool.calibration.extremes import SMOOTHING
+from qtool.calibration.extremes import SMOOTHING, Extremes
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError, RecipeError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages
@@ -65,6 +65,19 @@ def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
     return int(min(max(BATCH_ELEMENTS // max(each, 1), 1), 64, max(count, 1)))
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Statistics of some of the batches of a pass.
+
+    Attributes:
+        stats: value name -> statistics, but for the extremes.
+        extremes: batch number -> extremes of each value; they merge in the order of the batches.
+    """
+
+    stats: Mapping[str, Stats]
+    extremes: Mapping[int, Mapping[str, Extremes]]
+
+
 def collect(
     model: ir.Model,
     names: tuple[str, ...],
@@ -89,26 +102,64 @@ def collect(
     Raises:
         DataError: a value became NaN or infinite (names it and the batch), or there was no data.
     """
+    shard = collect_shard(
+        model,
+        names,
+        enumerate(batches, 1),
+        histograms=histograms,
+        threads=threads,
+        on_batch=on_batch,
+        smoothing=smoothing,
+    )
+    return merge_shards(model, names, [shard])
+
+
+def collect_shard(
+    model: ir.Model,
+    names: tuple[str, ...],
+    batches: Iterable[tuple[int, Mapping[str, np.ndarray]]],
+    *,
+    histograms: bool,
+    threads: int | None = None,
+    on_batch: Callable[[int], None] = lambda rows: None,
+    smoothing: float = SMOOTHING,
+) -> Shard:
+    """Run the float graph on some batches of a pass; the same as :func:`collect` otherwise.
+
+    Args:
+        model: the rewritten float graph.
+        names: values to observe.
+        batches: number of the batch in the whole pass, from 1, and its inputs.
+        histograms: as for collect.
+        threads: as for collect.
+        on_batch: as for collect.
+        smoothing: as for collect.
+
+    Raises:
+        DataError: a value became NaN or infinite (names it and the batch).
+    """
     values = by_name(model.graph)
-    stats = constants(values, names)
+    stats = dict.fromkeys(names, Stats())
+    extremes: dict[int, dict[str, Extremes]] = {}
     fed = [n for n in names if values[n].is_graph_input()]
     computed = [n for n in names if values[n].producer() is not None]
     outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
     scored = {n for n in computed if has_class_scores(values[n])}
 
     def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
+        extremes[number] = {}
         for name in (*fed, *computed):
             part = summarize(arrays[name], histograms, number, rows, smoothing)
             _check_finite(part, name, number)
             if name in scored:
                 part = replace(part, scores=ClassScores.of(arrays[name]))
-            stats[name] = stats[name] + part
+            extremes[number][name] = part.extremes
+            stats[name] = stats[name] + replace(part, extremes=Extremes())
 
     pending: Future[None] | None = None
-    number = 0
     release_weight_pages(model)  # the session maps them itself
     with OrtSession(model, outputs, threads) as session, ThreadPoolExecutor(1) as pool:
-        for number, batch in enumerate(batches, 1):
+        for number, batch in batches:
             arrays = {**batch, **session.stream(batch)}
             if pending is not None:
                 pending.result()
@@ -118,8 +169,32 @@ def collect(
             on_batch(rows)
         if pending is not None:
             pending.result()
-    if number == 0:
+    return Shard(stats, extremes)
+
+
+def merge_shards(
+    model: ir.Model, names: tuple[str, ...], shards: Sequence[Shard]
+) -> dict[str, Stats]:
+    """Return the statistics of all batches: the same bytes, whatever the shards are.
+
+    Args:
+        model: the rewritten float graph.
+        names: the observed values; those of constants are added.
+        shards: of one pass.
+
+    Raises:
+        DataError: there was no batch.
+    """
+    extremes = {number: part for shard in shards for number, part in shard.extremes.items()}
+    if not extremes:
         raise DataError("calibrate: there is no calibration sample; check the folder and count")
+    values = by_name(model.graph)
+    stats = constants(values, names)
+    for shard in shards:
+        stats = {name: part + shard.stats[name] for name, part in stats.items()}
+    for number in sorted(extremes):
+        for name, part in extremes[number].items():
+            stats[name] = replace(stats[name], extremes=stats[name].extremes + part)
     return with_normals(values, stats)
 
 

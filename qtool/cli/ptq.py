@@ -11,6 +11,7 @@ from qtool.cli.console import options
 from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError
+from qtool.qat.distributed import expected
 
 if TYPE_CHECKING:
     from qtool.recipe.model import Recipe
@@ -97,7 +98,8 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
         from qtool.pipeline.context import RunOptions
 
-        with show_progress(output.quiet) as progress:
+        first = expected()[0] == 0  # of several processes one shows what happens
+        with show_progress(output.quiet or not first) as progress:
             run_options = RunOptions(
                 seed=settings.seed,
                 device=settings.device.value,
@@ -124,7 +126,7 @@ def show(report: "Report | None", folder: Path | None, output: Output) -> None:
     """Print a report and exit with 0, or 1 where it did not pass.
 
     Args:
-        report: None in processes of a distributed training but the first, which prints it.
+        report: None in the processes of torchrun but the first, which prints it.
         folder: the run folder, named in the text; None: nothing was written.
         output: form of the output.
     """

@@ -5,9 +5,7 @@ from typing import Annotated
 import typer
 
 from qtool.cli.console import options
-from qtool.cli.console.exits import exit_codes
 from qtool.cli.ptq import Command, Output, Settings, quantize
-from qtool.qat.distributed import expected
 
 Epochs = Annotated[
     int | None,
@@ -35,11 +33,9 @@ def qat(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
-    with exit_codes():
-        first = expected()[0] == 0  # of several processes one shows what happens
     words = [*(settings or ()), *([] if epochs is None else [f"qat.epochs={epochs}"])]
     quantize(
         Command("run_qat", recipe, model, data, out, tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
-        Output(json, quiet or not first, strict),
+        Output(json, quiet, strict),
     )

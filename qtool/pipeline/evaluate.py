@@ -18,6 +18,7 @@ from qtool.metrics.label_order import LabelOrder, find_label_order
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
+from qtool.pipeline.processes.evaluation import SharedEvaluations
 from qtool.pipeline.stages import Emitted
 from qtool.report.schema import Accuracy, IntegerOnly, Latency, OutputQuality, Parity
 from qtool.runtime.ort_options import default_threads
@@ -159,10 +160,16 @@ class Evaluator:
             )
             capture, captured = self._capture()
             compare = self._compare(paths)
-            tasks = (optimize, *((capture,) if capture else ()), *evaluations, compare, latency)
-            # Importing torch takes a second, during which the child already runs.
-            meanwhile = import_simulation if capture else (lambda: None)
+            shared = SharedEvaluations(evaluations)
+            tasks = (optimize, *((capture,) if capture else ()), *shared.own, compare, latency)
+
+            def meanwhile() -> None:
+                if capture:  # importing torch takes a second, during which the child already runs
+                    import_simulation()
+                shared.wait()
+
             results = run_tasks(tasks, self.scratch, context.progress, meanwhile)
+            shared.join()
             record.child_mb = results.peak_rss_mb
             if big:
                 record.notes.append("latency: timed in turn, only one session alive at a time")

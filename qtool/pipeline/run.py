@@ -11,11 +11,11 @@ from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
 from qtool.pipeline.training.checks import check_early
 from qtool.pipeline.training.stage import Training
-from qtool.pipeline.training.workers import assist_training
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -25,8 +25,11 @@ from qtool.steps.guard import NamedStep
 from qtool.verification.layer_table import model_part, total_macs
 
 
-def run_ptq(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Report:
+def run_ptq(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Report | None:
     """Quantize a model after training and write the run folder.
+
+    Of several processes that torchrun started, the first does this and returns the report; the
+    others calibrate and evaluate their shares of the samples and return None.
 
     Args:
         recipe: what to do, paths absolute.
@@ -36,14 +39,14 @@ def run_ptq(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
-    return _run(recipe, out, options or RunOptions(), train=False)
+    return _shared(recipe, out, options or RunOptions(), train=False)
 
 
 def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Report | None:
     """Train a model with quantization in the loop and write the run folder.
 
-    Of several processes that torchrun started, the first does this; the others share the training
-    and return None.
+    Of several processes that torchrun started, the first does this; the others share calibration,
+    training and evaluation, and return None.
 
     Args:
         recipe: what to do; its ``qat`` section says how to train.
@@ -53,15 +56,22 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
-    options = options or RunOptions()
+    return _shared(_without_default_steps(recipe), out, options or RunOptions(), train=True)
+
+
+def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report | None:
+    """Run in this process, or assist the first of several."""
     with distributed.joined(options.device):
         if distributed.rank() == 0:
-            check_early(recipe, options)
-            return _run(_without_default_steps(recipe), out, options, train=True)
+            if train:
+                check_early(recipe, options)
+            report = _run(recipe, out, options, train)
+            finish()
+            return report
         cache = open_cache(out, options)  # it holds models that the first process exported
         # Where the first process ended early, it says why.
         with suppress(distributed.ProcessLost):
-            assist_training(_without_default_steps(recipe), cache, options)
+            assist(AssistingProcess(recipe, cache, options))
         return None
 
 

@@ -1,4 +1,4 @@
-"""Training of one network by several processes, as torchrun starts them.
+"""One run by several processes, as torchrun starts them.
 
 The group is torch's default one. Without it every function here does what a single process needs.
 """
@@ -69,7 +69,8 @@ def expected() -> tuple[int, int]:
     if missing:
         raise RecipeError(
             f"found WORLD_SIZE={world_size}, but not {', '.join(missing)}: start several "
-            "processes with `torchrun --nproc-per-node=K -m qtool qat`, or unset WORLD_SIZE"
+            "processes with `torchrun --nproc-per-node=K -m qtool ptq` (or qat), or unset "
+            "WORLD_SIZE"
         )
     return int(os.environ["RANK"]), int(world_size)
 
@@ -146,6 +147,25 @@ def share(make: Callable[[], R]) -> R:
     with _detect_lost_process():
         dist.broadcast_object_list(results, 0, device=torch.device("cpu"))
     return results[0]  # type: ignore[return-value]
+
+
+def gather(part: R) -> list[R]:
+    """Return the parts of all processes, by rank, in the first process; nothing in the others.
+
+    Args:
+        part: of this process; picklable.
+
+    Raises:
+        ProcessLost: another process ended.
+    """
+    import torch.distributed as dist
+
+    if count() == 1:
+        return [part]
+    parts: list[R | None] | None = [None] * count() if rank() == 0 else None
+    with _detect_lost_process():
+        dist.gather_object(part, parts, 0)
+    return [] if parts is None else parts  # type: ignore[return-value]
 
 
 def broadcast_tensors(tensors: "Iterable[torch.Tensor]") -> None:

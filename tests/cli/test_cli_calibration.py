@@ -1,6 +1,7 @@
 """Calibration by the real command: estimators of weights, refusals, steps that search ranges."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,30 @@ def test_calibrated_runs_need_one(recipe, tmp_path):
     assert done.returncode == 2 and "calibrate: needed: the activation" in done.stderr
     done = ptq(tmp_path / "all", {"model": recipe["model"]})
     assert done.returncode == 2 and 'the key "calibrate" is missing' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mse", "moving_average", "auto"])
+def test_two_processes_write_the_file_of_one(recipe, tmp_path, method):
+    calibrate = {**recipe["calibrate"], "count": 200, "method": method}
+    words = {**recipe, "calibrate": calibrate, "ptq": ["gptq"]}
+    one = ptq(tmp_path / "one", words, "--json", "--threads", "1")
+    assert one.returncode == 0, one.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "qtool", "ptq"]
+    torchrun += ["--recipe", str(tmp_path / "one" / "r.yaml"), "--out", str(tmp_path / "two")]
+    two = subprocess.run(
+        [*torchrun, "--json", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert two.returncode == 0, two.stderr
+    first, second = json.loads(one.stdout), json.loads(two.stdout)  # one object, of one process
+    for name in ("model.onnx", "plan.npz", "plan.json"):
+        own = (tmp_path / "two" / name).read_bytes()
+        assert own == (tmp_path / "one" / "run" / name).read_bytes()
+    assert first["accuracy"] == second["accuracy"] and first["output"] == second["output"]
+    assert two.stderr.count("calibrate: ") and "Traceback" not in two.stderr
+    assert not list((tmp_path / "two").rglob("*.0.npy"))

@@ -12,7 +12,6 @@ from qtool.calibration.collect import (
     batch_size,
     check_supported,
     choose_grids,
-    collect,
     observed_values,
 )
 from qtool.calibration.statistics import Calibrator
@@ -21,6 +20,7 @@ from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
 from qtool.data import Dataset
 from qtool.errors import RecipeError
 from qtool.pipeline.annotate_stage import make_plan
+from qtool.pipeline.calibration.shares import CalibrationShares
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
@@ -121,8 +121,9 @@ def make_grids(
     check_supported(model, plan, observed, calibrator)
     if context.calibration.synthetic:
         return _grids_without_data(context, plan, calibrator, observed)
-    use_holdout = calibrator.finalists and context.calibration.count > 1
+    use_holdout = bool(calibrator.finalists) and context.calibration.count > 1
     data = context.fit if use_holdout else context.calibration
+    rows = context.fixed_batch or batch_size(model, observed, data.count)
     total, done = data.count, 0
 
     def on_batch(rows: int) -> None:
@@ -130,15 +131,10 @@ def make_grids(
         done = min(done + rows, total)
         context.progress("calibrate", done, total)
 
-    stats = collect(
-        model,
-        observed,
-        _calibration_batches(context, observed, data),
-        histograms=calibrator.needs_histogram,
-        smoothing=calibrator.smoothing,
-        threads=context.threads,
-        on_batch=on_batch,
+    shares = CalibrationShares(
+        observed, use_holdout, rows, calibrator.needs_histogram, calibrator.smoothing
     )
+    stats = shares.collect(context, on_batch)
 
     def finish(chosen: QuantPlan) -> QuantPlan:
         if calibrator.by_output:

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
-from qtool.pipeline.annotate_stage import make_plan
-from qtool.pipeline.context import RunOptions
-from qtool.pipeline.prepare import prepare, with_shared
-from qtool.pipeline.stages import rewrite
+from qtool.pipeline.prepare import with_shared
+from qtool.pipeline.processes.message import Worker
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.qat import Qat
 from qtool.steps.context import Context
-from qtool.steps.stage_cache import StageCache
 
 if TYPE_CHECKING:
     from qtool.qat.fake_quant_model import QatNetwork
@@ -45,6 +42,36 @@ class TrainingStart:
     model: str
     samples: tuple[tuple[str, int], ...]
 
+    def assist(self, worker: Worker) -> None:
+        """Train with the first process.
+
+        Raises:
+            QtoolError: model or data are not here what they are to the first process.
+        """
+        import torch
+
+        from qtool.qat.settings import RunFiles
+        from qtool.qat.trainer import train
+
+        torch.manual_seed(worker.options.seed)
+        prepared = worker.prepared
+        recipe, context, section = prepared.recipe, prepared.context, prepared.recipe.qat
+        if section is None:
+            raise AssertionError("the first process trains without a qat section")
+        data = open_section(recipe, section, context)
+        names = enumerate(zip(data.names, data.positions, strict=True))
+        index = {sample: k for k, sample in names}
+        missing = sum(sample not in index for sample in self.samples)
+        if missing or context.sha256 != self.model:
+            problem = f"{missing} samples are missing" if missing else "the model is another one"
+            raise RecipeError(
+                f"process {distributed.rank()}: {problem}; every process must see the same files"
+            )
+        train_data = data.take([index[sample] for sample in self.samples])
+        network, teacher = build_network(section, context, self.plan)
+        # The first process alone scores epochs; no validation sample is read for that here.
+        train(network, teacher, train_data, train_data, self.settings, RunFiles(self.checkpoint))
+
 
 def start_workers(
     plan: QuantPlan, settings: "Settings", checkpoint: Path, model: str, train_data: Dataset
@@ -62,49 +89,6 @@ def start_workers(
         samples = tuple(zip(train_data.names, train_data.positions, strict=True))
         message = TrainingStart(plan, settings, checkpoint, model, samples)
         distributed.share(lambda: message)
-
-
-def assist_training(recipe: Recipe, cache: StageCache, options: RunOptions) -> None:
-    """Train with the first process: the work of every other process.
-
-    Args:
-        recipe: has a ``qat`` section, or the first process refuses it.
-        cache: holds models that the first process exported.
-        options: of the run.
-
-    Raises:
-        QtoolError: model or data are not here what they are to the first process.
-        ProcessLost: the first process ended before training did; it says why.
-    """
-    start = distributed.share(_no_message)
-    import torch
-
-    from qtool.qat.settings import RunFiles
-    from qtool.qat.trainer import train
-
-    torch.manual_seed(options.seed)
-    prepared = prepare(recipe, cache, options)
-    recipe, context, section = prepared.recipe, prepared.context, prepared.recipe.qat
-    if section is None:
-        raise AssertionError("the first process trains without a qat section")
-    rewrite(recipe, context)
-    make_plan(context)  # it changes the graph where a value must be read at two widths
-    data = open_section(recipe, section, context)
-    index = {sample: k for k, sample in enumerate(zip(data.names, data.positions, strict=True))}
-    missing = sum(sample not in index for sample in start.samples)
-    if missing or context.sha256 != start.model:
-        problem = f"{missing} samples are missing" if missing else "the model is another one"
-        raise RecipeError(
-            f"process {distributed.rank()}: {problem}; every process must see the same files"
-        )
-    train_data = data.take([index[sample] for sample in start.samples])
-    network, teacher = build_network(section, context, start.plan)
-    # The first process alone evaluates; no validation sample is read for that here.
-    train(network, teacher, train_data, train_data, start.settings, RunFiles(start.checkpoint))
-
-
-def _no_message() -> TrainingStart:
-    raise AssertionError("the first process sends the message, the others receive it")
 
 
 def open_section(recipe: Recipe, section: Qat, context: Context) -> Dataset:

@@ -16,6 +16,8 @@ from qtool.calibration.collect import (
     batch_size,
     choose_grids,
     collect,
+    collect_shard,
+    merge_shards,
     observed_values,
 )
 from qtool.calibration.statistics import Stats, summarize
@@ -240,3 +242,24 @@ def test_memory_does_not_grow_with_the_number_of_batches(tmp_path):
     few = peak(20, tmp_path)
     assert peak(300, tmp_path) < 1.05 * few
     assert peak(300, tmp_path, keep=True) > 1.2 * few
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_shards_of_a_pass_merge_to_its_bytes(processes):
+    """Every estimator, also those that depend on the order of the samples; a shard may be empty."""
+    model, data = network().model(), images(23)
+    bind(model, feeds_for(model))
+    whole = collect(model, NAMES, batches(data, 6), histograms=True, threads=1)
+    numbered = list(enumerate(batches(data, 6), 1))
+    shards = [
+        collect_shard(model, NAMES, numbered[k::processes], histograms=True, threads=1)
+        for k in range(processes)
+    ]
+    merged = merge_shards(model, NAMES, shards)
+    for name in NAMES:
+        assert merged[name].extremes == whole[name].extremes
+        for calibrator in (entry() for entry in CALIBRATORS.values()):
+            spec = QuantSpec(4, False, False)
+            grids = [calibrator(stats[name], spec) for stats in (merged, whole)]
+            assert grids[0].scale.tobytes() == grids[1].scale.tobytes()
+            assert grids[0].zero_point == grids[1].zero_point

@@ -1,0 +1,76 @@
+"""Collect statistics in shares: each process reads every so manieth batch of the samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtool.calibration.collect import Shard, collect_shard, merge_shards
+from qtool.calibration.statistics import Stats
+from qtool.pipeline.processes.message import Worker
+from qtool.qat import distributed
+from qtool.steps.context import Context
+
+
+@dataclass(frozen=True)
+class CalibrationShares:
+    """Message: each process collects the statistics of its batches; they merge to the same bytes.
+
+    Batch k of one process is batch k of several, so every summary is the same one; histograms and
+    sums of limits merge exactly in any order, moving averages in the order of the batches.
+
+    Attributes:
+        observed: names of the values.
+        fit: read ``context.fit``, not all calibration samples.
+        rows: samples of a batch.
+        histograms, smoothing: as for :func:`qtool.calibration.collect.collect`.
+    """
+
+    observed: tuple[str, ...]
+    fit: bool
+    rows: int
+    histograms: bool
+    smoothing: float
+
+    def assist(self, worker: Worker) -> None:
+        """Collect this process's shard and send it to the first one."""
+        distributed.gather(self.shard(worker.prepared.context))
+
+    def collect(
+        self, context: Context, on_batch: Callable[[int], None] = lambda rows: None
+    ) -> dict[str, Stats]:
+        """Return the statistics of all samples; called in the first process.
+
+        Args:
+            context: holds the graph and the samples.
+            on_batch: called with the number of samples after each batch of all processes.
+        """
+        if distributed.count() > 1:
+            distributed.share(lambda: self)
+        own = self.shard(context, lambda rows: on_batch(rows * distributed.count()))
+        return merge_shards(context.model, self.observed, distributed.gather(own))
+
+    def shard(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Shard:
+        """Return the statistics of this process's batches."""
+        return collect_shard(
+            context.model,
+            self.observed,
+            self._batches(context),
+            histograms=self.histograms,
+            threads=context.threads,
+            on_batch=on_batch,
+            smoothing=self.smoothing,
+        )
+
+    def _batches(self, context: Context) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+        """Yield (number from 1, inputs) of this process's batches."""
+        data = context.fit if self.fit else context.calibration
+        first, step = distributed.rank(), distributed.count()
+        own = [k for k in range(data.count) if k // self.rows % step == first]
+        part = data.take(own) if step > 1 else data
+        if not part.count:
+            return
+        fixed = context.fixed_batch
+        batches = (b for b, _ in part.padded(self.rows)) if fixed else part.batches(self.rows)
+        for number, batch in enumerate(batches):
+            yield 1 + first + number * step, {name: batch[name] for name in context.inputs}

@@ -1,0 +1,1 @@
+"""Share a run among the processes that torchrun started."""
