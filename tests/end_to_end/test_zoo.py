@@ -8,10 +8,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.zoo import LEAST_DB, of_onnx, of_torch
 from benchmarks.zoo_models import MODELS, REFUSED
+from benchmarks.zoo_patterns import PATTERNS
 from benchmarks.zoo_torch import MODULES
 from qtool.loading.pytorch.export import EXPORTERS
 
-FAST = ("old_opset_7", "shared_weights", "captured_weights", "bfloat16", "preprocessing")
+FAST = (
+    "old_opset_7",
+    "shared_weights",
+    "captured_weights",
+    "bfloat16",
+    "preprocessing",
+    "dfl_head",
+)
 FAST_TORCH = ("several_inputs_and_outputs", "float16", "fixed_batch")
 NOT_EXPORTED = {
     *(("tracing", name) for name in ("bilinear", "rms_norm", "branch")),
@@ -24,7 +32,7 @@ def marked(names, fast):
     return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", marked(MODELS, FAST))
+@pytest.mark.parametrize("name", marked([*MODELS, *PATTERNS], FAST))
 def test_an_onnx_file(name, tmp_path):
     found = of_onnx(name, tmp_path)
     assert not found.failed, found.verdict
