@@ -9,6 +9,7 @@ from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.brecq import Brecq
 from qtool.ptq.distillation import Distillation
+from qtool.ptq.channel_affine_compensation import ChannelAffineCompensation
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.ptq.qdrop import QDrop
@@ -21,6 +22,7 @@ PTQ_STEPS: dict[str, type[Step]] = {
     "bias_correction": BiasCorrection,
     "brecq": Brecq,
     "distillation": Distillation,
+    "channel_affine_compensation": ChannelAffineCompensation,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
     "qdrop": QDrop,

@@ -1,6 +1,5 @@
 """Round weights with second-order compensation, against the outputs of the float network."""
 
-from collections import Counter
 from dataclasses import KW_ONLY, replace
 from dataclasses import dataclass as plain_dataclass
 from typing import ClassVar, Literal
@@ -177,9 +176,7 @@ class _Layers:
     def __init__(self, context: Context, plan: QuantPlan) -> None:
         self._values = by_name(context.model.graph)
         self._nodes = nodes_by_name(context.model.graph)
-        self._uses = Counter(
-            name for site in plan.sites.values() for name in (site.weight, site.bias) if name
-        )
+        self._uses = plan.weight_uses()
 
     def of(self, site: Site) -> _Layer | None:
         """Return one layer, or None where it is no matrix product."""

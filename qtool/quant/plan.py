@@ -8,6 +8,7 @@ plan. Three words are used throughout qtool; papers and tools call them
 * site: fused operator or supergroup, the nodes that a runtime fuses into one integer kernel.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -173,6 +174,11 @@ class QuantPlan:
     def integer_nodes(self) -> frozenset[str]:
         """Names of all nodes that compute on codes."""
         return self.data_movement_ops.union(*(site.nodes for site in self.sites.values()))
+
+    def weight_uses(self) -> Counter[str]:
+        """Count the sites that read each weight and each bias."""
+        pairs = ((site.weight, site.bias) for site in self.sites.values())
+        return Counter(name for pair in pairs for name in pair if name)
 
     def members(self) -> dict[str, list[str]]:
         """Map grid id -> names of the values on that grid."""
