@@ -13,6 +13,7 @@ from qtool.ptq.channel_affine_compensation import ChannelAffineCompensation
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.ptq.qdrop import QDrop
+from qtool.ptq.ridge_compensation import RidgeCompensation
 from qtool.ptq.seqmse import SeqMSE
 from qtool.steps.step import Step
 
@@ -26,5 +27,6 @@ PTQ_STEPS: dict[str, type[Step]] = {
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
     "qdrop": QDrop,
+    "ridge_compensation": RidgeCompensation,
     "seqmse": SeqMSE,
 }

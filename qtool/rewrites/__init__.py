@@ -25,6 +25,7 @@ from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite, SampleRewrite
 from qtool.rewrites.scaling.equalize import equalize
+from qtool.rewrites.scaling.reparametrize_norm import reparametrize_norm
 from qtool.rewrites.scaling.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
@@ -55,10 +56,13 @@ REWRITES: dict[str, Rewrite] = {
     "pad_first_conv_channels": pad_first_conv_channels,
 }
 
-SAMPLE_REWRITES: dict[str, SampleRewrite] = {"smooth": smooth}
+SAMPLE_REWRITES: dict[str, SampleRewrite] = {
+    "reparametrize_norm": reparametrize_norm,
+    "smooth": smooth,
+}
 """Rewrites that read calibration samples."""
 
-OPTIONAL = frozenset({"equalize", "smooth"})
+OPTIONAL = frozenset({"equalize", "reparametrize_norm", "smooth"})
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
 

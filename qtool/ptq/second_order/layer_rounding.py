@@ -1,0 +1,193 @@
+"""Visit layers in order, round each on the moments of its inputs, and correct its bias."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qtool.graph.queries import by_name, constant, nodes_by_name
+from qtool.ptq.second_order.covariance import LayerMoments, Moments, layer_moments
+from qtool.ptq.second_order.hessian_rounding import (
+    Rounded,
+    asymmetric_target,
+    row_errors,
+    shrinkage,
+)
+from qtool.ptq.second_order.im2col import MatrixLayer, matrix_layer
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import (
+    Codebook,
+    PerBlock,
+    QuantParams,
+    dequantize,
+    round_half_even,
+)
+from qtool.steps.context import Context
+from qtool.steps.layerwise import LayerwiseRun
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights as a matrix product.
+
+    Attributes:
+        form: rows of inputs and weights.
+        weights: of the float network, float64 [groups, outputs, unknowns].
+        bias: of the float network; None where there is none of its own.
+        tied: other layers read the same weights.
+    """
+
+    form: MatrixLayer
+    weights: np.ndarray
+    bias: np.ndarray | None
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A layer whose weights may be rounded anew.
+
+    Attributes:
+        layer: in the float network.
+        moments: of its inputs.
+        params: the grid of its weights.
+    """
+
+    layer: Layer
+    moments: LayerMoments
+    params: QuantParams
+
+    def target(self, damping: float, share: float | None) -> np.ndarray:
+        """Return W + a (T - W): the weights to round, see :func:`asymmetric_target`.
+
+        Args:
+            damping: of H, as a share of its mean diagonal.
+            share: a, 0 to 1; None: by cross-validation. Tied weights are not changed.
+        """
+        weights = self.layer.weights
+        if self.layer.tied:
+            return weights
+        share = shrinkage(weights, self.moments, damping) if share is None else share
+        if share == 0:
+            return weights
+        solved = asymmetric_target(weights, self.moments.total, damping)
+        return np.asarray(weights + share * (solved - weights))
+
+    @property
+    def start(self) -> np.ndarray:
+        """Steps of the present grid, float64 [groups, outputs, 1]."""
+        rows = (*self.layer.weights.shape[:2], 1)
+        scale = self.params.scale.astype(np.float64).reshape(-1)
+        return np.broadcast_to(scale, rows[0] * rows[1]).reshape(rows)
+
+    def better(self, result: Rounded, target: np.ndarray, hessian: np.ndarray) -> Rounded:
+        """Return the result, or the nearest codes of W on the present grid where these err less."""
+        start, limits = self.start, (self.params.spec.qmin, self.params.spec.qmax)
+        nearest = Rounded(round_half_even(self.layer.weights / start).clip(*limits), start)
+        errors = [row_errors(target - r.values, hessian).sum() for r in (result, nearest)]
+        return result if errors[0] <= errors[1] else nearest
+
+
+@dataclass(frozen=True)
+class LayerRounding:
+    """Settings of one pass over all layers.
+
+    Attributes:
+        name: of the step, for progress.
+        samples: of the calibration data, at most.
+        narrow_only: leave weights of 8 bits and more as they are.
+    """
+
+    name: str
+    samples: int
+    narrow_only: bool = False
+
+    def __call__(
+        self, plan: QuantPlan, context: Context, rounding: Callable[[Visit], Rounded]
+    ) -> tuple[QuantPlan, int]:
+        """Return the plan with new codes, scales and biases, and the number of rounded layers.
+
+        Each layer is visited with the layers before it quantized and repaired.
+
+        Args:
+            plan: every grid is calibrated.
+            context: the ``fit`` samples are read.
+            rounding: returns the codes and scales of one layer.
+        """
+        rounded = 0
+        with LayerwiseRun(context, plan, self.name, self.samples) as run:
+            for site, layer in _layers(run, plan, context):
+                centred = layer.bias is not None
+                moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
+                if not moments.total.rows:
+                    continue
+                params = self._grid(run.plan, site, layer, context)
+                if params is not None:
+                    result = rounding(Visit(layer, moments, params))
+                    run.plan = _with_codes(run.plan, site, layer.form, params, result)
+                    rounded += 1
+                if layer.bias is not None:
+                    run.plan = _with_bias(run.plan, site, layer, moments.total)
+            return run.plan, rounded
+
+    def _grid(
+        self, plan: QuantPlan, site: Site, layer: Layer, context: Context
+    ) -> QuantParams | None:
+        """Return the grid of a layer's weight, or None where it is not rounded anew."""
+        name = site.weight or ""
+        params = plan.params(name)
+        if params is None or isinstance(params, Codebook) or name in plan.weight_only:
+            return None
+        spec = params.spec
+        if isinstance(spec.granularity, PerBlock) or not spec.symmetric:
+            return None
+        # Scales that keep pairs of 8-bit products in int16 count on the nearest codes.
+        if spec.bits >= 8 and (self.narrow_only or context.target.int16_pairs):
+            return None
+        return None if layer.tied and name in plan.codes else params
+
+
+def _layers(run: LayerwiseRun, plan: QuantPlan, context: Context) -> Iterator[tuple[Site, Layer]]:
+    """Yield the layers of a plan that are matrix products, from the float network."""
+    values, nodes = by_name(context.model.graph), nodes_by_name(context.model.graph)
+    uses = plan.weight_uses()
+    for site in run.sites():
+        weight = constant(values[site.weight or ""])
+        form = None if weight is None else matrix_layer(nodes[site.name], weight)
+        if weight is None or form is None:
+            continue
+        own = site.bias in values and uses[site.bias or ""] == 1
+        bias = constant(values[site.bias or ""]) if own else None
+        weights = form.matrices(weight.astype(np.float64))
+        yield site, Layer(form, weights, bias, uses[site.weight or ""] > 1)
+
+
+def _with_codes(
+    plan: QuantPlan, site: Site, form: MatrixLayer, params: QuantParams, rounded: Rounded
+) -> QuantPlan:
+    """Return the plan with the codes of a weight; its float array holds the same values."""
+    name = site.weight or ""
+    scales = rounded.scale.reshape(-1).astype(np.float32)
+    scales = scales[: params.scale.size]  # one where all rows share it
+    grid = replace(params, scale=scales.reshape(params.scale.shape))
+    codes = form.from_matrices(rounded.codes).astype(params.container)
+    values = dequantize(codes.astype(np.float32), grid)
+    return replace(
+        plan,
+        grids={**plan.grids, plan.grid_of[name]: grid},
+        codes={**plan.codes, name: codes},
+        weight_overrides={**plan.weight_overrides, name: values},
+    )
+
+
+def _with_bias(plan: QuantPlan, site: Site, layer: Layer, moments: Moments) -> QuantPlan:
+    """Return the plan with b + W E[x_float] - W_q E[x_q] as the bias of a layer."""
+    name, weight = site.weight or "", layer.form.node.inputs[1]
+    if weight is None or plan.params(name) is None or layer.bias is None or site.bias is None:
+        return plan
+    quantized = layer.form.matrices(plan.rounded_weight(name, weight).astype(np.float64))
+    shift = layer.weights @ moments.mean_float[:, :, None]
+    shift = shift - quantized @ moments.mean_quantized[:, :, None]
+    new = (layer.bias.astype(np.float64) + shift.reshape(-1)).astype(np.float32)
+    overrides = {**plan.weight_overrides, site.bias: new.reshape(layer.bias.shape)}
+    return replace(plan, weight_overrides=overrides)
