@@ -54,6 +54,20 @@ class Setting:
     granularity: str = "channel"
 
 
+# What each part of gptq contributes at 3 and 2 bits.
+ABLATION: dict[str, tuple[str, tuple[str | Mapping[str, Any], ...]]] = {
+    "rounding": ("rounding", ()),
+    "bias": ("bias correction", ("bias_correction",)),
+    "seqmse": ("sequential MSE, bias correction", ("seqmse", "bias_correction")),
+    "ridge": ("ridge compensation", ("ridge_compensation",)),
+    "gptq_symmetric": (
+        "gptq towards W, without refinement",
+        ({"gptq": {"asymmetric": False, "refine": 0}},),
+    ),
+    "gptq_unrefined": ("gptq without refinement", ({"gptq": {"refine": 0}},)),
+    "gptq": ("gptq", ("gptq",)),
+}
+
 SETTINGS = {
     "w4a8_rounding": Setting("W4A8, rounding", 4, 8, ()),
     "w4a8_gptq": Setting("W4A8, gptq", 4, 8, ("gptq",)),
@@ -69,7 +83,31 @@ SETTINGS = {
     "w8a8_tensor_equalize": Setting(
         "W8A8, one scale per tensor, equalize", 8, 8, (), ("equalize",), "tensor"
     ),
-    "w3a8_gptq": Setting("W3A8, gptq", 3, 8, ("gptq",)),
+    **{
+        f"w8a8_tensor_{name}": Setting(
+            f"W8A8, one scale per tensor, equalize, {', '.join(steps)}",
+            8,
+            8,
+            steps,
+            ("equalize",),
+            "tensor",
+        )
+        for name, steps in {
+            "absorption": ("high_bias_absorption",),
+            "analytic": ("high_bias_absorption", "analytic_bias_correction"),
+            "bias": ("high_bias_absorption", "bias_correction"),
+            "gptq": ("high_bias_absorption", "gptq"),
+        }.items()
+    },
+    "w8a8_affine": Setting(
+        "W8A8, channel affine compensation", 8, 8, ("channel_affine_compensation",)
+    ),
+    "w8a8_default": Setting("W8A8, default (gptq, 64 samples)", 8, 8, "int8"),
+    **{
+        f"w{bits}a8_{name}": Setting(f"W{bits}A8, {title}", bits, 8, steps)
+        for bits in (3, 2)
+        for name, (title, steps) in ABLATION.items()
+    },
     "w4a4_rounding": Setting("W4A4, rounding", 4, 4, ()),
     "w4a4_gptq": Setting("W4A4, gptq", 4, 4, ("gptq",)),
     "w4a4_fast": Setting("W4A4, fast", 4, 4, "fast"),
@@ -100,6 +138,12 @@ TARGETS = {
         }.items()
         for preset, limit in zip(("fast", "best"), limits, strict=True)
     },
+    ("minilm_l6_sst2", "w4a8_gptq"): 1.0,
+    ("mobilenet_v2_float", "w8a8_tensor_analytic"): 12,
+    ("mobilenet_v2_float", "w8a8_tensor_bias"): 12,
+    ("mobilenet_v2_float", "w8a8_tensor_gptq"): 1.5,
+    ("mobilenet_v2_float", "w8a8_default"): 0.4,
+    ("efficientnet_lite0", "w8a8_default"): 0.6,
 }
 
 
@@ -115,6 +159,17 @@ NAMES: dict[str, Network] = {
     "mobilenet_v2_float": _imagenet("mobilenet_v2_float", "imagenet"),
     "efficientnet_lite0": _imagenet("efficientnet_lite0", CROP_224),
     **{name: NETWORKS[name] for name in ("squeezenet1_1", "fsdd_dscnn", "sst2_transformer2l")},
+    "minilm_l6_sst2": Network(
+        "built/minilm_l6_sst2.onnx",
+        (
+            (
+                {"arrays": {"path": "sst2/minilm_train.npz"}, "count": 512},
+                {"arrays": {"path": "sst2/minilm_test.npz"}},
+            ),
+        ),
+        None,
+        None,
+    ),
 }
 
 

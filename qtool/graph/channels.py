@@ -88,6 +88,11 @@ class Channels:
         """Exclude channels from scaling."""
         self._join(numbers, np.full(numbers.shape, FIXED))
 
+    def join(self, numbers: np.ndarray) -> None:
+        """Scale channels alike: by one factor, or by none where one of them is fixed."""
+        first = numbers.reshape(-1)[:1]
+        self._join(numbers, np.broadcast_to(first, numbers.shape))
+
     def number(self, numbers: np.ndarray) -> np.ndarray:
         """Return the numbers that channels have now that some of them were found to be one."""
         return np.array([self._root(k) for k in numbers.flat], np.int64).reshape(numbers.shape)

@@ -25,6 +25,7 @@ from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite, SampleRewrite
 from qtool.rewrites.scaling.equalize import equalize
+from qtool.rewrites.scaling.normalize_weights import normalize_weights
 from qtool.rewrites.scaling.reparametrize_norm import reparametrize_norm
 from qtool.rewrites.scaling.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
@@ -52,6 +53,7 @@ REWRITES: dict[str, Rewrite] = {
     "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
     "equalize": equalize,
+    "normalize_weights": normalize_weights,
     "space_to_depth_first_conv": space_to_depth_first_conv,
     "pad_first_conv_channels": pad_first_conv_channels,
 }
@@ -62,7 +64,7 @@ SAMPLE_REWRITES: dict[str, SampleRewrite] = {
 }
 """Rewrites that read calibration samples."""
 
-OPTIONAL = frozenset({"equalize", "reparametrize_norm", "smooth"})
+OPTIONAL = frozenset({"equalize", "normalize_weights", "reparametrize_norm", "smooth"})
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
 
