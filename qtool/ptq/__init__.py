@@ -8,8 +8,8 @@ from qtool.ptq.adaround import AdaRound
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.brecq import Brecq
-from qtool.ptq.distillation import Distillation
 from qtool.ptq.channel_affine_compensation import ChannelAffineCompensation
+from qtool.ptq.distillation import Distillation
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.ptq.qdrop import QDrop
