@@ -65,7 +65,7 @@ def _largest(layer: Layer, scales: np.ndarray) -> float:
 
 
 def _scale_limit(graph: ir.Graph, node: ir.Node, scale: float) -> None:
-    """Divide the upper limit of a Clip; others that read the same constant keep theirs."""
+    """Divide the upper limit of a Clip; the constant stays for other readers."""
     high = clip_limits(node)[1]
     if scale == 1 or high is None or np.isinf(high):
         return
