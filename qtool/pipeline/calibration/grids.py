@@ -21,6 +21,7 @@ from qtool.data import Dataset
 from qtool.errors import RecipeError
 from qtool.pipeline.annotate_stage import make_plan
 from qtool.pipeline.calibration.shares import CalibrationShares
+from qtool.pipeline.checks.calibration_data import sample_notes, value_notes
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
@@ -58,6 +59,8 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             "synthetic: batchnorm",
         )
     with context.cache.stage("calibrate") as record:
+        if names and options is None:
+            record.notes += sample_notes(context.calibration)
         parts = (
             context.sha256,
             str(dict(context.inputs)),
@@ -135,6 +138,9 @@ def make_grids(
         observed, use_holdout, rows, calibrator.needs_histogram, calibrator.smoothing
     )
     stats = shares.collect(context, on_batch)
+
+    for text in value_notes(model, stats):
+        plan = plan.note(text)
 
     def finish(chosen: QuantPlan) -> QuantPlan:
         if calibrator.by_output:

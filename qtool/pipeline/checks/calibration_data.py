@@ -1,0 +1,98 @@
+"""Notes on the quality of calibration data: samples before the pass, values after it."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.calibration.statistics import Stats
+from qtool.data import Dataset
+from qtool.graph.queries import by_name, readers
+
+# Below so many samples the ranges depend on which ones were chosen.
+FEW = 32
+# Samples a class on average from which an uneven share is called out, and the smallest share of it.
+EXPECTED, LEAST = 8, 0.25
+# Names that a note lists.
+LISTED = 3
+# Largest value of an input from which it looks like pixels, and that of pixels.
+LARGE, PIXEL = 32.0, 255.0
+# Operators that scale an input inside the network.
+SCALING = {"Sub", "Mul", "Div", "Cast", "BatchNormalization", "LayerNormalization"}
+
+
+def sample_notes(data: Dataset) -> list[str]:
+    """Return notes on calibration samples: few, repeated, or of few of the classes.
+
+    Args:
+        data: the calibration samples; their labels, where there are any, are only counted.
+    """
+    notes = []
+    if data.count < FEW:
+        notes.append(
+            f"{data.count} calibration samples: with fewer than {FEW} the ranges depend on which "
+            "ones they are; 256 are enough for most networks"
+        )
+    counts = Counter(data.digests())
+    repeated = data.count - len(counts)
+    if repeated:
+        first = next(n for n, d in zip(data.names, data.digests(), strict=True) if counts[d] > 1)
+        notes.append(
+            f"WARNING: {repeated} of {data.count} calibration samples repeat another one (first: "
+            f"{first}); they add nothing to the ranges: remove them"
+        )
+    return notes + _class_notes(data)
+
+
+def _class_notes(data: Dataset) -> list[str]:
+    labels = data.labels
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        return []
+    classes = max(int(labels.max()) + 1, len(data.classes or ()))
+    expected = data.count / classes
+    if classes < 2 or expected < EXPECTED:
+        return []
+    counts = np.bincount(labels.astype(np.int64), minlength=classes)
+    rare = [k for k in range(classes) if counts[k] < LEAST * expected]
+    if not rare:
+        return []
+    names = [data.classes[k] if data.classes else f"class {k}" for k in rare]
+    return [
+        f"WARNING: {len(rare)} of {classes} classes have fewer than {LEAST * expected:.0f} of "
+        f"{data.count} calibration samples ({_listed(names)}): ranges are those of the others"
+    ]
+
+
+def value_notes(model: ir.Model, stats: Mapping[str, Stats]) -> list[str]:
+    """Return notes on observed values: always 0, constant, or inputs that look unscaled.
+
+    Args:
+        model: the rewritten graph.
+        stats: value name -> statistics of all calibration samples.
+    """
+    values, notes = by_name(model.graph), []
+    computed = {n: s for n, s in stats.items() if values[n].producer() is not None}
+    constant = {n: s.lo for n, s in computed.items() if s.lo == s.hi}
+    dead = [name for name, value in constant.items() if value == 0]
+    same = [f"{name} = {value:g}" for name, value in constant.items() if value != 0]
+    if dead:
+        notes.append(f"WARNING: always 0 on all calibration samples: {_listed(dead)}")
+    if same:
+        notes.append(f"WARNING: constant on all calibration samples: {_listed(same)}")
+    for value in model.graph.inputs:
+        part = stats.get(value.name or "")
+        if part is None or part.lo < 0 or not LARGE < part.hi <= PIXEL:
+            continue
+        if not any(node.op_type in SCALING for node in readers(value)):
+            notes.append(
+                f'WARNING: the input "{value.name}" has values from {part.lo:g} to {part.hi:g}, as '
+                "pixels have, and the network does not scale them first; most networks are trained "
+                "on values around 0: check preprocess, or divide the arrays by 255"
+            )
+    return notes
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
