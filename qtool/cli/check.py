@@ -1,37 +1,51 @@
 """``qtool check``: print the plan of a recipe, without calibration."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import json as json_format
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-import typer
-
-from qtool.cli.console import options
+from qtool.cli.console import options, shorthands
 from qtool.cli.console.exits import exit_codes, print_result
 from qtool.cli.console.progress import show_progress
+from qtool.cli.ptq import chosen_recipe
 
 if TYPE_CHECKING:
     from qtool.pipeline.dry_run import CheckResult
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to check.")],
+    files: shorthands.Files = None,
+    bits: shorthands.Bits = None,
+    count: shorthands.Count = None,
+    settings: options.Settings = None,
+    threads: options.Threads = None,
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Print the plan (value, bits, why), and estimate time, memory and file size."""
     with exit_codes():
-        from qtool.recipe.loader import load_recipe
-
-        chosen = load_recipe(recipe)
+        named = shorthands.named_files(files, shorthands.Sources())
+        words = shorthands.overrides(bits, count, settings)
+        chosen = chosen_recipe(named.recipe, named.model, named.data, words)
         from qtool.pipeline.context import RunOptions
         from qtool.pipeline.dry_run import check as check_recipe
 
-        with show_progress(quiet=False) as progress:
+        with show_progress(quiet) as progress:
             run_options = RunOptions(
-                trust_code=trust_code, requantize=requantize, progress=progress
+                threads=threads, trust_code=trust_code, requantize=requantize, progress=progress
             )
             result = check_recipe(chosen, run_options)
-        print_result(_table(result))
+        print_result(_as_json(result) if json else _table(result))
+
+
+def _as_json(result: "CheckResult") -> str:
+    """Return plan, notes and estimate as one JSON object."""
+    plan = [{"name": name, "bits": bits, "why": why} for name, bits, why in result.rows]
+    estimate = {k: v for k, v in asdict(result.estimate).items() if v is not None}
+    content = {"plan": plan, "notes": result.notes, "estimate": estimate}
+    return json_format.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _table(result: "CheckResult") -> str:

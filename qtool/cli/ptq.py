@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qtool.cli.console import options
+from qtool.cli.console import options, shorthands
 from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 def ptq(
+    files: shorthands.Files = None,
     recipe: options.RecipeFile = None,
     model: options.Model = None,
     data: options.Data = None,
     out: options.Out = None,
+    bits: shorthands.Bits = None,
+    count: shorthands.Count = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     device: options.ComputeDevice = options.Device.cpu,
@@ -37,8 +40,11 @@ def ptq(
     quiet: options.Quiet = False,
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
+    with exit_codes():
+        named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
+        words = shorthands.overrides(bits, count, settings)
     quantize(
-        Command("run_ptq", recipe, model, data, out, tuple(settings or ())),
+        Command("run_ptq", named.recipe, named.model, named.data, out, tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
         Output(json, quiet, strict),
     )

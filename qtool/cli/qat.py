@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from qtool.cli.console import options
+from qtool.cli.console import options, shorthands
+from qtool.cli.console.exits import exit_codes
 from qtool.cli.ptq import Command, Output, Settings, quantize
 
 Epochs = Annotated[
@@ -14,11 +15,14 @@ Epochs = Annotated[
 
 
 def qat(
+    files: shorthands.Files = None,
     recipe: options.RecipeFile = None,
     model: options.Model = None,
     data: options.Data = None,
     out: options.Out = None,
     epochs: Epochs = None,
+    bits: shorthands.Bits = None,
+    count: shorthands.Count = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     device: options.ComputeDevice = options.Device.cpu,
@@ -33,9 +37,12 @@ def qat(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
-    words = [*(settings or ()), *([] if epochs is None else [f"qat.epochs={epochs}"])]
+    with exit_codes():
+        named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
+        words = shorthands.overrides(bits, count, settings)
+    words += [] if epochs is None else [f"qat.epochs={epochs}"]
     quantize(
-        Command("run_qat", recipe, model, data, out, tuple(words)),
+        Command("run_qat", named.recipe, named.model, named.data, out, tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
         Output(json, quiet, strict),
     )

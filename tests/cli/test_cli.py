@@ -207,11 +207,11 @@ def test_ctrl_c_exits_130(pipeline):
         ("ptq --recipe int8.yaml --seed -1", "Invalid value for '--seed'"),
         ("ptq --recipe int8.yaml --seed x", "Invalid value for '--seed'"),
         ("ptq --recpe int8.yaml", "No such option: --recpe"),
-        ("ptq int8.yaml", "unexpected extra argument"),
+        ("ptq net.onnx train int8.yaml", "expected a recipe (.yaml), or a model and its data"),
         ("quantize", "No such command 'quantize'"),
         ("report", "no run to show"),
         ("report none", "none: no such file; expected a run folder or its report.json"),
-        ("check", "Missing argument"),
+        ("check", "expected --recipe R.yaml, or --model M"),
         ("check none.yaml", "none.yaml: cannot read the recipe"),
         ("list wrong", 'list: found "wrong", expected one of calibrators, schemes, scales, p'),
         ("list calibrators ms", 'list calibrators: found "ms", expected one of aciq, auto, b'),
@@ -269,6 +269,48 @@ def test_check_prints_the_plan_and_an_estimate(pipeline):
         "WARNING: so\n"
         "Estimate: about 2 min, 300 MB of memory, a file of 123 kB\n"
     )
+
+
+def test_check_as_json(pipeline):
+    result = run("check", "int8.yaml", "--json", "--set", "calibrate.count=9")
+    content = json.loads(result.stdout)
+    assert content["plan"][0] == {"name": "image", "bits": "u8", "why": "model input"}
+    assert content["estimate"] == {
+        "seconds": 130.0,
+        "memory_bytes": 300 * 2**20,
+        "file_bytes": 123_456,
+    }
+    assert content["notes"] == ["WARNING: so"]
+
+
+def test_model_and_data_bits_and_count_stand_for_keys(pipeline):
+    words = ("net.onnx", "train", "--bits", "4/8", "--count", "64")
+    assert run("ptq", *words).exit_code == 0
+    ((recipe, out, _),) = pipeline.calls
+    assert (recipe.bits.weights, recipe.bits.activations) == (4, 8)
+    assert recipe.calibrate.count == 64 and recipe.evaluate is not None
+    assert out == Path("runs/net")
+    assert run("check", *words).exit_code == 0
+
+
+def test_the_recipe_may_stand_alone_and_set_wins_over_bits(pipeline):
+    result = run("ptq", "int8.yaml", "--bits", "4", "--set", "bits.weights=5")
+    assert result.exit_code == 0
+    assert pipeline.calls[0][0].bits.weights == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("net.onnx",), "expected a recipe (.yaml), or a model and its data"),
+        (("int8.yaml", "train"), "expected a recipe (.yaml), or a model and its data"),
+        (("int8.yaml", "--recipe", "int8.yaml"), "name it once"),
+        (("int8.yaml", "--bits", "four"), "--bits: found four, expected 4, or 4/8"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(pipeline, words, text):
+    result = run("ptq", *words)
+    assert result.exit_code == 2 and text in result.stderr and pipeline.calls == []
 
 
 def saved(folder: Path, name: str, passed: bool) -> str:

@@ -1,0 +1,82 @@
+"""Positional arguments and short options that stand for keys of the recipe."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.errors import RecipeError
+
+RECIPES = (".yaml", ".yml")
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[RECIPE | MODEL DATA]",
+        help="A recipe, or a model and its data, instead of --recipe, --model and --data.",
+        show_default=False,
+    ),
+]
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        "--bits",
+        metavar="W[/A]",
+        help="Bits of weights, and of activations: --bits 4, --bits 4/8, --bits 4/float.",
+    ),
+]
+Count = Annotated[
+    int | None, typer.Option("--count", metavar="N", min=1, help="Calibration samples at most.")
+]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that a recipe is made of, as the command line names them."""
+
+    recipe: Path | None = None
+    model: Path | None = None
+    data: Path | None = None
+
+
+def named_files(files: list[Path] | None, options: Sources) -> Sources:
+    """Return recipe, model and data from positional arguments, or else from options.
+
+    Raises:
+        RecipeError: the arguments are neither one recipe nor a model and data, or an option names
+            the same file.
+    """
+    if not files:
+        return options
+    if files[0].suffix in RECIPES and len(files) == 1:
+        named = Sources(recipe=files[0], model=options.model, data=options.data)
+        twice = options.recipe
+    elif files[0].suffix not in RECIPES and len(files) == 2:
+        named = Sources(options.recipe, *files)
+        twice = options.model or options.data
+    else:
+        shown = " ".join(map(str, files))
+        raise RecipeError(f"found {shown}, expected a recipe (.yaml), or a model and its data")
+    if twice is not None:
+        raise RecipeError(f"found {twice} in an option and {files[0]} besides; name it once")
+    return named
+
+
+def overrides(bits: str | None, count: int | None, settings: list[str] | None) -> list[str]:
+    """Return ``--bits``, ``--count`` and ``--set`` as overrides of the recipe; the last one wins.
+
+    Raises:
+        RecipeError: ``--bits`` is not of the form W or W/A.
+    """
+    words = []
+    if bits is not None:
+        if not re.fullmatch(r"(\d+|float)(/(\d+|float|dynamic))?", bits):
+            raise RecipeError(f"--bits: found {bits}, expected 4, or 4/8 (weights/activations)")
+        weights, _, activations = bits.partition("/")
+        words.append(f"bits.weights={weights}")
+        words += [f"bits.activations={activations}"] if activations else []
+    if count is not None:
+        words.append(f"calibrate.count={count}")
+    return [*words, *(settings or ())]
