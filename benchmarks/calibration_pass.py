@@ -1,0 +1,195 @@
+"""Seconds and memory of the calibration pass, relative to plain inference in the same process.
+
+    QTOOL_DATA=... python -m benchmarks.calibration_pass [NETWORK ...] [--samples N] [--fresh]
+
+Inputs are noise, made beforehand: nothing is decoded in the measured time. Plain inference, min-max
+and all estimators together take turns (A B C A B C); CPU seconds stand beside wall seconds, since
+other processes may run. Rows are saved, so a stopped run continues. Writes
+benchmarks/results/calibration_pass.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx_ir as ir
+
+import qtool
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.networks import data_folder
+from qtool.annotation.annotator import annotate
+from qtool.calibration import CALIBRATORS
+from qtool.calibration.collect import batch_size, collect, observed_values
+from qtool.loading import bind_shapes, infer_shapes
+from qtool.quant.bit_widths import Bits
+from qtool.quant.plan import QuantPlan
+from qtool.rewrites import REWRITES
+from qtool.runtime.ort_session import OrtSession
+from qtool.targets.loader import load_target
+from qtool.weights.grids import weight_grids
+
+# Network -> file below QTOOL_DATA and shape of a sample.
+MODELS = {
+    "resnet20": ("models/resnet20.onnx", (3, 32, 32)),
+    "mobilenet_v2_float": ("models/mobilenet_v2_float.onnx", (3, 224, 224)),
+}
+THREADS = 2
+ROUNDS = 3
+LIMITS = {"minmax": 1.5, "all estimators": 2.0}
+MAX_MEGABYTES = 300
+
+
+class Pass:
+    """A network as calibration sees it."""
+
+    def __init__(self, name: str, samples: int) -> None:
+        file, self.shape = MODELS[name]
+        model = qtool.load(data_folder() / file)
+        self.input = next(iter(model.inputs))
+        self.graph, target = model._graph.clone(), load_target("onnxruntime-cpu")
+        bind_shapes(self.graph, {self.input: (1, *self.shape)})
+        for rewrite in target.rewrites:
+            REWRITES[rewrite](self.graph, lambda node: True)
+            infer_shapes(self.graph)
+        self.plan: QuantPlan = weight_grids(self.graph, annotate(self.graph, target, Bits()))
+        self.names = observed_values(self.graph, self.plan)
+        self.rows, self.samples = batch_size(self.graph, self.names, samples), samples
+        rng = np.random.default_rng(0)
+        self.noise = rng.normal(0, 1, (self.rows, *self.shape)).astype(np.float32)
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the same noise as often as there are batches."""
+        for start in range(0, self.samples, self.rows):
+            yield {self.input: self.noise[: min(self.rows, self.samples - start)]}
+
+    def plain(self) -> None:
+        """Run the network as a user would, with its own output alone."""
+        output: ir.Value = self.graph.graph.outputs[0]
+        with OrtSession(self.graph, [output.name or ""], THREADS) as session:
+            for batch in self.batches():
+                session.stream(batch)
+
+    def calibrate(self, names: list[str], histograms: bool) -> None:
+        """Collect in one pass, and compute the grids of every value by the estimators."""
+        batches = self.batches()
+        stats = collect(self.graph, self.names, batches, histograms=histograms, threads=THREADS)
+        for value, part in stats.items():
+            for name in names:
+                CALIBRATORS[name]()(part, self.plan.spec(value))
+
+
+def estimators() -> list[str]:
+    """Return the estimators that need no property of the network."""
+    entries = CALIBRATORS.items()
+    return [n for n, entry in entries if not entry.needs_batchnorm and not entry.needs_scores]
+
+
+def measure(name: str, samples: int) -> dict[str, dict[str, float]]:
+    """Return CPU and wall milliseconds a sample of each pass, medians of ROUNDS in turn."""
+    network = Pass(name, samples)
+    passes: dict[str, Callable[[], None]] = {
+        "plain": network.plain,
+        "minmax": lambda: network.calibrate(["minmax"], False),
+        "all estimators": lambda: network.calibrate(estimators(), True),
+        "statistics of all, no estimator": lambda: network.calibrate([], True),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in passes}
+    for _ in range(ROUNDS):
+        for key, run in passes.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            run()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            seconds[key].append((cpu, wall))
+    result = {}
+    for key, values in seconds.items():
+        pairs = list(zip(values, seconds["plain"], strict=True))
+        result[key] = {
+            "cpu_ms": 1e3 * median(v[0] for v in values) / samples,
+            "cpu_ratio": median(v[0] / p[0] for v, p in pairs),
+            "wall_ratio": median(v[1] / p[1] for v, p in pairs),
+        }
+    return result
+
+
+def peak_megabytes(name: str, samples: int, mode: str) -> float:
+    """Return the peak resident memory of one pass, in a process of its own."""
+    line = [sys.executable, "-m", "benchmarks.calibration_pass", name, "--peak", mode]
+    done = subprocess.run(
+        [*line, "--samples", str(samples)], capture_output=True, text=True, check=True
+    )
+    return float(json.loads(done.stdout))
+
+
+def own_peak_megabytes() -> float:
+    """Return the peak resident memory of this program (ru_maxrss counts its parent's too)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def page(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return the results page."""
+    times: list[list[object]] = []
+    memory: list[list[object]] = []
+    for key, row in rows.items():
+        for label, values in row.items():
+            if "megabytes" in values:
+                above = values["megabytes"] - values["plain"]
+                met = "yes" if above <= MAX_MEGABYTES else "NO"
+                memory.append([key, label, f"{values['plain']:.0f}", f"{above:.0f}", met])
+                continue
+            limit = LIMITS.get(label)
+            met = "" if limit is None else "yes" if values["cpu_ratio"] <= limit else "NO"
+            ratios = [f"{values[name]:.2f}" for name in ("cpu_ratio", "wall_ratio")]
+            times.append([key, label, f"{values['cpu_ms']:.2f}", *ratios, limit or "", met])
+    text = heading("The calibration pass", "python -m benchmarks.calibration_pass")
+    text += (
+        f"\nNoise made beforehand, {THREADS} threads, medians of {ROUNDS} rounds in turn; other "
+        "processes were running, so CPU time decides.\n\n"
+    )
+    header = ["network", "pass", "CPU ms a sample", "CPU / plain", "wall / plain", "at most", "met"]
+    text += table(header, times)
+    text += f"\nPeak memory in MB, all estimators; at most {MAX_MEGABYTES} above inference.\n\n"
+    return text + table(["network", "samples", "inference", "above", "met"], memory)
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=[])
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--peak", choices=["plain", "all"])
+    parser.add_argument("--many", type=int, default=10_000, help="samples of the memory's 2nd row")
+    parser.add_argument("--fresh", action="store_true", help="measure saved rows again")
+    arguments = parser.parse_args()
+    if arguments.peak:
+        network = Pass(arguments.networks[0], arguments.samples)
+        if arguments.peak == "plain":
+            network.plain()
+        else:
+            network.calibrate(estimators(), True)
+        print(own_peak_megabytes())
+        return
+    store: Path = results_folder() / "calibration_pass.json"
+    for name in arguments.networks or MODELS:
+        key = f"{name}, {arguments.samples} samples"
+        if key in load_rows(store) and not arguments.fresh:
+            continue
+        save_rows(store, {**load_rows(store), key: measure(name, arguments.samples)})
+        store.with_suffix(".md").write_text(page(load_rows(store)))
+        peaks = {}
+        for samples in (64, arguments.many):
+            plain = peak_megabytes(name, 64, "plain")
+            above = peak_megabytes(name, samples, "all")
+            peaks[str(samples)] = {"plain": plain, "megabytes": above}
+        save_rows(store, {**load_rows(store), f"{name} memory": peaks})
+        store.with_suffix(".md").write_text(page(load_rows(store)))
+
+
+if __name__ == "__main__":
+    main()
