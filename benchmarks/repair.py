@@ -102,7 +102,7 @@ SETTINGS = {
     "w8a8_affine": Setting(
         "W8A8, channel affine compensation", 8, 8, ("channel_affine_compensation",)
     ),
-    "w8a8_default": Setting("W8A8, default (gptq, 64 samples)", 8, 8, "int8"),
+    "w8a8_default": Setting("W8A8, default (int8)", 8, 8, "int8"),
     **{
         f"w{bits}a8_{name}": Setting(f"W{bits}A8, {title}", bits, 8, steps)
         for bits in (3, 2)

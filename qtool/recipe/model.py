@@ -159,8 +159,8 @@ class Recipe(_Part):
         Annotated[tuple[NamedChoice, ...], Field(strict=False)] | None,
         BeforeValidator(_expand_preset),
     ] = None
-    """Post-training steps in order, or a preset (fast, best); [] is plain rounding. Absent: fast
-    under `qtool ptq` where layers have integer weights of fewer than 8 bits, else none."""
+    """Post-training steps in order, or a preset (fast, best, int8); [] is plain rounding. Absent:
+    fast under `qtool ptq` where layers have integer weights of fewer than 8 bits, else none."""
     qat: Qat | None = None
     """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()

@@ -88,7 +88,10 @@ class LayerwiseRun:
         for feeds, valid in self._context.feeds(self.dataset, _chunk_rows(self._context)):
             # A model of a fixed batch reads the repeated samples of the last one too.
             rows = None if self._context.fixed_batch else valid
-            values = {name: torch.as_tensor(array[:rows]) for name, array in feeds.items()}
+            values = {
+                name: torch.as_tensor(array[:rows] if array.ndim else array)
+                for name, array in feeds.items()
+            }
             self._store.put(self._chunks, values, self._codes.encode(self.plan, values))
             self._chunks += 1
         for k, site in enumerate(sites):
