@@ -1,6 +1,7 @@
 """``qtool report``: show one run, or compare several, in any format."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -89,5 +90,8 @@ def terminal_text(
     from qtool.report.render import render
 
     terminal = sys.stdout.isatty()
-    width = min(shutil.get_terminal_size((80, 24)).columns, 120) if terminal else 80
+    # COLUMNS wins; without it a terminal's own width, up to what is read with ease.
+    width = shutil.get_terminal_size((80, 24)).columns
+    if not os.environ.get("COLUMNS"):
+        width = min(width, 120) if terminal else 80
     return render(reports, "terminal", baseline, folder=folder, width=width, color=terminal)

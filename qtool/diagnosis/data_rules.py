@@ -22,9 +22,11 @@ def data_findings(results: Results) -> list[Finding]:
     check, order = results.preprocessing, results.label_order
     if check is not None and check.better is not None:
         better = check.better
+        names = [each.name for each in check.others if each.is_far_above(check.current)]
         findings.append(
             Finding(
-                finding=f"The preprocessing does not fit the model: {better.name} fits better",
+                finding=f"The preprocessing does not fit the model: "
+                f"{' and '.join(names)} {'fits' if len(names) == 1 else 'fit'} better",
                 evidence=f"on {check.samples} samples the float model scores "
                 f"{check.current.accuracy:.1f} % with the recipe's ({check.current.settings}), "
                 f"{better.accuracy:.1f} % with {better.settings}; the gain is of both files",

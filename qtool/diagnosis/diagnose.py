@@ -20,7 +20,7 @@ LOW_AGREEMENT = 95.0
 MIN_GAIN = 0.1
 MIN_SHARE = 0.1
 # Share of the gain of a part of the network from which a cause explains it.
-CAUSE = 0.5
+CAUSE = 0.8
 # Multiply-accumulates of all samples of one trial, and the bounds of their number.
 TRIAL_MACS = 8e9
 MIN_SAMPLES, MAX_SAMPLES = 16, 64

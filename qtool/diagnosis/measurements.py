@@ -127,7 +127,7 @@ def measure(context: Context, plan: QuantPlan, samples: Dataset) -> Measurements
     names = {*limits, *(plan.sites[s].inputs[0] for s in sites)}
     names |= {plan.sites[s].output for s in sites}
     done = 0
-    for feeds, valid in context.feeds(samples, rows=4):
+    for feeds, valid in context.feeds(samples, rows=1):
         floats = _float_values(executor, feeds, names)
         weight = valid / samples.count
         for name, statistics in values.items():

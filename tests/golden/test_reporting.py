@@ -12,11 +12,12 @@ import yaml
 from report_samples import HOSTILE, bare, diagnosed, failing, hostile, sample
 from rich.console import Console
 
+import qtool.report.render.formatting as formatting
 from qtool.errors import RecipeError
 from qtool.report.render import FORMATS, render, write_run_files
 from qtool.report.render.charts import drop_strip, layer_chart, ticks
 from qtool.report.render.compare import compare
-from qtool.report.render.html import html
+from qtool.report.render.html import breakable, html
 from qtool.report.render.terminal import print_report
 from qtool.report.report import Report
 from qtool.report.verdict import verdict
@@ -25,7 +26,7 @@ from qtool.report.verdict import verdict
 class Page(HTMLParser):
     """Collects tags and addresses, and checks that tags close in order."""
 
-    VOID = frozenset({"meta", "br"})
+    VOID = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, text):
         super().__init__()
@@ -239,7 +240,7 @@ def test_junit_of_hostile_names_parses_and_of_several_runs_has_suites():
 def test_every_format_shows_the_parity_gate_that_failed(fmt):
     shares = {"share_off": 1e-5, "integer_share_off": 1e-4, "after_float_share_off": 0.0}
     report = sample(passed=False, parity={"samples": 64, "max_lsb": 1, **shares})
-    text = render(report, fmt)
+    text = render(report, fmt).replace("<wbr>", "")
     mark = {
         "terminal": r"✗ parity_integer_share_off +0.0001 +at most 1e-05",
         "html": r"parity_integer_share_off</code>(?:(?!</tr>).)*>failed<",
@@ -345,3 +346,33 @@ def test_ticks_are_few_and_cover_the_top(top):
     assert values[0] == 0
     assert values[-1] >= top
     assert 2 <= len(values) <= 8
+
+
+def test_names_are_cut_in_what_they_share():
+    names = [f"/features/features.{k}/conv/conv.2/Conv" for k in (1, 16, 2)]
+    assert formatting.short_names(names, 60) == names
+    assert formatting.short_names(names, 30) == [
+        f"…features.{k}/conv/conv.2/Conv" for k in (1, 16, 2)
+    ]
+    short = formatting.short_names(names, 16)
+    assert short == ["…features.1…", "…features.16…", "…features.2…"]
+    assert formatting.short_names(["a" * 40], 16) == [formatting.shorten("a" * 40, 16)]
+    text = render(
+        sample(layers=[{"name": name, "op": "Conv", "sqnr_db": 9.0} for name in names]), "terminal"
+    )
+    assert all(f"features.{k}/" in text for k in (1, 16, 2))
+
+
+def test_names_of_gates_break_at_their_underscores_alone():
+    text = render(sample(), "html")
+    assert "<code>parity_<wbr>share_<wbr>off</code>" in text
+    assert str(breakable("<a_b>")) == "&lt;a_<wbr>b&gt;"
+
+
+@pytest.mark.parametrize(("speedup", "amber"), [(0.8, True), (1.0, False)])
+def test_a_slower_file_is_amber(speedup, amber):
+    timing = {"threads": 1, "batch": 1, "float_ms": 1.0, "quantized_ms": 1 / speedup}
+    report = sample(latency={**timing, "speedup": speedup, "runs": 9}, gates=[])
+    assert ("fair toned" in render(report, "html")) is amber
+    shown = render(report, "terminal", color=True)
+    assert ("\x1b[33m" in shown) is amber

@@ -51,7 +51,8 @@ def diagnosis_of(
     )
     findings, doubts = findings_of_results(results), data_doubts(results)
     drop, context = lost_points(evaluation.accuracy, gates), prepared.context
-    if drop > 0 and context.calibration.count > 1 and emitted.plan.grids:
+    data = context.calibration
+    if drop > 0 and data.count > 1 and not data.synthetic and emitted.plan.grids:
         with context.cache.stage("diagnose") as record:
             findings += diagnose(
                 context,

@@ -8,7 +8,7 @@ import numpy as np
 from qtool.data import Dataset, open_dataset
 from qtool.data.usual_preprocess import as_yaml, usual_preprocess
 from qtool.errors import DataError
-from qtool.graph.queries import dims, parameters
+from qtool.graph.queries import dims, macs, parameters
 from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
@@ -16,9 +16,13 @@ from qtool.pipeline.input_checks import MAX_PARAMETERS, has_class_labels
 from qtool.report.schema import Accuracy, Gate
 from qtool.runtime.ort_session import OrtSession
 
-# Samples that are scored, and those of them that choose the FINALISTS that are scored on all.
+# Samples that are scored: few for a large network, more for a small one, as they are cheap.
 SAMPLES = 64
+MOST_SAMPLES = 256
+MACS = 1e10
+# Those of them that choose the FINALISTS that are scored on all.
 FIRST = 12
+FIRST_SHARE = 4
 FINALISTS = 3
 # Hits that a finalist must have more than the recipe's settings among the first samples.
 MORE_HITS = 2
@@ -41,7 +45,8 @@ def check_preprocessing(prepared: Prepared) -> PreprocessingCheck | None:
     context, data = prepared.context, prepared.evaluation.dataset
     if not _is_comparable(prepared):
         return None
-    count = min(SAMPLES, data.count)
+    each = max(1, sum(macs(node) for node in context.model.graph))
+    count = min(max(SAMPLES, min(MOST_SAMPLES, int(MACS / each))), data.count)
     chosen = [k * data.count // count for k in range(count)]
     threads, outputs = prepared.options.threads, [context.first_output]
     with context.cache.stage("preprocessing") as record:
@@ -122,7 +127,8 @@ class _Scorer:
         own = self.data.dataset.preprocess
         if own is None:
             return []
-        first = range(0, len(self.chosen), max(1, len(self.chosen) // FIRST))
+        few = max(FIRST, len(self.chosen) // FIRST_SHARE)
+        first = range(0, len(self.chosen), max(1, len(self.chosen) // few))
         least = sum(current.hits[k] for k in first) + MORE_HITS
         candidates = []
         for name, settings in usual_preprocess(own, sizes=current.accuracy < POOR):

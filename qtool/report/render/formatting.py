@@ -1,7 +1,9 @@
 """Text of numbers and names, the same in every format."""
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
 
@@ -35,6 +37,34 @@ def shorten(text: str, width: int) -> str:
         return text
     head = (width - 1) // 3
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def short_names(names: Sequence[str], width: int) -> list[str]:
+    """Cut names to a width in the parts that all of them share, which tell nothing apart.
+
+    The common start goes first, then the common end, each up to a separator; what is still too
+    long is cut in the middle.
+
+    Args:
+        names: shown together.
+        width: of the longest result.
+    """
+    texts = [clean(name) for name in names]
+    if len(texts) < 2 or max(map(len, texts)) <= width:
+        return [shorten(text, width) for text in texts]
+    start = _shared_parts(texts)
+    texts = [f"…{text[start:]}" if start > 1 else text for text in texts]
+    if max(map(len, texts)) > width:
+        end = _shared_parts([text[::-1] for text in texts])
+        texts = [f"{text[: len(text) - end]}…" if end > 1 else text for text in texts]
+    return [shorten(text, width) for text in texts]
+
+
+def _shared_parts(texts: Sequence[str]) -> int:
+    """Return the length of what all texts begin with, up to its last separator."""
+    columns = zip(*texts, strict=False)
+    shared = texts[0][: len(list(takewhile(lambda column: len(set(column)) == 1, columns)))]
+    return next((shared.rfind(mark) + 1 for mark in "/._" if mark in shared), 0)
 
 
 def saturating(risk: bool | list[str]) -> str:

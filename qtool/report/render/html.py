@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
@@ -67,6 +68,11 @@ def html_comparison(comparison: Comparison) -> str:
     )
 
 
+def breakable(name: str) -> Markup:
+    """Return a name as HTML that may break behind its underscores, and nowhere else."""
+    return Markup(str(escape(formatting.clean(name))).replace("_", "_<wbr>"))
+
+
 @cache
 def _environment() -> Environment:
     """Load the templates from the package; escaping on, an unknown name is an error."""
@@ -94,6 +100,7 @@ def _environment() -> Environment:
         "prediction",
     ):
         environment.filters[name] = getattr(formatting, name)
+    environment.filters["breakable"] = breakable
     environment.globals.update(
         TONE=TONE, drop_words=drop_words, pair=charts.pair, sites=sensitivity
     )

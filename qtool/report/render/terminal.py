@@ -147,7 +147,8 @@ def _results(report: Report) -> RenderableType:
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
     if report.latency:
         timing = report.latency
-        fast = Text(formatting.ratio(timing.speedup, "faster", "slower"))
+        style = "yellow" if timing.speedup < 1 else ""
+        fast = Text(formatting.ratio(timing.speedup, "faster", "slower"), style)
         fast.append(f"\n{formatting.conditions(timing)}", "dim")
         float_ms = formatting.milliseconds(timing.float_ms)
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
@@ -223,11 +224,12 @@ def _layers(report: Report, room: int) -> Table | None:
         return None
     top = max((layer.sqnr_db or 0.0 for layer in report.layers), default=0.0)
     table = _grid(5)
-    for layer in shown:
+    names = formatting.short_names([layer.name for layer in shown], room)
+    for layer, name in zip(shown, names, strict=True):
         value = layer.sqnr_db or 0.0
         style = QUALITY_STYLE[formatting.quality(layer.sqnr_db)]
         table.add_row(
-            Text(formatting.shorten(layer.name, room)),
+            Text(name),
             Text(formatting.shorten(layer.op, 10), "dim"),
             Text(formatting.bits(layer), "dim"),
             Text(f"{value:.1f} dB", style, justify="right"),

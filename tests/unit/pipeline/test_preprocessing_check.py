@@ -88,7 +88,7 @@ def test_right_preprocessing_leaves_nothing_to_try(folder):
     run = prepared(write(folder))
     assert run.preprocessing.current.accuracy == 100
     assert run.preprocessing.others == () and run.preprocessing.better is None
-    assert notes(run, "preprocessing") == ["the float model scores 100.0 % on 64 samples"]
+    assert notes(run, "preprocessing") == ["the float model scores 100.0 % on 120 samples"]
 
 
 @pytest.mark.parametrize(
