@@ -40,7 +40,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def short_names(names: Sequence[str], width: int) -> list[str]:
-    """Cut names to a width in the parts that all of them share, which tell nothing apart.
+    """Cut names to a width in the parts that all of them share.
 
     The common start goes first, then the common end, each up to a separator; what is still too
     long is cut in the middle.
