@@ -27,6 +27,7 @@ from qtool.verification.accuracy import (
     NamedMetric,
     measure_accuracy,
     metric_for,
+    with_classes,
     with_simulated,
 )
 from qtool.verification.captured_outputs import capturable_values, sample_count, with_outputs
@@ -248,9 +249,9 @@ class Evaluator:
             return measure_accuracy(metric, outputs, labels), None
         with self.prepared.context.cache.stage("accuracy"):
             accuracy = measure_accuracy(metric, outputs, labels)
-        named = self.prepared.evaluation.dataset.classes
-        if accuracy.classes is not None and named is not None:
-            accuracy = accuracy.model_copy(update={"label_classes": len(named)})
+        if accuracy.classes is not None and labels is not None:
+            names = self.prepared.evaluation.dataset.classes
+            accuracy = with_classes(accuracy, outputs, labels, names)
         return accuracy, metric
 
     def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:

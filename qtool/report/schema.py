@@ -121,6 +121,20 @@ class Data(Part):
     """Sentences about labels or preprocessing that do not fit the model; the run is not judged."""
 
 
+class ClassChange(Part):
+    """One class whose answers changed: of `samples` with this label, how many and into what.
+
+    `lost` are right in the float model and wrong in the file, `gained` the reverse; `mistaken_for`
+    is the class that the file names most often for the lost ones.
+    """
+
+    name: str
+    samples: int
+    lost: int
+    gained: int
+    mistaken_for: str | None = None
+
+
 class Accuracy(Part):
     """Metric of the float model, the simulation and the file; without `evaluate`, agreement alone.
 
@@ -146,6 +160,8 @@ class Accuracy(Part):
     """Classes of the model's first output."""
     label_classes: int | None = None
     """Classes that have a name in the data, such as class folders; absent for numbered labels."""
+    class_changes: list[ClassChange] | None = None
+    """The classes that lost most, at most ten; absent where no answer changed from or to right."""
 
 
 class Size(Part):

@@ -142,7 +142,7 @@ def test_the_report_has_the_keys_of_the_contract(first):
             "drop_ci95",
         ),
         "agreement",
-        *("chance", "classes", "label_classes"),
+        *("chance", "classes", "label_classes", "class_changes"),
     }
     assert report["size"].keys() == {
         *("float_bytes", "quantized_bytes", "compression", "weight_bits_mean"),

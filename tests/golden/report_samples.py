@@ -3,8 +3,12 @@
 import json
 
 from qtool.report.report import Finding, Report, Stage
+from qtool.report.schema import ClassChange
 
 HOSTILE = "<script>alert(1)</script>|`@you`[red]\x1b[31m\u202e</td>"
+
+
+CHANGE = ClassChange(name="cat", samples=50, lost=7, gained=2, mistaken_for="dog")
 
 
 def sample(**changes):
@@ -74,6 +78,7 @@ def diagnosed():
     stages = [{"name": "emit", "seconds": 1, "notes": ["WARNING: look out", "plain note"]}]
     return failing().model_copy(
         update={
+            "accuracy": failing().accuracy.model_copy(update={"class_changes": [CHANGE]}),
             "diagnosis": [Finding.model_validate(each) for each in findings],
             "stages": [Stage.model_validate(each) for each in stages],
         }

@@ -171,6 +171,13 @@ def test_findings_and_warnings_stand_above_the_results(fmt):
     assert "What next" not in render(sample(), fmt)
 
 
+@pytest.mark.parametrize("fmt", ["html", "markdown"])
+def test_classes_that_changed_are_listed(fmt):
+    text = re.sub(r"<[^>]*>|\|", " ", render(diagnosed(), fmt))
+    assert re.search(r"cat\s+50\s+7\s+2\s+dog", text)
+    assert "Classes that changed" not in render(sample(), fmt)
+
+
 def test_lines_of_findings_can_be_copied_from_markdown():
     blocks = re.findall(r"```yaml\n(.*?)```", render(diagnosed(), "markdown"), re.S)
     assert [yaml.safe_load(block) for block in blocks] == [

@@ -35,6 +35,7 @@ def markdown(report: Report) -> str:
         _gates(report),
         _steps(report),
         _kernels(report),
+        _folded_classes(report),
         _outputs(report),
         _sites(report),
         _folded_layers(report),
@@ -198,6 +199,16 @@ def _outputs(report: Report) -> str:
         for row in formatting.outputs(report)
     ]
     return _table(["output", "made of", "SQNR dB", ""], rows, right=2) if rows else ""
+
+
+def _folded_classes(report: Report) -> str:
+    changes = (report.accuracy.class_changes if report.accuracy else None) or ()
+    rows = [
+        [text(c.name), str(c.samples), str(c.lost), str(c.gained), text(c.mistaken_for or "")]
+        for c in changes
+    ]
+    head = ["class", "samples", "lost", "gained", "mostly taken for"]
+    return _fold("Classes that changed most", _table(head, rows, right=1)) if rows else ""
 
 
 def _folded_layers(report: Report) -> str:
