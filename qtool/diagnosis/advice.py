@@ -8,6 +8,8 @@ import qtool.diagnosis.replacements as replacements
 from qtool.diagnosis.equalized import equalized
 from qtool.diagnosis.facts import Facts
 from qtool.diagnosis.trials import Replacement
+from qtool.ptq.bias_correction import BiasCorrection
+from qtool.quant.plan import QuantPlan
 
 Values = Mapping[str, float]
 
@@ -24,7 +26,7 @@ class Advice:
         finding: one sentence.
         evidence: one sentence with the numbers.
         lines: of the recipe.
-        trial: what is replaced in the simulated network.
+        trial: what is replaced in the simulated network; or a plan that a step changed.
         bytes: that the change adds to the file.
         bound: whether the trial shows the most that the lines can gain.
     """
@@ -32,7 +34,7 @@ class Advice:
     finding: str
     evidence: str
     lines: tuple[str, ...]
-    trial: Callable[[], Mapping[str, Replacement]]
+    trial: Callable[[], Mapping[str, Replacement] | QuantPlan]
     bytes: int = 0
     bound: bool = False
 
@@ -173,7 +175,7 @@ def correct_biases(facts: Facts, suspects: Values) -> Advice:
         f"{100 * share:.0f} % of the error of {place} is a constant in each channel; so in "
         f"{len(suspects)} of {len(facts.layers)} layers for half or more",
         (f"ptq: [{', '.join(dict.fromkeys(steps))}]",),
-        lambda: replacements.unshifted(facts, suspects),
+        lambda: BiasCorrection()(facts.calibrated, facts.context).plan,
     )
 
 

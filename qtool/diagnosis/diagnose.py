@@ -1,6 +1,7 @@
 """Turn suspicions into findings: each is tried on held-out samples and kept if it gains points."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from qtool.data import Dataset
 from qtool.diagnosis.data_rules import data_findings, latency_finding
@@ -52,6 +53,7 @@ def lost_points(accuracy: Accuracy | None, gates: list[Gate]) -> float:
 def diagnose(
     context: Context,
     plan: QuantPlan,
+    calibrated: QuantPlan,
     settings: Settings,
     drop: float,
     on_rule: Callable[[int, int], None] = lambda done, total: None,
@@ -61,13 +63,15 @@ def diagnose(
     Args:
         context: the float network and its calibration samples.
         plan: frozen.
+        calibrated: the same plan before it was frozen.
         settings: of the recipe.
         drop: points that the file lost.
         on_rule: called with the number of finished rules, and of all.
     """
-    samples = _samples(context, context.holdout)
-    facts = Facts(context, plan, measure(context, plan, _samples(context, context.fit)), settings)
-    trials = Trials(context, plan, samples, drop)
+    fit, holdout = _samples(context, context.fit), _samples(context, context.holdout)
+    few = replace(context, calibration=fit)  # what a step is tried on
+    facts = Facts(few, plan, calibrated, measure(context, plan, fit), settings)
+    trials = Trials(context, plan, holdout, drop)
     specific: list[Finding] = []
     general: list[Finding] = []
     for done, rule in enumerate(RULES, 1):
@@ -85,7 +89,8 @@ def _finding(rule: Rule, facts: Facts, trials: Trials) -> Finding | None:
     if not suspects:
         return None
     advice = rule.advise(facts, suspects)
-    gain = trials.gain(advice.trial())
+    change = advice.trial()
+    gain = trials.gain_of_plan(change) if isinstance(change, QuantPlan) else trials.gain(change)
     if gain < max(MIN_GAIN, MIN_SHARE * trials.drop):
         return None
     return Finding(

@@ -51,12 +51,14 @@ class Facts:
     Attributes:
         context: the float network.
         plan: frozen.
+        calibrated: the same plan before it was frozen, which steps can change.
         measured: statistics of values and layers.
         settings: of the recipe.
     """
 
     context: Context
     plan: QuantPlan
+    calibrated: QuantPlan
     measured: Measurements
     settings: Settings
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
 
 from qtool.calibration.collect import observed_values
@@ -78,21 +77,6 @@ def on_limits(facts: Facts, limits: Mapping[str, tuple[float, float]]) -> dict[s
     return result
 
 
-def unshifted(facts: Facts, sites: Iterable[str]) -> dict[str, Replacement]:
-    """Return the outputs of layers with the mean error of each channel taken off.
-
-    Args:
-        facts: of the run.
-        sites: names of layers.
-    """
-    result: dict[str, Replacement] = {}
-    for name in sites:
-        output = facts.plan.sites[name].output
-        error = facts.measured.sites[name].mean_error
-        result[output] = _shifted(error, facts.plan.params(output))
-    return result
-
-
 def _rounded(grid: QuantParams) -> Replacement:
     return lambda tensor: fake_quantize(tensor, grid)
 
@@ -104,13 +88,3 @@ def _per_channel(spec: QuantSpec, axis: int) -> Replacement:
         return torch.as_tensor(fake_quantize(tensor, params_from_range(lo, hi, spec)))
 
     return rounded
-
-
-def _shifted(error: np.ndarray, grid: QuantParams | None) -> Replacement:
-    def shifted(tensor: torch.Tensor) -> torch.Tensor:
-        shape = [1] * tensor.ndim
-        shape[1 if tensor.ndim == 4 else -1] = -1
-        corrected = tensor - torch.as_tensor(error, dtype=tensor.dtype).reshape(shape)
-        return corrected if grid is None else torch.as_tensor(fake_quantize(corrected, grid))
-
-    return shifted

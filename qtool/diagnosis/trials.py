@@ -57,11 +57,18 @@ class Trials:
             return 0.0
         key = frozenset(replacements.items())
         if key not in self._gains:
-            self._gains[key] = self._measure(replacements)
+            self._gains[key] = self._points(self._run(replacements))
         return self._gains[key]
 
-    def _measure(self, replacements: Mapping[str, Replacement]) -> float:
-        outputs = self._run(replacements)
+    def gain_of_plan(self, plan: QuantPlan) -> float:
+        """Return the points that another plan would gain, measured as in :meth:`gain`.
+
+        Args:
+            plan: every grid is calibrated.
+        """
+        return self._points(self.context.outputs(self.samples, plan))
+
+    def _points(self, outputs: np.ndarray) -> float:
         before, after = self._changed(self._base), self._changed(outputs)
         if before is not None and after is not None and before >= MIN_CHANGED:
             share = (before - after) / before

@@ -11,6 +11,7 @@ from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
 from qtool.recipe.model import Recipe
 from qtool.report.schema import Finding, Gate, Kernels
+from qtool.steps.guard import AppliedSteps
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Diagnosis:
 
 def diagnosis_of(
     prepared: Prepared,
+    steps: AppliedSteps,
     emitted: Emitted,
     evaluation: Evaluation,
     kernels: Kernels,
@@ -37,6 +39,7 @@ def diagnosis_of(
 
     Args:
         prepared: model, data and recipe.
+        steps: their last plan.
         emitted: the plan that was written.
         evaluation: what was measured on the file.
         kernels: that the runtime executes.
@@ -57,6 +60,7 @@ def diagnosis_of(
             findings += diagnose(
                 context,
                 emitted.plan,
+                steps.plan,
                 _settings(prepared.recipe, context.calibration.count),
                 drop,
                 lambda done, total: context.progress("diagnose", done, total),

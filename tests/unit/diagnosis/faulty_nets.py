@@ -69,14 +69,14 @@ def facts_of(
     plan, context = calibrated(net, bits, ROWS, Path("unused"))
     if change is not None:
         plan = change(plan, context)
-    plan = freeze(context.model, plan)
+    unfrozen, plan = plan, freeze(context.model, plan)
     data = context.fit
     if feeds is not None:
         arrays = {"x": feeds(next(iter(data.batches(data.count)))["x"].copy())}
         data = Dataset(data.names, ArraySource(arrays), tuple(range(data.count)))
     granularity = (bits or Bits()).granularity
     made = Settings(samples=samples, granularity=granularity, **settings)
-    facts = Facts(context, plan, measure(context, plan, data), made)
+    facts = Facts(context, plan, unfrozen, measure(context, plan, data), made)
     return facts, Trials(context, plan, context.holdout, DROP)
 
 

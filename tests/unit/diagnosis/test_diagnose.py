@@ -113,7 +113,7 @@ def test_the_diagnosis_names_the_fault_and_its_gain(rule, least):
     fault = next(fault for fault in FAULTS if fault.rule == rule)
     bits = fault.faulty.get("bits") or (TENSOR if rule == "activation_channel_ranges" else None)
     facts, _ = facts_of(chain(**fault.net), **{**fault.faulty, "bits": bits})
-    findings = diagnose(facts.context, facts.plan, facts.settings, DROP)
+    findings = diagnose(facts.context, facts.plan, facts.calibrated, facts.settings, DROP)
     words = [" ".join((each.finding, *each.recipe_lines)) for each in findings[:3]]
     (named,) = (each for each, text in zip(findings, words, strict=False) if fault.words in text)
     assert least * DROP <= named.predicted_gain_points <= DROP
