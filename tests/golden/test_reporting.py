@@ -19,7 +19,7 @@ from qtool.report.render.charts import drop_strip, layer_chart, ticks
 from qtool.report.render.compare import compare
 from qtool.report.render.html import breakable, html
 from qtool.report.render.terminal import print_report
-from qtool.report.report import Report
+from qtool.report.report import Finding, Report
 from qtool.report.verdict import verdict
 
 
@@ -169,6 +169,13 @@ def test_findings_and_warnings_stand_above_the_results(fmt):
         assert words in text
     assert ("cause 3" in text) is (fmt == "html")
     assert "What next" not in render(sample(), fmt)
+
+
+def test_a_warning_that_a_finding_explains_is_not_repeated():
+    finding = Finding(finding="labels", evidence="look out; more about it")
+    report = diagnosed().model_copy(update={"diagnosis": [finding]})
+    assert formatting.warnings(diagnosed()) == ["look out"] and not formatting.warnings(report)
+    assert render(report, "terminal").count("look out") == 1
 
 
 @pytest.mark.parametrize("fmt", ["html", "markdown"])

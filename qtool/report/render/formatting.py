@@ -250,9 +250,14 @@ def notes(report: Report) -> list[tuple[str, str]]:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return the warnings among the stages' notes, which stand at the top of every format."""
-    pairs = _all_notes(report)
-    return [note.removeprefix(WARNING) for _, note in pairs if note.startswith(WARNING)]
+    """Return the warnings among the stages' notes, which stand at the top of every format.
+
+    One that is the evidence of a finding is left out: it stands there.
+    """
+    notes = [note for _, note in _all_notes(report) if note.startswith(WARNING)]
+    evidence = [clean(finding.evidence) for finding in report.diagnosis or ()]
+    lines = [note.removeprefix(WARNING) for note in notes]
+    return [line for line in lines if not any(line in each for each in evidence)]
 
 
 def _all_notes(report: Report) -> list[tuple[str, str]]:
