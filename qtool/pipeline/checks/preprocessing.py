@@ -28,6 +28,8 @@ FINALISTS = 3
 MORE_HITS = 2
 # Below these accuracies in %, the usual settings are tried, and those with other sizes too.
 LOW, POOR = 80.0, 50.0
+# The same as LOW where more samples than SAMPLES are cheap, so that smaller losses show.
+LOW_IF_CHEAP = 90.0
 # Points by which the float model may miss the expected accuracy.
 TOLERANCE = 1.0
 
@@ -54,7 +56,8 @@ def check_preprocessing(prepared: Prepared) -> PreprocessingCheck | None:
             scorer = _Scorer(session, prepared, chosen)
             name, settings = "the recipe's", as_yaml(data.preprocess) if data.preprocess else ""
             current = PreprocessingScore(name, settings, scorer.hits(data.take(chosen)))
-            others = scorer.others(current) if current.accuracy < LOW else []
+            low = LOW_IF_CHEAP if count > SAMPLES else LOW
+            others = scorer.others(current) if current.accuracy < low else []
         check = PreprocessingCheck(current, tuple(others))
         record.notes += preprocessing_notes(check)
     return check
