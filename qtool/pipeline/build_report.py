@@ -15,6 +15,7 @@ from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
 from qtool.verification.kernels import kernels_part
 from qtool.verification.layer_table import layers_part
+from qtool.verification.weight_histograms import with_histograms
 from qtool.version import __version__
 
 
@@ -111,7 +112,8 @@ def _sizes(
     whole, layers = file_parts(emitted.model)
     before = loaded.size or file_bytes(loaded.path)
     size = size_part(before, emitted.path, loaded.model, emitted.plan, whole)
-    return size, layers_part(loaded.model, emitted.plan, evaluation.sqnr, layers)
+    rows = layers_part(loaded.model, emitted.plan, evaluation.sqnr, layers)
+    return size, with_histograms(rows, loaded.model, emitted.plan)
 
 
 def _kernels(prepared: Prepared, emitted: Emitted, evaluation: Evaluation) -> Kernels:

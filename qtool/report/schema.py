@@ -289,6 +289,21 @@ class Kernels(Part):
         return dict(sorted(counts.items()))
 
 
+class WeightHistogram(Part):
+    """The float weights of a layer.
+
+    `counts` are of equal bins from `low` to `high`; `grid` is the range that the codes represent
+    (the widest channel's); `channels` is the largest magnitude of each output channel, or of
+    neighbouring ones where there are many.
+    """
+
+    low: Number
+    high: Number
+    counts: list[int]
+    grid: tuple[Number, Number]
+    channels: list[Number]
+
+
 class Layer(Part):
     """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing.
 
@@ -306,6 +321,8 @@ class Layer(Part):
     payload_bytes: int | None = None
     scale_bytes: int | None = None
     code_book_bytes: int | None = None
+    weights: WeightHistogram | None = None
+    """Of the layers with the lowest signal to noise."""
 
 
 class OutputGroup(Part):

@@ -44,6 +44,25 @@ class TwoCharts:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram, in percent of the box."""
+
+    left: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class WeightChart:
+    """The weights of a layer, the range of its grid, and the range of every channel."""
+
+    bins: list[Bin]
+    grid: tuple[float, float]
+    labels: tuple[str, str]
+    channels: list[float]
+
+
+@dataclass(frozen=True)
 class DropStrip:
     """The drop with its interval and limit on one line."""
 
@@ -161,6 +180,37 @@ def layer_chart(report: Report) -> TwoCharts | None:
         below_ticks=[
             Tick(share(value, weight[-1]), _plain(formatting.size(value))) for value in weight
         ],
+    )
+
+
+def weight_chart(layer: Layer) -> WeightChart | None:
+    """Place the weights of a layer: bins, the range of its grid, and the range of every channel.
+
+    Args:
+        layer: of the report; None is returned where it has no histogram.
+    """
+    shown = layer.weights
+    if shown is None:
+        return None
+    left, right = min(shown.low, shown.grid[0]), max(shown.high, shown.grid[1])
+    width = right - left
+    step = (shown.high - shown.low) / len(shown.counts)
+    top = max(map(math.log1p, shown.counts))  # logarithmic: tails are what widens a range
+    bins = [
+        Bin(
+            share(shown.low + k * step - left, width),
+            share(step, width),
+            share(math.log1p(count), top),
+        )
+        for k, count in enumerate(shown.counts)
+        if count
+    ]
+    widest = max(shown.channels, default=0.0)
+    return WeightChart(
+        bins=bins,
+        grid=(share(shown.grid[0] - left, width), share(shown.grid[1] - left, width)),
+        labels=(f"{left:.3g}".replace("-", "−"), f"{right:.3g}"),
+        channels=[share(limit, widest) for limit in shown.channels],
     )
 
 

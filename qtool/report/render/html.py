@@ -46,6 +46,11 @@ def html(report: Report) -> str:
             costs=sensitivity.cost_chart(report),
             parts=sensitivity.part_chart(report),
             lowest=formatting.worst(report, charts.MARKED_LAYERS),
+            weights=[
+                (layer, weights)
+                for layer in formatting.worst(report, charts.MARKED_LAYERS)
+                if (weights := charts.weight_chart(layer)) is not None
+            ],
         )
     )
 
