@@ -1,5 +1,6 @@
 """Build the report of a run from its parts."""
 
+from qtool.diagnosis.weight_histograms import with_histograms
 from qtool.files import digest_of
 from qtool.pipeline.checks.diagnosis import diagnosis_of
 from qtool.pipeline.checks.preprocessing import expectation_gates
@@ -15,7 +16,6 @@ from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
 from qtool.verification.kernels import kernels_part
 from qtool.verification.layer_table import layers_part
-from qtool.verification.weight_histograms import with_histograms
 from qtool.version import __version__
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from models import depthwise, frozen_plan
 
+from qtool.diagnosis.weight_histograms import CHANNELS, with_histograms
 from qtool.graph.queries import by_name
 from qtool.report.render.charts import weight_chart
 from qtool.report.schema import Layer
-from qtool.verification.weight_histograms import CHANNELS, with_histograms
 
 
 @pytest.fixture
