@@ -241,17 +241,16 @@ class Evaluator:
                 f"samples, expected {shapes['float']} as that of the float model; give the float "
                 "model the file was made from"
             )
-        if self.prepared.evaluation.dataset.synthetic:
+        data = self.prepared.evaluation.dataset
+        if data.synthetic:
             return None, None
-        metric = metric_for(recipe_metric(self.prepared), outputs["float"])
-        labels = self.prepared.evaluation.dataset.labels
+        metric, labels = metric_for(recipe_metric(self.prepared), outputs["float"]), data.labels
         if metric is None:
             return measure_accuracy(metric, outputs, labels), None
         with self.prepared.context.cache.stage("accuracy"):
             accuracy = measure_accuracy(metric, outputs, labels)
         if accuracy.classes is not None and labels is not None:
-            names = self.prepared.evaluation.dataset.classes
-            accuracy = with_classes(accuracy, outputs, labels, names)
+            accuracy = with_classes(accuracy, outputs, labels, data.classes)
         return accuracy, metric
 
     def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:

@@ -122,10 +122,9 @@ class Data(Part):
 
 
 class ClassChange(Part):
-    """One class whose answers changed: of `samples` with this label, how many and into what.
+    """One class whose answers changed.
 
-    `lost` are right in the float model and wrong in the file, `gained` the reverse; `mistaken_for`
-    is the class that the file names most often for the lost ones.
+    `lost` are right in the float model and wrong in the file, mostly `mistaken_for` one class.
     """
 
     name: str
@@ -203,8 +202,7 @@ class IntegerOnly(Part):
 class Finding(Part):
     """One cause of a loss, and the recipe lines that act on it.
 
-    The gain is measured on held-out calibration samples, in points of the metric; it and the cost
-    are absent where there is nothing to measure.
+    The gain is measured on held-out calibration samples; absent where nothing can be measured.
     """
 
     finding: str
@@ -292,9 +290,8 @@ class Kernels(Part):
 class WeightHistogram(Part):
     """The float weights of a layer.
 
-    `counts` are of equal bins from `low` to `high`; `grid` is the range that the codes represent
-    (the widest channel's); `channels` is the largest magnitude of each output channel, or of
-    neighbouring ones where there are many.
+    `counts` are of equal bins from `low` to `high`; `grid` is the widest channel's range of codes;
+    `channels` is the largest magnitude of each output channel, or of neighbouring ones.
     """
 
     low: Number
@@ -322,7 +319,6 @@ class Layer(Part):
     scale_bytes: int | None = None
     code_book_bytes: int | None = None
     weights: WeightHistogram | None = None
-    """Of the layers with the lowest signal to noise."""
 
 
 class OutputGroup(Part):
