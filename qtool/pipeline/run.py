@@ -13,6 +13,7 @@ from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
+from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
 from qtool.pipeline.training.checks import check_early
 from qtool.pipeline.training.stage import Training
@@ -82,6 +83,7 @@ def _without_default_steps(recipe: Recipe) -> Recipe:
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
     with run_folder(out, options) as (cache, scratch):
+        recipe, search = resolve_search(recipe, cache, options, scratch)
         prepared = prepare(recipe, cache, options)
         recipe, context = prepared.recipe, prepared.context
         training = (NamedStep("qat", Training(prepared)),) if train else ()
@@ -96,6 +98,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         dynamic = bool(emitted.plan.dynamic)
         evaluation = Evaluator(prepared, emitted.path, scratch, emitted, dynamic).run()
         report = build_report(prepared, float_model, steps, emitted, evaluation)
+        report = report.model_copy(update={"search": search})
         write_run(recipe, emitted, report, out)
     return report
 

@@ -20,6 +20,7 @@ from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
+from qtool.recipe.registry import KINDS
 from qtool.rewrites import REWRITES, SAMPLE_REWRITES, rewrite_names
 from qtool.rewrites.folding.add_bias import add_bias
 from qtool.steps.context import Context
@@ -86,10 +87,9 @@ def ptq_steps(recipe: Recipe) -> list[NamedStep]:
     """Return the post-training steps that the recipe names, built with their options."""
     if not recipe.ptq:
         return []
-    from qtool.ptq import PTQ_STEPS  # it imports torch, which runs without steps import later
-
+    table = KINDS["ptq"].table()  # it imports torch, which runs without steps import later
     return [
-        NamedStep(choice.name, choice.build(PTQ_STEPS), choice.model_dump_json())
+        NamedStep(choice.name, choice.build(table), choice.model_dump_json())
         for choice in recipe.ptq
     ]
 

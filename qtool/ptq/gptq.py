@@ -1,5 +1,6 @@
 """Round weights with second-order compensation, against the outputs of the float network."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import ClassVar, Literal
 
@@ -79,6 +80,16 @@ class Gptq:
         count = min(self.samples, context.fit.count)
         note = f"the weights of {rounded} layers rounded on {count} samples"
         return StepResult(plan, (note,), {"layers": rounded})
+
+    def round_alone(self, plans: Sequence[QuantPlan], context: Context) -> list[QuantPlan]:
+        """Return plans in which each layer is rounded alone.
+
+        Args:
+            plans: see :meth:`LayerRounding.alone`.
+            context: the ``fit`` samples are read.
+        """
+        pass_over = LayerRounding("gptq", self.samples, self.bits == "below_8")
+        return pass_over.alone(plans, context, self._round)
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the codes and scales of one layer: never a larger error on H than nearest ones."""

@@ -33,7 +33,9 @@ def recipe_schema() -> Schema:
             else:
                 _replace_names(_node_at(schema, place, parts), forms)
     _add_short_forms(parts)
-    schema["properties"]["ptq"]["anyOf"].append({"enum": list(preset_names())})
+    steps = schema["properties"]["ptq"]["anyOf"]
+    with_options = [form for form in steps[0]["items"]["anyOf"] if "properties" in form]
+    steps += [{"enum": [*preset_names(), "auto"]}, *with_options]
     parts.pop("Choice")  # no reference to it is left
     return {"$schema": DIALECT, **schema, "title": "qtool recipe"}
 

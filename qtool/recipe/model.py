@@ -20,6 +20,7 @@ from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.presets import read_preset
+from qtool.recipe.sections.budget import Budget
 from qtool.recipe.sections.gates import Gates
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
@@ -36,7 +37,9 @@ def _refuse_boolean(value: Any) -> Any:
 
 
 def _expand_preset(value: Any) -> Any:
-    """Replace the name of a preset by its steps."""
+    """Replace the name of a preset by its steps, and one step by a list of it."""
+    if value == "auto" or isinstance(value, Mapping):
+        return [value]
     return read_preset(value) if isinstance(value, str) else value
 
 
@@ -123,6 +126,9 @@ class Bits(_Part):
     target's own."""
     layers: dict[str, LayerBits] = Field(default_factory=dict)
     """Pattern to widths: first, last, "name:GLOB", "op:TYPE"; the last match wins."""
+    budget: Budget | None = None
+    """Limits within which widths are chosen layer by layer: {weights: 18%}; a layer that a
+    pattern names keeps its widths."""
 
 
 class Output(_Part):
@@ -159,8 +165,9 @@ class Recipe(_Part):
         Annotated[tuple[NamedChoice, ...], Field(strict=False)] | None,
         BeforeValidator(_expand_preset),
     ] = None
-    """Post-training steps in order, or a preset (fast, best, int8); [] is plain rounding. Absent:
-    fast under `qtool ptq` where layers have integer weights of fewer than 8 bits, else none."""
+    """Post-training steps in order, a preset (fast, best, int8), or auto, which chooses them; [] is
+    plain rounding. Absent: fast under `qtool ptq` where layers have integer weights of fewer than 8
+    bits, else none."""
     qat: Qat | None = None
     """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()

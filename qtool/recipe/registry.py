@@ -100,8 +100,9 @@ def _scales() -> "Mapping[str, type[ScaleKind]]":
 
 def _ptq() -> "Mapping[str, type[Step]]":
     from qtool.ptq import PTQ_STEPS
+    from qtool.search import SEARCHES
 
-    return PTQ_STEPS
+    return {**PTQ_STEPS, **SEARCHES}
 
 
 def _quantizers() -> "Mapping[str, type[QatQuantizer]]":

@@ -24,10 +24,6 @@ def _holds_weights(value: Any) -> bool:
     return isinstance(value, str) and value.endswith((".pth", ".safetensors", ".ckpt", ".bin"))
 
 
-def _anything(value: Any) -> bool:
-    return True
-
-
 _LATER: tuple[tuple[KeyPath, Test, str], ...] = (
     (
         ("model",),
@@ -35,7 +31,6 @@ _LATER: tuple[tuple[KeyPath, Test, str], ...] = (
         "weights alone are no network; write {torch: module:factory, weights: FILE, "
         "input: {input: [N, 3, 32, 32]}}",
     ),
-    (("bits", "budget"), _anything, "mixed precision is not in this version; remove the key"),
 )
 
 
@@ -51,8 +46,7 @@ def check_this_version(document: Document) -> None:
     for path, test, text in _LATER:
         value = _get(document.data, path)
         if value is not None and test(value):
-            shown = "" if test is _anything else f"found {describe(value)}; "
-            raise document.error(path, shown + text)
+            raise document.error(path, f"found {describe(value)}; {text}")
 
 
 def _get(data: Any, path: KeyPath) -> Any:

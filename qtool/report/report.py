@@ -23,11 +23,11 @@ from qtool.report.schema import (
     Parity,
     Part,
     PtqStep,
-    Sensitivity,
     Size,
     Stage,
     Verdict,
 )
+from qtool.report.search_schema import SearchPart, SearchPoint, Sensitivity
 
 __all__ = [
     "Accuracy",
@@ -46,6 +46,8 @@ __all__ = [
     "Part",
     "PtqStep",
     "Report",
+    "SearchPart",
+    "SearchPoint",
     "Sensitivity",
     "Size",
     "Stage",
@@ -80,6 +82,7 @@ class Report(Part):
     outputs: list[OutputQuality] | None = None
     ptq: list[PtqStep] | None = None
     sensitivity: list[Sensitivity] | None = None
+    search: SearchPart | None = None
     stages: list[Stage] = Field(default_factory=list)
     diagnosis: list[Finding] | None = None
     gates: list[Gate] = Field(default_factory=list)

@@ -372,29 +372,3 @@ class PtqStep(Part):
     seconds: Number
     metrics: dict[str, Number] | None = None
     """Numbers that the step reports, such as the layers that it changed."""
-
-
-class Sensitivity(Part):
-    """The cost of one site on calibration samples, against the float network.
-
-    `site` is the name of a node, `all`, or `op:TYPE`. `kind` is what is quantized: `weights`,
-    `activations` or `both` of the site alone; `cumulative`: the site and all before it; `pair`: the
-    site and its `partner`.
-    """
-
-    site: str
-    kind: Literal["both", "weights", "activations", "cumulative", "pair"]
-    kl: Number
-    """Kullback-Leibler divergence of class scores; else the relative squared error."""
-    drop: Number | None = None
-    """Of the metric, in its unit; absent without labels."""
-    sqnr_db: Number | None = None
-    """At the network's output; absent where nothing is lost."""
-    fisher: Number | None = None
-    """Estimate of `kl` from the diagonal of the Fisher information at the site's output."""
-    hessian: Number | None = None
-    """Estimate of `kl` from the trace of the Hessian of the site's weights."""
-    partner: str | None = None
-    """The other site of a pair."""
-    interaction: Number | None = None
-    """`kl` of a pair, less that of both sites alone."""

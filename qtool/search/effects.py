@@ -11,6 +11,9 @@ from qtool.steps.context import Context
 from qtool.steps.distance import distance
 from qtool.verification.accuracy import NamedMetric
 
+# Half the width of a 95 % interval, in standard errors.
+NORMAL_95 = 1.96
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -21,11 +24,13 @@ class Effect:
             outputs; see :func:`qtool.steps.distance.distance`.
         sqnr_db: signal to quantization noise at the output; None where nothing is lost.
         drop: of the task's metric; None without labels.
+        drop_error: standard error of the drop; None where it has none.
     """
 
     kl: float
     sqnr_db: float | None
     drop: float | None
+    drop_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,16 @@ class Reference:
         noise = float(np.sum((reference - outputs) ** 2))
         power = float(np.sum(reference**2))
         sqnr = 10 * np.log10(power / noise) if noise > 0 and power > 0 else None
-        drop = None
+        drop = error = None
         if self.metric is not None:
             named = {"float": self.outputs, "quantized": outputs}
-            drop = score_outputs(self.metric.metric, named, self.dataset.labels).drop
+            result = score_outputs(self.metric.metric, named, self.dataset.labels)
+            drop = result.drop
+            if result.interval is not None:
+                error = (result.interval[1] - result.interval[0]) / (2 * NORMAL_95)
         return Effect(
             kl=max(0.0, distance(reference, outputs)),
             sqnr_db=None if sqnr is None else float(sqnr),
             drop=None if drop is None else float(drop),
+            drop_error=None if error is None else float(error),
         )

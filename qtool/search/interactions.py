@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from qtool.quant.plan import QuantPlan
-from qtool.report.schema import Sensitivity
+from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Reference
 from qtool.search.partial_network import PartialNetwork
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import kendalltau
 
-from qtool.report.schema import Sensitivity
+from qtool.report.search_schema import Sensitivity
 
 MEASURES = ("kl", "sqnr_db", "fisher", "hessian")
 

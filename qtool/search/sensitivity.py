@@ -17,7 +17,7 @@ import torch
 
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
-from qtool.report.schema import Sensitivity
+from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Effect, Reference
 from qtool.search.partial_network import Part, PartialNetwork, Unit
 from qtool.search.suffix import Suffix

@@ -3,22 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtool.data import Dataset
 from qtool.files import digest_of
-from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
 from qtool.pipeline.run_folder import run_folder, write_run
+from qtool.pipeline.search.reference import reference_of
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
-from qtool.report.schema import Data, DataPart, ModelPart, OutputPart, Sensitivity
+from qtool.report.schema import Data, DataPart, ModelPart, OutputPart
+from qtool.report.search_schema import Sensitivity
 from qtool.report.verdict import with_verdict
-from qtool.search.effects import Reference
-from qtool.steps.context import Context
-from qtool.verification.accuracy import NamedMetric
 from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
 from qtool.verification.layer_table import layers_part
@@ -111,47 +108,6 @@ def measure(prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions) -> 
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
-
-
-def reference_of(prepared: Prepared, samples: int) -> Reference:
-    """Return the calibration samples that networks are compared on, and the recipe's metric.
-
-    Args:
-        prepared: model and data.
-        samples: how many, at most.
-    """
-    context = prepared.context
-    return Reference(context, comparison_samples(context, samples), _metric(prepared))
-
-
-def comparison_samples(context: Context, samples: int) -> Dataset:
-    """Return calibration samples: held-out ones first, then evenly spaced ones of the rest.
-
-    Args:
-        context: holds the samples.
-        samples: how many, at most.
-    """
-    whole = context.calibration
-    if samples >= whole.count or whole.count < 2:
-        return whole
-    index = {position: k for k, position in enumerate(whole.positions)}
-    first, rest = (
-        [index[position] for position in part.positions] for part in (context.holdout, context.fit)
-    )
-    more = max(0, samples - len(first))
-    spaced = [rest[k * len(rest) // more] for k in range(more)]
-    return whole.take([*first[:samples], *spaced])
-
-
-def _metric(prepared: Prepared) -> NamedMetric | None:
-    """Return the recipe's metric where the calibration samples have labels."""
-    evaluate = prepared.recipe.evaluate
-    if prepared.context.calibration.labels is None:
-        return None
-    name = (evaluate.metric if evaluate is not None else None) or "top1"
-    code = evaluate.code if evaluate is not None else None
-    metric = find_metric(name, code, prepared.context.trust_code)
-    return None if metric.reference else NamedMetric(name, metric)
 
 
 def _report(

@@ -1,6 +1,6 @@
 """Visit layers in order, round each on the moments of its inputs, and correct its bias."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,6 +129,39 @@ class LayerRounding:
                 if layer.bias is not None:
                     run.plan = _with_bias(run.plan, site, layer, moments.total)
             return run.plan, rounded
+
+    def alone(
+        self,
+        plans: Sequence[QuantPlan],
+        context: Context,
+        rounding: Callable[[Visit], Rounded],
+    ) -> list[QuantPlan]:
+        """Return plans in which each layer is rounded against the inputs of the first plan.
+
+        The layers before it are those of the first plan, unrepaired: a layer makes up for its own
+        error alone, so that its cost can be measured with all others in floats.
+
+        Args:
+            plans: of one graph, which differ in the grids of weights.
+            context: the ``fit`` samples are read.
+            rounding: returns the codes and scales of one layer.
+        """
+        rounded = list(plans)
+        with LayerwiseRun(context, plans[0], self.name, self.samples) as run:
+            for site, layer in _layers(run, plans[0], context):
+                centred = layer.bias is not None
+                moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
+                if not moments.total.rows:
+                    continue
+                for k, plan in enumerate(rounded):
+                    params = self._grid(plan, site, layer, context)
+                    if params is not None:
+                        result = rounding(Visit(layer, moments, params))
+                        plan = _with_codes(plan, site, layer.form, params, result)
+                    if layer.bias is not None:
+                        plan = _with_bias(plan, site, layer, moments.total)
+                    rounded[k] = plan
+        return rounded
 
     def _grid(
         self, plan: QuantPlan, site: Site, layer: Layer, context: Context

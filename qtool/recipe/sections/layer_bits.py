@@ -22,6 +22,12 @@ def resolve_bits(requested: RequestedBits, model: ir.Model, target: Target) -> B
         RecipeError: a pattern matches nothing, or the target or the format has no such widths;
             with the key, see ``Recipe.locate_errors``.
     """
+    if requested.budget is not None:
+        raise RecipeError(
+            "`qtool ptq` and `qtool qat` choose the widths; run one of these first: its run folder "
+            "holds the recipe with the widths instead of the budget",
+            ("bits", "budget"),
+        )
     own = (
         target.weights.bits if requested.weights is None else requested.weights,
         target.activations.bits if requested.activations is None else requested.activations,

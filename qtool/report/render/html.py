@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
+import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Comparison
@@ -43,6 +44,7 @@ def html(report: Report) -> str:
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
             outputs=formatting.outputs(report),
+            front=search.front_chart(report),
             costs=sensitivity.cost_chart(report),
             parts=sensitivity.part_chart(report),
             lowest=formatting.worst(report, charts.MARKED_LAYERS),
@@ -107,6 +109,6 @@ def _environment() -> Environment:
         environment.filters[name] = getattr(formatting, name)
     environment.filters["breakable"] = breakable
     environment.globals.update(
-        TONE=TONE, drop_words=drop_words, pair=charts.pair, sites=sensitivity
+        TONE=TONE, drop_words=drop_words, pair=charts.pair, sites=sensitivity, search=search
     )
     return environment

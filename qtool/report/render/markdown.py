@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Cell, Comparison
@@ -37,6 +38,7 @@ def markdown(report: Report) -> str:
         _kernels(report),
         _folded_classes(report),
         _outputs(report),
+        _search(report),
         _sites(report),
         _folded_layers(report),
         _folded_notes(report),
@@ -120,6 +122,18 @@ def _results(report: Report) -> str:
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
         rows.append(["latency", *cells, f"{fast}, {formatting.conditions(timing)}"])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
+
+
+def _search(report: Report) -> str:
+    rows = [
+        [text(rung.name), balance, "used" if rung.used else "no better"]
+        for rung, balance in search.rungs(report)
+    ]
+    rows += [
+        [text(point.name), shown, "chosen" if chosen else "tried"]
+        for point, shown, chosen in search.points(report)
+    ]
+    return _table(["search", "on calibration samples", ""], rows, right=3) if rows else ""
 
 
 def _sites(report: Report) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.report import Gate, Report
@@ -53,6 +54,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _section("Kernels", _kernels(report)),
         _section("Outputs (signal to quantization noise)", _outputs(report, room)),
         _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
+        _section("Search (calibration samples)", _search(report)),
         _section("Sites that cost most alone (calibration samples)", _sites(report, room)),
         _section("Stages", _stages(report)),
         _section("Notes", _notes(report)),
@@ -251,6 +253,17 @@ def _outputs(report: Report, room: int) -> Table | None:
             Text("worst" if row.worst else "", "yellow"),
             Text(formatting.shorten(row.source, 24), "dim"),
         )
+    return table if table.row_count else None
+
+
+def _search(report: Report) -> Table | None:
+    table = _grid(3)
+    for rung, balance in search.rungs(report):
+        used = Text("used" if rung.used else "no better", "green" if rung.used else "yellow")
+        table.add_row(Text(formatting.clean(rung.name)), Text(balance), used)
+    for point, shown, chosen in search.points(report):
+        mark = Text("chosen" if chosen else "", "green")
+        table.add_row(Text(formatting.clean(point.name), "bold"), Text(shown), mark)
     return table if table.row_count else None
 
 

@@ -177,7 +177,6 @@ def test_schemes_and_scales_go_with_their_bits(bits, said):
 
 
 LATER = [
-    ("bits.budget={weights: 18%}", "mixed precision is not in this version; remove the key"),
     ("model=net.pth", 'found "'),
 ]
 

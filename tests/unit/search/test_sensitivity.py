@@ -8,7 +8,7 @@ from contexts import calibrated
 from models import BUILDERS
 
 from qtool.quant.bit_widths import Bits
-from qtool.report.schema import Sensitivity
+from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Reference
 from qtool.search.interactions import interactions
 from qtool.search.partial_network import PartialNetwork

@@ -1,0 +1,256 @@
+"""Climb from plain rounding to a recipe that keeps the accuracy, for ``ptq: auto``."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from glob import escape
+from typing import Any
+
+from qtool.pipeline.search.layer_costs import fixed_layers
+from qtool.pipeline.search.trial import TrialRunner, with_bits
+from qtool.pipeline.search.tried import Tried, front_of
+from qtool.recipe.choice import Choice
+from qtool.recipe.model import Recipe
+from qtool.report.search_schema import Rung, SearchPart
+from qtool.search.auto import Auto
+from qtool.search.effects import Reference
+from qtool.search.partial import fewest_raised
+from qtool.search.sensitivity import Scan
+from qtool.steps.stage_cache import StageRecord
+from qtool.verification.layer_table import total_macs
+
+# A step is used where the divergence falls by more than this share.
+GAIN = 0.01
+# The largest drop where the recipe has no gate.
+DEFAULT_DROP = 1.0
+# Reconstruction by gradient: iterations that fit into half of what is left, by a rough speed, as a
+# number in the recipe, so that it runs again to the same bytes.
+RECONSTRUCTION = "qdrop"
+MACS_PER_SECOND = 1e10
+SAMPLES_PER_ITERATION = 32
+MIN_ITERATIONS, MAX_ITERATIONS = 50, 500
+# A trial is started where this many times the longest one so far fits into the time.
+RESERVE = 1.1
+# Samples of the scan that ranks layers.
+RANKING_SAMPLES = 32
+WIDE = 8
+
+
+class OutOfTimeError(Exception):
+    """The time of the search is over."""
+
+
+@dataclass
+class Climb:
+    """One search of ``ptq: auto``.
+
+    Attributes:
+        runner: tries recipes.
+        auto: its time.
+        record: of the running stage, for notes.
+    """
+
+    runner: TrialRunner
+    auto: Auto
+    record: StageRecord
+    _start: float = field(default_factory=lambda: time.perf_counter(), repr=False)
+    _longest: float = field(default=0.0, repr=False)
+    _tried: list[Tried] = field(default_factory=list, repr=False)
+    _rungs: list[Rung] = field(default_factory=list, repr=False)
+
+    def run(self) -> tuple[Recipe, SearchPart]:
+        """Return the recipe that was chosen, without ``auto``, and what was tried."""
+        best = self._measure("rounding", self.runner.base.model_copy(update={"ptq": ()}))
+        self._add_rung(best, best, True, time.perf_counter() - self._start)
+        try:
+            best = self._climb(best)
+        except OutOfTimeError:
+            self.record.notes.append(f"the time of {self.auto.time} is over")
+            best = self._best
+        self._note(best)
+        part = SearchPart(front=front_of(self._tried), chosen=best.point, rungs=self._rungs)
+        return best.recipe, part
+
+    def _climb(self, best: Tried) -> Tried:
+        """Return the best recipe; what is best so far stays in ``_best``."""
+        self._best = best
+        for name, change in self._repairs():
+            if self._holds(self._best):
+                return self._best
+            recipe = change(self._best.recipe)
+            if recipe != self._best.recipe:
+                self._rung(name, recipe)
+        for width in (WIDE, "float"):
+            if self._holds(self._best):
+                break
+            self._raise(width)
+        return self._best
+
+    # Steps that cost no bytes.
+
+    def _repairs(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
+        """Yield the names of steps, and how each changes the best recipe so far."""
+        yield "ranges", _with_ranges
+        yield "equalization", _with_equalization
+        yield "bias correction", partial(_with_steps, ("bias_correction",))
+        yield "gptq", partial(_with_steps, ("gptq",))
+        iterations = self._iterations()
+        if iterations >= MIN_ITERATIONS:
+            step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})
+            yield RECONSTRUCTION, partial(_with_steps, ("gptq", step))
+
+    def _iterations(self) -> int:
+        """Return the iterations of a block's reconstruction for which there is time."""
+        macs = max(total_macs(self.runner.prepared.context.model), 1)
+        # Forward and backward cost three times the multiply-accumulates.
+        each = 3 * SAMPLES_PER_ITERATION * macs / MACS_PER_SECOND
+        count = (self.auto.seconds - self._elapsed) / 2 / each
+        return int(min(count, MAX_ITERATIONS)) // MIN_ITERATIONS * MIN_ITERATIONS
+
+    def _rung(self, name: str, recipe: Recipe) -> None:
+        """Try one step and use it where held-out samples agree."""
+        start = time.perf_counter()
+        before, tried = self._best, self._measure(name, recipe)
+        used = tried.result.kl < (1 - GAIN) * before.result.kl
+        self._add_rung(before, tried, used, time.perf_counter() - start)
+        if used:
+            self._best = tried
+
+    # More bits for the fewest layers.
+
+    def _raise(self, width: int | str) -> None:
+        """Give the fewest layers ``width`` bits, 8 or float, so that the accuracy holds."""
+        start, before = time.perf_counter(), self._best
+        ranked = self._ranked(before.recipe, width)
+        if not ranked:
+            return
+
+        def raised(names: frozenset[str]) -> Tried:
+            layers: dict[str, Any] = {
+                f"name:{escape(n)}": width if width == "float" else {"weights": width}
+                for n in ranked
+                if n in names
+            }
+            title = f"{len(names)} layers {'float' if width == 'float' else f'{width} bits'}"
+            return self._measure(title, with_bits(before.recipe, layers))
+
+        chosen = fewest_raised(
+            ranked, lambda names: self._within(raised(names)), trim=len(ranked) // 4
+        )
+        tried = raised(frozenset(ranked) if chosen is None else chosen)
+        used = tried.result.kl < before.result.kl
+        self._add_rung(before, tried, used, time.perf_counter() - start)
+        if used:
+            self._best = tried
+
+    def _ranked(self, recipe: Recipe, width: int | str) -> list[str]:
+        """Return the layers that can have more bits, the most damaging for their bytes first."""
+        self._check_time()
+        plan, context = self.runner.quantized(recipe)
+        data = self.runner.reference.dataset
+        count = min(RANKING_SAMPLES, data.count)
+        samples = data.take([k * data.count // count for k in range(count)])
+        scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
+        costs = {row.site: row.kl for row in scan.run(StageRecord())}
+        weighted = {n: s.weight for n, s in plan.sites.items() if s.weight is not None}
+        free = set(weighted) - fixed_layers(self.runner, self.runner.base, list(weighted))
+        if width != "float":
+            free = {n for n in free if plan.qparams(weighted[n]).spec.bits < int(width)}
+        return sorted(sorted(free), key=lambda name: -costs.get(name, 0.0))
+
+    # Measuring and deciding.
+
+    def _measure(self, name: str, recipe: Recipe) -> Tried:
+        for tried in self._tried:
+            if tried.recipe == recipe:
+                return tried
+        self._check_time()
+        start = time.perf_counter()
+        tried = Tried(name, recipe, self.runner.measure(recipe), self.runner.milliseconds())
+        self._longest = max(self._longest, time.perf_counter() - start)
+        self._tried.append(tried)
+        self.runner.prepared.context.progress(
+            "search", min(int(self._elapsed), int(self.auto.seconds)), int(self.auto.seconds)
+        )
+        return tried
+
+    @property
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    def _check_time(self) -> None:
+        """Raise OutOfTimeError where another trial may not fit into the time."""
+        if self._elapsed + RESERVE * self._longest > self.auto.seconds:
+            raise OutOfTimeError
+
+    @property
+    def _limit(self) -> float:
+        limit = self.runner.base.gates.max_drop
+        return DEFAULT_DROP if limit is None else limit
+
+    def _holds(self, tried: Tried) -> bool:
+        """Return whether the gate holds with a margin: one standard error of the drop."""
+        drop, error = tried.result.drop, tried.result.drop_error
+        return drop is not None and drop + (error or 0.0) <= self._limit
+
+    def _within(self, tried: Tried) -> bool:
+        """Return whether the drop is within half the limit: bits are not bought for noise."""
+        drop = tried.result.drop
+        return drop is not None and drop <= self._limit / 2
+
+    def _add_rung(self, before: Tried, tried: Tried, used: bool, seconds: float) -> None:
+        old, new = before.result, tried.result
+        gained = None if old.drop is None or new.drop is None else round(old.drop - new.drop, 4)
+        times = before.milliseconds, tried.milliseconds
+        self._rungs.append(
+            Rung(
+                name=tried.name,
+                used=used,
+                kl=float(f"{new.kl:.6g}"),
+                drop=None if new.drop is None else round(new.drop, 4),
+                bytes=new.bytes,
+                ms=tried.milliseconds,
+                seconds=round(seconds, 2),
+                gained=gained,
+                added_bytes=new.bytes - old.bytes,
+                added_ms=None
+                if times[0] is None or times[1] is None
+                else round(times[1] - times[0], 4),
+            )
+        )
+
+    def _note(self, best: Tried) -> None:
+        result, samples = best.result, self.runner.reference.dataset.count
+        drop = "" if result.drop is None else f", drop {result.drop:.2f}"
+        error = "" if result.drop_error is None else f" (standard error {result.drop_error:.2f})"
+        self.record.notes.append(
+            f"chosen: {best.name}: divergence {result.kl:.3g}{drop}{error}, {result.bytes} bytes, "
+            f"on {samples} calibration samples"
+        )
+        if result.drop is None:
+            self.record.notes.append(
+                "the calibration samples have no labels: every step was tried, by the divergence"
+            )
+        elif not self._holds(best):
+            self.record.notes.append(
+                f"WARNING: the drop is not proven to be within {self._limit:g} on these samples"
+            )
+
+
+def _with_ranges(recipe: Recipe) -> Recipe:
+    calibrate = recipe.calibrate.model_copy(update={"method": Choice(name="auto")})
+    return recipe.model_copy(update={"calibrate": calibrate})
+
+
+def _with_equalization(recipe: Recipe) -> Recipe:
+    names = recipe.rewrite or ()
+    if "equalize" in names:
+        return recipe
+    return recipe.model_copy(update={"rewrite": (*names, "equalize")})
+
+
+def _with_steps(steps: Sequence[str | Choice], recipe: Recipe) -> Recipe:
+    """Return the recipe with other post-training steps."""
+    choices = [Choice(name=step) if isinstance(step, str) else step for step in steps]
+    return recipe.model_copy(update={"ptq": tuple(choices)})

@@ -1,0 +1,163 @@
+"""Measure the time of each layer in floats and in integers, and of conversions between them."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qtool.graph.queries import by_name, dims
+from qtool.pipeline.search.trial import TrialRunner, with_bits
+from qtool.quant.plan import QuantPlan
+from qtool.recipe.model import Recipe
+from qtool.search.integer_program import Conversion
+from qtool.steps.context import Context
+from qtool.verification.ort_process import run_tasks
+from qtool.verification.tasks import Profile, ProfileResult
+
+RUNS = 20
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Times of one sample on one thread, in milliseconds.
+
+    Attributes:
+        float_ms, integer_ms: layer -> time.
+        total_float, total_integer: of all kernels of the two files.
+        conversions: between layers, by position, with ``latency`` amounts.
+    """
+
+    float_ms: Mapping[str, float]
+    integer_ms: Mapping[str, float]
+    total_float: float
+    total_integer: float
+    conversions: tuple[Conversion, ...]
+
+    @property
+    def rest(self) -> float:
+        """Time of the integer file outside the layers of the table."""
+        return max(0.0, self.total_integer - sum(self.integer_ms.values()))
+
+
+def measure_latency(
+    runner: TrialRunner, recipe: Recipe, names: Sequence[str], threads: int
+) -> LatencyTable:
+    """Profile three files in the verifying process: float, integer, and every second layer float.
+
+    Args:
+        runner: of the search.
+        recipe: all layers in integers.
+        names: of the layers, in graph order.
+        threads: of ONNX Runtime.
+    """
+    plain = recipe.model_copy(update={"ptq": ()})
+    plan, context = runner.quantized(plain)
+    mixed = with_bits(plain, {f"name:{name}": "float" for name in names[1::2]})
+    mixed_plan, mixed_context = runner.quantized(mixed)
+    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+        scratch = Path(folder)
+        feeds = scratch / "feeds.npz"
+        np.savez(feeds, **_feeds(context))  # type: ignore[arg-type]
+        integer, half = scratch / "integer.onnx", scratch / "half.onnx"
+        runner.emitted(plan, context, integer)
+        runner.emitted(mixed_plan, mixed_context, half)
+        tasks = tuple(
+            Profile(str(path), str(feeds), str(_made(scratch / f"profile{k}")), RUNS, threads)
+            for k, path in enumerate((runner.prepared.loaded.path, integer, half))
+        )
+        results = run_tasks(tasks, scratch, context.progress)
+        in_float, in_codes, in_both = (results[task] for task in tasks)
+    rates = _rates(in_both, mixed_plan, mixed_context)
+    return LatencyTable(
+        _by_layer(in_float, names),
+        _by_layer(in_codes, names),
+        sum(in_float.milliseconds.values()),
+        sum(in_codes.milliseconds.values()),
+        tuple(_conversions(context, plan, names, rates)),
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _feeds(context: Context) -> dict[str, np.ndarray]:
+    """Return one calibration sample, or as many as the model's batch size."""
+    batch, _ = next(iter(context.calibration.take([0]).padded(context.fixed_batch or 1)))
+    return {name: batch[name] for name in context.inputs}
+
+
+def _by_layer(result: ProfileResult, names: Sequence[str]) -> dict[str, float]:
+    """Add up the kernels of each layer: those whose name begins with the layer's.
+
+    The longest name that fits counts: the runtime adds to names, and may fuse nodes.
+    """
+    times = dict.fromkeys(names, 0.0)
+    for kernel, milliseconds in result.milliseconds.items():
+        fits = [
+            name for name in names if kernel == name or kernel.startswith((f"{name}_", f"{name}/"))
+        ]
+        if fits:
+            times[max(fits, key=len)] += milliseconds
+    return times
+
+
+def _elements(context: Context, name: str) -> int:
+    shape = dims(by_name(context.model.graph)[name]) or ()
+    return int(np.prod([d for d in shape[1:] if isinstance(d, int)], dtype=np.int64))
+
+
+def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str, float]:
+    """Return milliseconds for each element that is converted to codes, and to floats."""
+    integer = plan.integer_nodes
+    counts = {QUANTIZE: 0, DEQUANTIZE: 0}
+    for name, value in by_name(context.model.graph).items():
+        producer, users = value.producer(), [node for node, _ in value.uses()]
+        if producer is None or name not in plan.grid_of:
+            continue
+        if producer.name not in integer and any(node.name in integer for node in users):
+            counts[QUANTIZE] += _elements(context, name)
+        if producer.name in integer and any(node.name not in integer for node in users):
+            counts[DEQUANTIZE] += _elements(context, name)
+    times = dict.fromkeys(counts, 0.0)
+    for kernel, operator in result.operators.items():
+        if operator in times:
+            times[operator] += result.milliseconds[kernel]
+    return {op: times[op] / counts[op] if counts[op] else 0.0 for op in counts}
+
+
+def _conversions(
+    context: Context, plan: QuantPlan, names: Sequence[str], rates: Mapping[str, float]
+) -> list[Conversion]:
+    """Return the pairs of layers of which one reads what the other makes, with their times."""
+    position = {name: k for k, name in enumerate(names)}
+    makers = {plan.sites[name].output: name for name in names}
+    pairs = []
+    for name in names:
+        for value in plan.sites[name].inputs:
+            maker = makers.get(_source_of(context, plan, value))
+            if maker is not None:
+                size = _elements(context, value)
+                pairs.append(
+                    Conversion(
+                        position[maker],
+                        position[name],
+                        to_codes={"latency": rates[QUANTIZE] * size},
+                        to_floats={"latency": rates[DEQUANTIZE] * size},
+                    )
+                )
+    return pairs
+
+
+def _source_of(context: Context, plan: QuantPlan, name: str) -> str:
+    """Return the value that a value's codes are moved from, which may be itself."""
+    values = by_name(context.model.graph)
+    while (producer := values[name].producer()) is not None:
+        if producer.name not in plan.data_movement_ops:
+            return name
+        name = producer.inputs[0].name or "" if producer.inputs[0] is not None else name
+    return name

@@ -1,0 +1,199 @@
+"""Measure what each layer costs and uses at each width, in one repaired plan of each width."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qtool.annotation.layer_patterns import nodes_matching
+from qtool.errors import RecipeError
+from qtool.graph.queries import by_name, constant, macs, nodes_by_name
+from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
+from qtool.pipeline.search.trial import TrialRunner, with_bits
+from qtool.ptq.gptq import Gptq
+from qtool.quant.plan import QuantPlan
+from qtool.recipe.model import Recipe
+from qtool.search.effects import Reference
+from qtool.search.mixed_precision import Layer, Way, monotonic
+from qtool.search.sensitivity import Scan
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageRecord
+from qtool.verification.file_size import file_bytes, file_parts
+from qtool.verification.layer_table import total_macs
+from qtool.weights.grids import weight_grids
+
+# Samples of the scans: as many as this many multiply-accumulates allow, half the network a layer.
+SCANNED_MACS = 6e11
+MIN_SCANNED, MAX_SCANNED = 32, 128
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One width for all layers.
+
+    Attributes:
+        way: the width.
+        plan: each layer is repaired alone.
+        costs: layer -> noise at the output with this layer alone quantized, relative to its power.
+        bytes: layer -> bytes in the file.
+        file_bytes: of the whole file.
+    """
+
+    way: Way
+    plan: QuantPlan
+    costs: Mapping[str, float]
+    bytes: Mapping[str, float]
+    file_bytes: int
+
+
+def uniform(recipe: Recipe, way: Way) -> Recipe:
+    """Return the recipe with one width for all layers that no pattern names.
+
+    Args:
+        recipe: to change.
+        way: the width, in integers.
+    """
+    return with_bits(recipe, {}, weights=way.weights, activations=way.activations)
+
+
+def score(runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]) -> tuple[list[Scored], Context]:
+    """Measure all layers at each width, alone, and after a repair of their own.
+
+    What rounding to nearest costs says little about what is left after a repair, so weights are
+    rounded by GPTQ, each layer against the inputs of the network at the widest width, unless the
+    recipe's `ptq` is empty. Noise powers of independent errors add up, divergences do not.
+
+    Args:
+        runner: of the search.
+        recipe: the base.
+        ways: the widths, narrowest first.
+
+    Returns:
+        The widths, and the context of the widest.
+    """
+    scored: list[Scored] = []
+    for activations in dict.fromkeys(way.activations for way in ways):
+        group = [way for way in ways if way.activations == activations]
+        plans, context = _plans(runner, recipe, group)
+        if recipe.ptq is None or recipe.ptq:
+            # The first plan is the network around each layer.
+            plans = Gptq().round_alone(plans[::-1], context)[::-1]
+        for way, plan in zip(group, plans, strict=True):
+            scored.append(_scored(runner, way, plan, context))
+            context.progress("search: widths", len(scored), len(ways))
+    scored.sort(key=lambda s: ways.index(s.way))
+    return scored, context
+
+
+def _plans(
+    runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]
+) -> tuple[list[QuantPlan], Context]:
+    """Return calibrated plans that differ in the weights' widths, and the context of the last."""
+    widest = uniform(recipe, ways[-1]).model_copy(update={"ptq": ()})
+    calibrated, context = runner.quantized(widest)
+    weighted = [name for name, site in calibrated.sites.items() if site.weight is not None]
+    fixed = fixed_layers(runner, recipe, weighted)
+    weights = [calibrated.sites[name].weight or "" for name in weighted if name not in fixed]
+    plans = [_narrowed(recipe, calibrated, context, weights, way.weights) for way in ways[:-1]]
+    return [*plans, calibrated], context
+
+
+def _narrowed(
+    recipe: Recipe, plan: QuantPlan, context: Context, weights: Sequence[str], bits: int | None
+) -> QuantPlan:
+    """Return a calibrated plan with weights on grids of other bits."""
+    grids, codes = dict(plan.grids), dict(plan.codes)
+    for name in weights:
+        spec = plan.spec(name)
+        if spec is not None and bits is not None:
+            grids[plan.grid_of[name]] = replace(spec, bits=bits)
+            codes.pop(name, None)
+    plan = replace(plan, grids=grids, codes=codes)
+    plan = weight_grids(context.model, plan, weight_scheme(recipe, plan))
+    return constrain_scales(context, plan)
+
+
+def _scored(runner: TrialRunner, way: Way, plan: QuantPlan, context: Context) -> Scored:
+    layers = sum(site.weight is not None for site in plan.sites.values())
+    work = max(total_macs(context.model), 1) * max(layers, 1) / 2
+    whole = runner.reference.dataset
+    count = int(np.clip(SCANNED_MACS / work, MIN_SCANNED, MAX_SCANNED))
+    count = min(count, whole.count)
+    samples = whole.take([k * whole.count // count for k in range(count)])
+    scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
+    rows = scan.run(StageRecord())
+    emitted = runner.emitted(plan, context, runner.folder / "scored.onnx")
+    _, parts = file_parts(emitted.model)
+    costs = {row.site: 0.0 if row.sqnr_db is None else 10 ** (-row.sqnr_db / 10) for row in rows}
+    sizes = {name: float(part.total) for name, part in parts.items()}
+    return Scored(way, plan, costs, sizes, file_bytes(emitted.path))
+
+
+def layer_costs(
+    scored: Sequence[Scored],
+    context: Context,
+    fixed: set[str],
+    times: tuple[Mapping[str, float], Mapping[str, float]] | None,
+) -> tuple[list[Layer], dict[str, list[Way]]]:
+    """Combine the widths into the layers of an integer program.
+
+    Args:
+        scored: the widths; the last one is the widest.
+        context: the graph of the widest.
+        fixed: layers that keep the width of their pattern.
+        times: milliseconds of each layer in floats and in integers, where float is a way.
+
+    Returns:
+        The layers in graph order, and the ways that each may take.
+    """
+    widest = scored[-1]
+    nodes, values = nodes_by_name(context.model.graph), by_name(context.model.graph)
+    layers, ways = [], {}
+    for name, site in widest.plan.sites.items():
+        if site.weight is None:
+            continue
+        own = _own_way(widest.plan, site.weight, site.inputs[0])
+        if name in fixed:
+            costs = {own: widest.costs[name]}
+            sizes = {own: widest.bytes.get(name, 0.0)}
+        else:
+            costs = {s.way: s.costs[name] for s in scored if name in s.costs}
+            sizes = {s.way: s.bytes.get(name, 0.0) for s in scored if name in s.costs}
+        weight = constant(values[site.weight])
+        count = 0 if weight is None else weight.size
+        milliseconds = {}
+        if times is not None:
+            milliseconds = {way: times[1].get(name, 0.0) for way in costs}
+            if name not in fixed:
+                in_float = Way(None, None)
+                costs[in_float], sizes[in_float] = 0.0, 4.0 * count
+                milliseconds[in_float] = times[0].get(name, 0.0)
+        layers.append(Layer(name, count, macs(nodes[name]), monotonic(costs), sizes, milliseconds))
+        ways[name] = list(costs)
+    return layers, ways
+
+
+def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> set[str]:
+    """Return the layers that keep their width: those a pattern names, or that a rewrite made.
+
+    Args:
+        runner: of the search; its graph is as it was read.
+        recipe: with the patterns.
+        names: of all layers with weights.
+    """
+    model = runner.prepared.loaded.model
+    original = set(nodes_by_name(model.graph))
+    fixed = {name for name in names if name not in original}
+    for pattern in recipe.bits.layers:
+        fixed |= nodes_matching(model, pattern) & set(names)
+    if fixed >= set(names):
+        raise RecipeError(
+            "every layer's width is set in bits.layers, so that there is nothing to choose; remove "
+            "the key, or a pattern",
+            ("bits", "budget"),
+        )
+    return fixed
+
+
+def _own_way(plan: QuantPlan, weight: str, read: str) -> Way:
+    return Way(plan.qparams(weight).spec.bits, plan.qparams(read).spec.bits)

@@ -1,0 +1,95 @@
+"""Choose the calibration samples that networks are compared on, and the metric."""
+
+from qtool.data import Dataset, drop_overlap, open_dataset
+from qtool.metrics.registry import find_metric
+from qtool.pipeline.context import Prepared
+from qtool.search.effects import Reference
+from qtool.steps.context import Context
+from qtool.verification.accuracy import NamedMetric
+
+
+def reference_of(prepared: Prepared, samples: int) -> Reference:
+    """Return the calibration samples that networks are compared on, and the recipe's metric.
+
+    Args:
+        prepared: model and data.
+        samples: how many, at most.
+    """
+    context = prepared.context
+    check_real_samples(prepared)
+    return Reference(context, comparison_samples(context, samples), _metric(prepared))
+
+
+def check_real_samples(prepared: Prepared) -> None:
+    """Refuse synthetic calibration samples: outputs on noise say nothing about the task.
+
+    Raises:
+        RecipeError: the recipe calibrates without data.
+    """
+    if prepared.context.calibration.synthetic:
+        raise prepared.recipe.error(
+            ("calibrate",),
+            "networks are compared on calibration samples, and synthetic ones are noise; give real "
+            "samples, such as images: DIR",
+        )
+
+
+def comparison_samples(context: Context, samples: int) -> Dataset:
+    """Return calibration samples: held-out ones first, then evenly spaced ones of the rest.
+
+    Args:
+        context: holds the samples.
+        samples: how many, at most.
+    """
+    whole = context.calibration
+    if samples >= whole.count or whole.count < 2:
+        return whole
+    index = {position: k for k, position in enumerate(whole.positions)}
+    first, rest = (
+        [index[position] for position in part.positions] for part in (context.holdout, context.fit)
+    )
+    more = max(0, samples - len(first))
+    spaced = [rest[k * len(rest) // more] for k in range(more)]
+    return whole.take([*first[:samples], *spaced])
+
+
+def unused_reference(prepared: Prepared, samples: int) -> Reference:
+    """Return samples of the calibration section that the run does not calibrate on.
+
+    Where the section has fewer than so many besides, those that are held out of its calibration
+    samples follow. Samples that occur among the evaluation samples are left out.
+
+    Args:
+        prepared: model and data.
+        samples: how many, at most.
+    """
+    context, section = prepared.context, prepared.recipe.calibrate
+    check_real_samples(prepared)
+    whole = open_dataset(
+        section.model_copy(update={"count": None}),
+        context.inputs,
+        trust_code=prepared.options.trust_code,
+    )
+    used, held_out = (set(part.positions) for part in (context.calibration, context.holdout))
+    free = [k for k, position in enumerate(whole.positions) if position not in used]
+    count = min(len(free), samples)
+    chosen = [free[k * len(free) // count] for k in range(count)]
+    rest = [k for k, position in enumerate(whole.positions) if position in held_out]
+    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - count)]]))
+    own = prepared.recipe.evaluate
+    overlap = section.allow_overlap or (own is not None and own.allow_overlap)
+    if own is not None and not overlap:
+        dataset, _ = drop_overlap(dataset, prepared.evaluation.dataset)
+    return Reference(context, dataset, _metric(prepared, dataset))
+
+
+def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric | None:
+    """Return the recipe's metric where the samples have labels."""
+    evaluate = prepared.recipe.evaluate
+    labels = (dataset or prepared.context.calibration).labels
+    if labels is None:
+        return None
+    name = (evaluate.metric if evaluate is not None else None) or "top1"
+    code = evaluate.code if evaluate is not None else None
+    metric = find_metric(name, code, prepared.context.trust_code)
+    return None if metric.reference else NamedMetric(name, metric)

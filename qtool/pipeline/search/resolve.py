@@ -1,0 +1,77 @@
+"""Replace what a recipe leaves to a search by what the search chooses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from qtool.errors import RecipeError
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.search.bit_search import BitSearch
+from qtool.pipeline.search.climb import Climb
+from qtool.pipeline.search.trial import TrialRunner
+from qtool.recipe.model import Recipe
+from qtool.report.search_schema import SearchPart
+from qtool.search import SEARCHES
+from qtool.search.auto import Auto
+from qtool.steps.stage_cache import StageCache
+
+
+def resolve_search(
+    recipe: Recipe, cache: StageCache, options: RunOptions, folder: Path
+) -> tuple[Recipe, SearchPart | None]:
+    """Return the recipe without searches: it runs as if the user had written it so.
+
+    Evaluation samples are not read for choosing.
+
+    Args:
+        recipe: as it was read.
+        cache: records the stage; finished trials are kept there.
+        options: of the run.
+        folder: an existing folder for temporary files.
+
+    Returns:
+        The recipe, and what was tried; None where the recipe leaves nothing to a search.
+
+    Raises:
+        QtoolError: no choice is within the budget, or anything else that is the user's to fix.
+    """
+    budget, auto = recipe.bits.budget, _auto(recipe)
+    if budget is None and auto is None:
+        return recipe, None
+    bits = recipe.bits.model_copy(update={"budget": None})
+    fixed = recipe.model_copy(update={"bits": bits, "ptq": None if auto else recipe.ptq})
+    with cache.stage("search") as record, recipe.locate_errors():
+        if budget is not None and auto is not None:
+            raise RecipeError(
+                "auto chooses steps and bits for gates.max_drop, a budget limits bits; remove one "
+                "of the two",
+                ("ptq",),
+            )
+        # Stages of the trials are no stages of the run.
+        runner = TrialRunner.of(fixed, replace(cache, done=[]), options, folder)
+        search: Climb | BitSearch
+        if budget is not None:
+            search = BitSearch(runner, budget, record)
+        else:
+            search = Climb(runner, auto or Auto(), record)
+        chosen, part = search.run()
+    chosen._document = recipe._document
+    return chosen, part
+
+
+def _auto(recipe: Recipe) -> Auto | None:
+    """Return the entry that chooses the recipe, where ``ptq`` names one.
+
+    Raises:
+        RecipeError: other steps stand beside it.
+    """
+    names = [choice.name for choice in recipe.ptq or ()]
+    searches = [name for name in names if name in SEARCHES]
+    if not searches:
+        return None
+    if len(names) > 1:
+        raise recipe.error(
+            ("ptq",), f"{searches[0]} chooses all steps, but others stand beside it; remove them"
+        )
+    entry = (recipe.ptq or ())[0].build(SEARCHES)
+    assert isinstance(entry, Auto)
+    return entry

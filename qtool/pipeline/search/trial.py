@@ -1,0 +1,210 @@
+"""Try recipes that differ in bits and steps: quantize, compare with the float network, weigh.
+
+The model is read and the data opened once; every trial starts from a copy of the graph as it was
+read, so that the same recipe in a run of its own gives the same plan.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from qtool.graph.save import save_model
+from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.prepare import prepare
+from qtool.pipeline.search.reference import unused_reference
+from qtool.pipeline.stages import Emitted, quantize, rewrite
+from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
+from qtool.recipe.model import Recipe
+from qtool.recipe.sections.layer_bits import resolve_bits
+from qtool.recipe.target_defaults import add_default_steps
+from qtool.search.effects import Reference
+from qtool.steps.context import Context
+from qtool.steps.stage_cache import StageCache, StageRecord
+from qtool.verification.file_size import file_bytes
+from qtool.verification.layer_table import total_macs
+from qtool.verification.ort_process import run_tasks
+from qtool.verification.tasks import Profile
+
+# Samples that trials are compared on: as many as this many multiply-accumulates allow.
+COMPARED_MACS = 8e10
+MIN_COMPARED, MAX_COMPARED = 64, 1024
+TRIAL_FILE = "trial.onnx"
+PROFILED_RUNS = 10
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Outcome of one recipe on calibration samples.
+
+    Attributes:
+        kl: divergence from the float network's output, see :class:`qtool.search.effects.Effect`.
+        drop: of the metric; None without labels.
+        drop_error: standard error of the drop.
+        bytes: of the file.
+        seconds: that quantizing took; those of an earlier run where it was cached.
+    """
+
+    kl: float
+    drop: float | None
+    drop_error: float | None
+    bytes: int
+    seconds: float
+
+
+@dataclass
+class TrialRunner:
+    """Model and data of a search, shared by its trials.
+
+    Attributes:
+        prepared: of the recipe without what is searched; its graph stays as it was read.
+        original: the recipe as the user wrote it, without what is searched.
+        reference: samples that trials are compared on.
+        folder: for files that are weighed.
+    """
+
+    prepared: Prepared
+    original: Recipe
+    folder: Path
+    _reference: Reference | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, cache: StageCache, options: RunOptions, folder: Path
+    ) -> "TrialRunner":
+        """Read the model and open the data.
+
+        Args:
+            recipe: without what is searched.
+            cache: finished trials are kept there.
+            options: of the run.
+            folder: for files that are weighed; exists.
+        """
+        return cls(prepare(recipe, cache, options), recipe, folder)
+
+    @property
+    def base(self) -> Recipe:
+        """The recipe with the target's defaults; steps only where the user names them."""
+        return self.prepared.recipe.model_copy(update={"ptq": self.original.ptq})
+
+    @property
+    def reference(self) -> Reference:
+        """Samples that trials are compared on, and outputs of the float network."""
+        if self._reference is None:
+            macs = total_macs(self.prepared.context.model)
+            samples = int(np.clip(COMPARED_MACS / max(macs, 1), MIN_COMPARED, MAX_COMPARED))
+            self._reference = unused_reference(self.prepared, samples)
+        return self._reference
+
+    def quantized(self, recipe: Recipe) -> tuple[QuantPlan, Context]:
+        """Return the plan of a recipe, and the context with its rewritten graph.
+
+        Args:
+            recipe: differs from ``original`` in bits, rewrites and steps alone.
+        """
+        prepared = self.prepared
+        model = prepared.loaded.model.clone()
+        with recipe.locate_errors():
+            bits = resolve_bits(recipe.bits, model, prepared.context.target)
+        recipe = add_default_steps(recipe, bits.scale, prepared.context.calibration.count)
+        context = replace(
+            prepared.context,
+            model=model,
+            bits=replace(bits, code_outputs=recipe.output.io == "quantized"),
+            cache=replace(prepared.context.cache, done=[]),
+        )
+        rewrite(recipe, context)
+        return quantize(recipe, context).plan, context
+
+    def measure(self, recipe: Recipe) -> TrialResult:
+        """Return the outcome of a recipe; that of an earlier run where it is finished.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        cache = self.prepared.context.cache
+        metric = self.reference.metric
+        parts = (
+            self.prepared.context.sha256,
+            self.prepared.context.calibration.digest,
+            self.reference.dataset.digest,
+            metric.name if metric else "",
+            recipe.model_dump_json(),
+            str(self.prepared.context.seed),
+        )
+        return cache.cached(
+            StageRecord(), "trial", parts, lambda: self._measure(recipe), _save, _load
+        )
+
+    def milliseconds(self) -> float | None:
+        """Return the time of one sample in the file of the last trial, the sum over its kernels.
+
+        None where the trial was finished in an earlier run.
+        """
+        path = self.folder / TRIAL_FILE
+        if not path.is_file():
+            return None
+        feeds, profile = self.folder / "trial_feeds.npz", self.folder / "trial_profile"
+        context = self.prepared.context
+        batch, _ = next(iter(context.calibration.take([0]).padded(context.fixed_batch or 1)))
+        np.savez(feeds, **{name: batch[name] for name in context.inputs})  # type: ignore[arg-type]
+        profile.mkdir(exist_ok=True)
+        threads = self.prepared.options.threads or 1
+        task = Profile(str(path), str(feeds), str(profile), PROFILED_RUNS, threads)
+        result = run_tasks((task,), self.folder)[task]
+        path.unlink()
+        return round(sum(result.milliseconds.values()), 4)
+
+    def emitted(self, plan: QuantPlan, context: Context, path: Path) -> Emitted:
+        """Write the file of a plan.
+
+        Args:
+            plan: of :meth:`quantized`.
+            context: of :meth:`quantized`.
+            path: of the file.
+        """
+        from qtool.emitters import emit_model
+
+        frozen, output = freeze(context.model, plan), self.prepared.recipe.output
+        model, io, _ = emit_model(
+            context.model, frozen, context.target, output.format or "qdq", output.io
+        )
+        save_model(model, path)
+        return Emitted(frozen, model, io, path)
+
+    def _measure(self, recipe: Recipe) -> TrialResult:
+        start = time.perf_counter()
+        plan, context = self.quantized(recipe)
+        seconds = time.perf_counter() - start
+        effect = self.reference.effect(context.outputs(self.reference.dataset, plan))
+        path = self.folder / TRIAL_FILE
+        self.emitted(plan, context, path)
+        size, seconds = file_bytes(path), round(seconds, 2)
+        return TrialResult(effect.kl, effect.drop, effect.drop_error, size, seconds)
+
+
+def with_bits(recipe: Recipe, layers: Mapping[str, object], **widths: object) -> Recipe:
+    """Return the recipe with other bits.
+
+    Args:
+        recipe: to change.
+        layers: patterns to widths as YAML has them; they follow those of the recipe.
+        widths: other keys of ``bits``.
+    """
+    bits = recipe.bits.model_dump(mode="json", exclude_none=True, exclude={"budget"})
+    bits = {**bits, **widths, "layers": {**bits.get("layers", {}), **layers}}
+    changed = recipe.model_copy(update={"bits": type(recipe.bits).model_validate(bits)})
+    changed._document = recipe._document
+    return changed
+
+
+def _save(result: TrialResult, path: Path) -> None:
+    path.write_text(json.dumps(vars(result)))
+
+
+def _load(path: Path) -> TrialResult:
+    return TrialResult(**json.loads(path.read_text()))

@@ -1,0 +1,69 @@
+"""The entry ``auto`` of a recipe's ``ptq``: steps and bits are chosen before the run."""
+
+import re
+from dataclasses import KW_ONLY
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from qtool.errors import RecipeError
+from qtool.quant.plan import QuantPlan
+from qtool.steps.context import Context
+from qtool.steps.step import StepResult
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+_TIME = re.compile(r"^(\d+(?:\.\d+)?)\s*([smh])$")
+
+
+def _check_time(text: str) -> str:
+    if _TIME.match(text) is None or seconds_of(text) <= 0:
+        raise ValueError(f'found "{text}", expected a time such as 10m, 90s or 1h')
+    return text
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as ``10m``; 0 where it is no time."""
+    match = _TIME.match(text)
+    return 0.0 if match is None else float(match[1]) * SECONDS[match[2]]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Choose ranges, repair and bits step by step until gates.max_drop holds with a margin.
+
+    Steps, in order: plain rounding, ranges by `auto`, equalization, bias correction, GPTQ,
+    reconstruction where time is left, and at last more bits (8, then float) for the fewest layers.
+    A step is used where samples that nothing was fitted to say that the output came closer. The
+    search ends when the drop on them, with one standard error, is within gates.max_drop (1 point
+    where there is none), or the time is over. The run folder holds the recipe that was chosen,
+    without `auto`.
+
+        use step k  if  KL(with k) < 0.99 KL(without)
+
+    Args:
+        time: of the search: 10m, 90s, 1h; evaluating the file comes on top.
+    """
+
+    _: KW_ONLY
+    time: Annotated[str, AfterValidator(_check_time)] = "10m"
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    guarded: ClassVar[bool] = False
+
+    @property
+    def seconds(self) -> float:
+        """The time of the search in seconds."""
+        return seconds_of(self.time)
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Refuse: by the time that steps run, the recipe must be chosen.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(
+            "chooses a recipe before the run, which `qtool ptq` and `qtool qat` do; take the steps "
+            "of the recipe in their run folder",
+            ("ptq",),
+        )

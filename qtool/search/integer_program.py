@@ -1,0 +1,126 @@
+"""Choose one width for each site under limits: an integer linear program.
+
+    minimize   sum_i sum_b x_ib cost_ib
+    subject to sum_b x_ib = 1,   sum_i sum_b x_ib use_ib + sum_e conversions_e <= limit
+
+Source: Yao et al. 2021, HAWQ-V3, sec. 3.4, arXiv:2011.10680; solved exactly by HiGHS (scipy).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+COST = "cost"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to compute a site.
+
+    Attributes:
+        amounts: what it costs and uses by name: ``cost``, bytes, milliseconds ...
+        is_float: whether it computes in floats.
+    """
+
+    amounts: Mapping[str, float]
+    is_float: bool = False
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Amounts of converting a value between two sites of which one computes in floats.
+
+    Attributes:
+        source: position of the site that makes the value.
+        reader: position of a site that reads it.
+        to_codes: amounts where the source is float and the reader integer.
+        to_floats: amounts where the source is integer and the reader float.
+    """
+
+    source: int
+    reader: int
+    to_codes: Mapping[str, float] = field(default_factory=dict)
+    to_floats: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The choices of all sites.
+
+    Attributes:
+        sites: the choices of each site; each has one at least.
+        conversions: between sites.
+    """
+
+    sites: Sequence[Sequence[Choice]]
+    conversions: Sequence[Conversion] = ()
+
+    def amount(self, chosen: Sequence[int], name: str) -> float:
+        """Return the sum of an amount over the chosen ways.
+
+        Args:
+            chosen: position of the choice of each site.
+            name: of the amount.
+        """
+        ways = [choices[k] for choices, k in zip(self.sites, chosen, strict=True)]
+        total = sum(way.amounts.get(name, 0.0) for way in ways)
+        for edge in self.conversions:
+            source, reader = ways[edge.source].is_float, ways[edge.reader].is_float
+            if source and not reader:
+                total += edge.to_codes.get(name, 0.0)
+            if reader and not source:
+                total += edge.to_floats.get(name, 0.0)
+        return total
+
+    def solve(self, limits: Mapping[str, float], objective: str = COST) -> tuple[int, ...] | None:
+        """Return the choice of each site with the least objective; None where no choice fits.
+
+        Args:
+            limits: name of an amount -> its largest sum.
+            objective: name of the amount to minimize.
+        """
+        names = (objective, *limits)
+        columns = [(i, way) for i, choices in enumerate(self.sites) for way in choices]
+        count, edges = len(columns), len(self.conversions)
+        rows = {name: self._row(name, columns) for name in names}
+        scale = {name: float(np.abs(row).max()) or 1.0 for name, row in rows.items()}
+        one = np.zeros((len(self.sites), count + 2 * edges))
+        for k, (i, _) in enumerate(columns):
+            one[i, k] = 1
+        constraints = [LinearConstraint(one, 1, 1)]
+        if edges:
+            constraints.append(LinearConstraint(self._links(columns), 0, np.inf))
+        for name, limit in limits.items():
+            row = rows[name] / scale[name]
+            constraints.append(LinearConstraint(row[None], -np.inf, limit / scale[name]))
+        result = milp(
+            rows[objective] / scale[objective],
+            constraints=constraints,
+            integrality=np.ones(count + 2 * edges),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return None
+        picked = [k for k in range(count) if result.x[k] > 0.5]
+        starts = np.cumsum([0, *(len(choices) for choices in self.sites)])
+        return tuple(k - int(starts[columns[k][0]]) for k in picked)
+
+    def _row(self, name: str, columns: Sequence[tuple[int, Choice]]) -> np.ndarray:
+        amounts = [way.amounts.get(name, 0.0) for _, way in columns]
+        for edge in self.conversions:
+            amounts += [edge.to_codes.get(name, 0.0), edge.to_floats.get(name, 0.0)]
+        return np.array(amounts)
+
+    def _links(self, columns: Sequence[tuple[int, Choice]]) -> np.ndarray:
+        """Return rows z - f_source + f_reader >= 0 and z' + f_source - f_reader >= 0."""
+        rows = np.zeros((2 * len(self.conversions), len(columns) + 2 * len(self.conversions)))
+        for e, edge in enumerate(self.conversions):
+            for k, (i, way) in enumerate(columns):
+                sign = float(way.is_float) * (float(i == edge.reader) - float(i == edge.source))
+                rows[2 * e, k], rows[2 * e + 1, k] = sign, -sign
+            rows[2 * e, len(columns) + 2 * e] = 1
+            rows[2 * e + 1, len(columns) + 2 * e + 1] = 1
+        return rows

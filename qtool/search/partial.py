@@ -1,0 +1,41 @@
+"""Find the fewest layers that must be more precise: float, 16 or 8 bits."""
+
+from collections.abc import Callable, Sequence
+
+
+def fewest_raised(
+    ranked: Sequence[str], keeps: Callable[[frozenset[str]], bool], trim: int = 8
+) -> frozenset[str] | None:
+    """Return a small set of layers with which the accuracy is kept.
+
+    The shortest prefix of the ranking that keeps it is found by bisection; then layers are taken
+    out one by one, the cheapest ones first, where the accuracy is kept without them.
+
+    Source: Wu et al. 2020, sec. 4.2 ("partial quantization"), arXiv:2004.09602.
+    Departure: layers of the prefix that turn out not to be needed are quantized again.
+
+    Args:
+        ranked: layers, the most damaging first.
+        keeps: whether the accuracy is kept with these layers raised; called on held-out samples.
+        trim: how many layers to try to take out.
+
+    Returns:
+        The layers to raise; None where raising all of them does not keep the accuracy.
+    """
+    if keeps(frozenset()):
+        return frozenset()
+    if not ranked or not keeps(frozenset(ranked)):
+        return None
+    low, high = 0, len(ranked)  # the prefix of `low` fails, that of `high` keeps
+    while high - low > 1:
+        middle = (low + high) // 2
+        if keeps(frozenset(ranked[:middle])):
+            high = middle
+        else:
+            low = middle
+    raised = frozenset(ranked[:high])
+    # The last of the prefix is needed: without it the accuracy was not kept.
+    for name in list(ranked[: high - 1])[::-1][:trim]:
+        if keeps(raised - {name}):
+            raised -= {name}
+    return raised

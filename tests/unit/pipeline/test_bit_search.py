@@ -1,0 +1,123 @@
+"""Mixed precision: within the budget, the recipe runs by itself, errors name what is possible."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qtool.errors import RecipeError
+from qtool.pipeline.context import RunOptions
+from qtool.pipeline.run import run_ptq
+from qtool.pipeline.search import bit_search, layer_costs, trial
+from qtool.pipeline.search.trial import with_bits
+from qtool.recipe.loader import load_recipe, recipe_from_keywords
+from qtool.report.render import render
+from qtool.search.mixed_precision import Way, monotonic, pareto_front
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(trial, "MAX_COMPARED", 64)
+    monkeypatch.setattr(layer_costs, "MAX_SCANNED", 32)
+
+
+SMALL = ("calibrate.count=64", "evaluate.count=48", "ptq=[]", "bits={weights: 8}")
+
+
+def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
+    digits, tmp_path, monkeypatch
+):
+    recipe = load_recipe(
+        digits / "int8.yaml", [*SMALL, "bits.budget={weights: 16%, among: [3, 8]}"]
+    )
+    monkeypatch.setattr(bit_search, "FRONT_POINTS", 2)
+    report = run_ptq(recipe, tmp_path / "run", RunOptions(threads=1))
+    layers, size = report.layers, report.size
+    assert {layer.weight_bits for layer in layers} == {3, 8}
+    weights = sum(layer.payload_bytes or 0 for layer in layers)
+    assert size.weight_bits_mean <= 0.16 * 32 and weights
+    search = report.search
+    assert search is not None and search.chosen.bytes == size.quantized_bytes
+    sizes = [point.bytes for point in search.front]
+    divergences = [point.kl for point in search.front]
+    assert sizes == sorted(sizes) and divergences == sorted(divergences, reverse=True)
+    plain = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert plain.bits.budget is None
+    again = run_ptq(plain, tmp_path / "again", RunOptions(threads=1))
+    assert again.output.sha256 == report.output.sha256
+    data = json.loads(report.to_json())["search"]
+    assert {"bits", "kl", "bytes", "name"} <= set(data["chosen"])
+    for form in ("terminal", "markdown", "html"):
+        assert "chosen" in render({"run": report}, form)
+
+
+def test_a_budget_below_the_least_says_what_is_possible(digits, tmp_path):
+    recipe = load_recipe(digits / "int8.yaml", [*SMALL, "bits.budget={bits: 2, among: [4, 8]}"])
+    with pytest.raises(RecipeError, match=r"the least that each limit alone allows: bits 4\.00"):
+        run_ptq(recipe, tmp_path / "run", RunOptions(threads=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_and_a_budget_exclude_each_other(digits, tmp_path):
+    recipe = load_recipe(digits / "int8.yaml", ["ptq=auto", "bits.budget={bits: 4}"])
+    with pytest.raises(RecipeError, match="remove one of the two"):
+        run_ptq(recipe, tmp_path / "run")
+    recipe = load_recipe(digits / "int8.yaml", ["ptq=[gptq, auto]"])
+    with pytest.raises(RecipeError, match="others stand beside it"):
+        run_ptq(recipe, tmp_path / "run")
+
+
+BAD = [
+    ("{}", "found no limit, expected one of weights"),
+    ("{weights: 18}", "found 18, expected a share such as 18%"),
+    ("{bytes: 3 apples}", "expected a size such as 1.5MB"),
+    ("{bits: 4, among: [4, 0]}", "found 0, expected bits of weights"),
+    ("{bits: 4, among: ['4-8']}", "expected bits of weights"),
+    ("{weight: 18%}", "unknown key"),
+]
+
+
+@pytest.mark.parametrize(("budget", "words"), BAD)
+def test_wrong_budgets_are_refused(budget, words, digits):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(digits / "int8.yaml", [f"bits.budget={budget}"])
+    assert words in str(error.value)
+
+
+def test_a_budget_is_left_to_the_commands_that_search(digits):
+    import qtool
+
+    with pytest.raises(RecipeError, match="choose the widths"):
+        qtool.quantize(
+            qtool.load(digits / "digits.onnx"),
+            {"images": str(digits / "data" / "train"), "count": 8},
+            bits={"budget": {"bits": 4}},
+        )
+
+
+def test_with_bits_adds_patterns_behind_those_of_the_user():
+    keywords = {
+        "model": "net.onnx",
+        "calibrate": {"images": "train"},
+        "bits": {"layers": {"first": 8}, "budget": {"bits": 4}},
+    }
+    recipe = recipe_from_keywords(keywords, "test", Path.cwd(), files=False)
+    changed = with_bits(recipe, {"name:a": "float", "name:b": {"weights": 4}}, weights=6)
+    assert list(changed.bits.layers) == ["first", "name:a", "name:b"]
+    assert changed.bits.weights == 6 and changed.bits.budget is None
+    assert changed.bits.layers["name:b"].activations is None
+
+
+def test_more_bits_never_cost_more():
+    costs = {Way(4, 8): 1.0, Way(6, 8): 2.0, Way(8, 8): 0.5, Way(None, None): 0.0}
+    assert monotonic(costs) == {
+        Way(4, 8): 2.0,
+        Way(6, 8): 2.0,
+        Way(8, 8): 0.5,
+        Way(None, None): 0.0,
+    }
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(1, 9), (2, 5), (3, 5), (4, 1), (2, 5), (9, 9)]
+    assert pareto_front(points) == [0, 1, 3]

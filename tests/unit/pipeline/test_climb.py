@@ -1,0 +1,134 @@
+"""The order of the steps, what is used, when the search ends, and what it says."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from qtool.pipeline.search import climb
+from qtool.pipeline.search.climb import Climb
+from qtool.pipeline.search.trial import TrialResult
+from qtool.recipe.loader import recipe_from_keywords
+from qtool.search.auto import Auto, seconds_of
+from qtool.steps.stage_cache import StageRecord
+
+LAYERS = ("a", "b", "c")
+
+
+class Runner:
+    """Stands in for the trials: the divergence is a product over the steps of a recipe."""
+
+    def __init__(self, factors, bits=4, limit=None, float_layers=None):
+        keywords = {
+            "model": "net.onnx",
+            "calibrate": {"images": "train"},
+            "bits": {"weights": bits},
+        }
+        if limit is not None:
+            keywords["gates"] = {"max_drop": limit}
+            keywords["evaluate"] = {"images": "test"}
+        self.base = recipe_from_keywords(keywords, "test", Path.cwd(), files=False)
+        self.factors, self.float_layers = factors, float_layers or {}
+        self.recipes = []
+        self.reference = SimpleNamespace(dataset=SimpleNamespace(count=100))
+        context = SimpleNamespace(progress=lambda *args: None, model=None)
+        self.prepared = SimpleNamespace(context=context)
+
+    def measure(self, recipe):
+        self.recipes.append(recipe)
+        names = {step.name for step in recipe.ptq or ()} | set(recipe.rewrite or ())
+        names |= {recipe.calibrate.method.name}
+        kl = 1.0
+        for name, factor in self.factors.items():
+            kl *= factor if name in names else 1
+        raised = [pattern.removeprefix("name:") for pattern in recipe.bits.layers]
+        for layer, factor in self.float_layers.items():
+            kl *= factor if layer in raised else 1
+        return TrialResult(kl, 10 * kl, 0.1, 1000 + 500 * len(raised), 0.5)
+
+    def milliseconds(self):
+        return 2.0
+
+
+def searched(monkeypatch, runner, auto=None, macs=10**12):
+    monkeypatch.setattr(climb, "total_macs", lambda model: macs)
+    search = Climb(runner, auto or Auto(), StageRecord())
+    monkeypatch.setattr(Climb, "_ranked", lambda self, recipe, width: list(LAYERS))
+    return (*search.run(), search.record.notes)
+
+
+def test_it_ends_as_soon_as_the_gate_holds(monkeypatch):
+    runner = Runner({"auto": 0.01, "gptq": 0.001})
+    recipe, part, _ = searched(monkeypatch, runner)
+    assert [rung.name for rung in part.rungs] == ["rounding", "ranges"]
+    assert recipe.calibrate.method.name == "auto" and recipe.ptq == ()
+    assert part.rungs[1].gained == pytest.approx(9.9) and part.rungs[1].added_bytes == 0
+    assert part.chosen.name == "ranges" and part.rungs[1].added_ms == 0
+
+
+def test_a_step_that_does_not_help_is_left_out(monkeypatch):
+    runner = Runner({"auto": 1.2, "equalize": 0.995, "bias_correction": 0.5, "gptq": 0.01})
+    recipe, part, _ = searched(monkeypatch, runner)
+    used = {rung.name: rung.used for rung in part.rungs}
+    assert used == {
+        "rounding": True,
+        "ranges": False,
+        "equalization": False,
+        "bias correction": True,
+        "gptq": True,
+    }
+    assert recipe.calibrate.method.name == "mse" and recipe.rewrite is None
+    assert [step.name for step in recipe.ptq] == ["gptq"]
+
+
+def test_the_fewest_layers_get_more_bits_at_last(monkeypatch):
+    runner = Runner({"gptq": 0.5}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    recipe, part, _ = searched(monkeypatch, runner)
+    assert set(recipe.bits.layers) == {"name:a"}
+    assert recipe.bits.layers["name:a"].weights == 8
+    assert part.rungs[-1].name == "1 layers 8 bits" and part.rungs[-1].added_bytes == 500
+    assert all("auto" not in {step.name for step in r.ptq or ()} for r in runner.recipes)
+
+
+def test_reconstruction_where_there_is_time(monkeypatch):
+    runner = Runner({"gptq": 0.5, "qdrop": 0.1})
+    recipe, part, _ = searched(monkeypatch, runner, Auto(time="10m"), macs=10**7)
+    assert [step.name for step in recipe.ptq] == ["gptq", "qdrop"]
+    assert recipe.ptq[1].options["iterations"] == climb.MAX_ITERATIONS
+    assert "qdrop" in [rung.name for rung in part.rungs]
+    _, part, _ = searched(monkeypatch, runner, Auto(time="10m"), macs=10**10)
+    assert "qdrop" not in [rung.name for rung in part.rungs]
+
+
+def test_nothing_helps_and_the_run_says_so(monkeypatch):
+    recipe, part, notes = searched(monkeypatch, Runner({}))
+    assert recipe.bits.layers == {} and part.chosen.name == "rounding"
+    assert any("not proven to be within 1" in note for note in notes)
+
+
+def test_the_time_is_kept(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    class Slow(Runner):
+        def measure(self, recipe):
+            clock.now += 20
+            return super().measure(recipe)
+
+    monkeypatch.setattr(climb.time, "perf_counter", lambda: clock.now)
+    runner = Slow({"auto": 0.9, "bias_correction": 0.5})
+    recipe, part, notes = searched(monkeypatch, runner, Auto(time="65s"))
+    assert clock.now <= 65 * 1.2
+    assert [rung.name for rung in part.rungs] == ["rounding", "ranges", "equalization"]
+    assert recipe.calibrate.method.name == "auto"
+    assert any("the time of 65s is over" in note for note in notes)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400)])
+def test_times(text, seconds):
+    assert seconds_of(text) == seconds == Auto(time=text).seconds
+
+
+@pytest.mark.parametrize("text", ["10", "m", "0s", "ten minutes"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="expected a time such as 10m"):
+        Auto(time=text)

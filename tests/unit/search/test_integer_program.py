@@ -1,0 +1,87 @@
+"""The integer program is exact: as enumeration says, and never above a limit."""
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtool.search.integer_program import Choice, Conversion, Program
+
+
+def test_the_known_answer():
+    sites = [
+        [Choice({"cost": cost, "size": bits}) for cost, bits in zip(costs, (4, 8), strict=True)]
+        for costs in ((10, 1), (2, 1))
+    ]
+    program = Program(sites)
+    chosen = program.solve({"size": 12})
+    assert chosen == (1, 0) and program.amount(chosen, "cost") == 3
+
+
+@st.composite
+def programs(draw):
+    count = draw(st.integers(1, 6))
+    number = st.floats(0, 100).map(lambda x: round(x, 2))
+    sites = [
+        [
+            Choice(
+                {"cost": draw(number), "size": draw(number), "ms": draw(number)},
+                is_float=draw(st.booleans()),
+            )
+            for _ in range(draw(st.integers(1, 3)))
+        ]
+        for _ in range(count)
+    ]
+    edges = [
+        Conversion(k, k + 1, {"ms": draw(number), "cost": draw(number)}, {"ms": draw(number)})
+        for k in range(count - 1)
+        if draw(st.booleans())
+    ]
+    limits = {name: draw(st.floats(0, 300)) for name in ("size", "ms")}
+    return Program(sites, edges), limits
+
+
+@settings(max_examples=150)
+@given(programs())
+def test_it_is_as_good_as_enumeration(drawn):
+    program, limits = drawn
+    fits = [
+        chosen
+        for chosen in product(*(range(len(choices)) for choices in program.sites))
+        if all(program.amount(chosen, name) <= limit for name, limit in limits.items())
+    ]
+    chosen = program.solve(limits)
+    if not fits:
+        slack = {name: limit - 1e-4 for name, limit in limits.items()}
+        assert chosen is None or any(program.amount(chosen, n) > x for n, x in slack.items())
+        return
+    best = min(program.amount(each, "cost") for each in fits)
+    assert chosen is not None
+    for name, limit in limits.items():
+        assert program.amount(chosen, name) <= limit + 1e-4
+    assert program.amount(chosen, "cost") == pytest.approx(best, abs=1e-4)
+
+
+def test_a_wider_budget_never_costs_more():
+    rng = np.random.default_rng(0)
+    sites = [
+        [Choice({"cost": c, "size": s}) for c, s in zip(rng.random(4), (2, 4, 6, 8), strict=True)]
+        for _ in range(20)
+    ]
+    program = Program(sites)
+    costs = []
+    for limit in range(40, 161, 10):
+        chosen = program.solve({"size": limit})
+        assert program.amount(chosen, "size") <= limit
+        costs.append(program.amount(chosen, "cost"))
+    assert all(a >= b - 1e-9 for a, b in pairwise(costs))
+    assert program.solve({"size": 39}) is None
+
+
+def test_the_smallest_choice_within_a_cost():
+    sites = [[Choice({"cost": 8 / b, "size": b}) for b in (2, 4, 8)] for _ in range(3)]
+    program = Program(sites)
+    chosen = program.solve({"cost": 6.0}, objective="size")
+    assert program.amount(chosen, "cost") <= 6 and program.amount(chosen, "size") == 12
