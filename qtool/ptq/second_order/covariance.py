@@ -19,6 +19,9 @@ MAX_ROWS = 200_000
 ELEMENTS = 1 << 24
 
 
+# Of float64 sums, relative to the second moments about the provisional mean, with some margin.
+ROUNDING_ERROR = 1e-10
+
 # Elements of rows that are multiplied at once: the additions to the sums of few rows cost more than
 # their product.
 PRODUCT_ELEMENTS = 1 << 20
@@ -124,9 +127,10 @@ class _Selection:
 
 
 class _Sums:
-    """Sums over rows less a provisional mean, so that float32 products of a batch are exact enough.
+    """Sums over rows less a provisional mean, in float64; products of few rows in float32.
 
-    Without it the variance of an input far from zero would be the difference of two large numbers.
+    Without the means the variance of an input far from zero would be the difference of two large
+    numbers.
     """
 
     def __init__(self, shift: torch.Tensor, weights: torch.Tensor) -> None:
@@ -152,12 +156,16 @@ class _Sums:
         parts = zip(*self._waiting, strict=True)
         x, error = (rows[0] if len(rows) == 1 else torch.cat(rows, 1) for rows in parts)
         self._waiting.clear()
-        self.rows += x.shape[1]
-        for total, part in zip(self.first, (x, error), strict=True):
-            total += part.sum(1)
-        error = error @ self._weights.mT if self._through_outputs else error
-        for total, part in zip(self.second, (x, error), strict=True):
-            total += part.mT @ x
+        rows, centre = x.shape[1], x.mean(1, keepdim=True)
+        x, left = x - centre, error @ self._weights.mT if self._through_outputs else error
+        # float32 products about the mean of the rows, float64 for what the mean adds to them.
+        mean, rest = centre[:, 0].double(), x.sum(1).double()
+        self.rows += rows
+        self.first[0] += rest + rows * mean
+        self.first[1] += error.sum(1)
+        self.second[0] += (x.mT @ x).double() + _outer(mean, rest)
+        self.second[0] += _outer(rest, mean) + rows * _outer(mean, mean)
+        self.second[1] += (left.mT @ x).double() + _outer(left.sum(1).double(), mean)
 
     def __add__(self, other: "_Sums") -> "_Sums":
         total = _Sums(self.shift, self._weights)
@@ -179,6 +187,8 @@ class _Sums:
             moment - _outer(left, offset)
             for moment, left in ((second, offset), (product, output_error))
         )
+        # Where an input hardly varies, the difference is rounding error, and may be indefinite.
+        hessian += ROUNDING_ERROR * torch.diag_embed(second.diagonal(dim1=1, dim2=2))
         if not centred:
             hessian, error = hessian + _outer(mean, mean), error + _outer(output_error, mean)
         arrays = (mean + mean_error, mean, hessian, error)

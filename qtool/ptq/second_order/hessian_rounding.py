@@ -54,9 +54,8 @@ def asymmetric_target(weights: np.ndarray, moments: Moments, damping: float) -> 
     the minimum of E|W x_float - T x_q|^2 + lam |T - W|^2, lam = damping x mean diag H.
     """
     # W C + lam W = W (H + lam I) + W (C - H)
-    right = torch.from_numpy(moments.error).mT
-    factor = torch.linalg.cholesky(torch.from_numpy(damped(moments.hessian, damping)))
-    return np.asarray(weights + torch.cholesky_solve(right, factor).mT.numpy())
+    ridge, right = damped(moments.hessian, damping), torch.from_numpy(moments.error).mT
+    return np.asarray(weights + torch.linalg.solve(torch.from_numpy(ridge), right).mT.numpy())
 
 
 def shrinkage(weights: np.ndarray, moments: LayerMoments, damping: float) -> float:

@@ -66,6 +66,15 @@ def test_a_large_offset_costs_no_digits(monkeypatch):
     np.testing.assert_allclose(found.total.hessian[0], want, atol=1e-4 * np.abs(want).max())
 
 
+def test_an_input_that_varies_in_few_samples_has_a_positive_definite_hessian():
+    """The first batch has a mean that no later one has: what is left is rounding error."""
+    sums = covariance._Sums(torch.full((1, 1, 9), 3.7), torch.ones(1, 1, 9))
+    for _ in range(40):
+        sums.add(torch.zeros(1, 400, 9), torch.zeros(1, 400, 9) + 1e-6 * torch.rand(1, 400, 9))
+        sums.flush()
+    np.linalg.cholesky(sums.moments(True).hessian)
+
+
 def test_rows_of_a_large_layer_are_a_sample(monkeypatch):
     full, *_ = moments_and_rows(network(), "first")
     monkeypatch.setattr(covariance, "MIN_ROWS", 1000)
