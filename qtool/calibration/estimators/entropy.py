@@ -76,33 +76,36 @@ def tensorrt_bins(counts: np.ndarray, levels: int) -> int:
         counts: of bins of equal width from zero up, float [bins].
         levels: of the quantized distribution.
     """
+    from scipy.special import xlogy
+
     counts = counts.copy()
     if len(counts) > 1:
         counts[0] = counts[1]
-    beyond = counts.sum() - np.cumsum(counts)
+    total = counts.sum()
+    # Sums over a range of bins are differences of these.
+    mass, filled, own = (
+        np.concatenate([[0.0], np.cumsum(terms)])
+        for terms in (counts, counts > 0, xlogy(counts, counts))
+    )
     best, least = len(counts), np.inf
-    for bins in range(levels, len(counts) + 1):
-        reference = counts[:bins].copy()
-        reference[-1] += beyond[bins - 1]
-        error = divergence(reference, merged(counts[:bins], reference, levels))
-        if error < least:
-            best, least = bins, error
+    for width in range(1, len(counts) // levels + 1):
+        # Of all thresholds with levels of this width, only the last level differs.
+        bins = np.arange(width * levels, min((width + 1) * levels, len(counts) + 1))
+        starts = np.arange(levels) * width
+        sums, sizes = np.diff(mass[starts]), np.diff(filled[starts])
+        inner = xlogy(sums, sums / np.maximum(sizes, 1)).sum()
+        beyond, last = total - mass[bins], mass[bins] - mass[starts[-1]]
+        reference = counts[bins - 1] + beyond  # P's last bin
+        size = filled[bins - 1] - filled[starts[-1]] + (reference > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            outer = np.where(last + beyond > 0, (last + beyond) * np.log(last / size), 0.0)
+            errors = (own[bins - 1] + xlogy(reference, reference) - inner - outer) / total
+            errors += np.log(mass[bins] / total)
+        errors[~np.isfinite(errors)] = np.inf
+        k = int(errors.argmin())
+        if errors[k] < least:
+            best, least = int(bins[k]), float(errors[k])
     return best
-
-
-def merged(counts: np.ndarray, reference: np.ndarray, levels: int) -> np.ndarray:
-    """Merge bins into levels, and spread each level over those of its bins that are not empty.
-
-    Args:
-        counts: of the bins that are merged, float [bins].
-        reference: its empty bins stay empty, float [bins].
-        levels: each takes floor(bins / levels) bins, the last one the rest too.
-    """
-    starts = np.arange(levels) * (len(counts) // levels)
-    filled = (reference > 0).astype(np.float64)
-    sums, sizes = np.add.reduceat(counts, starts), np.add.reduceat(filled, starts)
-    share = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)
-    return np.repeat(share, np.diff([*starts, len(counts)])) * filled
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:

@@ -6,7 +6,6 @@ import pytest
 from qtool.calibration.estimators.entropy import (
     Entropy,
     divergence,
-    merged,
     n2d2_threshold,
     tensorrt_bins,
 )
@@ -14,6 +13,15 @@ from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import QuantSpec
 
 RNG = np.random.default_rng(7)
+
+
+def merged(counts: np.ndarray, reference: np.ndarray, levels: int) -> np.ndarray:
+    """Q of Migacz's search: bins merged into levels, spread over those that are not empty in P."""
+    starts = np.arange(levels) * (len(counts) // levels)
+    filled = (reference > 0).astype(np.float64)
+    sums, sizes = np.add.reduceat(counts, starts), np.add.reduceat(filled, starts)
+    share = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)
+    return np.repeat(share, np.diff([*starts, len(counts)])) * filled
 
 
 def test_ppq_example():
@@ -72,3 +80,25 @@ def test_more_than_eight_bits_are_refused(bits):
     for refuse in (Entropy().supports, lambda s: Entropy()(stats, s)):
         with pytest.raises(ValueError, match=f"entropy is defined for 2 to 8 bits, found {bits}"):
             refuse(spec)
+
+
+def _by_definition(counts: np.ndarray, levels: int) -> int:
+    """Migacz's search as it is written: every threshold, every bin."""
+    counts = counts.copy()
+    counts[0] = counts[1]
+    best, least = len(counts), np.inf
+    for bins in range(levels, len(counts) + 1):
+        p = counts[:bins].copy()
+        p[-1] += counts[bins:].sum()
+        if (error := divergence(p, merged(counts[:bins], p, levels))) < least:
+            best, least = bins, error
+    return best
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_search_by_sums_finds_the_threshold_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    count, levels = int(rng.integers(20, 300)), int(2 ** rng.integers(2, 5))
+    falling = np.exp(-np.arange(count) / count * rng.uniform(0, 12))
+    counts = np.floor(rng.exponential(1000, count) * falling) * (rng.random(count) < 0.7)
+    assert tensorrt_bins(counts, levels) == _by_definition(counts, levels)
