@@ -9,7 +9,8 @@ from models import Net, bind, cpu, rewritten
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MinMax
 from qtool.calibration.collect import choose_grids, collect, observed_values
-from qtool.data.dataset import Dataset, InputSpec
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec
 from qtool.data.spool import ArraySource
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan

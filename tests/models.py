@@ -21,7 +21,7 @@ from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes, load_model
 from qtool.pipeline import annotate_stage
 from qtool.pipeline.calibration import grids
-from qtool.pipeline.load_model import input_specs
+from qtool.pipeline.inputs.specs import input_specs
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -368,7 +368,7 @@ def graph_context(model, target=None, bits=None, dataset=None, threads=1) -> Con
         sha256="",
         target=target or cpu(),
         bits=bits or Bits(),
-        inputs=input_specs(model, "net"),
+        inputs=input_specs(model, "net")[0],
         calibration=dataset,
         cache=StageCache(folder, fresh=True),
         threads=threads,

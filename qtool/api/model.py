@@ -13,9 +13,16 @@ import onnx_ir as ir
 from qtool.data import InputSpec
 from qtool.errors import ModelError, RecipeError
 from qtool.loading import Loaded
-from qtool.pipeline.load_model import input_specs, load_any
+from qtool.pipeline.inputs.specs import input_specs
+from qtool.pipeline.load_model import load_any
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.recipe.sections.network import as_torch, carries_code
+from qtool.recipe.sections.network import (
+    ModelInput,
+    OnnxModel,
+    TorchModel,
+    as_torch,
+    carries_code,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,8 +91,9 @@ def load(
             f"qtool.load: loading {as_torch(model).torch} runs the code it holds; read it first, "
             "then pass trust_code=True"
         )
+    declared = model.input if isinstance(model, OnnxModel | TorchModel) else {}
     return _with_temporary_file(
-        lambda path: load_any(model, lambda parts: path, OPSET, requantize=requantize)
+        lambda path: load_any(model, lambda parts: path, OPSET, requantize=requantize), declared
     )
 
 
@@ -106,11 +114,13 @@ def _from_module(module: Any, inputs: Any) -> Model:
     )
 
 
-def _with_temporary_file(export: Callable[[Path], Loaded]) -> Model:
+def _with_temporary_file(
+    export: Callable[[Path], Loaded], declared: Mapping[str, ModelInput] | None = None
+) -> Model:
     """Return a model whose ONNX file lies in a folder that is removed with the model."""
     folder = tempfile.mkdtemp(prefix="qtool-")
     try:
-        model = _model(export(Path(folder) / "float.onnx"))
+        model = _model(export(Path(folder) / "float.onnx"), declared)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -118,14 +128,15 @@ def _with_temporary_file(export: Callable[[Path], Loaded]) -> Model:
     return model
 
 
-def _model(loaded: Loaded) -> Model:
+def _model(loaded: Loaded, declared: Mapping[str, ModelInput] | None) -> Model:
     graph = loaded.model
+    inputs, notes = input_specs(graph, loaded.shown, declared)
     return Model(
         loaded.shown,
         loaded.path,
         loaded.sha256,
-        input_specs(graph, loaded.shown),
+        inputs,
         tuple(str(v.name) for v in graph.graph.outputs),
-        loaded.notes,
+        (*loaded.notes, *notes),
         graph,
     )

@@ -10,9 +10,13 @@ import onnx_ir as ir
 
 from qtool.api.model import Model
 from qtool.data import Dataset, InputSpec, check_sample_shapes, open_dataset
+from qtool.data.inputs import fits, samples_in
+from qtool.data.opening import arranged
 from qtool.data.spool import spool_batches
+from qtool.data.streams.recorded_states import samples_first
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import bind_shapes
+from qtool.pipeline.inputs.streams import StreamRecorder, check_loop
 from qtool.pipeline.stages import quantize as quantize_graph
 from qtool.pipeline.stages import rewrite
 from qtool.quant.freeze import freeze
@@ -23,7 +27,7 @@ from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
 from qtool.steps.context import Context
-from qtool.steps.stage_cache import temporary_cache
+from qtool.steps.stage_cache import StageCache, temporary_cache
 from qtool.targets.loader import load_target
 from qtool.targets.target import Target
 
@@ -103,9 +107,10 @@ def quantize(
     recipe = apply_target_defaults(recipe, target)
     graph = model._graph.clone()
     with temporary_cache() as cache:
-        dataset = _dataset(data, recipe, model, options, cache.folder)
+        dataset = _dataset(data, recipe, model, options, cache)
         first = next(iter(dataset.take([0]).batches(1)))
-        bind_shapes(graph, {name: first[name].shape for name in model.inputs})
+        axes = {name: spec.batch_axis for name, spec in model.inputs.items()}
+        bind_shapes(graph, {name: first[name].shape for name in model.inputs}, axes)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, graph, target)
         recipe = add_default_steps(recipe, bits.scale, dataset.count)
@@ -142,12 +147,14 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _dataset(
-    data: Any, recipe: Recipe, model: Model, options: QuantizeOptions, folder: Path
+    data: Any, recipe: Recipe, model: Model, options: QuantizeOptions, cache: StageCache
 ) -> Dataset:
-    """Return the calibration samples; batches that can be read once are written to ``folder``."""
+    """Return the calibration samples; batches that can be read once are written to the cache."""
     if isinstance(data, Mapping):
         trust_code = options.get("trust_code", False)
-        return open_dataset(recipe.calibrate, model.inputs, trust_code=trust_code)
+        check_loop(recipe.calibrate, model._graph, model.inputs)
+        dataset = open_dataset(recipe.calibrate, model.inputs, trust_code=trust_code)
+        return StreamRecorder(model._graph, model.inputs, cache).with_states(dataset)[0]
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
@@ -156,17 +163,22 @@ def _dataset(
             'under `calibrate` in a recipe, such as {"images": "train"}, a Dataset, or batches'
         )
     try:
-        return spool_batches(_checked_batches(data, model), folder)
+        rows = spool_batches(_checked_batches(data, model), cache.folder)
+        return arranged(rows, model.inputs)
     except ValueError as error:
         raise DataError("qtool.quantize: the data has no batch; give at least one") from error
 
 
 def _checked_batches(data: Iterable[Any], model: Model) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches by input name; all samples must have one shape."""
+    """Yield batches by input name, samples first; all samples must have one shape."""
+    inputs = {name: spec for name, spec in model.inputs.items() if spec.constant is None}
     first: dict[str, np.ndarray] = {}
-    for k, batch in enumerate((_named(each, model.inputs) for each in data), 1):
+    for k, arrays in enumerate((_named(each, inputs) for each in data), 1):
+        count = samples_in(arrays, inputs.values())
+        batch = {name: samples_first(arrays[name], spec) for name, spec in inputs.items()}
+        batch = {n: a if len(a) == count else np.repeat(a, count, 0) for n, a in batch.items()}
         first = first or batch
-        for name, spec in model.inputs.items():
+        for name, spec in inputs.items():
             shapes = {"batch 1": first[name].shape[1:], f"batch {k}": batch[name].shape[1:]}
             check_sample_shapes(spec, shapes.items(), "qtool.quantize")
         yield batch
@@ -209,8 +221,7 @@ def _named(batch: Any, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarray]
 
 def _array(value: Any, spec: InputSpec) -> np.ndarray:
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    rows = spec.batch is None or spec.batch == (len(array) if array.ndim else 0)
-    if not array.ndim or not spec.fits(array.shape[1:]) or not rows or not array.size:
+    if not array.size or not fits(spec.shape, array.shape):
         raise DataError(
             f"qtool.quantize: a batch has {array.dtype} {list(array.shape)} for the input "
             f"{spec.describe()}; give batches of that shape"

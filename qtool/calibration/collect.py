@@ -85,7 +85,7 @@ def collect(
     *,
     histograms: bool,
     threads: int | None = None,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    samples: Callable[[Mapping[str, np.ndarray]], int] | None = None,
     smoothing: float = SMOOTHING,
 ) -> dict[str, Stats]:
     """Run the float graph and merge the statistics of the named values.
@@ -96,7 +96,7 @@ def collect(
         batches: input name -> array, of the types of the model's inputs.
         histograms: False when the calibrator only needs the limits.
         threads: threads of ONNX Runtime; None for its default.
-        on_batch: called with the number of samples after each batch.
+        samples: counts the samples in a batch; None: by the first axis of its first array.
         smoothing: averaging constant of moving averages.
 
     Raises:
@@ -108,7 +108,7 @@ def collect(
         enumerate(batches, 1),
         histograms=histograms,
         threads=threads,
-        on_batch=on_batch,
+        samples=samples,
         smoothing=smoothing,
     )
     return merge_shards(model, names, [shard])
@@ -121,7 +121,7 @@ def collect_shard(
     *,
     histograms: bool,
     threads: int | None = None,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    samples: Callable[[Mapping[str, np.ndarray]], int] | None = None,
     smoothing: float = SMOOTHING,
 ) -> Shard:
     """Run the float graph on some batches of a pass; the same as :func:`collect` otherwise.
@@ -132,7 +132,7 @@ def collect_shard(
         batches: number of the batch in the whole pass, from 1, and its inputs.
         histograms: as for collect.
         threads: as for collect.
-        on_batch: as for collect.
+        samples: as for collect.
         smoothing: as for collect.
 
     Raises:
@@ -164,9 +164,9 @@ def collect_shard(
             if pending is not None:
                 pending.result()
             # Merging overlaps with the next run; one batch in flight bounds the memory.
-            pending = pool.submit(merge, arrays, number, rows := len(next(iter(batch.values()))))
+            rows = len(next(iter(batch.values()))) if samples is None else samples(batch)
+            pending = pool.submit(merge, arrays, number, rows)
             del arrays
-            on_batch(rows)
         if pending is not None:
             pending.result()
     return Shard(stats, extremes)

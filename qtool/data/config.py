@@ -74,6 +74,8 @@ class DataSection(_ReaderKeys):
     """A CSV, TSV or JSON file of samples and labels, or a folder of label maps as PNG."""
     classes: str | Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Class names in the order of the model's outputs: a list, or a file with one a line."""
+    loop: dict[str, str] | None = None
+    """Output to input: states that the next call of a stream reads; a file is a stream."""
     allow_overlap: bool = False
     """Go on where many of these samples are also evaluated."""
 
@@ -91,12 +93,21 @@ class DataSection(_ReaderKeys):
             raise ValueError(f"found {listed}; expected exactly one reader: one of {expected}")
         reader = READERS[named[0]]
         # `code` is not checked: a metric of the user's own needs it beside any reader.
-        for key in ("preprocess", "labels", "classes"):
+        for key in ("preprocess", "labels", "classes", "loop"):
             if getattr(self, key) is not None and key not in reader.uses:
                 users = [f"`{name}`" for name, other in READERS.items() if key in other.uses]
                 remedy = reader.instead.get(key, f"`{named[0]}` does not use it: remove it")
                 raise ValueError(f"`{key}` belongs to {' and '.join(users)}; {remedy}")
         return self
+
+    @field_validator("loop")
+    @classmethod
+    def _check_loop(cls, loop: dict[str, str] | None) -> dict[str, str] | None:
+        fed = list((loop or {}).values())
+        for name in fed:
+            if fed.count(name) > 1:
+                raise ValueError(f"two outputs feed the input {name}; expected one for each input")
+        return loop or None
 
     @property
     def class_order(self) -> tuple[str, ...] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qtool.data.dataset import InputSpec, show_shape
+from qtool.data.inputs import InputSpec, show_shape
 from qtool.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from qtool.data.readers.decode import image_size
 from qtool.errors import DataError
@@ -50,7 +50,7 @@ def guess(spec: InputSpec, paths: Sequence[Path]) -> tuple[Preprocess, str]:
 
 def _read_shape(spec: InputSpec) -> tuple[str, int, int | None, int | None]:
     """Return (layout, channels, height, width) of an image input; a dynamic size is None."""
-    dims = [dim if isinstance(dim, int) else None for dim in spec.shape]
+    dims = [None, *(dim if isinstance(dim, int) else None for dim in spec.sample)]
     if len(dims) == 4 and dims[1] in (1, 3):
         return "nchw", dims[1] or 0, dims[2], dims[3]
     if len(dims) == 4 and dims[3] in (1, 3):

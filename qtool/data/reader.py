@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
-from qtool.data.dataset import Dataset, InputSpec, Opening
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec
 from qtool.data.preprocess import Preprocess
+from qtool.data.source import Opening
 
 T = TypeVar("T")
 
@@ -59,14 +61,28 @@ class Reader(Protocol):
     instead: ClassVar[Mapping[str, str]]
     synthetic: ClassVar[bool] = False
 
-    def __call__(
-        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
-    ) -> Dataset:
-        """Open the data that a section names.
+    def batch_axes(
+        self, section: Section, inputs: Mapping[str, InputSpec]
+    ) -> tuple[dict[str, InputSpec], tuple[str, ...]]:
+        """Choose the batch axis of every input by the data, where the data shows it.
 
         Args:
             section: the section of the recipe, its paths absolute.
-            inputs: the model's inputs by name.
+            inputs: those that the data feeds, with the axes that the model and the recipe suggest.
+
+        Returns:
+            The inputs, and notes for the report.
+        """
+        return dict(inputs), ()
+
+    def __call__(
+        self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening
+    ) -> Dataset:
+        """Open the data that a section names; its source yields the samples first.
+
+        Args:
+            section: the section of the recipe, its paths absolute.
+            inputs: the model's inputs that the data feeds, by name.
             opening: settings that are not the recipe's.
 
         Raises:

@@ -120,6 +120,9 @@ class Wav(Part):
     """Samples of every recording at that rate; absent: the length of the model's input."""
     align: Literal["start", "center"] = "start"
     """Where a recording that is cut or padded with zeros stays."""
+    hop: Count | None = None
+    """Cut recordings into calls of ``samples``, each of which has so many new ones; before the
+    start and behind the end are zeros. Absent: a recording is one sample."""
     log_mel: LogMel | None = None
     """Spectrogram settings; absent: the model gets samples between -1 and 1."""
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, row_digest
+from qtool.data.dataset import Dataset
+from qtool.data.source import Batch, row_digest
 
 
 @dataclass(frozen=True, eq=False)

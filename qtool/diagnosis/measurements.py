@@ -131,7 +131,7 @@ def measure(context: Context, plan: QuantPlan, samples: Dataset) -> Measurements
         floats = _float_values(executor, feeds, names)
         weight = valid / samples.count
         for name, statistics in values.items():
-            statistics.add(floats[name][:valid], limits[name], weight)
+            statistics.add(context.without_padding(floats[name], valid), limits[name], weight)
         if done < samples.count / 2:
             for statistics in values.values():
                 statistics.first = (statistics.lo, statistics.hi)
@@ -139,7 +139,8 @@ def measure(context: Context, plan: QuantPlan, samples: Dataset) -> Measurements
         for name, layer in sites.items():
             source, output = plan.sites[name].inputs[0], plan.sites[name].output
             result = simulation({**feeds, source: floats[source]}, [output])[output]
-            layer.add(floats[output][:valid], result[:valid], weight)
+            expected = context.without_padding(floats[output], valid)
+            layer.add(expected, context.without_padding(result, valid), weight)
     return Measurements(values, sites)
 
 

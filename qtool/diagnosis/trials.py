@@ -108,5 +108,5 @@ class Trials:
         for feeds, valid in self.context.feeds(self.samples):
             with torch.inference_mode():
                 result = simulation.executor(feeds, observe, [output], simulation.raw)[output]
-            parts.append(result[:valid].float().cpu().numpy())
+            parts.append(self.context.samples_of(result, valid).float().cpu().numpy())
         return np.concatenate(parts)

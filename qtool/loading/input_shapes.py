@@ -1,6 +1,6 @@
 """Sizes for symbolic dimensions of inputs, as set in the recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -8,6 +8,26 @@ import onnx_ir as ir
 from qtool.errors import ModelError, suggest
 from qtool.graph.queries import dims
 from qtool.loading.onnx_loader import infer_shapes
+
+
+def check_input_names(model: ir.Model, names: Iterable[str], path: Path) -> None:
+    """Refuse names in the recipe that the model does not have.
+
+    Args:
+        model: the loaded graph.
+        names: of inputs.
+        path: of the model, for messages.
+
+    Raises:
+        ModelError: there is no such input.
+    """
+    inputs = [value.name or "" for value in model.graph.inputs]
+    for name in names:
+        if name not in inputs:
+            raise ModelError(
+                f'model {path}: `input` names "{name}", but its inputs are {", ".join(inputs)}'
+                f"{suggest(name, inputs)}"
+            )
 
 
 def set_input_shapes(
@@ -26,13 +46,9 @@ def set_input_shapes(
     Raises:
         ModelError: there is no such input, or a size contradicts a static dimension.
     """
+    check_input_names(model, shapes, path)
     inputs = {value.name or "": value for value in model.graph.inputs}
     for name, shape in shapes.items():
-        if name not in inputs:
-            raise ModelError(
-                f'model {path}: `input` names "{name}", but its inputs are {", ".join(inputs)}'
-                f"{suggest(name, inputs)}"
-            )
         own = dims(inputs[name])
         fits = own is None or (
             len(own) == len(shape)

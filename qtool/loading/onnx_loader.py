@@ -333,22 +333,28 @@ def _set_type(value: ir.Value, info: onnx.ValueInfoProto) -> None:
         )
 
 
-def bind_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def bind_shapes(
+    model: ir.Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    batch_axes: Mapping[str, int | None] | None = None,
+) -> None:
     """Replace symbolic input dimensions by the sizes in the data, then infer shapes again.
 
-    A symbolic first dimension stays, so that the batch size can vary.
+    A symbolic batch dimension stays, so that the batch size can vary.
 
     Args:
         model: changed in place.
         shapes: input name -> shape of one batch.
+        batch_axes: input name -> axis of the batch; None: the first axis of every input.
     """
+    axes = dict.fromkeys(shapes, 0) if batch_axes is None else batch_axes
     for value in model.graph.inputs:
         shape = shapes.get(value.name or "")
         if shape is None or value.shape is None or len(value.shape) != len(shape):
             continue
         value.shape = ir.Shape(
             [
-                d if isinstance(d, int) or axis == 0 else shape[axis]
+                d if isinstance(d, int) or axis == axes[value.name or ""] else shape[axis]
                 for axis, d in enumerate(value.shape)
             ]
         )

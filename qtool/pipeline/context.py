@@ -49,11 +49,13 @@ class EvaluationData:
         dataset: the samples.
         section: the data section of the recipe that they come from.
         indices: their positions among the samples of that section.
+        states: folder of the recorded states that they read; None: they are no calls of streams.
     """
 
     dataset: Dataset
     section: DataSection
     indices: tuple[int, ...]
+    states: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,5 +82,5 @@ class Prepared:
     def first_batch(self) -> dict[str, np.ndarray]:
         """Return the inputs of one evaluation sample, or as many as the model's batch size."""
         rows = self.context.fixed_batch or 1
-        batch = next(iter(self.evaluation.dataset.take([0]).padded(rows)))[0]
+        batch = next(iter(self.evaluation.dataset.take([0]).calls(rows, full=True)))[0]
         return {name: batch[name] for name in self.context.inputs}

@@ -146,7 +146,8 @@ class Evaluator:
             feeds = self.scratch / "feeds.npz"
             np.savez(feeds, **prepared.first_batch())  # type: ignore[arg-type]
             optimize = Optimize(str(self.file), str(self.scratch / "optimized.onnx"), big=big)
-            latency = TimePair(paths["float"], paths["quantized"], str(feeds), threads or 1, big)
+            pair = (paths["float"], paths["quantized"], str(feeds))
+            latency = TimePair(*pair, context.fixed_batch or 1, threads or 1, big)
             evaluations = tuple(
                 Evaluate(
                     name=name,
@@ -188,7 +189,7 @@ class Evaluator:
         data = self.prepared.evaluation
         indices = data.indices if chosen is None else tuple(data.indices[k] for k in chosen)
         context = self.prepared.context
-        return Samples.of(data.section, context.inputs, indices, context.trust_code)
+        return Samples.of(data.section, context.inputs, indices, context.trust_code, data.states)
 
     def _capture(self) -> tuple[Capture | None, Captured | None]:
         """Return the task that captures intermediate outputs, where there is a plan."""
@@ -276,15 +277,15 @@ class Evaluator:
         data, recipe = self.prepared.evaluation.dataset, self.prepared.recipe
         limit = recipe.evaluate.simulate if recipe.evaluate is not None else "all"
         count = data.count if limit == "all" else min(int(limit), data.count)
-        # Evenly spread: samples in class folders are sorted by class.
-        chosen = [k * data.count // count for k in range(count)]
+        chosen = data.choose(count)
         with self.prepared.context.cache.stage("simulate") as record:
             subset = {name: array[chosen] for name, array in outputs.items()}
             subset["simulated"] = self._simulate(self.emitted, chosen, record)
             if count < data.count:
                 record.notes.append(
-                    f"{count} of {data.count} evaluation samples were simulated, evenly spread; "
-                    "evaluate.simulate: all simulates every sample"
+                    f"{count} of {data.count} evaluation samples were simulated, "
+                    f"{'evenly spread' if data.loop is None else 'the first calls of each stream'};"
+                    " evaluate.simulate: all simulates every sample"
                 )
             labels = None if data.labels is None else data.labels[chosen]
             return with_simulated(accuracy, metric, subset, labels)
@@ -303,11 +304,16 @@ class Evaluator:
                 "grids computed at run time cover a whole batch, so outputs depend on what is in "
                 f"it; the file was evaluated at batch {rows}"
             )
-        parts, done, first = [], 0, context.first_output
+        data, parts, done = self.prepared.evaluation.dataset.take(chosen), [], 0
+        names = [context.first_output, *data.fed_back]
+
+        def compute(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = simulation({name: batch[name] for name in context.inputs}, names)
+            return {name: array.cpu().numpy() for name, array in outputs.items()}
+
         with one_thread() if rows == 1 else nullcontext():
-            for batch, valid in self.prepared.evaluation.dataset.take(chosen).padded(rows):
-                feeds = {name: batch[name] for name in context.inputs}
-                parts.append(simulation(feeds, [first])[first][:valid].cpu().numpy())
+            for output, valid in data.outputs(compute, names[0], rows, context.fixed_batch):
+                parts.append(output)
                 done += valid
                 context.progress("simulate", done, len(chosen))
         if simulation.executor.fallbacks:

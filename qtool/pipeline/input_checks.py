@@ -1,12 +1,13 @@
 """Refuse models and data that a run cannot use, before any work."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap
+from qtool.data.inputs import fixed_batch
 from qtool.errors import QtoolError, UnsupportedError
 from qtool.graph.queries import dims, parameters
 from qtool.metrics.classification import check_label_range
@@ -97,8 +98,13 @@ def has_class_labels(name: str) -> bool:
     return name in METRICS and METRICS[name].class_labels
 
 
-def check_first_output(model: ir.Model, name: str) -> None:
+def check_first_output(model: ir.Model, name: str, batch: int | None) -> None:
     """Refuse a first output by which two files cannot be compared sample by sample.
+
+    Args:
+        model: the float graph.
+        name: of the model, for messages.
+        batch: samples of a call; None where the model takes any number.
 
     Raises:
         UnsupportedError: it is not computed, no tensor of numbers, or a single number.
@@ -110,7 +116,7 @@ def check_first_output(model: ir.Model, name: str) -> None:
         kind = "no tensor"
     elif value.dtype == ir.DataType.STRING:
         kind = "text"
-    elif dims(value) == ():
+    elif dims(value) == () and batch != 1:
         kind = "one number for the whole batch"
     else:
         return
@@ -152,27 +158,6 @@ def disjoint(
     return rest, [f"{len(dropped)} {use} samples are evaluation samples too, dropped: {listed}"]
 
 
-def check_batches(specs: Mapping[str, InputSpec], name: str) -> None:
-    """Refuse inputs that fix different batch sizes.
-
-    Args:
-        specs: the model's inputs.
-        name: of the model, for messages.
-
-    Raises:
-        UnsupportedError: one call would need different numbers of samples.
-    """
-    sizes = {spec.batch: spec for spec in specs.values() if spec.batch is not None}
-    if len(sizes) < 2:
-        return
-    shown = " and ".join(spec.describe() for spec in list(sizes.values())[:2])
-    raise UnsupportedError(
-        f"model {name}: its inputs {shown} fix different batch sizes; the first axis of every "
-        "input must count the samples: export a state such as [layers, batch, hidden] with the "
-        "batch first, or make it a constant"
-    )
-
-
 def probe_batch(
     model: ir.Model, specs: Mapping[str, InputSpec], dataset: Dataset, name: str
 ) -> tuple[dict[str, InputSpec], tuple[str, ...]]:
@@ -195,14 +180,14 @@ def probe_batch(
         UnsupportedError: the model cannot run on a sample.
     """
     unchanged = dict(specs)
-    if any(spec.batch is not None for spec in specs.values()):
+    if fixed_batch(specs.values()) is not None:
         return unchanged, ()
     if parameters(model.graph) > MAX_PARAMETERS or not specs:
         return unchanged, ()
     first = _rows(dataset, specs, [0])
     with OrtSession(model, level="basic") as session:
         try:
-            single = session(first)
+            session(first)
         except Exception as error:  # the runtime raises one class per status
             shapes = {key: list(array.shape) for key, array in first.items()}
             raise UnsupportedError(
@@ -211,11 +196,20 @@ def probe_batch(
             ) from error
         if dataset.count < 2:
             return unchanged, ()
-        reason = _reason(session, single, dataset, specs)
+        reason = _reason(session, first, dataset, specs)
     if not reason:
         return unchanged, ()
-    fixed = {key: replace(spec, shape=(1, *spec.shape[1:])) for key, spec in specs.items()}
+    fixed = {key: _of_one_sample(spec) for key, spec in specs.items()}
     return fixed, (f"samples are computed one by one: {reason}",)
+
+
+def _of_one_sample(spec: InputSpec) -> InputSpec:
+    """Return the input with a batch fixed to 1."""
+    if spec.batch_axis is None:
+        return spec
+    shape = list(spec.shape)
+    shape[spec.batch_axis] = 1
+    return replace(spec, shape=tuple(shape))
 
 
 def _rows(
@@ -227,28 +221,48 @@ def _rows(
 
 def _reason(
     session: OrtSession,
-    single: Mapping[str, np.ndarray],
+    first: Mapping[str, np.ndarray],
     dataset: Dataset,
     specs: Mapping[str, InputSpec],
 ) -> str:
     """Return why two samples cannot share a batch; "" where they can."""
+    last = _rows(dataset, specs, [dataset.count - 1])
+    for name, spec in specs.items():
+        if spec.batch_axis is None and not np.array_equal(first[name], last[name]):
+            return f'the input "{name}", one array for all samples, differs between them'
     try:
         pair = session(_rows(dataset, specs, [0, dataset.count - 1]))
     except (QtoolError, MemoryError):
         return ""  # samples of several sizes are refused later, by name
     except Exception:  # the runtime raises one class per status
         return "the model fails on a batch of two"
-    other = session(_rows(dataset, specs, [dataset.count - 1]))
-    for name, array in pair.items():
+    single, other = session(first), session(last)
+    for k, (name, array) in enumerate(pair.items()):
         alone = (single[name], other[name])
-        if array.dtype.kind != "f" or any(a.ndim == 0 or len(a) != 1 for a in alone):
+        if array.dtype.kind != "f" or array.ndim == 0:
             continue
-        joined = np.concatenate(alone) if alone[0].shape[1:] == alone[1].shape[1:] else None
-        if joined is None or not np.isfinite(joined).all():
-            continue  # calibration refuses NaN and infinity, by name
-        if joined.shape != array.shape:
-            return f'the output "{name}" has no row for each sample of a batch'
-        scale = float(np.abs(joined).max()) if joined.size else 0.0
-        if not np.allclose(array, joined, rtol=0, atol=TOLERANCE * scale + 1e-6, equal_nan=True):
-            return f'the output "{name}" of a sample depends on the rest of its batch'
+        if k == 0 and any(len(each) != 1 for each in alone):
+            return f'the first axis of the output "{name}" does not count samples'
+        if reason := _mixing(array, alone, (0,) if k == 0 else range(array.ndim)):
+            return f'the output "{name}" {reason}'
     return ""
+
+
+def _mixing(pair: np.ndarray, alone: tuple[np.ndarray, np.ndarray], axes: Iterable[int]) -> str:
+    """Return why an output of two samples is not that of each of them, joined along an axis."""
+    reason = ""
+    for axis in axes:
+        parts = [np.moveaxis(each, axis, 0) for each in alone]
+        if any(len(part) != 1 for part in parts) or parts[0].shape != parts[1].shape:
+            continue
+        joined, both = np.concatenate(parts), np.moveaxis(pair, axis, 0)
+        if not np.isfinite(joined).all():
+            return ""  # calibration refuses NaN and infinity, by name
+        if joined.shape != both.shape:
+            reason = reason or "has no row for each sample of a batch"
+            continue
+        scale = float(np.abs(joined).max()) if joined.size else 0.0
+        if np.allclose(both, joined, rtol=0, atol=TOLERANCE * scale + 1e-6, equal_nan=True):
+            return ""
+        reason = "of a sample depends on the rest of its batch"
+    return reason

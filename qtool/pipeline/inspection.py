@@ -13,7 +13,8 @@ from qtool.errors import QtoolError
 from qtool.graph.queries import WEIGHTED_OPS, constant, dims, macs, parameters
 from qtool.loading import Loaded, read_graph
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.load_model import input_specs, load_trusted
+from qtool.pipeline.inputs.specs import input_specs
+from qtool.pipeline.load_model import load_trusted
 from qtool.pipeline.prepare import prepare
 from qtool.quant.plan_io import read_plan
 from qtool.recipe.loader import load_recipe
@@ -138,7 +139,7 @@ def _model_info(loaded: Loaded) -> ModelInfo:
         path=loaded.shown,
         opset=loaded.model.opset_imports.get("", 1),
         parameters=parameters(graph),
-        inputs={n: s.describe() for n, s in input_specs(loaded.model, loaded.shown).items()},
+        inputs={n: s.describe() for n, s in input_specs(loaded.model, loaded.shown)[0].items()},
         outputs={v.name or "": f"{v.dtype} {_shape(dims(v))}" for v in graph.outputs},
         layers=tuple(layer for node in graph if (layer := _layer(node, symbols)) is not None),
         operators=dict(Counter(node.op_type for node in graph).most_common()),

@@ -4,19 +4,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
-from qtool.data import InputSpec
-from qtool.errors import ModelError, RecipeError, UnsupportedError
-from qtool.graph.queries import dims
+from qtool.errors import RecipeError
 from qtool.graph.save import save_model
 from qtool.loading import Loaded, load_model, load_requantized
 from qtool.loading.float16 import was_bfloat16
-from qtool.loading.input_shapes import set_input_shapes
+from qtool.loading.input_shapes import check_input_names, set_input_shapes
 from qtool.loading.open_dimensions import had_empty_sizes
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
-from qtool.recipe.sections.network import OnnxModel, TorchModel, as_torch, carries_code
+from qtool.recipe.sections.network import (
+    OnnxModel,
+    TorchModel,
+    as_torch,
+    carries_code,
+)
 from qtool.runtime.ort_options import IR_VERSION
 from qtool.runtime.ort_session import loads_ir_version
 from qtool.steps.stage_cache import StageCache
@@ -100,9 +101,11 @@ def load_any(
         return read(model)
     if isinstance(model, OnnxModel):
         loaded = read(model.onnx)
-        if not model.input:
+        check_input_names(loaded.model, model.input, model.onnx)
+        shapes = {n: each.shape for n, each in model.input.items() if each.shape is not None}
+        if not shapes:
             return loaded
-        note = set_input_shapes(loaded.model, model.input, model.onnx)
+        note = set_input_shapes(loaded.model, shapes, model.onnx)
         return replace(loaded, notes=(*loaded.notes, note))
     torch = as_torch(model)
     if requantize:
@@ -112,7 +115,9 @@ def load_any(
         )
     from qtool.loading.pytorch.loader import TensorInput, TorchSource, load_torch
 
-    inputs = tuple(TensorInput(n, spec.shape, spec.dtype) for n, spec in torch.input.items())
+    inputs = tuple(
+        TensorInput(n, spec.shape, spec.dtype, spec.constant) for n, spec in torch.input.items()
+    )
     return load_torch(
         TorchSource(torch.torch, torch.weights, inputs, torch.code), place, opset, fresh=fresh
     )
@@ -138,43 +143,3 @@ def _runnable(loaded: Loaded, place: Callable[[tuple[str, ...]], Path]) -> Loade
     path = place((loaded.sha256, "float32"))
     save_model(loaded.model, path)
     return replace(loaded, path=path, name=loaded.shown, notes=(*loaded.notes, note))
-
-
-def input_specs(model: ir.Model, name: str) -> dict[str, InputSpec]:
-    """Return the names, shapes and types that data must have to feed the model.
-
-    Args:
-        model: the float graph.
-        name: of the model, for messages.
-
-    Raises:
-        ModelError: an input has no shape; the recipe can give it one.
-        UnsupportedError: there is no input, or one that is no batch of numbers.
-    """
-    if not model.graph.inputs:
-        raise UnsupportedError(
-            f"model {name}: it has no inputs, so no data can calibrate it; export it with the "
-            "input that its result depends on"
-        )
-    specs = {}
-    for value in model.graph.inputs:
-        if isinstance(value.type, ir.SequenceType) or value.dtype in (None, ir.DataType.STRING):
-            kind = "text" if value.dtype == ir.DataType.STRING else "no tensor"
-            raise UnsupportedError(
-                f'model {name}: the input "{value.name}" is {kind}, expected numbers; export the '
-                "model without what turns it into tensors"
-            )
-        shape = dims(value)
-        if shape is None:
-            raise ModelError(
-                f'model {name}: the input "{value.name}" has no known shape; write its sizes into '
-                "the recipe, N for the batch and any name for what each batch may choose: "
-                f"model: {{onnx: {name}, input: {{{value.name}: [N, 3, 224, 224]}}}}"
-            )
-        specs[value.name or ""] = InputSpec(value.name or "", shape, str(value.dtype.numpy()))
-    if not any(spec.shape for spec in specs.values()):
-        raise UnsupportedError(
-            f'model {name}: the input "{next(iter(specs))}" is one number without a batch axis, '
-            "as is every other; expected a batch of samples: export the model with a batch axis"
-        )
-    return specs

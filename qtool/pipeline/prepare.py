@@ -23,14 +23,14 @@ from qtool.pipeline.checks.gate_needs import check_gate_needs
 from qtool.pipeline.checks.preprocessing import check_preprocessing
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
 from qtool.pipeline.input_checks import (
-    check_batches,
-    check_first_output,
     check_labels,
     check_metric,
     disjoint,
     probe_batch,
 )
-from qtool.pipeline.load_model import input_specs, load_from_recipe
+from qtool.pipeline.inputs.specs import recipe_inputs
+from qtool.pipeline.inputs.streams import StreamRecorder
+from qtool.pipeline.load_model import load_from_recipe
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
@@ -72,19 +72,19 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         _check_rewrites(recipe, target)
         loaded = load_from_recipe(recipe, target, cache, options)
         record.notes += loaded.notes
-        inputs = input_specs(loaded.model, loaded.shown)
-        check_batches(inputs, loaded.shown)
-        check_first_output(loaded.model, loaded.shown)
-        recipe, notes = _with_input_moments(recipe, loaded.model, inputs)
-        calibration = _open_calibration(recipe, inputs, trust_code)
-        record.notes += [f"calibrate: {note}" for note in (*notes, *calibration.notes)]
-        calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
-        first = next(iter(calibration.take([0]).batches(1)))
-        other = next(iter(evaluation.dataset.take([0]).batches(1)))
-        _check_same_shapes(inputs, {"calibrate": first, "evaluate": other})
-        inputs, notes = probe_batch(loaded.model, inputs, calibration, loaded.shown)
+        inputs, notes = recipe_inputs(recipe, loaded)
         record.notes += notes
-        bind_shapes(loaded.model, {name: first[name].shape for name in inputs})
+        recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
+        calibration = _open_calibration(recipe, inputs, trust_code)
+        record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
+        calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
+        streams = StreamRecorder(loaded.model, inputs, cache, (loaded.sha256,), progress)
+        calibration, evaluation = _with_states(streams, calibration, evaluation)
+        first = _check_same_shapes(inputs, calibration, evaluation.dataset)
+        inputs, mixing = probe_batch(loaded.model, inputs, calibration, loaded.shown)
+        record.notes += mixing
+        axes = {name: spec.batch_axis for name, spec in inputs.items()}
+        bind_shapes(loaded.model, {name: first[name].shape for name in inputs}, axes)
         record.notes += check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
@@ -113,11 +113,25 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
     return replace(prepared, preprocessing=check_preprocessing(prepared))
 
 
-def _check_same_shapes(inputs: Mapping[str, InputSpec], batches: Mapping[str, Batch]) -> None:
-    """Refuse samples of several sizes in the sections where the model leaves a size open."""
+def _with_states(
+    streams: StreamRecorder, calibration: Dataset, evaluation: EvaluationData
+) -> tuple[Dataset, EvaluationData]:
+    """Return the samples with recorded states, where they are calls of streams."""
+    dataset, folder = streams.with_states(evaluation.dataset)
+    evaluation = replace(evaluation, dataset=dataset, states=folder)
+    return streams.with_states(calibration)[0], evaluation
+
+
+def _check_same_shapes(
+    inputs: Mapping[str, InputSpec], calibration: Dataset, evaluation: Dataset
+) -> Batch:
+    """Refuse sections of several sizes where the model leaves one open; return the first sample."""
+    sections = {"calibrate": calibration, "evaluate": evaluation}
+    batches = {key: next(iter(data.take([0]).batches(1))) for key, data in sections.items()}
     for name, spec in inputs.items():
-        shapes = {section: batch[name].shape[1:] for section, batch in batches.items()}
+        shapes = {section: spec.sample_of(batch[name].shape) for section, batch in batches.items()}
         check_sample_shapes(spec, shapes.items(), " and ".join(batches))
+    return batches["calibrate"]
 
 
 def _check_rewrites(recipe: Recipe, target: Target) -> None:

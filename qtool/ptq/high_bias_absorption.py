@@ -169,9 +169,11 @@ def _compare(
             y = []
             for k, plan in enumerate((before, after)):
                 values = executor(feeds, _replacing(plan), outputs)
-                largest = [float(values[name][:valid].max()) for name in names]
+                largest = [
+                    float(context.without_padding(values[name], valid).max()) for name in names
+                ]
                 peaks[k] = np.maximum(peaks[k], largest)
-                y.append(values[context.first_output][:valid].double())
+                y.append(context.samples_of(values[context.first_output], valid).double())
             noise += float((y[0] - y[1]).square().sum())
             power += float(y[0].square().sum())
     ratios = np.where(peaks[0] > 0, peaks[1] / np.maximum(peaks[0], 1e-30), 1.0)

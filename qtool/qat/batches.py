@@ -80,7 +80,7 @@ class Batches:
         if self.settings.fixed:
             data = data.take([*range(total), *[total - 1] * (-total % self.settings.batch)])
         for feeds, labels in self._read(data, self.settings.batch):
-            rows = min(len(next(iter(feeds.values()))), total - done)
+            rows = min(self.settings.batch, total - done)
             labels = None if labels is None else labels.to(self.device)[:rows]
             yield self._to_device(feeds), labels, rows
             done += rows

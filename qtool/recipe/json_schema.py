@@ -113,7 +113,6 @@ def _add_short_forms(parts: Schema) -> None:
     layers["additionalProperties"] = {"anyOf": [width, {"$ref": f"{_REF}LayerBits"}]}
     layers["propertyNames"] = {"pattern": "^(first|last|(name|op):.+)$"}
     shape = {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1}
-    parts["TorchModel"]["properties"]["input"]["additionalProperties"] = {
-        "anyOf": [shape, parts.pop("TorchInput")]
-    }
-    parts["OnnxModel"]["properties"]["input"]["additionalProperties"] = shape
+    for model, full in (("TorchModel", "TorchInput"), ("OnnxModel", "ModelInput")):
+        forms = {"anyOf": [shape, parts.pop(full)]}
+        parts[model]["properties"]["input"]["additionalProperties"] = forms

@@ -85,7 +85,7 @@ class OrtSession:
         buffers, binding = self._buffers[self._turn]
         self._turn = 1 - self._turn
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, np.asarray(array, order="C"))
         self._session.run_with_iobinding(binding)
         return buffers
 

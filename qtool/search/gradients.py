@@ -58,10 +58,10 @@ def fisher_estimates(context: Context, plan: QuantPlan, dataset: Dataset) -> dic
         squares, output = _squared_gradients(context, values, list(changes), generator)
         classes = _are_classes(output)
         samples += valid
-        power += float(output[:valid].square().sum())
+        power += float(context.samples_of(output, valid).square().sum())
         for name, change in changes.items():
             if name in squares:
-                product = squares[name][:valid] * change[:valid] ** 2
+                product = context.without_padding(squares[name] * change**2, valid)
                 totals[name] = totals.get(name, 0.0) + float(product.sum())
     scale = 0.5 / samples if classes else 1 / (power or 1.0)
     by_output = {name: unit for unit in network.units for name in unit.outputs}
@@ -193,7 +193,7 @@ def _weight_traces(
         return leaves.get(value.name or "", tensor)
 
     for feeds, valid in context.feeds(dataset):
-        output = run(feeds, observe, [last])[last][:valid]
+        output = context.samples_of(run(feeds, observe, [last])[last], valid)
         loss = _divergence(output)
         for name, trace in hutchinson_traces(loss, leaves, PROBES, generator).items():
             totals[name] += trace / dataset.count

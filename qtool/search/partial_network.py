@@ -143,7 +143,7 @@ class PartialNetwork:
             values: Values = {name: torch.as_tensor(array) for name, array in feeds.items()}
             for unit in self.units:
                 values = self.advance(values, unit, select(unit))
-            parts.append(self.finish(values)[:valid].float().cpu().numpy())
+            parts.append(context.samples_of(self.finish(values), valid).float().cpu().numpy())
         return np.concatenate(parts)
 
     def _observe(self, unit: Unit, part: Part | None) -> Observe | None:

@@ -174,7 +174,8 @@ class _Walk:
         for k, valid in enumerate(self._valid):
             values = self._store.get(k)[network]
             outputs = self._network.outputs(values, unit, part)
-            parts.append(suffix(self._network.behind(values, unit, outputs))[:valid])
+            output = suffix(self._network.behind(values, unit, outputs))
+            parts.append(self._context.samples_of(output, valid))
         return np.concatenate(parts)
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.annotation.placement import Placement
 from qtool.data import Dataset, InputSpec, split
+from qtool.data.inputs import fixed_batch
+from qtool.data.source import per_sample
 from qtool.errors import DataError
 from qtool.progress import Progress, silent
 from qtool.quant.bit_widths import Bits
@@ -69,7 +71,7 @@ class Context:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the model demands, or None."""
-        return next((s.batch for s in self.inputs.values() if s.batch is not None), None)
+        return fixed_batch(self.inputs.values())
 
     @property
     def first_output(self) -> str:
@@ -110,12 +112,24 @@ class Context:
             rows: samples of a batch; None: as many as suit the caches of a CPU.
         """
         size = sum(
-            int(np.prod([dim for dim in spec.shape[1:] if isinstance(dim, int)]))
+            int(np.prod([dim for dim in spec.sample if isinstance(dim, int)]))
             for spec in self.inputs.values()
         )
         rows = self.fixed_batch or rows or int(np.clip(BATCH_ELEMENTS // max(size, 1), 1, MAX_ROWS))
-        for batch, valid in dataset.padded(rows):
+        for batch, valid in dataset.calls(rows, self.fixed_batch is not None):
             yield {name: batch[name] for name in self.inputs}, valid
+
+    def samples_of(self, output: Any, valid: int) -> Any:
+        """Return an output of one call of :meth:`feeds`, an array or tensor, samples first."""
+        return per_sample(output, valid, self.fixed_batch)
+
+    def without_padding(self, value: Any, valid: int) -> Any:
+        """Return a value of one call of :meth:`feeds` without the samples that fill it up.
+
+        Only calls of a fixed batch are filled up, and only values that count its samples.
+        """
+        padded = value.ndim and len(value) == self.fixed_batch
+        return value[:valid] if padded else value
 
     def simulate(self, plan: QuantPlan) -> "Simulation":
         """Return the fake-quantized network of a plan, rounded as the file will be.
@@ -143,7 +157,8 @@ class Context:
         with torch.inference_mode():
             for feeds, valid in self.feeds(dataset):
                 output = run(feeds, outputs=[self.first_output])[self.first_output]
-                parts.append(np.asarray(output[:valid].float().cpu().numpy()))
+                samples = self.samples_of(output, valid)
+                parts.append(np.asarray(samples.float().cpu().numpy()))
         return np.concatenate(parts)
 
     @cached_property

@@ -85,13 +85,9 @@ class LayerwiseRun:
         """Yield the integer sites with weights, in graph order."""
         sites = [site for site in self.plan.sites.values() if site.weight is not None]
         sites.sort(key=lambda site: self._order[site.name])
-        for feeds, valid in self._context.feeds(self.dataset, _chunk_rows(self._context)):
-            # A model of a fixed batch reads the repeated samples of the last one too.
-            rows = None if self._context.fixed_batch else valid
-            values = {
-                name: torch.as_tensor(array[:rows] if array.ndim else array)
-                for name, array in feeds.items()
-            }
+        # A model of a fixed batch reads the repeated samples of the last one too.
+        for feeds, _ in self._context.feeds(self.dataset, _chunk_rows(self._context)):
+            values = {name: torch.as_tensor(array) for name, array in feeds.items()}
             self._store.put(self._chunks, values, self._codes.encode(self.plan, values))
             self._chunks += 1
         for k, site in enumerate(sites):

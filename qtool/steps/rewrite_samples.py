@@ -24,6 +24,7 @@ def rewrite_samples(context: Context) -> Samples:
         with torch.inference_mode():
             for feeds, valid in context.feeds(context.holdout if holdout else context.fit):
                 values = run(feeds, outputs=list(names))
-                yield {name: values[name][:valid].float().cpu().numpy() for name in names}
+                samples = {name: context.without_padding(values[name], valid) for name in names}
+                yield {name: each.float().cpu().numpy() for name, each in samples.items()}
 
     return Samples(observe, context.bits.of)

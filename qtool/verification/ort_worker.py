@@ -164,7 +164,7 @@ def time_pair(task: TimePair) -> LatencyResult:
         quantized_ms=medians["quantized"],
         speedup=medians["float"] / medians["quantized"],
         runs=runs * rounds,
-        batch=max(len(array) for array in batch.values() if array.ndim),
+        batch=task.batch,
         threads=task.threads,
     )
 
@@ -196,7 +196,7 @@ def capture(task: Capture) -> CaptureResult:
     """Save named outputs batch by batch."""
     session, dataset = _session(task.model, task.threads), task.samples.open()
     files = 0
-    for batch, _ in dataset.padded(task.rows):
+    for batch, _ in dataset.calls(task.rows, task.samples.fixed_batch is not None):
         feeds = _feeds(batch, session)
         outputs = _run(session, task.outputs, feeds, task.model)
         arrays = {f"o{k}": array for k, array in enumerate(outputs)}
@@ -212,13 +212,16 @@ def capture(task: Capture) -> CaptureResult:
 def evaluate(task: Evaluate) -> EvaluateResult:
     """Save the first output on all samples."""
     session, dataset = _session(task.model, task.threads), task.samples.open()
-    rows = task.samples.fixed_batch or task.rows or _rows(task.samples, dataset.count)
-    first, io = [session.get_outputs()[0].name], _quantized_io(session)
+    rows, io = task.rows or _rows(task.samples, dataset.count), _quantized_io(session)
+    names = [session.get_outputs()[0].name, *dataset.fed_back]
+
+    def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = _run(session, names, _feeds(batch, session), task.model)
+        return {name: io.values(name, each) for name, each in zip(names, arrays, strict=True)}
+
     saved: np.memmap | None = None
     done = 0
-    for batch, valid in dataset.padded(rows):
-        output = _run(session, first, _feeds(batch, session), task.model)[0][:valid]
-        output = io.values(first[0], output)
+    for output, valid in dataset.outputs(compute, names[0], rows, task.samples.fixed_batch):
         if saved is None:
             shape = (dataset.count, *output.shape[1:])
             saved = np.lib.format.open_memmap(task.path, "w+", output.dtype, shape)
@@ -242,7 +245,7 @@ def compare_outputs(task: CompareOutputs) -> ComparedOutputs:
     session = _session(task.float_model, task.threads)
     names = [value.name for value in session.get_outputs()]
     batches, waiting = [], 0
-    for batch, _ in dataset.padded(task.rows):
+    for batch, _ in dataset.calls(task.rows, task.samples.fixed_batch is not None):
         expected = _run(session, names, _feeds(batch, session), task.float_model)
         batches.append((batch, dict(zip(names, expected, strict=True))))
         waiting += sum(getattr(array, "nbytes", 0) for array in expected)
@@ -282,11 +285,8 @@ def _added(
 def _rows(samples: Samples, count: int) -> int:
     """Return the number of samples for one batch."""
     elements = max(
-        (
-            int(np.prod([d for d in shape[1:] if isinstance(d, int)]))
-            for _, shape, _ in samples.inputs
-        ),
-        default=1,
+        int(np.prod([d for d in spec.sample if isinstance(d, int)]))
+        for spec in samples.specs.values()
     )
     return int(min(max(BATCH_ELEMENTS // elements, 1), BATCH_ROWS, count))
 

@@ -5,7 +5,7 @@ Imports neither torch nor onnx_ir, so that the child starts fast.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -21,15 +21,17 @@ class Samples:
 
     Attributes:
         section: the data section of the recipe, as JSON.
-        inputs: (name, shape, dtype) of each input of the model, as in ``InputSpec``.
+        inputs: the values of each input's ``InputSpec``.
         indices: positions among the samples of the section.
         trust_code: allow a reader that is code to run.
+        states: folder of the states that the samples read, where they are calls of streams.
     """
 
     section: str
-    inputs: tuple[tuple[str, tuple[int | str | None, ...], str], ...]
+    inputs: tuple[tuple[Any, ...], ...]
     indices: tuple[int, ...]
     trust_code: bool = False
+    states: str | None = None
 
     @classmethod
     def of(
@@ -38,28 +40,39 @@ class Samples:
         inputs: Mapping[str, "InputSpec"],
         indices: tuple[int, ...],
         trust_code: bool,
+        states: Path | None = None,
     ) -> "Samples":
         """Describe samples of a data section; arguments as the attributes."""
         from qtool.data import DataSection
 
         text = section.model_dump_json(exclude_none=True, include=set(DataSection.model_fields))
-        specs = tuple((spec.name, spec.shape, spec.dtype) for spec in inputs.values())
-        return cls(text, specs, indices, trust_code)
+        specs = tuple(astuple(spec) for spec in inputs.values())
+        return cls(text, specs, indices, trust_code, None if states is None else str(states))
+
+    @property
+    def specs(self) -> "dict[str, InputSpec]":
+        """The model's inputs by name."""
+        from qtool.data import InputSpec
+
+        return {values[0]: InputSpec(*values) for values in self.inputs}
 
     def open(self) -> "Dataset":
         """Open the samples, in the order of ``indices``."""
-        from qtool.data import DataSection, InputSpec, open_dataset
+        from qtool.data import DataSection, open_dataset
+        from qtool.data.streams.recorded_states import with_recorded_states
 
         section = DataSection.model_validate_json(self.section)
-        inputs = {name: InputSpec(name, shape, dtype) for name, shape, dtype in self.inputs}
-        dataset = open_dataset(section, inputs, trust_code=self.trust_code)
-        return dataset.take(self.indices)
+        dataset = open_dataset(section, self.specs, trust_code=self.trust_code).take(self.indices)
+        if self.states is None:
+            return dataset
+        return with_recorded_states(dataset, self.specs, Path(self.states))
 
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the model fixes, or None."""
-        first = (shape[0] for _, shape, _ in self.inputs if shape)
-        return next((size for size in first if isinstance(size, int)), None)
+        from qtool.data.inputs import fixed_batch
+
+        return fixed_batch(self.specs.values())
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,7 @@ class TimePair(Task[LatencyResult]):
         float_model: path of the float file.
         quantized_model: path of the quantized file.
         feeds: path of an .npz file with one array for each input.
+        batch: samples in it.
         threads: of ONNX Runtime.
         big: load one session at a time, since both would not fit into memory.
     """
@@ -202,6 +216,7 @@ class TimePair(Task[LatencyResult]):
     float_model: str
     quantized_model: str
     feeds: str
+    batch: int = 1
     threads: int = 1
     big: bool = False
     result = LatencyResult
@@ -286,10 +301,15 @@ def _task(raw: dict[str, Any]) -> Task[Any]:
     kind = KINDS[raw.pop("kind")]
     if "samples" in raw:
         samples = raw["samples"]
-        inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in samples["inputs"])
+        inputs = tuple(_with_tuples(values) for values in samples["inputs"])
         raw["samples"] = Samples(
-            samples["section"], inputs, tuple(samples["indices"]), samples["trust_code"]
+            **{**samples, "inputs": inputs, "indices": tuple(samples["indices"])}
         )
     if "slices" in raw:
         raw["slices"] = [Slice(**part) for part in raw["slices"]]
     return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()})
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a value of JSON with its lists as tuples, also nested ones."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

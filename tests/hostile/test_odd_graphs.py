@@ -106,11 +106,6 @@ REFUSED = {
         model(inputs=[value("x", "N", 0)], constants={"w": np.zeros((0, 3), np.float32)}),
         3, "ONNX Runtime cannot run",
     ),
-    "scalar input alone": (
-        model(node("Mul", "w s", "z"), outputs=[value("z")], inputs=[
-            helper.make_tensor_value_info("s", TensorProto.FLOAT, [])]),
-        3, 'the input "s" is one number without a batch axis',
-    ),
     "sequence input": (model(MERGED, PRODUCT, inputs=[sequence("x")]), 3, '"x" is no tensor'),
     "text input": (
         model(inputs=[value("x", "N", kind=TensorProto.STRING)]), 3, 'the input "x" is text',

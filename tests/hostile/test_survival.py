@@ -74,13 +74,16 @@ def test_a_number_for_all_samples_is_fed(tmp_path):
         close(tmp_path, {"x": rows[:4], "s": np.array(0.5, np.float32)})
 
 
-def test_several_numbers_for_all_samples_are_refused(tmp_path):
+def test_several_numbers_for_all_samples_are_fed_one_by_one(tmp_path):
     net = Net()
     x = net.add("Mul", net.input("x", "N", 8), net.input("s"))
     net.output(net.add("Gemm", x, net.weight(8, 6), net.weight(6), out="y"))
     rows = RNG.normal(size=(32, 8)).astype(np.float32)
-    found = ptq(net.proto(), tmp_path, x=rows, s=np.linspace(0, 1, 32, dtype=np.float32))
-    assert found.exit_code == 2 and "`s` is one number for all samples" in found.output
+    found = ptq(net.proto(), tmp_path, x=rows, s=np.linspace(0.5, 1, 32, dtype=np.float32))
+    assert found.exit_code == 0, found.output
+    words = " ".join(found.output.split())
+    assert 'one by one: the input "s", one array for all samples, differs' in words
+    close(tmp_path, {"x": rows[:4], "s": np.array(0.75, np.float32)})
 
 
 def stateful():
@@ -117,14 +120,22 @@ def test_samples_that_depend_on_their_batch_are_fed_one_by_one(tmp_path):
     )
 
 
-def test_states_with_another_first_axis_are_refused(tmp_path):
+@pytest.mark.parametrize("shape", [(2, 16, 6), (16, 2, 1, 6), (2, 1, 6), (16, 1, 6)])
+def test_states_with_another_first_axis(shape, tmp_path):
+    """Along their batch axis, as whole inputs, or one for all samples; anything else is refused."""
     net = Net()
     x = net.add("Gemm", net.input("x", 1, 8), net.weight(8, 6), net.weight(6))
     state = net.add("ReduceSum", net.input("h", 2, 1, 6), net.const(np.array([0])), keepdims=0)
     net.output(net.add("Add", x, state, out="y"))
-    rows = RNG.normal(size=(16, 8)).astype(np.float32)
-    found = ptq(net.proto(), tmp_path, x=rows, h=RNG.normal(size=(16, 1, 6)).astype(np.float32))
-    assert found.exit_code == 3 and "fix different batch sizes" in found.output
+    rows, h = (RNG.normal(size=size).astype(np.float32) for size in ((16, 8), shape))
+    found = ptq(net.proto(), tmp_path, x=rows, h=h)
+    if shape == (16, 1, 6):
+        words = "`h` float32 [2, 1, 6] (batch axis 1), the samples along axis 1"
+        assert found.exit_code == 2 and words in " ".join(found.output.split())
+        return
+    assert found.exit_code == 0, found.output
+    one = h.reshape(16, 2, 1, 6)[0] if h.ndim == 4 else h[:, :1]
+    close(tmp_path, {"x": rows[:1], "h": one})
 
 
 def test_a_tree_ensemble_has_nothing_to_quantize(tmp_path):

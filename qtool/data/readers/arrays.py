@@ -9,19 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.dataset import (
-    Batch,
-    Dataset,
-    InputSpec,
-    Opening,
-    cast,
-    check_sample_shapes,
-    row_digest,
-    show_shape,
-)
+from qtool.data.batch_axes import axes_of_data
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec, cast, check_sample_shapes, loop_hint, show_shape
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Arrays
+from qtool.data.readers.array_rows import Rows, rows_of, shared_rows
 from qtool.data.readers.npz import Column, read_columns
+from qtool.data.source import Batch, Opening, row_digest
 from qtool.errors import DataError, suggest
 
 LABEL_NAMES = ("label", "labels", "y", "target")
@@ -30,17 +25,17 @@ LABEL_NAMES = ("label", "labels", "y", "target")
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Rows of arrays in one or several files.
+    """Samples in arrays of one or several files.
 
     Attributes:
-        files: for each file, model input name to array.
-        stops: for each file, the position after its last row.
+        files: for each file, model input name to its samples.
+        stops: for each file, the position after its last sample.
         specs: the model's inputs by name.
         digests: by position, computed on first use.
         opened: the values of the file read last, by file number.
     """
 
-    files: tuple[Mapping[str, Column], ...]
+    files: tuple[Mapping[str, Rows], ...]
     stops: tuple[int, ...]
     specs: Mapping[str, InputSpec]
     digests: dict[int, str] = field(default_factory=dict)
@@ -60,7 +55,7 @@ class ArraySource:
     def name(self, position: int) -> str:
         """Return a row's name for messages, such as ``f.npz[12]``."""
         number, row = self._place(position)
-        return f"{next(iter(self.files[number].values())).path.name}[{row}]"
+        return f"{next(iter(self.files[number].values())).column.path.name}[{row}]"
 
     def _place(self, position: int) -> tuple[int, int]:
         """Return the file number and the row in it."""
@@ -71,8 +66,8 @@ class ArraySource:
         """Read one file's arrays; only those of the last file stay in memory."""
         if number not in self.opened:
             self.opened.clear()
-            columns = self.files[number].items()
-            self.opened[number] = {name: column.values() for name, column in columns}
+            file = self.files[number].items()
+            self.opened[number] = {name: rows.values() for name, rows in file}
         return self.opened[number]
 
     def _rows(self, positions: Sequence[int]) -> Batch:
@@ -86,9 +81,9 @@ class ArraySource:
                 stop += 1
             rows = [row for _, row in places[start:stop]]
             for name, values in self._values(number).items():
-                one = not values.ndim  # a number for all samples of the file
+                one = self.files[number][name].count is None  # for all samples of the file
                 parts[name].append(
-                    np.repeat(values, len(rows)) if one else np.asarray(values[rows])
+                    np.repeat(values[None], len(rows), axis=0) if one else np.asarray(values[rows])
                 )
             start = stop
         return {name: self._fit(name, rows, positions) for name, rows in parts.items()}
@@ -111,8 +106,9 @@ class ArraySource:
 class ArrayReader(Reader):
     """Open saved arrays for the model's inputs.
 
-    A .npy or .npz file, or a folder of .npz files with one batch each; the first axis counts the
-    samples. Arrays feed the inputs of the same name; a sole array feeds a sole input.
+    A .npy or .npz file, or a folder of .npz files with one batch or one call each; the samples lie
+    along the batch axis of the input. Arrays feed the inputs of the same name; a sole array feeds
+    a sole input. With ``loop`` a file is a stream of calls.
     """
 
     description = "A .npy or .npz file, or a folder of .npz files; or a mapping with its path."
@@ -120,7 +116,7 @@ class ArrayReader(Reader):
     source = "path"
     short_form = True
     paths = ("path",)
-    uses = ()
+    uses = ("loop",)
     instead: ClassVar[Mapping[str, str]] = {
         "labels": "name the label array instead: `arrays: {path: ..., label: y}`",
         "classes": "labels of arrays are class numbers already: remove it",
@@ -133,27 +129,41 @@ class ArrayReader(Reader):
         options = section.reader_options(Arrays)
         files = [read_columns(path) for path in _files(Path(options.path))]
         mapping, label, notes = _match(options, files[0], inputs)
-        stops = list(accumulate(_rows_of(columns, mapping, label, inputs) for columns in files))
-        source = ArraySource(
-            tuple({name: columns[array] for name, array in mapping.items()} for columns in files),
-            tuple(stops),
-            inputs,
-        )
-        chosen, more = section.choose(stops[-1])
-        used = [source.files[k] for k in sorted({bisect_right(stops, k) for k in chosen})]
+        rows = [_rows(columns, mapping, inputs) for columns in files]
+        counts = [_count(*pair, mapping, label) for pair in zip(files, rows, strict=True)]
+        source = ArraySource(tuple(rows), tuple(accumulate(counts)), inputs)
+        chosen, more = section.choose(source.stops[-1])
+        used = [rows[k] for k in sorted({bisect_right(source.stops, k) for k in chosen})]
         for name, spec in inputs.items():
-            shapes = [(file[name].path.name, file[name].shape[1:]) for file in used]
+            shapes = [(file[name].column.path.name, file[name].sample) for file in used]
             check_sample_shapes(spec, shapes, options.path)
         labels = None if label is None else _labels([columns[label] for columns in files])[chosen]
-        names = tuple(source.name(position) for position in chosen)
         return Dataset(
-            names,
+            tuple(source.name(position) for position in chosen),
             source,
             tuple(chosen),
             labels,
             None,
             notes + _unscaled(mapping, files[0], inputs) + more,
+            starts=_starts(counts),
         )
+
+    def batch_axes(
+        self, section: Section, inputs: Mapping[str, InputSpec]
+    ) -> tuple[dict[str, InputSpec], tuple[str, ...]]:
+        """Choose batch axes by the arrays of the first file; see :class:`Reader`."""
+        options = section.reader_options(Arrays)
+        columns = read_columns(_files(Path(options.path))[0])
+        mapping = _match(options, columns, inputs)[0]
+        shapes = {name: columns[array].shape for name, array in mapping.items()}
+        return axes_of_data(shapes, inputs)
+
+
+def _starts(counts: Sequence[int]) -> tuple[int, ...]:
+    """Return the position of the first call of each stream: of each file, if any has several."""
+    if max(counts) == 1:
+        return (0,)
+    return (0, *accumulate(counts[:-1]))
 
 
 def _labels(columns: Sequence[Column]) -> np.ndarray:
@@ -164,7 +174,7 @@ def _labels(columns: Sequence[Column]) -> np.ndarray:
             f"{columns[0].path.parent}: the labels of one sample have the shapes {sorted(shapes)}; "
             "expected the same in every file"
         )
-    return np.concatenate([np.asarray(column.values()) for column in columns])
+    return np.concatenate([np.atleast_1d(np.asarray(column.values())) for column in columns])
 
 
 def _unscaled(
@@ -225,6 +235,7 @@ def _match(
         raise DataError(
             f"{options.path}: no array for the model's input {described}; found "
             f"{_listing(columns)}: set `arrays: {{path: .., inputs: {{{missing[0]}: ARRAY}}}}`"
+            f"{loop_hint(inputs[name] for name in missing)}"
         )
     for name, array in zip(missing, spare, strict=False):
         mapping[name] = array
@@ -251,42 +262,45 @@ def _check_names(
             )
 
 
-def _rows_of(
+def _rows(
+    columns: Mapping[str, Column], mapping: Mapping[str, str], inputs: Mapping[str, InputSpec]
+) -> dict[str, Rows]:
+    """Return one file's arrays as samples of the model's inputs."""
+    return shared_rows(
+        {name: rows_of(_column(columns, array), inputs[name]) for name, array in mapping.items()},
+        inputs,
+    )
+
+
+def _column(columns: Mapping[str, Column], array: str) -> Column:
+    if array not in columns:
+        path = next(iter(columns.values())).path if columns else Path()
+        raise DataError(
+            f"{path}: holds no array `{array}`; expected the same arrays as in the folder's "
+            f"first file, found {_listing(columns)}: save it again, or move it elsewhere"
+        )
+    return columns[array]
+
+
+def _count(
     columns: Mapping[str, Column],
+    rows: Mapping[str, Rows],
     mapping: Mapping[str, str],
     label: str | None,
-    inputs: Mapping[str, InputSpec],
 ) -> int:
-    """Check one file's arrays against the inputs and each other; return how many rows it has."""
-    path = next(iter(columns.values())).path if columns else Path()
-    rows: dict[str, int] = {}
-    for name, array in [*mapping.items(), *([("", label)] if label is not None else [])]:
-        column = columns.get(array)
-        if column is None:
-            raise DataError(
-                f"{path}: holds no array `{array}`; expected the same arrays as in the folder's "
-                f"first file, found {_listing(columns)}: save it again, or move it elsewhere"
-            )
-        if not column.shape and name and not inputs[name].shape:
-            cast(np.empty(0, column.dtype), inputs[name], column.name)
-            continue
-        if not column.shape:
-            raise DataError(f"{column.name}: is a single number; expected a leading sample axis")
-        if name and not inputs[name].fits(column.shape[1:]):
-            raise DataError(
-                f"{column.name}: has shape {show_shape(column.shape)}; expected that of the "
-                f"model's input {inputs[name].describe()}, the sample axis first"
-            )
-        if name:
-            cast(np.empty(0, column.dtype), inputs[name], column.name)
-        rows[array] = column.shape[0]
-    if len(set(rows.values())) != 1:
-        lengths = ", ".join(f"{array or 'the array'} {count}" for array, count in rows.items())
+    """Check that one file's arrays have the same number of samples; return it."""
+    counts = {mapping[name]: each.count for name, each in rows.items() if each.count is not None}
+    if label is not None:
+        shape = _column(columns, label).shape
+        counts[label] = shape[0] if shape else 1
+    path = next(iter(columns.values())).path
+    if len(set(counts.values())) > 1:
+        lengths = ", ".join(f"{array or 'the array'} {count}" for array, count in counts.items())
         raise DataError(
             f"{path}: the arrays have different numbers of rows ({lengths}); expected one row per "
             "sample in each"
         )
-    count = next(iter(rows.values()))
+    count = next(iter(counts.values()), 1)
     if count == 0:
         raise DataError(f"{path}: the arrays have no rows; expected at least one sample")
     return count

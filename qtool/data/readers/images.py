@@ -9,13 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from qtool.data.class_names import ordered_classes
-from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
+from qtool.data.dataset import Dataset
 from qtool.data.default_preprocess import guess
+from qtool.data.inputs import InputSpec, cast, show_shape
 from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
 from qtool.data.reader import Reader, Section
 from qtool.data.readers.decode import SUFFIXES, damaged, decode_all, default_workers
 from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
+from qtool.data.source import Batch, Opening
 from qtool.errors import DataError
 
 IMAGES = Kind("images", "image", "an image", SUFFIXES)
@@ -87,7 +89,7 @@ class ImageSource:
 
 def _remedy(spec: InputSpec, preprocess: Preprocess) -> str:
     """Return the ``preprocess`` keys that make images fit the input, for messages."""
-    dims = spec.shape[1:]
+    dims = spec.sample
     if len(dims) != 3:
         return "an image is no such input; use `arrays`"
     nchw = preprocess.layout == "nchw"

@@ -6,19 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qtool.data.dataset import (
-    LABEL,
-    Batch,
-    Dataset,
-    InputSpec,
-    Opening,
-    cast,
-    check_sample_shapes,
-    row_digest,
-    show_shape,
-)
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec, cast, check_sample_shapes, show_shape
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Python
+from qtool.data.source import LABEL, Batch, Opening, row_digest
 from qtool.errors import DataError, suggest
 from qtool.user_code import guarded, guarded_items, load_function
 
@@ -62,7 +54,7 @@ class PythonSource:
         start = 0
         while start < len(positions):
             stop = start + 1
-            while stop < len(positions) and positions[stop] > positions[stop - 1]:
+            while stop < len(positions) and positions[stop] >= positions[stop - 1]:
                 stop += 1
             remaining = iter(positions[start:stop])
             start = stop

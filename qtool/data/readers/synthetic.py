@@ -6,9 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, row_digest
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Synthetic
+from qtool.data.source import Batch, Opening, row_digest
 from qtool.errors import DataError
 
 COUNT = 64
@@ -47,7 +49,7 @@ class NoiseSource:
         return {name: self._values(spec, rng) for name, spec in self.specs.items()}
 
     def _values(self, spec: InputSpec, rng: np.random.Generator) -> np.ndarray:
-        shape, dtype = tuple(int(str(dim)) for dim in spec.shape[1:]), np.dtype(spec.dtype)
+        shape, dtype = tuple(int(str(dim)) for dim in spec.sample), np.dtype(spec.dtype)
         if dtype.kind != "f":
             return np.ones(shape, dtype)  # an index of every table, a mask that hides nothing
         noise = smooth_noise(shape, rng) if len(shape) > 2 else rng.normal(0, 1, shape)
@@ -99,7 +101,7 @@ class SyntheticReader(Reader):
         """Open the noise; see :class:`qtool.data.reader.Reader`."""
         options = section.reader_options(Synthetic)
         for spec in inputs.values():
-            if not all(isinstance(dim, int) for dim in spec.shape[1:]):
+            if not all(isinstance(dim, int) for dim in spec.sample):
                 raise DataError(
                     f"synthetic: the model's input {spec.describe()} leaves sizes open; write "
                     f"`model: {{onnx: .., input: {{{spec.name}: [N, ..]}}}}` with numbers"

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, row_digest, show_shape
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec, cast, show_shape
 from qtool.data.labels import number_labels
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import ROLES, Text
 from qtool.data.readers.table import Table, read_table
 from qtool.data.readers.vocabulary import Encoded, Encoder, load_encoder
+from qtool.data.source import Batch, Opening, row_digest
 from qtool.errors import DataError, suggest
 
 
@@ -167,7 +169,7 @@ def _roles(
 
 def _length(options: Text, roles: Mapping[str, str], inputs: Mapping[str, InputSpec]) -> int:
     """Return the tokens of every sample: the recipe's number, else that of the model's inputs."""
-    fixed = (inputs[name].shape[1] for name in roles if len(inputs[name].shape) == 2)
+    fixed = (inputs[name].sample[0] for name in roles if len(inputs[name].sample) == 1)
     model_length = next((size for size in fixed if isinstance(size, int)), None)
     length = options.length or model_length
     if length is None:

@@ -1,80 +1,114 @@
 """The wav reader: a folder of recordings, or of class folders; raw samples or log-mel."""
 
-import struct
-import warnings
+import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import gcd
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from qtool.data.class_names import ordered_classes
-from qtool.data.dataset import Batch, Dataset, InputSpec, Opening, cast, show_shape
+from qtool.data.dataset import Dataset
+from qtool.data.inputs import InputSpec, cast, loop_hint, show_shape
 from qtool.data.labels import read_labels
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import LogMel, Wav
 from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.data.readers.mel import frame_count, log_mel, samples_of, shortest
+from qtool.data.readers.wav_file import damaged, fit, read_stored, read_wav, resample
+from qtool.data.source import Batch, Opening
 from qtool.errors import DataError
 
 RECORDINGS = Kind("wav", "recording", "a recording", (".wav", ".wave"))
-UNKNOWN_SIZE = (0, 0xFFFFFFFF)
-"""The sizes that programs write into a header when they write to a pipe."""
 
 
 @dataclass(frozen=True, eq=False)
 class WavSource:
-    """Recordings that become one model input.
+    """Recordings, or chunks of them, that become one model input.
 
     Attributes:
-        paths: the files.
+        root: the folder.
+        files: names of the files, relative to root.
         spec: the model's input.
         rate: samples a second that the model takes.
         samples: how many of them each recording has.
         options: those of the recipe.
         shape: of one row of the model's input.
-        digests: by position, computed on first use.
+        starts: the position of each file's first chunk.
+        digests: of the files, computed on first use.
+        opened: the signal of the file read last, by file number.
     """
 
-    paths: tuple[Path, ...]
+    root: Path
+    files: tuple[str, ...]
     spec: InputSpec
     rate: int
     samples: int
     options: Wav
     shape: tuple[int, ...]
+    starts: tuple[int, ...]
     digests: dict[int, str] = field(default_factory=dict)
+    opened: dict[int, np.ndarray] = field(default_factory=dict)
 
     def stream(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
-        """Yield batches of at most ``size`` recordings, in order."""
+        """Yield batches of at most ``size`` recordings or chunks, in order."""
         for start in range(0, len(positions), size):
-            rows = [self._row(self.paths[k]) for k in positions[start : start + size]]
+            rows = [self._row(k) for k in positions[start : start + size]]
             yield {self.spec.name: cast(np.stack(rows), self.spec, self.options.path)}
 
     def digest(self, position: int) -> str:
-        """Return the sha256 of the file's bytes."""
-        if position not in self.digests:
-            path = self.paths[position]
+        """Return the sha256 of the file's bytes, and of a chunk's number."""
+        number, chunk = self.place(position)
+        if number not in self.digests:
+            path = self.root / self.files[number]
             try:
-                self.digests[position] = file_digest(path)
+                self.digests[number] = file_digest(path)
             except OSError as error:
-                raise _damaged(path, str(error)) from error
-        return self.digests[position]
+                raise damaged(path, str(error)) from error
+        if self.options.hop is None:
+            return self.digests[number]
+        return hashlib.sha256(f"{self.digests[number]} {chunk}".encode()).hexdigest()
 
-    def _row(self, path: Path) -> np.ndarray:
-        signal, rate = read_wav(path)
-        signal = fit(resample(signal, rate, self.rate), self.samples, self.options.align)
-        mel = self.options.log_mel
+    def place(self, position: int) -> tuple[int, int]:
+        """Return the number of the file, and that of the chunk in it."""
+        number = bisect_right(self.starts, position) - 1
+        return number, position - self.starts[number]
+
+    def name(self, position: int) -> str:
+        """Return a sample's name: the file, and the number of the chunk in it."""
+        number, chunk = self.place(position)
+        return self.files[number] + ("" if self.options.hop is None else f"[{chunk}]")
+
+    def _row(self, position: int) -> np.ndarray:
+        number, chunk = self.place(position)
+        signal, hop, mel = self._signal(number), self.options.hop, self.options.log_mel
+        if hop is None:
+            signal = fit(signal, self.samples, self.options.align)
+        else:
+            start = (chunk + 1) * hop - self.samples
+            part = signal[max(start, 0) : start + self.samples]
+            signal = fit(np.pad(part, (max(-start, 0), 0)), self.samples, "start")
         row = signal if mel is None else log_mel(signal, self.rate, mel)
         return row.astype(np.float32).reshape(self.shape)
+
+    def _signal(self, number: int) -> np.ndarray:
+        """Read a file at the model's rate; only the last one's signal stays in memory."""
+        if number not in self.opened:
+            signal, rate = read_wav(self.root / self.files[number])
+            self.opened.clear()
+            self.opened[number] = resample(signal, rate, self.rate)
+        return self.opened[number]
 
 
 class WavReader(Reader):
     """Open a folder of recordings for a model with one input.
 
     Class folders give the labels as for images; ``labels`` overrides them. Recordings are
-    resampled, and cut or padded to one length; the model gets samples or a log-mel spectrogram.
+    resampled, and cut or padded to one length, or cut into chunks (``hop``), which are the calls
+    of a stream; the model gets samples or a log-mel spectrogram.
     """
 
     description = "A folder of .wav files, or of class folders; or a mapping with its path."
@@ -82,7 +116,7 @@ class WavReader(Reader):
     source = "path"
     short_form = True
     paths = ("path",)
-    uses = ("labels", "classes")
+    uses = ("labels", "classes", "loop")
     instead: ClassVar[Mapping[str, str]] = {}
 
     def __call__(
@@ -95,136 +129,60 @@ class WavReader(Reader):
             raise DataError(
                 f"{root}: recordings feed one input, the model has {len(inputs)} "
                 f"({', '.join(inputs)}); expected one: save all inputs as .npz and use `arrays`"
+                f"{loop_hint(inputs.values())}"
             )
         (spec,) = inputs.values()
         label_file = Path(section.labels) if section.labels is not None else None
         listed, classes = list_samples(root, RECORDINGS, label_file)
-        chosen, notes = section.choose(len(listed))
-        names = tuple(listed[k] for k in chosen)
+        source, positions, notes = _source(section, spec, listed)
+        files = [source.files[source.place(position)[0]] for position in positions]
         labels: np.ndarray | None = None
         if label_file is not None:
-            labels, classes, more = read_labels(label_file, names, section.class_order)
+            labels, classes, more = read_labels(label_file, files, section.class_order)
             notes += more
         elif classes is not None:
             classes = ordered_classes(classes, section.class_order, str(root))
-            labels = folder_labels(names, classes)
-        paths = tuple(root / name for name in names)
-        rate, changes = _common_rate(paths, options)
-        samples, shape = _sizes(options, spec)
-        _check_band(options.log_mel, rate)
-        source = WavSource(paths, spec, rate, samples, options, shape)
-        length = f"recordings are cut or padded to {samples} samples, {samples / rate:.3g} s"
-        return Dataset(
-            names, source, tuple(range(len(names))), labels, classes, (*notes, *changes, length)
-        )
+            labels = folder_labels(files, classes)
+        names = tuple(source.name(position) for position in positions)
+        starts = () if options.hop is None else source.starts
+        return Dataset(names, source, positions, labels, classes, notes, starts=starts)
 
 
-def read_wav(path: Path) -> tuple[np.ndarray, int]:
-    """Read one file: 8, 16, 24 and 32 bit integers, 32 and 64 bit floats; channels are averaged.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Samples float64 [n], between -1 and 1 for integers, and how many there are a second.
-
-    Raises:
-        DataError: the file is damaged or of another kind.
-    """
-    stored, rate = _read(path)
-    if stored.dtype == np.uint8:
-        signal = (stored.astype(np.float64) - 128) / 128
-    elif stored.dtype.kind == "i":  # scipy shifts 24 bits to the top of 32
-        signal = stored.astype(np.float64) / -float(np.iinfo(stored.dtype).min)
-    else:
-        signal = stored.astype(np.float64)
-    if not np.isfinite(signal).all():
+def _source(
+    section: Section, spec: InputSpec, listed: Sequence[str]
+) -> tuple[WavSource, tuple[int, ...], tuple[str, ...]]:
+    """Return the recordings or their chunks, the positions that are chosen, and notes."""
+    options = section.reader_options(Wav)
+    root, files = Path(options.path), tuple(listed)
+    samples, shape = _sizes(options, spec)
+    if options.hop is None:  # headers of the chosen files alone are read
+        chosen, notes = section.choose(len(files))
+        files = tuple(files[k] for k in chosen)
+        rate, changes = _common_rate([root / name for name in files], options)
+        counts, positions = [1] * len(files), tuple(range(len(files)))
+        note = f"recordings are cut or padded to {samples} samples, {samples / rate:.3g} s"
+    elif options.hop > samples:
         raise DataError(
-            f"{path}: holds NaN or Inf; expected finite samples: repair or remove the file"
+            f"{root}: `wav: {{hop: {options.hop}}}` is more than the {samples} samples of a call, "
+            "so some would be left out; expected at most as many"
         )
-    return signal.mean(axis=1) if signal.ndim == 2 else signal, rate
+    else:
+        paths = [root / name for name in files]
+        rate, changes = _common_rate(paths, options)
+        counts = [_chunk_count(path, rate, options.hop) for path in paths]
+        chosen, notes = section.choose(sum(counts))
+        positions = tuple(chosen)
+        note = f"recordings are cut into calls of {samples} samples, {options.hop} of them new"
+    _check_band(options.log_mel, rate)
+    starts = (0, *accumulate(counts[:-1]))
+    source = WavSource(root, files, spec, rate, samples, options, shape, starts)
+    return source, positions, (*notes, *changes, note)
 
 
-def _read(path: Path, only_header: bool = False) -> tuple[np.ndarray, int]:
-    """Read the samples as they are stored, mapped where possible; refuse a damaged file."""
-    from scipy.io import wavfile
-
-    try:
-        _check_whole(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # unknown chunks
-            try:
-                rate, stored = wavfile.read(path, mmap=only_header)
-            except ValueError:
-                if not only_header:
-                    raise
-                rate, stored = wavfile.read(path)  # 24 bits cannot be mapped
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise _damaged(path, "it needs more memory than there is") from error
-    except Exception as error:  # scipy raises many kinds on damaged headers
-        raise _damaged(path, str(error)) from error
-    if stored.size == 0 or rate <= 0:
-        raise _damaged(path, f"{stored.size} samples at {rate} Hz")
-    return stored, int(rate)
-
-
-def _check_whole(path: Path) -> None:
-    """Refuse a file that is shorter than its header says; scipy would read the rest."""
-    with path.open("rb") as file:
-        head, size = file.read(12), path.stat().st_size
-        if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:] != b"WAVE":
-            raise _damaged(path, "it does not begin as a RIFF WAVE file")
-        order = ">I" if head[:4] == b"RIFX" else "<I"
-        header, start = head[:8], 8
-        while len(header) == 8:
-            (length,) = struct.unpack(order, header[4:])
-            if length not in UNKNOWN_SIZE and start + length > size + 1:
-                raise _damaged(path, f"{size} bytes, its header says {start + length}")
-            if header[:4] == b"data":
-                return
-            file.seek(12 if start == 8 else start + length + length % 2)
-            header, start = file.read(8), file.tell()
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(
-        f"{path}: the recording cannot be read ({what}); expected a whole .wav file of PCM or "
-        "float samples: remove or replace it"
-    )
-
-
-def resample(signal: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """Change the rate with scipy's polyphase filter; the same rate leaves the signal as it is.
-
-    Args:
-        signal: float [samples].
-        rate: its samples a second.
-        target_rate: those of the result.
-    """
-    if rate == target_rate:
-        return signal
-    from scipy.signal import resample_poly
-
-    common = gcd(rate, target_rate)
-    resampled: np.ndarray = resample_poly(signal, target_rate // common, rate // common)
-    return resampled
-
-
-def fit(signal: np.ndarray, samples: int, align: str) -> np.ndarray:
-    """Cut or pad a signal with zeros to a length.
-
-    Args:
-        signal: float [any length].
-        samples: the length of the result.
-        align: "start" or "center", the part that stays in place.
-    """
-    spare = len(signal) - samples
-    before = abs(spare) // 2 if align == "center" else 0
-    if spare >= 0:
-        return signal[before : before + samples]
-    return np.pad(signal, (before, -spare - before))
+def _chunk_count(path: Path, rate: int, hop: int) -> int:
+    """Return the number of calls that a recording is cut into."""
+    stored, own = read_stored(path, only_header=True)
+    return max(1, -(-len(stored) * rate // (own * hop)))
 
 
 def _common_rate(paths: Sequence[Path], options: Wav) -> tuple[int, tuple[str, ...]]:
@@ -232,7 +190,7 @@ def _common_rate(paths: Sequence[Path], options: Wav) -> tuple[int, tuple[str, .
     rates: dict[int, Path] = {}
     wide = resampled = 0
     for path in paths:
-        stored, rate = _read(path, only_header=True)
+        stored, rate = read_stored(path, only_header=True)
         rates.setdefault(rate, path)
         wide += stored.ndim == 2
         resampled += options.rate is not None and rate != options.rate
@@ -251,7 +209,7 @@ def _common_rate(paths: Sequence[Path], options: Wav) -> tuple[int, tuple[str, .
 
 def _sizes(options: Wav, spec: InputSpec) -> tuple[int, tuple[int, ...]]:
     """Return the samples of every recording, and the shape of one row of the model's input."""
-    dims, mel = spec.shape[1:], options.log_mel
+    dims, mel = spec.sample, options.log_mel
     axes = 1 if mel is None else 2
     wrong = f"{options.path}: the model's input is {spec.describe()}; "
     if len(dims) < axes or any(

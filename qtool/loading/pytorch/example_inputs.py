@@ -24,11 +24,13 @@ class TensorInput:
         name: of the input in the graph; if ``forward`` has a parameter of this name, of that too.
         shape: sizes, or names of dynamic dimensions; the batch comes first.
         dtype: element type as an attribute of ``torch``, such as "int64".
+        constant: the number, or nested tuples of numbers, that it always is; None: any values.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str = "float32"
+    constant: Any = None
 
 
 def sizes(inputs: Sequence[TensorInput], other: bool = False) -> dict[str, int]:
@@ -70,14 +72,16 @@ def random_tensors(
         Name of the input -> tensor.
     """
     dim_sizes = sizes(inputs, other)
-    return {
-        spec.name: random_tensor(
-            [d if isinstance(d, int) else dim_sizes[d] for d in spec.shape],
-            getattr(torch, spec.dtype),
-            torch.Generator().manual_seed(seed + k),
-        )
-        for k, spec in enumerate(inputs)
-    }
+    tensors = {}
+    for k, spec in enumerate(inputs):
+        shape = [d if isinstance(d, int) else dim_sizes[d] for d in spec.shape]
+        dtype = getattr(torch, spec.dtype)
+        if spec.constant is not None:
+            tensors[spec.name] = torch.tensor(spec.constant, dtype=dtype).expand(shape).clone()
+        else:
+            generator = torch.Generator().manual_seed(seed + k)
+            tensors[spec.name] = random_tensor(shape, dtype, generator)
+    return tensors
 
 
 def random_tensor(

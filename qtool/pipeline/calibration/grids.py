@@ -167,8 +167,9 @@ def _grids_without_data(
         done = min(done + rows, data.count)
         context.progress("calibrate", done, data.count)
 
-    rows = context.fixed_batch or BATCH
-    batches = ({n: b[n] for n in context.inputs} for b, _ in data.padded(rows))
+    fixed = context.fixed_batch
+    calls = data.calls(fixed or BATCH, fixed is not None)
+    batches = ({n: b[n] for n in context.inputs} for b, _ in calls)
     stats = collect_synthetic(context.model, observed, batches, on_batch)
     return constrain_scales(context, choose_grids(plan, stats, calibrator))
 
@@ -179,7 +180,7 @@ def _calibration_batches(
     """Yield the calibration data, as many samples at a time as fit in memory."""
     fixed = context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)
-    for batch in (b for b, _ in data.padded(rows)) if fixed else data.batches(rows):
+    for batch, _ in data.calls(rows, fixed is not None):
         yield {name: batch[name] for name in context.inputs}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from qtool.calibration.collect import Shard, collect_shard, merge_shards
 from qtool.calibration.statistics import Stats
+from qtool.data.inputs import samples_in
 from qtool.pipeline.processes.message import Worker
 from qtool.qat import distributed
 from qtool.steps.context import Context
@@ -52,13 +53,19 @@ class CalibrationShares:
 
     def shard(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Shard:
         """Return the statistics of this process's batches."""
+
+        def samples(batch: Mapping[str, np.ndarray]) -> int:
+            rows = samples_in(batch, context.inputs.values())
+            on_batch(rows)
+            return rows
+
         return collect_shard(
             context.model,
             self.observed,
             self._batches(context),
             histograms=self.histograms,
             threads=context.threads,
-            on_batch=on_batch,
+            samples=samples,
             smoothing=self.smoothing,
         )
 
@@ -71,6 +78,5 @@ class CalibrationShares:
         if not part.count:
             return
         fixed = context.fixed_batch
-        batches = (b for b, _ in part.padded(self.rows)) if fixed else part.batches(self.rows)
-        for number, batch in enumerate(batches):
+        for number, (batch, _) in enumerate(part.calls(self.rows, fixed is not None)):
             yield 1 + first + number * step, {name: batch[name] for name in context.inputs}

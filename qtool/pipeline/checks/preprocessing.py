@@ -120,7 +120,8 @@ class _Scorer:
     def hits(self, samples: Dataset) -> tuple[bool, ...]:
         """Return for each sample whether its label is the highest output."""
         guesses: list[int] = []
-        for batch, valid in samples.padded(self.context.fixed_batch or FIRST):
+        fixed = self.context.fixed_batch
+        for batch, valid in samples.calls(fixed or FIRST, fixed is not None):
             feeds = {name: batch[name] for name in self.context.inputs}
             guesses += self.session(feeds)[self.context.first_output][:valid].argmax(1).tolist()
         return tuple(bool(hit) for hit in np.array(guesses) == samples.labels)

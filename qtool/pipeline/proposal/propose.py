@@ -15,7 +15,8 @@ from qtool.data.usual_preprocess import as_yaml, in_recipe, usual_preprocess, us
 from qtool.errors import DataError
 from qtool.graph.queries import dims
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.load_model import input_specs, load_trusted
+from qtool.pipeline.inputs.specs import input_specs
+from qtool.pipeline.load_model import load_trusted
 from qtool.pipeline.proposal.data_folder import Source, data_sources
 from qtool.pipeline.proposal.trial import Trial, difference, run_trial
 from qtool.runtime.ort_session import OrtSession
@@ -65,7 +66,7 @@ def propose(model: Path, data: Path, target: str, options: RunOptions | None = N
     sources = data_sources(data)
     with temporary_cache() as cache:
         loaded = load_trusted(model, load_target(target).opset, cache, options)
-        inputs = input_specs(loaded.model, loaded.shown)
+        inputs, _ = input_specs(loaded.model, loaded.shown)
         with OrtSession(loaded.model, level="basic") as session:
             readings = []
             for number, source in enumerate(sources, 1):

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from qtool.data import DataSection, Dataset, InputSpec, open_dataset
+from qtool.data.inputs import fixed_batch
+from qtool.data.source import per_sample
 from qtool.errors import DataError, QtoolError
 from qtool.runtime.ort_session import OrtSession
 
@@ -88,12 +90,12 @@ def _outputs(session: OrtSession, inputs: Mapping[str, InputSpec], dataset: Data
     Raises:
         DataError: ONNX Runtime cannot run the model on the samples.
     """
-    fixed = next((spec.batch for spec in inputs.values() if spec.batch is not None), None)
+    fixed = fixed_batch(inputs.values())
     parts = []
-    for batch, valid in dataset.padded(fixed or ROWS):
+    for batch, valid in dataset.calls(fixed or ROWS, fixed is not None):
         feeds = {name: batch[name] for name in inputs}
         try:
-            parts.append(session(feeds)[session.names[0]][:valid])
+            parts.append(per_sample(session(feeds)[session.names[0]], valid, fixed))
         except Exception as error:  # the runtime raises one class per status
             shapes = {name: list(array.shape) for name, array in feeds.items()}
             raise DataError(f"ONNX Runtime cannot run the model on {shapes}: {error}") from error

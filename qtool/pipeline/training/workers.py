@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
+from qtool.pipeline.inputs.streams import StreamRecorder
 from qtool.pipeline.prepare import with_shared
 from qtool.pipeline.processes.message import Worker
 from qtool.qat import distributed
@@ -93,7 +94,11 @@ def start_workers(
 
 def open_section(recipe: Recipe, section: Qat, context: Context) -> Dataset:
     """Open all samples of the ``qat`` section."""
-    return open_dataset(with_shared(section, recipe), context.inputs, trust_code=context.trust_code)
+    section_with = with_shared(section, recipe)
+    dataset = open_dataset(section_with, context.inputs, trust_code=context.trust_code)
+    parts = (context.sha256,)
+    streams = StreamRecorder(context.model, context.inputs, context.cache, parts, context.progress)
+    return streams.with_states(dataset)[0]
 
 
 def build_network(

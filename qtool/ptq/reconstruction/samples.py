@@ -101,10 +101,9 @@ class BlockSamples:
 
     def _read(self, dataset: Dataset, rows: int) -> list[dict[str, T]]:
         # A model of a fixed batch reads the repeated samples of the last one too.
-        fixed = self._context.fixed_batch is not None
         return [
-            {name: torch.tensor(x if fixed else x[:valid]) for name, x in feeds.items()}
-            for feeds, valid in self._context.feeds(dataset, rows)
+            {name: torch.tensor(x) for name, x in feeds.items()}
+            for feeds, _ in self._context.feeds(dataset, rows)
         ]
 
     def enter(self, region: Region, block: Block, simulation: Simulation) -> None:

@@ -9,7 +9,9 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -45,15 +47,63 @@ def _shape(value: Any) -> Any:
                 f"found {dim!r} in a shape, expected sizes from 1, or names for dimensions of any "
                 "size: [N, 3, 32, 32]"
             )
-    if not value:
-        raise ValueError("found an empty shape, expected the batch first: [N, 3, 32, 32]")
     return tuple(value)
 
 
 Shape = Annotated[tuple[int | str, ...], BeforeValidator(_shape)]
 
 
-class TorchInput(Part):
+def _constant(value: Any) -> Any:
+    """Return numbers, also in nested lists, as numbers in nested tuples."""
+    if isinstance(value, list | tuple):
+        parts = tuple(_constant(part) for part in value)
+        lengths = {len(part) if isinstance(part, tuple) else -1 for part in parts}
+        if len(lengths) == 1:
+            return parts
+    elif isinstance(value, int | float):
+        return value
+    raise ValueError(f"found {value!r}, expected a number, or lists of numbers of equal length")
+
+
+Constant = Annotated[
+    Any, BeforeValidator(_constant), WithJsonSchema({"type": ["number", "boolean", "array"]})
+]
+
+
+class ModelInput(Part):
+    """One input of a model; its shape alone is enough: [N, 3, 32, 32]."""
+
+    shape: Shape | None = None
+    """Sizes; a name such as N for a dimension of any size. Absent: those of the file."""
+    batch_axis: Annotated[int, Field(ge=0)] | Literal["none"] | None = None
+    """The axis that counts the samples; none: one array for all samples of a call. Absent: the
+    first, unless names, sizes or the data show another."""
+    constant: Constant | None = None
+    """A number, or lists of numbers, that every call reads; the data need not have it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_is_enough(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("found an empty shape, expected the batch first: [N, 3, 32, 32]")
+        return {"shape": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _axis_exists(self) -> "ModelInput":
+        axis, shape = self.batch_axis, self.shape
+        if isinstance(axis, int) and shape is not None and axis >= len(shape):
+            raise ValueError(f"batch_axis is {axis}, but the shape has {len(shape)} axes, from 0")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _to_yaml(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        keys = {key: value for key, value in serialize(self).items() if value is not None}
+        if keys.get("dtype") == "float32":
+            del keys["dtype"]
+        return keys["shape"] if set(keys) == {"shape"} else keys
+
+
+class TorchInput(ModelInput):
     """One input of a torch network; its shape alone is enough: [N, 3, 32, 32]."""
 
     shape: Shape
@@ -61,24 +111,14 @@ class TorchInput(Part):
     dtype: Dtype = "float32"
     """The element type."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _shape_is_enough(cls, value: Any) -> Any:
-        return {"shape": value} if isinstance(value, list | tuple) else value
-
-    @model_serializer
-    def _to_yaml(self) -> Any:
-        shape = list(self.shape)
-        return shape if self.dtype == "float32" else {"shape": shape, "dtype": self.dtype}
-
 
 class OnnxModel(Part):
-    """An ONNX file and the sizes of dimensions that it leaves open."""
+    """An ONNX file, and what it does not say of its inputs: sizes, batch axes, constants."""
 
     onnx: Annotated[Path, Field(strict=False)]
     """The float ONNX file."""
-    input: dict[str, Shape] = Field(default_factory=dict)
-    """Input to its shape, the batch first; a name such as N for a dimension of any size."""
+    input: dict[str, ModelInput] = Field(default_factory=dict)
+    """Input to its shape, or {shape: .., batch_axis: .., constant: ..}."""
 
 
 class TorchModel(Part):

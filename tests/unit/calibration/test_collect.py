@@ -133,10 +133,16 @@ def test_no_data_is_an_error(model):
         collect(model, ("x", "a"), [], histograms=True)
 
 
-def test_progress_counts_samples(model):
-    seen: list[int] = []
-    collect(model, ("a",), batches(images(7), 3), histograms=False, on_batch=seen.append)
-    assert seen == [3, 3, 1]
+def test_the_samples_of_a_batch_are_counted_as_the_caller_says(model):
+    data = images(6)
+
+    def extremes(count):
+        stats = collect(
+            model, ("x",), batches(data, 3), histograms=False, samples=lambda batch: count
+        )
+        return stats["x"].extremes
+
+    assert (extremes(1).samples, extremes(3).samples) == (2, 6)
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)

@@ -42,7 +42,7 @@ def test_batches_hold_every_sample_once_in_order(count, size):
 @given(count=st.integers(1, 30), size=st.integers(1, 12))
 def test_padded_batches_are_full_and_trim_to_the_same(count, size):
     data = rows(count, labels=range(count))
-    pairs = list(data.padded(size))
+    pairs = list(data.calls(size, full=True))
     assert all(len(batch["x"]) == len(batch["label"]) == size for batch, _ in pairs)
     trimmed = np.concatenate([batch["x"][:valid] for batch, valid in pairs])
     np.testing.assert_array_equal(trimmed, range(count))

@@ -10,7 +10,7 @@ from scipy.io import wavfile
 
 from qtool.data import DataSection, InputSpec, LogMel, open_dataset
 from qtool.data.readers.mel import frame_count, log_mel, mel_filters, samples_of, shortest
-from qtool.data.readers.wav import fit, read_wav, resample
+from qtool.data.readers.wav_file import fit, read_wav, resample
 from qtool.errors import DataError
 
 RATE = 8000
