@@ -300,22 +300,15 @@ class Evaluator:
         rows = batch_size(context.model, observed_values(context.model, plan), len(chosen))
         rows = context.fixed_batch or (1 if plan.dynamic else rows)
         if plan.dynamic:
-            record.notes.append(
-                "grids computed at run time cover a whole batch, so outputs depend on what is in "
-                f"it; the file was evaluated at batch {rows}"
-            )
-        data, parts, done = self.prepared.evaluation.dataset.take(chosen), [], 0
+            why = "grids computed at run time cover a whole batch: outputs depend on what is in it"
+            record.notes.append(f"{why}; the file was evaluated at batch {rows}")
+        data, parts, fixed = self.prepared.evaluation.dataset.take(chosen), [], context.fixed_batch
         names = [context.first_output, *data.fed_back]
-
-        def compute(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            outputs = simulation({name: batch[name] for name in context.inputs}, names)
-            return {name: array.cpu().numpy() for name, array in outputs.items()}
-
+        compute = simulation.computing(context.inputs, names)
         with one_thread() if rows == 1 else nullcontext():
-            for output, valid in data.outputs(compute, names[0], rows, context.fixed_batch):
+            for output, _ in data.outputs(compute, names[0], rows, fixed):
                 parts.append(output)
-                done += valid
-                context.progress("simulate", done, len(chosen))
+                context.progress("simulate", sum(map(len, parts)), len(chosen))
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
         return np.concatenate(parts)

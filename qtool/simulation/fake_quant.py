@@ -1,6 +1,6 @@
 """Fake quantization on torch: the network with every value rounded to its grid, in floats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,17 @@ class Simulation:
         """
         with torch.inference_mode():
             return self.executor(feeds, self.observe, outputs, self.raw)
+
+    def computing(
+        self, inputs: Iterable[str], outputs: Sequence[str]
+    ) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
+        """Return a function that computes some outputs as arrays, from batches by input name."""
+
+        def compute(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            tensors = self({name: batch[name] for name in inputs}, outputs)
+            return {name: np.asarray(tensor.cpu().numpy()) for name, tensor in tensors.items()}
+
+        return compute
 
     def observe(self, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
         """Return a value as the quantized network's readers see it.
