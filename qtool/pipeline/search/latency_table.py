@@ -87,7 +87,7 @@ def _made(folder: Path) -> Path:
 
 def _feeds(context: Context) -> dict[str, np.ndarray]:
     """Return one calibration sample, or as many as the model's batch size."""
-    batch, _ = next(iter(context.calibration.take([0]).padded(context.fixed_batch or 1)))
+    batch, _ = next(iter(context.calibration.take([0]).calls(context.fixed_batch or 1, full=True)))
     return {name: batch[name] for name in context.inputs}
 
 

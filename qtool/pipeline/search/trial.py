@@ -150,7 +150,9 @@ class TrialRunner:
             return None
         feeds, profile = self.folder / "trial_feeds.npz", self.folder / "trial_profile"
         context = self.prepared.context
-        batch, _ = next(iter(context.calibration.take([0]).padded(context.fixed_batch or 1)))
+        batch, _ = next(
+            iter(context.calibration.take([0]).calls(context.fixed_batch or 1, full=True))
+        )
         np.savez(feeds, **{name: batch[name] for name in context.inputs})  # type: ignore[arg-type]
         profile.mkdir(exist_ok=True)
         threads = self.prepared.options.threads or 1
