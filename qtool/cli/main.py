@@ -16,6 +16,7 @@ from qtool.cli.qat import qat
 from qtool.cli.report import report
 from qtool.cli.schema import schema
 from qtool.cli.sensitivity import sensitivity
+from qtool.cli.sweep import sweep
 from qtool.cli.verify import verify
 from qtool.version import __version__
 
@@ -37,6 +38,7 @@ app.command("init", short_help="Write a recipe for a model and its data.")(init)
 app.command("check", short_help="Show what a recipe would do.")(check)
 app.command("inspect", short_help="Describe a model, or the file of a run.")(inspect)
 app.command("sensitivity", short_help="Measure what each layer costs.")(sensitivity)
+app.command("sweep", short_help="Run a recipe with several values, and compare.")(sweep)
 app.command("verify", short_help="Compare any quantized file with its float model.")(verify)
 app.command("list", short_help="List what a recipe can name.")(list_)
 app.command("schema", short_help="Print the recipe's JSON schema.")(schema)

@@ -1,0 +1,47 @@
+"""``qtool sweep``: run a recipe with several values of some keys, and compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool.cli.console import options
+from qtool.cli.console.exits import exit_codes, print_result
+from qtool.cli.console.progress import show_progress
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to vary.")],
+    over: Annotated[
+        list[str],
+        typer.Option("--over", metavar="KEY=A,B", help="Values of a key; several: all pairs."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the run folders go."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")
+    ] = 1,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    trust_code: options.TrustCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run a recipe with several values of some keys; finished runs are not run again."""
+    with exit_codes(json):
+        from qtool.pipeline.context import RunOptions
+        from qtool.pipeline.search.sweep import run_sweep, variants_of
+
+        variants = variants_of(over)
+        folder = out or Path("runs") / f"{recipe.stem}-sweep"
+        with show_progress(quiet) as progress:
+            run_options = RunOptions(
+                seed=seed, threads=threads, trust_code=trust_code, progress=progress
+            )
+            reports = run_sweep(recipe, variants, folder, run_options, jobs)
+        from qtool.cli.report import terminal_text
+        from qtool.report.render import render
+
+        print_result(render(reports, "json") if json else terminal_text(reports))
