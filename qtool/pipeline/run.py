@@ -57,7 +57,7 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
-    return _shared(_without_default_steps(recipe), out, options or RunOptions(), train=True)
+    return _shared(_with_training_defaults(recipe), out, options or RunOptions(), train=True)
 
 
 def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report | None:
@@ -76,9 +76,16 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
         return None
 
 
-def _without_default_steps(recipe: Recipe) -> Recipe:
-    """Return the recipe with no post-training step unless it names one: training repairs too."""
-    return recipe if recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
+def _with_training_defaults(recipe: Recipe) -> Recipe:
+    """Return the recipe without default steps where training does not start from their codes.
+
+    Steps that the recipe names run in any case.
+    """
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+
+    section = recipe.qat
+    repairs = section is not None and QAT_QUANTIZERS[section.quantizer.name].starts_from_codes
+    return recipe if repairs or recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
 
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
@@ -86,8 +93,8 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         recipe, search = resolve_search(recipe, cache, options, scratch)
         prepared = prepare(recipe, cache, options)
         recipe, context = prepared.recipe, prepared.context
-        training = (NamedStep("qat", Training(prepared)),) if train else ()
         float_model = rewritten(prepared)
+        training = (NamedStep("qat", Training.open(prepared)),) if train else ()
 
         def announce(plan: QuantPlan) -> None:
             if not train:  # training shows its own time

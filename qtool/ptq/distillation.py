@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import UnsupportedError
+from qtool.qat import distributed
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import float_teacher
 from qtool.qat.quantizers.lsq import LSQ
@@ -63,9 +64,14 @@ class Distillation:
             context: the ``fit`` samples are learned from, ``holdout`` chooses the epoch.
 
         Raises:
-            UnsupportedError: the plan has grids that cannot be trained.
+            UnsupportedError: the plan has grids that cannot be trained, or several processes run.
         """
         _check(plan)
+        if distributed.count() > 1:
+            raise UnsupportedError(
+                f"ptq: distillation trains in one process, found {distributed.count()}; run the "
+                "command without torchrun, or leave the step out"
+            )
         # Labels, where the samples have them, are not read.
         data, validation = (replace(part, labels=None) for part in context.parts)
         torch.manual_seed(context.seed)

@@ -166,7 +166,7 @@ class Recipe(_Part):
         BeforeValidator(_expand_preset),
     ] = None
     """Post-training steps in order, a preset (fast, best, int8), or auto, which chooses them; [] is
-    plain rounding. Absent: fast under `qtool ptq` where layers have integer weights of fewer than 8
+    plain rounding. Absent: fast where layers have integer weights of fewer than 8
     bits, else none."""
     qat: Qat | None = None
     """The training data of `qtool qat` and its settings; other commands ignore it."""

@@ -47,32 +47,52 @@ class Training:
 
     Attributes:
         prepared: recipe, model and data of the run.
+        section: the recipe's ``qat``.
+        train_data: samples to learn from.
+        validation: samples that choose the best epoch.
+        notes: about the samples, for the report.
     """
 
     prepared: Prepared
+    section: Qat
+    train_data: Dataset
+    validation: Dataset
+    notes: tuple[str, ...] = ()
     needs: ClassVar[frozenset[str]] = frozenset()
     guarded: ClassVar[bool] = False  # its validation samples choose the best epoch, 0 among them
 
-    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
-        """Return the plan with learned grids, codes and biases.
+    @classmethod
+    def open(cls, prepared: Prepared) -> "Training":
+        """Open the training data and check it against the network, before any other work.
+
+        Args:
+            prepared: its graph is rewritten.
 
         Raises:
-            QtoolError: the data cannot train this network, or the plan cannot be trained.
+            QtoolError: there is no ``qat`` section, or the data cannot train this network.
         """
-        recipe = self.prepared.recipe
+        recipe, context = prepared.recipe, prepared.context
         section = recipe.qat
         if section is None:
             raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
         data = open_section(recipe, section, context)
         notes = [f"qat: {note}" for note in data.notes]
-        evaluation = self.prepared.evaluation.dataset
+        evaluation = prepared.evaluation.dataset
         data, dropped = disjoint(recipe, section, data, evaluation, "training")
-        _check_data(self.prepared, section, data)
+        _check_data(prepared, section, data)
         train_data, validation = train_validation_split(recipe, section, data, context.seed)
-        _check_batch(self.prepared, section, train_data)
-        run = _TrainingRun(self.prepared, section, plan, train_data, validation)
+        _check_batch(prepared, section, train_data)
+        return cls(prepared, section, train_data, validation, (*notes, *dropped))
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the plan with learned grids, codes and biases.
+
+        Raises:
+            QtoolError: the plan cannot be trained.
+        """
+        run = _TrainingRun(self.prepared, self.section, plan, self.train_data, self.validation)
         result = run.train()
-        return StepResult(result.plan, (*notes, *dropped, *result.notes), training=result.training)
+        return StepResult(result.plan, (*self.notes, *result.notes), training=result.training)
 
 
 def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:

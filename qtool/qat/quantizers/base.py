@@ -5,7 +5,7 @@ tensor, or all tensors that share one grid, while the network trains.
 """
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -75,6 +75,10 @@ class WeightModule(GridModule, Protocol):
 
 class QatQuantizer(Protocol):
     """An entry of QAT_QUANTIZERS: a frozen dataclass whose fields are the method's options."""
+
+    starts_from_codes: ClassVar[bool]
+    """Weights start at the plan's codes and scales, so that repairing the plan first helps; False
+    for methods that compute a grid of their own from the float weights."""
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights.

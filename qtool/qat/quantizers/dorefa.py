@@ -1,5 +1,7 @@
 """DoReFa: weights pass tanh and are rounded to an even number of levels."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
@@ -24,6 +26,8 @@ class DoReFa:
         channel (or tensor), fitted to the weights that training starts from, which a trained
         network expects; the paper trains from scratch with none.
     """
+
+    starts_from_codes: ClassVar[bool] = False
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -32,6 +33,8 @@ class EWGS:
     _: KW_ONLY
     delta: float = Field(default=0.01, ge=0)
     gradient_scale: float = Field(default=1.0, gt=0)
+
+    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

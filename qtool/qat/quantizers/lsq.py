@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class LSQ:
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
+
+    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

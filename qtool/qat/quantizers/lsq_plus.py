@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -33,6 +34,8 @@ class LSQPlus:
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
+
+    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -27,6 +28,8 @@ class PACT:
     Source: Choi et al. 2018, "PACT", sec. 3, arXiv:1805.06085. Departure: alpha starts from the
         calibrated range instead of 10.
     """
+
+    starts_from_codes: ClassVar[bool] = False
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -1,5 +1,7 @@
 """SAT: DoReFa's weights at constant variance, PACT with the whole gradient of its level."""
 
+from typing import ClassVar
+
 import torch
 from pydantic.dataclasses import dataclass
 
@@ -26,6 +28,8 @@ class SAT:
         sec. 3 and 4, arXiv:1912.10207. Departures: the paper trains from scratch and aims at a
         variance of 1 / n_out; alpha starts from the calibrated range.
     """
+
+    starts_from_codes: ClassVar[bool] = False
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -1,7 +1,7 @@
 """STE: gradients pass a rounding as if it were the identity."""
 
 from dataclasses import KW_ONLY
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +37,8 @@ class STE:
     _: KW_ONLY
     ranges: Literal["fixed", "ema"] = "fixed"
     momentum: float = Field(default=0.01, gt=0, le=1)
+
+    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

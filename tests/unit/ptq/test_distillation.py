@@ -86,3 +86,10 @@ def test_grids_that_cannot_be_trained_are_refused(tmp_path):
         UnsupportedError, match=r"distillation cannot train .*expected bits\.scheme"
     ):
         STEP(replace(plan, grids=grids), context)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    plan, context = setup("residual", tmp_path)
+    monkeypatch.setattr(distillation.distributed, "count", lambda: 2)
+    with pytest.raises(UnsupportedError, match="found 2; run the command without torchrun"):
+        STEP(plan, context)

@@ -1,0 +1,26 @@
+"""Training starts from the repaired plan where its quantizer starts from the plan's codes."""
+
+import pytest
+
+from qtool.pipeline.run import _with_training_defaults
+from qtool.qat.quantizers import QAT_QUANTIZERS
+from qtool.recipe.loader import recipe_from_keywords
+
+
+def recipe(folder, quantizer, **parts):
+    data = {"model": "net.onnx", "calibrate": {"images": "a"}, **parts}
+    data["qat"] = {"images": "b", "quantizer": quantizer}
+    return recipe_from_keywords(data, "here", folder, files=False)
+
+
+@pytest.mark.parametrize("name", QAT_QUANTIZERS)
+def test_default_steps_come_before_training_from_the_plans_codes(name, tmp_path):
+    ptq = _with_training_defaults(recipe(tmp_path, name)).ptq
+    # None: the default steps are added once the widths and the samples are read.
+    assert ptq == (None if QAT_QUANTIZERS[name].starts_from_codes else ())
+    assert QAT_QUANTIZERS[name].starts_from_codes == (name not in ("dorefa", "pact", "sat"))
+
+
+def test_steps_that_the_recipe_names_run_in_any_case(tmp_path):
+    named = recipe(tmp_path, "pact", ptq=["gptq"])
+    assert [step.name for step in _with_training_defaults(named).ptq] == ["gptq"]
