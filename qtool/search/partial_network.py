@@ -15,6 +15,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.runtime.executor import Executor, Observe
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
+from qtool.steps.layerwise import rounded_value
 
 Part = Literal["weights", "activations", "both"]
 """The part of a site that is quantized."""
@@ -154,7 +155,7 @@ class PartialNetwork:
         def observe(value: ir.Value, tensor: Any) -> Any:
             is_own = value.name in own
             rounded = part in ("activations", "both") if is_own else part in ("weights", "both")
-            return self._simulation.observe(value, tensor) if rounded else tensor
+            return rounded_value(self._simulation, value, tensor) if rounded else tensor
 
         return observe
 

@@ -120,7 +120,7 @@ class LayerwiseRun:
                 x_float, x_quantized = select(k, x_float), select(k, x_quantized)
             # A value that float ops read too is stored as it was before rounding.
             if value is not None and not self._codes.are_rounded(self.plan, name):
-                x_quantized = _rounded(simulation, value, x_quantized)
+                x_quantized = rounded_value(simulation, value, x_quantized)
             yield x_float, x_quantized
 
     def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -184,7 +184,7 @@ class LayerwiseRun:
                 return tensor
             if name in self._raw_names:
                 raw[name] = tensor
-            return _rounded(simulation, value, tensor)
+            return rounded_value(simulation, value, tensor)
 
         feeds = self._codes.decode(stored)
         values = simulation.executor(feeds, observe, names, simulation.raw)
@@ -208,7 +208,7 @@ class LayerwiseRun:
         return list(names)
 
 
-def _rounded(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+def rounded_value(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
     """Return a value as readers in the quantized network see it; activations without copies."""
     params = simulation.plan.params(value.name or "")
     if params is None or value.is_initializer() or not has_byte_codes(params, tensor):
