@@ -62,6 +62,12 @@ class Brecq:
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
+    name: ClassVar[str] = "brecq"
+
+    @property
+    def drop_probability(self) -> float:
+        """The probability that an element of an activation stays unrounded in an iteration."""
+        return 0.0
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with new codes, scales, steps and biases.
@@ -74,12 +80,12 @@ class Brecq:
             return StepResult(plan, ("no activation has fewer than 8 bits: nothing changed",))
         schedule = Schedule(self.iterations, self.lr, self.scale_lr, self.regularization)
         return Reconstruction(
-            name="brecq",
+            name=self.name,
             whole=True,
             rounding=self.rounding,
             warm=self.warm_start,
             steps=True,
-            drop=0.0,
+            drop=self.drop_probability,
             weighting=self.weighting,
             samples=self.samples,
             batch=self.batch,
