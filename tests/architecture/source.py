@@ -22,7 +22,7 @@ FLOORS = {  # imports go downwards only; a room is a package, or a module at the
     11: "pipeline",
     10: "recipe",
     9: "search diagnosis",
-    8: "ptq pruning",
+    8: "ptq",
     7: "qat verification steps",
     6: "simulation",
     5: "annotation emitters",
