@@ -38,16 +38,21 @@ def box_decode_reasons(nodes: Sequence[ir.Node]) -> dict[str, str]:
     reasons = {}
     for node in nodes:
         weight = constant(node.inputs[1]) if node.op_type in WEIGHTED_OPS else None
-        if weight is None or weight.dtype.kind != "f":
+        if weight is None or weight.dtype.kind != "f" or not _is_fixed(weight):
             continue
         producer = _computing(node.inputs[0])
         if producer is None or producer.op_type in WEIGHTED_OPS:
             continue
         if producer.op_type == "Softmax" and _outputs(node, weight) == 1:
             reasons[name_of(node)] = "it computes the mean of a distribution, which decodes boxes"
-        elif weight.size <= MAX_FIXED and np.array_equal(2 * weight, np.round(2 * weight)):
+        elif weight.size <= MAX_FIXED:
             reasons[name_of(node)] = "its weights are fixed numbers, which decode boxes"
     return reasons
+
+
+def _is_fixed(weight: np.ndarray) -> bool:
+    """Return whether all weights are multiples of 1/2; zeros alone decode nothing."""
+    return bool(weight.any()) and np.array_equal(2 * weight, np.round(2 * weight))
 
 
 def _computing(value: ir.Value | None) -> ir.Node | None:

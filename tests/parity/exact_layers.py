@@ -85,7 +85,7 @@ class Case:
                 if self.convs:
                     nodes.append(self._conv(out, end, sizes[1], 1, constants))
                     continue
-                constants[f"{out}_w"] = np.ones((sizes[-1], 1), np.float32)
+                constants[f"{out}_w"] = np.full((sizes[-1], 1), 0.3, np.float32)
                 nodes.append(helper.make_node("MatMul", [out, f"{out}_w"], [end], f"{out}_mm"))
         model = ir.from_proto(self._proto(nodes, outputs, constants))
         assign_node_names(model)
