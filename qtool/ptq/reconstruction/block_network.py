@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from qtool.graph.queries import by_name, captured, constant, is_constant
+from qtool.graph.queries import by_name, constant, is_constant
 from qtool.ptq.reconstruction.activations import Drop, LearnedActivation
-from qtool.ptq.reconstruction.blocks import Block
+from qtool.ptq.reconstruction.blocks import Block, values_between
 from qtool.ptq.reconstruction.rounding import LearnedWeight
 from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.freeze import freeze
@@ -254,21 +254,3 @@ class BlockNetwork(nn.Module):
             if activation.log_ratio.requires_grad:
                 grids[grid] = activation.freeze()
         return QuantPlan(grids=grids, codes=codes, weight_overrides=values)
-
-
-def values_between(values: Mapping[str, ir.Value], block: Block) -> frozenset[str]:
-    """Return the names of a block's entry and of all values computed behind it up to its exit.
-
-    The exit is not among them. Without an entry, all values that the exit is computed from.
-    """
-    inside: set[str] = set()
-    stack = [values[block.exit].producer()]
-    while stack:
-        node = stack.pop()
-        for value in (*node.inputs, *captured(node)) if node is not None else ():
-            if value is None or value.name in inside or is_constant(value):
-                continue
-            inside.add(value.name or "")
-            if value.name != block.entry:
-                stack.append(value.producer())
-    return frozenset(inside)

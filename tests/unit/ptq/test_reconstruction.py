@@ -2,12 +2,13 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from contexts import calibrated
-from models import BUILDERS, cpu, run
+from models import BUILDERS, auxiliary_output, cpu, run
 
 from qtool.emitters import emit_qdq
 from qtool.ptq import PTQ_STEPS, AdaRound, Brecq, Gptq, QDrop
@@ -125,6 +126,38 @@ def test_finished_blocks_are_not_learned_again(tmp_path, monkeypatch):
     _, other = setup("residual", tmp_path / "whole")
     monkeypatch.setattr(loop, "learn_block", original)
     assert plan_digest(Brecq(**SHORT)(plan, other).plan) == plan_digest(result.plan)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        AdaRound(iterations=5),
+        Brecq(**SHORT, weighting="fisher"),
+        Brecq(**SHORT, weighting="least_squares"),
+    ],
+)
+def test_blocks_in_front_of_another_output_are_learned_too(step, tmp_path):
+    plan, context = calibrated(auxiliary_output(), FOUR, folder=tmp_path)
+    result = step(plan, context)
+    assert [row.block for row in result.rows] == ["Conv0", "Conv2", "Conv3", "Conv5"]
+    assert np.isfinite([row.after for row in result.rows]).all()
+
+
+def test_files_of_finished_blocks_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("qtool.steps.value_store.MEMORY_LIMIT", 0)
+    plan, context = setup("residual", tmp_path)
+    simulation = Simulation(context.model, freeze(context.model, plan))
+    counts = []
+    with BlockSamples(context, 48, 16) as samples:
+        folder = Path(samples._folder.name)
+        for region in find_regions(context.model.graph, plan):
+            for block in region.blocks:
+                samples.enter(region, block, simulation)
+                samples.weights(batch.target for batch in samples.each(samples.fit))
+            samples.leave(region, simulation)
+            counts.append(len(list(folder.rglob("*.bin"))))
+    # The first region has no entry to store.
+    assert 0 < counts[0] < counts[1] == counts[2]
 
 
 def test_the_report_has_the_rows_also_of_a_cached_step(tmp_path):
