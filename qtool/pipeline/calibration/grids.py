@@ -71,6 +71,7 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             repr(context.target),
             repr((plan.sites, plan.grid_of, plan.weight_only)),
             context.placement,
+            str(context.seed),  # chooses the samples that are held out
         )
         return context.cache.cached(
             record,

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from qtool.calibration import MinMax
 from qtool.data.spool import spool_batches
 from qtool.errors import DataError, RecipeError
+from qtool.ptq import PTQ_STEPS
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan_archive import load_plan_archive, plan_digest, save_plan_archive
 from qtool.steps.guard import NamedStep, apply_steps, check_needs
@@ -89,6 +90,12 @@ def test_a_need_that_is_not_met_is_refused():
     needy = type("Needy", (AddToBias,), {"needs": frozenset({"labels"})})(0.0)
     with pytest.raises(RecipeError, match="ptq: needy needs labels"):
         check_needs((NamedStep("needy", needy),), frozenset({"bias"}))
+
+
+def test_steps_that_read_samples_need_them():
+    """Noise stands in for samples where none are given; no step may fit to it."""
+    without = {name for name, step in PTQ_STEPS.items() if "samples" not in step.needs}
+    assert without == {"analytic_bias_correction"}
 
 
 def test_a_plan_survives_its_archive_and_its_digest_says_what_changed(run, tmp_path):
