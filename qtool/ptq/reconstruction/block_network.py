@@ -122,7 +122,7 @@ class BlockNetwork(nn.Module):
         self.activations: dict[str, LearnedActivation] = {}
         self._rounded: dict[str, LearnedActivation] = {}
         values = by_name(model.graph)
-        self._add_activations(values, values_between(values, block))
+        self._add_activations(values, block)
         uses = Counter(name for s in plan.sites.values() for name in (s.weight, s.bias) if name)
         for site in block.sites:
             own = [name for name in (site.weight, site.bias) if name and uses[name] == 1]
@@ -134,8 +134,9 @@ class BlockNetwork(nn.Module):
             for key, module in enumerate(modules.values()):
                 self.add_module(f"{type(module).__name__}{key}", module)
 
-    def _add_activations(self, values: Mapping[str, ir.Value], inside: frozenset[str]) -> None:
+    def _add_activations(self, values: Mapping[str, ir.Value], block: Block) -> None:
         """Add a module for each per-tensor grid; grids that others share have a fixed step."""
+        inside = values_between(values, block)
         rounded: dict[str, list[str]] = {}
         for name, grid in self._plan.grid_of.items():
             value = values.get(name)
@@ -217,6 +218,12 @@ class BlockNetwork(nn.Module):
     def learns(self) -> bool:
         """Return whether there is anything to learn."""
         return bool(self.roundings()) or bool(self.scales_and_biases())
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether no parameter and no scale is NaN or infinite: learning may diverge."""
+        scales = [part.scale for part in (*self.weights.values(), *self.activations.values())]
+        return all(bool(torch.isfinite(part).all()) for part in (*self.parameters(), *scales))
 
     def roundings(self) -> list[LearnedWeight]:
         """Return the weights whose rounding learns."""

@@ -70,7 +70,7 @@ class BlockSamples:
             rows: samples of a batch; a model's own batch size comes first.
         """
         self._context = context
-        self._float = Executor(context.model, context.device)
+        self._float = Executor(context.model)
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
         # What every block of a region is computed from; the ends of the current block, and weights.
         self._region_store, self._block_store = self._new_store(), self._new_store()

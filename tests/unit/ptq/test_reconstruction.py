@@ -66,6 +66,20 @@ def test_a_block_that_gets_worse_is_left_as_it_was(tmp_path):
     assert plan_digest(result.plan) == plan_digest(plan)
 
 
+def test_a_block_whose_learning_diverges_is_left_as_it_was(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    result = Brecq(iterations=5, lr=1e30, scale_lr=1e6)(plan, context)
+    assert result.rows and all(row.before == row.after for row in result.rows)
+    assert plan_digest(result.plan) == plan_digest(plan)
+
+
+def test_blocks_are_learned_on_the_cpu(tmp_path):
+    plan, context = setup("residual", tmp_path / "a")
+    other = replace(setup("residual", tmp_path / "b")[1], device="cuda")
+    step = Brecq(**SHORT, weighting="fisher")
+    assert plan_digest(step(plan, other).plan) == plan_digest(step(plan, context).plan)
+
+
 def test_adaround_rounds_to_neighbours_and_changes_nothing_else(tmp_path):
     plan, context = setup("residual", tmp_path)
     result = AdaRound(iterations=150, lr=0.1, regularization=1e-4)(plan, context)
