@@ -12,7 +12,7 @@ from torch import nn
 
 from qtool.graph.queries import by_name, constant, is_constant
 from qtool.ptq.reconstruction.activations import Drop, LearnedActivation
-from qtool.ptq.reconstruction.blocks import Block, values_between
+from qtool.ptq.reconstruction.blocks import Block, is_read_outside, values_between
 from qtool.ptq.reconstruction.rounding import LearnedWeight
 from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.freeze import freeze
@@ -135,8 +135,9 @@ class BlockNetwork(nn.Module):
                 self.add_module(f"{type(module).__name__}{key}", module)
 
     def _add_activations(self, values: Mapping[str, ir.Value], block: Block) -> None:
-        """Add a module for each per-tensor grid; grids that others share have a fixed step."""
+        """Add a module for each per-tensor grid; grids that others read have a fixed step."""
         inside = values_between(values, block)
+        shared = is_read_outside(values, block)
         rounded: dict[str, list[str]] = {}
         for name, grid in self._plan.grid_of.items():
             value = values.get(name)
@@ -153,7 +154,8 @@ class BlockNetwork(nn.Module):
             if isinstance(params, Codebook) or not isinstance(spec.granularity, PerTensor):
                 continue
             free = self._learned.steps and spec.bits < 8 and spec.scale_kind == "float"
-            module = LearnedActivation(params, self._learned.drop, free and within == names)
+            own = within == names and not (shared and block.entry in within)
+            module = LearnedActivation(params, self._learned.drop, free and own)
             self.activations[grid] = module
             self._rounded |= dict.fromkeys(within, module)
 

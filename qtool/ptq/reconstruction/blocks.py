@@ -107,6 +107,15 @@ def values_between(values: Mapping[str, ir.Value], block: Block) -> frozenset[st
     return frozenset(inside)
 
 
+def is_read_outside(values: Mapping[str, ir.Value], block: Block) -> bool:
+    """Return whether a node that does not compute the block's exit reads its entry too."""
+    if block.entry is None:
+        return False
+    inside = {block.exit, *values_between(values, block)} - {block.entry}
+    readers = (node for node, _ in values[block.entry].uses())
+    return any(inside.isdisjoint(out.name for out in node.outputs) for node in readers)
+
+
 def has_narrow_activations(graph: ir.Graph, plan: QuantPlan) -> bool:
     """Return whether a computed value or an input of the graph has fewer than 8 bits.
 

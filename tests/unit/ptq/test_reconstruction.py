@@ -80,6 +80,18 @@ def test_blocks_are_learned_on_the_cpu(tmp_path):
     assert plan_digest(step(plan, other).plan) == plan_digest(step(plan, context).plan)
 
 
+def test_the_step_of_an_entry_that_others_read_is_fixed():
+    plan, context = calibrated(auxiliary_output(), FOUR)
+    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0))
+    regions = find_regions(context.model.graph, plan, whole=False)
+    learns = {}
+    for block in (block for region in regions for block in region.blocks):
+        network = BlockNetwork(context.model, plan, block, learned)
+        grid = plan.grid_of[block.sites[0].inputs[0]]
+        learns[block.name] = network.activations[grid].log_ratio.requires_grad
+    assert learns == {"Conv0": True, "Conv2": False, "Conv3": False, "Conv5": True}
+
+
 def test_adaround_rounds_to_neighbours_and_changes_nothing_else(tmp_path):
     plan, context = setup("residual", tmp_path)
     result = AdaRound(iterations=150, lr=0.1, regularization=1e-4)(plan, context)
