@@ -224,7 +224,8 @@ class BlockNetwork(nn.Module):
     @property
     def is_finite(self) -> bool:
         """Return whether no parameter and no scale is NaN or infinite: learning may diverge."""
-        scales = [part.scale for part in (*self.weights.values(), *self.activations.values())]
+        scales = [weight.scale for weight in self.weights.values()]
+        scales += [activation.scale for activation in self.activations.values()]
         return all(bool(torch.isfinite(part).all()) for part in (*self.parameters(), *scales))
 
     def roundings(self) -> list[LearnedWeight]:
