@@ -11,7 +11,6 @@ from qtool.graph.queries import attribute, constant, dims, is_constant, rank
 from qtool.rewrites.rewrite import IsInteger, Samples
 from qtool.rewrites.scaling.equalize import replace_array
 
-
 # A channel whose range is a smaller share of its largest magnitude keeps its values: its zero point
 # would be in the thousands, and so would be the shift of all other channels towards the mean.
 VARIES = 1e-3
