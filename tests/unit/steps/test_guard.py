@@ -63,6 +63,13 @@ def test_a_step_that_helps_is_kept_and_one_that_does_not_is_rolled_back(run):
     assert notes["bad"].endswith("no better: rolled back")
 
 
+def test_a_step_that_changes_nothing_is_not_called_worse(run):
+    plan, context = run
+    (row,) = apply_steps((NamedStep("none", AddToBias(0.0)),), plan, context).rows
+    assert not row.kept and row.before == row.after
+    assert context.cache.done[-1].notes == ["shift 0.0", "it changes nothing"]
+
+
 def test_a_result_is_computed_once_for_one_plan_and_one_set_of_options(run):
     plan, context = run
     for key in ("a", "a", "b"):
