@@ -358,6 +358,15 @@ def two_convs(weight=None, bias=None, middle=None) -> Net:
     return net.output(net.conv(x, 8, 4, out="y"))
 
 
+def auxiliary_output() -> Net:
+    """Return a network whose first output is computed, and read by nothing, before the second."""
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 8))
+    net.output(net.conv(x, 8, 4, out="y"))
+    x = net.add("Relu", net.conv(x, 8, 8))
+    return net.output(net.conv(x, 8, 2, out="z"))
+
+
 def graph_context(model, target=None, bits=None, dataset=None, threads=1) -> Context:
     """A context for a graph that was never a file; without ``dataset`` nothing can calibrate."""
     folder = Path(tempfile.mkdtemp())

@@ -1,13 +1,16 @@
 """Calibrate without data: noise, at every BatchNorm rescaled to the statistics that it states."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from qtool.calibration.class_scores import ClassScores, has_class_scores
 from qtool.calibration.collect import constants, with_normals
 from qtool.calibration.estimators.batchnorm import channel_normals
+from qtool.calibration.extremes import SMOOTHING
 from qtool.calibration.statistics import Stats, summarize
 from qtool.data import Dataset, Synthetic
 from qtool.errors import RecipeError
@@ -49,6 +52,7 @@ def collect_synthetic(
     names: tuple[str, ...],
     batches: Iterable[Mapping[str, np.ndarray]],
     on_batch: Callable[[int], None] = lambda rows: None,
+    smoothing: float = SMOOTHING,
 ) -> dict[str, Stats]:
     """Return statistics of the named values on noise, with every BatchNorm at its own statistics.
 
@@ -70,13 +74,14 @@ def collect_synthetic(
         names: values to observe.
         batches: input name -> noise.
         on_batch: called with the number of samples after each batch.
+        smoothing: averaging constant of moving averages.
     """
     import torch
 
     from qtool.runtime.executor import Executor
 
     values = by_name(model.graph)
-    observer = _Observer(constants(values, names))
+    observer = _Observer(constants(values, names), smoothing)
     observed = [name for name in names if values[name].const_value is None]
     run = Executor(model)
     with torch.inference_mode():
@@ -91,8 +96,8 @@ def collect_synthetic(
 class _Observer:
     """Rescale values behind a BatchNorm, and add up the statistics of the observed ones."""
 
-    def __init__(self, stats: dict[str, Stats]) -> None:
-        self.stats = stats
+    def __init__(self, stats: dict[str, Stats], smoothing: float) -> None:
+        self.stats, self._smoothing = stats, smoothing
         self._observed: frozenset[str] = frozenset()
         self._number = self._rows = 0
 
@@ -106,7 +111,10 @@ class _Observer:
         if (norm := value.meta.get("batchnorm")) is not None:
             tensor = _rescaled(tensor, *norm)
         if (name := value.name or "") in self._observed:
-            part = summarize(tensor.numpy(), True, self._number, self._rows)
+            array = tensor.numpy()
+            part = summarize(array, True, self._number, self._rows, self._smoothing)
+            if value.producer() is not None and has_class_scores(value):
+                part = replace(part, scores=ClassScores.of(array))
             self.stats[name] = self.stats[name] + part
         return tensor
 

@@ -41,9 +41,9 @@ class ChannelAffineCompensation:
         and an add behind each block.
     """
 
-    limit: float = Field(default=2.0, gt=1)
+    limit: float = Field(default=2.0, gt=1, allow_inf_nan=False)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -76,7 +76,7 @@ class HighBiasAbsorption:
     sigmas: Annotated[float, Field(gt=0)] = 3.0
     padded: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -42,7 +42,7 @@ class RidgeCompensation:
     damping: float = Field(default=0.01, gt=0, le=1)
     samples: int = Field(default=256, ge=1)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:

@@ -86,7 +86,9 @@ def guarded(
             record.notes += result.notes
             return result, None
         result = _cached(named, plan, context, record)
-        before, after = context.loss(plan), context.loss(result.plan)
+        before = context.loss(plan)
+        unchanged = plan_digest(result.plan) == plan_digest(plan)
+        after = before if unchanged else context.loss(result.plan)
         selected = after < before
         row = PtqStep(
             step=named.name,
@@ -96,7 +98,8 @@ def guarded(
             seconds=round(time.perf_counter() - start, 3),
             metrics=dict(result.metrics) or None,
         )
-        record.notes += [*result.notes, _verdict(row, context.holdout.count)]
+        verdict = "it changes nothing" if unchanged else _verdict(row, context.holdout.count)
+        record.notes += [*result.notes, verdict]
         return (result if selected else replace(result, plan=plan)), row
 
 

@@ -1,7 +1,7 @@
 """Store the values alive at a cut of the graph, for several networks side by side."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,7 @@ class ValueStore:
             for values in networks
         )
         self._bytes[chunk] = size if fits else 0
-        for values in replaced:
-            for value in values.values():
-                if isinstance(value, _OnDisk):
-                    value.path.unlink()
+        _remove_files(replaced)
 
     def get(self, chunk: int, names: Collection[str] | None = None) -> tuple[Values, ...]:
         """Return the values of each network, in the order of :meth:`put`.
@@ -76,7 +73,9 @@ class ValueStore:
         )
 
     def clear(self) -> None:
-        """Drop all values; the files go with their folder."""
+        """Drop all values and their files."""
+        for networks in self._values.values():
+            _remove_files(networks)
         self._values.clear()
         self._bytes.clear()
 
@@ -89,3 +88,10 @@ class ValueStore:
         array = tensor.cpu().contiguous().numpy()
         array.tofile(path)
         return _OnDisk(path, array.dtype, array.shape)
+
+
+def _remove_files(networks: Iterable[Mapping[str, torch.Tensor | _OnDisk]]) -> None:
+    for values in networks:
+        for value in values.values():
+            if isinstance(value, _OnDisk):
+                value.path.unlink()

@@ -54,6 +54,17 @@ def test_weights_take_the_ranges_of_an_estimator(recipe, tmp_path):
         assert wide.shape == narrow.shape and np.mean(narrow / wide) < 0.95
 
 
+def test_another_seed_calibrates_again(recipe, tmp_path):
+    """The seed chooses the samples that ranges are not estimated from."""
+    automatic = {**recipe, "calibrate": {**recipe["calibrate"], "method": "auto"}}
+    for words in ((), ("--seed", "1", "--out", tmp_path / "0" / "run")):
+        done = ptq(tmp_path / str(len(words)), automatic, *words)
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / "0" / "run" / "report.json").read_text())
+        (stage,) = (stage for stage in report["stages"] if stage["name"] == "calibrate")
+        assert not stage.get("cached")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -71,6 +71,7 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             repr(context.target),
             repr((plan.sites, plan.grid_of, plan.weight_only)),
             context.placement,
+            str(context.seed),  # chooses the samples that are held out
         )
         return context.cache.cached(
             record,
@@ -170,7 +171,8 @@ def _grids_without_data(
     fixed = context.fixed_batch
     calls = data.calls(fixed or BATCH, fixed is not None)
     batches = ({n: b[n] for n in context.inputs} for b, _ in calls)
-    stats = collect_synthetic(context.model, observed, batches, on_batch)
+    smoothing = calibrator.smoothing
+    stats = collect_synthetic(context.model, observed, batches, on_batch, smoothing)
     return constrain_scales(context, choose_grids(plan, stats, calibrator))
 
 

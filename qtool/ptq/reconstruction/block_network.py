@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from qtool.graph.queries import by_name, captured, constant, is_constant
+from qtool.graph.queries import by_name, constant, is_constant
 from qtool.ptq.reconstruction.activations import Drop, LearnedActivation
-from qtool.ptq.reconstruction.blocks import Block
+from qtool.ptq.reconstruction.blocks import Block, is_read_outside, values_between
 from qtool.ptq.reconstruction.rounding import LearnedWeight
 from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.freeze import freeze
@@ -122,7 +122,7 @@ class BlockNetwork(nn.Module):
         self.activations: dict[str, LearnedActivation] = {}
         self._rounded: dict[str, LearnedActivation] = {}
         values = by_name(model.graph)
-        self._add_activations(values, values_between(values, block))
+        self._add_activations(values, block)
         uses = Counter(name for s in plan.sites.values() for name in (s.weight, s.bias) if name)
         for site in block.sites:
             own = [name for name in (site.weight, site.bias) if name and uses[name] == 1]
@@ -134,8 +134,10 @@ class BlockNetwork(nn.Module):
             for key, module in enumerate(modules.values()):
                 self.add_module(f"{type(module).__name__}{key}", module)
 
-    def _add_activations(self, values: Mapping[str, ir.Value], inside: frozenset[str]) -> None:
-        """Add a module for each per-tensor grid; grids that others share have a fixed step."""
+    def _add_activations(self, values: Mapping[str, ir.Value], block: Block) -> None:
+        """Add a module for each per-tensor grid; grids that others read have a fixed step."""
+        inside = values_between(values, block)
+        shared = is_read_outside(values, block)
         rounded: dict[str, list[str]] = {}
         for name, grid in self._plan.grid_of.items():
             value = values.get(name)
@@ -152,7 +154,8 @@ class BlockNetwork(nn.Module):
             if isinstance(params, Codebook) or not isinstance(spec.granularity, PerTensor):
                 continue
             free = self._learned.steps and spec.bits < 8 and spec.scale_kind == "float"
-            module = LearnedActivation(params, self._learned.drop, free and within == names)
+            own = within == names and not (shared and block.entry in within)
+            module = LearnedActivation(params, self._learned.drop, free and own)
             self.activations[grid] = module
             self._rounded |= dict.fromkeys(within, module)
 
@@ -218,6 +221,13 @@ class BlockNetwork(nn.Module):
         """Return whether there is anything to learn."""
         return bool(self.roundings()) or bool(self.scales_and_biases())
 
+    @property
+    def is_finite(self) -> bool:
+        """Return whether no parameter and no scale is NaN or infinite: learning may diverge."""
+        scales = [weight.scale for weight in self.weights.values()]
+        scales += [activation.scale for activation in self.activations.values()]
+        return all(bool(torch.isfinite(part).all()) for part in (*self.parameters(), *scales))
+
     def roundings(self) -> list[LearnedWeight]:
         """Return the weights whose rounding learns."""
         return [weight for weight in self.weights.values() if weight.v.requires_grad]
@@ -254,21 +264,3 @@ class BlockNetwork(nn.Module):
             if activation.log_ratio.requires_grad:
                 grids[grid] = activation.freeze()
         return QuantPlan(grids=grids, codes=codes, weight_overrides=values)
-
-
-def values_between(values: Mapping[str, ir.Value], block: Block) -> frozenset[str]:
-    """Return the names of a block's entry and of all values computed behind it up to its exit.
-
-    The exit is not among them. Without an entry, all values that the exit is computed from.
-    """
-    inside: set[str] = set()
-    stack = [values[block.exit].producer()]
-    while stack:
-        node = stack.pop()
-        for value in (*node.inputs, *captured(node)) if node is not None else ():
-            if value is None or value.name in inside or is_constant(value):
-                continue
-            inside.add(value.name or "")
-            if value.name != block.entry:
-                stack.append(value.producer())
-    return frozenset(inside)

@@ -1,6 +1,6 @@
 """Find the blocks of a network that are reconstructed one after the other."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,19 +72,48 @@ def find_regions(graph: ir.Graph, plan: QuantPlan, whole: bool = True) -> tuple[
 
     Source: Li et al. 2021, "BRECQ", sec. 3.2 (blocks), arXiv:2102.05426.
     """
-    segments = list(_segments(graph, plan))
+    segments, values = list(_segments(graph, plan)), by_name(graph)
     regions: list[Region] = []
     entry: str | None = None
     for group in _groups(segments) if whole else ([segment] for segment in segments):
         sites = tuple(site for segment in group for site in segment.sites)
         exit_name = group[-1].exit.name or ""
-        # Layers in front of further outputs of the graph do not all reach the first one.
-        one_exit = group[-1] is not segments[-1] or len(graph.outputs) == 1
+        block = Block(sites, entry, exit_name)
+        # A layer in front of another output of the graph need not reach the exit.
+        inside = {exit_name, *values_between(values, block)}
+        one_exit = all(site.output in inside for site in sites)
         together = (whole or len(sites) == 1) and one_exit and len(sites) <= MAX_LAYERS
-        blocks = [Block(sites, entry, exit_name)] if together else _layers(sites)
+        blocks = [block] if together else _layers(sites)
         regions.append(Region(entry, exit_name, tuple(blocks)))
         entry = exit_name
     return tuple(regions)
+
+
+def values_between(values: Mapping[str, ir.Value], block: Block) -> frozenset[str]:
+    """Return the names of a block's entry and of all values computed behind it up to its exit.
+
+    The exit is not among them. Without an entry, all values that the exit is computed from.
+    """
+    inside: set[str] = set()
+    stack = [values[block.exit].producer()]
+    while stack:
+        node = stack.pop()
+        for value in (*node.inputs, *captured(node)) if node is not None else ():
+            if value is None or value.name in inside or is_constant(value):
+                continue
+            inside.add(value.name or "")
+            if value.name != block.entry:
+                stack.append(value.producer())
+    return frozenset(inside)
+
+
+def is_read_outside(values: Mapping[str, ir.Value], block: Block) -> bool:
+    """Return whether a node that does not compute the block's exit reads its entry too."""
+    if block.entry is None:
+        return False
+    inside = {block.exit, *values_between(values, block)} - {block.entry}
+    readers = (node for node, _ in values[block.entry].uses())
+    return any(inside.isdisjoint(out.name for out in node.outputs) for node in readers)
 
 
 def has_narrow_activations(graph: ir.Graph, plan: QuantPlan) -> bool:

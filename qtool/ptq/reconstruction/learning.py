@@ -118,7 +118,7 @@ def within_time(
 ) -> Schedule:
     """Return the schedule with as many iterations as the time allows, from a measured step.
 
-    The number is rounded down to 1, 1.5, 2, 3, 4, 6, 8, 12, ..., so that runs on one machine
+    The number is rounded down to 1, 2, 3, 4, 6, 8, 12, ..., so that runs on one machine
     seldom differ.
 
     Args:

@@ -1,4 +1,4 @@
-"""The one loop of AdaRound, BRECQ and QDrop: block after block, each behind a guard."""
+"""The one loop of AdaRound, BRECQ and QDrop: block after block, each behind a guard, on the CPU."""
 
 import math
 import time
@@ -163,6 +163,8 @@ class _Run:
             weight = self._weight(before)
             network, order = make(), random_order(samples.fit, context.seed)
             learn_block(network, samples.batch, order, schedule, weight)
+            if not network.is_finite:
+                return QuantPlan().note("diverged")
             return network.changes().note(f"{schedule.iterations} iterations")
 
         parts = (
@@ -191,7 +193,7 @@ class _Run:
         if weighting is None or samples.at_output:
             return lambda k: None
         gradients = output_gradients(
-            Executor(context.model, context.device),
+            Executor(context.model),
             context.first_output,
             simulation,
             samples.each(samples.fit),

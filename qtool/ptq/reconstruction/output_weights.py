@@ -41,7 +41,10 @@ def output_gradients(
         distance = _distance(
             network({**batch.inputs, exit_name: z}, None, [output])[output], target
         )
-        (gradient,) = torch.autograd.grad(distance, z)
+        # A block in front of another output of the network has no gradient of the first one.
+        gradient = torch.zeros_like(z)
+        if distance.requires_grad:
+            (gradient,) = torch.autograd.grad(distance, z)
         yield gradient, z.detach() - batch.target
 
 

@@ -70,10 +70,11 @@ class BlockSamples:
             rows: samples of a batch; a model's own batch size comes first.
         """
         self._context = context
-        self._float = Executor(context.model, context.device)
+        self._float = Executor(context.model)
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
-        # What every block of a region is computed from, and the ends of the current block.
+        # What every block of a region is computed from; the ends of the current block, and weights.
         self._region_store, self._block_store = self._new_store(), self._new_store()
+        self._weight_store = self._new_store()
         self.count = min(count, context.fit.count)
         order = np.random.default_rng(context.seed).permutation(self.count)
         fit = context.fit.take([int(k) * context.fit.count // self.count for k in order])
@@ -115,7 +116,9 @@ class BlockSamples:
             simulation: of the quantized network, for what lies between the two entries.
         """
         self._block = block
-        store = self._new_store()
+        self._block_store.clear()
+        self._weight_store.clear()
+        store = self._block_store
         with torch.no_grad():
             for k, inputs in enumerate(self._inputs):
                 entries = self._region_store.get(k)
@@ -124,7 +127,6 @@ class BlockSamples:
                 if block.entry is not None and block.entry != region.entry:
                     entries = self._values(k, block.entry, simulation)
                 store.put(k, {**entries[0], block.exit: target}, entries[1])
-        self._block_store = store
 
     def batch(self, k: int) -> Batch:
         """Return batch ``k`` of the block that was entered last."""
@@ -147,11 +149,9 @@ class BlockSamples:
             region: the next one in the order of the graph.
             simulation: of the quantized network with the region's learned blocks.
         """
-        store = self._new_store()
         with torch.no_grad():
             for k in range(len(self._inputs)):
-                store.put(k, *self._values(k, region.exit, simulation))
-        self._region_store = store
+                self._region_store.put(k, *self._values(k, region.exit, simulation))
 
     def _values(self, k: int, name: str, simulation: Simulation) -> tuple[dict, dict]:
         """Return a value behind the region's entry in both networks, by name, for one batch."""
@@ -187,7 +187,7 @@ class BlockSamples:
         Args:
             weights: one for each batch of ``fit``, in order.
         """
-        store, total = self._new_store(), 0.0
+        store, total = self._weight_store, 0.0
         for k, weight in zip(self.fit, weights, strict=True):
             store.put(k, {"weight": weight})
             total += float(weight.double().mean())

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.decomposed.match import close, scalar, scalar_operand, source
+from qtool.rewrites.decomposed.match import close, keeps_shape, scalar, scalar_operand, source
 from qtool.rewrites.rewrite import IsInteger
 
 
@@ -22,7 +22,9 @@ def compose_sigmoid(model: ir.Model, is_integer: IsInteger) -> int:
             continue
         y = add_node(node, "Sigmoid", [x], name=f"{node.name}/sigmoid")
         numerator = node.inputs[0] if node.op_type == "Div" else None
-        if numerator is not None and not close(scalar(numerator), 1.0):
+        # A numerator of 1 may widen the result.
+        one = numerator is None or (close(scalar(numerator), 1.0) and keeps_shape(x, numerator))
+        if numerator is not None and not one:
             y = add_node(node, "Mul", [numerator, y], name=f"{node.name}/product")
         replace_value(node.outputs[0], y)
         drop(node)

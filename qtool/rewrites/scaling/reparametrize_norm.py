@@ -11,6 +11,10 @@ from qtool.graph.queries import attribute, constant, dims, is_constant, rank
 from qtool.rewrites.rewrite import IsInteger, Samples
 from qtool.rewrites.scaling.equalize import replace_array
 
+# A channel whose range is a smaller share of its largest magnitude keeps its values: its zero point
+# would be in the thousands, and so would be the shift of all other channels towards the mean.
+VARIES = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class _Block:
@@ -55,15 +59,15 @@ def reparametrize_norm(model: ir.Model, is_integer: IsInteger, samples: Samples)
 def common_grid(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return r1 = s / s' and s r2 = s (z - z'), [channels]; x' = (x + s r2) / r1.
 
-    With s = (high - low) / L and z = -low / s the number of steps L cancels. A channel that does
-    not vary keeps its values.
+    With s = (high - low) / L and z = -low / s the number of steps L cancels. A channel that hardly
+    varies keeps its values.
 
     Args:
         low: smallest value of each channel.
         high: largest value of each channel.
     """
     width = high - low
-    alive = width > 0
+    alive = width > VARIES * np.maximum(np.abs(low), np.abs(high))
     if not alive.any():
         return np.ones_like(width), np.zeros_like(width)
     safe = np.where(alive, width, 1.0)

@@ -64,6 +64,16 @@ def test_every_channel_has_the_mean_and_deviation_of_its_batchnorm():
     assert values["n"].meta["batchnorm"][0].tolist() == BETA.tolist()
 
 
+def test_statistics_have_what_the_estimators_of_real_samples_read():
+    net = network()
+    model = folded(net.output(net.add("Flatten", "p", out="scores")))
+    batches = list(noise().take(range(40)).batches(16))
+    stats = collect_synthetic(model, ("p", "scores"), batches)
+    assert stats["scores"].scores.rows.shape == (40, 4) and not len(stats["p"].scores.rows)
+    other = collect_synthetic(model, ("p",), batches, smoothing=0.5)
+    assert other["p"].extremes.recent != stats["p"].extremes.recent
+
+
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_statistics_do_not_depend_on_the_scale_of_the_noise(scale):
     model = folded(network())

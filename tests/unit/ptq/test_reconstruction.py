@@ -2,12 +2,13 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from contexts import calibrated
-from models import BUILDERS, cpu, run
+from models import BUILDERS, auxiliary_output, cpu, run
 
 from qtool.emitters import emit_qdq
 from qtool.ptq import PTQ_STEPS, AdaRound, Brecq, Gptq, QDrop
@@ -63,6 +64,32 @@ def test_a_block_that_gets_worse_is_left_as_it_was(tmp_path):
     result = Brecq(iterations=5, lr=50.0, scale_lr=3.0)(plan, context)
     assert result.metrics["blocks"] == 0 and not any(row.kept for row in result.rows)
     assert plan_digest(result.plan) == plan_digest(plan)
+
+
+def test_a_block_whose_learning_diverges_is_left_as_it_was(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    result = Brecq(iterations=5, lr=1e30, scale_lr=1e6)(plan, context)
+    assert result.rows and all(row.before == row.after for row in result.rows)
+    assert plan_digest(result.plan) == plan_digest(plan)
+
+
+def test_blocks_are_learned_on_the_cpu(tmp_path):
+    plan, context = setup("residual", tmp_path / "a")
+    other = replace(setup("residual", tmp_path / "b")[1], device="cuda")
+    step = Brecq(**SHORT, weighting="fisher")
+    assert plan_digest(step(plan, other).plan) == plan_digest(step(plan, context).plan)
+
+
+def test_the_step_of_an_entry_that_others_read_is_fixed():
+    plan, context = calibrated(auxiliary_output(), FOUR)
+    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0))
+    regions = find_regions(context.model.graph, plan, whole=False)
+    learns = {}
+    for block in (block for region in regions for block in region.blocks):
+        network = BlockNetwork(context.model, plan, block, learned)
+        grid = plan.grid_of[block.sites[0].inputs[0]]
+        learns[block.name] = network.activations[grid].log_ratio.requires_grad
+    assert learns == {"Conv0": True, "Conv2": False, "Conv3": False, "Conv5": True}
 
 
 def test_adaround_rounds_to_neighbours_and_changes_nothing_else(tmp_path):
@@ -125,6 +152,38 @@ def test_finished_blocks_are_not_learned_again(tmp_path, monkeypatch):
     _, other = setup("residual", tmp_path / "whole")
     monkeypatch.setattr(loop, "learn_block", original)
     assert plan_digest(Brecq(**SHORT)(plan, other).plan) == plan_digest(result.plan)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        AdaRound(iterations=5),
+        Brecq(**SHORT, weighting="fisher"),
+        Brecq(**SHORT, weighting="least_squares"),
+    ],
+)
+def test_blocks_in_front_of_another_output_are_learned_too(step, tmp_path):
+    plan, context = calibrated(auxiliary_output(), FOUR, folder=tmp_path)
+    result = step(plan, context)
+    assert [row.block for row in result.rows] == ["Conv0", "Conv2", "Conv3", "Conv5"]
+    assert np.isfinite([row.after for row in result.rows]).all()
+
+
+def test_files_of_finished_blocks_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("qtool.steps.value_store.MEMORY_LIMIT", 0)
+    plan, context = setup("residual", tmp_path)
+    simulation = Simulation(context.model, freeze(context.model, plan))
+    counts = []
+    with BlockSamples(context, 48, 16) as samples:
+        folder = Path(samples._folder.name)
+        for region in find_regions(context.model.graph, plan):
+            for block in region.blocks:
+                samples.enter(region, block, simulation)
+                samples.weights(batch.target for batch in samples.each(samples.fit))
+            samples.leave(region, simulation)
+            counts.append(len(list(folder.rglob("*.bin"))))
+    # The first region has no entry to store.
+    assert 0 < counts[0] < counts[1] == counts[2]
 
 
 def test_the_report_has_the_rows_also_of_a_cached_step(tmp_path):

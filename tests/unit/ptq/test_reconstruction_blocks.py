@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from contexts import calibrated
-from models import BUILDERS, Net
+from models import BUILDERS, Net, auxiliary_output
 
 from qtool.graph.queries import by_name
-from qtool.ptq.reconstruction.block_network import values_between
-from qtool.ptq.reconstruction.blocks import MAX_LAYERS, find_regions
+from qtool.ptq.reconstruction.blocks import MAX_LAYERS, find_regions, values_between
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
 
@@ -95,6 +94,16 @@ def test_layers_in_front_of_several_outputs_are_single():
     net.output(first)
     plan, context = calibrated(net.output(second), FOUR)
     assert layers(find_regions(context.model.graph, plan))[-1] == [1, 1, 1]
+
+
+def test_a_layer_in_front_of_an_early_output_is_a_block_of_its_own():
+    plan, context = calibrated(auxiliary_output(), FOUR)
+    for whole in (True, False):
+        blocks = [b for r in find_regions(context.model.graph, plan, whole) for b in r.blocks]
+        values = by_name(context.model.graph)
+        for block in blocks:
+            inside = {block.exit, *values_between(values, block)}
+            assert all(site.output in inside for site in block.sites)
 
 
 def test_names_and_unknown_sizes():

@@ -178,6 +178,15 @@ def test_sigmoid_from_the_exponential(negation, form):
     assert count == 1 and ops(model) == ["Conv", "Sigmoid", *product, "Relu"]
 
 
+def test_a_numerator_that_widens_the_result_stays():
+    net, x = net_of()
+    total = net.add("Add", net.add("Exp", net.add("Neg", x)), net.const(np.float32(1)))
+    one = net.const(np.ones((1, 1, 1, 1, 1), np.float32))
+    y = net.add("Relu", net.add("Div", one, total), out="y")
+    model, count = changed(net.output(y), "compose_sigmoid")
+    assert count == 1 and ops(model) == ["Conv", "Sigmoid", "Mul", "Relu"]
+
+
 def test_another_denominator_is_no_sigmoid():
     net, x = net_of()
     total = net.add("Add", net.add("Exp", net.add("Neg", x)), net.const(np.float32(2)))

@@ -11,9 +11,13 @@ from qtool.rewrites.rewrite import Samples
 from qtool.rewrites.scaling.reparametrize_norm import common_grid, reparametrize_norm
 
 
-def test_known_answer():
-    """Ranges [-1, 1] and [0, 6]: scales 2 and 6 of mean 4, zero points 1/2 and 0 of mean 1/4."""
-    factor, shift = common_grid(np.array([-1.0, 0.0, 3.0]), np.array([1.0, 6.0, 3.0]))
+@pytest.mark.parametrize("width", [0, 1e-6])
+def test_known_answer(width):
+    """Ranges [-1, 1] and [0, 6]: scales 2 and 6 of mean 4, zero points 1/2 and 0 of mean 1/4.
+
+    A channel that hardly varies keeps its values: its zero point is no number to go towards.
+    """
+    factor, shift = common_grid(np.array([-1.0, 0.0, 3.0]), np.array([1.0, 6.0, 3.0 + width]))
     assert factor.tolist() == [0.5, 1.5, 1.0]
     assert shift.tolist() == [0.5, -1.5, 0.0]
     ends = [(np.array(x) + shift[:2]) / factor[:2] for x in ([-1.0, 0.0], [1.0, 6.0])]

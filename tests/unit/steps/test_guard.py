@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from qtool.calibration import MinMax
 from qtool.data.spool import spool_batches
 from qtool.errors import DataError, RecipeError
+from qtool.ptq import PTQ_STEPS
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan_archive import load_plan_archive, plan_digest, save_plan_archive
 from qtool.steps.guard import NamedStep, apply_steps, check_needs
@@ -62,6 +63,13 @@ def test_a_step_that_helps_is_kept_and_one_that_does_not_is_rolled_back(run):
     assert notes["bad"].endswith("no better: rolled back")
 
 
+def test_a_step_that_changes_nothing_is_not_called_worse(run):
+    plan, context = run
+    (row,) = apply_steps((NamedStep("none", AddToBias(0.0)),), plan, context).rows
+    assert not row.kept and row.before == row.after
+    assert context.cache.done[-1].notes == ["shift 0.0", "it changes nothing"]
+
+
 def test_a_result_is_computed_once_for_one_plan_and_one_set_of_options(run):
     plan, context = run
     for key in ("a", "a", "b"):
@@ -89,6 +97,12 @@ def test_a_need_that_is_not_met_is_refused():
     needy = type("Needy", (AddToBias,), {"needs": frozenset({"labels"})})(0.0)
     with pytest.raises(RecipeError, match="ptq: needy needs labels"):
         check_needs((NamedStep("needy", needy),), frozenset({"bias"}))
+
+
+def test_steps_that_read_samples_need_them():
+    """Noise stands in for samples where none are given; no step may fit to it."""
+    without = {name for name, step in PTQ_STEPS.items() if "samples" not in step.needs}
+    assert without == {"analytic_bias_correction"}
 
 
 def test_a_plan_survives_its_archive_and_its_digest_says_what_changed(run, tmp_path):
