@@ -30,10 +30,14 @@ def _log_ratio(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(p) - np.log(q))
 
 
+def are_probabilities(rows: np.ndarray) -> bool:
+    """Return whether rows [N, C] hold no negative number and sum to 1."""
+    return bool(rows.min() >= -1e-6 and np.allclose(rows.sum(1), 1, atol=1e-3))
+
+
 def _probabilities(scores: np.ndarray) -> np.ndarray:
     """Return rows that sum to 1: the softmax, unless they do already."""
-    sums = scores.sum(1)
-    if scores.min() >= -1e-6 and np.allclose(sums, 1, atol=1e-3):
+    if are_probabilities(scores):
         return np.clip(scores, 0, None)
     raised = np.exp(scores - scores.max(1, keepdims=True))
     return np.asarray(raised / raised.sum(1, keepdims=True))

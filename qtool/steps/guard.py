@@ -100,7 +100,10 @@ def guarded(
         )
         verdict = "it changes nothing" if unchanged else _verdict(row, context.holdout.count)
         record.notes += [*result.notes, verdict]
-        return (result if selected else replace(result, plan=plan)), row
+        if not selected:  # its blocks are not in the plan either
+            rows = tuple(row.model_copy(update={"kept": False}) for row in result.rows)
+            result = replace(result, plan=plan, rows=rows)
+        return result, row
 
 
 def _verdict(row: PtqStep, samples: int) -> str:

@@ -11,6 +11,7 @@ import torch
 from qtool.ptq.reconstruction.samples import Batch, unrounded_output
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
+from qtool.steps.distance import are_probabilities
 
 T = torch.Tensor
 
@@ -49,10 +50,17 @@ def output_gradients(
 
 
 def _distance(outputs: T, target: T) -> T:
-    """Return the sum over samples of KL(target, outputs) of scores [N, C], else squared errors."""
+    """Return the sum over samples of KL(target, outputs) of scores [N, C], else squared errors.
+
+    The differentiable form of :func:`qtool.steps.distance.distance`, rows that are probabilities
+    included.
+    """
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         return (outputs - target).square().sum()
-    logs, targets = torch.log_softmax(outputs, 1), torch.log_softmax(target, 1)
+    if are_probabilities(target.detach().cpu().numpy()):
+        logs, targets = (rows.clamp(min=1e-12).log() for rows in (outputs, target))
+    else:
+        logs, targets = torch.log_softmax(outputs, 1), torch.log_softmax(target, 1)
     return torch.nn.functional.kl_div(logs, targets, reduction="sum", log_target=True)
 
 

@@ -285,6 +285,13 @@ def prediction(finding: Finding, unit: str) -> str:
     return ", ".join(parts)
 
 
+def outcome(step: PtqStep) -> str:
+    """Return whether a step's plan is used, and why not."""
+    if step.kept:
+        return "kept"
+    return "changed nothing" if step.before == step.after else "no better, rolled back"
+
+
 def before_after(step: PtqStep) -> str:
     """Return the distance to the float output before and after a step."""
     return f"{step.before:.4g} → {step.after:.4g}"

@@ -105,6 +105,7 @@ def _environment() -> Environment:
         "file_parts",
         "saturating",
         "prediction",
+        "outcome",
     ):
         environment.filters[name] = getattr(formatting, name)
     environment.filters["breakable"] = breakable

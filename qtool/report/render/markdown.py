@@ -180,7 +180,7 @@ def _steps(report: Report) -> str:
             code(step.step),
             code(step.block) if step.block else "",
             formatting.before_after(step),
-            "kept" if step.kept else "rolled back",
+            formatting.outcome(step),
         ]
         for step in report.ptq or ()
     ]

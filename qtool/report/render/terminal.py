@@ -190,12 +190,11 @@ def _steps(report: Report) -> Table | None:
     whole = [step for step in report.ptq or () if not step.block]  # blocks: the other reports
     for step in whole:
         mark = Text("✓", "green") if step.kept else Text("✗", "yellow")
-        outcome = "kept" if step.kept else "no better, rolled back"
         table.add_row(
             Text.assemble(mark, " ", formatting.clean(step.step)),
             formatting.before_after(step),
             Text(formatting.duration(step.seconds), justify="right"),
-            Text(outcome, "dim" if step.kept else "yellow"),
+            Text(formatting.outcome(step), "dim" if step.kept else "yellow"),
         )
     return table if table.row_count else None
 
