@@ -43,6 +43,7 @@ class Measured:
     Attributes:
         layers: all layers with weights, in graph order.
         ways: the ways that each may take.
+        fixed: layers that keep the width of their pattern.
         program: of the layers.
         table: times; None where none are needed.
         rest: bytes of the file outside the layers.
@@ -50,6 +51,7 @@ class Measured:
 
     layers: list[Layer]
     ways: list[list[Way]]
+    fixed: set[str]
     program: Program
     table: LatencyTable | None
     rest: int
@@ -149,7 +151,8 @@ class BitSearch:
             ways = {name: [way for way in own if not way.is_float] for name, own in ways.items()}
         program = program_of(layers, ways, table.conversions if table else ())
         rest = scored[-1].file_bytes - sum(scored[-1].bytes.get(name, 0.0) for name in names)
-        return Measured(layers, [ways[each.name] for each in layers], program, table, int(rest))
+        own = [ways[each.name] for each in layers]
+        return Measured(layers, own, fixed, program, table, int(rest))
 
     def _limits(self) -> dict[str, float]:
         """Return the limits of the program's amounts."""
@@ -195,14 +198,20 @@ class BitSearch:
 
     def _uniform_within(self, limits: dict[str, float]) -> Tried | None:
         """Return the widest uniform recipe within the limits, measured."""
-        program, size = self._measured.program, self.budget.bytes
+        program, measured = self._measured.program, self._measured
+        free = [
+            ways
+            for layer, ways in zip(measured.layers, measured.ways, strict=True)
+            if layer.name not in measured.fixed
+        ]
         for way in reversed(self._ways):
-            if not all(way in ways or len(ways) == 1 for ways in self._measured.ways):
+            if not all(way in ways for ways in free):
                 continue
             chosen = [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
             if all(program.amount(chosen, name) <= limit for name, limit in limits.items()):
-                tried = self._try(f"uniform {way}", uniform(self.runner.base, way))
-                if size is None or tried.result.bytes <= size:
+                recipe = uniform(self.runner.base, way)
+                tried = self._try(f"uniform {way}", recipe, self._time(chosen))
+                if self._is_within_bytes(tried):
                     return tried
         return None
 
@@ -214,7 +223,9 @@ class BitSearch:
                 "calibrate, or limit bytes",
                 ("bits", "budget", "max_drop"),
             )
-        if len({way for ways in self._measured.ways for way in ways}) == 2:
+        # By their number alone layers would exceed other limits.
+        free = (w for w in self._measured.ways if len(w) > 1)
+        if not self._limits() and len({way for ways in free for way in ways}) == 2:
             return self._fewest_layers()
         solutions = self._by_size(self._measured.program, DROP_POINTS)
         low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
@@ -253,13 +264,20 @@ class BitSearch:
 
     def _within_or_closest(self, chosen: Tried) -> Tried:
         """Return a recipe that keeps max_drop; else the closest one, with a warning."""
-        if not self._keeps(chosen):
+        within = [tried for tried in self._tried if self._is_within_bytes(tried)]
+        if not within:
+            raise self._impossible(self._limits())
+        if not self._keeps(chosen) or chosen not in within:
             self.record.notes.append(
                 f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
                 f"{self.runner.reference.dataset.count} calibration samples; the closest is taken"
             )
-            return min(self._tried, key=lambda tried: tried.result.drop or 0.0)
+            return min(within, key=lambda tried: tried.result.drop or 0.0)
         return chosen
+
+    def _is_within_bytes(self, tried: Tried) -> bool:
+        """Return whether the file itself is within the limit; the program only adds up layers."""
+        return self.budget.bytes is None or tried.result.bytes <= self.budget.bytes
 
     def _keeps(self, tried: Tried) -> bool:
         limit = self.budget.max_drop
@@ -299,7 +317,7 @@ class BitSearch:
         patterns: dict[str, Any] = {}
         for layer, ways, k in zip(measured.layers, measured.ways, solution, strict=True):
             way = ways[k]
-            if way == own or len(ways) == 1:
+            if way == own or layer.name in measured.fixed:
                 continue
             widths = {"weights": way.weights, "activations": way.activations}
             patterns[f"name:{escape(layer.name)}"] = "float" if way.is_float else widths

@@ -93,6 +93,12 @@ def _plans(
     calibrated, context = runner.quantized(widest)
     weighted = [name for name, site in calibrated.sites.items() if site.weight is not None]
     fixed = fixed_layers(runner, recipe, weighted)
+    if fixed >= set(weighted):
+        raise RecipeError(
+            "every layer's width is set in bits.layers, so that there is nothing to choose; "
+            "remove the key, or a pattern",
+            ("bits", "budget"),
+        )
     weights = [calibrated.sites[name].weight or "" for name in weighted if name not in fixed]
     plans = [_narrowed(recipe, calibrated, context, weights, way.weights) for way in ways[:-1]]
     return [*plans, calibrated], context
@@ -186,12 +192,6 @@ def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> s
     fixed = {name for name in names if name not in original}
     for pattern in recipe.bits.layers:
         fixed |= nodes_matching(model, pattern) & set(names)
-    if fixed >= set(names):
-        raise RecipeError(
-            "every layer's width is set in bits.layers, so that there is nothing to choose; remove "
-            "the key, or a pattern",
-            ("bits", "budget"),
-        )
     return fixed
 
 

@@ -130,7 +130,7 @@ def test_no_bits_are_added_without_labels(monkeypatch):
             return replace(super().measure(recipe), drop=None, drop_error=None)
 
     runner = Unlabelled({"gptq": 0.5}, float_layers=dict.fromkeys(LAYERS, 0.1))
-    recipe, part, notes = searched(monkeypatch, runner)
+    recipe, _, notes = searched(monkeypatch, runner)
     assert recipe.bits.layers == {} and [step.name for step in recipe.ptq] == ["gptq"]
     assert any("no layer was given more bits" in note for note in notes)
 
