@@ -56,8 +56,8 @@ def comparison_samples(context: Context, samples: int) -> Dataset:
 def unused_reference(prepared: Prepared, samples: int) -> Reference:
     """Return samples of the calibration section that the run does not calibrate on.
 
-    Where the section has fewer than so many besides, those that are held out of its calibration
-    samples follow. Samples that occur among the evaluation samples are left out.
+    Samples that occur among the evaluation samples are left out. Where fewer than so many remain,
+    those that are held out of the calibration samples follow.
 
     Args:
         prepared: model and data.
@@ -74,12 +74,14 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     free = [k for k, position in enumerate(whole.positions) if position not in used]
     count = min(len(free), samples)
     chosen = [free[k * len(free) // count] for k in range(count)]
-    rest = [k for k, position in enumerate(whole.positions) if position in held_out]
-    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - count)]]))
     own = prepared.recipe.evaluate
     overlap = section.allow_overlap or (own is not None and own.allow_overlap)
     if own is not None and not overlap:
-        dataset, _ = drop_overlap(dataset, prepared.evaluation.dataset)
+        left, _ = drop_overlap(whole.take(chosen), prepared.evaluation.dataset)
+        remaining = set(left.positions)
+        chosen = [k for k in chosen if whole.positions[k] in remaining]
+    rest = [k for k, position in enumerate(whole.positions) if position in held_out]
+    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - len(chosen))]]))
     return Reference(context, dataset, _metric(prepared, dataset))
 
 

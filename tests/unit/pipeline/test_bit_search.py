@@ -9,7 +9,7 @@ import pytest
 from qtool.errors import RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search import bit_search, layer_costs, trial
+from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
 from qtool.pipeline.search.bit_search import BitSearch, Measured
 from qtool.pipeline.search.trial import TrialResult, with_bits
 from qtool.recipe.loader import load_recipe, recipe_from_keywords
@@ -109,6 +109,16 @@ def test_auto_and_a_budget_exclude_each_other(digits, tmp_path):
         run_ptq(recipe, tmp_path / "run")
     recipe = load_recipe(digits / "int8.yaml", ["ptq=[gptq, auto]"])
     with pytest.raises(RecipeError, match="others stand beside it"):
+        run_ptq(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["ptq=auto", "bits.budget={bits: 4}"])
+def test_a_search_refuses_what_it_cannot_follow(setting, digits, tmp_path, monkeypatch):
+    recipe = load_recipe(digits / "int8.yaml", [setting])
+    with pytest.raises(RecipeError, match="leave out --plan"):
+        run_ptq(recipe, tmp_path / "run", RunOptions(plan_file=tmp_path / "plan.json"))
+    monkeypatch.setattr(resolve, "expected", lambda: (0, 2))
+    with pytest.raises(RecipeError, match="a search runs in one process"):
         run_ptq(recipe, tmp_path / "run")
 
 
