@@ -1,6 +1,7 @@
 """Choose the calibration samples that networks are compared on, and the metric."""
 
 from qtool.data import Dataset, drop_overlap, open_dataset
+from qtool.graph.queries import by_name, dims
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
 from qtool.search.effects import Reference
@@ -16,7 +17,6 @@ def reference_of(prepared: Prepared, samples: int) -> Reference:
         samples: how many, at most.
     """
     context = prepared.context
-    check_real_samples(prepared)
     return Reference(context, comparison_samples(context, samples), _metric(prepared))
 
 
@@ -64,7 +64,6 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
         samples: how many, at most.
     """
     context, section = prepared.context, prepared.recipe.calibrate
-    check_real_samples(prepared)
     whole = open_dataset(
         section.model_copy(update={"count": None}),
         context.inputs,
@@ -86,12 +85,22 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
 
 
 def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric | None:
-    """Return the recipe's metric where the samples have labels."""
+    """Return the recipe's metric where the samples have labels; else top1 for classes."""
     evaluate = prepared.recipe.evaluate
     labels = (dataset or prepared.context.calibration).labels
-    if labels is None:
+    named = evaluate.metric if evaluate is not None else None
+    if labels is None or (named is None and not _has_classes(prepared.context)):
         return None
-    name = (evaluate.metric if evaluate is not None else None) or "top1"
+    name = named or "top1"
     code = evaluate.code if evaluate is not None else None
     metric = find_metric(name, code, prepared.context.trust_code)
     return None if metric.reference else NamedMetric(name, metric)
+
+
+def _has_classes(context: Context) -> bool:
+    """Return whether the first output is [N, classes], as far as shapes are known.
+
+    Class folders say nothing about another output: they are a way to store images, too.
+    """
+    shape = dims(by_name(context.model.graph)[context.first_output])
+    return shape is None or len([size for size in shape[1:] if size != 1]) == 1
