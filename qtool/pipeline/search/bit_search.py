@@ -11,6 +11,7 @@ from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
 from qtool.pipeline.search.layer_costs import (
     fixed_layers,
     layer_costs,
+    other_weights,
     score,
     uniform,
 )
@@ -47,6 +48,7 @@ class Measured:
         program: of the layers.
         table: times; None where none are needed.
         rest: bytes of the file outside the layers.
+        others: number of weights outside the layers, and their bits together.
     """
 
     layers: list[Layer]
@@ -55,11 +57,12 @@ class Measured:
     program: Program
     table: LatencyTable | None
     rest: int
+    others: tuple[int, float] = (0, 0.0)
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
-        return sum(layer.parameters for layer in self.layers)
+        """Number of weights, those outside the layers included."""
+        return sum(layer.parameters for layer in self.layers) + self.others[0]
 
     @property
     def bops(self) -> int:
@@ -152,7 +155,8 @@ class BitSearch:
         program = program_of(layers, ways, table.conversions if table else ())
         rest = scored[-1].file_bytes - sum(scored[-1].bytes.get(name, 0.0) for name in names)
         own = [ways[each.name] for each in layers]
-        return Measured(layers, own, fixed, program, table, int(rest))
+        others = other_weights(context, scored[-1].plan)
+        return Measured(layers, own, fixed, program, table, int(rest), others)
 
     def _limits(self) -> dict[str, float]:
         """Return the limits of the program's amounts."""
@@ -161,7 +165,7 @@ class BitSearch:
         share, bits = budget.share("weights"), budget.bits
         sizes = ([share * 32] if share is not None else []) + ([bits] if bits is not None else [])
         if sizes:
-            limits["bits"] = min(sizes) * measured.parameters
+            limits["bits"] = min(sizes) * measured.parameters - measured.others[1]
         if budget.bytes is not None:
             limits["bytes"] = budget.bytes - measured.rest
         if (bops := budget.share("bops")) is not None:
@@ -340,10 +344,12 @@ class BitSearch:
     def _impossible(self, limits: dict[str, float]) -> RecipeError:
         """Return the error that names the least that every limit can be."""
         measured, program, table = self._measured, self._measured.program, self._measured.table
-        count = measured.parameters
+        count, others = measured.parameters, measured.others[1]
         least = {name: program.amount(program.solve({}, name) or (), name) for name in limits}
         shown: dict[str, Callable[[float], str]] = {
-            "bits": lambda x: f"bits {x / count:.2f} (weights {x / count / 32:.1%})",
+            "bits": lambda x: (
+                f"bits {(x + others) / count:.2f} (weights {(x + others) / count / 32:.1%})"
+            ),
             "bytes": lambda x: f"bytes {(x + measured.rest) / 1e6:.3g}MB",
             "bops": lambda x: f"bops {x / measured.bops:.1%}",
             "latency": lambda x: (

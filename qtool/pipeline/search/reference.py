@@ -57,13 +57,16 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     """Return samples of the calibration section that the run does not calibrate on.
 
     Samples that occur among the evaluation samples are left out. Where fewer than so many remain,
-    those that are held out of the calibration samples follow.
+    those that are held out of the calibration samples follow. Calls of streams are the held-out
+    ones: the states that others read were not recorded.
 
     Args:
         prepared: model and data.
         samples: how many, at most.
     """
     context, section = prepared.context, prepared.recipe.calibrate
+    if section.loop:
+        return Reference(context, context.holdout, _metric(prepared, context.holdout))
     whole = open_dataset(
         section.model_copy(update={"count": None}),
         context.inputs,
