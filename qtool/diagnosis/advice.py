@@ -93,12 +93,13 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
             lambda: replacements.weights_per_channel(facts, narrow, bits=8),
             bytes=ceil(extra / 8),
         )
+    repaired = {"gptq", "bias_correction"} <= {*facts.settings.steps}
     return Advice(
-        part,
+        f"{part}, repair included" if repaired else part,
         f"{shown}; {stand_out}",
-        ("ptq: [gptq, bias_correction]",),
+        () if repaired else ("ptq: [gptq, bias_correction]",),
         lambda: replacements.exact_weights(facts, facts.layers),
-        bound=True,
+        bound=not repaired,
     )
 
 

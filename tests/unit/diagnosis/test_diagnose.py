@@ -192,3 +192,12 @@ def test_every_gate_of_the_outputs_asks_for_a_diagnosis():
         gate = Gate(name=name, limit=1, value=2, passed=False)
         assert lost_points(accuracy, [gate]) == 0.3
     assert lost_points(accuracy, [Gate(name="max_bytes", limit=1, value=2, passed=False)]) == 0
+
+
+def test_what_the_recipe_does_already_is_not_advised():
+    for steps, lines in (
+        ((), ("ptq: [gptq, bias_correction]",)),
+        (("gptq", "bias_correction"), ()),
+    ):
+        facts, _ = facts_of(chain(), steps=steps)
+        assert RULE["weights"].advise(facts, {"weights": 0.5}).lines == lines
