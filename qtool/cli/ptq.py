@@ -40,7 +40,7 @@ def ptq(
     quiet: options.Quiet = False,
 ) -> None:
     """Quantize a model after training, write it, and report what the file does."""
-    with exit_codes():
+    with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
         words = shorthands.overrides(bits, count, settings)
     quantize(

@@ -37,7 +37,7 @@ def qat(
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
-    with exit_codes():
+    with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
         words = shorthands.overrides(bits, count, settings)
     words += [] if epochs is None else [f"qat.epochs={epochs}"]

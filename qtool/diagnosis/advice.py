@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from glob import escape
 from math import ceil
 
 import qtool.diagnosis.replacements as replacements
 from qtool.diagnosis.equalized import equalized
 from qtool.diagnosis.facts import Facts
 from qtool.diagnosis.trials import Replacement
+from qtool.graph.queries import by_name, name_of
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.quant.plan import QuantPlan
 
@@ -91,12 +93,13 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
             lambda: replacements.weights_per_channel(facts, narrow, bits=8),
             bytes=ceil(extra / 8),
         )
+    repaired = {"gptq", "bias_correction"} <= {*facts.settings.steps}
     return Advice(
-        part,
+        f"{part}, repair included" if repaired else part,
         f"{shown}; {stand_out}",
-        ("ptq: [gptq, bias_correction]",),
+        () if repaired else ("ptq: [gptq, bias_correction]",),
         lambda: replacements.exact_weights(facts, facts.layers),
-        bound=True,
+        bound=not repaired,
     )
 
 
@@ -144,7 +147,7 @@ def more_bits(facts: Facts, suspects: Values) -> Advice:
         f"{listed}: {suspects[names[0]]:.0f} dB below the median layer",
         (
             "bits:",
-            f"  layers: {facts.settings.layer_line({f'name:{name}': width for name in names})}",
+            f"  layers: {facts.settings.layer_line({_pattern(name): width for name in names})}",
         ),
         trial,
         bytes=ceil(extra / 8),
@@ -205,16 +208,17 @@ def separate_grids(facts: Facts, suspects: Values) -> Advice:
     measured = facts.measured.values
     widest = max(members, key=lambda name: max(-measured[name].lo, measured[name].hi))
     joins = [
-        node.name
+        name_of(node)
         for node in facts.context.model.graph
-        if node.op_type == "Concat" and any(v.name == place for v in node.inputs if v is not None)
+        if node.op_type == "Concat" and any(v.name in members for v in node.inputs if v is not None)
     ]
-    layer = joins[0] if joins else place
+    producer = by_name(facts.context.model.graph)[place].producer()
+    layer = joins[0] if joins else name_of(producer) if producer is not None else place
     return Advice(
         f"Values whose ranges differ {ratio:.0f}-fold share one grid",
         f"{place} reaches {max(-measured[place].lo, measured[place].hi):.4g}, {widest} "
         f"{max(-measured[widest].lo, measured[widest].hi):.4g}",
-        ("bits:", f"  layers: {facts.settings.layer_line({f'name:{layer}': 'float'})}"),
+        ("bits:", f"  layers: {facts.settings.layer_line({_pattern(layer): 'float'})}"),
         lambda: replacements.on_limits(
             facts, {name: (measured[name].lo, measured[name].hi) for name in members}
         ),
@@ -235,6 +239,11 @@ def more_samples(facts: Facts, suspects: Values) -> Advice:
             facts, {name: (measured[name].lo, measured[name].hi) for name in suspects}
         ),
     )
+
+
+def _pattern(name: str) -> str:
+    """Return the key of ``bits.layers`` for one node."""
+    return f"name:{escape(name)}"
 
 
 def _first(suspects: Values) -> tuple[str, float]:

@@ -1,5 +1,7 @@
 """Findings from results of the run: data that does not fit the model, and a file that is slower."""
 
+from json import dumps
+
 from qtool.diagnosis.facts import Results
 from qtool.report.schema import Finding
 
@@ -92,5 +94,4 @@ def _class_lines(order: tuple[int, ...], classes: tuple[str, ...]) -> list[str]:
     if len(classes) != len(order) or len(classes) > LISTED_CLASSES:
         return ["evaluate: {classes: classes.txt}"] if classes else []
     names = [classes[label] for label in sorted(range(len(order)), key=order.__getitem__)]
-    quoted = ", ".join(f'"{name}"' for name in names)
-    return [f"evaluate: {{classes: [{quoted}]}}"]
+    return [f"evaluate: {{classes: {dumps(names, ensure_ascii=False)}}}"]

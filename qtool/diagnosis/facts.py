@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from json import dumps
 from math import prod
 
 from qtool.diagnosis.measurements import Measurements
@@ -41,7 +42,8 @@ class Settings:
             widths: pattern -> bits or float.
         """
         every = {**self.layers, **widths}
-        return "{" + ", ".join(f'"{pattern}": {bits}' for pattern, bits in every.items()) + "}"
+        named = (f"{dumps(key, ensure_ascii=False)}: {bits}" for key, bits in every.items())
+        return "{" + ", ".join(named) + "}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from qtool.calibration.collect import observed_values
 from qtool.data import Dataset
 from qtool.diagnosis.statistics import clipped_share
-from qtool.graph.queries import by_name, nodes_by_name, weight_axis
+from qtool.graph.queries import by_name, dims, nodes_by_name, weight_axis
 from qtool.quant.plan import QuantPlan, Site
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
@@ -26,6 +26,7 @@ class ValueStatistics:
     """The float values of one activation that has a grid.
 
     Attributes:
+        channels_first: whether the channels are axis 1, as of images; else they are the last.
         lo, hi: limits over all samples.
         first: limits over the first half of the samples.
         limits: largest magnitude of each channel, [C].
@@ -33,6 +34,7 @@ class ValueStatistics:
         clipped: share of elements outside the grid, mean over the batches.
     """
 
+    channels_first: bool = False
     lo: float = 0.0
     hi: float = 0.0
     first: tuple[float, float] = (0.0, 0.0)
@@ -54,8 +56,9 @@ class ValueStatistics:
         self.quantiles.append(float(np.quantile(np.abs(some), QUANTILE)))
         self.clipped += weight * clipped_share(some, *grid)
         if tensor.ndim > 1:
-            channel = 1 if tensor.ndim == 4 else tensor.ndim - 1
-            limits = tensor.abs().movedim(channel, 0).flatten(1).amax(1).numpy()
+            limits = (
+                tensor.abs().movedim(1 if self.channels_first else -1, 0).flatten(1).amax(1).numpy()
+            )
             self.limits = np.maximum(self.limits, limits) if self.limits.size else limits
 
 
@@ -65,12 +68,14 @@ class SiteStatistics:
 
     Attributes:
         weight_limits: largest magnitude of each output channel, [C]; of the plan's float weights.
+        channels_first: whether the output's channels are axis 1; else they are the last.
         mean_error: of each output channel, quantized minus float, [C].
         square_error: mean squared error of each channel, [C].
         square: mean square of the float output of each channel, [C].
     """
 
     weight_limits: np.ndarray
+    channels_first: bool = False
     mean_error: np.ndarray = field(default_factory=lambda: np.zeros(0))
     square_error: np.ndarray = field(default_factory=lambda: np.zeros(0))
     square: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -83,7 +88,7 @@ class SiteStatistics:
 
     def add(self, expected: torch.Tensor, output: torch.Tensor, weight: float) -> None:
         """Add a batch that is ``weight`` of all samples."""
-        channel = 1 if expected.ndim == 4 else expected.ndim - 1
+        channel = 1 if self.channels_first else -1
         y = expected.movedim(channel, 0).flatten(1).double()
         error = output.movedim(channel, 0).flatten(1).double() - y
         parts = (error.mean(1), error.square().mean(1), y.square().mean(1))
@@ -118,9 +123,10 @@ def measure(context: Context, plan: QuantPlan, samples: Dataset) -> Measurements
         for name, grid in grids.items()
         if grid is not None
     }
-    values = {name: ValueStatistics() for name in limits}
+    first = channels_first(model, plan)
+    values = {name: ValueStatistics(name in first) for name in limits}
     sites = {
-        site.name: SiteStatistics(weight_limits(model, plan, site))
+        site.name: SiteStatistics(weight_limits(model, plan, site), site.output in first)
         for site in plan.sites.values()
         if site.weight is not None
     }
@@ -142,6 +148,19 @@ def measure(context: Context, plan: QuantPlan, samples: Dataset) -> Measurements
             expected = context.without_padding(floats[output], valid)
             layer.add(expected, context.without_padding(result, valid), weight)
     return Measurements(values, sites)
+
+
+def channels_first(model: ir.Model, plan: QuantPlan) -> set[str]:
+    """Return the values whose channels are axis 1: those around convolutions and pools, and images.
+
+    Args:
+        model: the rewritten graph.
+        plan: names the sites.
+    """
+    spatial = [site for site in plan.sites.values() if "Conv" in site.op or "Pool" in site.op]
+    names = {name for site in spatial for name in (*site.inputs, site.output)}
+    shapes = {name: dims(value) for name, value in by_name(model.graph).items()}
+    return names | {name for name, shape in shapes.items() if shape is not None and len(shape) == 4}
 
 
 def weight_limits(model: ir.Model, plan: QuantPlan, site: Site) -> np.ndarray:

@@ -16,9 +16,9 @@ def rank_agreement(rows: Sequence[Sensitivity]) -> list[str]:
     The true cost is the drop of the metric where it differs between sites, else the divergence.
 
     Args:
-        rows: costs of single sites; those of kind ``both`` are read.
+        rows: costs of single sites alone; those of kind ``both`` are read.
     """
-    rows = [row for row in rows if row.kind == "both" and not row.site.startswith(("op:", "all"))]
+    rows = [row for row in rows if row.kind == "both"]
     drops = [row.drop for row in rows if row.drop is not None]
     by_drop = len(drops) == len(rows) and len(set(drops)) > 1
     truth = "drop" if by_drop else "kl"

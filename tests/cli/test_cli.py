@@ -122,6 +122,14 @@ def test_model_and_data_need_no_recipe(pipeline, folder):
     assert recipe.evaluate is not None
 
 
+@pytest.mark.parametrize("command", ["ptq", "qat"])
+@pytest.mark.parametrize("words", [("--bits", "x"), ("a.onnx",), ("a.yaml", "--recipe", "b.yaml")])
+def test_errors_of_arguments_are_json_too(pipeline, command, words):
+    result = run(command, *words, "--json")
+    assert result.exit_code == 2
+    assert "found" in json.loads(result.stdout)["error"]["message"]
+
+
 def test_json_prints_exactly_one_object(pipeline):
     result = run("ptq", "--recipe", "int8.yaml", "--json")
     assert json.loads(result.stdout) == REPORT | {"data": {}, "layers": [], "stages": []} | {

@@ -31,6 +31,14 @@ def test_combinations():
             variants_of([bad])
 
 
+def test_long_values_are_whole_and_names_occur_once():
+    steps = ", ".join(f"step_number_{k}" for k in range(12))
+    assert variants_of([f"ptq=[{steps}]"])[0].settings == (f"ptq=[{steps}]",)
+    for over in ("bits.weights=4,8,4", "model=a/b.onnx,a_b.onnx"):
+        with pytest.raises(RecipeError, match="two runs would be named"):
+            variants_of([over])
+
+
 def test_each_once_and_the_same_for_any_number_of_processes(digits, tmp_path):
     recipe = digits / "int8.yaml"
     hashes = []

@@ -295,3 +295,24 @@ def test_the_python_api_feeds_states_and_shared_inputs(tmp_path):
         for path in ("shared.onnx", tmp_path / "q.onnx")
     )
     assert sqnr(want, got) > 20
+
+
+def test_a_search_compares_on_held_out_calls():
+    loop = cell("GRU")
+    streams("fit")
+    streams("test")
+    recipe = {
+        "model": "cell.onnx",
+        "calibrate": {"arrays": "fit", "loop": loop},
+        "evaluate": {"arrays": "test", "loop": loop, "metric": "sqnr", "simulate": 8},
+        "bits": {"budget": {"bits": 7.7, "among": [4, 8]}},
+        "ptq": [],
+    }
+    code, report, said = ptq(recipe)
+    assert code == 0, said
+    assert report["search"]["chosen"]["kl"] > 0
+    # The weights of the GRU, which are no layer's, count as well.
+    assert report["size"]["weight_bits_mean"] <= 7.7
+    recipe["bits"] = {"budget": {"bits": 6, "among": [4, 8]}}
+    code, _, said = ptq(recipe)
+    assert code == 2 and "the least that each limit alone allows: bits 7." in said

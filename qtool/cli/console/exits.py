@@ -63,9 +63,10 @@ def exit_codes(json: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno in _USER_ERRNO:
             place = f"{error.filename}: " if error.filename else ""
-            _print_error(
-                f"error: {place}{error.strerror}; free space or rights there, or choose --out"
-            )
+            text = f"{place}{error.strerror}; free space or rights there, or choose --out"
+            _print_error(f"error: {text}")
+            if json:
+                print_result(error_json(QtoolError(text)))
             raise typer.Exit(USER_ERROR) from error
         raise _bug(error) from error
     except Exception as error:

@@ -11,6 +11,7 @@ from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
 from qtool.pipeline.search.layer_costs import (
     fixed_layers,
     layer_costs,
+    other_weights,
     score,
     uniform,
 )
@@ -43,21 +44,25 @@ class Measured:
     Attributes:
         layers: all layers with weights, in graph order.
         ways: the ways that each may take.
+        fixed: layers that keep the width of their pattern.
         program: of the layers.
         table: times; None where none are needed.
         rest: bytes of the file outside the layers.
+        others: number of weights outside the layers, and their bits together.
     """
 
     layers: list[Layer]
     ways: list[list[Way]]
+    fixed: set[str]
     program: Program
     table: LatencyTable | None
     rest: int
+    others: tuple[int, float] = (0, 0.0)
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
-        return sum(layer.parameters for layer in self.layers)
+        """Number of weights, those outside the layers included."""
+        return sum(layer.parameters for layer in self.layers) + self.others[0]
 
     @property
     def bops(self) -> int:
@@ -149,7 +154,9 @@ class BitSearch:
             ways = {name: [way for way in own if not way.is_float] for name, own in ways.items()}
         program = program_of(layers, ways, table.conversions if table else ())
         rest = scored[-1].file_bytes - sum(scored[-1].bytes.get(name, 0.0) for name in names)
-        return Measured(layers, [ways[each.name] for each in layers], program, table, int(rest))
+        own = [ways[each.name] for each in layers]
+        others = other_weights(context, scored[-1].plan)
+        return Measured(layers, own, fixed, program, table, int(rest), others)
 
     def _limits(self) -> dict[str, float]:
         """Return the limits of the program's amounts."""
@@ -158,7 +165,7 @@ class BitSearch:
         share, bits = budget.share("weights"), budget.bits
         sizes = ([share * 32] if share is not None else []) + ([bits] if bits is not None else [])
         if sizes:
-            limits["bits"] = min(sizes) * measured.parameters
+            limits["bits"] = min(sizes) * measured.parameters - measured.others[1]
         if budget.bytes is not None:
             limits["bytes"] = budget.bytes - measured.rest
         if (bops := budget.share("bops")) is not None:
@@ -195,14 +202,20 @@ class BitSearch:
 
     def _uniform_within(self, limits: dict[str, float]) -> Tried | None:
         """Return the widest uniform recipe within the limits, measured."""
-        program, size = self._measured.program, self.budget.bytes
+        program, measured = self._measured.program, self._measured
+        free = [
+            ways
+            for layer, ways in zip(measured.layers, measured.ways, strict=True)
+            if layer.name not in measured.fixed
+        ]
         for way in reversed(self._ways):
-            if not all(way in ways or len(ways) == 1 for ways in self._measured.ways):
+            if not all(way in ways for ways in free):
                 continue
             chosen = [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
             if all(program.amount(chosen, name) <= limit for name, limit in limits.items()):
-                tried = self._try(f"uniform {way}", uniform(self.runner.base, way))
-                if size is None or tried.result.bytes <= size:
+                recipe = uniform(self.runner.base, way)
+                tried = self._try(f"uniform {way}", recipe, self._time(chosen))
+                if self._is_within_bytes(tried):
                     return tried
         return None
 
@@ -214,7 +227,9 @@ class BitSearch:
                 "calibrate, or limit bytes",
                 ("bits", "budget", "max_drop"),
             )
-        if len({way for ways in self._measured.ways for way in ways}) == 2:
+        # By their number alone layers would exceed other limits.
+        free = (w for w in self._measured.ways if len(w) > 1)
+        if not self._limits() and len({way for ways in free for way in ways}) == 2:
             return self._fewest_layers()
         solutions = self._by_size(self._measured.program, DROP_POINTS)
         low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
@@ -253,13 +268,20 @@ class BitSearch:
 
     def _within_or_closest(self, chosen: Tried) -> Tried:
         """Return a recipe that keeps max_drop; else the closest one, with a warning."""
-        if not self._keeps(chosen):
+        within = [tried for tried in self._tried if self._is_within_bytes(tried)]
+        if not within:
+            raise self._impossible(self._limits())
+        if not self._keeps(chosen) or chosen not in within:
             self.record.notes.append(
                 f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
                 f"{self.runner.reference.dataset.count} calibration samples; the closest is taken"
             )
-            return min(self._tried, key=lambda tried: tried.result.drop or 0.0)
+            return min(within, key=lambda tried: tried.result.drop or 0.0)
         return chosen
+
+    def _is_within_bytes(self, tried: Tried) -> bool:
+        """Return whether the file itself is within the limit; the program only adds up layers."""
+        return self.budget.bytes is None or tried.result.bytes <= self.budget.bytes
 
     def _keeps(self, tried: Tried) -> bool:
         limit = self.budget.max_drop
@@ -299,7 +321,7 @@ class BitSearch:
         patterns: dict[str, Any] = {}
         for layer, ways, k in zip(measured.layers, measured.ways, solution, strict=True):
             way = ways[k]
-            if way == own or len(ways) == 1:
+            if way == own or layer.name in measured.fixed:
                 continue
             widths = {"weights": way.weights, "activations": way.activations}
             patterns[f"name:{escape(layer.name)}"] = "float" if way.is_float else widths
@@ -322,10 +344,12 @@ class BitSearch:
     def _impossible(self, limits: dict[str, float]) -> RecipeError:
         """Return the error that names the least that every limit can be."""
         measured, program, table = self._measured, self._measured.program, self._measured.table
-        count = measured.parameters
+        count, others = measured.parameters, measured.others[1]
         least = {name: program.amount(program.solve({}, name) or (), name) for name in limits}
         shown: dict[str, Callable[[float], str]] = {
-            "bits": lambda x: f"bits {x / count:.2f} (weights {x / count / 32:.1%})",
+            "bits": lambda x: (
+                f"bits {(x + others) / count:.2f} (weights {(x + others) / count / 32:.1%})"
+            ),
             "bytes": lambda x: f"bytes {(x + measured.rest) / 1e6:.3g}MB",
             "bops": lambda x: f"bops {x / measured.bops:.1%}",
             "latency": lambda x: (

@@ -82,7 +82,8 @@ class Climb:
             if recipe != self._best.recipe:
                 self._rung(name, recipe)
         for width in (WIDE, "float"):
-            if self._holds(self._best):
+            # Without a drop nothing says when there are bits enough: all layers would become float.
+            if self._holds(self._best) or self._best.result.drop is None:
                 break
             self._raise(width)
         return self._best
@@ -125,6 +126,7 @@ class Climb:
         ranked = self._ranked(before.recipe, width)
         if not ranked:
             return
+        enough: list[Tried] = []
 
         def raised(names: frozenset[str]) -> Tried:
             layers: dict[str, Any] = {
@@ -135,10 +137,21 @@ class Climb:
             title = f"{len(names)} layers {'float' if width == 'float' else f'{width} bits'}"
             return self._measure(title, with_bits(before.recipe, layers))
 
-        chosen = fewest_raised(
-            ranked, lambda names: self._within(raised(names)), trim=len(ranked) // 4
-        )
-        tried = raised(frozenset(ranked) if chosen is None else chosen)
+        def keeps(names: frozenset[str]) -> bool:
+            tried = raised(names)
+            enough.extend([tried] if self._within(tried) else [])
+            return self._within(tried)
+
+        try:
+            chosen = fewest_raised(ranked, keeps, trim=len(ranked) // 4)
+        except OutOfTimeError:
+            if enough:  # the smallest so far, with more layers than it might need
+                self._use(before, min(enough, key=lambda tried: tried.result.bytes), start)
+            raise
+        self._use(before, raised(frozenset(ranked) if chosen is None else chosen), start)
+
+    def _use(self, before: Tried, tried: Tried, start: float) -> None:
+        """Add the rung of layers with more bits, and use it where the divergence falls."""
         used = tried.result.kl < before.result.kl
         self._add_rung(before, tried, used, time.perf_counter() - start)
         if used:
@@ -168,7 +181,8 @@ class Climb:
         self._check_time()
         start = time.perf_counter()
         tried = Tried(name, recipe, self.runner.measure(recipe), self.runner.milliseconds())
-        self._longest = max(self._longest, time.perf_counter() - start)
+        # A trial that was finished in an earlier run says how long the next one takes, too.
+        self._longest = max(self._longest, time.perf_counter() - start, tried.result.seconds)
         self._tried.append(tried)
         self.runner.prepared.context.progress(
             "search", min(int(self._elapsed), int(self.auto.seconds)), int(self.auto.seconds)
@@ -230,7 +244,8 @@ class Climb:
         )
         if result.drop is None:
             self.record.notes.append(
-                "the calibration samples have no labels: every step was tried, by the divergence"
+                "the calibration samples have no labels: every step was tried, by the divergence, "
+                "and no layer was given more bits"
             )
         elif not self._holds(best):
             self.record.notes.append(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.graph.queries import by_name, dims
+from qtool.graph.queries import by_name, dims, nodes_by_name
+from qtool.graph.save import save_model
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -61,19 +62,23 @@ def measure_latency(
         scratch = Path(folder)
         feeds = scratch / "feeds.npz"
         np.savez(feeds, **_feeds(context))  # type: ignore[arg-type]
+        floats = scratch / "float.onnx"
         integer, half = scratch / "integer.onnx", scratch / "half.onnx"
+        # As it was read: every node has a name, which the user's file may lack.
+        save_model(runner.prepared.loaded.model.clone(), floats)
         runner.emitted(plan, context, integer)
         runner.emitted(mixed_plan, mixed_context, half)
         tasks = tuple(
             Profile(str(path), str(feeds), str(_made(scratch / f"profile{k}")), RUNS, threads)
-            for k, path in enumerate((runner.prepared.loaded.path, integer, half))
+            for k, path in enumerate((floats, integer, half))
         )
         results = run_tasks(tasks, scratch, context.progress)
         in_float, in_codes, in_both = (results[task] for task in tasks)
     rates = _rates(in_both, mixed_plan, mixed_context)
+    labels = {name: _labels(context, plan, name) for name in names}
     return LatencyTable(
-        _by_layer(in_float, names),
-        _by_layer(in_codes, names),
+        _by_layer(in_float, labels),
+        _by_layer(in_codes, labels),
         sum(in_float.milliseconds.values()),
         sum(in_codes.milliseconds.values()),
         tuple(_conversions(context, plan, names, rates)),
@@ -91,18 +96,32 @@ def _feeds(context: Context) -> dict[str, np.ndarray]:
     return {name: batch[name] for name in context.inputs}
 
 
-def _by_layer(result: ProfileResult, names: Sequence[str]) -> dict[str, float]:
-    """Add up the kernels of each layer: those whose name begins with the layer's.
+def _labels(context: Context, plan: QuantPlan, name: str) -> list[str]:
+    """Return the names that kernels of a layer may have: of its node, and of what its nodes make.
 
-    The longest name that fits counts: the runtime adds to names, and may fuse nodes.
+    The runtime names a convolution of its own layout after the value, as in ``Relu_output_0_nchwc``
+    for a Conv with its Relu.
     """
-    times = dict.fromkeys(names, 0.0)
+    nodes = nodes_by_name(context.model.graph)
+    made = (v.name for each in plan.sites[name].nodes for v in nodes[each].outputs if v.name)
+    return [name, *made]
+
+
+def _by_layer(result: ProfileResult, labels: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Add up the kernels of each layer: those whose name begins with one of its labels.
+
+    The longest label that fits counts: the runtime adds to names, and may fuse nodes.
+    """
+    times = dict.fromkeys(labels, 0.0)
+    owners = {label: layer for layer, own in labels.items() for label in own}
     for kernel, milliseconds in result.milliseconds.items():
         fits = [
-            name for name in names if kernel == name or kernel.startswith((f"{name}_", f"{name}/"))
+            label
+            for label in owners
+            if kernel == label or kernel.startswith((f"{label}_", f"{label}/"))
         ]
         if fits:
-            times[max(fits, key=len)] += milliseconds
+            times[owners[max(fits, key=len)]] += milliseconds
     return times
 
 
@@ -117,11 +136,13 @@ def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str
     counts = {QUANTIZE: 0, DEQUANTIZE: 0}
     for name, value in by_name(context.model.graph).items():
         producer, users = value.producer(), [node for node, _ in value.uses()]
-        if producer is None or name not in plan.grid_of:
+        if name not in plan.grid_of or value.is_initializer():
             continue
-        if producer.name not in integer and any(node.name in integer for node in users):
+        in_codes = producer is not None and producer.name in integer
+        if not in_codes and any(node.name in integer for node in users):
             counts[QUANTIZE] += _elements(context, name)
-        if producer.name in integer and any(node.name not in integer for node in users):
+        in_floats = value.is_graph_output() or any(node.name not in integer for node in users)
+        if in_codes and in_floats:
             counts[DEQUANTIZE] += _elements(context, name)
     times = dict.fromkeys(counts, 0.0)
     for kernel, operator in result.operators.items():

@@ -11,6 +11,7 @@ from qtool.graph.queries import by_name, constant, macs, nodes_by_name
 from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
+from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.search.effects import Reference
@@ -18,7 +19,7 @@ from qtool.search.mixed_precision import Layer, Way, monotonic
 from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageRecord
-from qtool.verification.file_size import file_bytes, file_parts
+from qtool.verification.file_size import file_bytes, file_parts, weight_widths
 from qtool.verification.layer_table import total_macs
 from qtool.weights.grids import weight_grids
 
@@ -93,6 +94,12 @@ def _plans(
     calibrated, context = runner.quantized(widest)
     weighted = [name for name, site in calibrated.sites.items() if site.weight is not None]
     fixed = fixed_layers(runner, recipe, weighted)
+    if fixed >= set(weighted):
+        raise RecipeError(
+            "every layer's width is set in bits.layers, so that there is nothing to choose; "
+            "remove the key, or a pattern",
+            ("bits", "budget"),
+        )
     weights = [calibrated.sites[name].weight or "" for name in weighted if name not in fixed]
     plans = [_narrowed(recipe, calibrated, context, weights, way.weights) for way in ways[:-1]]
     return [*plans, calibrated], context
@@ -186,13 +193,22 @@ def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> s
     fixed = {name for name in names if name not in original}
     for pattern in recipe.bits.layers:
         fixed |= nodes_matching(model, pattern) & set(names)
-    if fixed >= set(names):
-        raise RecipeError(
-            "every layer's width is set in bits.layers, so that there is nothing to choose; remove "
-            "the key, or a pattern",
-            ("bits", "budget"),
-        )
     return fixed
+
+
+def other_weights(context: Context, plan: QuantPlan) -> tuple[int, float]:
+    """Return the number of weights outside the layers of a plan, and their bits together.
+
+    These are float layers, and weights that float ops read as codes.
+
+    Args:
+        context: the rewritten graph.
+        plan: every grid is calibrated.
+    """
+    own = {site.weight for site in plan.sites.values()}
+    widths = weight_widths(context.model, freeze(context.model, plan))
+    others = [width for name, width in widths.items() if name not in own]
+    return sum(count for count, _ in others), sum(count * bits for count, bits in others)
 
 
 def _own_way(plan: QuantPlan, weight: str, read: str) -> Way:

@@ -1,6 +1,7 @@
 """Choose the calibration samples that networks are compared on, and the metric."""
 
 from qtool.data import Dataset, drop_overlap, open_dataset
+from qtool.graph.queries import by_name, dims
 from qtool.metrics.registry import find_metric
 from qtool.pipeline.context import Prepared
 from qtool.search.effects import Reference
@@ -16,7 +17,6 @@ def reference_of(prepared: Prepared, samples: int) -> Reference:
         samples: how many, at most.
     """
     context = prepared.context
-    check_real_samples(prepared)
     return Reference(context, comparison_samples(context, samples), _metric(prepared))
 
 
@@ -56,15 +56,17 @@ def comparison_samples(context: Context, samples: int) -> Dataset:
 def unused_reference(prepared: Prepared, samples: int) -> Reference:
     """Return samples of the calibration section that the run does not calibrate on.
 
-    Where the section has fewer than so many besides, those that are held out of its calibration
-    samples follow. Samples that occur among the evaluation samples are left out.
+    Samples that occur among the evaluation samples are left out. Where fewer than so many remain,
+    those that are held out of the calibration samples follow. Calls of streams are the held-out
+    ones: the states that others read were not recorded.
 
     Args:
         prepared: model and data.
         samples: how many, at most.
     """
     context, section = prepared.context, prepared.recipe.calibrate
-    check_real_samples(prepared)
+    if section.loop:
+        return Reference(context, context.holdout, _metric(prepared, context.holdout))
     whole = open_dataset(
         section.model_copy(update={"count": None}),
         context.inputs,
@@ -74,22 +76,34 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     free = [k for k, position in enumerate(whole.positions) if position not in used]
     count = min(len(free), samples)
     chosen = [free[k * len(free) // count] for k in range(count)]
-    rest = [k for k, position in enumerate(whole.positions) if position in held_out]
-    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - count)]]))
     own = prepared.recipe.evaluate
     overlap = section.allow_overlap or (own is not None and own.allow_overlap)
     if own is not None and not overlap:
-        dataset, _ = drop_overlap(dataset, prepared.evaluation.dataset)
+        left, _ = drop_overlap(whole.take(chosen), prepared.evaluation.dataset)
+        remaining = set(left.positions)
+        chosen = [k for k in chosen if whole.positions[k] in remaining]
+    rest = [k for k, position in enumerate(whole.positions) if position in held_out]
+    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - len(chosen))]]))
     return Reference(context, dataset, _metric(prepared, dataset))
 
 
 def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric | None:
-    """Return the recipe's metric where the samples have labels."""
+    """Return the recipe's metric where the samples have labels; else top1 for classes."""
     evaluate = prepared.recipe.evaluate
     labels = (dataset or prepared.context.calibration).labels
-    if labels is None:
+    named = evaluate.metric if evaluate is not None else None
+    if labels is None or (named is None and not _has_classes(prepared.context)):
         return None
-    name = (evaluate.metric if evaluate is not None else None) or "top1"
+    name = named or "top1"
     code = evaluate.code if evaluate is not None else None
     metric = find_metric(name, code, prepared.context.trust_code)
     return None if metric.reference else NamedMetric(name, metric)
+
+
+def _has_classes(context: Context) -> bool:
+    """Return whether the first output is [N, classes], as far as shapes are known.
+
+    Class folders say nothing about another output: they are a way to store images, too.
+    """
+    shape = dims(by_name(context.model.graph)[context.first_output])
+    return shape is None or len([size for size in shape[1:] if size != 1]) == 1

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from qtool.errors import RecipeError
+from qtool.errors import KeyPath, RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.climb import Climb
 from qtool.pipeline.search.trial import TrialRunner
+from qtool.qat.distributed import expected
 from qtool.recipe.model import Recipe
 from qtool.report.search_schema import SearchPart
 from qtool.search import SEARCHES
@@ -37,6 +38,7 @@ def resolve_search(
     budget, auto = recipe.bits.budget, _auto(recipe)
     if budget is None and auto is None:
         return recipe, None
+    _check_options(recipe, options, ("ptq",) if budget is None else ("bits", "budget"))
     bits = recipe.bits.model_copy(update={"budget": None})
     fixed = recipe.model_copy(update={"bits": bits, "ptq": None if auto else recipe.ptq})
     with cache.stage("search") as record, recipe.locate_errors():
@@ -56,6 +58,24 @@ def resolve_search(
         chosen, part = search.run()
     chosen._document = recipe._document
     return chosen, part
+
+
+def _check_options(recipe: Recipe, options: RunOptions, key: KeyPath) -> None:
+    """Refuse options that a search cannot follow, before any work.
+
+    Raises:
+        RecipeError: the grids are those of an earlier plan, or there are several processes.
+    """
+    if options.plan_file is not None:
+        raise recipe.error(
+            key, "a search calibrates every recipe that it tries; leave out --plan, or the search"
+        )
+    if expected()[1] > 1:
+        raise recipe.error(
+            key,
+            "a search runs in one process; run `qtool ptq` first, then torchrun with the recipe in "
+            "its run folder",
+        )
 
 
 def _auto(recipe: Recipe) -> Auto | None:

@@ -8,7 +8,7 @@ from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
 from qtool.pipeline.run_folder import run_folder, write_run
-from qtool.pipeline.search.reference import reference_of
+from qtool.pipeline.search.reference import check_real_samples, reference_of
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -59,6 +59,7 @@ def run_sensitivity(
     options, extent = options or RunOptions(), extent or SensitivityOptions()
     with run_folder(out, options) as (cache, scratch):
         prepared = prepare(recipe, cache, options)
+        check_real_samples(prepared)
         recipe, context = prepared.recipe, prepared.context
         model = rewritten(prepared)
         plan = quantize(recipe, context, options.plan_file).plan

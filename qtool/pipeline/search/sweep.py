@@ -42,7 +42,7 @@ def variants_of(over: Sequence[str]) -> list[Variant]:
         over: ``KEY=A,B``, values in YAML.
 
     Raises:
-        RecipeError: no key, or no value.
+        RecipeError: no key, no value, or the same one twice.
     """
     axes = []
     for text in over:
@@ -53,12 +53,20 @@ def variants_of(over: Sequence[str]) -> list[Variant]:
             values = None
         if not key or not values:
             raise RecipeError(f"--over {text}: expected KEY=A,B, such as bits.weights=8,6,4")
-        shown = [yaml.safe_dump(v, default_flow_style=True).split("\n")[0] for v in values]
-        axes.append([f"{key}={value}" for value in shown])
-    return [
+        axes.append([f"{key}={_in_one_line(value)}" for value in values])
+    variants = [
         Variant(",".join(one.replace("/", "_") for one in settings), settings)
         for settings in product(*axes)
     ]
+    names = [variant.name for variant in variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"--over: two runs would be named {twice[0]}; give different values")
+    return variants
+
+
+def _in_one_line(value: object) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.split("\n")[0]
 
 
 def run_sweep(

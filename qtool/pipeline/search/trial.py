@@ -15,7 +15,7 @@ import numpy as np
 from qtool.graph.save import save_model
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.search.reference import unused_reference
+from qtool.pipeline.search.reference import check_real_samples, unused_reference
 from qtool.pipeline.stages import Emitted, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -83,8 +83,13 @@ class TrialRunner:
             cache: finished trials are kept there.
             options: of the run.
             folder: for files that are weighed; exists.
+
+        Raises:
+            QtoolError: model or data are wrong, or the samples are synthetic.
         """
-        return cls(prepare(recipe, cache, options), recipe, folder)
+        prepared = prepare(recipe, cache, options)
+        check_real_samples(prepared)
+        return cls(prepared, recipe, folder)
 
     @property
     def base(self) -> Recipe:

@@ -55,5 +55,6 @@ def front_of(tried: Sequence[Tried]) -> list[SearchPoint]:
         tried: all recipes.
     """
     points = [each.point for each in tried]
-    keys = [(float(point.bytes), point.ms or 0.0, point.kl) for point in points]
+    timed = all(point.ms is not None for point in points)  # else times cannot be compared
+    keys = [(float(p.bytes), (p.ms or 0.0) if timed else 0.0, p.kl) for p in points]
     return sorted((points[k] for k in pareto_front(keys)), key=lambda point: point.bytes)

@@ -197,7 +197,7 @@ def _kernels(report: Report) -> str:
         parts.append(f"{title} {listed or 'none'}")
     parts.append(f"stray Q/DQ {len(report.kernels.stray_quantize)}")
     if report.kernels.saturation_risk:
-        layers = formatting.saturating(report.kernels.saturation_risk)
+        layers = text(formatting.saturating(report.kernels.saturation_risk))
         parts.append(f"**saturation risk** in {layers}")
     return f"Kernels: {'; '.join(parts)}."
 

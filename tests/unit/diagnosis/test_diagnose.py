@@ -1,14 +1,18 @@
 """Each fault is named and its change gains points; its healthy twin triggers nothing."""
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from faulty_nets import DROP, chain, facts_of, narrow_layer, scaled_grid, shifted_bias
+from faulty_nets import CHANNELS, DROP, chain, facts_of, narrow_layer, scaled_grid, shifted_bias
+from models import Net
 
+from qtool.diagnosis.advice import _pattern
 from qtool.diagnosis.diagnose import MIN_SHARE, diagnose, lost_points, ranked
+from qtool.diagnosis.facts import Settings
 from qtool.diagnosis.rules import RULES
 from qtool.diagnosis.trials import exact
 from qtool.quant.bit_widths import Bits
@@ -156,3 +160,44 @@ def test_findings_with_the_same_lines_are_shown_once():
     ]
     slow = Finding(finding="slow", evidence="")
     assert [each.finding for each in ranked([*findings, slow])] == ["b", "c", "slow"]
+
+
+def test_channels_of_a_one_dimensional_convolution_are_axis_1():
+    net, rng = Net(seed=5), np.random.default_rng(1)
+    x = net.input("x", "N", 3, 20)
+    for read in (3, CHANNELS):
+        weight, bias = rng.normal(0, 0.3, (CHANNELS, read, 3)), rng.normal(0, 0.1, CHANNELS)
+        x = net.add("Relu", net.add("Conv", x, net.const(weight), net.const(bias), pads=[1, 1]))
+    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    net.output(net.add("Gemm", x, net.const(rng.normal(0, 1, (10, CHANNELS))), transB=1, out="y"))
+    facts, _ = facts_of(net)
+    convolutions = [site for site in facts.layers.values() if site.op == "Conv"]
+    assert len(convolutions) == 2
+    for site in convolutions:
+        assert facts.measured.sites[site.name].mean_error.shape == (CHANNELS,)
+        assert facts.measured.values[site.output].limits.shape == (CHANNELS,)
+    assert facts.measured.values["x"].limits.shape == (3,)
+
+
+def test_names_with_quotes_and_brackets_stand_in_recipe_lines():
+    line = Settings(layers={"first": "8"}).layer_line({_pattern('a"[0]'): "float"})
+    widths = yaml.safe_load(line)
+    assert widths == {"first": 8, 'name:a"[[]0]': "float"}
+    assert fnmatchcase('a"[0]', list(widths)[1].removeprefix("name:"))
+
+
+def test_every_gate_of_the_outputs_asks_for_a_diagnosis():
+    accuracy = Accuracy(samples=100, drop=0.3)
+    for name in ("min_accuracy", "max_regression", "max_drop"):
+        gate = Gate(name=name, limit=1, value=2, passed=False)
+        assert lost_points(accuracy, [gate]) == 0.3
+    assert lost_points(accuracy, [Gate(name="max_bytes", limit=1, value=2, passed=False)]) == 0
+
+
+def test_what_the_recipe_does_already_is_not_advised():
+    for steps, lines in (
+        ((), ("ptq: [gptq, bias_correction]",)),
+        (("gptq", "bias_correction"), ()),
+    ):
+        facts, _ = facts_of(chain(), steps=steps)
+        assert RULE["weights"].advise(facts, {"weights": 0.5}).lines == lines

@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qtool.errors import RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search import bit_search, layer_costs, trial
-from qtool.pipeline.search.trial import with_bits
+from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
+from qtool.pipeline.search.bit_search import BitSearch, Measured
+from qtool.pipeline.search.trial import TrialResult, with_bits
 from qtool.recipe.loader import load_recipe, recipe_from_keywords
+from qtool.recipe.sections.budget import Budget
 from qtool.report.render import render
-from qtool.search.mixed_precision import Way, monotonic, pareto_front
+from qtool.search.mixed_precision import Layer, Way, monotonic, pareto_front, program_of
+from qtool.steps.stage_cache import StageRecord
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +62,63 @@ def test_a_budget_below_the_least_says_what_is_possible(digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_width_alone_is_used_where_it_is_not_the_recipes(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(bit_search, "FRONT_POINTS", 1)
+    recipe = load_recipe(digits / "int8.yaml", [*SMALL, "bits.budget={bits: 4.5, among: [4]}"])
+    report = run_ptq(recipe, tmp_path / "run", RunOptions(threads=1))
+    assert {layer.weight_bits for layer in report.layers if layer.weight_bits} == {4}
+    assert report.size.weight_bits_mean <= 4.5
+
+
+class FewLayers(BitSearch):
+    """A search whose layers are made up: two, of 100 weights each, with 4 or 8 bits."""
+
+    def __init__(self, budget):
+        bits = {"weights": 8, "activations": 8}
+        keywords = {"model": "net.onnx", "calibrate": {"images": "train"}, "bits": bits}
+        base = recipe_from_keywords(keywords, "test", Path.cwd(), files=False)
+        reference = SimpleNamespace(metric="top1", dataset=SimpleNamespace(count=64))
+        super().__init__(
+            SimpleNamespace(base=base, reference=reference, measure=self.measure),
+            Budget.model_validate(budget),
+            StageRecord(),
+        )
+        ways = [Way(4, 8), Way(8, 8)]
+        costs, sizes = {ways[0]: 1.0, ways[1]: 0.1}, {ways[0]: 50.0, ways[1]: 100.0}
+        layers = [Layer(name, 100, 1000, costs, sizes, {}) for name in "ab"]
+        program = program_of(layers, dict.fromkeys("ab", ways))
+        self.__dict__["_measured"] = Measured(layers, [ways, ways], set(), program, None, 0)
+
+    def measure(self, recipe):
+        narrow = len(recipe.bits.layers)
+        return TrialResult(narrow, 5.0 * narrow, 0.1, 200 - 50 * narrow, 1.0)
+
+
+def test_max_drop_exceeds_no_other_limit():
+    search = FewLayers({"max_drop": 1, "bytes": 160, "among": [4, 8]})
+    _, part = search.run()
+    assert part.chosen.bytes == 150 and part.chosen.drop == 5
+    assert any("no choice within the limits keeps max_drop" in note for note in search.record.notes)
+    _, part = FewLayers({"max_drop": 1, "among": [4, 8]}).run()
+    assert part.chosen.bytes == 200 and part.chosen.drop == 0
+
+
 def test_auto_and_a_budget_exclude_each_other(digits, tmp_path):
     recipe = load_recipe(digits / "int8.yaml", ["ptq=auto", "bits.budget={bits: 4}"])
     with pytest.raises(RecipeError, match="remove one of the two"):
         run_ptq(recipe, tmp_path / "run")
     recipe = load_recipe(digits / "int8.yaml", ["ptq=[gptq, auto]"])
     with pytest.raises(RecipeError, match="others stand beside it"):
+        run_ptq(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["ptq=auto", "bits.budget={bits: 4}"])
+def test_a_search_refuses_what_it_cannot_follow(setting, digits, tmp_path, monkeypatch):
+    recipe = load_recipe(digits / "int8.yaml", [setting])
+    with pytest.raises(RecipeError, match="leave out --plan"):
+        run_ptq(recipe, tmp_path / "run", RunOptions(plan_file=tmp_path / "plan.json"))
+    monkeypatch.setattr(resolve, "expected", lambda: (0, 2))
+    with pytest.raises(RecipeError, match="a search runs in one process"):
         run_ptq(recipe, tmp_path / "run")
 
 

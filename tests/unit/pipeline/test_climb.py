@@ -1,5 +1,6 @@
 """The order of the steps, what is used, when the search ends, and what it says."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,34 @@ def test_the_time_is_kept(monkeypatch):
     assert [rung.name for rung in part.rungs] == ["rounding", "ranges", "equalization"]
     assert recipe.calibrate.method.name == "auto"
     assert any("the time of 65s is over" in note for note in notes)
+
+
+def test_no_bits_are_added_without_labels(monkeypatch):
+    class Unlabelled(Runner):
+        def measure(self, recipe):
+            return replace(super().measure(recipe), drop=None, drop_error=None)
+
+    runner = Unlabelled({"gptq": 0.5}, float_layers=dict.fromkeys(LAYERS, 0.1))
+    recipe, _, notes = searched(monkeypatch, runner)
+    assert recipe.bits.layers == {} and [step.name for step in recipe.ptq] == ["gptq"]
+    assert any("no layer was given more bits" in note for note in notes)
+
+
+def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    class Slow(Runner):
+        def measure(self, recipe):
+            clock.now += 10
+            return super().measure(recipe)
+
+    monkeypatch.setattr(climb.time, "perf_counter", lambda: clock.now)
+    runner = Slow({}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    # Six trials: five of the steps, and all layers at 8 bits; the bisection has no time.
+    recipe, part, notes = searched(monkeypatch, runner, Auto(time="61s"))
+    assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
+    assert part.rungs[-1].used and part.rungs[-1].name == "3 layers 8 bits"
+    assert any("the time of 61s is over" in note for note in notes)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400)])

@@ -114,7 +114,7 @@ def test_interaction_is_what_two_sites_cost_beyond_their_sum(tmp_path):
 
 def test_rank_agreement_is_kendalls_tau():
     rows = [
-        Sensitivity(site=str(k), kind="both", kl=kl, drop=drop, sqnr_db=-kl, fisher=-kl)
+        Sensitivity(site=f"all{k}", kind="both", kl=kl, drop=drop, sqnr_db=-kl, fisher=-kl)
         for k, (kl, drop) in enumerate([(1, 0), (2, 1), (3, 3), (4, 2)])
     ]
     (note,) = rank_agreement(rows)
