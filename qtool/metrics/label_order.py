@@ -70,6 +70,7 @@ def find_label_order(
     Returns:
         The order, or None where none is better by MIN_GAIN points and MIN_DEVIATIONS.
     """
+    labels = labels.astype(np.int64)  # products of unsigned ones would wrap around
     scores, guesses = outputs.shape[1], outputs.argmax(1)
     hits = guesses == labels
     candidates = [

@@ -79,3 +79,11 @@ def test_more_classes_in_the_model_than_in_the_labels():
     order = np.array([7, 2, 9, 0, 4])
     result = find_label_order(scores_of(order[labels]), labels, NAMES[:5])
     assert result is not None and result.order == tuple(order)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64"])
+def test_the_type_of_the_labels_changes_nothing(dtype):
+    labels, order = labels_of(), np.random.default_rng(3).permutation(300)
+    outputs = scores_of(order[labels], count=300)
+    result = find_label_order(outputs, labels.astype(dtype))
+    assert result is not None and result == find_label_order(outputs, labels)
