@@ -14,7 +14,7 @@ from qtool.recipe.model import Recipe
 from qtool.search.integer_program import Conversion
 from qtool.steps.context import Context
 from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile, ProfileResult
+from qtool.verification.tasks import Profile, ProfileResult, write_feeds
 
 RUNS = 20
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -60,7 +60,7 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         scratch = Path(folder)
         feeds = scratch / "feeds.npz"
-        np.savez(feeds, **_feeds(context))  # type: ignore[arg-type]
+        write_feeds(feeds, _feeds(context))
         integer, half = scratch / "integer.onnx", scratch / "half.onnx"
         runner.emitted(plan, context, integer)
         runner.emitted(mixed_plan, mixed_context, half)
