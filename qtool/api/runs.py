@@ -39,6 +39,7 @@ class RunKeywords(TypedDict, total=False):
         trust_code: allow what the recipe names to run code.
         requantize: turn a quantized ONNX file back to floats first.
         fresh: do finished stages again.
+        baseline: folder or report.json of an earlier run, for the gate ``max_regression``.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class RunKeywords(TypedDict, total=False):
     trust_code: bool
     requantize: bool
     fresh: bool
+    baseline: str | Path | None
 
 
 class VerifyKeywords(TypedDict, total=False):
@@ -56,11 +58,13 @@ class VerifyKeywords(TypedDict, total=False):
         seed: of every random choice; default 0.
         threads: CPU threads; default the physical cores.
         trust_code: allow what the recipe names to run code.
+        baseline: as for :class:`RunKeywords`.
     """
 
     seed: int
     threads: int | None
     trust_code: bool
+    baseline: str | Path | None
 
 
 def run_ptq(recipe: RecipeLike, out: str | Path, **options: Unpack[RunKeywords]) -> NotebookReport:
@@ -157,7 +161,10 @@ def _options(function: str, kind: type, options: Mapping[str, Any]) -> Any:
                 f"{function}: unknown option {name}{suggest(name, expected)}; expected "
                 f"{', '.join(expected)}"
             )
-    return RunOptions(**options)
+    words = dict(options)
+    if words.get("baseline") is not None:
+        words["baseline"] = Report.read(Path(words["baseline"]))
+    return RunOptions(**words)
 
 
 def _recipe(recipe: RecipeLike, place: str, epochs: int | None = None) -> Recipe:

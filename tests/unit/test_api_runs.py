@@ -56,6 +56,11 @@ def test_a_notebook_shows_the_page_in_a_frame(recipe, tmp_path):
             RecipeError,
             "expected seed, threads, trust_code",
         ),
+        (
+            lambda r, p: qtool.run_ptq(r, p, baseline="gone"),
+            RecipeError,
+            "gone",
+        ),
         (lambda r, p: qtool.run_qat(r | {"qat": None}, p, epochs=1), RecipeError, "qat"),
         (
             lambda r, p: qtool.run_ptq(r | {"calibrate": {"arrays": r["model"]}}, p),
