@@ -10,6 +10,7 @@ import pytest
 from models import Net
 from PIL import Image
 
+from qtool.data import InputSpec, open_dataset
 from qtool.errors import DataError
 from qtool.pipeline.proposal.data_folder import data_sources
 from qtool.pipeline.proposal.propose import propose
@@ -131,6 +132,19 @@ def test_each_part_takes_its_own_label_file(net, tmp_path):
     sections = propose(net, tmp_path, "onnxruntime-cpu").sections
     assert sections["calibrate"]["labels"] == str(tmp_path / "train.csv")
     assert sections["evaluate"]["labels"] == str(tmp_path / "test.csv")
+
+
+def test_a_part_without_a_class_keeps_the_numbers_of_the_others(net, tmp_path):
+    images(tmp_path / "train", 4)
+    images(tmp_path / "test", 3)
+    for path in [*(tmp_path / "test/blue").iterdir(), tmp_path / "test/blue"]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    (tmp_path / "made.yaml").write_text(recipe_text(proposal, tmp_path / "made.yaml"))
+    recipe = load_recipe(tmp_path / "made.yaml")
+    inputs = {"x": InputSpec("x", ("N", 3, 8, 8), "float32")}
+    assert set(open_dataset(recipe.calibrate, inputs).labels) == {0, 1, 2}
+    assert set(open_dataset(recipe.evaluate, inputs).labels) == {1, 2}
 
 
 def test_a_label_file_is_found_far_behind_its_beginning(tmp_path):

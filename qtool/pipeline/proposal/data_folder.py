@@ -38,6 +38,8 @@ class Source:
         evaluate: the same for evaluation; None: every second sample of the same data.
         labels: label files of calibration and evaluation; None where there is none.
         reason: how the parts were divided, for a comment.
+        classes: all classes, where the parts have different ones; sorted by themselves, a part
+            that lacks a class would number those behind it otherwise.
     """
 
     reader: str
@@ -45,6 +47,7 @@ class Source:
     evaluate: Any
     labels: tuple[Path | None, Path | None] = (None, None)
     reason: str = ""
+    classes: tuple[str, ...] = ()
 
     def sections(self, count: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the sections ``calibrate`` and ``evaluate`` of a recipe, without preprocessing."""
@@ -53,6 +56,8 @@ class Source:
             {self.reader: value} | ({} if labels is None else {"labels": str(labels)})
             for value, labels in zip(values, self.labels, strict=True)
         )
+        if self.classes:
+            first["classes"] = second["classes"] = list(self.classes)
         if self.evaluate is None:
             first["take"], second["take"] = ({"every": 2}, {"every": 2, "offset": 1})
         return (first if count is None else {**first, "count": count}), second
@@ -149,7 +154,16 @@ def _images(data: Path) -> Iterator[Source]:
         None if evaluate is None else str(evaluate),
         (_label_file(calibrate, data), _label_file(evaluate or calibrate, data)),
         reason,
+        _different_classes(calibrate, evaluate or calibrate),
     )
+
+
+def _different_classes(*parts: Path) -> tuple[str, ...]:
+    """Return the class folders of all parts, where they differ; else none."""
+    if any(_has_images(part) for part in parts):
+        return ()
+    each = [{path.name for path in _entries(part) if path.is_dir()} for part in parts]
+    return () if all(names == each[0] for names in each) else tuple(sorted(set().union(*each)))
 
 
 def _is_split(folders: list[Path]) -> bool:

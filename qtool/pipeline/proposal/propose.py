@@ -178,6 +178,8 @@ def _proposal(
     trial, source = reading.trial, reading.source
     calibrate, evaluate = source.sections(COUNT)
     comments = {("model",): _family(graph, inputs), ("calibrate", source.reader): source.reason}
+    if source.classes:
+        comments["evaluate", "classes"] = "the folders of both parts, which have different ones"
     if reading.settings is not None:
         calibrate["preprocess"] = in_recipe(reading.settings)
         comments["calibrate", "preprocess"] = reading.reason
