@@ -39,6 +39,7 @@ class RunKeywords(TypedDict, total=False):
         trust_code: allow what the recipe names to run code.
         requantize: turn a quantized ONNX file back to floats first.
         fresh: do finished stages again.
+        baseline: folder or report.json of an earlier run, for the gate ``max_regression``.
     """
 
     seed: int
@@ -47,6 +48,23 @@ class RunKeywords(TypedDict, total=False):
     trust_code: bool
     requantize: bool
     fresh: bool
+    baseline: str | Path | None
+
+
+class VerifyKeywords(TypedDict, total=False):
+    """Options of :func:`verify`, as on the command line.
+
+    Attributes:
+        seed: of every random choice; default 0.
+        threads: CPU threads; default the physical cores.
+        trust_code: allow what the recipe names to run code.
+        baseline: as for :class:`RunKeywords`.
+    """
+
+    seed: int
+    threads: int | None
+    trust_code: bool
+    baseline: str | Path | None
 
 
 def run_ptq(recipe: RecipeLike, out: str | Path, **options: Unpack[RunKeywords]) -> NotebookReport:
@@ -89,7 +107,7 @@ def verify(
     data: str | Path | None = None,
     *,
     recipe: RecipeLike | None = None,
-    **options: Unpack[RunKeywords],
+    **options: Unpack[VerifyKeywords],
 ) -> NotebookReport:
     """Measure any quantized ONNX file against its float model, as ``qtool verify``.
 
@@ -98,7 +116,7 @@ def verify(
         against: the float model; with ``data``, instead of a recipe.
         data: a folder of images, or arrays.
         recipe: as for :func:`run_ptq`; instead of ``against`` and ``data``.
-        options: see :class:`RunKeywords`.
+        options: see :class:`VerifyKeywords`.
 
     Raises:
         RecipeError: neither a recipe nor both of ``against`` and ``data``.
@@ -112,7 +130,8 @@ def verify(
         chosen = recipe_from_options(against, data)
     else:
         raise RecipeError("qtool.verify: expected `against` and `data`, or `recipe`; give the rest")
-    return NotebookReport.of(verify_file(Path(file), chosen, _options("qtool.verify", options)))
+    run_options = _options("qtool.verify", VerifyKeywords, options)
+    return NotebookReport.of(verify_file(Path(file), chosen, run_options))
 
 
 def _run(
@@ -126,22 +145,26 @@ def _run(
     from qtool.pipeline import run
 
     chosen = _recipe(recipe, f"qtool.{function}", epochs)
-    report: Report = getattr(run, function)(chosen, Path(out), _options(function, options))
+    run_options = _options(f"qtool.{function}", RunKeywords, options)
+    report: Report = getattr(run, function)(chosen, Path(out), run_options)
     return NotebookReport.of(report)
 
 
-def _options(function: str, options: RunKeywords) -> Any:
-    """Return the options of the pipeline; unknown ones are refused by name."""
+def _options(function: str, kind: type, options: Mapping[str, Any]) -> Any:
+    """Return the options of the pipeline; those that ``kind`` does not name are refused."""
     from qtool.pipeline.context import RunOptions
 
-    expected = RunKeywords.__annotations__
+    expected = kind.__annotations__
     for name in options:
         if name not in expected:
             raise RecipeError(
                 f"{function}: unknown option {name}{suggest(name, expected)}; expected "
                 f"{', '.join(expected)}"
             )
-    return RunOptions(**options)
+    words = dict(options)
+    if words.get("baseline") is not None:
+        words["baseline"] = Report.read(Path(words["baseline"]))
+    return RunOptions(**words)
 
 
 def _recipe(recipe: RecipeLike, place: str, epochs: int | None = None) -> Recipe:
@@ -151,5 +174,5 @@ def _recipe(recipe: RecipeLike, place: str, epochs: int | None = None) -> Recipe
         key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()
     }
     if epochs is not None:
-        words["qat"] = {**words.get("qat", {}), "epochs": epochs}
+        words["qat"] = {**(words.get("qat") or {}), "epochs": epochs}
     return recipe_from_keywords(words, place, Path.cwd(), files=True)

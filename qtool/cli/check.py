@@ -25,7 +25,7 @@ def check(
     quiet: options.Quiet = False,
 ) -> None:
     """Print the plan (value, bits, why), and estimate time, memory and file size."""
-    with exit_codes():
+    with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources())
         words = shorthands.overrides(bits, count, settings)
         chosen = chosen_recipe(named.recipe, named.model, named.data, words)

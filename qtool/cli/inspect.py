@@ -12,11 +12,13 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes, print_result
 from qtool.cli.console.progress import show_progress
+from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
     from qtool.pipeline.inspection import ModelInfo, RunInfo
 
 SLOWEST = 12
+DEFAULT_TARGET = "onnxruntime-cpu"
 
 
 def inspect(
@@ -24,8 +26,13 @@ def inspect(
         Path, typer.Argument(metavar="MODEL|RUN", help="A float model, or a run folder.")
     ],
     target: Annotated[
-        str, typer.Option("--target", metavar="T", help="The target whose patterns are looked for.")
-    ] = "onnxruntime-cpu",
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="T",
+            help="The target whose patterns are looked for. [default: onnxruntime-cpu]",
+        ),
+    ] = None,
     threads: options.Threads = None,
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
@@ -33,7 +40,11 @@ def inspect(
     quiet: options.Quiet = False,
 ) -> None:
     """Print layers, shapes, parameters, MACs and weight ranges; of a run also kernels and times."""
-    with exit_codes():
+    with exit_codes(json):
+        if model.is_dir() and target is not None:
+            raise RecipeError("--target: a run has the target of its recipe; remove the option")
+        if not model.is_dir() and threads is not None:
+            raise RecipeError("--threads: nothing of a model is timed, only of a run; remove it")
         from qtool.pipeline.context import RunOptions
         from qtool.pipeline.inspection import inspect_model, inspect_run
 
@@ -45,7 +56,7 @@ def inspect(
                 run = inspect_run(model, run_options)
                 text = _run_json(run) if json else _run_text(run)
             else:
-                info = inspect_model(model, target, run_options)
+                info = inspect_model(model, target or DEFAULT_TARGET, run_options)
                 text = json_format.dumps(asdict(info)) if json else _model_text(info)
         print_result(text)
 

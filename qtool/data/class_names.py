@@ -1,6 +1,7 @@
 """Class names in the order of the model's outputs."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,9 +29,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def check_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the names; raise DataError where there is none, or one is empty or occurs twice."""
-    twice = [name for k, name in enumerate(names) if not name or name in names[:k]]
-    if twice or not names:
-        shown = f'"{twice[0]}" twice or empty' if twice else "no name"
+    counts = Counter(names)
+    wrong = [name for name in names if not name or counts[name] > 1]
+    if wrong or not names:
+        shown = "no name" if not names else f'"{wrong[0]}" twice' if wrong[0] else "an empty name"
         raise DataError(f"{where}: found {shown}; expected each class once, in the model's order")
     return tuple(names)
 

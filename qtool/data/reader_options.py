@@ -126,6 +126,12 @@ class Wav(Part):
     log_mel: LogMel | None = None
     """Spectrogram settings; absent: the model gets samples between -1 and 1."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Wav":
+        if self.hop is not None and self.align != "start":
+            raise ValueError("`align` is for whole recordings, and `hop` cuts them: remove one")
+        return self
+
 
 class Python(Part):
     """A function that yields batches; needs --trust-code."""

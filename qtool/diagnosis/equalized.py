@@ -55,6 +55,8 @@ def _scale(facts: Facts, value: str) -> np.ndarray | None:
     reads = [site for site in facts.layers.values() if site.inputs[0] == value]
     if len(makes) != 1 or len(reads) != 1:
         return None
+    if any(facts.plan.qparams(site.weight or "").spec.bits == 1 for site in (*makes, *reads)):
+        return None  # the signs of weights are the same under any scale
     node = nodes_by_name(facts.context.model.graph)[reads[0].name]
     name = reads[0].weight or ""
     array = facts.plan.weight(name, by_name(facts.context.model.graph)[name])

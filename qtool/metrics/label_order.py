@@ -11,6 +11,8 @@ import numpy as np
 # difference is so many standard errors: below, the outputs do not show it.
 MIN_GAIN = 10.0
 MIN_DEVIATIONS = 4.0
+# No assignment is searched among more pairs of a label and a class: it would take gigabytes.
+MOST_PAIRS = 1 << 26
 # More pairs of classes than these are not listed one by one.
 LISTED = 6
 
@@ -70,18 +72,23 @@ def find_label_order(
     Returns:
         The order, or None where none is better by MIN_GAIN points and MIN_DEVIATIONS.
     """
+    labels = labels.astype(np.int64)  # products of unsigned ones would wrap around
     scores, guesses = outputs.shape[1], outputs.argmax(1)
     hits = guesses == labels
+    count = max(int(labels.max()) + 1, min(len(classes or ()), scores))
     candidates = [
         (name, order, order[labels] == guesses)
         for name, order in _rules(scores, int(labels.max()) + 1, classes or ())
     ]
-    if 100 * (_reachable(guesses, labels, scores) - hits.mean()) >= MIN_GAIN:
+    if (
+        count * scores <= MOST_PAIRS
+        and 100 * (_reachable(guesses, labels, scores) - hits.mean()) >= MIN_GAIN
+    ):
         halves, crossed = _halves(labels), np.zeros(len(labels), bool)
         for fit, rest in (halves, halves[::-1]):
-            order = _assign(guesses[fit], labels[fit], scores)
+            order = _assign(guesses[fit], labels[fit], (count, scores))
             crossed[rest] = order[labels[rest]] == guesses[rest]
-        candidates.append(("permuted", _assign(guesses, labels, scores), crossed))
+        candidates.append(("permuted", _assign(guesses, labels, (count, scores)), crossed))
     better = [candidate for candidate in candidates if _is_better(candidate[2], hits)]
     if not better:
         return None
@@ -122,14 +129,20 @@ def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[rank % 2 == 0], order[rank % 2 == 1]
 
 
-def _assign(guesses: np.ndarray, labels: np.ndarray, scores: int) -> np.ndarray:
-    """Return the class of each label that makes most guesses right, one label for a class."""
+def _assign(guesses: np.ndarray, labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the class of each label that makes most guesses right, one label for a class.
+
+    Args:
+        guesses: class with the highest score [n].
+        labels: [n].
+        shape: number of labels, and of classes, which are at least as many.
+    """
     from scipy.optimize import linear_sum_assignment
 
-    counts = np.zeros((scores, scores))
+    counts = np.zeros(shape)
     np.add.at(counts, (labels, guesses), 1)
     # Of equal assignments, that which leaves labels as they are.
-    counts[np.diag_indices(scores)] += 1e-6
+    counts[np.arange(shape[0]), np.arange(shape[0])] += 1e-6
     return np.asarray(linear_sum_assignment(counts, maximize=True)[1])
 
 

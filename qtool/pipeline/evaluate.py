@@ -43,6 +43,7 @@ from qtool.verification.tasks import (
     Optimize,
     Samples,
     TimePair,
+    write_feeds,
 )
 from qtool.weights.int16_saturation import adds_pairs, at_risk
 
@@ -144,7 +145,7 @@ class Evaluator:
         paths = {"float": str(prepared.loaded.path), "quantized": str(self.file)}
         with context.cache.stage("verify") as record:
             feeds = self.scratch / "feeds.npz"
-            np.savez(feeds, **prepared.first_batch())  # type: ignore[arg-type]
+            write_feeds(feeds, prepared.first_batch())
             optimize = Optimize(str(self.file), str(self.scratch / "optimized.onnx"), big=big)
             pair = (paths["float"], paths["quantized"], str(feeds))
             latency = TimePair(*pair, context.fixed_batch or 1, threads or 1, big)

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import QtoolError
@@ -23,7 +22,7 @@ from qtool.rewrites import REWRITES
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
 from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile
+from qtool.verification.tasks import Profile, write_feeds
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def _kernel_times(folder: Path, options: RunOptions) -> tuple[KernelTime, ...]:
     with temporary_cache() as cache, tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
         prepared = prepare(recipe, cache, options)
         feeds = Path(scratch) / "feeds.npz"
-        np.savez(feeds, **prepared.first_batch())  # type: ignore[arg-type]
+        write_feeds(feeds, prepared.first_batch())
         task = Profile(
             str(folder / "model.onnx"), str(feeds), scratch, threads=options.threads or 1
         )

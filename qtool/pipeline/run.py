@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtool.pipeline.build_report import build_report
+from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
@@ -89,6 +90,7 @@ def _with_training_defaults(recipe: Recipe) -> Recipe:
 
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
+    require_baseline(recipe, options)
     with run_folder(out, options) as (cache, scratch):
         recipe, search = resolve_search(recipe, cache, options, scratch)
         prepared = prepare(recipe, cache, options)

@@ -9,6 +9,7 @@ from qtool import files
 from qtool.errors import UnsupportedError
 from qtool.loading import read_graph
 from qtool.pipeline.build_report import evaluation_part
+from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.evaluate import Evaluation, Evaluator
@@ -45,6 +46,7 @@ def verify_file(
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
     options = options or RunOptions()
+    require_baseline(recipe, options)
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         scratch = Path(folder)
         cache = StageCache(scratch / "stages", fresh=True)

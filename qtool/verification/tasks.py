@@ -4,10 +4,13 @@ Imports neither torch nor onnx_ir, so that the child starts fast.
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
 
 if TYPE_CHECKING:
     from qtool.data import DataSection, Dataset, InputSpec
@@ -313,3 +316,14 @@ def _task(raw: dict[str, Any]) -> Task[Any]:
 def _with_tuples(value: Any) -> Any:
     """Return a value of JSON with its lists as tuples, also nested ones."""
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def write_feeds(path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+    """Write the inputs of a call to a .npz file for the child process.
+
+    Not by ``np.savez``, which refuses an input called ``file``.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in feeds.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)

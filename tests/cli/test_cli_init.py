@@ -10,10 +10,12 @@ import pytest
 from models import Net
 from PIL import Image
 
+from qtool.data import InputSpec, open_dataset
 from qtool.errors import DataError
 from qtool.pipeline.proposal.data_folder import data_sources
 from qtool.pipeline.proposal.propose import propose
 from qtool.pipeline.proposal.recipe_text import recipe_text
+from qtool.pipeline.proposal.trial import _scored, difference
 from qtool.recipe.loader import load_recipe
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class folder -> bright channel
@@ -107,12 +109,84 @@ def test_flat_images_take_the_label_file_that_names_them(tmp_path):
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     (tmp_path / "truth.tsv").write_text("".join(f"i{k}.png\t{k % 3}\n" for k in range(6)))
     (source,) = data_sources(flat)
-    assert source.labels is None
+    assert source.labels == (None, None)
     for name in COLOURS:
         (tmp_path / "classes" / name).rmdir()
     (tmp_path / "classes").rmdir()
     (source,) = data_sources(tmp_path)
-    assert source.labels == tmp_path / "truth.tsv"
+    assert source.labels == (tmp_path / "truth.tsv", tmp_path / "truth.tsv")
+
+
+def flat_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / name)
+
+
+def test_each_part_takes_its_own_label_file(net, tmp_path):
+    for part, count in (("train", 12), ("test", 6)):
+        names = [f"{part}{k}.png" for k in range(count)]
+        flat_images(tmp_path / part, names)
+        lines = "".join(f"{name},{k % 3}\n" for k, name in enumerate(names))
+        (tmp_path / f"{part}.csv").write_text(lines)
+    sections = propose(net, tmp_path, "onnxruntime-cpu").sections
+    assert sections["calibrate"]["labels"] == str(tmp_path / "train.csv")
+    assert sections["evaluate"]["labels"] == str(tmp_path / "test.csv")
+
+
+def test_a_part_without_a_class_keeps_the_numbers_of_the_others(net, tmp_path):
+    images(tmp_path / "train", 4)
+    images(tmp_path / "test", 3)
+    for path in [*(tmp_path / "test/blue").iterdir(), tmp_path / "test/blue"]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    proposal = propose(net, tmp_path, "onnxruntime-cpu")
+    (tmp_path / "made.yaml").write_text(recipe_text(proposal, tmp_path / "made.yaml"))
+    recipe = load_recipe(tmp_path / "made.yaml")
+    inputs = {"x": InputSpec("x", ("N", 3, 8, 8), "float32")}
+    assert set(open_dataset(recipe.calibrate, inputs).labels) == {0, 1, 2}
+    assert set(open_dataset(recipe.evaluate, inputs).labels) == {1, 2}
+
+
+def test_a_label_file_is_found_far_behind_its_beginning(tmp_path):
+    flat_images(tmp_path / "images", ["z1.png", "z2.png"])
+    lines = [f"a{k:06}.png,1\n" for k in range(20_000)]
+    (tmp_path / "truth.csv").write_text("".join([*lines, "z1.png,0\n", "z2.png,1\n"]))
+    (source,) = data_sources(tmp_path)
+    assert source.labels[0] == tmp_path / "truth.csv"
+
+
+def test_flat_parts_without_a_training_name_are_no_classes(tmp_path):
+    for part, count in (("val", 3), ("test", 2)):
+        flat_images(tmp_path / part, [f"{k}.png" for k in range(count)])
+    (source,) = data_sources(tmp_path)
+    assert source.calibrate == str(tmp_path / "val")
+    assert source.evaluate == str(tmp_path / "test")
+
+
+def test_damaged_arrays_are_no_samples(tmp_path):
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds \.npy, \.npz; expected images"):
+        data_sources(tmp_path)
+    np.savez(tmp_path / "whole.npz", x=np.zeros((4, 2), np.float32))
+    (source,) = data_sources(tmp_path)
+    assert source.calibrate == str(tmp_path / "whole.npz")
+
+
+def test_many_npy_files_are_parts_and_no_folder_of_batches(tmp_path):
+    for k in range(20):
+        np.save(tmp_path / f"{k:02}.npy", np.zeros((4 + k, 2), np.float32))
+    (source,) = data_sources(tmp_path)
+    assert source.calibrate == str(tmp_path / "19.npy")
+    assert source.evaluate == str(tmp_path / "18.npy")
+
+
+def test_negative_labels_and_overflowing_outputs_are_scored():
+    outputs, labels = np.array([[1, 0], [np.nan, 0]], np.float32), np.array([0, 1])
+    assert _scored({}, outputs, labels - 1).losses is None
+    trial = _scored({}, outputs, labels)
+    assert trial.losses.argmax() == 1 and np.isinf(trial.losses[1])
+    assert difference(_scored({}, outputs[:1], labels[:1]), trial) == np.inf
 
 
 def test_arrays_of_one_form_are_parts_and_the_form_that_fits_wins(net, tmp_path):

@@ -99,3 +99,8 @@ def test_what_is_no_model_and_no_run_is_refused(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"code")
     done = qtool("inspect", tmp_path / "net.pt")
     assert done.returncode == 2 and "--trust-code" in done.stderr
+    done = qtool("inspect", tmp_path, "--json", "--target", "cmsis-nn")
+    assert done.returncode == 2
+    assert "--target" in json.loads(done.stdout)["error"]["message"]
+    done = qtool("inspect", tmp_path / "net.onnx", "--threads", "2")
+    assert done.returncode == 2 and "--threads" in done.stderr

@@ -52,6 +52,17 @@ def test_a_notebook_shows_the_page_in_a_frame(recipe, tmp_path):
         (lambda r, p: qtool.run_qat(r, p), RecipeError, "qat"),
         (lambda r, p: qtool.verify("a.onnx", "b.onnx"), RecipeError, "`data`"),
         (
+            lambda r, p: qtool.verify("a.onnx", recipe=r, fresh=True),
+            RecipeError,
+            "expected seed, threads, trust_code",
+        ),
+        (
+            lambda r, p: qtool.run_ptq(r, p, baseline="gone"),
+            RecipeError,
+            "gone",
+        ),
+        (lambda r, p: qtool.run_qat(r | {"qat": None}, p, epochs=1), RecipeError, "qat"),
+        (
             lambda r, p: qtool.run_ptq(r | {"calibrate": {"arrays": r["model"]}}, p),
             DataError,
             "expected a .npy or .npz",

@@ -50,13 +50,16 @@ def list_samples(
             f"{root}: found {state}, expected a folder of {kind.word}s; correct `{kind.key}`"
         )
     try:
-        entries = sorted(name for name in os.listdir(root) if not name.startswith("."))
+        with os.scandir(root) as scan:  # knows folders without a look at each file
+            entries = {e.name: e.is_dir() for e in scan if not e.name.startswith(".")}
     except OSError as error:
         raise DataError(
             f"{root}: cannot be listed ({error}); expected a readable folder"
         ) from error
-    folders = tuple(name for name in entries if (root / name).is_dir())
-    files = [name for name in entries if name not in set(folders) and root / name != label_file]
+    if label_file is not None and label_file.parent == root and not label_file.is_dir():
+        entries.pop(label_file.name, None)
+    folders = tuple(sorted(name for name, is_folder in entries.items() if is_folder))
+    files = sorted(name for name, is_folder in entries.items() if not is_folder)
     _check_suffixes(root, files, kind)
     if files and folders:
         raise DataError(
@@ -105,7 +108,7 @@ def _unlisted(error: OSError) -> None:
 
 def _check_suffixes(root: Path, names: Sequence[str], kind: Kind) -> None:
     for name in names:
-        if Path(name).suffix.lower() not in kind.suffixes:
+        if os.path.splitext(name)[1].lower() not in kind.suffixes:
             raise DataError(
                 f"{root / name}: not {kind.article} by its name; expected "
                 f"{', '.join(sorted(kind.suffixes))}: move it elsewhere, or hide it with a leading "

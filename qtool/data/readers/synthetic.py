@@ -106,7 +106,19 @@ class SyntheticReader(Reader):
                     f"synthetic: the model's input {spec.describe()} leaves sizes open; write "
                     f"`model: {{onnx: .., input: {{{spec.name}: [N, ..]}}}}` with numbers"
                 )
+            means = options.mean or ()
+            if len(means) > 1 and np.dtype(spec.dtype).kind == "f":
+                _check_means(means, spec)
         chosen, notes = section.choose(COUNT)
         names = tuple(f"noise[{k}]" for k in chosen)
         source = NoiseSource(inputs, options)
         return Dataset(names, source, tuple(chosen), None, None, notes, synthetic=True)
+
+
+def _check_means(means: Sequence[float], spec: InputSpec) -> None:
+    """Refuse means that are not one for each channel of an input."""
+    if not spec.sample or spec.sample[0] != len(means):
+        raise DataError(
+            f"synthetic: `mean` has {len(means)} numbers, but the model's input {spec.describe()} "
+            "has another number of channels; expected one number, or one for each channel"
+        )

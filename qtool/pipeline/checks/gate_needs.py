@@ -33,8 +33,24 @@ def check_gate_needs(recipe: Recipe, evaluation: Dataset, options: RunOptions) -
             )
     if "min_accuracy" in limits:
         _check_direction(recipe, evaluate, options.trust_code)
-    if "max_regression" in limits:
-        _check_baseline(recipe, evaluation, options.baseline)
+    if "max_regression" in limits and options.baseline is not None:
+        _check_baseline(evaluation, options.baseline)
+
+
+def require_baseline(recipe: Recipe, options: RunOptions) -> None:
+    """Refuse the gate on an earlier run where that run is missing.
+
+    Only runs that check gates need it: a dry run, a scan of the layers or timed kernels do not.
+
+    Args:
+        recipe: with its gates.
+        options: holds the baseline.
+
+    Raises:
+        RecipeError: names the gate and what it needs.
+    """
+    if recipe.gates.max_regression is not None and options.baseline is None:
+        raise recipe.error(("gates", "max_regression"), f"the gate {BASELINE_NEED}; give it")
 
 
 def _check_direction(recipe: Recipe, evaluate: Evaluate, trust_code: bool) -> None:
@@ -47,10 +63,8 @@ def _check_direction(recipe: Recipe, evaluate: Evaluate, trust_code: bool) -> No
         )
 
 
-def _check_baseline(recipe: Recipe, evaluation: Dataset, baseline: Report | None) -> None:
-    """Refuse a baseline that is missing, or was evaluated on other samples."""
-    if baseline is None:
-        raise recipe.error(("gates", "max_regression"), f"the gate {BASELINE_NEED}; give it")
+def _check_baseline(evaluation: Dataset, baseline: Report) -> None:
+    """Refuse a baseline that was evaluated on other samples."""
     part = baseline.data.evaluation
     if part is None or part.sha256 != evaluation.digest:
         raise RecipeError(

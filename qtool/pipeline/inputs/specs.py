@@ -111,11 +111,15 @@ def _check_constant(spec: InputSpec, name: str) -> None:
     if spec.constant is None:
         return
     try:
-        exact = bool(np.all(spec.constant_rows(1) == np.asarray(spec.constant)))
+        with np.errstate(over="ignore"):
+            rows = spec.constant_rows(1)
+        exact = rows == np.asarray(spec.constant)
+        fits = bool(np.all(np.isfinite(rows) if rows.dtype.kind == "f" else exact))
     except (ValueError, OverflowError, TypeError):
-        exact = False
-    if not exact and np.dtype(spec.dtype).kind != "f":
+        fits = False
+    if not fits:
         raise ModelError(
             f"model {name}: the constant {spec.constant!r} does not fit the input "
-            f"{spec.describe()}; expected numbers of its type, in its shape without the batch axis"
+            f"{spec.describe()}; expected finite numbers of its type, in its shape without the "
+            "batch axis"
         )

@@ -107,7 +107,9 @@ class StreamRecorder:
             return dataset, None
         digests = (dataset.digest, str(dict(loop.outputs)), str(dict(self.inputs)))
         folder = self.cache.path_for("states", (*self.parts, *digests))
-        if self.cache.fresh or not folder.is_dir():
+        if self.cache.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not folder.is_dir():
             self._record(dataset, folder)
         return with_recorded_states(dataset, self.inputs, folder), folder
 
@@ -127,5 +129,8 @@ class StreamRecorder:
 
             for done in record_states(dataset, self.inputs, compute, complete):
                 self.progress("states", done, dataset.count)
-            shutil.rmtree(folder, ignore_errors=True)
-            complete.rename(folder)
+            try:
+                complete.rename(folder)
+            except OSError:  # another process was first, and may already read its states
+                if not folder.is_dir():
+                    raise

@@ -4,25 +4,28 @@ Names such as train and test decide first; without them, parts of one form do: t
 calibrates.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qtool.data.readers.decode import SUFFIXES
+from qtool.data.readers.npz import read_columns
+from qtool.data.readers.wav import RECORDINGS
 from qtool.errors import DataError
 
 TRAIN_WORDS = ("train", "training", "calib", "calibration")
 # In this order: the test part evaluates, the validation part only where there is no other.
 TEST_WORDS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")
-ARRAYS, TABLES, RECORDINGS = (".npz", ".npy"), (".tsv", ".csv", ".jsonl"), (".wav",)
+ARRAYS, TABLES, LABELS = (".npz", ".npy"), (".tsv", ".csv", ".jsonl"), (".csv", ".tsv", ".json")
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocabulary.txt")
-# Samples of the first class folder and files that are looked at, so that a folder of a million
-# files costs no more than a small one.
+# Entries of a folder that are looked at, the first by name.
 LOOK = 64
+# Characters of a table that are searched for names of images.
+SEARCHED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,28 @@ class Source:
         reader: the key that names the reader, such as "images".
         calibrate: value of the reader's key for calibration.
         evaluate: the same for evaluation; None: every second sample of the same data.
-        labels: a label file beside the samples; None where there is none.
+        labels: label files of calibration and evaluation; None where there is none.
         reason: how the parts were divided, for a comment.
+        classes: all classes, where the parts have different ones; sorted by themselves, a part
+            that lacks a class would number those behind it otherwise.
     """
 
     reader: str
     calibrate: Any
     evaluate: Any
-    labels: Path | None = None
+    labels: tuple[Path | None, Path | None] = (None, None)
     reason: str = ""
+    classes: tuple[str, ...] = ()
 
     def sections(self, count: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the sections ``calibrate`` and ``evaluate`` of a recipe, without preprocessing."""
-        labels = {"labels": str(self.labels)} if self.labels is not None else {}
-        first = {self.reader: self.calibrate, **labels}
-        second = {self.reader: self.evaluate or self.calibrate, **labels}
+        values = (self.calibrate, self.evaluate or self.calibrate)
+        first, second = (
+            {self.reader: value} | ({} if labels is None else {"labels": str(labels)})
+            for value, labels in zip(values, self.labels, strict=True)
+        )
+        if self.classes:
+            first["classes"] = second["classes"] = list(self.classes)
         if self.evaluate is None:
             first["take"], second["take"] = ({"every": 2}, {"every": 2, "offset": 1})
         return (first if count is None else {**first, "count": count}), second
@@ -75,11 +85,20 @@ def data_sources(data: Path) -> list[Source]:
     return readable
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder that are not hidden, sorted; of a file, itself."""
+def _entries(folder: Path, suffixes: str | tuple[str, ...] = "") -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted; of a file, itself.
+
+    Args:
+        folder: a folder or a file.
+        suffixes: endings of the names, in any case.
+    """
     if folder.is_file():
-        return [folder]
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        return [folder] if folder.name.lower().endswith(suffixes) else []
+    return [folder / n for n in sorted(_names(folder)) if n.lower().endswith(suffixes)]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    return (name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def _word(path: Path) -> tuple[str, str]:
@@ -117,30 +136,40 @@ def _images(data: Path) -> Iterator[Source]:
     """Yield a folder of images, of class folders, or of parts that hold either."""
     if data.is_file():
         return
-    parts = [p for p in _entries(data) if p.is_dir() and _is_tree(p)]
-    trees = [p for p in parts if not _has_images(p)]
     if _has_images(data):
         parts = [data]
-    elif trees:
-        parts = trees
-    elif len(parts) > 1 and not _is_split(parts):
-        parts = [data]  # class folders
+    else:
+        parts = [p for p in _entries(data) if p.is_dir() and _is_tree(p)]
+        trees = [p for p in parts if not _has_images(p)]
+        if trees:
+            parts = trees
+        elif len(parts) > 1 and not _is_split(parts):
+            parts = [data]  # class folders
     if not parts:
         return
-    calibrate, evaluate, reason = _divide(parts, _count_images)
+    calibrate, evaluate, reason = _divide(parts, lambda folder: _count(folder, SUFFIXES))
     yield Source(
         "images",
         str(calibrate),
         None if evaluate is None else str(evaluate),
-        _label_file(calibrate, data),
+        (_label_file(calibrate, data), _label_file(evaluate or calibrate, data)),
         reason,
+        _different_classes(calibrate, evaluate or calibrate),
     )
+
+
+def _different_classes(*parts: Path) -> tuple[str, ...]:
+    """Return the class folders of all parts, where they differ; else none."""
+    if any(_has_images(part) for part in parts):
+        return ()
+    each = [{path.name for path in _entries(part) if path.is_dir()} for part in parts]
+    return () if all(names == each[0] for names in each) else tuple(sorted(set().union(*each)))
 
 
 def _is_split(folders: list[Path]) -> bool:
     """Return whether flat folders of images are parts of a data set, by their names."""
     words = {_word(folder)[0] for folder in folders}
-    return bool(words & set(TRAIN_WORDS)) and bool(words & set(TEST_WORDS))
+    return "" not in words or bool(words & {*TRAIN_WORDS} and words & {*TEST_WORDS})
 
 
 def _has_images(folder: Path) -> bool:
@@ -154,14 +183,12 @@ def _is_tree(folder: Path) -> bool:
 
 
 def _some(folder: Path) -> Iterator[Path]:
-    """Yield a few entries of a folder, in the order of the file system."""
-    entries = (p for p in folder.iterdir() if not p.name.startswith("."))
-    for _, path in zip(range(LOOK), entries, strict=False):
-        yield path
+    """Yield a few entries of a folder, the first by name."""
+    yield from (folder / name for name in nsmallest(LOOK, _names(folder)))
 
 
-def _count_images(folder: Path) -> int:
-    return sum(1 for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+def _count(folder: Path, suffixes: tuple[str, ...]) -> int:
+    return sum(name.lower().endswith(suffixes) for *_, names in os.walk(folder) for name in names)
 
 
 def _label_file(images: Path, data: Path) -> Path | None:
@@ -170,10 +197,9 @@ def _label_file(images: Path, data: Path) -> Path | None:
         return None
     names = {p.name for p in _some(images)} | {p.stem for p in _some(images)}
     for folder in dict.fromkeys((images, data)):
-        for path in _entries(folder):
-            if path.suffix.lower() not in (".csv", ".tsv", ".json"):
-                continue
-            words = set(re.split(r'[\s,;"]+', path.read_text(errors="replace")[:100_000]))
+        for path in _entries(folder, LABELS):
+            with path.open(errors="replace") as file:
+                words = set(re.split(r'[\s,;"]+', file.read(SEARCHED)))
             if words & names:
                 return path
     return None
@@ -182,11 +208,12 @@ def _label_file(images: Path, data: Path) -> Path | None:
 def _arrays(data: Path) -> Iterator[Source]:
     """Yield arrays: files with the same arrays are parts; many of them are batches."""
     forms: dict[tuple[Any, ...], list[Path]] = {}
-    for path in _entries(data):
-        if path.suffix.lower() in ARRAYS and (form := _form(path)):
+    for path in _entries(data, ARRAYS):
+        if form := _form(path):
             forms.setdefault(form, []).append(path)
     for parts in sorted(forms.values(), key=lambda group: -sum(map(_rows, group))):
-        if len(parts) > len((*TRAIN_WORDS, *TEST_WORDS)) and not _is_split(parts):
+        is_batch = parts[0].suffix.lower() == ".npz"  # the reader takes no folder of .npy files
+        if is_batch and len(parts) > len((*TRAIN_WORDS, *TEST_WORDS)) and not _is_split(parts):
             yield Source("arrays", str(data), None, reason=f"{len(parts)} files, a batch in each")
             continue
         calibrate, evaluate, reason = _divide(parts, _rows)
@@ -197,23 +224,19 @@ def _arrays(data: Path) -> Iterator[Source]:
 def _form(path: Path) -> tuple[Any, ...]:
     """Return names, types and shapes of a file's arrays without the sample axis; () if damaged."""
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            return ("", opened.dtype.kind, opened.shape[1:])
-        with opened as archive:
-            arrays = [(name, archive[name]) for name in sorted(archive.files)]
-            return tuple((name, array.dtype.kind, array.shape[1:]) for name, array in arrays)
-    except (OSError, ValueError):
+        columns = read_columns(path)
+    except DataError:
         return ()
+    return tuple(
+        (name, columns[name].dtype.kind, columns[name].shape[1:]) for name in sorted(columns)
+    )
 
 
 def _rows(path: Path) -> int:
     """Return the largest first axis of a file's arrays."""
-    opened = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-        return len(opened) if opened.ndim else 0
-    with opened as archive:
-        return max((len(a) for n in archive.files if (a := archive[n]).ndim), default=0)
+    return max(
+        (column.shape[0] for column in read_columns(path).values() if column.shape), default=0
+    )
 
 
 def _recordings(data: Path) -> Iterator[Source]:
@@ -222,13 +245,13 @@ def _recordings(data: Path) -> Iterator[Source]:
         return
 
     def holds(folder: Path) -> bool:
-        return any(p.suffix.lower() in RECORDINGS for p in _some(folder))
+        return any(p.suffix.lower() in RECORDINGS.suffixes for p in _some(folder))
 
     inner = [p for p in _some(data) if p.is_dir() and holds(p)]
     if holds(data) or (inner and not _is_split(inner)):
         yield Source("wav", {"path": str(data)}, None, reason="every second recording calibrates")
     elif inner:
-        calibrate, evaluate, reason = _divide(inner, lambda p: len(list(p.rglob("*.wav"))))
+        calibrate, evaluate, reason = _divide(inner, lambda p: _count(p, RECORDINGS.suffixes))
         second = None if evaluate is None else {"path": str(evaluate)}
         yield Source("wav", {"path": str(calibrate)}, second, reason=reason)
 
@@ -237,7 +260,7 @@ def _texts(data: Path) -> Iterator[Source]:
     """Yield tables of sentences, where a vocabulary lies beside them."""
     folder = data.parent if data.is_file() else data
     vocabulary = next((folder / n for n in VOCABULARY if (folder / n).is_file()), None)
-    tables = [p for p in _entries(data) if p.suffix.lower() in TABLES]
+    tables = _entries(data, TABLES)
     if vocabulary is None or not tables:
         return
     calibrate, evaluate, reason = _divide(tables, lambda p: p.stat().st_size)

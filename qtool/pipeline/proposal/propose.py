@@ -140,7 +140,7 @@ def _normalisations(source: Source, runner: _Runner) -> list[_Reading]:
     if len(runner.inputs) != 1:
         raise DataError(f"the model has {len(runner.inputs)} inputs; images feed one")
     root = Path(source.calibrate)
-    names, _ = list_samples(root, IMAGES, source.labels)
+    names, _ = list_samples(root, IMAGES, source.labels[0])
     paths = [root / name for name in names[:: max(1, len(names) // SAMPLES)]]
     first, _ = guess(next(iter(runner.inputs.values())), paths)
     return [
@@ -178,6 +178,8 @@ def _proposal(
     trial, source = reading.trial, reading.source
     calibrate, evaluate = source.sections(COUNT)
     comments = {("model",): _family(graph, inputs), ("calibrate", source.reader): source.reason}
+    if source.classes:
+        comments["evaluate", "classes"] = "the folders of both parts, which have different ones"
     if reading.settings is not None:
         calibrate["preprocess"] = in_recipe(reading.settings)
         comments["calibrate", "preprocess"] = reading.reason

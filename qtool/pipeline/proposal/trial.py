@@ -59,8 +59,9 @@ def difference(better: Trial, other: Trial) -> float:
     """Return the mean paired difference of losses, other - better, in standard errors."""
     if better.losses is None or other.losses is None:
         return 0.0
-    gaps = other.losses - better.losses
-    error = float(gaps.std() / np.sqrt(len(gaps)))
+    with np.errstate(invalid="ignore"):  # of infinite losses
+        gaps = other.losses - better.losses
+        error = float(gaps.std() / np.sqrt(len(gaps)))
     return float(gaps.mean()) / error if error > 0 else (np.inf if gaps.mean() > 0 else 0.0)
 
 
@@ -108,14 +109,17 @@ def _scored(section: Mapping[str, Any], outputs: np.ndarray, labels: np.ndarray 
     if labels is None or scores is None:
         return Trial(section, labelled=labels is not None)
     classes = scores.shape[1]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.max() >= classes:
+    numbers = labels.dtype.kind in "iu" and labels.ndim == 1
+    if not numbers or labels.min() < 0 or labels.max() >= classes:
         return Trial(section, classes=classes, labelled=True)
     logits = scores.astype(np.float64)
     if logits.min() >= 0 and np.allclose(logits.sum(1), 1, atol=1e-3):
         logits = np.log(np.maximum(logits, 1e-12))  # the model ends in a Softmax
-    shifted = logits - logits.max(1, keepdims=True)
-    total = np.log(np.exp(shifted).sum(1))
-    losses = total - np.take_along_axis(shifted, labels[:, None].astype(np.int64), 1)[:, 0]
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(1, keepdims=True)
+        total = np.log(np.exp(shifted).sum(1))
+        losses = total - np.take_along_axis(shifted, labels[:, None].astype(np.int64), 1)[:, 0]
+    losses[np.isnan(losses)] = np.inf  # the model overflows: the worst way to read the data
     return Trial(section, losses, scores.argmax(1) == labels, classes, True)
 
 

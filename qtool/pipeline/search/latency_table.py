@@ -15,7 +15,7 @@ from qtool.recipe.model import Recipe
 from qtool.search.integer_program import Conversion
 from qtool.steps.context import Context
 from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile, ProfileResult
+from qtool.verification.tasks import Profile, ProfileResult, write_feeds
 
 RUNS = 20
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -61,7 +61,7 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         scratch = Path(folder)
         feeds = scratch / "feeds.npz"
-        np.savez(feeds, **_feeds(context))  # type: ignore[arg-type]
+        write_feeds(feeds, _feeds(context))
         floats = scratch / "float.onnx"
         integer, half = scratch / "integer.onnx", scratch / "half.onnx"
         # As it was read: every node has a name, which the user's file may lack.

@@ -28,7 +28,7 @@ from qtool.steps.stage_cache import StageCache, StageRecord
 from qtool.verification.file_size import file_bytes
 from qtool.verification.layer_table import total_macs
 from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile
+from qtool.verification.tasks import Profile, write_feeds
 
 # Samples that trials are compared on: as many as this many multiply-accumulates allow.
 COMPARED_MACS = 8e10
@@ -158,7 +158,7 @@ class TrialRunner:
         batch, _ = next(
             iter(context.calibration.take([0]).calls(context.fixed_batch or 1, full=True))
         )
-        np.savez(feeds, **{name: batch[name] for name in context.inputs})  # type: ignore[arg-type]
+        write_feeds(feeds, {name: batch[name] for name in context.inputs})
         profile.mkdir(exist_ok=True)
         threads = self.prepared.options.threads or 1
         task = Profile(str(path), str(feeds), str(profile), PROFILED_RUNS, threads)

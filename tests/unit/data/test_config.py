@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qtool.data import Arrays, DataSection, Preprocess, Python, Take, Wav, load_preprocess
+from qtool.data.class_names import check_classes
 from qtool.data.preprocess import preprocess_names
 from qtool.errors import DataError
 
@@ -128,3 +129,17 @@ def test_importing_the_package_pulls_in_neither_pillow_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_alignment_of_chunks_is_refused():
+    with pytest.raises(ValueError, match="`align` is for whole recordings"):
+        DataSection.model_validate({"wav": {"path": "w", "hop": 4, "align": "center"}})
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [(["a", "b", "a"], '"a" twice'), (["a", ""], "an empty name"), ([], "no name")],
+)
+def test_class_names_that_are_no_order(names, text):
+    with pytest.raises(DataError, match=text):
+        check_classes(names, "classes")

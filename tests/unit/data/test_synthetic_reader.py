@@ -65,3 +65,11 @@ def test_only_one_reader_is_made_up():
     assert Synthetic(ranges="none").mean is None
     with pytest.raises(ValueError, match="batchnorm"):
         DataSection(synthetic="gauss")
+
+
+def test_as_many_means_as_channels():
+    gray = {"x": InputSpec("x", ("N", 1, 8, 8), "float32")}
+    with pytest.raises(DataError, match="`mean` has 3 numbers"):
+        opened(gray, ranges="none", mean=[1, 2, 3])
+    batch = next(opened(gray, ranges="none", mean=[100]).batches(2))
+    assert batch["x"].shape == (2, 1, 8, 8) and batch["x"].mean() == pytest.approx(100, abs=3)

@@ -1,5 +1,7 @@
 """Orders of classes that a model's outputs show, and those that they do not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,23 @@ def test_more_classes_in_the_model_than_in_the_labels():
     order = np.array([7, 2, 9, 0, 4])
     result = find_label_order(scores_of(order[labels]), labels, NAMES[:5])
     assert result is not None and result.order == tuple(order)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64"])
+def test_the_type_of_the_labels_changes_nothing(dtype):
+    labels, order = labels_of(), np.random.default_rng(3).permutation(300)
+    outputs = scores_of(order[labels], count=300)
+    result = find_label_order(outputs, labels.astype(dtype))
+    assert result is not None and result == find_label_order(outputs, labels)
+
+
+def test_few_labels_of_many_classes_take_little_memory():
+    labels, classes = labels_of(), np.random.default_rng(3).permutation(30_000)[:10]
+    outputs = np.zeros((400, 30_000), np.float32)
+    outputs[np.arange(400), classes[labels]] = 1
+    tracemalloc.start()
+    result = find_label_order(outputs, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result is not None and result.order == tuple(classes)
+    assert peak < 100e6  # an assignment of all classes takes 7 GB

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.pipeline.checks.gate_needs import check_gate_needs
+from qtool.pipeline.checks.gate_needs import check_gate_needs, require_baseline
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.loader import load_recipe
 from qtool.report.report import Report
@@ -59,7 +59,9 @@ def test_a_minimum_of_an_error_rate_is_refused(tmp_path):
 def test_regression_needs_a_baseline_on_the_same_samples(tmp_path):
     made = recipe(tmp_path, "{max_regression: 0.3}")
     with pytest.raises(RecipeError, match=r"gates\.max_regression: the gate needs --baseline RUN"):
-        check(made)
+        require_baseline(made, RunOptions())
+    require_baseline(made, RunOptions(baseline=baseline()))
+    check(made)  # a dry run checks no gate
     with pytest.raises(RecipeError, match="--baseline: that run was evaluated on other samples"):
         check(made, baseline=baseline("other"))
     check(made, baseline=baseline())

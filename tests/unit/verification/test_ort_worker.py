@@ -38,6 +38,7 @@ from qtool.verification.tasks import (
     Task,
     TimePair,
     read_tasks,
+    write_feeds,
     write_tasks,
 )
 
@@ -301,3 +302,16 @@ def test_the_child_loads_neither_torch_nor_onnx(place, tmp_path):
     write_tasks((capture(place, tmp_path), evaluate(place, tmp_path), latency(place)), jobs)
     assert not loaded(jobs) & {"torch", "onnx", "onnx_ir", "typer", "rich"}
     assert "onnx_ir" in loaded(jobs, "import onnx_ir")  # the check can fail
+
+
+def test_inputs_of_any_name_reach_the_child(tmp_path):
+    feeds = {
+        "file": np.arange(6.0).reshape(2, 3),
+        "allow_pickle": np.array(True),
+        "a/b": np.int8(3),
+    }
+    write_feeds(tmp_path / "feeds.npz", feeds)
+    with np.load(tmp_path / "feeds.npz") as archive:
+        assert archive.files == list(feeds)
+        for name, array in feeds.items():
+            np.testing.assert_array_equal(archive[name], array)
