@@ -108,6 +108,7 @@ def test_inputs_reach_scripts_through_the_environment_only():
         assert "${{" not in step.get("run", "")
 
 
+@pytest.mark.slow
 def test_gitlab_and_pre_commit_call_commands_that_exist(place):
     (gitlab,) = blocks("yaml gitlab")
     job = yaml.safe_load(gitlab)["quantize"]

@@ -36,6 +36,7 @@ def recipe(digits) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_weights_take_the_ranges_of_an_estimator(recipe, tmp_path):
     """min-max covers the largest weight; a low percentile does not, both files are valid."""
     plans = {}

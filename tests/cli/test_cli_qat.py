@@ -155,6 +155,7 @@ def test_an_error_stops_all_processes(folder):
     assert "exitcode  : 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_and_changes_of_what_is_no_image(tmp_path):
     rng, net = np.random.default_rng(0), Net(opset=17)
     x = net.add("Relu", net.add("Gemm", net.input("x", 32, 16), net.weight(16, 32)))

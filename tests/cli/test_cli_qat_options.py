@@ -69,6 +69,7 @@ def test_a_model_with_class_numbers_as_outputs_is_refused(folder, settings):
     assert not (folder / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_needs_trust_and_trains(folder):
     (folder / "my_loss.py").write_text(LOSSES)
     words = ["--set", "qat.loss=my_loss:half", "--set", "qat.epochs=2"]
@@ -118,6 +119,7 @@ def test_what_a_loss_of_ones_own_does_not_go_with(folder, setting, said):
     assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_oscillating_weights_are_reported_and_frozen(folder):
     settings = ("qat.oscillation={dampen: 0.001, freeze: 0.02, momentum: 0.05}", "qat.ema=0.9")
     done = train(folder, "f", *settings)
@@ -160,6 +162,7 @@ def test_images_that_have_no_partner_are_refused(folder):
     assert "qat.augment" in done.stderr and not (folder / "no").exists()
 
 
+@pytest.mark.slow
 def test_training_that_does_not_go_on_says_so(folder):
     def notes() -> str:
         return str([stage["notes"] for stage in report(folder, "anew")["stages"]])
@@ -176,6 +179,7 @@ def test_colour_needs_the_pixels_behind_the_inputs(folder):
     assert not (folder / "no").exists()
 
 
+@pytest.mark.slow
 def test_images_train_with_colours_changed(folder):
     rng = np.random.default_rng(0)
     for k in range(4):
@@ -212,6 +216,7 @@ def test_images_train_with_colours_changed(folder):
     assert len(set(losses)) == 4
 
 
+@pytest.mark.slow
 def test_tensorboard_changes_nothing_else(folder):
     settings = ("qat.epochs=2", "qat.tensorboard=true")
     assert train(folder, "t1", "qat.epochs=2").returncode == 0

@@ -84,7 +84,7 @@ def test_quantiles_are_ordered_and_clip_their_share(values, q):
     assert np.mean(values.astype(np.float64) < lo - width) <= 1 - q + 1e-12
 
 
-@pytest.mark.parametrize("power", [-20, 0, 20])
+@pytest.mark.parametrize("power", [-20, 20])
 @given(values=npst.arrays(np.float32, 50, elements=st.floats(-10, 10, width=32)))
 def test_scaling_by_a_power_of_two_scales_the_grid(values, power):
     """Bins are powers of two: the same data in another unit gives the same codes."""

@@ -27,6 +27,7 @@ def outputs(path) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: np.zeros((3, 1, 8, 8), np.float32)})[0]
 
 
+@pytest.mark.slow
 def test_the_loop_of_torch_alone_runs(tmp_path):
     done = fresh(examples()[0] + FILE_OF_THE_LOOP, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -37,6 +38,7 @@ def test_the_loop_of_torch_alone_runs(tmp_path):
     assert agreement >= 0.99, done.stdout
 
 
+@pytest.mark.slow
 def test_the_loop_of_accelerate_runs(tmp_path):
     pytest.importorskip("accelerate")
     done = fresh(examples()[1], tmp_path)
