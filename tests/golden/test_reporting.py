@@ -377,6 +377,14 @@ def test_names_are_cut_in_what_they_share():
     assert all(f"features.{k}/" in text for k in (1, 16, 2))
 
 
+def test_names_that_a_cut_makes_equal_keep_what_tells_them_apart():
+    blocks = [f"/blocks/blocks.{k}/pointwise/pointwise.0/Conv" for k in (0, 3, 4)]
+    names = ["/stem/stem.0/Conv", *blocks, "/head/Gemm"]
+    short = formatting.short_names(names, 30)
+    assert len(set(short)) == 5 and max(map(len, short)) <= 31
+    assert all(f"blocks.{k}" in text for k, text in zip((0, 3, 4), short[1:4], strict=True))
+
+
 def test_names_of_gates_break_at_their_underscores_alone():
     text = render(sample(), "html")
     assert "<code>parity_<wbr>share_<wbr>off</code>" in text

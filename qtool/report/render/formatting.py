@@ -43,7 +43,8 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     """Cut names to a width in the parts that all of them share.
 
     The common start goes first, then the common end, each up to a separator; what is still too
-    long is cut in the middle.
+    long is cut in the middle. Names that this makes equal are cut around the parts in which they
+    differ.
 
     Args:
         names: shown together.
@@ -57,7 +58,25 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     if max(map(len, texts)) > width:
         end = _shared_parts([text[::-1] for text in texts])
         texts = [f"{text[: len(text) - end]}…" if end > 1 else text for text in texts]
-    return [shorten(text, width) for text in texts]
+    short = [shorten(text, width) for text in texts]
+    for name in {name for name in short if short.count(name) > 1}:
+        places = [k for k, other in enumerate(short) if other == name]
+        for k, text in zip(
+            places, _around_differences([texts[k] for k in places], width), strict=True
+        ):
+            short[k] = text
+    return short
+
+
+def _around_differences(texts: Sequence[str], width: int) -> list[str]:
+    """Return texts without their common start, and with as much of their common end as fits."""
+    start, end = _shared_parts(texts), _shared_parts([text[::-1] for text in texts])
+    cut = []
+    for text in texts:
+        core = f"…{text[start : len(text) - end]}…"
+        tail = max(0, min(end, width - len(core)))
+        cut.append(shorten(core + text[len(text) - tail :], width))
+    return cut
 
 
 def _shared_parts(texts: Sequence[str]) -> int:
