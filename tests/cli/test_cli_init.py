@@ -67,6 +67,15 @@ def test_the_right_preprocessing_is_named_and_the_recipe_runs(net, tmp_path):
     assert qtool("check", tmp_path / "made.yaml").returncode == 0
 
 
+def test_the_images_own_statistics_are_tried(digits, tmp_path):
+    """The digits network takes (x - 0.3) / 0.3, which no named setting is."""
+    proposal = propose(digits / "digits.onnx", digits / "data", "onnxruntime-cpu")
+    settings = proposal.sections["calibrate"]["preprocess"]
+    assert settings["mean"] == pytest.approx(0.3, abs=0.02)
+    assert settings["std"] == pytest.approx(0.3, abs=0.1)
+    assert "own mean and deviation" in proposal.comments["calibrate", "preprocess"]
+
+
 def test_a_recipe_is_replaced_only_when_told(net, tmp_path):
     images(tmp_path / "data", 3)
     (tmp_path / "made.yaml").write_text("precious")

@@ -1,14 +1,16 @@
 """Propose a recipe: find a way to read the data that the model understands."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qtool.data import InputSpec, Preprocess
 from qtool.data.default_preprocess import guess
+from qtool.data.readers.decode import decode
 from qtool.data.readers.folders import list_samples
 from qtool.data.readers.images import IMAGES
 from qtool.data.usual_preprocess import as_yaml, in_recipe, usual_preprocess, usual_resizes
@@ -29,6 +31,8 @@ SAMPLES, MORE_SAMPLES = 64, 192
 COUNT = 512
 # Paired differences in standard errors from which a choice is called sure, and likely.
 SURE, LIKELY = 4.0, 2.0
+# A candidate that no named setting is; it has to be better by more than noise.
+OWN = "the images' own mean and deviation"
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ def _read(source: Source, runner: _Runner) -> _Reading:
     if len(scored) < 2:
         return replace(choices[0], reason="a guess: there are no class labels to try it on")
     best, other = sorted(scored, key=lambda c: -c.rank[1])[:2]
+    if best.reason == OWN and difference(best.trial, other.trial) <= LIKELY:
+        best, other = other, best
     if best.trial.beats_chance and best.settings is not None:
         return _resized(replace(best, reason=_compared(best, other)), runner)
     return replace(
@@ -143,10 +149,24 @@ def _normalisations(source: Source, runner: _Runner) -> list[_Reading]:
     names, _ = list_samples(root, IMAGES, source.labels[0])
     paths = [root / name for name in names[:: max(1, len(names) // SAMPLES)]]
     first, _ = guess(next(iter(runner.inputs.values())), paths)
+    candidates = [(as_yaml(first), first), *usual_preprocess(first)]
+    if first.dtype != "uint8":
+        candidates.append((OWN, _standardized(first, paths)))
     return [
         _Reading(source, runner.trial(source, settings), settings, name)
-        for name, settings in ((as_yaml(first), first), *usual_preprocess(first))
+        for name, settings in candidates
     ]
+
+
+def _standardized(settings: Preprocess, paths: Sequence[Path]) -> Preprocess:
+    """Return the settings with mean and deviation of the images themselves, channel by channel."""
+    pixels = [decode(path, settings).reshape(-1, settings.channels) for path in paths]
+    values = np.concatenate(pixels) / 255.0
+    mean = [round(float(m), 3) for m in values.mean(0)]
+    std = [max(round(float(s), 3), 1e-3) for s in values.std(0)]
+    if settings.channels == 1:
+        return settings.model_copy(update={"scale": 1 / 255, "mean": mean[0], "std": std[0]})
+    return settings.model_copy(update={"scale": 1 / 255, "mean": mean, "std": std, "color": "rgb"})
 
 
 def _compared(best: _Reading, other: _Reading) -> str:
