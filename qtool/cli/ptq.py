@@ -14,6 +14,8 @@ from qtool.errors import RecipeError
 from qtool.qat.distributed import expected
 
 if TYPE_CHECKING:
+    from qtool.pipeline.context import RunOptions
+    from qtool.progress import Progress
     from qtool.recipe.model import Recipe
     from qtool.report.report import Report
 
@@ -80,6 +82,26 @@ class Settings:
     fresh: bool
     baseline: Path | None = None
 
+    def run_options(self, progress: "Progress") -> "RunOptions":
+        """Return the pipeline's options.
+
+        Raises:
+            RecipeError: the baseline is no report.
+        """
+        from qtool.pipeline.context import RunOptions
+
+        return RunOptions(
+            seed=self.seed,
+            device=self.device.value,
+            threads=self.threads,
+            trust_code=self.trust_code,
+            requantize=self.requantize,
+            fresh=self.fresh,
+            plan_file=self.plan,
+            baseline=read_baseline(self.baseline),
+            progress=progress,
+        )
+
 
 @dataclass(frozen=True)
 class Output:
@@ -102,21 +124,10 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
         recipe = chosen_recipe(command.recipe, command.model, command.data, [*command.settings])
         check_options(command.folder, settings.device, settings.plan)
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
-        from qtool.pipeline.context import RunOptions
 
         first = expected()[0] == 0  # of several processes one shows what happens
         with show_progress(output.quiet or not first) as progress:
-            run_options = RunOptions(
-                seed=settings.seed,
-                device=settings.device.value,
-                threads=settings.threads,
-                trust_code=settings.trust_code,
-                requantize=settings.requantize,
-                fresh=settings.fresh,
-                plan_file=settings.plan,
-                baseline=read_baseline(settings.baseline),
-                progress=progress,
-            )
+            run_options = settings.run_options(progress)
             report = getattr(pipeline, command.function)(recipe, command.folder, run_options)
         show(report, command.folder, output)
 

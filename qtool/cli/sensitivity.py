@@ -8,7 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import Output, check_options, show
+from qtool.cli.ptq import Output, Settings, check_options, show
 
 
 def sensitivity(
@@ -38,19 +38,10 @@ def sensitivity(
         chosen = load_recipe(recipe, settings or [])
         folder = out or Path("runs") / f"{recipe.stem}-sensitivity"
         check_options(folder, device, plan)
-        from qtool.pipeline.context import RunOptions
+        run_settings = Settings(seed, device, threads, plan, trust_code, requantize, fresh)
         from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
 
         with show_progress(quiet) as progress:
-            run_options = RunOptions(
-                seed=seed,
-                device=device.value,
-                threads=threads,
-                trust_code=trust_code,
-                requantize=requantize,
-                fresh=fresh,
-                plan_file=plan,
-                progress=progress,
-            )
+            run_options = run_settings.run_options(progress)
             report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
         show(report, folder, Output(json, quiet))

@@ -4,6 +4,7 @@ Every module holds the weights of one layer in units of codes, so that one learn
 layers, and the logarithm of a gain on its scales.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -62,7 +63,7 @@ class Annealing:
         return self.start + (self.end - self.start) * rest
 
 
-class LearnedWeight(nn.Module):
+class LearnedWeight(nn.Module, ABC):
     """Weights of one layer on a symmetric grid, in units of codes; base of the roundings.
 
     Attributes:
@@ -98,13 +99,13 @@ class LearnedWeight(nn.Module):
         spec = self.params.spec
         return self.levels().clamp(spec.qmin, spec.qmax) * self.scale
 
+    @abstractmethod
     def levels(self) -> T:
         """Return the weights in units of codes while they learn, not clipped."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hard_levels(self) -> T:
         """Return whole numbers, not clipped."""
-        raise NotImplementedError
 
     def regularizer(self, beta: float) -> T:
         """Return what draws the levels to whole numbers; 0 where they are whole already."""
