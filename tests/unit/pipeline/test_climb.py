@@ -107,16 +107,22 @@ def test_nothing_helps_and_the_run_says_so(monkeypatch):
     assert any("not proven to be within 1" in note for note in notes)
 
 
-def test_the_time_is_kept(monkeypatch):
+def slow_runner(monkeypatch, seconds):
+    """A clock, and a kind of runner whose trials take so many seconds of it."""
     clock = SimpleNamespace(now=0.0)
 
     class Slow(Runner):
         def measure(self, recipe):
-            clock.now += 20
+            clock.now += seconds
             return super().measure(recipe)
 
     monkeypatch.setattr(climb.time, "perf_counter", lambda: clock.now)
-    runner = Slow({"auto": 0.9, "bias_correction": 0.5})
+    return clock, Slow
+
+
+def test_the_time_is_kept(monkeypatch):
+    clock, slow = slow_runner(monkeypatch, 20)
+    runner = slow({"auto": 0.9, "bias_correction": 0.5})
     recipe, part, notes = searched(monkeypatch, runner, Auto(time="65s"))
     assert clock.now <= 65 * 1.2
     assert [rung.name for rung in part.rungs] == ["rounding", "ranges", "equalization"]
@@ -136,15 +142,8 @@ def test_no_bits_are_added_without_labels(monkeypatch):
 
 
 def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-
-    class Slow(Runner):
-        def measure(self, recipe):
-            clock.now += 10
-            return super().measure(recipe)
-
-    monkeypatch.setattr(climb.time, "perf_counter", lambda: clock.now)
-    runner = Slow({}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    _, slow = slow_runner(monkeypatch, 10)
+    runner = slow({}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
     # Six trials: five of the steps, and all layers at 8 bits; the bisection has no time.
     recipe, part, notes = searched(monkeypatch, runner, Auto(time="61s"))
     assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
