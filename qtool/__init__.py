@@ -6,9 +6,14 @@ All are imported when first used: ``import qtool`` costs nothing.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from qtool.version import __version__
+
+# From 1.31 on official builds of ONNX Runtime send usage data to their maker and write a device id
+# to the home folder, unless this is set before they are loaded. qtool needs no network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from qtool.api import Model, Plan, emit, load, quantize, run_ptq, run_qat, simulate, verify
