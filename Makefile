@@ -36,7 +36,7 @@ test: $(READY)              ## the fast tests (about five minutes on two cores)
 	$(BIN)/python -m pytest
 
 slow: $(READY)              ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	QTOOL_HYPOTHESIS=explore $(BIN)/python -m pytest -m slow
 
 check: $(READY)             ## formatting, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_randomly
 from hypothesis import settings
@@ -15,10 +16,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The qonnx package registers a seeder that prints into the output of every test.
 pytest_randomly.entrypoint_reseeds = []
 
-settings.register_profile("qtool", max_examples=60, deadline=None, database=None)
-settings.load_profile("qtool")
+# The same examples at every run: what lands must not depend on luck. `make slow` draws new ones.
+settings.register_profile("qtool", max_examples=60, deadline=None, database=None, derandomize=True)
+settings.register_profile("explore", max_examples=60, deadline=None, database=None)
+settings.load_profile(os.environ.get("QTOOL_HYPOTHESIS", "qtool"))
 
 DIGITS = Path(__file__).parents[1] / "recipes" / "digits"
+
+
+_STATES: dict[str, dict] = {}  # per test module: the state of its RNG after import
+
+
+@pytest.fixture(autouse=True)
+def _same_draws(request: pytest.FixtureRequest) -> None:
+    """Reset the module's RNG, so that a test draws the same numbers in every order of the tests."""
+    rng = getattr(request.module, "RNG", None)
+    if isinstance(rng, np.random.Generator):
+        state = _STATES.setdefault(request.module.__name__, rng.bit_generator.state)
+        rng.bit_generator.state = state
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ the observed values as extra outputs; statistics are merged batch by batch in co
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -72,10 +72,12 @@ class Shard:
     Attributes:
         stats: value name -> statistics, but for the extremes.
         extremes: batch number -> extremes of each value; they merge in the order of the batches.
+        early: statistics of the batches before ``half``, without extremes; empty without one.
     """
 
     stats: Mapping[str, Stats]
     extremes: Mapping[int, Mapping[str, Extremes]]
+    early: Mapping[str, Stats] = field(default_factory=dict)
 
 
 def collect(
@@ -123,6 +125,7 @@ def collect_shard(
     threads: int | None = None,
     samples: Callable[[Mapping[str, np.ndarray]], int] | None = None,
     smoothing: float = SMOOTHING,
+    half: int = 0,
 ) -> Shard:
     """Run the float graph on some batches of a pass; the same as :func:`collect` otherwise.
 
@@ -134,12 +137,14 @@ def collect_shard(
         threads: as for collect.
         samples: as for collect.
         smoothing: as for collect.
+        half: number of the first batch that ``Shard.early`` leaves out; 0: it is empty.
 
     Raises:
         DataError: a value became NaN or infinite (names it and the batch).
     """
     values = by_name(model.graph)
     stats = dict.fromkeys(names, Stats())
+    early: dict[str, Stats] = {}
     extremes: dict[int, dict[str, Extremes]] = {}
     fed = [n for n in names if values[n].is_graph_input()]
     computed = [n for n in names if values[n].producer() is not None]
@@ -155,6 +160,8 @@ def collect_shard(
                 part = replace(part, scores=ClassScores.of(arrays[name]))
             extremes[number][name] = part.extremes
             stats[name] = stats[name] + replace(part, extremes=Extremes())
+        if number < half:
+            early.update(stats)
 
     pending: Future[None] | None = None
     release_weight_pages(model)  # the session maps them itself
@@ -169,7 +176,7 @@ def collect_shard(
             del arrays
         if pending is not None:
             pending.result()
-    return Shard(stats, extremes)
+    return Shard(stats, extremes, early)
 
 
 def merge_shards(
@@ -196,6 +203,19 @@ def merge_shards(
         for name, part in extremes[number].items():
             stats[name] = replace(stats[name], extremes=stats[name].extremes + part)
     return with_normals(values, stats)
+
+
+def merge_early(names: Iterable[str], shards: Iterable[Shard]) -> dict[str, Stats]:
+    """Return the statistics of the batches before the half, without extremes and constants.
+
+    Args:
+        names: the observed values.
+        shards: of one pass.
+    """
+    stats = dict.fromkeys(names, Stats())
+    for shard in shards:
+        stats = {name: part + shard.early.get(name, Stats()) for name, part in stats.items()}
+    return stats
 
 
 def constants(values: Mapping[str, ir.Value], names: Iterable[str]) -> dict[str, Stats]:

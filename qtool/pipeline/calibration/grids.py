@@ -21,7 +21,7 @@ from qtool.data import Dataset
 from qtool.errors import RecipeError
 from qtool.pipeline.annotate_stage import make_plan
 from qtool.pipeline.calibration.shares import CalibrationShares
-from qtool.pipeline.checks.calibration_data import sample_notes, value_notes
+from qtool.pipeline.checks.calibration_data import half_notes, sample_notes, value_notes
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
@@ -138,9 +138,12 @@ def make_grids(
     shares = CalibrationShares(
         observed, use_holdout, rows, calibrator.needs_histogram, calibrator.smoothing
     )
-    stats = shares.collect(context, on_batch)
-
-    for text in value_notes(model, stats):
+    observations = shares.collect(context, on_batch)
+    stats = observations.stats
+    for text in (
+        *value_notes(model, stats),
+        *half_notes(stats, observations.early, observations.early_samples, data.count),
+    ):
         plan = plan.note(text)
 
     def finish(chosen: QuantPlan) -> QuantPlan:

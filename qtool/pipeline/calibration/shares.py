@@ -5,12 +5,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qtool.calibration.collect import Shard, collect_shard, merge_shards
+from qtool.calibration.collect import Shard, collect_shard, merge_early, merge_shards
 from qtool.calibration.statistics import Stats
+from qtool.data import Dataset
 from qtool.data.inputs import samples_in
 from qtool.pipeline.processes.message import Worker
 from qtool.qat import distributed
 from qtool.steps.context import Context
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Statistics of one pass over the samples.
+
+    Attributes:
+        stats: value name -> statistics of all samples.
+        early: those of the first ``early_samples`` of them, without extremes.
+        early_samples: half of the samples, in whole batches; 0: there is only one batch.
+    """
+
+    stats: Mapping[str, Stats]
+    early: Mapping[str, Stats]
+    early_samples: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,8 @@ class CalibrationShares:
 
     def collect(
         self, context: Context, on_batch: Callable[[int], None] = lambda rows: None
-    ) -> dict[str, Stats]:
-        """Return the statistics of all samples; called in the first process.
+    ) -> Pass:
+        """Return the statistics of the samples; called in the first process.
 
         Args:
             context: holds the graph and the samples.
@@ -49,7 +65,10 @@ class CalibrationShares:
         if distributed.count() > 1:
             distributed.share(lambda: self)
         own = self.shard(context, lambda rows: on_batch(rows * distributed.count()))
-        return merge_shards(context.model, self.observed, distributed.gather(own))
+        shards = distributed.gather(own)
+        stats = merge_shards(context.model, self.observed, shards)
+        early_samples = (self._half(context) - 1) * self.rows
+        return Pass(stats, merge_early(self.observed, shards), early_samples)
 
     def shard(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Shard:
         """Return the statistics of this process's batches."""
@@ -67,11 +86,19 @@ class CalibrationShares:
             threads=context.threads,
             samples=samples,
             smoothing=self.smoothing,
+            half=self._half(context),
         )
+
+    def _data(self, context: Context) -> Dataset:
+        return context.fit if self.fit else context.calibration
+
+    def _half(self, context: Context) -> int:
+        """Return the number, from 1, of the first batch of the second half."""
+        return 1 + self._data(context).count // (2 * self.rows)
 
     def _batches(self, context: Context) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
         """Yield (number from 1, inputs) of this process's batches."""
-        data = context.fit if self.fit else context.calibration
+        data = self._data(context)
         first, step = distributed.rank(), distributed.count()
         own = [k for k in range(data.count) if k // self.rows % step == first]
         part = data.take(own) if step > 1 else data

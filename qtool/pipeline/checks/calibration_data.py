@@ -14,6 +14,11 @@ from qtool.graph.queries import by_name, readers
 FEW = 32
 # Samples a class on average from which an uneven share is called out, and the smallest share of it.
 EXPECTED, LEAST = 8, 0.25
+# Samples from which half of them may be enough; largest change of a range that does not matter:
+# by that much the rounding error grows by 0.4 dB.
+MANY, SAME = 64, 0.05
+# Share of the elements on each side that a range leaves out when ranges are compared.
+TAIL = 1e-4
 # Names that a note lists.
 LISTED = 3
 # Largest value of an input from which it looks like pixels, and that of pixels.
@@ -91,6 +96,42 @@ def value_notes(model: ir.Model, stats: Mapping[str, Stats]) -> list[str]:
                 "on values around 0: check preprocess, or divide the arrays by 255"
             )
     return notes
+
+
+def half_notes(
+    stats: Mapping[str, Stats], early: Mapping[str, Stats], half: int, count: int
+) -> list[str]:
+    """Return a note where the first half of the samples gives the ranges of all of them.
+
+    Args:
+        stats: value name -> statistics of all samples.
+        early: of the first ``half`` samples; values that are missing or empty count as equal.
+        half: samples.
+        count: all samples.
+    """
+    if count < MANY or half < FEW:
+        return []
+    for name, part in early.items():
+        if part.lo > part.hi:
+            continue
+        (low, high), (low_all, high_all) = _range(part), _range(stats[name])
+        if max(abs(low - low_all), abs(high - high_all)) > SAME * (high_all - low_all):
+            return []
+    return [
+        f"{half} of the {count} calibration samples would have been enough: they give every range "
+        f"within {SAME:.0%}"
+    ]
+
+
+def _range(stats: Stats) -> tuple[float, float]:
+    """Return the limits without the outermost elements; all elements where none is counted."""
+    if not len(stats.histogram):
+        return stats.lo, stats.hi
+    edges, counts = stats.bins
+    shares = np.cumsum(counts) / counts.sum()
+    low = edges[np.searchsorted(shares, TAIL, "right")]
+    high = edges[1 + np.searchsorted(shares, 1 - TAIL)]
+    return float(low), float(high)
 
 
 def _listed(names: list[str]) -> str:

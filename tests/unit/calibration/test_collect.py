@@ -17,6 +17,7 @@ from qtool.calibration.collect import (
     choose_grids,
     collect,
     collect_shard,
+    merge_early,
     merge_shards,
     observed_values,
 )
@@ -258,7 +259,7 @@ def test_shards_of_a_pass_merge_to_its_bytes(processes):
     whole = collect(model, NAMES, batches(data, 6), histograms=True, threads=1)
     numbered = list(enumerate(batches(data, 6), 1))
     shards = [
-        collect_shard(model, NAMES, numbered[k::processes], histograms=True, threads=1)
+        collect_shard(model, NAMES, numbered[k::processes], histograms=True, threads=1, half=3)
         for k in range(processes)
     ]
     merged = merge_shards(model, NAMES, shards)
@@ -269,3 +270,12 @@ def test_shards_of_a_pass_merge_to_its_bytes(processes):
             grids = [calibrator(stats[name], spec) for stats in (merged, whole)]
             assert grids[0].scale.tobytes() == grids[1].scale.tobytes()
             assert grids[0].zero_point == grids[1].zero_point
+    first = collect(model, NAMES, batches(data, 6)[:2], histograms=True, threads=1)
+    for name, part in merge_early(NAMES, shards).items():
+        if name != "shift":  # a constant
+            assert (part.lo, part.hi, part.count) == (
+                first[name].lo,
+                first[name].hi,
+                first[name].count,
+            )
+            assert np.array_equal(part.histogram, first[name].histogram)

@@ -5,9 +5,10 @@ import pytest
 from models import Net
 
 from qtool.calibration.collect import collect
+from qtool.calibration.statistics import Stats, summarize
 from qtool.data.dataset import Dataset
 from qtool.data.spool import ArraySource
-from qtool.pipeline.checks.calibration_data import sample_notes, value_notes
+from qtool.pipeline.checks.calibration_data import half_notes, sample_notes, value_notes
 
 
 def dataset(count=64, labels=None, classes=None, repeat=0):
@@ -70,3 +71,22 @@ def test_pixels_that_no_layer_scales_are_called_out(first, largest):
     assert bool(notes) == (first == "Conv" and largest == 255)
     if notes:
         assert 'the input "x" has values from 0' in notes[0] and "as pixels have" in notes[0]
+
+
+def halves(growth: float, histogram: bool = True) -> tuple[dict[str, Stats], dict[str, Stats]]:
+    """Statistics of 128 samples and of their first half; the second half is ``growth`` wider."""
+    x = np.random.default_rng(0).uniform(-1, 1, (128, 1000)).astype(np.float32)
+    x[64:] *= growth
+    first, second = (summarize(part, histogram, 0) for part in (x[:64], x[64:]))
+    return {"v": first + second}, {"v": first, "fed once": Stats()}
+
+
+@pytest.mark.parametrize("histogram", [True, False])
+def test_half_of_the_samples_is_enough_where_the_ranges_stop_moving(histogram):
+    (note,) = half_notes(*halves(1.0, histogram), 64, 128)
+    assert note.startswith("64 of the 128 calibration samples would have been enough")
+    assert half_notes(*halves(1.3, histogram), 64, 128) == []
+
+
+def test_few_samples_are_never_called_enough():
+    assert half_notes(*halves(1.0), 31, 128) == half_notes(*halves(1.0), 32, 63) == []
