@@ -1,7 +1,6 @@
 """``qtool inspect``: describe a float model, or the file of a run."""
 
 import json as json_format
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -98,22 +97,21 @@ def _times(run: "RunInfo") -> list[str]:
     """Return the time by kernel, and the slowest nodes."""
     if not run.times:
         return [f"No time by kernel: {run.times_missing}"]
-    total = sum(time.milliseconds for time in run.times)
-    kernels: Counter[str] = Counter()
-    for time in run.times:
-        kernels[time.op] += time.milliseconds  # type: ignore[assignment]  # sums are floats
+    from qtool.verification.kernel_times import kernel_times
+
+    total = sum(time.ms for time in run.times)
     rows = [("KERNEL", "MS", "SHARE", "NODES")]
-    for op, milliseconds in kernels.most_common():
-        nodes = sum(time.op == op for time in run.times)
-        share = f"{100 * milliseconds / total:.1f} %"
-        rows.append((op, f"{milliseconds:.3f}", share, str(nodes)))
+    for kernel in kernel_times(run.times):
+        share = f"{100 * kernel.ms / total:.1f} %"
+        rows.append((kernel.op, f"{kernel.ms:.3f}", share, str(kernel.nodes)))
     slowest = [("SLOWEST NODES", "KERNEL", "MS")]
-    slowest += [(t.name, t.op, f"{t.milliseconds:.3f}") for t in run.times[:SLOWEST]]
+    slowest += [(t.name, t.op, f"{t.ms:.3f}") for t in run.times[:SLOWEST]]
     return [*columns(rows, right=(1, 2, 3)), "", *columns(slowest, right=(2,))]
 
 
 def _run_json(run: "RunInfo") -> str:
     parts = asdict(run)
+    parts["times"] = [time.model_dump() for time in run.times]
     parts["report"] = json_format.loads(run.report.to_json())
     return json_format.dumps(parts)
 

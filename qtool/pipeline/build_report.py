@@ -1,6 +1,5 @@
 """Build the report of a run from its parts."""
 
-from qtool.diagnosis.weight_histograms import with_histograms
 from qtool.files import digest_of
 from qtool.pipeline.checks.diagnosis import diagnosis_of
 from qtool.pipeline.checks.preprocessing import expectation_gates
@@ -15,7 +14,8 @@ from qtool.steps.guard import AppliedSteps
 from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
 from qtool.verification.kernels import kernels_part
-from qtool.verification.layer_table import layers_part
+from qtool.verification.layers.histograms import with_measures
+from qtool.verification.layers.table import layers_part
 from qtool.version import __version__
 
 
@@ -112,8 +112,9 @@ def _sizes(
     whole, layers = file_parts(emitted.model)
     before = loaded.size or file_bytes(loaded.path)
     size = size_part(before, emitted.path, loaded.model, emitted.plan, whole)
-    rows = layers_part(loaded.model, emitted.plan, evaluation.sqnr, layers)
-    return size, with_histograms(rows, loaded.model, emitted.plan)
+    noise = {name: measure.alone.db for name, measure in evaluation.layers.items()}
+    rows = layers_part(loaded.model, emitted.plan, noise, layers)
+    return size, with_measures(rows, loaded.model, emitted.plan, evaluation.layers)
 
 
 def _kernels(prepared: Prepared, emitted: Emitted, evaluation: Evaluation) -> Kernels:

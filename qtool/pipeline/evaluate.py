@@ -16,36 +16,37 @@ from qtool.calibration.collect import batch_size, observed_values
 from qtool.errors import UnsupportedError
 from qtool.metrics.label_order import LabelOrder, find_label_order
 from qtool.metrics.registry import find_metric
+from qtool.pipeline.checks.plan_evaluator import Captured, PlanEvaluator
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
 from qtool.pipeline.processes.evaluation import SharedEvaluations
 from qtool.pipeline.stages import Emitted
-from qtool.report.schema import Accuracy, IntegerOnly, Latency, OutputQuality, Parity
+from qtool.report.schema import Accuracy, Latency, OutputQuality, Parity
 from qtool.runtime.ort_options import default_threads
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (
     NamedMetric,
     measure_accuracy,
     metric_for,
-    with_classes,
     with_simulated,
 )
 from qtool.verification.captured_outputs import capturable_values, sample_count, with_outputs
-from qtool.verification.environment import instruction_sets
-from qtool.verification.integer_reference import integer_only, saturating_layers
+from qtool.verification.changes.classes import with_classes
+from qtool.verification.changes.samples import with_changed_samples
+from qtool.verification.kernel_times import with_kernel_times
+from qtool.verification.layers.measure import LayerMeasure
 from qtool.verification.ort_process import run_tasks
 from qtool.verification.output_sqnr import output_slices, outputs_part
-from qtool.verification.parity_report import parity_notes, parity_part
 from qtool.verification.tasks import (
     Capture,
     CompareOutputs,
     Evaluate,
     Optimize,
+    Profile,
     Samples,
     TimePair,
     write_feeds,
 )
-from qtool.weights.int16_saturation import adds_pairs, at_risk
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Evaluation:
         latency: of both files.
         optimized: the graph that ONNX Runtime executes.
         parity: with the integer-exact simulation; None without a plan.
-        sqnr: layer -> signal-to-quantization-noise ratio in dB, None where nothing is lost.
+        layers: layer -> its noise and the values that it reads.
         saturating: layers in which pairs of products can leave int16, here or on the target.
         outputs: quality of every output and of the quantities in it.
         label_order: an order of the classes in which the float model scores far better.
@@ -67,7 +68,7 @@ class Evaluation:
     latency: Latency
     optimized: ir.Model
     parity: Parity | None
-    sqnr: Mapping[str, float | None]
+    layers: Mapping[str, LayerMeasure]
     saturating: list[str]
     outputs: list[OutputQuality]
     label_order: LabelOrder | None = None
@@ -76,23 +77,6 @@ class Evaluation:
     def parity_passed(self) -> bool:
         """True where the file agrees with the simulation, or there is no plan to compare with."""
         return self.parity is None or self.parity.passed
-
-
-@dataclass(frozen=True)
-class Captured:
-    """Intermediate outputs of the file on a few samples.
-
-    Attributes:
-        names: captured output -> value of the plan.
-        chosen: positions of the samples among the evaluation samples.
-        folder: holds the captures ``0.npz`` ...
-        files: number of captures.
-    """
-
-    names: Mapping[str, str]
-    chosen: tuple[int, ...]
-    folder: Path
-    files: int
 
 
 @dataclass(frozen=True)
@@ -125,17 +109,17 @@ class Evaluator:
         label_order = self._label_order(metric, outputs["float"])
         if self.emitted is None or captured is None:
             return Evaluation(accuracy, latency, optimized, None, {}, [], qualities, label_order)
-        layers = _PlanEvaluator(self.prepared, self.emitted, captured)
+        layers = PlanEvaluator(self.prepared, self.emitted, captured)
         parity = layers.parity(self.prepared.recipe.output.format == "qonnx")
         if self.prepared.context.target.integer_only:
             rows = [outputs["quantized"][k : k + 1] for k in captured.chosen]
             parity = parity.model_copy(update={"integer_only": layers.integer_only(rows)})
         saturating = layers.saturating()
-        sqnr = layers.sqnr()
+        measures = layers.measure()
         accuracy, same = self._with_simulated(accuracy, metric, outputs)
         parity = parity.model_copy(update={"end_to_end_agreement": same})
         return Evaluation(
-            accuracy, latency, optimized, parity, sqnr, saturating, qualities, label_order
+            accuracy, latency, optimized, parity, measures, saturating, qualities, label_order
         )
 
     def _run_file(self) -> tuple[Latency, Captured | None, list[OutputQuality]]:
@@ -164,7 +148,10 @@ class Evaluator:
             capture, captured = self._capture()
             compare = self._compare(paths)
             shared = SharedEvaluations(evaluations)
+            # A second session of a big file would cost its memory and minutes of loading.
+            profile = None if big else Profile(str(self.file), str(feeds), str(self.scratch), 10)
             tasks = (optimize, *((capture,) if capture else ()), *shared.own, compare, latency)
+            tasks += (profile,) if profile else ()
 
             def meanwhile() -> None:
                 if capture:  # importing torch takes a second, during which the child already runs
@@ -183,7 +170,10 @@ class Evaluator:
                 captured.names, captured.chosen, captured.folder, results[capture].files
             )
         qualities = outputs_part(compare.slices, results[compare])
-        return Latency(**vars(results[latency])), captured, qualities
+        timing = Latency(**vars(results[latency]))
+        if profile is not None:
+            timing = with_kernel_times(timing, results[profile])
+        return timing, captured, qualities
 
     def _samples(self, chosen: tuple[int, ...] | None = None) -> Samples:
         """Return the evaluation samples, or some of them, as the child reads them."""
@@ -247,13 +237,13 @@ class Evaluator:
         if data.synthetic:
             return None, None
         metric, labels = metric_for(recipe_metric(self.prepared), outputs["float"]), data.labels
-        if metric is None:
-            return measure_accuracy(metric, outputs, labels), None
         with self.prepared.context.cache.stage("accuracy"):
             accuracy = measure_accuracy(metric, outputs, labels)
-        if accuracy.classes is not None and labels is not None:
-            accuracy = with_classes(accuracy, outputs, labels, data.classes)
-        return accuracy, metric
+            if metric is not None and accuracy.classes is not None and labels is not None:
+                accuracy = with_classes(accuracy, outputs, labels, data.classes)
+            evaluate = self.prepared.recipe.evaluate
+            images = 0 if evaluate is None else evaluate.thumbnails
+            return with_changed_samples(accuracy, outputs, data, images), metric
 
     def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:
         """Return an order of the classes that fits the float model far better than the labels."""
@@ -313,80 +303,6 @@ class Evaluator:
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
         return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _PlanEvaluator:
-    """Comparison of captured outputs of the file with the plan, layer by layer."""
-
-    prepared: Prepared
-    emitted: Emitted
-    captured: Captured
-
-    @property
-    def _model(self) -> ir.Model:
-        return self.prepared.context.model
-
-    def parity(self, in_floats: bool) -> Parity:
-        """Count the codes that differ between the file and the integer-exact simulation.
-
-        Args:
-            in_floats: the file computes on values, not on codes (QONNX).
-        """
-        from qtool.verification.parity import compare
-
-        captured = self.captured
-        with self.prepared.context.cache.stage("parity") as record:
-            counts = compare(
-                self._model,
-                self.emitted.plan,
-                captured.folder,
-                captured.names,
-                captured.files,
-                in_floats=in_floats,
-            )
-            record.notes += parity_notes(counts)
-        return parity_part(counts, len(captured.chosen))
-
-    def integer_only(self, outputs: list[np.ndarray]) -> IntegerOnly:
-        """Compare the integer-only reference with the file on captured samples.
-
-        Args:
-            outputs: the file's first output for each captured sample.
-        """
-        captured = self.captured
-        with self.prepared.context.cache.stage("integers") as record:
-            result = integer_only(
-                self._model, self.emitted.plan, captured.folder, captured.names, outputs
-            )
-            record.notes.append(
-                f"the reference without floats: at most {result.max_lsb} apart from the file in a "
-                f"layer, {result.share_off:.2g} of all codes differ"
-            )
-        return result
-
-    def saturating(self) -> list[str]:
-        """Return the layers whose pairs of products can saturate, here or on the target."""
-        if not (self.prepared.context.target.int16_pairs or adds_pairs(instruction_sets())):
-            return []
-        layers, captured = at_risk(self._model, self.emitted.plan), self.captured
-        if layers:
-            with self.prepared.context.cache.stage("saturation") as record:
-                record.notes += saturating_layers(
-                    self._model, self.emitted.plan, captured.folder, captured.names, captured.files
-                )
-        return layers
-
-    def sqnr(self) -> dict[str, float | None]:
-        """Measure each layer alone, on half of the captured samples; return its SQNR in dB."""
-        from qtool.verification.layer_sqnr import layer_noise
-
-        context, chosen = self.prepared.context, self.captured.chosen
-        with context.cache.stage("layers"):
-            samples = self.prepared.evaluation.dataset.take(chosen[: max(1, len(chosen) // 2)])
-            feeds = [batch for batch, _ in context.feeds(samples, rows=1)]
-            noise = layer_noise(self._model, self.emitted.plan, feeds)
-        return {name: each.db for name, each in noise.items()}
 
 
 def recipe_metric(prepared: Prepared) -> NamedMetric | None:

@@ -14,6 +14,7 @@ from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
 from qtool.recipe.model import Evaluate, Recipe
 from qtool.runtime.ort_session import OrtSession
+from qtool.verification.changes.thumbnails import image_of
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
 MAX_OVERLAP = 0.01
@@ -49,6 +50,32 @@ def check_metric(recipe: Recipe, evaluation: Dataset, trust_code: bool) -> None:
             ("evaluate", "metric"),
             f"{evaluate.metric} needs labels, but {evaluate.where} has none; give labels, or use "
             "cosine or sqnr, which compare with the float model",
+        )
+
+
+def check_thumbnails(recipe: Recipe, evaluation: Dataset) -> None:
+    """Refuse small images of changed samples where the report lists none, or none can be drawn.
+
+    Raises:
+        RecipeError: the samples are no images, or the metric does not compare classes.
+    """
+    evaluate = recipe.evaluate
+    if evaluate is None or not evaluate.thumbnails:
+        return
+    key = ("evaluate", "thumbnails")
+    if evaluate.metric is not None and not (
+        evaluate.metric in METRICS and METRICS[evaluate.metric].classes
+    ):
+        raise recipe.error(
+            key,
+            f"shows samples that change their class, which {evaluate.metric} does not compare; "
+            "remove the key",
+        )
+    batch = next(iter(evaluation.take([0]).batches(1)))
+    if image_of(batch) is None:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+        raise recipe.error(
+            key, f"the samples of {evaluate.where} are no images ({shapes}); remove the key"
         )
 
 

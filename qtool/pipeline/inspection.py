@@ -1,6 +1,5 @@
 """Describe a float model, or the file and the report of a run, for ``qtool inspect``."""
 
-import re
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,9 +17,11 @@ from qtool.pipeline.prepare import prepare
 from qtool.quant.plan_io import read_plan
 from qtool.recipe.loader import load_recipe
 from qtool.report.report import Report
+from qtool.report.schema import NodeTime
 from qtool.rewrites import REWRITES
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
+from qtool.verification.kernel_times import node_times
 from qtool.verification.ort_process import run_tasks
 from qtool.verification.tasks import Profile, write_feeds
 
@@ -72,21 +73,6 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class KernelTime:
-    """Time of one kernel of the written file.
-
-    Attributes:
-        name: of the node in the graph that the runtime executes.
-        op: the kernel, such as QLinearConv.
-        milliseconds: median of one run on one thread.
-    """
-
-    name: str
-    op: str
-    milliseconds: float
-
-
-@dataclass(frozen=True)
 class RunInfo:
     """The written file of a run.
 
@@ -99,7 +85,7 @@ class RunInfo:
 
     report: Report
     float_nodes: tuple[tuple[str, str, str], ...]
-    times: tuple[KernelTime, ...]
+    times: tuple[NodeTime, ...]
     times_missing: str = ""
 
 
@@ -197,7 +183,7 @@ def inspect_run(folder: Path, options: RunOptions | None = None) -> RunInfo:
     return RunInfo(report, float_nodes, times)
 
 
-def _kernel_times(folder: Path, options: RunOptions) -> tuple[KernelTime, ...]:
+def _kernel_times(folder: Path, options: RunOptions) -> tuple[NodeTime, ...]:
     """Measure the time of each kernel on the first evaluation sample, slowest first."""
     recipe = load_recipe(folder / "recipe.yaml")
     with temporary_cache() as cache, tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
@@ -208,16 +194,7 @@ def _kernel_times(folder: Path, options: RunOptions) -> tuple[KernelTime, ...]:
             str(folder / "model.onnx"), str(feeds), scratch, threads=options.threads or 1
         )
         result = run_tasks((task,), Path(scratch), options.progress)[task]
-    times = [
-        KernelTime(_without_token(name), result.operators[name], milliseconds)
-        for name, milliseconds in result.milliseconds.items()
-    ]
-    return tuple(sorted(times, key=lambda time: -time.milliseconds))
-
-
-def _without_token(name: str) -> str:
-    """Return the node's name without the number that the runtime adds to fused nodes."""
-    return re.sub(r"_token_\d+$", "", name)
+    return tuple(node_times(result))
 
 
 def _shape(shape: tuple[int | str | None, ...] | None) -> str:

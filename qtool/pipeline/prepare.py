@@ -25,6 +25,7 @@ from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
 from qtool.pipeline.input_checks import (
     check_labels,
     check_metric,
+    check_thumbnails,
     disjoint,
     probe_batch,
 )
@@ -195,6 +196,7 @@ def _parts(
     evaluation = open_dataset(section, inputs, trust_code=options.trust_code)
     check_metric(recipe, evaluation, options.trust_code)
     check_gate_needs(recipe, evaluation, options)
+    check_thumbnails(recipe, evaluation)
     record.notes += [f"evaluate: {note}" for note in evaluation.notes]
     if calibration.synthetic:
         return calibration, EvaluationData(evaluation, section, tuple(range(evaluation.count)))

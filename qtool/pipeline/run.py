@@ -24,7 +24,7 @@ from qtool.recipe.model import Recipe
 from qtool.report.report import Report
 from qtool.report.schema import ModelPart
 from qtool.steps.guard import NamedStep
-from qtool.verification.layer_table import model_part, total_macs
+from qtool.verification.layers.table import model_part, total_macs
 
 
 def run_ptq(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Report | None:

@@ -24,7 +24,7 @@ from qtool.report.verdict import with_verdict
 from qtool.steps.stage_cache import StageCache
 from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.kernels import file_kernels
-from qtool.verification.layer_table import model_part
+from qtool.verification.layers.table import model_part
 from qtool.version import __version__
 from qtool.weights.int16_saturation import adds_pairs
 

@@ -84,6 +84,8 @@ class Evaluate(DataSection):
     """A name of `qtool list metrics`, or module:function; absent: top1 where there are labels."""
     simulate: Annotated[int, Field(ge=1)] | Literal["all"] = 512
     """Samples that accuracy.simulated is measured on, evenly spread, or all."""
+    thumbnails: Annotated[int, Field(ge=0, le=24)] = 0
+    """Samples that changed their class, shown in the HTML report as small images."""
     expect: float | None = None
     """The float model's accuracy; where it is not reached within 1 point, a gate fails."""
 

@@ -1,6 +1,7 @@
 """The report as data: report.json, written and read."""
 
 import json
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+NUMBERS = re.compile(r"(?<=\[)\n(?:\s+[-+.\deE]+,?\n)+\s*(?=\])")
+"""The inside of a list of numbers; a line break in JSON is never part of a string."""
 ENVIRONMENT_ORDER = ("python", "torch", "onnxruntime", "cpu", "isa")
 
 
@@ -95,11 +98,15 @@ class Report(Part):
         return {key: facts[key] for key in [*first, *sorted(facts.keys() - set(first))]}
 
     def to_json(self) -> str:
-        """Return report.json: two-space indent, keys in the schema's order, a final newline."""
+        """Return report.json: two-space indent, lists of numbers in a line, a final newline.
+
+        Keys stand in the schema's order.
+        """
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.passed is None:
             data = {key: data.get(key) for key in self._keys() if key in data or key == "passed"}
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return NUMBERS.sub(lambda match: " ".join(match[0].split()), text)
 
     @classmethod
     def json_schema(cls) -> dict[str, object]:

@@ -134,6 +134,23 @@ class ClassChange(Part):
     mistaken_for: str | None = None
 
 
+class ChangedSample(Part):
+    """One evaluation sample for which float model and file choose different classes.
+
+    `margin` is the score of the class that the float model chooses, less that of the class that the
+    file chooses, in the float model; `margin_after` is the same in the file.
+    """
+
+    name: str
+    label: str | None = None
+    float: str
+    quantized: str
+    margin: Number
+    margin_after: Number
+    thumbnail: str | None = None
+    """A small image as a data URI, with `evaluate: {thumbnails: N}`."""
+
+
 class Accuracy(Part):
     """Metric of the float model, the simulation and the file; without `evaluate`, agreement alone.
 
@@ -161,6 +178,10 @@ class Accuracy(Part):
     """Classes that have a name in the data, such as class folders; absent for numbered labels."""
     class_changes: list[ClassChange] | None = None
     """The classes that lost most, at most ten; absent where no answer changed from or to right."""
+    changed: int | None = None
+    """Samples for which float model and file choose different classes; absent where none do."""
+    changed_samples: list[ChangedSample] | None = None
+    """At most 24 of these: those that became wrong first, then by the float model's margin."""
 
 
 class Size(Part):
@@ -180,8 +201,28 @@ class Size(Part):
     graph_bytes: int | None = None
 
 
+class KernelTime(Part):
+    """The time of one kernel, such as QLinearConv, in one run of the file, over all its nodes."""
+
+    op: str
+    nodes: int
+    ms: Number
+
+
+class NodeTime(Part):
+    """The time of one node of the executed graph in one run of the file."""
+
+    name: str
+    op: str
+    ms: Number
+
+
 class Latency(Part):
-    """Medians of paired runs; `speedup` is their ratio."""
+    """Medians of paired runs; `speedup` is their ratio.
+
+    `kernels` and `nodes` are of the quantized file, measured with ONNX Runtime's profiler, slowest
+    first; `nodes` are the slowest ones.
+    """
 
     threads: int
     batch: int
@@ -189,6 +230,8 @@ class Latency(Part):
     quantized_ms: Number
     speedup: Number
     runs: int
+    kernels: list[KernelTime] | None = None
+    nodes: list[NodeTime] | None = None
 
 
 class IntegerOnly(Part):
@@ -287,11 +330,12 @@ class Kernels(Part):
         return dict(sorted(counts.items()))
 
 
-class WeightHistogram(Part):
-    """The float weights of a layer.
+class Histogram(Part):
+    """The float weights of a layer, or the values that it reads.
 
-    `counts` are of equal bins from `low` to `high`; `grid` is the widest channel's range of codes;
-    `channels` is the largest magnitude of each output channel, or of neighbouring ones.
+    `counts` are of equal bins from `low` to `high`; `grid` is the range of codes, for weights that
+    of the widest channel; `channels` is the largest magnitude of each channel, for weights of each
+    output channel, or of groups of neighbouring ones.
     """
 
     low: Number
@@ -299,13 +343,17 @@ class WeightHistogram(Part):
     counts: list[int]
     grid: tuple[Number, Number]
     channels: list[Number]
+    outside: Number | None = None
+    """Share of the values that the grid cuts off, from 0 to 1; of inputs alone."""
 
 
 class Layer(Part):
     """One weighted layer; `sqnr_db` is absent where the layer is float or loses nothing.
 
-    `bytes` are those of its constants in the file: codes and float numbers (`payload_bytes`),
-    scales, and code books.
+    `sqnr_db` is that of the layer alone, `cumulative_sqnr_db` that at its output with all layers
+    before it quantized. `bytes` are those of its constants in the file: codes and float numbers
+    (`payload_bytes`), scales, and code books. `inputs` are values of the float network on
+    evaluation samples.
     """
 
     name: str
@@ -314,11 +362,13 @@ class Layer(Part):
     activation_bits: int | Literal["float", "dynamic"] | None = None
     granularity: str | None = None
     sqnr_db: Number | None = None
+    cumulative_sqnr_db: Number | None = None
     bytes: int | None = None
     payload_bytes: int | None = None
     scale_bytes: int | None = None
     code_book_bytes: int | None = None
-    weights: WeightHistogram | None = None
+    weights: Histogram | None = None
+    inputs: Histogram | None = None
 
 
 class OutputGroup(Part):

@@ -142,7 +142,7 @@ def test_the_report_has_the_keys_of_the_contract(first):
             "drop_ci95",
         ),
         "agreement",
-        *("chance", "classes", "label_classes", "class_changes"),
+        *("chance", "classes", "label_classes", "class_changes", "changed", "changed_samples"),
     }
     assert report["size"].keys() == {
         *("float_bytes", "quantized_bytes", "compression", "weight_bits_mean"),
@@ -150,7 +150,7 @@ def test_the_report_has_the_keys_of_the_contract(first):
         "graph_bytes",
     }
     assert report["latency"].keys() == {
-        *("threads", "batch", "float_ms", "quantized_ms", "speedup", "runs"),
+        *("threads", "batch", "float_ms", "quantized_ms", "speedup", "runs", "kernels", "nodes"),
     }
     assert report["parity"].keys() == {
         *("samples", "max_lsb", "share_off", "end_to_end_agreement"),

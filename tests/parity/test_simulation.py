@@ -31,7 +31,7 @@ from qtool.verification.captured_outputs import (
     sample_count,
     with_outputs,
 )
-from qtool.verification.layer_sqnr import layer_noise
+from qtool.verification.layers.noise import measure_layers
 from qtool.verification.parity import Count, _in_steps, compare
 
 
@@ -180,9 +180,9 @@ def test_the_layer_table_points_at_the_worst_layer(tmp_path):
     model = network("residual", tmp_path)
     plan = frozen_plan(model)
     batches = [feeds_for(model, seed=3)]
-    before = layer_noise(model, plan, batches)
+    before = measure_layers(model, plan, batches)
     assert set(before) == {s.name for s in plan.sites.values() if s.weight}
-    assert all(noise.db > 30 for noise in before.values())
+    assert all(noise.alone.db > 30 for noise in before.values())
     bad = list(plan.sites.values())[1]
     grid = plan.params(bad.weight)
     coarse = QuantParams(grid.spec, grid.scale * 16, grid.zero_point)
@@ -190,11 +190,11 @@ def test_the_layer_table_points_at_the_worst_layer(tmp_path):
     worse = replace(
         plan, grids={**plan.grids, bad.weight: coarse}, codes={**plan.codes, bad.weight: codes}
     )
-    after = layer_noise(model, worse, batches)
-    assert min(after, key=lambda name: after[name].db) == bad.name
-    assert after[bad.name].db < before[bad.name].db - 10
+    after = measure_layers(model, worse, batches)
+    assert min(after, key=lambda name: after[name].alone.db) == bad.name
+    assert after[bad.name].alone.db < before[bad.name].alone.db - 10
     others = set(before) - {bad.name}
-    assert all(after[name].db == pytest.approx(before[name].db, abs=1e-9) for name in others)
+    assert all(after[name].alone.db == pytest.approx(before[name].alone.db, abs=1e-9) for name in others)
 
 
 def test_a_layer_that_loses_nothing_has_no_number(tmp_path):
@@ -206,7 +206,7 @@ def test_a_layer_that_loses_nothing_has_no_number(tmp_path):
     plan = frozen_plan(model)
     step = float(plan.params("x").scale)
     batch = {"x": (np.arange(8).reshape(2, 4) * np.float32(step)).astype(np.float32)}
-    (noise,) = layer_noise(model, plan, [batch]).values()
+    noise = measure_layers(model, plan, [batch])["Gemm0"].alone
     assert noise.signal > 0
     assert noise.db is None or noise.db > 120  # 1 = 127 * float32(1 / 127), nearly
 

@@ -18,7 +18,7 @@ from qtool.search.effects import Reference
 from qtool.search.partial import fewest_raised
 from qtool.search.sensitivity import Scan
 from qtool.steps.stage_cache import StageRecord
-from qtool.verification.layer_table import total_macs
+from qtool.verification.layers.table import total_macs
 
 # A step is used where the divergence falls by more than this share.
 GAIN = 0.01

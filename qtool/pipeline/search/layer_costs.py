@@ -20,7 +20,7 @@ from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.file_size import file_bytes, file_parts, weight_widths
-from qtool.verification.layer_table import total_macs
+from qtool.verification.layers.table import total_macs
 from qtool.weights.grids import weight_grids
 
 # Samples of the scans: as many as this many multiply-accumulates allow, half the network a layer.

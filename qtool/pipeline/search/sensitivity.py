@@ -18,7 +18,7 @@ from qtool.report.search_schema import Sensitivity
 from qtool.report.verdict import with_verdict
 from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
-from qtool.verification.layer_table import layers_part
+from qtool.verification.layers.table import layers_part
 from qtool.version import __version__
 
 # Calibration samples of the gradient-based estimates, and sites that are measured two by two.

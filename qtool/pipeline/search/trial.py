@@ -26,7 +26,7 @@ from qtool.search.effects import Reference
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache, StageRecord
 from qtool.verification.file_size import file_bytes
-from qtool.verification.layer_table import total_macs
+from qtool.verification.layers.table import total_macs
 from qtool.verification.ort_process import run_tasks
 from qtool.verification.tasks import Profile, write_feeds
 

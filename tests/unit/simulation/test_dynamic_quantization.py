@@ -26,7 +26,7 @@ from qtool.simulation.dynamic import dynamic_site_output
 from qtool.simulation.fake_quant import Simulation
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.kernels import kernels_part
-from qtool.verification.layer_sqnr import layer_noise
+from qtool.verification.layers.noise import measure_layers
 from qtool.verification.parity import ParityCounts, compare
 from qtool.weights.int16_saturation import at_risk
 
@@ -119,9 +119,9 @@ def test_an_encoder_runs_on_fused_integer_kernels_bit_for_bit(granularity, tmp_p
     assert sqnr(run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]) > 30
     counts = parity(model, emitted, plan, feeds, tmp_path)
     assert counts.integer.total == 2 * 12 * (96 + 64 + 64 + 40) and counts.integer.off == 0
-    noise = layer_noise(model, plan, [feeds])
+    noise = measure_layers(model, plan, [feeds])
     assert noise.keys() == plan.dynamic.keys()
-    assert all(30 < (part.db or 0) < 60 for part in noise.values())
+    assert all(30 < (part.alone.db or 0) < 60 for part in noise.values())
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

@@ -6,10 +6,9 @@ from qtool.metrics.registry import METRICS
 from qtool.verification.accuracy import (
     NamedMetric,
     chance,
-    class_changes,
     measure_accuracy,
-    with_classes,
 )
+from qtool.verification.changes.classes import class_changes, with_classes
 
 
 def test_chance_is_the_share_of_the_most_frequent_label():

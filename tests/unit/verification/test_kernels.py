@@ -27,7 +27,7 @@ from qtool.quant.primitives import PerChannel, PerTensor, QuantParams, QuantSpec
 from qtool.verification.environment import environment, instruction_sets
 from qtool.verification.file_size import file_parts
 from qtool.verification.kernels import kernels_part
-from qtool.verification.layer_table import layers_part, model_part, total_macs
+from qtool.verification.layers.table import layers_part, model_part, total_macs
 
 
 def network(name: str, tmp_path) -> ir.Model:

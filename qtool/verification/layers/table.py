@@ -34,6 +34,11 @@ def total_macs(model: ir.Model) -> int:
     return sum(macs(node) for node in model.graph)
 
 
+def decibels(ratio: float | None) -> float | None:
+    """Return a ratio as the report holds it: rounded, None where it is infinite."""
+    return round(ratio, 3) if ratio is not None and np.isfinite(ratio) else None
+
+
 def layers_part(
     model: ir.Model,
     plan: QuantPlan,
@@ -61,7 +66,6 @@ def layers_part(
                 continue
             weight, read = plan.params(stored[0]) if stored else None, None
         activations: int | Literal["float", "dynamic"] = "float" if read is None else read.spec.bits
-        db = noise_db.get(node.name or "")
         dynamic = plan.dynamic.get(node.name or "")
         names = dynamic.nodes if dynamic is not None else (node.name or "",)
         size = sum((parts[name] for name in names if name in parts), FileParts())
@@ -72,7 +76,7 @@ def layers_part(
                 weight_bits=weight.spec.bits if weight is not None else "float",
                 activation_bits="dynamic" if node.name in plan.dynamic else activations,
                 granularity=weight.spec.granularity.name if weight is not None else None,
-                sqnr_db=round(db, 3) if db is not None and np.isfinite(db) else None,
+                sqnr_db=decibels(noise_db.get(node.name or "")),
                 bytes=size.total - size.graph,
                 payload_bytes=size.payload,
                 scale_bytes=size.scales,

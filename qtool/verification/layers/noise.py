@@ -1,39 +1,26 @@
-"""Measure the signal-to-quantization-noise ratio of every layer."""
+"""Measure every layer on a few samples: its noise, the noise up to it, and the values it reads."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from qtool.graph.queries import nodes_by_name
-from qtool.metrics.fidelity import power_db
 from qtool.quant.plan import QuantPlan
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
+from qtool.verification.layers.measure import InputValues, LayerMeasure, channel_axis
 
 
-@dataclass
-class Noise:
-    """Power of a layer's float output, and of its difference to the quantized layer."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    @property
-    def db(self) -> float | None:
-        """Signal to noise in dB; None where there is no noise or no signal."""
-        return power_db(self.signal, self.noise)
-
-
-def layer_noise(
+def measure_layers(
     model: ir.Model, plan: QuantPlan, batches: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Noise]:
-    """Measure the quantization noise of each weighted site alone.
+) -> dict[str, LayerMeasure]:
+    """Measure the quantization noise of each weighted site, alone and with all sites before it.
 
-    The float input of the site is rounded to its grid, as are its weights and its output, and the
-    result is compared with the site's float output. Errors of earlier layers are not included.
+    Alone: the float input of the site is rounded to its grid, as are its weights and its output,
+    and the result is compared with the site's float output. Cumulative: the output of the site in
+    the quantized network is compared with the same.
 
         SQNR = 10 log10(sum(y^2) / sum((y - q(y))^2))
 
@@ -43,7 +30,7 @@ def layer_noise(
         batches: input name -> array, one mapping a batch.
 
     Returns:
-        Site name -> power of signal and noise over all batches.
+        Site name -> measurements over all batches.
     """
     simulation, executor = Simulation(model, plan), Executor(model)
     edges = {s.name: (s.inputs[0], s.output) for s in plan.sites.values() if s.weight is not None}
@@ -51,17 +38,28 @@ def layer_noise(
     for dynamic in plan.dynamic.values():
         output = next(v.name for v in nodes[dynamic.name].outputs if v.name)
         edges[dynamic.name] = (dynamic.input, output or "")
-    powers = {name: Noise() for name in edges}
+    measures = {
+        name: LayerMeasure(values=_input_values(plan, source, nodes[name].op_type))
+        for name, (source, _) in edges.items()
+    }
     names = {value for pair in edges.values() for value in pair}
+    outputs = list({output: None for _, output in edges.values()})
     for batch in batches:
-        floats = _float_values(executor, batch, names)
+        floats, quantized = _float_values(executor, batch, names), simulation(batch, outputs)
         for name, (source, output) in edges.items():
-            expected = floats[output]
-            out = simulation({**batch, source: floats[source]}, [output])[output]
-            power = powers[name]
-            power.signal += float(expected.double().square().sum())
-            power.noise += float((expected - out).double().square().sum())
-    return powers
+            measure, expected = measures[name], floats[output]
+            alone = simulation({**batch, source: floats[source]}, [output])[output]
+            measure.alone.add(expected, alone)
+            measure.cumulative.add(expected, quantized[output])
+            if measure.values is not None:
+                measure.values.add(floats[source].cpu().numpy())
+    return measures
+
+
+def _input_values(plan: QuantPlan, source: str, op: str) -> InputValues | None:
+    """Return an empty collection of a layer's input values; None where the input has no grid."""
+    params = plan.params(source)
+    return None if params is None else InputValues(params, channel_axis(op))
 
 
 def _float_values(

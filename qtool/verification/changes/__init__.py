@@ -1,0 +1,1 @@
+"""List classes and samples for which float model and file answer differently."""

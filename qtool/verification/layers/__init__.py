@@ -1,0 +1,1 @@
+"""Measure and describe the layers of a plan for the report."""
