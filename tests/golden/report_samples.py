@@ -1,6 +1,9 @@
 """Reports to render: a full one, a failed one, a hostile one, the least one."""
 
+import base64
 import json
+
+import numpy as np
 
 from qtool.report.report import Finding, Report, Stage
 from qtool.report.schema import ClassChange
@@ -109,4 +112,38 @@ def bare():
     return sample(
         **dict.fromkeys(("accuracy", "size", "latency", "parity", "kernels", "data")),
         **dict.fromkeys(("layers", "stages", "gates", "environment")),
+    )
+
+
+def large(layers=54):
+    """Return a report like that of ResNet-50: every layer with histograms, images, training."""
+    rng = np.random.default_rng(0)
+
+    def histogram(outside):
+        counts = rng.integers(0, 100_000, 48).tolist()
+        channels = np.round(rng.random(64), 4).tolist()
+        made = {"low": -0.71234, "high": 0.65432, "counts": counts, "channels": channels}
+        return made | {"grid": [-0.5, 0.5], **({"outside": 0.0123} if outside else {})}
+
+    rows = [
+        {"name": f"/layer{k // 14}/layer{k // 14}.{k % 14}/conv/Conv", "op": "Conv"}
+        | {"weight_bits": 4, "activation_bits": 8, "granularity": "channel", "bytes": 40_000 + k}
+        | {"sqnr_db": round(40 * rng.random(), 3), "cumulative_sqnr_db": round(20 - k / 4, 3)}
+        | {"weights": histogram(False), "inputs": histogram(True)}
+        for k in range(layers)
+    ]
+    image = "data:image/webp;base64," + base64.b64encode(rng.bytes(2000)).decode()
+    changed = [
+        {"name": f"class{k}/{k}.jpg", "label": "cat", "float": "cat", "quantized": "dog"}
+        | {"margin": 1.5, "margin_after": -0.5, "thumbnail": image}
+        for k in range(24)
+    ]
+    accuracy = json.loads(sample().to_json())["accuracy"]
+    epochs = [{"epoch": k, "score": 70 + k / 10, "loss": 2 - k / 30} for k in range(1, 31)]
+    training = {"count": 5, "sha256": "0", "validation": 2, "quantizer": "lsq", "best": 30}
+    training |= {"float_score": 75.0, "epochs": [{"epoch": 0, "score": 65.0}, *epochs]}
+    return sample(
+        layers=rows,
+        accuracy=accuracy | {"changed": 160, "changed_samples": changed},
+        data={"training": training},
     )

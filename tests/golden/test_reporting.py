@@ -15,9 +15,10 @@ from rich.console import Console
 import qtool.report.render.formatting as formatting
 from qtool.errors import RecipeError
 from qtool.report.render import FORMATS, render, write_run_files
-from qtool.report.render.charts import drop_strip, layer_chart, ticks
+from qtool.report.render.charts import dashes, drop_strip, line, ticks
 from qtool.report.render.compare import compare
 from qtool.report.render.html import breakable, html
+from qtool.report.render.layers import bars, layer_strips, layer_values
 from qtool.report.render.terminal import print_report
 from qtool.report.report import Finding, Report
 from qtool.report.verdict import verdict
@@ -26,7 +27,7 @@ from qtool.report.verdict import verdict
 class Page(HTMLParser):
     """Collects tags and addresses, and checks that tags close in order."""
 
-    VOID = frozenset({"meta", "br", "wbr"})
+    VOID = frozenset({"meta", "br", "wbr", "img"})
 
     def __init__(self, text):
         super().__init__()
@@ -131,11 +132,11 @@ def test_terminal_shows_the_worst_layers_worst_first_and_the_files(tmp_path):
     assert str(tmp_path / "report.html") in text
 
 
-def test_html_is_one_file_without_script_or_network():
+def test_html_is_one_file_without_network():
     for text in (render(failing(), "html"), render([failing(), sample()], "html", sample())):
         page = Page(text)
         assert page.links == []
-        assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
+        assert {"link", "img", "iframe"}.isdisjoint(page.tags) and page.tags.count("script") == 1
         assert "url(" not in text
         assert "http" not in text
         assert "prefers-color-scheme: dark" in text
@@ -144,7 +145,7 @@ def test_html_is_one_file_without_script_or_network():
 def test_html_escapes_names():
     for text in (render(hostile(), "html"), render({HOSTILE: hostile(), "b": sample()}, "html")):
         page = Page(text)
-        assert "script" not in page.tags
+        assert page.tags.count("script") == 1  # the page's own
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
         assert "\x1b" not in text
 
@@ -332,26 +333,82 @@ def test_run_files_are_written_all_or_none(tmp_path, monkeypatch):
 
 
 def test_chart_marks_the_worst_and_keeps_within_its_box():
-    chart = layer_chart(sample())
-    assert [bar.rank for bar in chart.bars[-3:]] == [3, 2, 1]
-    assert all(0 <= bar.above <= 100 and 0 <= bar.below <= 100 for bar in chart.bars)
-    assert layer_chart(bare()) is None
+    noise, *_ = strips = layer_strips(sample())
+    assert [column.rank for column in noise.columns[-3:]] == [3, 2, 1]
+    assert [strip.title for strip in strips[1:]] == ["Bits", "Bytes in the file"]
+    for strip in strips:
+        assert len(strip.columns) == 12
+        assert all(0 <= column.height <= 100 for column in strip.columns)
+    assert layer_strips(bare()) == []
     assert drop_strip(None, []) is None
+
+
+def test_lines_are_interrupted_where_nothing_was_measured():
+    assert line([10.0, None, 30.0, 40.0]) == "M0.5 90h0M2.5 70h0L3.5 60h0"
+    assert dashes([50.0, None]) == "M0.25 50h.5"
+    assert bars([1, 0, 4]) == "M0 100V75H33.33V100zM66.67 100V0H100V100z"
+
+
+def test_histograms_of_the_weakest_are_open_and_the_others_folded():
+    shown = {"low": -1.0, "high": 1.0, "counts": [1, 2, 1], "grid": [-0.5, 1.5], "channels": [0.1]}
+    layers = [
+        {"name": f"/conv{k}/Conv", "op": "Conv", "sqnr_db": 40.0 - k, "weights": shown}
+        | {"inputs": {**shown, "outside": 0.0123}}
+        for k in range(5)
+    ]
+    weakest, others = layer_values(sample(layers=layers))
+    assert [values.layer.name for values in weakest] == [f"/conv{k}/Conv" for k in (4, 3, 2)]
+    assert [values.layer.name for values in others] == ["/conv0/Conv", "/conv1/Conv"]
+    chart = weakest[0].charts[1]
+    assert (chart.grid, chart.box) == ((20.0, 100.0), (0.0, 80.0))
+    assert (chart.note, chart.range) == ("1.23 % outside the grid", "−0.5 to 1.5")
+    page = html(sample(layers=layers))
+    assert page.count('<details class="weight" open') == 3 == page.count(" open data-layer=")
+    assert "2 other layers" in page and "output channel" in page
+
+
+def test_times_by_kernel_and_changed_samples_stand_in_the_page():
+    timing = json.loads(sample().to_json())["latency"] | {
+        "kernels": [
+            {"op": "QLinearConv", "nodes": 3, "ms": 0.9},
+            {"op": "Pool", "nodes": 1, "ms": 0.1},
+        ],
+        "nodes": [{"name": HOSTILE, "op": "QLinearConv", "ms": 0.5}],
+    }
+    changed = {
+        "name": "a.png",
+        "label": "cat",
+        "float": "cat",
+        "quantized": HOSTILE,
+        "margin": 1.25,
+    }
+    changed |= {"margin_after": -0.5, "thumbnail": "data:image/webp;base64,AAAA"}
+    accuracy = json.loads(sample().to_json())["accuracy"]
+    accuracy |= {"changed": 160, "changed_samples": [changed]}
+    text = html(sample(latency=timing, accuracy=accuracy))
+    page = Page(text)
+    assert page.links == ["data:image/webp;base64,AAAA"]
+    shown = " ".join(re.sub("<[^>]*>", " ", text).split())
+    assert "QLinearConv 0.900 ms 90%" in shown and "1 of 160" in shown
+    assert "label cat" in shown and "1.25 -0.5" in shown
 
 
 @pytest.mark.parametrize(
     ("scores", "title"), [([71.2, 80.0], "Top-1 in %"), ([-0.7, -0.5], "Loss against the float")]
 )
-def test_training_stands_in_two_charts_like_the_layers(scores, title):
+def test_training_shows_ptq_beside_qat(scores, title):
     epochs = [
         {"epoch": k, "score": s, **({"loss": 1.5} if k else {})} for k, s in enumerate(scores)
     ]
     training = {"count": 5, "sha256": "0", "validation": 2, "quantizer": "lsq", "best": 1}
-    page = html(sample(data={"training": {**training, "epochs": epochs}}))
-    assert page.count('<div class="chart">') == 2
-    assert f"<h3>{title}" in page and ", 2 held-out samples, after each epoch" in page
+    page = html(sample(data={"training": {**training, "epochs": epochs, "float_score": 90.0}}))
+    assert f"<h3>{title}" in page and "on 2 held-out samples" in page and ">Training loss" in page
     assert "<span>before</span><span>1 epochs</span><span>end</span>" in page
     assert '<div class="good" title="epoch 1: ' in page
+    shown = " ".join(re.sub("<[^>]*>", " ", page).split())
+    unit = " %" if scores[0] > 0 else ""
+    first, last = (f"{abs(s):.2f} %" if unit else f"{abs(s):.4g}" for s in scores)
+    assert f"before training (PTQ) {first} after epoch 1 (QAT) {last}" in shown
 
 
 @pytest.mark.parametrize("top", [0.0, 1e-9, 0.3, 1.0, 38.0, 41.0, 1e9])

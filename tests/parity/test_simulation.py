@@ -194,7 +194,9 @@ def test_the_layer_table_points_at_the_worst_layer(tmp_path):
     assert min(after, key=lambda name: after[name].alone.db) == bad.name
     assert after[bad.name].alone.db < before[bad.name].alone.db - 10
     others = set(before) - {bad.name}
-    assert all(after[name].alone.db == pytest.approx(before[name].alone.db, abs=1e-9) for name in others)
+    assert all(
+        after[name].alone.db == pytest.approx(before[name].alone.db, abs=1e-9) for name in others
+    )
 
 
 def test_a_layer_that_loses_nothing_has_no_number(tmp_path):

@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import qtool.report.render.formatting as formatting
 from qtool.report.render.compare import Comparison
-from qtool.report.report import Accuracy, Gate, Layer, Report, Stage
+from qtool.report.report import Accuracy, Gate, Stage
 
-MARKED_LAYERS = 3
 STEPS = (1, 2, 2.5, 5, 10)
 """Distances of grid lines, times a power of ten."""
 
@@ -23,43 +22,44 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class TwoBars:
-    """One layer or epoch: a bar above and one below; `rank` is 1 for the worst, 0 for no mark."""
+class Column:
+    """One layer, site or epoch in a strip.
 
-    above: float
-    below: float
-    tone: str
+    Attributes:
+        height: of the bar, in percent; 0 where a line stands in its place.
+        tip: what the column shows, in words.
+        tone: good, fair, poor, plain or none.
+        rank: 1 for the worst; 0 for no mark.
+    """
+
+    height: float
     tip: str
+    tone: str = "plain"
     rank: int = 0
 
 
 @dataclass(frozen=True)
-class TwoCharts:
-    """Two charts, one below the other, with a shared axis; `title` is that of the upper one."""
+class Strip:
+    """One chart of a stack that shares its columns.
+
+    Attributes:
+        title: what is shown, with its unit.
+        columns: in graph order, or in time.
+        ticks: grid lines.
+        line: an SVG path above the columns, in a box as many units wide as there are columns and
+            100 high; "" for none.
+        marks: labelled lines across the strip.
+        legend: (tone, meaning); the tone "line" is that of the path.
+        tall: twice the height.
+    """
 
     title: str
-    bars: list[TwoBars]
-    above_ticks: list[Tick]
-    below_ticks: list[Tick]
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bar of a histogram, in percent of the box."""
-
-    left: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
-class WeightChart:
-    """The weights of a layer, the range of its grid, and the range of every channel."""
-
-    bins: list[Bin]
-    grid: tuple[float, float]
-    labels: tuple[str, str]
-    channels: list[float]
+    columns: list[Column]
+    ticks: list[Tick]
+    line: str = ""
+    marks: tuple[Tick, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    tall: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,49 +95,6 @@ class Scatter:
     y_ticks: list[Tick]
 
 
-def training_chart(report: Report) -> TwoCharts | None:
-    """Place the epochs: score of the held-out samples above, loss below; None without training.
-
-    Without labels the score is minus the loss against the float network: less is better.
-    """
-    training = report.data.training
-    if training is None:
-        return None
-    by_labels = any(epoch.score > 0 for epoch in training.epochs)
-    score = ticks(max(abs(epoch.score) for epoch in training.epochs))
-    loss = ticks(max((epoch.loss or 0.0 for epoch in training.epochs), default=0.0), count=3)
-    bars = [
-        TwoBars(
-            above=share(abs(epoch.score), score[-1]),
-            below=share(epoch.loss or 0.0, loss[-1]),
-            tone="good" if epoch.epoch == training.best else "plain",
-            tip=f"epoch {epoch.epoch}: {abs(epoch.score):.4g}"
-            + ("" if epoch.loss is None else f", loss {epoch.loss:.4g}")
-            + _weight_shares(epoch.oscillating, epoch.frozen),
-        )
-        for epoch in training.epochs
-    ]
-    return TwoCharts(
-        title=_title(by_labels, training.float_score),
-        bars=bars,
-        above_ticks=[Tick(share(t, score[-1]), f"{t:g}") for t in score],
-        below_ticks=[Tick(share(t, loss[-1]), f"{t:g}") for t in loss],
-    )
-
-
-def _title(by_labels: bool, float_score: float | None) -> str:
-    """Return the title of the upper bars."""
-    if not by_labels:
-        return "Loss against the float network"
-    return "Top-1 in %" if float_score is None else f"Top-1 in %; float network {float_score:.2f}"
-
-
-def _weight_shares(oscillating: float | None, frozen: float | None) -> str:
-    """Format the shares of oscillating and frozen weights as the end of a line."""
-    shares = (("oscillating", oscillating), ("frozen", frozen))
-    return "".join(f", {share:.2%} {name}" for name, share in shares if share is not None)
-
-
 def ticks(top: float, count: int = 6) -> list[float]:
     """Return round values from 0 to just above `top`, in at most `count` steps.
 
@@ -153,65 +110,38 @@ def ticks(top: float, count: int = 6) -> list[float]:
     return [step * index for index in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def layer_chart(report: Report) -> TwoCharts | None:
-    """Place the layers: signal to noise above, bytes below; None where none was measured."""
-    layers = report.layers
-    if not any(layer.sqnr_db is not None or layer.bytes for layer in layers):
-        return None
-    sqnr = ticks(max((max(layer.sqnr_db or 0.0, 0.0) for layer in layers), default=0.0))
-    weight = ticks(max((layer.bytes or 0 for layer in layers), default=0), count=3)
-    marked = [id(layer) for layer in formatting.worst(report, MARKED_LAYERS)]
-    if len(layers) <= MARKED_LAYERS:
-        marked = marked[:1]
-    bars = [
-        TwoBars(
-            above=share(layer.sqnr_db or 0.0, sqnr[-1]),
-            below=share(layer.bytes or 0, weight[-1]),
-            tone=formatting.quality(layer.sqnr_db),
-            tip=_tip(layer),
-            rank=marked.index(id(layer)) + 1 if id(layer) in marked else 0,
-        )
-        for layer in layers
-    ]
-    return TwoCharts(
-        title="Signal to quantization noise in dB, higher is better",
-        bars=bars,
-        above_ticks=[Tick(share(value, sqnr[-1]), f"{value:g}") for value in sqnr],
-        below_ticks=[
-            Tick(share(value, weight[-1]), _plain(formatting.size(value))) for value in weight
-        ],
-    )
-
-
-def weight_chart(layer: Layer) -> WeightChart | None:
-    """Place the weights of a layer: bins, the range of its grid, and the range of every channel.
+def axis(values: list[float], unit: Callable[[float], str] = "{:g}".format) -> list[Tick]:
+    """Return the grid lines at values from 0 up, the last of which is the top.
 
     Args:
-        layer: of the report; None is returned where it has no histogram.
+        values: as :func:`ticks` returns them.
+        unit: formats a label.
     """
-    shown = layer.weights
-    if shown is None:
-        return None
-    left, right = min(shown.low, shown.grid[0]), max(shown.high, shown.grid[1])
-    width = right - left
-    step = (shown.high - shown.low) / len(shown.counts)
-    top = max(map(math.log1p, shown.counts))  # logarithmic: tails are what widens a range
-    bins = [
-        Bin(
-            share(shown.low + k * step - left, width),
-            share(step, width),
-            share(math.log1p(count), top),
-        )
-        for k, count in enumerate(shown.counts)
-        if count
-    ]
-    widest = max(shown.channels, default=0.0)
-    return WeightChart(
-        bins=bins,
-        grid=(share(shown.grid[0] - left, width), share(shown.grid[1] - left, width)),
-        labels=(f"{left:.3g}".replace("-", "−"), f"{right:.3g}"),
-        channels=[share(limit, widest) for limit in shown.channels],
-    )
+    return [Tick(share(value, values[-1]), unit(value)) for value in values]
+
+
+def line(heights: Sequence[float | None]) -> str:
+    """Return the SVG path through the middles of columns, with a dot at each.
+
+    Args:
+        heights: in percent; None interrupts the line.
+    """
+    parts, before = [], False
+    for k, height in enumerate(heights):
+        if height is not None:
+            parts.append(f"{'L' if before else 'M'}{k + 0.5:g} {100 - height:.4g}h0")
+        before = height is not None
+    return "".join(parts)
+
+
+def dashes(heights: Sequence[float | None]) -> str:
+    """Return the SVG path of one dash across each column.
+
+    Args:
+        heights: in percent; None leaves a column out.
+    """
+    places = ((k, height) for k, height in enumerate(heights) if height is not None)
+    return "".join(f"M{k + 0.25:g} {100 - height:.4g}h.5" for k, height in places)
 
 
 def drop_strip(accuracy: Accuracy | None, gates: Sequence[Gate]) -> DropStrip | None:
@@ -275,10 +205,8 @@ def scatter(comparison: Comparison) -> Scatter | None:
     ]
     return Scatter(
         dots=dots,
-        x_ticks=[
-            Tick(share(value, x_axis[-1]), _plain(formatting.size(value))) for value in x_axis
-        ],
-        y_ticks=_ticks_inside(bottom, bottom + span),
+        x_ticks=[Tick(share(value, x_axis[-1]), plain(formatting.size(value))) for value in x_axis],
+        y_ticks=ticks_inside(bottom, bottom + span),
     )
 
 
@@ -287,24 +215,14 @@ def share(value: float, top: float) -> float:
     return round(max(0.0, min(1.0, value / top)) * 100, 2) if top > 0 else 0.0
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     """Drop the zeros of a round value: 40.0 kB is 40 kB on an axis."""
     return re.sub(r"\.0+ ", " ", label)
 
 
-def _ticks_inside(bottom: float, top: float) -> list[Tick]:
+def ticks_inside(bottom: float, top: float) -> list[Tick]:
     """Return grid lines at round values inside an axis that does not start at zero."""
     step = ticks(top - bottom)[1]
     first, last = math.ceil(bottom / step), math.floor(top / step)
     values = [step * index for index in range(first, last + 1)]
     return [Tick(share(value - bottom, top - bottom), f"{value:.6g}") for value in values]
-
-
-def _tip(layer: Layer) -> str:
-    parts = [formatting.clean(layer.name)]
-    if layer.sqnr_db is not None:
-        parts.append(f"{layer.sqnr_db:.1f} dB")
-    if layer.bytes is not None:
-        parts.append(formatting.size(layer.bytes))
-    bits = formatting.bits(layer)
-    return ", ".join([*parts, f"{bits} bits" if bits else "float"])

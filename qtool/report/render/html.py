@@ -1,4 +1,4 @@
-"""The report as one HTML page: no network, no script, light and dark."""
+"""The report as one HTML page: no network, light and dark, complete without its script."""
 
 from functools import cache
 from pathlib import PurePath
@@ -8,12 +8,14 @@ from markupsafe import Markup, escape
 
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
+import qtool.report.render.layers as layers
 import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Comparison
+from qtool.report.render.training import training_view
 from qtool.report.report import Report
-from qtool.report.schema import Status
+from qtool.report.schema import KernelTime, Status
 from qtool.report.verdict import drop_words, unit_word, verdict
 
 TONE: dict[Status, str] = {
@@ -27,6 +29,7 @@ TONE: dict[Status, str] = {
 
 def html(report: Report) -> str:
     """Return one run's page; every name in it is escaped."""
+    weakest, others = layers.layer_values(report)
     return (
         _environment()
         .get_template("report.html")
@@ -38,21 +41,18 @@ def html(report: Report) -> str:
             findings=report.diagnosis or [],
             first=formatting.SHOWN_FINDINGS,
             points=unit_word(report.accuracy),
-            chart=charts.layer_chart(report),
-            training=charts.training_chart(report),
+            layers=layers.layer_strips(report),
+            weakest=weakest,
+            others=others,
+            training=training_view(report),
             strip=charts.drop_strip(report.accuracy, report.gates),
             stages=charts.stage_bars(report.stages),
             total=sum(stage.seconds for stage in report.stages),
             outputs=formatting.outputs(report),
             front=search.front_chart(report),
-            costs=sensitivity.cost_chart(report),
-            parts=sensitivity.part_chart(report),
-            lowest=formatting.worst(report, charts.MARKED_LAYERS),
-            weights=[
-                (layer, weights)
-                for layer in formatting.worst(report, charts.MARKED_LAYERS)
-                if (weights := charts.weight_chart(layer)) is not None
-            ],
+            costs=sensitivity.cost_strips(report),
+            lowest=formatting.worst(report, layers.MARKED_LAYERS),
+            kernel_times=kernel_bars(report),
         )
     )
 
@@ -73,6 +73,16 @@ def html_comparison(comparison: Comparison) -> str:
             scatter=charts.scatter(comparison),
         )
     )
+
+
+def kernel_bars(report: Report) -> list[tuple[KernelTime, float, str]]:
+    """Return every kernel with its share of the slowest one, and its share of the whole."""
+    times = (report.latency.kernels if report.latency else None) or []
+    total = sum(time.ms for time in times)
+    return [
+        (time, charts.share(time.ms, times[0].ms), f"{time.ms / total:.0%}" if total else "")
+        for time in times
+    ]
 
 
 def breakable(name: str) -> Markup:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import qtool.report.render.formatting as formatting
-from qtool.report.render.charts import Tick, TwoBars, TwoCharts, share, ticks
+from qtool.report.render.charts import Column, Strip, axis, share, ticks
 from qtool.report.report import Report, Sensitivity
 from qtool.report.verdict import unit_word
 
@@ -61,59 +61,78 @@ def cost(report: Report, row: Sensitivity) -> str:
     return f"{row.drop:.2f} {unit_word(report.accuracy)}, {shown}".replace("-0.00", "0.00")
 
 
-def cost_chart(report: Report) -> TwoCharts | None:
-    """Place the sites: what each costs alone above, SQNR with all before it below."""
-    both, cumulative = by_kind(report, "both"), by_kind(report, "cumulative")
-    if not both:
-        return None
+def cost_strips(report: Report) -> list[Strip]:
+    """Place the sites: the cost of each alone, of its parts, and the SQNR with all before it."""
+    both = by_kind(report, "both")
+    return (
+        [_cost_strip(report, both), *_cumulative_strip(report, both), *_part_strips(report)]
+        if both
+        else []
+    )
+
+
+def _cost_strip(report: Report, both: Mapping[str, Sensitivity]) -> Strip:
     drops = {name: max(row.drop or 0.0, 0.0) for name, row in both.items()}
     by_drop = any(drops.values())
     costs = drops if by_drop else {name: row.kl for name, row in both.items()}
-    upper = ticks(max(costs.values()), count=5)
-    noise = {name: row.sqnr_db or 0.0 for name, row in cumulative.items()}
-    lower = ticks(max(noise.values(), default=0.0), count=3)
+    top = ticks(max(costs.values()), count=5)
     marked = sorted(costs, key=lambda name: -costs[name])[:MARKED]
-    bars = [
-        TwoBars(
-            above=share(costs[name], upper[-1]),
-            below=share(noise.get(name, 0.0), lower[-1]),
-            tone="poor" if name in marked else "plain",
-            tip=f"{formatting.clean(name)}: {cost(report, row)}"
-            + (f", {noise[name]:.1f} dB with all before it" if name in noise else ""),
-            rank=marked.index(name) + 1 if name in marked else 0,
+    columns = [
+        Column(
+            share(costs[name], top[-1]),
+            f"{formatting.clean(name)}: {cost(report, row)}",
+            "poor" if name in marked else "plain",
+            marked.index(name) + 1 if name in marked else 0,
         )
         for name, row in both.items()
     ]
-    return _charts(f"Each site alone: {DROP if by_drop else DIVERGENCE}", bars, upper, lower)
+    title = f"Each site alone: {DROP if by_drop else DIVERGENCE}"
+    return Strip(title, columns, axis(top), tall=True)
 
 
-def part_chart(report: Report) -> TwoCharts | None:
-    """Place the sites: weights alone above, activations alone below, on one scale."""
-    weights, activations = (by_kind(report, kind) for kind in ("weights", "activations"))
-    if not weights:
-        return None
-    rows = (*weights.values(), *activations.values())
-    axis = ticks(max(row.kl for row in rows), count=3)
-    bars = [
-        TwoBars(
-            above=share(row.kl, axis[-1]),
-            below=share(activations[name].kl, axis[-1]) if name in activations else 0.0,
-            tone="plain",
-            tip=f"{formatting.clean(name)}: weights {row.kl:.3g}"
-            + (f", activations {activations[name].kl:.3g}" if name in activations else ""),
+def _cumulative_strip(report: Report, both: Mapping[str, Sensitivity]) -> list[Strip]:
+    rows = by_kind(report, "cumulative")
+    noise = {name: rows[name].sqnr_db or 0.0 for name in both if name in rows}
+    if not noise:
+        return []
+    top = ticks(max(noise.values()), count=3)
+    columns = [
+        Column(
+            share(noise.get(name, 0.0), top[-1]),
+            f"{formatting.clean(name)}: {noise[name]:.1f} dB with all before it"
+            if name in noise
+            else formatting.clean(name),
         )
-        for name, row in weights.items()
+        for name in both
     ]
-    return _charts(f"Weights alone: {DIVERGENCE}", bars, axis, axis)
+    return [
+        Strip("Signal to noise at the output in dB, with all sites up to here", columns, axis(top))
+    ]
 
 
-def _charts(title: str, bars: list[TwoBars], upper: list[float], lower: list[float]) -> TwoCharts:
-    return TwoCharts(
-        title=title,
-        bars=bars,
-        above_ticks=[Tick(share(value, upper[-1]), f"{value:g}") for value in upper],
-        below_ticks=[Tick(share(value, lower[-1]), f"{value:g}") for value in lower],
-    )
+def _part_strips(report: Report) -> list[Strip]:
+    """Place weights alone and activations alone, on one scale."""
+    kinds = {kind: by_kind(report, kind) for kind in ("weights", "activations")}
+    names = list(kinds["weights"])
+    if not names:
+        return []
+    top = ticks(max(row.kl for rows in kinds.values() for row in rows.values()), count=3)
+    return [
+        Strip(
+            title=f"{kind.capitalize()} alone: {DIVERGENCE}",
+            columns=[
+                Column(
+                    share(rows[name].kl, top[-1]) if name in rows else 0.0,
+                    f"{formatting.clean(name)}: {rows[name].kl:.3g}"
+                    if name in rows
+                    else formatting.clean(name),
+                )
+                for name in names
+            ],
+            ticks=axis(top),
+        )
+        for kind, rows in kinds.items()
+    ]
 
 
 def _is_group(site: str) -> bool:
