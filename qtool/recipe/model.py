@@ -94,7 +94,9 @@ class LayerBits(_Part):
     """The widths of the layers one pattern matches; an absent width is the recipe's own."""
 
     weights: WeightWidth | None = None
+    """As bits.weights."""
     activations: ActivationWidth | None = None
+    """As bits.activations."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,6 +112,7 @@ class Block(_Part):
     """One scale for so many weights along the reduction."""
 
     block: Annotated[int, Field(ge=2)]
+    """Weights of one output channel that share a scale."""
 
 
 class Bits(_Part):

@@ -39,7 +39,7 @@ class PowerOfTwo:
     Activations get the power and zero point with the smallest squared error on their histogram;
     each channel of weights gets the one of the two neighbouring powers with the smaller error.
 
-    Source: N2D2, CEA-LIST, activation scaling mode "single-shift"; see docs/methods.md.
+    Source: N2D2, CEA-LIST, activation scaling mode "single-shift"; see docs/methods/weights.md.
     """
 
     kind = "power_of_two"
@@ -49,7 +49,7 @@ class PowerOfTwo:
 class DoubleShift:
     """Scales are 2^n + 2^m for weights, 2^k for activations: a rescaling is two shifts and a sum.
 
-    Source: N2D2, CEA-LIST, activation scaling mode "double-shift"; see docs/methods.md.
+    Source: N2D2, CEA-LIST, activation scaling mode "double-shift"; see docs/methods/weights.md.
     """
 
     kind = "double_shift"
@@ -65,7 +65,7 @@ class FixedPoint:
 
     Args:
         width: bits of x, sign included.
-    Source: N2D2, CEA-LIST, activation scaling mode "fixed-point"; see docs/methods.md.
+    Source: N2D2, CEA-LIST, activation scaling mode "fixed-point"; see docs/methods/weights.md.
     """
 
     _: KW_ONLY

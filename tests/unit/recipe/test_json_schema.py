@@ -120,7 +120,7 @@ def as_recipe(block: dict) -> dict:
 def documents() -> dict[str, dict]:
     """Return every recipe of the repository and every YAML block of its documents."""
     files = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.glob("recipes/**/*.y*ml")}
-    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))):
         text = page.read_text()
         for block in re.finditer(r"^```ya?ml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             files[f"{page.name}:{text.count(chr(10), 0, block.start()) + 1}"] = block[1]
