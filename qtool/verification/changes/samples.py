@@ -38,9 +38,10 @@ def with_changed_samples(
     order = np.lexsort((changed, -margins, ~lost))[:SHOWN_SAMPLES]
     pictures = thumbnails(data, changed[order[:images]].tolist())
 
+    classes = data.classes or ()
+
     def name(number: int) -> str:
-        known = data.classes is not None and 0 <= number < len(data.classes)
-        return data.classes[number] if known and data.classes is not None else str(number)
+        return classes[number] if 0 <= number < len(classes) else str(number)
 
     samples = [
         ChangedSample(
