@@ -66,6 +66,23 @@ def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
 
 
 @dataclass(frozen=True)
+class PassOptions:
+    """Settings of a pass over the data, equal in all processes.
+
+    Attributes:
+        histograms: False when the calibrator only needs the limits.
+        threads: threads of ONNX Runtime; None for its default.
+        samples: counts the samples in a batch; None: by the first axis of its first array.
+        smoothing: averaging constant of moving averages.
+    """
+
+    histograms: bool
+    threads: int | None = None
+    samples: Callable[[Mapping[str, np.ndarray]], int] | None = None
+    smoothing: float = SMOOTHING
+
+
+@dataclass(frozen=True)
 class Shard:
     """Statistics of some of the batches of a pass.
 
@@ -104,15 +121,8 @@ def collect(
     Raises:
         DataError: a value became NaN or infinite (names it and the batch), or there was no data.
     """
-    shard = collect_shard(
-        model,
-        names,
-        enumerate(batches, 1),
-        histograms=histograms,
-        threads=threads,
-        samples=samples,
-        smoothing=smoothing,
-    )
+    options = PassOptions(histograms, threads, samples, smoothing)
+    shard = collect_shard(model, names, enumerate(batches, 1), options)
     return merge_shards(model, names, [shard])
 
 
@@ -120,11 +130,7 @@ def collect_shard(
     model: ir.Model,
     names: tuple[str, ...],
     batches: Iterable[tuple[int, Mapping[str, np.ndarray]]],
-    *,
-    histograms: bool,
-    threads: int | None = None,
-    samples: Callable[[Mapping[str, np.ndarray]], int] | None = None,
-    smoothing: float = SMOOTHING,
+    options: PassOptions,
     half: int = 0,
 ) -> Shard:
     """Run the float graph on some batches of a pass; the same as :func:`collect` otherwise.
@@ -133,10 +139,7 @@ def collect_shard(
         model: the rewritten float graph.
         names: values to observe.
         batches: number of the batch in the whole pass, from 1, and its inputs.
-        histograms: as for collect.
-        threads: as for collect.
-        samples: as for collect.
-        smoothing: as for collect.
+        options: of the pass.
         half: number of the first batch that ``Shard.early`` leaves out; 0: it is empty.
 
     Raises:
@@ -154,7 +157,7 @@ def collect_shard(
     def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
         extremes[number] = {}
         for name in (*fed, *computed):
-            part = summarize(arrays[name], histograms, number, rows, smoothing)
+            part = summarize(arrays[name], options.histograms, number, rows, options.smoothing)
             _check_finite(part, name, number)
             if name in scored:
                 part = replace(part, scores=ClassScores.of(arrays[name]))
@@ -165,13 +168,14 @@ def collect_shard(
 
     pending: Future[None] | None = None
     release_weight_pages(model)  # the session maps them itself
-    with OrtSession(model, outputs, threads) as session, ThreadPoolExecutor(1) as pool:
+    with OrtSession(model, outputs, options.threads) as session, ThreadPoolExecutor(1) as pool:
         for number, batch in batches:
             arrays = {**batch, **session.stream(batch)}
             if pending is not None:
                 pending.result()
             # Merging overlaps with the next run; one batch in flight bounds the memory.
-            rows = len(next(iter(batch.values()))) if samples is None else samples(batch)
+            count = options.samples
+            rows = len(next(iter(batch.values()))) if count is None else count(batch)
             pending = pool.submit(merge, arrays, number, rows)
             del arrays
         if pending is not None:

@@ -7,8 +7,9 @@ from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
 from qtool.report.gates import Measured, check_gates
+from qtool.report.layer_schema import Layer
 from qtool.report.report import Report
-from qtool.report.schema import Data, DataPart, Kernels, Layer, ModelPart, OutputPart, Size
+from qtool.report.schema import Data, DataPart, Kernels, ModelPart, OutputPart, Size
 from qtool.report.verdict import with_verdict
 from qtool.steps.guard import AppliedSteps
 from qtool.verification.environment import environment

@@ -21,7 +21,8 @@ from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
 from qtool.pipeline.processes.evaluation import SharedEvaluations
 from qtool.pipeline.stages import Emitted
-from qtool.report.schema import Accuracy, Latency, OutputQuality, Parity
+from qtool.report.layer_schema import OutputQuality
+from qtool.report.schema import Accuracy, Latency, Parity
 from qtool.runtime.ort_options import default_threads
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtool.errors import RecipeError, suggest
-from qtool.report.schema import Accuracy, Gate, Latency, Layer, Size
+from qtool.report.layer_schema import Layer
+from qtool.report.schema import Accuracy, Gate, Latency, Size
 
 if TYPE_CHECKING:
     from qtool.report.report import Report

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, field_validator
 
 from qtool.errors import RecipeError
+from qtool.report.layer_schema import Layer, OutputQuality
 from qtool.report.schema import (
     Accuracy,
     Data,
@@ -17,10 +18,8 @@ from qtool.report.schema import (
     IntegerOnly,
     Kernels,
     Latency,
-    Layer,
     ModelPart,
     OutputPart,
-    OutputQuality,
     Parity,
     Part,
     PtqStep,

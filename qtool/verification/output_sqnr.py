@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from qtool.graph.output_groups import channel_groups
 from qtool.metrics.fidelity import power_db
-from qtool.report.schema import OutputGroup, OutputQuality
+from qtool.report.layer_schema import OutputGroup, OutputQuality
 from qtool.verification.tasks import ComparedOutputs, Slice
 
 

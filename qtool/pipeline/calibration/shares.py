@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qtool.calibration.collect import Shard, collect_shard, merge_early, merge_shards
+from qtool.calibration.collect import PassOptions, Shard, collect_shard, merge_early, merge_shards
 from qtool.calibration.statistics import Stats
 from qtool.data import Dataset
 from qtool.data.inputs import samples_in
@@ -78,16 +78,9 @@ class CalibrationShares:
             on_batch(rows)
             return rows
 
-        return collect_shard(
-            context.model,
-            self.observed,
-            self._batches(context),
-            histograms=self.histograms,
-            threads=context.threads,
-            samples=samples,
-            smoothing=self.smoothing,
-            half=self._half(context),
-        )
+        options = PassOptions(self.histograms, context.threads, samples, self.smoothing)
+        batches, half = self._batches(context), self._half(context)
+        return collect_shard(context.model, self.observed, batches, options, half)
 
     def _data(self, context: Context) -> Dataset:
         return context.fit if self.fit else context.calibration

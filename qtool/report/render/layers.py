@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import qtool.report.render.formatting as formatting
+from qtool.report.layer_schema import Histogram, Layer
 from qtool.report.render.charts import Column, Strip, axis, dashes, line, plain, share, ticks
-from qtool.report.report import Layer, Report
-from qtool.report.schema import Histogram
+from qtool.report.report import Report
 
 MARKED_LAYERS = 3
 TONES = (("good", "25 and more"), ("fair", "15 to 25"), ("poor", "below 15"))

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qtool.graph.queries import WEIGHTED_OPS, by_name, nodes_by_name, weight_axis
 from qtool.quant.plan import QuantPlan
-from qtool.report.schema import Histogram, Layer
+from qtool.report.layer_schema import Histogram, Layer
 from qtool.verification.layers.measure import InputValues, LayerMeasure
 from qtool.verification.layers.table import decibels
 

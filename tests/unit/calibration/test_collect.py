@@ -13,6 +13,7 @@ from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
 from qtool.calibration.collect import (
     BATCH_ELEMENTS,
+    PassOptions,
     batch_size,
     choose_grids,
     collect,
@@ -259,7 +260,7 @@ def test_shards_of_a_pass_merge_to_its_bytes(processes):
     whole = collect(model, NAMES, batches(data, 6), histograms=True, threads=1)
     numbered = list(enumerate(batches(data, 6), 1))
     shards = [
-        collect_shard(model, NAMES, numbered[k::processes], histograms=True, threads=1, half=3)
+        collect_shard(model, NAMES, numbered[k::processes], PassOptions(True, 1), half=3)
         for k in range(processes)
     ]
     merged = merge_shards(model, NAMES, shards)

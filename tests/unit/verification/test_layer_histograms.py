@@ -6,7 +6,7 @@ from models import depthwise, feeds_for, frozen_plan
 
 import qtool.verification.layers.histograms as histograms
 from qtool.graph.queries import by_name
-from qtool.report.schema import Layer
+from qtool.report.layer_schema import Layer
 from qtool.verification.layers.measure import InputValues
 from qtool.verification.layers.noise import measure_layers
 

@@ -7,7 +7,7 @@ from models import Net
 
 from qtool.data import DataSection, InputSpec
 from qtool.metrics.fidelity import finite_powers, power_db
-from qtool.report.schema import OutputGroup, OutputQuality
+from qtool.report.layer_schema import OutputGroup, OutputQuality
 from qtool.verification import ort_worker
 from qtool.verification.output_sqnr import output_slices, outputs_part
 from qtool.verification.tasks import ComparedOutputs, CompareOutputs, Samples, Slice
