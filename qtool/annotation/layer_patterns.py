@@ -1,15 +1,15 @@
-"""Match the keys of ``bits.layers`` with nodes: first, last, op types and names."""
+"""Match the keys of ``bits.layers`` and ``pruning.layers`` with nodes: by place, op or name."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from qtool.errors import RecipeError, suggest
+from qtool.errors import KeyPath, RecipeError, suggest
 from qtool.graph.queries import WEIGHTED_OPS, is_constant, name_of, readers
 
 
-def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
+def nodes_matching(model: ir.Model, pattern: str, key: KeyPath = ("bits", "layers")) -> set[str]:
     """Return the names of the nodes that a ``bits.layers`` key matches.
 
     ``first`` are the weighted nodes that an input reaches through no other weighted node, ``last``
@@ -19,6 +19,7 @@ def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
     Args:
         model: the rewritten graph.
         pattern: the key.
+        key: where the patterns stand in a recipe.
 
     Raises:
         RecipeError: the pattern matches nothing (with the closest names).
@@ -40,7 +41,7 @@ def nodes_matching(model: ir.Model, pattern: str) -> set[str]:
         raise RecipeError(
             f'the pattern "{pattern}" matches no node of the model'
             f"{suggest(word, choices) or ';'} `qtool check` lists the names",
-            key=("bits", "layers", pattern),
+            key=(*key, pattern),
         )
     return names
 

@@ -6,10 +6,12 @@ from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
+from qtool.pruning.sparsity import sparsity_part
 from qtool.report.gates import Measured, check_gates
 from qtool.report.layer_schema import Layer
 from qtool.report.report import Report
 from qtool.report.schema import Data, DataPart, Kernels, ModelPart, OutputPart, Size
+from qtool.report.sparsity_schema import SparsityPart
 from qtool.report.verdict import with_verdict
 from qtool.steps.guard import AppliedSteps
 from qtool.verification.environment import environment
@@ -64,6 +66,7 @@ def build_report(
         ),
         accuracy=evaluation.accuracy,
         size=size,
+        sparsity=_sparsity(prepared, emitted),
         latency=evaluation.latency,
         parity=evaluation.parity,
         kernels=kernels,
@@ -116,6 +119,16 @@ def _sizes(
     noise = {name: measure.alone.db for name, measure in evaluation.layers.items()}
     rows = layers_part(loaded.model, emitted.plan, noise, layers)
     return size, with_measures(rows, loaded.model, emitted.plan, evaluation.layers)
+
+
+def _sparsity(prepared: Prepared, emitted: Emitted) -> SparsityPart | None:
+    """Return the zeros of the file; None where the recipe prunes nothing."""
+    if prepared.recipe.pruning is None:
+        return None
+    loaded = prepared.loaded
+    files, float_files = written_files(emitted.path), written_files(loaded.path)
+    removed = loaded.model.meta.get("removed_channels")
+    return sparsity_part(loaded.model, emitted.plan, files, float_files, removed)
 
 
 def _kernels(prepared: Prepared, emitted: Emitted, evaluation: Evaluation) -> Kernels:

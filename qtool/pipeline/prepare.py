@@ -32,6 +32,7 @@ from qtool.pipeline.input_checks import (
 from qtool.pipeline.inputs.specs import recipe_inputs
 from qtool.pipeline.inputs.streams import StreamRecorder
 from qtool.pipeline.load_model import load_from_recipe
+from qtool.pipeline.pruning.checks import check_pruned_layers
 from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
@@ -92,6 +93,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         samples = 0 if calibration.synthetic else calibration.count
         recipe = add_default_steps(recipe, bits.scale, samples)
         _check_steps(recipe, calibration)
+        check_pruned_layers(recipe, loaded.model, _available(calibration))
         bits = replace(bits, code_outputs=recipe.output.io == "quantized")
         progress("load", 1, 1)
     context = Context(
@@ -145,9 +147,14 @@ def _check_rewrites(recipe: Recipe, target: Target) -> None:
 
 
 def _check_steps(recipe: Recipe, calibration: Dataset) -> None:
+    check_needs(ptq_steps(recipe), _available(calibration))
+
+
+def _available(calibration: Dataset) -> frozenset[str]:
+    """Return the requirements of steps that the samples meet."""
     available = {"bias", *(("labels",) if calibration.labels is not None else ())}
     available |= set() if calibration.synthetic else {"samples"}
-    check_needs(ptq_steps(recipe), frozenset(available))
+    return frozenset(available)
 
 
 def _with_input_moments(

@@ -13,6 +13,7 @@ from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
+from qtool.pipeline.pruning.checks import check_pruning_request
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
@@ -65,6 +66,7 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
     """Run in this process, or assist the first of several."""
     with distributed.joined(options.device):
         if distributed.rank() == 0:
+            check_pruning_request(recipe, train)
             if train:
                 check_early(recipe, options)
             report = _run(recipe, out, options, train)

@@ -16,6 +16,7 @@ from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
 from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.calibration.grids import calibrated, reused
+from qtool.pipeline.pruning.masks import mask_steps, method_needs
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.quantized_io import QuantizedIO
@@ -76,7 +77,8 @@ def rewrite(
             # Shapes that depended on computed constants are known only now.
             infer_shapes(model)
             on_folded()
-    if any("bias" in step.step.needs for step in ptq_steps(recipe)):
+    needs = method_needs(recipe).union(*(step.step.needs for step in ptq_steps(recipe)))
+    if "bias" in needs:
         times = add_bias(model, bits.integer)
         notes += [f"add_bias: {times} times"] if times else []
     infer_shapes(model)
@@ -101,7 +103,7 @@ def quantize(
     training: tuple[NamedStep, ...] = (),
     on_plan: Callable[[QuantPlan], None] = lambda plan: None,
 ) -> AppliedSteps:
-    """Return the plan of a rewritten graph: annotated, calibrated, repaired and trained.
+    """Return the plan of a rewritten graph: annotated, calibrated, pruned, repaired and trained.
 
     Args:
         recipe: what to do.
@@ -116,7 +118,7 @@ def quantize(
         plan = calibrated(recipe, context, plan)
     else:
         plan = reused(recipe, context, plan, plan_file)
-    return apply_steps((*ptq_steps(recipe), *training), plan, context)
+    return apply_steps((*mask_steps(recipe), *ptq_steps(recipe), *training), plan, context)
 
 
 def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Path) -> Emitted:

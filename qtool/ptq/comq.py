@@ -13,6 +13,7 @@ def coordinate_descent(
     limits: tuple[int, int],
     sweeps: int = 3,
     shared: bool = False,
+    mask: np.ndarray | None = None,
 ) -> Rounded:
     """Return codes and scales with an error E H E', E = T - s q, that is no larger.
 
@@ -30,6 +31,7 @@ def coordinate_descent(
         limits: smallest and largest code.
         sweeps: over all columns, at most; none after one that changed no code.
         shared: one step for all rows.
+        mask: 0 for weights whose code stays 0, else 1, the shape of the target; None: all 1.
 
     Source: Zhang et al. 2024, "COMQ: A Backpropagation-Free Algorithm for Post-Training
         Quantization", alg. 2, arXiv:2403.07134.
@@ -43,6 +45,7 @@ def coordinate_descent(
         for i in np.argsort(-diagonal.mean(0), kind="stable"):
             step = gradient[:, :, i] / (scale[:, :, 0] * diagonal[:, None, i])
             better = round_half_even(codes[:, :, i] + step).clip(*limits)
+            better = better if mask is None else better * mask[:, :, i]
             change = better - codes[:, :, i]
             group, row = np.nonzero(change)
             if len(row):

@@ -36,7 +36,8 @@ class Gptq:
 
     T undoes the error of the layer's input as far as two halves of the samples agree on it. Weights
     of 2 to 16 bits of Conv (grouped and depthwise too), Gemm and MatMul, on uniform symmetric
-    grids; code books, blocks and weights of float ops are left as they are. No labels are read.
+    grids; code books, blocks and weights of float ops are left as they are. Pruned weights stay 0,
+    and the other columns make up for them too (SparseGPT, arXiv:2301.00774). No labels are read.
 
     Args:
         damping: of H, as a share of its mean diagonal.
@@ -102,7 +103,11 @@ class Gptq:
         if free and self.ranges:
             scale = search_scale(target, hessian, spec, shared).astype(np.float32)
         scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
-        result = round_with_compensation(target, hessian, scale, limits, self.act_order, self.block)
+        result = round_with_compensation(
+            target, hessian, scale, limits, self.act_order, self.block, visit.mask
+        )
         if self.refine and free:
-            result = coordinate_descent(result, target, hessian, limits, self.refine, shared)
+            result = coordinate_descent(
+                result, target, hessian, limits, self.refine, shared, visit.mask
+            )
         return visit.better(result, target, hessian)

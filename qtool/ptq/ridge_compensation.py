@@ -68,4 +68,5 @@ class RidgeCompensation:
             scale = search_scale(target, hessian, spec, shared).astype(np.float32)
         scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
         codes = round_half_even(target / scale).clip(spec.qmin, spec.qmax)
+        codes = codes if visit.mask is None else codes * visit.mask
         return visit.better(Rounded(codes, scale), target, hessian)

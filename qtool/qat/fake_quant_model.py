@@ -15,6 +15,7 @@ from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.qat.batchnorm import LiveNorm, fold_norm, unfold_norm
 from qtool.qat.block_outputs import block_outputs
 from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.scales import broadcast_scale
 from qtool.qat.quantizers.ste import straight_through
 from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
 from qtool.quant.plan import QuantPlan, Site
@@ -40,6 +41,8 @@ class QatNetwork(nn.Module):
         biases: learned, by position among them; a layer has a bias or a norm.
         weight_grids: the quantizer's modules (WeightModule), by the keys of ``weights``.
         activation_grids: the quantizer's modules (ActivationModule), one for each grid.
+        masks: names of pruned weights, by the keys of ``weights``; the mask is the buffer
+            ``mask_KEY``, 0 where a weight is and stays 0, else 1.
         outputs: names of the graph's outputs.
         blocks: values that end a block of the network, by name.
     """
@@ -77,6 +80,7 @@ class QatNetwork(nn.Module):
         self.norms = nn.ModuleDict()
         self.weight_grids = nn.ModuleDict()
         self.activation_grids = nn.ModuleDict()
+        self.masks: dict[str, str] = {}
         self._sites: dict[str, Site] = {}
         self._names: dict[str, str] = {}
         self._biases: dict[str, str] = {}
@@ -92,6 +96,9 @@ class QatNetwork(nn.Module):
                 key, name, np.asarray(plan.weight(name, values[name]), np.float32), quantizer
             )
         self._add_activations(values, quantizer)
+        for name in plan.weight_overrides.keys() - self._hooks.keys():  # weights that stay float
+            array = torch.from_numpy(plan.weight_overrides[name])
+            self._hooks[name] = partial(_replaced, array)
         self.to(device)
 
     def _add_site(
@@ -161,6 +168,8 @@ class QatNetwork(nn.Module):
         self.weight_grids[key] = cast(nn.Module, module)
         self._names[key] = name
         self._hooks[name] = partial(self._weight, key)
+        if name in self.plan.masks:
+            self.add_mask(name, self.plan.masks[name])
 
     def _add_activations(self, values: Mapping[str, ir.Value], quantizer: QatQuantizer) -> None:
         """Add a module for each activation grid, and the rounding of constant operands."""
@@ -215,9 +224,55 @@ class QatNetwork(nn.Module):
     def _activation_grid(self, key: str) -> ActivationModule:
         return cast(ActivationModule, self.activation_grids[key])
 
+    def add_mask(self, name: str, mask: np.ndarray) -> None:
+        """Prune weights: they are 0 from now on, on a grid that holds 0.
+
+        Args:
+            name: of the weight in the plan.
+            mask: False where a weight becomes 0.
+        """
+        key = next(key for key, weight in self._names.items() if weight == name)
+        self.masks[key] = name
+        self.weight_grids[key] = cast(nn.Module, self._weight_grid(key).with_zero_level())
+        # Whole numbers: a moving average of the network copies them.
+        self.register_buffer(f"mask_{key}", torch.from_numpy(mask.astype(np.uint8)))
+        self._zero_masked(key)
+
+    def set_masks(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Replace masks by others, which prune at least the same weights; names as in the plan."""
+        for key, name in self.masks.items():
+            mask = self._mask(key)
+            mask.mul_(torch.from_numpy(masks[name].astype(np.uint8)).to(mask.device))
+            self._zero_masked(key)
+
+    def folded_weights(self) -> dict[str, np.ndarray]:
+        """Return the weights that have a mask as the file will hold them, but for rounding."""
+        weights = {}
+        for key, name in self.masks.items():
+            array = self.weights[key].detach().cpu().numpy()
+            if key in self.norms:
+                factor = cast(LiveNorm, self.norms[key]).affine()[0]
+                array = array * broadcast_scale(factor, array, self._weight_grid(key).params)
+            weights[name] = array
+        return weights
+
+    def sparsity(self) -> float | None:
+        """Return the share of the weights with a mask that is pruned; None where none has one."""
+        masks = [self._mask(key) for key in self.masks]
+        total = sum(mask.numel() for mask in masks)
+        return 1 - sum(int(mask.sum()) for mask in masks) / total if total else None
+
+    def _mask(self, key: str) -> T:
+        return cast(T, getattr(self, f"mask_{key}"))
+
+    @torch.no_grad()
+    def _zero_masked(self, key: str) -> None:
+        self.weights[key].mul_(self._mask(key).to(self.weights[key]))
+
     def _weight(self, key: str, tensor: T) -> T:
         """Return a layer's fake-quantized weights, in the place of the graph's."""
-        return self._weight_grid(key)(self.weights[key])
+        weight: T = self._weight_grid(key)(self.weights[key])
+        return weight * self._mask(key) if key in self.masks else weight
 
     def _bias(self, bias: str, key: str, grid: str, tensor: T) -> T:
         """Return a layer's learned bias, rounded as in the file, in the place of the graph's."""
@@ -235,7 +290,12 @@ class QatNetwork(nn.Module):
         return [norm for norm in norms if norm.live]
 
     def project(self) -> None:
-        """Clamp scales and BatchNorm's factors to their domain; call after an optimizer step."""
+        """Clamp scales and BatchNorm's factors to their domain, and set pruned weights to 0.
+
+        Call it after an optimizer step.
+        """
+        for key in self.masks:
+            self._zero_masked(key)
         for key in self.weight_grids:
             self._weight_grid(key).project()
         for key in self.activation_grids:
@@ -251,11 +311,15 @@ class QatNetwork(nn.Module):
         activations.
         """
         grids, codes, values = dict(self.plan.grids), {}, dict(self.plan.weight_overrides)
+        masks = dict(self.plan.masks)
         for grid, key in self._grid_keys.items():
             grids[grid] = self._activation_grid(key).freeze()
         for key, weight in self._names.items():
             rounded, params = self._weight_grid(key).freeze(self.weights[key])
             array = rounded.detach().cpu().numpy().astype(params.container)
+            if key in self.masks:
+                masks[weight] = self._mask(key).cpu().numpy() != 0
+                array = array * masks[weight].astype(array.dtype)
             site = self._sites.get(key)
             if key in self.norms:
                 factor, shift = cast(LiveNorm, self.norms[key]).affine()
@@ -263,7 +327,7 @@ class QatNetwork(nn.Module):
                 values[(site.bias if site else None) or ""] = shift.astype(np.float32)
             codes[weight], grids[self.plan.grid_of[weight]] = array, params
         values |= {n: self.biases[key].detach().cpu().numpy() for key, n in self._biases.items()}
-        return replace(self.plan, grids=grids, codes=codes, weight_overrides=values)
+        return replace(self.plan, grids=grids, codes=codes, weight_overrides=values, masks=masks)
 
 
 def to_float32(value: Any, tensor: T) -> T:
@@ -276,6 +340,11 @@ def to_float32(value: Any, tensor: T) -> T:
         tensor: its value.
     """
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _replaced(array: T, tensor: T) -> T:
+    """Return the array that a step put in the place of a weight that does not learn."""
+    return array.to(tensor)
 
 
 def _check(plan: QuantPlan) -> None:

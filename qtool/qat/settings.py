@@ -1,8 +1,11 @@
 """Settings of a training run, the history it returns, and the reasons for refusing a grid."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from qtool.qat.custom_loss import CustomLoss
@@ -44,6 +47,22 @@ class Pixels:
     luma: tuple[float, ...] = (1.0,)
 
 
+class GradualMasks(Protocol):
+    """Masks of pruned weights that grow while the network trains."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs until the final masks; training is at least as long."""
+
+    def __call__(self, weights: Mapping[str, np.ndarray], share: float) -> Mapping[str, np.ndarray]:
+        """Return the masks by name, False where a weight becomes 0.
+
+        Args:
+            weights: by name, as the file would hold them, but for rounding.
+            share: of the epochs that are done, 0 to 1.
+        """
+
+
 @dataclass(frozen=True)
 class Settings:
     """Options of a training run; the recipe's ``qat`` section describes each."""
@@ -74,6 +93,7 @@ class Settings:
     seed: int = 0
     oscillation: Oscillation | None = None  # None: oscillations are not counted
     ema: float | None = None  # decay of the moving average of the network
+    pruning: GradualMasks | None = None  # None: masks stay as the plan has them
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,7 @@ class Epoch:
         seconds: duration of training and validation.
         oscillating, frozen: shares of the weights of at most 4 bits at its end, 0 to 1; None where
             they are not counted, or before training.
+        sparsity: share of the weights with a mask that is pruned at its end; None where none has.
     """
 
     number: int
@@ -109,8 +130,12 @@ class Epoch:
     seconds: float
     oscillating: float | None = None
     frozen: float | None = None
+    sparsity: float | None = None
 
 
 def best_epoch(history: list[Epoch]) -> int:
-    """Return the number of the epoch with the highest score, the last of equals."""
-    return max(history, key=lambda epoch: (epoch.score, epoch.number)).number
+    """Return the number of the epoch with the highest score, the last of equals.
+
+    Where masks of pruned weights grow, only the epochs with the highest sparsity count.
+    """
+    return max(history, key=lambda e: (e.sparsity or 0.0, e.score, e.number)).number

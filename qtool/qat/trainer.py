@@ -29,7 +29,7 @@ from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import Loss, Teacher, are_classes
 from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
-from qtool.qat.settings import Epoch, RunFiles, Settings, best_epoch
+from qtool.qat.settings import Epoch, GradualMasks, RunFiles, Settings, best_epoch
 from qtool.qat.tensorboard_log import TensorBoardLog, tensorboard_log
 from qtool.runtime.memory import reused_memory
 
@@ -42,6 +42,8 @@ REESTIMATION_BATCHES = 50
 DIVERGED = 2.0
 # Steps between checks of the loss: on a GPU a check waits for it.
 CHECK_INTERVAL = 50
+# Steps between two changes of the masks of pruned weights.
+MASK_INTERVAL = 10
 
 
 def train(
@@ -141,7 +143,9 @@ class _Loop:
             if loss is None:
                 self.diverged = True
                 return False
-        shares = self.oscillations.shares() if self.oscillations and number else (None, None)
+        oscillating, frozen = None, None
+        if self.oscillations and number:
+            oscillating, frozen = self.oscillations.shares()
         with self._averaged():
             score = distributed.share(self._evaluate)
             self.diverged = not math.isfinite(score) or self._rises(loss, score)
@@ -151,7 +155,8 @@ class _Loop:
                 raise DataError(
                     "qat: the calibrated network gives no numbers for the held-out samples"
                 )
-            self.history.append(Epoch(number, loss, score, time.perf_counter() - start, *shares))
+            seconds, sparsity = time.perf_counter() - start, self.network.sparsity()
+            self.history.append(Epoch(number, loss, score, seconds, oscillating, frozen, sparsity))
             if self.log is not None:
                 self.log.epoch(self.history[-1])
             if best_epoch(self.history) == number:
@@ -160,6 +165,9 @@ class _Loop:
 
     def _rises(self, loss: float | None, score: float) -> bool:
         """Return whether the loss is far above that of epoch 1, and the score below the plan's."""
+        pruning = self.settings.pruning
+        if pruning is not None and len(self.history) <= pruning.epochs + 1:
+            return False  # while the masks grow, so does the loss
         first = self.history[1].loss if len(self.history) > 1 else None
         if loss is None or first is None or score >= self.history[0].score:
             return False
@@ -223,11 +231,23 @@ class _Loop:
         return loss
 
     def _after_step(self, count: int) -> None:
-        """Update oscillations and the average; ``count`` steps were taken since training began."""
+        """Update masks, oscillations and the average.
+
+        Args:
+            count: steps since training began.
+        """
+        if self.settings.pruning is not None:
+            self._grow_masks(self.settings.pruning, count)
         if self.oscillations is not None:
             self.oscillations.step(count / (self.settings.epochs * self.batches.steps))
         if self.average is not None:
             self.average.step(self.network, count)
+
+    def _grow_masks(self, pruning: GradualMasks, count: int) -> None:
+        """Prune more weights, every few steps until the schedule's end."""
+        last = pruning.epochs * self.batches.steps
+        if count == last or (count < last and count % MASK_INTERVAL == 0):
+            self.network.set_masks(pruning(self.network.folded_weights(), count / last))
 
     def _progress_note(self) -> str:
         last = self.history[-1]

@@ -19,6 +19,7 @@ from qtool.quant.primitives import (
     PerChannel,
     QuantParams,
     QuantSpec,
+    align,
     dequantize,
     quantize,
 )
@@ -71,9 +72,20 @@ def freeze(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         params = _params(grids, plan.grid_of[name])
         codes[name] = codes_of(_finite_weight(values, plan, name), params)
     frozen = replace(plan, grids=grids, codes=codes)
+    _check_masks(frozen)
     for line in notes:
         frozen = frozen.note(line)
     return frozen
+
+
+def _check_masks(plan: QuantPlan) -> None:
+    """Raise where a pruned weight is not the code of 0: a step has changed it."""
+    for name, mask in plan.masks.items():
+        if name in plan.codes:
+            codes = plan.codes[name]
+            zero = np.broadcast_to(align(plan.qparams(name), codes)[1], codes.shape)
+            if np.any(codes[~mask] != zero[~mask]):
+                raise AssertionError(f"pruned weights of {name} have codes other than that of 0")
 
 
 def bias_params(plan: QuantPlan, grids: dict, site: Site) -> QuantParams:

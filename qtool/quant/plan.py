@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.queries import constant
-from qtool.quant.primitives import QuantParams, QuantSpec, dequantize, fake_quantize
+from qtool.quant.primitives import QuantParams, QuantSpec, align, dequantize, fake_quantize
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class QuantPlan:
         grids: grid id -> QuantSpec, replaced by QuantParams once its scale is computed.
         codes: initializer name -> final integers.
         weight_overrides: initializer name -> float array that replaces the model's own.
+        masks: initializer name -> boolean array of the weight's shape, False where a weight was
+            pruned: it is 0 in the float array, and its code is the zero point.
         weight_only: initializers that float ops read; stored as codes, dequantized at load.
         dynamic: node name -> DynamicSite, in graph order.
         float_nodes: node name -> the reason why it computes in float.
@@ -96,6 +98,7 @@ class QuantPlan:
     grids: Mapping[str, QuantSpec | QuantParams] = field(default_factory=dict)
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
     weight_overrides: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     weight_only: frozenset[str] = frozenset()
     dynamic: Mapping[str, DynamicSite] = field(default_factory=dict)
     float_nodes: Mapping[str, str] = field(default_factory=dict)
@@ -169,6 +172,19 @@ class QuantPlan:
         new = bias.astype(np.float64) + shift.reshape(bias.shape)
         overrides = {**self.weight_overrides, name: new.astype(np.float32)}
         return replace(self, weight_overrides=overrides)
+
+    def masked(self) -> "QuantPlan":
+        """Return the plan with 0 in place of every pruned weight, in codes and float arrays."""
+        if not self.masks:
+            return self
+        codes, overrides = dict(self.codes), dict(self.weight_overrides)
+        for name, mask in self.masks.items():
+            if name in codes:
+                zero = align(self.qparams(name), codes[name])[1]
+                codes[name] = np.where(mask, codes[name], zero).astype(codes[name].dtype)
+            if name in overrides:
+                overrides[name] = np.where(mask, overrides[name], 0).astype(overrides[name].dtype)
+        return replace(self, codes=codes, weight_overrides=overrides)
 
     @property
     def integer_nodes(self) -> frozenset[str]:

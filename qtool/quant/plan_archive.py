@@ -37,8 +37,9 @@ def load_plan_archive(path: Path) -> tuple[QuantPlan, str]:
 
 
 def plan_digest(plan: QuantPlan) -> str:
-    """Return the sha256 of a plan's sites, grids, codes and replaced weights; the log is left out.
+    """Return the sha256 of a plan's sites, grids, codes, replaced weights and masks.
 
+    The log is left out.
     Equal plans have equal digests whether they were just made or read from a file.
     """
     total = hashlib.sha256()
@@ -60,7 +61,7 @@ def plan_digest(plan: QuantPlan) -> str:
         total.update(np.asarray(grid.zero_point, np.int32).tobytes())
         if isinstance(grid, Codebook):
             total.update(np.ascontiguousarray(grid.levels).tobytes())
-    for arrays in (plan.codes, plan.weight_overrides):
+    for arrays in (plan.codes, plan.weight_overrides, plan.masks):
         for name, array in sorted(arrays.items()):
             total.update(f"{name} {array.dtype} {array.shape}".encode())
             total.update(np.ascontiguousarray(array).tobytes())

@@ -50,6 +50,7 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
                 grids[name] |= {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
     arrays.update({f"codes/{name}": a for name, a in plan.codes.items()})
     arrays.update({f"values/{name}": a for name, a in plan.weight_overrides.items()})
+    arrays.update({f"masks/{name}": a for name, a in plan.masks.items()})
     document = {
         "version": VERSION,
         "sites": [asdict(site) for site in plan.sites.values()],
@@ -93,6 +94,7 @@ def read_plan(path: Path) -> QuantPlan:
             grids={name: _grid(name, raw, arrays) for name, raw in document["grids"].items()},
             codes=_part(arrays, "codes/"),
             weight_overrides=_part(arrays, "values/"),
+            masks=_part(arrays, "masks/"),
             weight_only=frozenset(document["stored"]),
             dynamic={site.name: site for site in dynamic},
             float_nodes=dict(document["floats"]),

@@ -24,6 +24,7 @@ from qtool.recipe.sections.budget import Budget
 from qtool.recipe.sections.gates import Gates
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
+from qtool.recipe.sections.pruning import Pruning
 from qtool.recipe.sections.qat import Qat
 from qtool.recipe.yaml_loader import Document, emit
 from qtool.targets.target import NEWEST_OPSET
@@ -173,6 +174,8 @@ class Recipe(_Part):
     """Post-training steps in order, a preset (fast, best, int8), or auto, which chooses them; [] is
     plain rounding. Absent: fast where layers have integer weights of fewer than 8
     bits, else none."""
+    pruning: Pruning | None = None
+    """Weights that become 0, or channels that are removed; absent: none."""
     qat: Qat | None = None
     """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()

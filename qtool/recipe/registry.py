@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qtool.calibration.statistics import Calibrator
     from qtool.data import Preprocess, Reader
     from qtool.metrics.registry import Metric
+    from qtool.pruning.method import PruningMethod
     from qtool.qat.quantizers.base import QatQuantizer
     from qtool.rewrites.rewrite import Rewrite, SampleRewrite
     from qtool.steps.step import Step
@@ -105,6 +106,12 @@ def _ptq() -> "Mapping[str, type[Step]]":
     return {**PTQ_STEPS, **SEARCHES}
 
 
+def _pruning() -> "Mapping[str, type[PruningMethod]]":
+    from qtool.pruning.registry import PRUNING_METHODS
+
+    return PRUNING_METHODS
+
+
 def _quantizers() -> "Mapping[str, type[QatQuantizer]]":
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
@@ -169,6 +176,7 @@ _ALL: tuple[Kind[Any], ...] = (
     Kind("schemes", _schemes, (("bits", "scheme"),)),
     Kind("scales", _scales, (("bits", "scale"),)),
     Kind("ptq", _ptq, (("ptq", ITEM),), title="ptq steps"),
+    Kind("pruning", _pruning, (("pruning", "method"),), title="pruning methods"),
     Kind("quantizers", _quantizers, (("qat", "quantizer"),)),
     Kind("rewrites", _rewrites, (("rewrite", ITEM),)),
     Kind("targets", _targets, (("target",),), alternative=YAML_FILE, help=_target_help),

@@ -28,6 +28,7 @@ from qtool.report.schema import (
     Verdict,
 )
 from qtool.report.search_schema import SearchPart, SearchPoint, Sensitivity
+from qtool.report.sparsity_schema import SparsityPart
 
 __all__ = [
     "Accuracy",
@@ -50,6 +51,7 @@ __all__ = [
     "SearchPoint",
     "Sensitivity",
     "Size",
+    "SparsityPart",
     "Stage",
     "Verdict",
 ]
@@ -77,6 +79,7 @@ class Report(Part):
     data: Data = Field(default_factory=Data)
     accuracy: Accuracy | None = None
     size: Size | None = None
+    sparsity: SparsityPart | None = None
     latency: Latency | None = None
     parity: Parity | None = None
     kernels: Kernels | None = None

@@ -90,6 +90,8 @@ class TrainingEpoch(Part):
     score: float
     oscillating: float | None = None
     frozen: float | None = None
+    sparsity: float | None = None
+    """Share of the weights that the recipe prunes that is 0 at the end of the epoch."""
 
 
 class TrainingPart(DataPart):

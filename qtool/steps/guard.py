@@ -82,7 +82,7 @@ def guarded(
     with context.cache.stage(named.name) as record:
         start = time.perf_counter()
         if not named.step.guarded:
-            result = named.step(plan, context)
+            result = _masked(named.step(plan, context))
             record.notes += result.notes
             return result, None
         result = _cached(named, plan, context, record)
@@ -104,6 +104,11 @@ def guarded(
             rows = tuple(row.model_copy(update={"kept": False}) for row in result.rows)
             result = replace(result, plan=plan, rows=rows)
         return result, row
+
+
+def _masked(result: StepResult) -> StepResult:
+    """Return the result with pruned weights at 0, whatever the step made of them."""
+    return replace(result, plan=result.plan.masked())
 
 
 def _verdict(row: PtqStep, samples: int) -> str:
@@ -131,7 +136,7 @@ def _cached(named: NamedStep, plan: QuantPlan, context: Context, record: StageRe
         return StepResult(loaded, tuple(words["notes"]), words["metrics"], rows=rows)
 
     return context.cache.cached(
-        record, named.name, parts, lambda: named.step(plan, context), save, load
+        record, named.name, parts, lambda: _masked(named.step(plan, context)), save, load
     )
 
 

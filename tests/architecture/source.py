@@ -21,7 +21,7 @@ FLOORS = {  # imports go downwards only; a room is a package, or a module at the
     12: "cli api",
     11: "pipeline",
     10: "recipe",
-    9: "search diagnosis",
+    9: "search diagnosis pruning",
     8: "ptq",
     7: "qat verification steps",
     6: "simulation",

@@ -7,6 +7,7 @@ import numpy as np
 from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
 from qtool.pipeline.context import Prepared
+from qtool.pipeline.pruning.masks import gradual_pruning
 from qtool.pipeline.training.checks import recipe_loss
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.qat import Qat
@@ -58,6 +59,7 @@ def training_settings(prepared: Prepared, section: Qat, train_data: Dataset) -> 
         seed=context.seed,
         oscillation=None if oscillation is None else Oscillation(**oscillation.model_dump()),
         ema=section.ema,
+        pruning=gradual_pruning(recipe, context.model),
     )
 
 

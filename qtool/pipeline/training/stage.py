@@ -172,7 +172,7 @@ class _TrainingRun:
         torch.manual_seed(context.seed)
         settings = training_settings(self.prepared, section, self.train_data)
         network, teacher = build_network(section, context, self.plan)
-        checkpoint = context.cache.path_for("qat", self._key(), ".pt")
+        checkpoint = context.cache.path_for("qat", self._key(repr(settings.pruning)), ".pt")
         notes = []
         if context.cache.fresh:
             checkpoint.unlink(missing_ok=True)
@@ -203,14 +203,18 @@ class _TrainingRun:
         notes += _oscillation_notes(part)
         return StepResult(network.freeze(), tuple(notes), training=part)
 
-    def _key(self) -> tuple[str, ...]:
-        """Return all that a checkpoint depends on, without the number of epochs: it may grow."""
+    def _key(self, pruning: str) -> tuple[str, ...]:
+        """Return all that a checkpoint depends on, without the number of epochs: it may grow.
+
+        Args:
+            pruning: masks that grow in training, as text.
+        """
         section, context = self.section, self.prepared.context
         options = section.model_dump_json(exclude={"epochs", "tensorboard"})
         loss = recipe_loss(section, context.trust_code)
         options += loss.digest if loss is not None else ""
         # The number of processes changes the order of sums, and with it their rounding.
-        choices = (str(context.seed), str(distributed.count()))
+        choices = (str(context.seed), str(distributed.count()), pruning)
         return (context.sha256, options, plan_digest(self.plan), self.train_data.digest, *choices)
 
     def _part(self, best: int, history: "list[Epoch]", float_score: float | None) -> TrainingPart:
@@ -226,6 +230,7 @@ class _TrainingRun:
                 score=round(e.score, 4),
                 oscillating=rounded(e.oscillating),
                 frozen=rounded(e.frozen),
+                sparsity=rounded(e.sparsity),
             )
             for e in history
         ]

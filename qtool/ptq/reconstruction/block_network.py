@@ -175,6 +175,9 @@ class BlockNetwork(nn.Module):
         fine = spec.bits >= 8
         module = self._learned.weight(codes if fine else exact, codes, params)
         module.v.requires_grad_(not fine)
+        if name in self._plan.masks:
+            mask = torch.from_numpy(self._plan.masks[name].astype(np.float32))
+            module.mask = mask.to(codes.device)
         self.weights[name] = module
         if not self._learned.steps:
             module.log_gain.requires_grad_(False)

@@ -69,10 +69,12 @@ class LearnedWeight(nn.Module, ABC):
     Attributes:
         v: learned, shape of the weights.
         log_gain: learned logarithm of the factor on the scales, in their shape for broadcasting.
+        mask: 0 for pruned weights, else 1, shape of the weights; None: nothing is pruned.
     """
 
     v: nn.Parameter
     start_scale: T
+    mask: T | None = None
     anneals: ClassVar[bool] = True
     """The rate falls to 0: nothing else ends the learning."""
 
@@ -96,8 +98,12 @@ class LearnedWeight(nn.Module, ABC):
 
     def forward(self) -> T:
         """Return the weights that the block computes with."""
-        spec = self.params.spec
-        return self.levels().clamp(spec.qmin, spec.qmax) * self.scale
+        return self._masked(self.levels()) * self.scale
+
+    def _masked(self, levels: T) -> T:
+        """Return levels clipped to the grid, and 0 where weights are pruned."""
+        clipped = levels.clamp(self.params.spec.qmin, self.params.spec.qmax)
+        return clipped if self.mask is None else clipped * self.mask
 
     @abstractmethod
     def levels(self) -> T:
@@ -114,8 +120,7 @@ class LearnedWeight(nn.Module, ABC):
     @torch.no_grad()
     def freeze(self) -> tuple[np.ndarray, QuantParams]:
         """Return the codes and the grid."""
-        spec = self.params.spec
-        codes = self.hard_levels().clamp(spec.qmin, spec.qmax).cpu().numpy()
+        codes = self._masked(self.hard_levels()).cpu().numpy()
         scale = self.scale.clamp(min=SMALLEST_SCALE).cpu().numpy().astype(np.float32)
         grid = replace(self.params, scale=scale.reshape(self.params.scale.shape))
         return codes.astype(self.params.container), grid

@@ -120,6 +120,7 @@ def round_with_compensation(
     limits: tuple[int, int],
     act_order: bool = True,
     block: int = 128,
+    mask: np.ndarray | None = None,
 ) -> Rounded:
     """Round column by column; spread the error of each over the columns that are not rounded yet.
 
@@ -134,6 +135,8 @@ def round_with_compensation(
         limits: smallest and largest code.
         act_order: columns of large second moments first.
         block: columns after which the rest is updated, by one matrix product.
+        mask: 0 for weights whose code is 0, else 1, the shape of the target; None: all 1. What a
+            pruned weight leaves is an error like that of rounding.
 
     Source: Frantar et al. 2022, "GPTQ", alg. 1, arXiv:2210.17323.
     """
@@ -143,6 +146,7 @@ def round_with_compensation(
         hessian = np.take_along_axis(hessian, order[:, :, None], 1)
         hessian = np.take_along_axis(hessian, order[:, None, :], 2)
         target = np.take_along_axis(target, order[:, None, :], 2)
+        mask = None if mask is None else np.take_along_axis(mask, order[:, None, :], 2)
     factor = _unit_inverse_factor(hessian)
     # Columns are rows here: each step reads and writes whole lines of memory, in units of codes.
     w = np.ascontiguousarray((target / scale).swapaxes(1, 2))
@@ -152,6 +156,8 @@ def round_with_compensation(
         errors = np.empty_like(w[:, start:stop])
         for i in range(start, stop):
             codes[:, i] = round_half_even(w[:, i]).clip(*limits)
+            if mask is not None:
+                codes[:, i] *= mask[:, :, i]
             error = errors[:, i - start] = w[:, i] - codes[:, i]
             w[:, i + 1 : stop] -= factor[:, i, i + 1 : stop, None] * error[:, None]
         w[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors

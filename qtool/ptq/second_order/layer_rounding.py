@@ -51,11 +51,14 @@ class Visit:
         layer: in the float network.
         moments: of its inputs.
         params: the grid of its weights.
+        mask: 1 for weights that may have any code, 0 for pruned ones, [groups, outputs, unknowns];
+            None: nothing is pruned.
     """
 
     layer: Layer
     moments: LayerMoments
     params: QuantParams
+    mask: np.ndarray | None = None
 
     def target(self, damping: float, share: float | None) -> np.ndarray:
         """Return W + a (T - W): the weights to round, see :func:`asymmetric_target`.
@@ -83,7 +86,8 @@ class Visit:
     def better(self, result: Rounded, target: np.ndarray, hessian: np.ndarray) -> Rounded:
         """Return the result, or the nearest codes of W on the present grid where these err less."""
         start, limits = self.start, (self.params.spec.qmin, self.params.spec.qmax)
-        nearest = Rounded(round_half_even(self.layer.weights / start).clip(*limits), start)
+        codes = round_half_even(self.layer.weights / start).clip(*limits)
+        nearest = Rounded(codes if self.mask is None else codes * self.mask, start)
         errors = [row_errors(target - r.values, hessian).sum() for r in (result, nearest)]
         return result if errors[0] <= errors[1] else nearest
 
@@ -116,14 +120,15 @@ class LayerRounding:
         """
         rounded = 0
         with LayerwiseRun(context, plan, self.name, self.samples) as run:
-            for site, layer in _layers(run, plan, context):
+            for site, layer in matrix_layers(run, plan, context):
                 centred = layer.bias is not None
                 moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
                 if not moments.total.rows:
                     continue
                 params = self._grid(run.plan, site, layer, context)
                 if params is not None:
-                    result = rounding(Visit(layer, moments, params))
+                    mask = _mask(run.plan, site, layer)
+                    result = rounding(Visit(layer, moments, params, mask))
                     run.plan = _with_codes(run.plan, site, layer.form, params, result)
                     rounded += 1
                 if layer.bias is not None:
@@ -148,7 +153,7 @@ class LayerRounding:
         """
         rounded = list(plans)
         with LayerwiseRun(context, plans[0], self.name, self.samples) as run:
-            for site, layer in _layers(run, plans[0], context):
+            for site, layer in matrix_layers(run, plans[0], context):
                 centred = layer.bias is not None
                 moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
                 if not moments.total.rows:
@@ -156,7 +161,8 @@ class LayerRounding:
                 for k, plan in enumerate(rounded):
                     params = self._grid(plan, site, layer, context)
                     if params is not None:
-                        result = rounding(Visit(layer, moments, params))
+                        mask = _mask(plan, site, layer)
+                        result = rounding(Visit(layer, moments, params, mask))
                         plan = _with_codes(plan, site, layer.form, params, result)
                     if layer.bias is not None:
                         plan = _with_bias(plan, site, layer, moments.total)
@@ -180,7 +186,9 @@ class LayerRounding:
         return None if layer.tied and name in plan.codes else params
 
 
-def _layers(run: LayerwiseRun, plan: QuantPlan, context: Context) -> Iterator[tuple[Site, Layer]]:
+def matrix_layers(
+    run: LayerwiseRun, plan: QuantPlan, context: Context
+) -> Iterator[tuple[Site, Layer]]:
     """Yield the layers of a plan that are matrix products, from the float network."""
     values, nodes = by_name(context.model.graph), nodes_by_name(context.model.graph)
     uses = plan.weight_uses()
@@ -193,6 +201,12 @@ def _layers(run: LayerwiseRun, plan: QuantPlan, context: Context) -> Iterator[tu
         bias = constant(values[site.bias or ""]) if own else None
         weights = form.matrices(weight.astype(np.float64))
         yield site, Layer(form, weights, bias, uses[site.weight or ""] > 1)
+
+
+def _mask(plan: QuantPlan, site: Site, layer: Layer) -> np.ndarray | None:
+    """Return the mask of a layer's weights as numbers 0 and 1; None where nothing is pruned."""
+    mask = plan.masks.get(site.weight or "")
+    return None if mask is None else layer.form.matrices(mask.astype(np.float64))
 
 
 def _with_codes(

@@ -115,6 +115,24 @@ def file_parts_line(file: Size) -> str:
     return ", ".join(f"{name} {size(count)}" for name, count in file_parts(file))
 
 
+def sparsity_lines(report: Report) -> list[str]:
+    """Return the zeros of the file, its size after deflate, and the channels that were removed."""
+    part = report.sparsity
+    if part is None:
+        return []
+    lines = [f"{part.sparsity:.1%} of {amount(part.weights)} weights are 0"]
+    lines.append(
+        f"{size(part.compressed_bytes)} after deflate (float file: "
+        f"{size(part.float_compressed_bytes)})"
+    )
+    if (removed := part.channels) is not None:
+        lines.append(
+            f"{removed.removed} of {removed.channels} channels removed: "
+            f"{amount(removed.float_macs)} MACs -> {amount(removed.macs)}"
+        )
+    return lines
+
+
 def amount(count: float) -> str:
     """Return a count with three significant digits: 40.8 M."""
     return _scaled(count, ("", "k", "M", "G", "T")).rstrip()

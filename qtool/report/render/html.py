@@ -113,6 +113,7 @@ def _environment() -> Environment:
         "signed",
         "ratio",
         "file_parts",
+        "sparsity_lines",
         "saturating",
         "prediction",
         "outcome",

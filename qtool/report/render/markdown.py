@@ -41,6 +41,7 @@ def markdown(report: Report) -> str:
         _search(report),
         _sites(report),
         _folded_layers(report),
+        _folded_sparsity(report),
         _folded_notes(report),
         f"<sub>qtool {text(report.qtool)}, model sha256 {code(report.model.sha256[:12])}, "
         f"output sha256 {code(report.output.sha256[:12])}</sub>",
@@ -116,6 +117,8 @@ def _results(report: Report) -> str:
         small = f"{small}: {parts}" if parts else small
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         rows.append(["file size", *cells, small])
+    if lines := formatting.sparsity_lines(report):
+        rows.append(["sparsity", "", "", "", text("; ".join(lines))])
     if timing:
         fast = formatting.ratio(timing.speedup, "faster", "slower")
         float_ms = formatting.milliseconds(timing.float_ms)
@@ -244,6 +247,15 @@ def _folded_layers(report: Report) -> str:
     rest = len(report.layers) - len(rows)
     more = f"\n\n{rest} more in report.html." if rest else ""
     return _fold(f"{len(report.layers)} layers", _table(head, rows, right=4) + more)
+
+
+def _folded_sparsity(report: Report) -> str:
+    rows = [
+        [code(row.name), str(row.weights), str(row.zeros), f"{row.sparsity:.1%}"]
+        for row in (report.sparsity.layers if report.sparsity else [])[:FOLDED_LAYERS]
+    ]
+    head = ["layer", "weights", "zeros", "sparsity"]
+    return _fold(f"Zeros of {len(rows)} layers", _table(head, rows, right=1)) if rows else ""
 
 
 def _folded_notes(report: Report) -> str:
