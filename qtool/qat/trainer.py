@@ -42,8 +42,8 @@ REESTIMATION_BATCHES = 50
 DIVERGED = 2.0
 # Steps between checks of the loss: on a GPU a check waits for it.
 CHECK_INTERVAL = 50
-# Steps between two changes of the masks of pruned weights.
-MASK_INTERVAL = 10
+# Changes of the masks of pruned weights in an epoch.
+MASK_CHANGES = 10
 
 
 def train(
@@ -245,8 +245,8 @@ class _Loop:
 
     def _grow_masks(self, pruning: GradualMasks, count: int) -> None:
         """Prune more weights, every few steps until the schedule's end."""
-        last = pruning.epochs * self.batches.steps
-        if count == last or (count < last and count % MASK_INTERVAL == 0):
+        last, interval = pruning.epochs * self.batches.steps, self.batches.steps // MASK_CHANGES
+        if count == last or (count < last and count % max(1, interval) == 0):
             self.network.set_masks(pruning(self.network.folded_weights(), count / last))
 
     def _progress_note(self) -> str:

@@ -1,0 +1,190 @@
+"""Pruning joined with 8-bit quantization and training: accuracy, zeros, bytes, speed.
+
+    QTOOL_DATA=... python -m benchmarks.pruning [ROW ...] [--work DIR] [--fresh] [--threads N]
+
+Every row is a `qtool qat` or `qtool ptq` run in its own folder below --work. A stopped run
+continues from its checkpoint; finished rows are saved in benchmarks/results. Writes
+benchmarks/results/pruning.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
+from benchmarks.qat import BOTH, IMAGES, TORCH
+
+NETWORK = "resnet20"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        label: in the table.
+        pruning: as in a recipe.
+        epochs: of training; 0: `qtool ptq`, without labels.
+        required: accuracy of the file in %; None: nothing is required.
+        qat: as in a recipe, besides data, teacher and epochs.
+        ptq: steps before training.
+        bits: as in a recipe.
+        speed: required speed over the int8 file of the whole network.
+    """
+
+    label: str
+    pruning: Mapping[str, Any] | None
+    epochs: int = 0
+    required: float | None = None
+    qat: Mapping[str, Any] | None = None
+    ptq: tuple[Any, ...] = ()
+    bits: Mapping[str, Any] | None = None
+    speed: float | None = None
+
+
+REPAIR = ("gptq",)
+LOW = {"weights": 4, "activations": 8, "layers": {"first": 8, "last": 8}}
+CASES: dict[str, Case] = {
+    "dense": Case("nothing pruned, W8A8, ptq", None),
+    "magnitude_50_alone": Case("50 % magnitude, W8A8, ptq", {"sparsity": 0.5}),
+    "magnitude_50_gptq": Case("50 % magnitude, W8A8, ptq: gptq", {"sparsity": 0.5}, ptq=REPAIR),
+    "obs_50": Case("50 % obs, W8A8, ptq", {"sparsity": 0.5, "method": "obs"}),
+    "obs_75": Case("75 % obs, W8A8, ptq", {"sparsity": 0.75, "method": "obs"}),
+    "obs_2_4": Case("2:4 obs, W8A8, ptq", {"n_m": "2:4", "method": "obs"}),
+    "obs_50_w4": Case(
+        "50 % obs, W4A8, ptq: gptq", {"sparsity": 0.5, "method": "obs"}, ptq=REPAIR, bits=LOW
+    ),
+    "magnitude_50": Case(
+        "50 % magnitude, gptq, then training", {"sparsity": 0.5}, 4, 91.3, {"lr": 0.005}, REPAIR
+    ),
+    "n_m": Case(
+        "2:4 magnitude, gptq, then training", {"n_m": "2:4"}, 4, 91.2, {"lr": 0.005}, REPAIR
+    ),
+    "magnitude_75": Case(
+        "75 % magnitude, gradual over 3 of 8 epochs",
+        {"sparsity": 0.75, "schedule": {"gradual": "3 epochs"}},
+        8,
+        90.5,
+        {"lr": 0.02},
+    ),
+}
+
+
+def full_recipe(case: Case) -> dict[str, Any]:
+    """Return the recipe of a case, with absolute paths."""
+    root, network = data_folder(), NETWORKS[NETWORK]
+    result = recipe(network, 0, bits=dict(case.bits or {"weights": 8, "activations": 8}))
+    factory, inputs = TORCH[NETWORK]
+    weights = (root / network.model).with_suffix(".pth")
+    result["model"] = {"torch": factory, "weights": str(weights), "input": inputs}
+    result["ptq"] = list(case.ptq)
+    if case.pruning is not None:
+        result["pruning"] = dict(case.pruning)
+    if case.epochs:
+        qat = {**IMAGES, "distill": BOTH, **(case.qat or {}), "epochs": case.epochs}
+        result["qat"] = {**qat, "images": str(root / qat["images"])}
+    return result
+
+
+def run(case: Case, out: Path, *options: str) -> tuple[Any, float]:
+    """Run `qtool`; return its report and seconds, or exit where it fails."""
+    path = write_recipe(full_recipe(case), out.with_suffix(".yaml"))
+    command = [sys.executable, "-m", "qtool", "qat" if case.epochs else "ptq"]
+    command += ["--recipe", str(path), "--out", str(out), "--trust-code", "--json", *options]
+    paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    start = time.perf_counter()
+    with out.with_suffix(".log").open("w") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+    if done.returncode not in (0, 1):
+        log_text = out.with_suffix(".log").read_text()
+        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{log_text}")
+    return json.loads(done.stdout), time.perf_counter() - start
+
+
+def report_summary(report: Any, seconds: float) -> dict[str, Any]:
+    """Return the parts of a report that the table uses."""
+    training = report["data"].get("training")
+    sparsity = {k: v for k, v in report.get("sparsity", {}).items() if k != "layers"}
+    return {
+        "accuracy": report["accuracy"],
+        "parity": report.get("parity"),
+        "size": report["size"],
+        "latency": report.get("latency"),
+        "sparsity": sparsity,
+        "training": training and {"epochs": training["epochs"], "best": training["best"]},
+        "seconds": seconds,
+        "date": str(datetime.date.today()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-pruning"))
+    parser.add_argument("--fresh", action="store_true", help="run finished rows again")
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    store = results_folder() / "pruning.json"
+    for name in arguments.rows or CASES:
+        if name in load_rows(store) and not arguments.fresh:
+            continue
+        result = run(CASES[name], arguments.work / name, "--threads", arguments.threads)
+        # Read again: another process may have added rows meanwhile.
+        results = {**load_rows(store), name: report_summary(*result)}
+        save_rows(store, results)
+        print(f"{name}: {results[name]['accuracy']}", flush=True)
+    store.with_suffix(".md").write_text(page(load_rows(store)))
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the results page."""
+    header = ["case", "epochs", "float %", "simulated %", "file %", "at least", "met", "zeros"]
+    header += ["MACs", "file", "after deflate", "parity: share off, max step", "minutes"]
+    rows = [_line(case, results[name]) for name, case in CASES.items() if name in results]
+    text = heading("Pruning joined with quantization", "python -m benchmarks.pruning")
+    text += (
+        "\nresnet20 on all 10,000 CIFAR test images, which neither training nor the choice of an "
+        "epoch has seen; trained rows learn from 15,000 training images, 5 % of which choose the "
+        "epoch. Minutes are of the whole command next to other work, not a measurement of speed."
+        "\n\n"
+    )
+    return text + table(header, rows)
+
+
+def _line(case: Case, row: Any) -> list[object]:
+    accuracy, parity, size, sparsity = (
+        row[key] for key in ("accuracy", "parity", "size", "sparsity")
+    )
+    met = "" if case.required is None else accuracy["quantized"] >= case.required
+    channels, training = sparsity.get("channels"), row["training"]
+    deflated = sparsity.get("compressed_bytes")
+    return [
+        case.label,
+        f"{training['best']} of {case.epochs}" if training else "",
+        f"{accuracy['float']:.2f}",
+        f"{accuracy['simulated']:.2f}",
+        f"{accuracy['quantized']:.2f}",
+        "" if case.required is None else f"{case.required:.2f}",
+        {True: "yes", False: "NO"}.get(met, ""),
+        f"{sparsity['sparsity']:.1%}" if sparsity else "",
+        f"{channels['macs'] / channels['float_macs']:.0%}" if channels else "100%",
+        f"{size['quantized_bytes'] / 1000:.0f} kB",
+        f"{deflated / 1000:.0f} kB" if deflated else "",
+        f"{parity['share_off']:.1e}, {parity['max_lsb']}",
+        f"{row['seconds'] / 60:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
