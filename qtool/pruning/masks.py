@@ -63,8 +63,8 @@ def smallest_removed_globally(
     if not scores:
         return {}
     mask = smallest_removed(np.concatenate([s.reshape(-1) for s in scores.values()]), sparsity)
-    ends = np.cumsum([s.size for s in scores.values()])[:-1]
-    parts = zip(scores.items(), np.split(mask, ends), strict=True)
+    stops = np.cumsum([s.size for s in scores.values()])[:-1]
+    parts = zip(scores.items(), np.split(mask, stops), strict=True)
     return {name: part.reshape(array.shape) for (name, array), part in parts}
 
 

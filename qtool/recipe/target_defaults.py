@@ -46,8 +46,8 @@ def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
 def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     """Return the recipe with the default preset where it says nothing of ``ptq``.
 
-    The default repairs integer weights of fewer than 8 bits with equal steps; everything else is
-    rounded as it is.
+    The default repairs integer weights of fewer than 8 bits, or pruned ones, with equal steps;
+    everything else is rounded as it is.
 
     Args:
         recipe: with the target's defaults.
@@ -67,7 +67,9 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
         for weights, activations in widths
     )
     equal_steps = bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
-    steps = narrow and equal_steps and samples >= MIN_SAMPLES
+    pruning = recipe.pruning
+    pruned = pruning is not None and pruning.channels is None and pruning.schedule is None
+    steps = (narrow or pruned) and equal_steps and samples >= MIN_SAMPLES
     preset = read_preset(DEFAULT_PRESET) if steps else []
     choices = tuple(read_choice(step, "ptq", f"configs/ptq/{DEFAULT_PRESET}") for step in preset)
     return recipe.model_copy(update={"ptq": choices})

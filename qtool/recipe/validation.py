@@ -11,6 +11,7 @@ from qtool.recipe.error_messages import describe
 from qtool.recipe.registry import DATA_SECTIONS, ITEM, KINDS, NAME, YAML_FILE, Kind, Place
 from qtool.recipe.sections.gates import ACCURACY_GATES
 from qtool.recipe.sections.network import FILES, OnnxModel
+from qtool.recipe.sections.pruning import AMOUNTS, Pruning
 from qtool.recipe.yaml_loader import Document
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def check_names(recipe: "Recipe", document: Document) -> None:
                     find_entry(value, kind, path, document)
     _check_data(recipe, document)
     _check_scheme(recipe.bits, document)
+    if recipe.pruning is not None:
+        _check_pruning(recipe.pruning, document)
     if recipe.calibrate.weights is not None and recipe.bits.scheme.name != "uniform":
         raise document.error(
             ("calibrate", "weights"),
@@ -88,7 +91,7 @@ def check_names(recipe: "Recipe", document: Document) -> None:
                 ("gates", name), "needs accuracy, but the recipe has no `evaluate`; add it"
             )
     for pattern in recipe.bits.layers:
-        _check_pattern(pattern, document)
+        _check_pattern(("bits", "layers", pattern), document)
 
 
 def _values_at(value: Any, place: Place, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -149,13 +152,35 @@ def _check_scheme(bits: "Bits", document: Document) -> None:
         )
 
 
-def _check_pattern(pattern: str, document: Document) -> None:
+def _check_pruning(section: Pruning, document: Document) -> None:
+    """Refuse keys of the pruning section that do not go together."""
+    named = [name for name in AMOUNTS if getattr(section, name) is not None]
+    if len(named) != 1:
+        listed = " and ".join(named) or "none"
+        raise document.error(
+            ("pruning",), f"found {listed}, expected exactly one of {', '.join(AMOUNTS)}"
+        )
+    for pattern, share in section.layers.items():
+        _check_pattern(("pruning", "layers", pattern), document)
+        if share and section.sparsity is None:
+            why = "0 leaves a layer as it is; a share of its own goes with sparsity alone"
+            raise document.error(
+                ("pruning", "layers", pattern),
+                f"found {share:g} with {named[0]}, expected 0: {why}",
+            )
+    if section.schedule is not None and section.sparsity is None:
+        why = "a sparsity alone grows; leave schedule out"
+        raise document.error(("pruning", "schedule"), f"found it with {named[0]}: {why}")
+
+
+def _check_pattern(key: KeyPath, document: Document) -> None:
+    pattern = str(key[-1])
     kind, _, rest = pattern.partition(":")
     if pattern in ("first", "last") or (kind in ("name", "op") and rest):
         return
     hint = suggest(pattern, ("first", "last"))
     raise document.error(
-        ("bits", "layers", pattern),
+        key,
         f'not a layer pattern; expected first, last, "name:GLOB" or "op:TYPE"{hint}',
     )
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
@@ -12,7 +12,8 @@ from qtool.recipe.sections.network import Part
 
 _PATTERN = re.compile(r"^(\d+):(\d+)$")
 _EPOCHS = re.compile(r"^(\d+)\s*epochs?$")
-KINDS = ("sparsity", "n_m", "channels")
+AMOUNTS = ("sparsity", "n_m", "channels")
+"""Keys of which a section has exactly one."""
 
 
 def _n_of_m(value: Any) -> Any:
@@ -33,7 +34,7 @@ def _epochs(value: Any) -> Any:
 
 
 class Schedule(Part):
-    """How the sparsity grows in training."""
+    """The growth of the sparsity in training."""
 
     gradual: Annotated[
         str,
@@ -71,32 +72,6 @@ class Pruning(Part):
     wins."""
     schedule: Schedule | None = None
     """When weights are pruned: absent, all at once before repair and training."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Pruning":
-        named = [name for name in KINDS if getattr(self, name) is not None]
-        if len(named) != 1:
-            found = " and ".join(named) or "none of them"
-            raise ValueError(f"found {found}, expected exactly one of {', '.join(KINDS)}")
-        if self.sparsity is None and any(self.layers.values()):
-            raise ValueError(
-                f"layers: found a sparsity with {named[0]}, expected 0, which leaves a layer as it "
-                "is; or write sparsity"
-            )
-        if self.schedule is not None and self.sparsity is None:
-            raise ValueError(f"schedule: only a sparsity grows; found {named[0]}; leave one out")
-        return self
-
-    @field_validator("layers")
-    @classmethod
-    def _are_patterns(cls, layers: dict[str, float]) -> dict[str, float]:
-        for pattern in layers:
-            kind, _, rest = pattern.partition(":")
-            if pattern not in ("first", "last") and not (kind in ("name", "op") and rest):
-                raise ValueError(
-                    f'found "{pattern}", expected first, last, "name:GLOB" or "op:TYPE"'
-                )
-        return layers
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
