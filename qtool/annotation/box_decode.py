@@ -52,7 +52,8 @@ def box_decode_reasons(nodes: Sequence[ir.Node]) -> dict[str, str]:
 
 def _is_fixed(weight: np.ndarray) -> bool:
     """Return whether all weights are multiples of 1/2; zeros alone decode nothing."""
-    return bool(weight.any()) and np.array_equal(2 * weight, np.round(2 * weight))
+    with np.errstate(over="ignore"):
+        return bool(weight.any()) and np.array_equal(2 * weight, np.round(2 * weight))
 
 
 def _computing(value: ir.Value | None) -> ir.Node | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qtool.cli.console import options, shorthands
-from qtool.cli.console.exits import exit_codes, print_result
+from qtool.cli.console.exits import exit_codes, print_result, printable
 from qtool.cli.console.progress import show_progress
 from qtool.cli.ptq import chosen_recipe
 
@@ -37,7 +37,7 @@ def check(
                 threads=threads, trust_code=trust_code, requantize=requantize, progress=progress
             )
             result = check_recipe(chosen, run_options)
-        print_result(_as_json(result) if json else _table(result))
+        print_result(_as_json(result) if json else printable(_table(result)))
 
 
 def _as_json(result: "CheckResult") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import options
-from qtool.cli.console.exits import exit_codes, print_result
+from qtool.cli.console.exits import exit_codes, print_result, printable
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError
 
@@ -44,7 +44,7 @@ def init(
             run_options = RunOptions(trust_code=trust_code, progress=progress)
             proposal = propose(model, data, target, run_options)
         write_text_atomic(path, recipe_text(proposal, path))
-        print_result(_summary(proposal, path))
+        print_result(printable(_summary(proposal, path)))
 
 
 def _summary(proposal: "Proposal", path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool.cli.console import options
-from qtool.cli.console.exits import exit_codes, print_result
+from qtool.cli.console.exits import exit_codes, print_result, printable
 from qtool.cli.console.progress import show_progress
 from qtool.errors import RecipeError
 
@@ -53,10 +53,10 @@ def inspect(
             )
             if model.is_dir():
                 run = inspect_run(model, run_options)
-                text = _run_json(run) if json else _run_text(run)
+                text = _run_json(run) if json else printable(_run_text(run))
             else:
                 info = inspect_model(model, target or DEFAULT_TARGET, run_options)
-                text = json_format.dumps(asdict(info)) if json else _model_text(info)
+                text = json_format.dumps(asdict(info)) if json else printable(_model_text(info))
         print_result(text)
 
 

@@ -19,9 +19,11 @@ from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
 from qtool.loading.cast_like import replace_cast_like
 from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
+from qtool.loading.file_checks import check_file
 from qtool.loading.float16 import widen
 from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
+from qtool.loading.size_checks import check_sizes
 from qtool.loading.unsupported import check_supported
 
 # DequantizeLinear per channel needs opset 13. Models from there on are used as they are if the
@@ -121,17 +123,28 @@ def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
     """
     if not path.is_file():
         raise ModelError(f"model {path}: no such file; expected an .onnx file")
-    try:
-        model = ir.load(path.absolute())
-    except Exception as error:  # protobuf and onnx_ir raise many kinds for damaged bytes
-        raise ModelError(
-            f"model {path}: not a readable ONNX file ({error}); export it again"
-        ) from error
+    with _readable(path):
+        proto = onnx.load(path, load_external_data=False)
+    check_file(proto, path)
+    with _readable(path):
+        model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.absolute().parent)
     if not len(model.graph) or not model.graph.outputs:
         raise ModelError(f"model {path}: the graph has no nodes or no outputs; export it again")
     parts = resolve_external_data(model, path.absolute())
     _check_wiring(model, path)
     return model, parts
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Convert whatever protobuf and onnx_ir raise for damaged bytes to one sentence."""
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        raise ModelError(
+            f"model {path}: not a readable ONNX file ({error}); export it again"
+        ) from error
 
 
 def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[str]]:
@@ -146,7 +159,8 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
         The graph and its changes, one sentence each.
 
     Raises:
-        ModelError: its nodes form a cycle, or its functions cannot be inlined (exit 2).
+        ModelError: its nodes form a cycle, its functions cannot be inlined, or its declared sizes
+            do not fit into memory (exit 2).
         UnsupportedError: its opset cannot be raised, or it computes random numbers or text
             (exit 3).
     """
@@ -178,6 +192,7 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
         notes.append(f"{count} tensors of 16-bit floats widened to float32")
     infer_shapes(model)
     check_supported(model, str(path))
+    check_sizes(model, str(path))
     replace_cast_like(model)
     return model, notes
 

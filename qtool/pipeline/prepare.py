@@ -19,6 +19,7 @@ from qtool.data import (
 )
 from qtool.errors import RecipeError, suggest
 from qtool.loading import bind_shapes
+from qtool.loading.size_checks import check_sizes
 from qtool.pipeline.checks.gate_needs import check_gate_needs
 from qtool.pipeline.checks.preprocessing import check_preprocessing
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
@@ -87,6 +88,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         record.notes += mixing
         axes = {name: spec.batch_axis for name, spec in inputs.items()}
         bind_shapes(loaded.model, {name: first[name].shape for name in inputs}, axes)
+        check_sizes(loaded.model, loaded.shown)
         record.notes += check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)

@@ -1,10 +1,12 @@
 """Model files that are missing, damaged, quantized already, or that no opset can save."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 from models import Net, big_conv, residual
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qtool.errors import ModelError, UnsupportedError
 from qtool.loading import load_model
@@ -220,3 +222,70 @@ def test_a_model_the_runtime_cannot_load_is_unsupported_not_a_crash():
     net.output(net.add("NoSuchOp", net.input("x", 4), out="y", name="odd"))
     with pytest.raises(UnsupportedError, match=r"ONNX Runtime cannot load the model.*NoSuchOp"):
         OrtSession(net.model())
+
+
+def saved(proto, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def two_layers() -> onnx.ModelProto:
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", 4, 3, 8, 8), 3, 4, name="first"))
+    return net.output(net.conv(x, 4, 2, out="y", name="second")).proto()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.dims.append(2**62), r'initializer "c0" holds 432 bytes, but FLOAT \[4, 3, 3,'),
+        (lambda t: t.dims.__setitem__(0, 5), "holds 432 bytes, but FLOAT .* takes 540"),
+        (lambda t: t.dims.__setitem__(0, -1), r'initializer "c0" has the dims \[-1, 3, 3, 3\]'),
+        (lambda t: setattr(t, "data_type", 99), "the unknown element type 99"),
+        (lambda t: setattr(t, "data_type", 0), "the unknown element type 0"),
+        (lambda t: setattr(t, "data_type", TensorProto.INT4), "but INT4 .* takes 54"),
+        (lambda t: setattr(t, "data_type", TensorProto.STRING), "holds 0 texts, but STRING"),
+        (lambda t: t.ClearField("raw_data"), "holds 0 elements in float_data"),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_says(change, words, tmp_path):
+    proto = two_layers()
+    change(proto.graph.initializer[0])
+    assert re.search(words, refused(saved(proto, tmp_path), ModelError))
+
+
+def test_a_tensor_in_a_body_that_is_not_what_it_says(tmp_path):
+    proto = two_layers()
+    body = helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.ones(4), "k")])
+    body.initializer[0].dims[0] = 5
+    proto.graph.node[0].attribute.append(helper.make_attribute("then_branch", body))
+    assert 'initializer "k" holds 32 bytes' in refused(saved(proto, tmp_path), ModelError)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda node: node.attribute[0].ClearField("type"), '"pads" of node "first" has no type'),
+        (lambda node: node.ClearField("output"), 'node "first" has no outputs'),
+    ],
+)
+def test_a_node_that_no_graph_can_hold(change, words, tmp_path):
+    proto = two_layers()
+    change(proto.graph.node[0])
+    assert words in refused(saved(proto, tmp_path), ModelError)
+
+
+@pytest.mark.parametrize("version", [0, -2])
+def test_an_opset_that_does_not_exist(version, tmp_path):
+    proto = two_layers()
+    proto.opset_import[0].version = version
+    assert "expected 1 or more" in refused(saved(proto, tmp_path), ModelError)
+
+
+def test_a_batch_that_no_machine_holds(tmp_path):
+    proto = two_layers()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 10**9
+    text = refused(saved(proto, tmp_path), ModelError)
+    assert 'node "first" (Conv) reads and writes 1,792.0 GB for one call' in text
+    assert '"v0" [1000000000, 4, 8, 8]' in text and "a smaller batch" in text

@@ -116,6 +116,17 @@ def print_result(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def printable(text: str) -> str:
+    """Replace what a terminal could act on in names of models and files; line ends stay.
+
+    Args:
+        text: of one or several lines, without colours.
+    """
+    from qtool.report.render.formatting import clean
+
+    return "\n".join(map(clean, text.split("\n")))
+
+
 def _bug(error: Exception) -> typer.Exit:
     """Save the traceback in a file, name the file, and return exit code 70."""
     lines = [
@@ -142,4 +153,4 @@ def _bug(error: Exception) -> typer.Exit:
 
 
 def _print_error(text: str) -> None:
-    print(f"qtool: {text}", file=sys.stderr)
+    print(f"qtool: {printable(text)}", file=sys.stderr)

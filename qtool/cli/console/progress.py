@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qtool.cli.console.exits import printable
 from qtool.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class _Bars:
         self.bars.update(self.tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
         if note and (stage, note) not in self.printed:
             self.printed.add((stage, note))
-            self.bars.console.print(f"{stage}: {note}", markup=False, highlight=False)
+            self.bars.console.print(printable(f"{stage}: {note}"), markup=False, highlight=False)
 
 
 @dataclass
@@ -94,4 +95,4 @@ class _Lines:
             self.printed.add(self.stage)
             seconds = f"{time.monotonic() - self.started:.1f} s"
             parts = [f"{self.stage}: {self.amount}, {seconds}", *self.notes]
-            print("; ".join(parts), file=sys.stderr, flush=True)
+            print(printable("; ".join(parts)), file=sys.stderr, flush=True)

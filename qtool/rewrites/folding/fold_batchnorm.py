@@ -22,8 +22,8 @@ def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
         node: any node.
 
     Returns:
-        (scale, shift), float64 [C] each; None for another node, for training mode and where a
-        parameter is computed at run time.
+        (scale, shift), float64 [C] each; None for another node, for training mode, for a variance
+        below zero and where a parameter is computed at run time.
     """
     if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0):
         return None
@@ -31,7 +31,10 @@ def batchnorm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     if any(a is None for a in arrays):
         return None
     gamma, beta, mean, var = (np.asarray(a, np.float64) for a in arrays)
-    scale = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
+    variance = var + float(attribute(node, "epsilon", 1e-5))
+    if not (variance > 0).all():  # the runtime computes NaN, which calibration refuses by name
+        return None
+    scale = gamma / np.sqrt(variance)
     return scale, beta - mean * scale
 
 

@@ -1,0 +1,112 @@
+"""Run a function in a forked process, under limits of time and memory."""
+
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+POLL = 0.02  # seconds between two looks at the process
+WAITING = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Processor seconds, and MB of resident memory more than the parent has.
+
+    A process that waits is killed after WAITING times the seconds.
+    """
+
+    seconds: float
+    memory_mb: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a process: its exit code (negative: a signal), what it printed and used."""
+
+    code: int
+    seconds: float
+    peak_mb: int
+    text: str
+    broken_limit: str = ""
+
+
+def run_limited(call: Callable[[], int], log: Path, limits: Limits) -> Ended:
+    """Run ``call`` in a forked process group and return how it ended.
+
+    Args:
+        call: returns the exit code.
+        log: file for stdout and stderr.
+        limits: the group is killed where it breaks one.
+    """
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _become(call, log, limits)
+    broken, peak, own = "", 0, psutil.Process().memory_info().rss >> 20
+    status = None
+    while status is None:
+        done, found = os.waitpid(child, os.WNOHANG)
+        if done:
+            status = found
+            break
+        memory, seconds = _use(child)
+        peak = max(peak, memory - own)
+        if seconds > limits.seconds:
+            broken = f"took {seconds:.0f} s of the processor"
+        elif time.monotonic() - start > WAITING * limits.seconds:
+            broken = f"ran over {WAITING * limits.seconds:g} s"
+        elif peak > limits.memory_mb:
+            broken = f"took {peak} MB"
+        if broken:
+            os.killpg(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+        time.sleep(POLL)
+    with suppress(ProcessLookupError):  # what the process left running
+        os.killpg(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(status)
+    text = log.read_text(errors="backslashreplace")
+    return Ended(code, time.monotonic() - start, peak, text, broken)
+
+
+def _become(call: Callable[[], int], log: Path, limits: Limits) -> None:
+    """Turn the forked process into one that runs ``call``; never returns."""
+    code = 99
+    try:
+        os.setsid()
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        # What is never touched costs no memory: a limit on addresses meets absurd allocations.
+        room = psutil.Process().memory_info().vms + (max(limits.memory_mb, 4096) << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        code = call()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _use(pid: int) -> tuple[int, float]:
+    """Return MB resident in a process and its children, and the processor seconds they took."""
+    memory, seconds = 0, 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                times = each.cpu_times()
+                memory += each.memory_info().rss
+                seconds += times.user + times.system
+    return memory >> 20, seconds
