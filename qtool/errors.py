@@ -51,6 +51,38 @@ class UnsupportedError(QtoolError):
     exit_code = 3
 
 
+class OutOfMemoryError(QtoolError):
+    """The machine has too little memory (exit code 2)."""
+
+
+def out_of_memory(reason: str) -> OutOfMemoryError:
+    """Return the error with what helps.
+
+    Args:
+        reason: what was done, without a full stop.
+    """
+    return OutOfMemoryError(
+        f"{reason}: too little memory; take fewer samples (--count, evaluate.simulate) or fewer "
+        "--threads, or free memory"
+    )
+
+
+# What PyTorch and ONNX Runtime say, whose errors have other classes than MemoryError.
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "Failed to allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory could not be allocated."""
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY)
+
+
 def dotted(path: KeyPath) -> str:
     """Return a path of keys as ``--set`` takes it; list positions in brackets."""
     text = ""

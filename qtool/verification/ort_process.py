@@ -6,6 +6,7 @@ in files.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,15 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from qtool.errors import DataError, ModelError, QtoolError, RecipeError, UnsupportedError
+from qtool.errors import (
+    DataError,
+    ModelError,
+    OutOfMemoryError,
+    QtoolError,
+    RecipeError,
+    UnsupportedError,
+    out_of_memory,
+)
 from qtool.progress import Progress, silent
 from qtool.verification.tasks import Task, write_tasks
 
 R = TypeVar("R")
 
 FAILURES: dict[str, type[QtoolError]] = {
-    kind.__name__: kind for kind in (DataError, ModelError, RecipeError, UnsupportedError)
+    kind.__name__: kind
+    for kind in (DataError, ModelError, OutOfMemoryError, RecipeError, UnsupportedError)
 }
+
+# The child; the file of its tasks follows.
+COMMAND = (sys.executable, "-m", "qtool.verification.ort_worker")
 
 
 @dataclass
@@ -35,6 +48,21 @@ class TaskResults:
 
     peak_rss_mb: int = 0
     _results: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """The number of tasks that have a result."""
+        return len(self._results)
+
+    def add(self, task: Task[Any], message: dict[str, Any]) -> None:
+        """Add the result that the child sent.
+
+        Args:
+            task: as the caller made it.
+            message: with the keys ``result`` and ``peak_rss_mb``.
+        """
+        self._results[id(task)] = task.result(**message["result"])
+        self.peak_rss_mb = max(self.peak_rss_mb, message["peak_rss_mb"])
 
     def __getitem__(self, task: Task[R]) -> R:
         """Return the result of one task, looked up by the task object itself."""
@@ -50,6 +78,9 @@ def run_tasks(
 ) -> TaskResults:
     """Run tasks in a child process, in order.
 
+    A child that has too little memory, or is killed (by the system, which is out of memory), is
+    followed by a second one, which does the remaining tasks in smaller batches.
+
     Args:
         tasks: see :mod:`qtool.verification.tasks`.
         folder: an existing folder for temporary files of both processes.
@@ -61,15 +92,34 @@ def run_tasks(
 
     Raises:
         DataError: the data cannot be read or does not fit the model.
-        UnsupportedError: ONNX Runtime cannot load or run a model.
-        RuntimeError: the child ended before all tasks were done.
+        OutOfMemoryError: the second child, too, has too little memory.
+        UnsupportedError: ONNX Runtime cannot load or run a model, or crashes on it.
+        RuntimeError: the child ended before all tasks were done, by a defect of qtool.
     """
+    results = TaskResults()
+    try:
+        _run_in_child(tasks, folder, results, progress, meanwhile)
+    except OutOfMemoryError:
+        progress("verify", 0, None, "too little memory: once more, in smaller batches")
+        _run_in_child(tasks[results.done :], folder, results, progress)
+    return results
+
+
+def _run_in_child(
+    tasks: tuple[Task[Any], ...],
+    folder: Path,
+    results: TaskResults,
+    progress: Progress,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
+    """Run tasks in one child and add their results; without ``meanwhile``, in smaller batches."""
     jobs, errors = folder / "tasks.json", folder / "stderr.txt"
-    write_tasks(tasks, jobs)
-    results, done = TaskResults(), 0
+    write_tasks(tasks if meanwhile else tuple(t.with_less_memory() for t in tasks), jobs)
+    done = 0
     with errors.open("w") as stderr, _child(jobs, stderr) as child:
         try:
-            meanwhile()
+            if meanwhile is not None:
+                meanwhile()
             _send_quiet(child)
             for message in _messages(child):
                 if "progress" in message:
@@ -77,19 +127,27 @@ def run_tasks(
                 elif "error" in message:
                     raise FAILURES[message["error"]](message["text"])
                 else:
-                    task = tasks[done]
-                    results._results[id(task)] = task.result(**message["result"])
-                    results.peak_rss_mb = max(results.peak_rss_mb, message["peak_rss_mb"])
+                    results.add(tasks[done], message)
                     done += 1
         finally:
             with suppress(ProcessLookupError):
                 child.kill()
     if done != len(tasks):
-        raise RuntimeError(
-            f"the verifying process ended with {child.returncode} during task {done + 1} of "
-            f"{len(tasks)} ({type(tasks[done]).__name__}):\n{errors.read_text()[-4000:]}"
+        raise _ended(child.returncode, tasks[done], errors.read_text()[-4000:])
+
+
+def _ended(code: int, task: Task[Any], stderr: str) -> Exception:
+    """Return the error of a child that ended before a task was done."""
+    place = f"the task {type(task).__name__} of the verifying process"
+    name = signal.Signals(-code).name if code < 0 else ""
+    if name == "SIGKILL":  # by the system, where memory ends
+        return out_of_memory(f"{place} was killed")
+    if name:
+        return UnsupportedError(
+            f"ONNX Runtime crashed ({name}) during {place}: the model is damaged, or meets a "
+            "defect of this version of ONNX Runtime; try another version"
         )
-    return results
+    return RuntimeError(f"{place} ended with {code}:\n{stderr}")
 
 
 def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
@@ -97,7 +155,7 @@ def _child(jobs: Path, stderr: IO[str]) -> "subprocess.Popen[str]":
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
-        [sys.executable, "-m", "qtool.verification.ort_worker", str(jobs)],
+        [*COMMAND, str(jobs)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

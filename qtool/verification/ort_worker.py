@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qtool.errors import QtoolError, UnsupportedError
+from qtool.errors import QtoolError, UnsupportedError, is_out_of_memory, out_of_memory
 from qtool.metrics.fidelity import finite_powers
 from qtool.quant.quantized_io import QuantizedIO, read_quantized_io
 from qtool.verification.tasks import (
@@ -80,7 +80,7 @@ def _session(
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The exceptions of onnxruntime have no common base class.
-        raise UnsupportedError(f"ONNX Runtime cannot load {path}: {error}") from error
+        raise _cannot(f"load {path}", error) from error
 
 
 def _run(
@@ -90,10 +90,13 @@ def _run(
         arrays: list[Any] = session.run(outputs, feeds)
     except Exception as error:
         shapes = {name: list(array.shape) for name, array in feeds.items()}
-        raise UnsupportedError(
-            f"ONNX Runtime cannot run {path} on inputs {shapes}: {error}"
-        ) from error
+        raise _cannot(f"run {path} on inputs {shapes}", error) from error
     return arrays
+
+
+def _cannot(done: str, error: Exception) -> QtoolError:
+    text = f"ONNX Runtime cannot {done}: {error}"
+    return out_of_memory(text) if is_out_of_memory(error) else UnsupportedError(text)
 
 
 def _feeds(batch: dict[str, np.ndarray], session: Any) -> dict[str, np.ndarray]:
@@ -213,6 +216,7 @@ def evaluate(task: Evaluate) -> EvaluateResult:
     """Save the first output on all samples."""
     session, dataset = _session(task.model, task.threads), task.samples.open()
     rows, io = task.rows or _rows(task.samples, dataset.count), _quantized_io(session)
+    rows = max(1, rows // 2) if task.halved else rows
     names = [session.get_outputs()[0].name, *dataset.fed_back]
 
     def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -301,6 +305,10 @@ def main(jobs: str) -> None:
             result = perform(task)
         except QtoolError as error:
             _send(error=type(error).__name__, text=str(error))
+            return
+        except MemoryError:
+            failure = out_of_memory(f"the task {type(task).__name__} of the verifying process")
+            _send(error=type(failure).__name__, text=str(failure))
             return
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         _send(result=asdict(result), peak_rss_mb=round(peak / 1024))

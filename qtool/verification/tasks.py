@@ -6,7 +6,7 @@ Imports neither torch nor onnx_ir, so that the child starts fast.
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -140,6 +140,10 @@ class Task(Generic[R]):
 
     result: ClassVar[type[Any]]
 
+    def with_less_memory(self) -> "Task[R]":
+        """Return the task in smaller batches, where it has batches to choose."""
+        return self
+
 
 @dataclass(frozen=True)
 class Optimize(Task[OptimizeResult]):
@@ -192,6 +196,7 @@ class Evaluate(Task[EvaluateResult]):
         samples: inputs to run.
         rows: samples of a batch; None: as many as suit the kernels.
         threads: of ONNX Runtime.
+        halved: batches of half that many samples.
     """
 
     name: str
@@ -200,7 +205,12 @@ class Evaluate(Task[EvaluateResult]):
     samples: Samples
     rows: int | None = None
     threads: int = 1
+    halved: bool = False
     result = EvaluateResult
+
+    def with_less_memory(self) -> "Evaluate":
+        """Return the task with batches of half the samples."""
+        return replace(self, halved=True)
 
 
 @dataclass(frozen=True)

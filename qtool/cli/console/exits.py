@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qtool.errors import QtoolError, RecipeError, dotted
+from qtool.errors import QtoolError, RecipeError, dotted, is_out_of_memory, out_of_memory
 from qtool.version import __version__
 
 if TYPE_CHECKING:
@@ -70,7 +70,14 @@ def exit_codes(json: bool = False) -> Iterator[None]:
             raise typer.Exit(USER_ERROR) from error
         raise _bug(error) from error
     except Exception as error:
-        raise _bug(error) from error
+        if not is_out_of_memory(error):
+            raise _bug(error) from error
+        lines = str(error).strip().splitlines()
+        reason = out_of_memory(lines[0] if lines else type(error).__name__)
+        _print_error(f"error: {reason}")
+        if json:
+            print_result(error_json(reason))
+        raise typer.Exit(USER_ERROR) from error
 
 
 def error_json(error: QtoolError) -> str:

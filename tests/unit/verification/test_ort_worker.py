@@ -19,8 +19,8 @@ from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 from qtool import errors
 from qtool.data import DataSection, InputSpec
 from qtool.emitters import emit_qdq, save_model
-from qtool.errors import DataError, UnsupportedError
-from qtool.verification import ort_worker
+from qtool.errors import DataError, OutOfMemoryError, UnsupportedError
+from qtool.verification import ort_process, ort_worker
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.ort_process import FAILURES, run_tasks
 from qtool.verification.ort_worker import ROUNDS
@@ -258,18 +258,54 @@ def test_a_failing_child_reports_its_stderr(place, tmp_path):
     with pytest.raises(RuntimeError) as error:
         run_tasks((optimize(place, tmp_path), UnknownTask()), tmp_path)
     # The child reads all tasks before it starts the first.
-    assert "ended with 1 during task 1 of 2 (Optimize)" in str(error.value)
+    assert "the task Optimize of the verifying process ended with 1:" in str(error.value)
     assert "KeyError: 'UnknownTask'" in str(error.value)
 
 
-def test_a_killed_child_is_an_error(place, tmp_path):
+def test_a_killed_child_is_followed_by_one_with_smaller_batches(place, tmp_path):
     def kill() -> None:
         for child in psutil.Process().children():
             if "qtool.verification.ort_worker" in child.cmdline():
                 child.kill()
 
-    with pytest.raises(RuntimeError, match=r"ended with -9 during task 1 of 1 \(TimePair\)"):
-        run_tasks((latency(place),), tmp_path, meanwhile=kill)
+    task, progress = evaluate(place, tmp_path), []
+    results = run_tasks((latency(place), task), tmp_path, lambda *seen: progress.append(seen), kill)
+    assert results[task].samples == COUNT
+    batches = [done for stage, done, *_ in progress if stage == "evaluate float"]
+    assert batches == [5, 10, 11]  # 11 in one batch, halved
+    assert [seen[3] for seen in progress if len(seen) == 4] == [
+        "too little memory: once more, in smaller batches"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "words"),
+    [
+        (
+            "kill -9 $$",
+            OutOfMemoryError,
+            "of the verifying process was killed: too little",
+        ),
+        ("kill -11 $$", UnsupportedError, r"ONNX Runtime crashed \(SIGSEGV\) during the task"),
+    ],
+)
+def test_a_child_that_dies_again_is_said_in_a_sentence(
+    end, kind, words, place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ort_process, "COMMAND", ("sh", "-c", end))
+    with pytest.raises(kind, match=words):
+        run_tasks((evaluate(place, tmp_path),), tmp_path)
+
+
+def test_an_allocation_that_fails_is_no_unsupported_model(place, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ort_worker, "perform", fail)
+    write_tasks((evaluate(place, tmp_path),), tmp_path / "tasks.json")
+    ort_worker.main(str(tmp_path / "tasks.json"))
+    message = json.loads(capsys.readouterr().out)
+    assert message["error"] == "OutOfMemoryError" and "too little memory" in message["text"]
 
 
 def test_the_child_is_killed_when_the_parent_fails(place, tmp_path):
