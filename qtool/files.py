@@ -46,6 +46,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what :func:`atomic_path` of a process that was killed left in a folder.
+
+    Args:
+        folder: that no other process writes to.
+    """
+    for path in folder.glob(".????????.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically.
 

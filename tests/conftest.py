@@ -10,6 +10,9 @@ import pytest
 import pytest_randomly
 from hypothesis import settings
 
+# Tests that import onnxruntime before qtool: it must not look for a network either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # Two pytest workers on two cores: torch, when it is imported, must not start threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

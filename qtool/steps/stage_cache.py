@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qtool.errors import RecipeError
-from qtool.files import atomic_path
+from qtool.files import atomic_path, remove_temporaries
 from qtool.report.schema import Stage
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class StageCache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder for this process; remove what a killed one did not finish writing.
 
         Raises:
             RecipeError: another run is writing there.
@@ -69,6 +69,8 @@ class StageCache:
                     f"--out {self.folder.parent}: another run is writing there; wait for it, or "
                     "choose another folder"
                 ) from error
+            for folder in (self.folder, self.folder.parent):
+                remove_temporaries(folder)
             yield
         finally:
             os.close(handle)

@@ -8,7 +8,6 @@ the same command continues. Mutants that fail are kept next to the state.
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -24,6 +23,7 @@ import numpy as np
 import onnx
 from fuzz.limited import Ended, Limits, run_limited
 from fuzz.mutation import mutate
+from fuzz.state import load_state, save_state
 from models import BUILDERS, Net, feeds_for
 
 LIMITS = Limits(seconds=60, memory_mb=1500)
@@ -156,10 +156,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run the mutants that failed again")
     args = parser.parse_args()
     warm_up()
-    args.state.parent.mkdir(parents=True, exist_ok=True)
-    state = {"done": 0, "codes": {}, "failures": [], "peak_mb": 0, "seconds": 0.0}
-    if args.state.exists():
-        state = json.loads(args.state.read_text())
+    fresh = {"done": 0, "codes": {}, "failures": [], "peak_mb": 0, "seconds": 0.0}
+    state = load_state(args.state, fresh)
     with tempfile.TemporaryDirectory(prefix="qtool-fuzz-") as place:
         files = write_seeds(Path(place) / "seeds")
         only = {f["index"] for f in state["failures"]} if args.again else None
@@ -195,9 +193,7 @@ def record(state, file, index, mutant, ended, broken) -> None:
         entry = {"index": index, "network": name, "change": what, "broken": broken}
         state["failures"].append({**entry, "text": ended.text[-600:]})
         print(f"{index} {name}: {what}: {broken}\n    {ended.text[-300:]}", flush=True)
-    temporary = file.with_suffix(".new")
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.replace(file)
+    save_state(file, state)
 
 
 if __name__ == "__main__":

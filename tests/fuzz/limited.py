@@ -50,7 +50,7 @@ def run_limited(call: Callable[[], int], log: Path, limits: Limits) -> Ended:
     start = time.monotonic()
     child = os.fork()
     if child == 0:
-        _become(call, log, limits)
+        become(_with_limits(call, limits), log)
     broken, peak, own = "", 0, psutil.Process().memory_info().rss >> 20
     status = None
     while status is None:
@@ -77,18 +77,14 @@ def run_limited(call: Callable[[], int], log: Path, limits: Limits) -> Ended:
     return Ended(code, time.monotonic() - start, peak, text, broken)
 
 
-def _become(call: Callable[[], int], log: Path, limits: Limits) -> None:
-    """Turn the forked process into one that runs ``call``; never returns."""
+def become(call: Callable[[], int], log: Path) -> None:
+    """Turn a forked process into one of its own group that runs ``call``; never returns."""
     code = 99
     try:
         os.setsid()
         with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        # What is never touched costs no memory: a limit on addresses meets absurd allocations.
-        room = psutil.Process().memory_info().vms + (max(limits.memory_mb, 4096) << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (room, room))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = call()
     except BaseException:
         traceback.print_exc()
@@ -97,6 +93,18 @@ def _become(call: Callable[[], int], log: Path, limits: Limits) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _with_limits(call: Callable[[], int], limits: Limits) -> Callable[[], int]:
+    """Return the call under a limit on addresses: what is never touched costs no memory."""
+
+    def limited() -> int:
+        room = psutil.Process().memory_info().vms + (max(limits.memory_mb, 4096) << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        return call()
+
+    return limited
 
 
 def _use(pid: int) -> tuple[int, float]:
