@@ -18,7 +18,7 @@ from qtool.data import (
     split,
 )
 from qtool.errors import RecipeError, suggest
-from qtool.loading import bind_shapes
+from qtool.loading import Loaded, bind_shapes
 from qtool.loading.size_checks import check_sizes
 from qtool.pipeline.checks.gate_needs import check_gate_needs
 from qtool.pipeline.checks.preprocessing import check_preprocessing
@@ -86,9 +86,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         first = _check_same_shapes(inputs, calibration, evaluation.dataset)
         inputs, mixing = probe_batch(loaded.model, inputs, calibration, loaded.shown)
         record.notes += mixing
-        axes = {name: spec.batch_axis for name, spec in inputs.items()}
-        bind_shapes(loaded.model, {name: first[name].shape for name in inputs}, axes)
-        check_sizes(loaded.model, loaded.shown)
+        _bind_sizes(loaded, inputs, first)
         record.notes += check_labels(recipe.evaluate, evaluation.dataset, loaded.model)
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, loaded.model, target)
@@ -137,6 +135,13 @@ def _check_same_shapes(
         shapes = {section: spec.sample_of(batch[name].shape) for section, batch in batches.items()}
         check_sample_shapes(spec, shapes.items(), " and ".join(batches))
     return batches["calibrate"]
+
+
+def _bind_sizes(loaded: Loaded, inputs: Mapping[str, InputSpec], sample: Batch) -> None:
+    """Set the open sizes of the graph to those of a sample; refuse what no memory holds."""
+    axes = {name: spec.batch_axis for name, spec in inputs.items()}
+    bind_shapes(loaded.model, {name: sample[name].shape for name in inputs}, axes)
+    check_sizes(loaded.model, loaded.shown)
 
 
 def _check_rewrites(recipe: Recipe, target: Target) -> None:
