@@ -1,6 +1,7 @@
 """Read .npy and .npz files: headers first, values on first use."""
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ DAMAGE = (
     EOFError,
     KeyError,
     RuntimeError,
+    SyntaxError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
