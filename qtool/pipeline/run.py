@@ -5,6 +5,7 @@ A recipe chooses steps within a stage, never the order.
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from qtool.pipeline.build_report import build_report
 from qtool.pipeline.checks.gate_needs import require_baseline
@@ -17,10 +18,11 @@ from qtool.pipeline.pruning.checks import check_pruning_request
 from qtool.pipeline.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
-from qtool.pipeline.training.checks import check_early
+from qtool.pipeline.training.checks import check_early, has_restricted_scales
 from qtool.pipeline.training.stage import Training
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
+from qtool.recipe.choice import Choice, read_choice
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
 from qtool.report.schema import ModelPart
@@ -80,15 +82,32 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
 
 
 def _with_training_defaults(recipe: Recipe) -> Recipe:
-    """Return the recipe without default steps where training does not start from their codes.
+    """Return the recipe with the values of its quantizer where it has none.
 
-    Steps that the recipe names run in any case.
+    These are the scheme of weights, the calibrator and the schedule of rates; with scales of a
+    fixed form BatchNorm stays folded. Where training does
+    not start from the codes of default steps, these are left out; steps that the recipe names run
+    in any case.
     """
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
-    section = recipe.qat
-    repairs = section is not None and QAT_QUANTIZERS[section.quantizer.name].starts_from_codes
-    return recipe if repairs or recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
+    if recipe.qat is None:
+        return recipe if recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
+    entry, bits = QAT_QUANTIZERS[recipe.qat.quantizer.name], recipe.bits
+    changes: dict[str, Any] = {}
+    if not entry.starts_from_codes and recipe.ptq is None:
+        changes["ptq"] = ()
+    if "scheme" not in bits.model_fields_set:
+        changes["bits"] = bits.model_copy(update={"scheme": Choice(name=entry.scheme)})
+    if entry.calibrator is not None and "method" not in recipe.calibrate.model_fields_set:
+        method = read_choice(entry.calibrator, "calibrators", recipe.qat.quantizer.name)
+        changes["calibrate"] = recipe.calibrate.model_copy(update={"method": method})
+    defaults: dict[str, Any] = {"schedule": entry.schedule}
+    if has_restricted_scales(recipe):
+        defaults["batchnorm"] = "folded"
+    absent = {k: v for k, v in defaults.items() if k not in recipe.qat.model_fields_set}
+    changes["qat"] = recipe.qat.model_copy(update=absent)
+    return recipe.model_copy(update=changes)
 
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:

@@ -14,12 +14,17 @@ from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.qat.batchnorm import LiveNorm, fold_norm, unfold_norm
 from qtool.qat.block_outputs import block_outputs
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.base import (
+    ActivationModule,
+    QatQuantizer,
+    WeightModule,
+)
+from qtool.qat.quantizers.restricted_scale import restrict_scale
 from qtool.qat.quantizers.scales import broadcast_scale
 from qtool.qat.quantizers.ste import straight_through
-from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
+from qtool.qat.quantizers.trainable import check_trainable
 from qtool.quant.plan import QuantPlan, Site
-from qtool.quant.primitives import Codebook, PerChannel, QuantParams, fake_quantize
+from qtool.quant.primitives import PerChannel, QuantParams, fake_quantize
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import raw_edges
 
@@ -65,11 +70,12 @@ class QatNetwork(nn.Module):
             device: where to compute.
 
         Raises:
-            RecipeError: a grid cannot be trained (a code book, a scale that is not free, a grid
-                found at run time), or BatchNorm learns on with one scale for all channels.
+            RecipeError: a grid cannot be trained (a width or code book that the quantizer does not
+                train, scales of a form that its module does not keep, a grid found at run time), or
+                BatchNorm learns on with one scale for all channels or scales of a fixed form.
         """
         super().__init__()
-        _check(plan)
+        check_trainable(plan, quantizer)
         self.plan, self.batchnorm = plan, batchnorm
         self.executor = Executor(model, device)
         self.raw = raw_edges(model, plan)
@@ -96,6 +102,7 @@ class QatNetwork(nn.Module):
                 key, name, np.asarray(plan.weight(name, values[name]), np.float32), quantizer
             )
         self._add_activations(values, quantizer)
+        self._restrict_scales()
         for name in plan.weight_overrides.keys() - self._hooks.keys():  # weights that stay float
             array = torch.from_numpy(plan.weight_overrides[name])
             self._hooks[name] = partial(_replaced, array)
@@ -115,6 +122,11 @@ class QatNetwork(nn.Module):
             norm = None  # tied weights have one BatchNorm each; they train as they are
         if norm is not None:
             params = self._params(weight_name)
+            if params.spec.scale_kind != "float":
+                raise RecipeError(
+                    f"{site.name} has {params.spec.scale_kind} scales, which a BatchNorm folded in "
+                    "after training changes; use batchnorm: folded"
+                )
             if not isinstance(params.spec.granularity, PerChannel):
                 raise RecipeError(
                     f"{site.name} has one scale for all channels, into which its BatchNorm cannot "
@@ -196,6 +208,29 @@ class QatNetwork(nn.Module):
             else:
                 self._hooks[name] = partial(fake_quantize, params=params)
         self._grid_keys = keys
+
+    def _restrict_scales(self) -> None:
+        """Let the scales of integer sites have the form that their grids request.
+
+        ``fixed_point`` restricts multipliers s_w s_x / s_y, through the scales of weights.
+        """
+        for key in self.activation_grids:
+            kind = self._activation_grid(key).params.spec.scale_kind
+            if kind in ("power_of_two", "double_shift"):
+                restrict_scale(self._activation_grid(key), "power_of_two")
+        for key, site in self._sites.items():
+            kind = self._weight_grid(key).params.spec.scale_kind
+            if kind in ("power_of_two", "double_shift"):
+                restrict_scale(self._weight_grid(key), kind)
+            elif kind != "float" and site.output in self.plan.grid_of:
+                grids = (self.plan.grid_of[site.inputs[0]], self.plan.grid_of[site.output])
+                restrict_scale(self._weight_grid(key), kind, partial(self._scale_ratio, *grids))
+
+    def _scale_ratio(self, x: str, y: str) -> float:
+        """Return s_x / s_y of two activation grids."""
+        pair = (self._activation_grid(self._grid_keys[grid]).scale.detach() for grid in (x, y))
+        top, bottom = (float(scale) for scale in pair)
+        return top / bottom
 
     def forward(self, feeds: Mapping[str, Any], extra: Sequence[str] = ()) -> dict[str, T]:
         """Compute the outputs by name, then the values named in ``extra``, as their readers do.
@@ -290,7 +325,7 @@ class QatNetwork(nn.Module):
         return [norm for norm in norms if norm.live]
 
     def project(self) -> None:
-        """Clamp scales and BatchNorm's factors to their domain, and set pruned weights to 0.
+        """Clamp scales, weights and BatchNorm's factors to their domain, pruned weights to 0.
 
         Call it after an optimizer step.
         """
@@ -298,11 +333,27 @@ class QatNetwork(nn.Module):
             self._zero_masked(key)
         for key in self.weight_grids:
             self._weight_grid(key).project()
+            self._weight_grid(key).clip_weight(self.weights[key].detach())
         for key in self.activation_grids:
             self._activation_grid(key).project()
         with torch.no_grad():
             for norm in self.norms.values():
                 cast(LiveNorm, norm).gamma.clamp_(min=0)
+
+    def advance(self, share: float) -> None:
+        """Set how far training is, for methods with stages; call before every step.
+
+        Args:
+            share: of training that is done, 0 to 1.
+        """
+        for index, key in enumerate(self.weight_grids):
+            self._weight_grid(key).advance(share, index / len(self.weight_grids))
+
+    def penalty(self) -> T | None:
+        """Return the sum of what the methods of weights add to the loss; None where none does."""
+        terms = (self._weight_grid(key).penalty(weight) for key, weight in self.weights.items())
+        present = [term for term in terms if term is not None]
+        return torch.stack(present).sum() if present else None
 
     def freeze(self) -> QuantPlan:
         """Return the plan with learned grids, codes of weights, and biases as float overrides.
@@ -345,14 +396,3 @@ def to_float32(value: Any, tensor: T) -> T:
 def _replaced(array: T, tensor: T) -> T:
     """Return the array that a step put in the place of a weight that does not learn."""
     return array.to(tensor)
-
-
-def _check(plan: QuantPlan) -> None:
-    """Refuse grids that the file could not hold as this module would train them."""
-    for name, grid in plan.grids.items():
-        if isinstance(grid, Codebook):
-            raise RecipeError(f'the code book of "{name}" {UNTRAINABLE_CODEBOOK}')
-        if isinstance(grid, QuantParams) and grid.spec.scale_kind != "float":
-            raise RecipeError(f'the scale of "{name}" {UNTRAINABLE_SCALE}')
-    if plan.dynamic:
-        raise RecipeError(UNTRAINABLE_DYNAMIC)

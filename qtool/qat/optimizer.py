@@ -1,12 +1,21 @@
 """The optimizer: groups of parameters, their learning rates and the default gradient clipping."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.settings import Settings
+
+# An exponential rate ends at this share of the first: from 1.5e-3 to 1e-6.
+LAST_RATE = 1 / 1500
+# Share of the peak rate after a share of training.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "exponential": lambda done: LAST_RATE**done,
+}
 
 
 def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Optimizer:
@@ -44,7 +53,7 @@ def default_clip(network: QatNetwork) -> float:
 
 
 def rates(settings: Settings, epoch: float) -> tuple[float, float, float, float]:
-    """Compute the learning rates of the four groups: a linear warm-up, then half a cosine.
+    """Compute the learning rates of the four groups: a linear warm-up, then the schedule.
 
     Args:
         settings: with rates, epochs and warm-up.
@@ -54,7 +63,8 @@ def rates(settings: Settings, epoch: float) -> tuple[float, float, float, float]
         share = (epoch + 1e-3) / settings.warmup  # 1e-3: the first step learns too
     else:
         rest = max(settings.epochs - settings.warmup, 1e-9)
-        share = 0.5 * (1 + math.cos(math.pi * min((epoch - settings.warmup) / rest, 1.0)))
+        done = min((epoch - settings.warmup) / rest, 1.0)
+        share = SCHEDULES[settings.schedule](done)
     # A hundredth: scales are small numbers, and every one of them moves a whole grid.
     scale = settings.lr / 100 if settings.scale_lr is None else settings.scale_lr
     return settings.lr * share, settings.lr * share, scale * share, scale * share

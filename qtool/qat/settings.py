@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 # Ends of messages that refuse to train a grid: of a recipe before any work, and of a plan by
 # QatNetwork.
-UNTRAINABLE_CODEBOOK = "cannot be trained yet; use uniform weights"
-UNTRAINABLE_SCALE = "is not free; train with bits.scale: float"
 UNTRAINABLE_DYNAMIC = "grids found at run time cannot be trained; use activations: 8"
 
 
@@ -76,6 +74,7 @@ class Settings:
     scale_lr: float | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.0
+    schedule: str = "cosine"  # of the rates; or exponential
     clip: float | None = None  # largest norm of the gradient; 0: any; None: default_clip
     precision: str = "float32"  # of matrix products in training; or bfloat16
     label_smoothing: float = 0.0

@@ -46,6 +46,18 @@ class TrainableModule(nn.Module):
         """Clamp learned scales to positive values; call after every optimizer step."""
         self.network.project()
 
+    def advance(self, share: float) -> None:
+        """Set how far training is, for methods with stages (nice); call before every step.
+
+        Args:
+            share: of training that is done, 0 to 1.
+        """
+        self.network.advance(share)
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return the term that the method adds to the loss (regularization), or None."""
+        return self.network.penalty()
+
     def scales(self) -> list[nn.Parameter]:
         """List the parameters of grids, which learn at 1/100 of the weights' rate or less."""
         grids = (self.network.weight_grids, self.network.activation_grids)

@@ -209,7 +209,7 @@ class _Loop:
         return mean if math.isfinite(mean) else None
 
     def _step(self, feeds: dict[str, T], labels: T | LabelPairs | None, share: float) -> T:
-        """Take one optimizer step; return the loss of the whole batch, without dampening.
+        """Take one optimizer step; return the loss of the whole batch, without added terms.
 
         Args:
             feeds: inputs by name.
@@ -217,9 +217,11 @@ class _Loop:
             share: of training that is done, 0 to 1.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self.network.advance(share)
         loss = self.loss(feeds, labels) * self.share
         dampening = None if self.oscillations is None else self.oscillations.dampening(share)
-        (loss if dampening is None else loss + dampening * self.share).backward()
+        added = [term for term in (dampening, self.network.penalty()) if term is not None]
+        torch.stack([loss, *(term * self.share for term in added)]).sum().backward()
         parameters = self.network.parameters()
         loss = distributed.all_reduce_gradients(parameters, loss.detach())
         if self.oscillations is not None:

@@ -3,6 +3,7 @@
 The fields of an entry of SCHEMES are its options in a recipe.
 """
 
+from qtool.weights.apot import APoT
 from qtool.weights.binary import Binary
 from qtool.weights.kmeans import KMeans
 from qtool.weights.scheme import WeightScheme
@@ -12,6 +13,7 @@ from qtool.weights.uniform import Uniform
 SCHEMES: dict[str, type[WeightScheme]] = {
     "uniform": Uniform,
     "kmeans": KMeans,
+    "apot": APoT,
     "binary": Binary,
     "ternary": Ternary,
 }

@@ -40,12 +40,22 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["bits.weights=1"], "bits.weights: 1: a code book cannot be trained yet"),
-        (["bits.scheme=kmeans"], "bits.scheme: kmeans: a code book cannot be trained yet"),
-        (["bits.weights=2", "bits.scheme=ternary"], "bits.scheme: ternary: a code book"),
-        (["bits.layers={last: {weights: 1}}"], "bits.layers.last.weights: 1: a code book"),
-        (["bits.scale=power_of_two"], "bits.scale: power_of_two: the scale is not free"),
-        (["target=integer-only", "bits={weights: 8}"], "target integer-only has power_of_two: the"),
+        (["bits.weights=1"], "bits.weights: 1: quantizer lsq trains weights of 2, 3"),
+        (["bits.scheme=kmeans"], "bits.scheme: kmeans: quantizer lsq trains uniform weights"),
+        (["bits.layers={last: {weights: 1}}"], "bits.layers.last.weights: 1: quantizer lsq"),
+        (["qat.quantizer=twn", "bits.scheme=uniform", "bits.weights=2"], "scheme: ternary"),
+        (["qat.quantizer=ttq", "bits.weights=4"], "ttq trains weights of 2 or 8 bits and more"),
+        (["qat.quantizer=bwn", "bits.weights=8", "bits.layers={}"], "none; set bits.weights"),
+        (["qat.quantizer=bwn", "bits.weights=1", "calibrate.weights=mse"], "bwn trains binary"),
+        (["bits.scale=power_of_two", "qat.batchnorm=live"], "write batchnorm: folded"),
+        (
+            ["target=integer-only", "bits={weights: 2}", "qat.quantizer=ttq"],
+            "target integer-only has power_of_two: scales of quantizer ttq follow from several",
+        ),
+        (
+            ["bits.scale=fixed_point", "qat.oscillation={freeze: 0.02}"],
+            "qat.oscillation.freeze: frozen weights follow their scale",
+        ),
         (["bits.activations=dynamic"], "bits.activations: dynamic: grids found at run time"),
     ],
 )

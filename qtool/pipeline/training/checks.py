@@ -1,6 +1,7 @@
 """Refuse training that cannot work: most of it before any work."""
 
 import math
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import onnx_ir as ir
@@ -10,11 +11,12 @@ from qtool.errors import DataError, KeyPath
 from qtool.graph.queries import is_float
 from qtool.pipeline.context import RunOptions
 from qtool.qat.custom_loss import CustomLoss, custom_loss
-from qtool.qat.settings import UNTRAINABLE_CODEBOOK, UNTRAINABLE_DYNAMIC, UNTRAINABLE_SCALE
+from qtool.qat.settings import UNTRAINABLE_DYNAMIC
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.qat import Qat
 from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
+from qtool.weights import SCHEMES
 from qtool.weights.scale_constraints import SCALES
 
 
@@ -64,27 +66,92 @@ def _check_custom_loss(recipe: Recipe, section: Qat) -> None:
 
 
 def _check_grids(recipe: Recipe) -> None:
-    """Refuse what the network would refuse after calibration: code books, scales, dynamic grids."""
+    """Refuse what the network would refuse after calibration: weights, scales, dynamic grids."""
     bits = recipe.bits
     places: dict[KeyPath, tuple[object, object]] = {("bits",): (bits.weights, bits.activations)}
     for pattern, layer in bits.layers.items():
         widths = (layer.weights or bits.weights, layer.activations or bits.activations)
         places["bits", "layers", pattern] = widths
-    if bits.scheme.name != "uniform":
-        why = f"{bits.scheme.name}: a code book {UNTRAINABLE_CODEBOOK}"
-        raise recipe.error(("bits", "scheme"), why)
-    for place, (weights, activations) in places.items():
-        if weights == 1:
-            why = f"1: a code book {UNTRAINABLE_CODEBOOK} of 2 bits or more"
-            raise recipe.error((*place, "weights"), why)
+    _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
+    for place, (_weights, activations) in places.items():
         if activations == "dynamic":
             raise recipe.error((*place, "activations"), f"dynamic: {UNTRAINABLE_DYNAMIC}")
     integers = any("float" not in widths for widths in places.values())
-    target = load_target(recipe.target)
-    kind = target.scale if bits.scale is None else bits.scale.build(SCALES).kind
-    if integers and kind != "float":
-        whose = "" if bits.scale is not None else f"target {target.name} has "
-        raise recipe.error(("bits", "scale"), f"{whose}{kind}: the scale {UNTRAINABLE_SCALE}")
+    if integers and has_restricted_scales(recipe) and recipe.qat is not None:
+        _check_scales(recipe, recipe.qat)
+
+
+def scale_kind(recipe: Recipe) -> str:
+    """Return the form of scales that the recipe or its target requests."""
+    scale = recipe.bits.scale
+    return load_target(recipe.target).scale if scale is None else scale.build(SCALES).kind
+
+
+def has_restricted_scales(recipe: Recipe) -> bool:
+    """Return whether scales have a fixed form."""
+    return scale_kind(recipe) != "float"
+
+
+def _check_scales(recipe: Recipe, section: Qat) -> None:
+    """Refuse scales of a fixed form that training would not keep."""
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+
+    name, kind = section.quantizer.name, scale_kind(recipe)
+    if recipe.bits.scale is None:
+        kind = f"target {load_target(recipe.target).name} has {kind}"
+    if not QAT_QUANTIZERS[name].restricts_scales:
+        others = [n for n, entry in QAT_QUANTIZERS.items() if entry.restricts_scales]
+        raise recipe.error(
+            ("bits", "scale"),
+            f"{kind}: scales of quantizer {name} follow from several learned numbers; expected "
+            f"float, or one of the quantizers {', '.join(others)}",
+        )
+    if section.batchnorm != "folded":
+        why = f"{section.batchnorm}: folding BatchNorm after training changes scales ({kind})"
+        raise recipe.error(("qat", "batchnorm"), f"{why}; write batchnorm: folded")
+    if section.oscillation is not None and section.oscillation.freeze is not None:
+        why = f"frozen weights follow their scale, which changes in jumps ({kind})"
+        raise recipe.error(("qat", "oscillation", "freeze"), f"{why}; leave it out")
+
+
+def _check_weights(recipe: Recipe, widths: Mapping[KeyPath, object]) -> None:
+    """Refuse weights that the quantizer does not train.
+
+    Args:
+        recipe: with the scheme of its quantizer where it names none.
+        widths: of weights, by the keys of their place.
+    """
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.qat.quantizers.trainable import trained_widths
+
+    name, scheme = "lsq" if recipe.qat is None else recipe.qat.quantizer.name, recipe.bits.scheme
+    entry = QAT_QUANTIZERS[name]
+    if scheme.name != entry.scheme:
+        others = [n for n, other in QAT_QUANTIZERS.items() if other.scheme == scheme.name]
+        raise recipe.error(
+            ("bits", "scheme"),
+            f"{scheme.name}: quantizer {name} trains {entry.scheme} weights; expected scheme: "
+            f"{entry.scheme}, or one of the quantizers {', '.join(others)}",
+        )
+    if recipe.calibrate.weights is not None and entry.scheme != "uniform":
+        why = f"ranges are estimated for equal steps, {name} trains {entry.scheme} weights"
+        raise recipe.error(("calibrate", "weights"), f"{why}; leave one of the two out")
+    trained = trained_widths(entry)
+    low = {place: bits for place, bits in widths.items() if isinstance(bits, int) and bits < 8}
+    for place, bits in low.items():
+        if bits not in trained:
+            others = [n for n, other in QAT_QUANTIZERS.items() if bits in trained_widths(other)]
+            listed = ", ".join(map(str, sorted(trained)))
+            raise recipe.error(
+                (*place, "weights"),
+                f"{bits}: quantizer {name} trains weights of {listed} or 8 bits and more; expected "
+                f"these, or one of the quantizers {', '.join(others)}",
+            )
+    if SCHEMES[entry.scheme].low_bit_only and not low:
+        raise recipe.error(
+            ("qat", "quantizer"),
+            f"{name} is for weights of less than 8 bits, and there are none; set bits.weights",
+        )
 
 
 def recipe_loss(section: Qat, trust_code: bool) -> CustomLoss | None:

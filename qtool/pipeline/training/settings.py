@@ -42,6 +42,7 @@ def training_settings(prepared: Prepared, section: Qat, train_data: Dataset) -> 
         scale_lr=section.scale_lr,
         weight_decay=section.weight_decay,
         warmup=section.warmup,
+        schedule=section.schedule,
         clip=section.clip,
         precision=section.precision,
         label_smoothing=section.label_smoothing,

@@ -4,13 +4,15 @@ An entry of the table holds a method's options and makes modules; a module fake-
 tensor, or all tensors that share one grid, while the network trains.
 """
 
-from collections.abc import Iterator
-from typing import ClassVar, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
-from qtool.quant.primitives import QuantParams
+from qtool.quant.primitives import Codebook, QuantParams
 
 T = torch.Tensor
 
@@ -22,14 +24,22 @@ class GridModule(Protocol):
         params: grid that training starts from.
         scale: current scale: shape [] or [C] of weights, [1] of activations.
         decays: the module's parameters take the weight decay of the weights.
+        scale_tensor: name of the tensor that holds the scale; None: several tensors do.
+        steps_of_scale: how many scales that tensor holds: a range is so many steps.
     """
 
     params: QuantParams
     decays: bool
+    scale_tensor: str | None
+    steps_of_scale: float
 
     @property
     def scale(self) -> T:
         """Current scale."""
+
+    @property
+    def scale_owner(self) -> "GridBase":
+        """The module that holds ``scale_tensor``."""
 
     def __call__(self, x: T) -> T:
         """Return ``x`` rounded to the grid, differentiable."""
@@ -69,17 +79,42 @@ class WeightModule(GridModule, Protocol):
     def update_range(self, weight: T) -> None:
         """Compute the scale from ``weight``, where the scale follows the weights."""
 
+    def clip_weight(self, weight: T) -> None:
+        """Clamp the weights to the method's domain in place; called after an optimizer step."""
+
+    def advance(self, share: float, depth: float) -> None:
+        """Set how far training is; called before every step.
+
+        Args:
+            share: of training that is done, 0 to 1.
+            depth: position among the layers, 0 to 1.
+        """
+
+    def penalty(self, weight: T) -> T | None:
+        """Return what the method adds to the loss, rank 0; None: nothing."""
+
     def with_zero_level(self) -> "WeightModule":
         """Return a module whose grid holds 0, for weights of which some must stay 0."""
 
 
-class QatQuantizer(Protocol):
+class QatQuantizer(ABC):
     """An entry of QAT_QUANTIZERS: a frozen dataclass whose fields are the method's options."""
 
-    starts_from_codes: ClassVar[bool]
+    starts_from_codes: ClassVar[bool] = True
     """Weights start at the plan's codes and scales, so that repairing the plan first helps; False
     for methods that compute a grid of their own from the float weights."""
+    scheme: ClassVar[str] = "uniform"
+    """Name in SCHEMES of what gives the weights of less than 8 bits their first grid."""
+    trains_binary: ClassVar[bool] = False
+    """Weights of 1 bit can be trained."""
+    calibrator: ClassVar[Mapping[str, Any] | None] = None
+    """Calibrator, with options, of recipes that name none; None: the recipe's default."""
+    restricts_scales: ClassVar[bool] = True
+    """Scales can have the form of bits.scale."""
+    schedule: ClassVar[str] = "cosine"
+    """Schedule of the rates of recipes that name none."""
 
+    @abstractmethod
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights.
 
@@ -88,6 +123,7 @@ class QatQuantizer(Protocol):
             weight: the weights that training starts from.
         """
 
+    @abstractmethod
     def activation(self, params: QuantParams) -> ActivationModule:
         """Return the module of one activation grid.
 
@@ -100,6 +136,8 @@ class GridBase(nn.Module):
     """Defaults of a :class:`GridModule` without parameters."""
 
     decays = False
+    scale_tensor: str | None = "scale"
+    steps_of_scale = 1.0
 
     def __init__(self, params: QuantParams) -> None:
         """Make the module.
@@ -109,6 +147,11 @@ class GridBase(nn.Module):
         """
         super().__init__()
         self.params = params
+
+    @property
+    def scale_owner(self) -> "GridBase":
+        """The module that holds ``scale_tensor``."""
+        return self
 
     def project(self) -> None:
         """Do nothing: the module has no parameters."""
@@ -124,6 +167,88 @@ class WeightBase(GridBase):
     def update_range(self, weight: T) -> None:
         """Do nothing: the scale does not follow the weights."""
 
+    def clip_weight(self, weight: T) -> None:
+        """Do nothing: weights may have any value."""
+
+    def advance(self, share: float, depth: float) -> None:
+        """Do nothing: all of training is alike."""
+
+    def penalty(self, weight: T) -> T | None:
+        """Return None: the loss stays as it is."""
+        return None
+
     def with_zero_level(self) -> WeightModule:
         """Return this module: its grid holds 0."""
         return self  # type: ignore[return-value]  # subclasses add scale and freeze
+
+
+class CodebookBase(WeightBase):
+    """Defaults of a :class:`WeightModule` whose grid is a code book."""
+
+    rounds_to_nearest = False
+
+    def codebook(self, scale: T, levels: np.ndarray) -> Codebook:
+        """Return the code book with the requested bits of the grid that training starts from.
+
+        Args:
+            scale: shape [] or [C].
+            levels: whole numbers in any order.
+        """
+        values = scale.detach().cpu().numpy().astype(np.float32).reshape(self.params.scale.shape)
+        zero = np.zeros(values.shape, np.int32)
+        return Codebook(self.params.spec, values, zero, np.unique(levels).astype(np.int32))
+
+
+class ZeroLevel(CodebookBase):
+    """A module of weights with one more level, 0, for the weights that are exactly 0."""
+
+    def __init__(self, module: WeightModule) -> None:
+        """Make the module.
+
+        Args:
+            module: of the weights that are not 0.
+        """
+        super().__init__(module.params)
+        self.module = module
+        self.decays, self.follows_range = module.decays, module.follows_range
+
+    @property
+    def scale(self) -> T:
+        """Scale of the inner module."""
+        return self.module.scale
+
+    @property
+    def scale_owner(self) -> GridBase:
+        """The inner module, which holds ``scale_tensor``."""
+        return self.module.scale_owner
+
+    def forward(self, x: T) -> T:
+        """Round weights that are not 0."""
+        return self.module(x) * (x != 0)
+
+    def freeze(self, weight: T) -> tuple[T, QuantParams]:
+        """Return the codes of ``weight``, as floats, and the code book with the level 0."""
+        codes, params = self.module.freeze(weight)
+        levels = np.append(cast(Codebook, params).levels, 0)
+        scale = torch.from_numpy(params.scale)
+        return codes * (weight != 0), self.codebook(scale, levels)
+
+    def update_range(self, weight: T) -> None:
+        """Compute the scale of the inner module."""
+        self.module.update_range(weight)
+
+    def clip_weight(self, weight: T) -> None:
+        """Clamp the weights to the domain of the inner module."""
+        self.module.clip_weight(weight)
+
+    def advance(self, share: float, depth: float) -> None:
+        """Pass on how far training is."""
+        self.module.advance(share, depth)
+
+    def penalty(self, weight: T) -> T | None:
+        """Return the penalty of the inner module."""
+        return self.module.penalty(weight)
+
+    def project(self) -> None:
+        """Clamp the parameters of the inner module."""
+        self.module.project()

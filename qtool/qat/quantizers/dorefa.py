@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, WeightBase, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightBase, WeightModule
 from qtool.qat.quantizers.scales import broadcast_scale, plan_scale
 from qtool.qat.quantizers.ste import STEActivation, STEWeight, straight_through
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantParams, QuantSpec
@@ -15,7 +15,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class DoReFa:
+class DoReFa(QatQuantizer):
     """w = 2 q(tanh w / (2 max|tanh w|) + 1/2) - 1, with 2^k levels and none at 0.
 
     q(v) = round(v (2^k - 1)) / (2^k - 1). Activations keep their calibrated range. Layers of 8
@@ -28,6 +28,7 @@ class DoReFa:
     """
 
     starts_from_codes: ClassVar[bool] = False
+    trains_binary: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
@@ -54,6 +55,7 @@ class DoReFaWeight(WeightBase):
     """
 
     rounds_to_nearest = False
+    scale_tensor: str | None = "unit"
     unit: T
     variance: T
 
@@ -66,9 +68,10 @@ class DoReFaWeight(WeightBase):
         """
         super().__init__(params)
         self.steps = 2**params.spec.bits - 1
+        self.steps_of_scale = float(self.steps)
         start = weight.detach()
         self.register_buffer("variance", start.var(correction=0))
-        levels = self.levels(start).detach()
+        levels = self.codes(start).detach() / self.steps
         axis = getattr(params.spec.granularity, "axis", None)
         # Least squares per channel: unit = sum(w l) / sum(l^2) brings unit * l closest to w.
         fit, size = (
@@ -77,11 +80,11 @@ class DoReFaWeight(WeightBase):
         )
         self.register_buffer("unit", (fit / size).clamp(min=SMALLEST_SCALE * self.steps))
 
-    def levels(self, x: T) -> T:
-        """Return the levels of weights, between -1 and 1, differentiable."""
+    def codes(self, x: T) -> T:
+        """Return the odd codes of weights, -steps .. steps, differentiable."""
         squashed = torch.tanh(x)
         half = squashed / (2 * squashed.abs().amax().clamp(min=SMALLEST_SCALE)) + 0.5
-        return 2 * straight_through(half * self.steps) / self.steps - 1
+        return 2 * straight_through(half * self.steps) - self.steps
 
     @property
     def scale(self) -> T:
@@ -90,14 +93,15 @@ class DoReFaWeight(WeightBase):
 
     def forward(self, x: T) -> T:
         """Round weights to the levels."""
-        return self.levels(x) * broadcast_scale(self.unit, x, self.params)
+        # Whole numbers times the scale, as in the file: ties of powers of two stay ties.
+        return self.codes(x) * broadcast_scale(self.scale, x, self.params)
 
     def freeze(self, weight: T) -> tuple[T, QuantParams]:
         """Return the odd codes of ``weight``, as floats, and the code book of these codes."""
         odd = np.arange(-self.steps, self.steps + 1, 2, dtype=np.int32)
         scale = plan_scale(self.scale, self.params)
         grid = Codebook(self.params.spec, scale, self.params.zero_point, odd)
-        return (self.levels(weight).detach() * self.steps).round(), grid
+        return self.codes(weight).detach(), grid
 
     def with_zero_level(self) -> WeightModule:
         """Return straight-through rounding on the calibrated grid: the odd levels lack 0."""

@@ -2,13 +2,12 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
 from qtool.qat.quantizers.learned_step import RoundedStep
 from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, lsq_weight
 from qtool.quant.primitives import QuantParams
@@ -17,7 +16,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class EWGS:
+class EWGS(QatQuantizer):
     """Element-wise gradient scaling: dL/dx = g (1 + delta sign(g) (x - q)) with g = dL/dq.
 
     There x and its rounded value q are normalized: the grid is 1 wide on each side of zero. Scales
@@ -33,8 +32,6 @@ class EWGS:
     _: KW_ONLY
     delta: float = Field(default=0.01, ge=0)
     gradient_scale: float = Field(default=1.0, gt=0)
-
-    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import KW_ONLY, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, GridBase, WeightBase, WeightModule
+from qtool.qat.quantizers.base import (
+    ActivationModule,
+    GridBase,
+    QatQuantizer,
+    WeightBase,
+    WeightModule,
+)
 from qtool.qat.quantizers.learned_step import RoundedStep, StepGradient, learned_step
 from qtool.qat.quantizers.scales import (
     MIN_SCALE_SHARE,
@@ -19,6 +24,7 @@ from qtool.qat.quantizers.scales import (
     code_limits,
     freeze_weight,
     plan_scale,
+    raw_tensor,
 )
 from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import PerChannel, QuantParams
@@ -27,7 +33,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class LSQ:
+class LSQ(QatQuantizer):
     """Learned step size: dy/ds = round(x/s) - x/s inside, the limit's code outside.
 
     y = round(clip(x / s, lo, hi)) * s. The gradient of each scale s is multiplied by
@@ -44,8 +50,6 @@ class LSQ:
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
-
-    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
@@ -122,7 +126,7 @@ class LSQWeight(WeightBase):
 
     def project(self) -> None:
         """Clamp the scales to positive values."""
-        clamp_below(self.scale, self.floor)
+        clamp_below(raw_tensor(self, "scale"), self.floor)
 
     def freeze(self, weight: T) -> tuple[T, QuantParams]:
         """Return the codes of ``weight``, as floats, and the learned grid."""
@@ -163,7 +167,7 @@ class LSQActivation(GridBase):
 
     def project(self) -> None:
         """Clamp the scale to positive values."""
-        clamp_below(self.scale, self.floor)
+        clamp_below(raw_tensor(self, "scale"), self.floor)
 
     def freeze(self) -> QuantParams:
         """Return the learned grid."""

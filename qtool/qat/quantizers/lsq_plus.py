@@ -2,14 +2,13 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
 from qtool.qat.quantizers.learned_step import RoundedStep, learned_step
 from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, lsq_weight
 from qtool.qat.quantizers.scales import freeze_activation
@@ -19,7 +18,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class LSQPlus:
+class LSQPlus(QatQuantizer):
     """LSQ with learned zero points z of activations: dy/dz = -s outside, 0 inside.
 
     y = (round(clip(x / s + round(z), lo, hi)) - round(z)) * s. Zero points learn as real numbers
@@ -34,8 +33,6 @@ class LSQPlus:
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
-
-    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

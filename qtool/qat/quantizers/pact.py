@@ -8,17 +8,23 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, GridBase, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, GridBase, QatQuantizer, WeightModule
 from qtool.qat.quantizers.dorefa import DoReFa
 from qtool.qat.quantizers.learned_step import RoundedStep, StepGradient, learned_step
-from qtool.qat.quantizers.scales import MIN_SCALE_SHARE, clamp_below, code_limits, plan_scale
+from qtool.qat.quantizers.scales import (
+    MIN_SCALE_SHARE,
+    clamp_below,
+    code_limits,
+    plan_scale,
+    raw_tensor,
+)
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class PACT:
+class PACT(QatQuantizer):
     """Activations are clipped at a learned level alpha: dy/dalpha = 1 above alpha, 0 below.
 
     y = round(clip(x, 0, alpha) n / alpha) alpha / n with n = 2^k - 1. Weights are those of dorefa.
@@ -30,6 +36,7 @@ class PACT:
     """
 
     starts_from_codes: ClassVar[bool] = False
+    trains_binary: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
@@ -72,6 +79,7 @@ class PACTActivation(GridBase):
     """
 
     decays = True  # the paper's L2 penalty on alpha
+    scale_tensor: str | None = "alpha"
     gradient: StepGradient = PACTGradient()
     floor: T
 
@@ -84,6 +92,7 @@ class PACTActivation(GridBase):
         super().__init__(params)
         # At least 1: where the calibrated range ends at 0, the zero point is the highest code.
         self.codes_above_zero = max(code_limits(params)[1], 1)
+        self.steps_of_scale = float(self.codes_above_zero)
         level = float(params.scale) * self.codes_above_zero
         self.alpha = nn.Parameter(torch.tensor([level], dtype=torch.float32))
         self.register_buffer("floor", self.alpha.detach() * MIN_SCALE_SHARE, persistent=False)
@@ -99,7 +108,7 @@ class PACTActivation(GridBase):
 
     def project(self) -> None:
         """Clamp the level to positive values."""
-        clamp_below(self.alpha, self.floor)
+        clamp_below(raw_tensor(self, "alpha"), self.floor)
 
     def freeze(self) -> QuantParams:
         """Return the learned grid."""

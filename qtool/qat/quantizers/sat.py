@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
 from qtool.qat.quantizers.dorefa import DoReFaWeight, has_odd_levels
 from qtool.qat.quantizers.lsq import LSQGradient
 from qtool.qat.quantizers.pact import PACTActivation
@@ -17,7 +17,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class SAT:
+class SAT(QatQuantizer):
     """Scale-adjusted training: constant weight variance, and dy/dalpha = q - x/alpha inside.
 
     Above the clipping level alpha the gradient is 1, as in pact. The weights Q of every layer are
@@ -30,6 +30,7 @@ class SAT:
     """
 
     starts_from_codes: ClassVar[bool] = False
+    trains_binary: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
@@ -47,13 +48,13 @@ class SATWeight(DoReFaWeight):
 
     def forward(self, x: T) -> T:
         """Round weights to the levels."""
-        levels = self.levels(x)
+        codes = self.codes(x)
         if self.training:
-            values = levels.detach() * broadcast_scale(self.unit, x, self.params)
+            values = codes.detach() * broadcast_scale(self.scale, x, self.params)
             # 1e-20: weights that are all equal have no variance to divide by.
             ratio = self.variance / values.var(correction=0).clamp(min=1e-20)
             self.unit = self.unit * ratio.sqrt()
-        return levels * broadcast_scale(self.unit, x, self.params)
+        return codes * broadcast_scale(self.scale, x, self.params)
 
 
 class SATActivation(PACTActivation):

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from qtool.quant.primitives import PerChannel, QuantParams
 
@@ -34,6 +36,39 @@ def broadcast_scale(scale: Any, x: Any, params: QuantParams) -> Any:
     shape = [1] * x.ndim
     shape[params.spec.granularity.axis] = -1
     return scale.reshape(shape)
+
+
+def scale_rows(weight: T, params: QuantParams) -> T:
+    """Return the weights as rows that share a scale, [scales, weights per scale].
+
+    Args:
+        weight: any shape.
+        params: their grid, one scale per tensor or per channel.
+    """
+    axis = getattr(params.spec.granularity, "axis", None)
+    return weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
+
+
+def from_scale_rows(rows: T, weight: T, params: QuantParams) -> T:
+    """Return rows in the shape of the weights: the inverse of :func:`scale_rows`."""
+    axis = getattr(params.spec.granularity, "axis", None)
+    if axis is None:
+        return rows.reshape(weight.shape)
+    return rows.reshape(weight.movedim(axis, 0).shape).movedim(0, axis)
+
+
+def per_scale(numbers: T, params: QuantParams) -> T:
+    """Reshape one number for each row of :func:`scale_rows` to the scale's shape, [] or [C]."""
+    return numbers.reshape(params.scale.shape)
+
+
+def raw_tensor(module: nn.Module, name: str) -> T:
+    """Return a tensor of a module as the optimizer sees it, before any parametrization."""
+    if parametrize.is_parametrized(module, name):
+        tensor: T = module.parametrizations[name].original  # type: ignore[index, union-attr]
+        return tensor
+    tensor = getattr(module, name)
+    return tensor
 
 
 def clamp_below(scale: T, lowest: T) -> None:

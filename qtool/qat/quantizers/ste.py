@@ -1,14 +1,20 @@
 """STE: gradients pass a rounding as if it were the identity."""
 
 from dataclasses import KW_ONLY
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.qat import distributed
-from qtool.qat.quantizers.base import ActivationModule, GridBase, WeightBase, WeightModule
+from qtool.qat.quantizers.base import (
+    ActivationModule,
+    GridBase,
+    QatQuantizer,
+    WeightBase,
+    WeightModule,
+)
 from qtool.qat.quantizers.learned_step import StepGradient, learned_step
 from qtool.qat.quantizers.scales import (
     broadcast_scale,
@@ -22,7 +28,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class STE:
+class STE(QatQuantizer):
     """Straight-through rounding: dL/dx = dL/dy inside the range, 0 outside.
 
     y = round(clip(x / s, lo, hi)) * s, with scales s that do not learn.
@@ -37,8 +43,6 @@ class STE:
     _: KW_ONLY
     ranges: Literal["fixed", "ema"] = "fixed"
     momentum: float = Field(default=0.01, gt=0, le=1)
-
-    starts_from_codes: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

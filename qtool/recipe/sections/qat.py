@@ -76,7 +76,9 @@ class Qat(DataSection):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with Nesterov momentum 0.9."""
     lr: Annotated[float, Field(gt=0)] = 0.01
-    """Peak learning rate; it falls to 0 along half a cosine."""
+    """Peak learning rate; it falls along the schedule."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """Of the rates: half a cosine to 0, or exponentially to 1/1500."""
     scale_lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate of scales; absent: lr / 100."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -15,12 +15,25 @@ def recipe(folder, quantizer, **parts):
 
 @pytest.mark.parametrize("name", QAT_QUANTIZERS)
 def test_default_steps_come_before_training_from_the_plans_codes(name, tmp_path):
-    ptq = _with_training_defaults(recipe(tmp_path, name)).ptq
+    resolved = _with_training_defaults(recipe(tmp_path, name))
+    ptq = resolved.ptq
+    assert resolved.bits.scheme.name == QAT_QUANTIZERS[name].scheme
     # None: the default steps are added once the widths and the samples are read.
     assert ptq == (None if QAT_QUANTIZERS[name].starts_from_codes else ())
-    assert QAT_QUANTIZERS[name].starts_from_codes == (name not in ("dorefa", "pact", "sat"))
+    equal_steps = {"lsq", "lsq_plus", "ste", "ewgs", "nice", "faq", "regularization"}
+    assert QAT_QUANTIZERS[name].starts_from_codes == (name in equal_steps)
 
 
 def test_steps_that_the_recipe_names_run_in_any_case(tmp_path):
     named = recipe(tmp_path, "pact", ptq=["gptq"])
     assert [step.name for step in _with_training_defaults(named).ptq] == ["gptq"]
+
+
+def test_faq_brings_its_calibrator_and_schedule_where_the_recipe_has_none(tmp_path):
+    resolved = _with_training_defaults(recipe(tmp_path, "faq"))
+    assert resolved.calibrate.method.model_dump() == {"percentile": {"q": 0.9999}}
+    assert resolved.qat.schedule == "exponential"
+    own = {"calibrate": {"images": "a", "method": "mse"}}
+    kept = recipe(tmp_path, {"faq": {}}, **own)
+    assert _with_training_defaults(kept).calibrate.method.name == "mse"
+    assert _with_training_defaults(recipe(tmp_path, "lsq")).qat.schedule == "cosine"

@@ -23,11 +23,15 @@ from qtool.qat.quantizers.lsq_plus import LSQPlusGradient
 from qtool.qat.quantizers.pact import PACTActivation, PACTGradient
 from qtool.qat.quantizers.sat import SATActivation
 from qtool.qat.quantizers.ste import STE, straight_through
+from qtool.qat.quantizers.trainable import trained_widths
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import same_structure
 from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 from qtool.simulation.fake_quant import Simulation
+from qtool.weights import SCHEMES
+from qtool.weights.grids import weight_grids
+from qtool.weights.ternary import Ternary
 
 
 def surrogate(x, s, lo, hi, residual):
@@ -150,11 +154,12 @@ def normed_net() -> Net:
     return net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y"))
 
 
-def planned(net: Net, bits: Bits):
+def planned(net: Net, bits: Bits, scheme=None):
     model = net.model()
     bind(model, feeds_for(model))
     rewritten(model)
     plan = make_plan(model, cpu(), bits)
+    plan = weight_grids(model, plan, scheme)
     grids = make_grids(model, plan, [feeds_for(model, seed=1, rows=8)], MinMax())
     return model, freeze(model, grids)
 
@@ -191,7 +196,8 @@ def trained(network: QatNetwork, feeds) -> list[float]:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(logits(network.train(), feeds), target)
         loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        assert all(g.isfinite().all() for g in gradients)
         optimizer.step()
         network.project()
         losses.append(loss.item())
@@ -315,11 +321,12 @@ def entry(name: str):
 @pytest.mark.parametrize("name", QAT_QUANTIZERS)
 @pytest.mark.parametrize("batchnorm", ["live", "folded"])
 def test_every_quantizer_trains_and_its_file_is_what_was_trained(name, batchnorm):
-    model, plan = planned(normed_net(), Bits(3, 4))
+    model, plan = planned(normed_net(), Bits(max(trained_widths(entry(name)) & {1, 2, 3}), 4))
     network = QatNetwork(model, plan, entry(name), batchnorm)
     feeds = feeds_for(model, seed=2, rows=16)
     losses = trained(network, feeds)
-    assert min(losses[-5:]) < 0.9 * losses[0]
+    enough = 0.98 if SCHEMES[entry(name).scheme].fixed_bits == 1 else 0.9  # signs learn little
+    assert min(losses[-5:]) < enough * losses[0]
     assert_the_file_is_what_was_trained(network, model, feeds)
 
 
@@ -379,7 +386,7 @@ def test_zeros_that_fill_up_a_kernel_stay_zeros(name):
     x = net.conv(net.input("x", "N", 3, 16, 16), 3, 8, 7, strides=[2, 2], name="stem")
     x = net.add("Flatten", net.add("GlobalAveragePool", net.add("Relu", net.norm(x, 8))))
     net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y"))
-    model, plan = planned(net, Bits(4, 4))
+    model, plan = planned(net, Bits(max(trained_widths(QAT_QUANTIZERS[name]) & {1, 2, 4}), 4))
     stem = plan.sites["stem"].weight
     network = QatNetwork(model, plan, QAT_QUANTIZERS[name]())
     filled = network.weights["0"].detach().numpy() == 0
@@ -472,8 +479,12 @@ def test_scales_stay_positive():
 
 def test_what_cannot_be_trained_is_refused():
     model, plan = planned(normed_net(), Bits(1, 8))
-    with pytest.raises(RecipeError, match="code book"):
+    with pytest.raises(RecipeError, match="have 1 bits; LSQ trains weights of 2 or 3"):
         QatNetwork(model, plan, LSQ())
+    model, plan = planned(normed_net(), Bits(2, 8), Ternary())
+    with pytest.raises(RecipeError, match="have a code book; LSQ trains equal steps"):
+        QatNetwork(model, plan, LSQ())
+    assert QatNetwork(model, plan, QAT_QUANTIZERS["twn"]()).weights
     model, plan = planned(normed_net(), Bits(4, 8, granularity="tensor"))
     with pytest.raises(RecipeError, match="one scale for all channels"):
         QatNetwork(model, plan, LSQ(), "live")
@@ -481,8 +492,7 @@ def test_what_cannot_be_trained_is_refused():
     name = next(iter(plan.grids))
     snapped = replace(plan.grids[name].spec, scale_kind="power_of_two")
     grids = {**plan.grids, name: replace(plan.grids[name], spec=snapped)}
-    with pytest.raises(RecipeError, match="is not free"):
-        QatNetwork(model, replace(plan, grids=grids), LSQ(), "folded")
+    assert QatNetwork(model, replace(plan, grids=grids), LSQ(), "folded").activation_grids
 
 
 def test_a_loop_of_ones_own(tmp_path):

@@ -1,0 +1,80 @@
+"""Regularization: float weights are drawn to the grid by a penalty whose weight learns."""
+
+from dataclasses import KW_ONLY
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, LSQWeight
+from qtool.qat.quantizers.scales import broadcast_scale
+from qtool.qat.quantizers.ste import STEWeight
+from qtool.quant.primitives import QuantParams
+
+T = torch.Tensor
+
+# Scales learn at a hundredth of the rate of weights; the exponent takes steps a hundred times as
+# large where its parameter is a tenth of it.
+EXPONENT_UNIT = 10.0
+
+
+@dataclass(frozen=True)
+class Regularization(QatQuantizer):
+    """The loss gets e^o R - o, R = mean (w - Q(w))^2 of a layer; o and the scale of Q learn.
+
+    Training computes with the float weights, evaluation with rounded ones. d/do = e^o R - 1, so the
+    weight e^o of the penalty grows until it is 1 / R. Activations are rounded and learn as in lsq.
+
+    Args:
+        start: e^o when training starts.
+    Source: Choi, El-Khamy and Lee 2020, "Learning Sparse Low-Precision Neural Networks With
+        Learnable Regularization", sec. 3, arXiv:1809.00095. Departures: a penalty for each layer,
+        where the paper has one for all; o learns at the rate of the weights.
+    """
+
+    _: KW_ONLY
+    start: float = Field(default=1.0, gt=0)
+
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        if params.spec.bits >= 8:
+            return STEWeight(params, follows_range=True)
+        return RegularizedWeight(params, weight, self.start)
+
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return LSQActivation(params, LSQGradient())
+
+
+class RegularizedWeight(LSQWeight):
+    """Weights that train in float, with a penalty on their distance to the grid.
+
+    Attributes:
+        exponent: o / 10, learned, shape [].
+    """
+
+    def __init__(self, params: QuantParams, weight: T, start: float) -> None:
+        """Make the module.
+
+        Args:
+            params: grid that training starts from.
+            weight: the weights; only their number counts.
+            start: weight of the penalty when training starts.
+        """
+        super().__init__(params, weight, LSQGradient())
+        self.exponent = nn.Parameter(torch.tensor(float(np.log(start)) / EXPONENT_UNIT))
+
+    def forward(self, x: T) -> T:
+        """Return the weights as they are in training, rounded in evaluation."""
+        return x if self.training else super().forward(x)
+
+    def penalty(self, weight: T) -> T:
+        """Return e^o R - o, with the mean squared distance R of weights to their nearest level."""
+        spec = self.params.spec
+        scale = broadcast_scale(self.scale, weight, self.params)
+        codes = (weight / scale).detach().clamp(spec.qmin, spec.qmax).round()
+        exponent = EXPONENT_UNIT * self.exponent
+        return exponent.exp() * (weight - codes * scale).square().mean() - exponent

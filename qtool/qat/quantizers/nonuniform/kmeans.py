@@ -1,0 +1,135 @@
+"""K-means: the shared values of a code book learn; the assignment of weights to them stays."""
+
+from dataclasses import KW_ONLY
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from qtool.qat.quantizers.base import (
+    ActivationModule,
+    CodebookBase,
+    QatQuantizer,
+    WeightModule,
+    ZeroLevel,
+)
+from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.scales import broadcast_scale
+from qtool.qat.quantizers.ste import STEWeight, straight_through
+from qtool.quant.primitives import Codebook, QuantParams
+from qtool.weights.kmeans import KMeans
+
+T = torch.Tensor
+
+# A centroid of 1 is this level of the int8 code book.
+TOP_LEVEL = 127
+
+
+@dataclass(frozen=True)
+class KMeansCentroids(QatQuantizer):
+    """w = s c[index of w]: the centroids c of a layer learn; dL/dc[k] = sum of s g over index k.
+
+    The code book starts as that of bits.scheme: kmeans, with a fixed scale s per channel. Levels of
+    the file are 127 c, rounded; training computes with these. Activations learn as in lsq.
+
+    Args:
+        indices: ``fixed``: weights keep the centroid they have as training starts, and only
+            centroids learn; ``nearest``: the weights learn too, straight through, and each takes
+            the nearest centroid at every step.
+    Source: Han et al. 2016, "Deep Compression", sec. 3 (fine-tuning of centroids),
+        arXiv:1510.00149. Departure: a scale per channel; ``nearest``.
+    """
+
+    _: KW_ONLY
+    indices: Literal["fixed", "nearest"] = "fixed"
+
+    starts_from_codes: ClassVar[bool] = False
+    scheme: ClassVar[str] = "kmeans"
+    trains_binary: ClassVar[bool] = True
+
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        if params.spec.bits >= 8:
+            return STEWeight(params, follows_range=True)
+        return CentroidWeight(params, weight, self.indices == "nearest")
+
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return LSQActivation(params, LSQGradient())
+
+
+class CentroidWeight(CodebookBase):
+    """Weights that share the learned values of a code book, times a fixed scale per channel.
+
+    Attributes:
+        centroids: learned, ascending as training starts, [levels].
+        unit: factor of the centroids, shape [] or [C].
+        indices: centroid of each weight as training starts, int64, the weights' shape.
+    """
+
+    scale_tensor: str | None = "unit"
+    steps_of_scale = float(TOP_LEVEL)
+    unit: T
+    indices: T
+
+    def __init__(self, params: QuantParams, weight: T, nearest: bool) -> None:
+        """Make the module.
+
+        Args:
+            params: grid that training starts from; a code book, or equal steps.
+            weight: the weights that training starts from.
+            nearest: weights learn and take the nearest centroid; else their centroids are fixed.
+        """
+        super().__init__(params)
+        if not isinstance(params, Codebook):
+            params, _ = KMeans()(weight.detach().cpu().numpy(), params.spec)
+        self.nearest = nearest
+        # Levels of binary and ternary code books are -1 to 1.
+        top = float(np.abs(params.levels).max())
+        self.centroids = nn.Parameter(torch.tensor(params.levels / top, dtype=torch.float32))
+        self.register_buffer("unit", torch.tensor(params.scale * top, dtype=torch.float32))
+        self.register_buffer("indices", self.nearest_index(weight), persistent=not nearest)
+
+    @torch.no_grad()
+    def nearest_index(self, weight: T) -> T:
+        """Return the index of the centroid nearest to each weight, int64."""
+        normal = weight / broadcast_scale(self.unit, weight, self.params)
+        ascending, order = self.centroids.sort()
+        between = torch.bucketize(normal, (ascending[1:] + ascending[:-1]) / 2, right=True)
+        return order[between]
+
+    @property
+    def scale(self) -> T:
+        """Difference between neighbouring levels of the file, shape [] or [C]."""
+        return self.unit / TOP_LEVEL
+
+    def levels(self) -> T:
+        """Return the centroids as levels of the file, whole numbers, differentiable [levels]."""
+        return straight_through(self.centroids * TOP_LEVEL)
+
+    def forward(self, x: T) -> T:
+        """Return each weight's centroid."""
+        indices = self.nearest_index(x) if self.nearest else self.indices
+        # The gradient of an embedding is pooled over equal indices.
+        levels = F.embedding(indices, self.levels().unsqueeze(1)).squeeze(-1)
+        values = levels * broadcast_scale(self.scale, x, self.params)
+        return values + (x - x.detach()) if self.nearest else values
+
+    def project(self) -> None:
+        """Clamp the centroids to the range of int8."""
+        with torch.no_grad():
+            self.centroids.clamp_(-1, 1)
+
+    @torch.no_grad()
+    def freeze(self, weight: T) -> tuple[T, QuantParams]:
+        """Return the level of each weight, as floats, and the code book."""
+        levels = self.levels()
+        indices = self.nearest_index(weight) if self.nearest else self.indices
+        return levels[indices], self.codebook(self.scale, levels.cpu().numpy())
+
+    def with_zero_level(self) -> WeightModule:
+        """Return a module with the level 0 for weights that are exactly 0."""
+        return ZeroLevel(self)
