@@ -16,6 +16,7 @@ from qtool.qat.batchnorm import LiveNorm, fold_norm, unfold_norm
 from qtool.qat.block_outputs import block_outputs
 from qtool.qat.quantizers.base import (
     ActivationModule,
+    GridModule,
     QatQuantizer,
     WeightModule,
 )
@@ -346,8 +347,9 @@ class QatNetwork(nn.Module):
         Args:
             share: of training that is done, 0 to 1.
         """
-        for index, key in enumerate(self.weight_grids):
-            self._weight_grid(key).advance(share, index / len(self.weight_grids))
+        for grids in (self.weight_grids, self.activation_grids):
+            for index, grid in enumerate(grids.values()):
+                cast(GridModule, grid).advance(share, index / len(grids))
 
     def penalty(self) -> T | None:
         """Return the sum of what the methods of weights add to the loss; None where none does."""

@@ -49,7 +49,7 @@ WeightWidth = Annotated[
     BeforeValidator(_refuse_boolean),
 ]
 ActivationWidth = Annotated[
-    Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float", "dynamic"],
+    Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "float", "dynamic"],
     BeforeValidator(_refuse_boolean),
 ]
 

@@ -189,6 +189,9 @@ class Accuracy(Part):
 class Size(Part):
     """Bytes of both files; `weight_payload_bytes` counts the bits of weights.
 
+    `weight_huffman_bytes` is what Huffman codes, one table a layer, would make of the weights'
+    codes; the file does not use them.
+
     The last four add up to the file: codes and float numbers, scales, code books, and the graph.
     """
 
@@ -197,6 +200,7 @@ class Size(Part):
     compression: Number
     weight_bits_mean: Number | None = None
     weight_payload_bytes: int | None = None
+    weight_huffman_bytes: int | None = None
     payload_bytes: int | None = None
     scale_bytes: int | None = None
     code_book_bytes: int | None = None

@@ -17,6 +17,7 @@ from qtool.graph.queries import WEIGHTED_OPS, by_name, is_constant
 from qtool.graph.save import is_type_redundant
 from qtool.quant.plan import QuantPlan
 from qtool.report.report import Size
+from qtool.verification.huffman import huffman_bytes
 
 # Names that the emitters give to scales and zero points, and to code books.
 SCALES = re.compile(r"_(scale|scale_column|zero_point|zero)(_\d+)?$")
@@ -185,6 +186,7 @@ def size_part(
         compression=round(before / after, 4),
         weight_bits_mean=round(bits / count, 4) if count else None,
         weight_payload_bytes=weight_bytes(layers.values()) if count else None,
+        weight_huffman_bytes=huffman_bytes(plan, layers) or None,
         payload_bytes=parts.payload,
         scale_bytes=parts.scales,
         code_book_bytes=parts.code_books,

@@ -5,7 +5,7 @@ holds the options, the torch modules and the gradients of one paper.
 """
 
 from qtool.qat.quantizers.base import QatQuantizer
-from qtool.qat.quantizers.binary import BWN, BinaryConnect
+from qtool.qat.quantizers.binary import BWN, XNOR, BinaryConnect
 from qtool.qat.quantizers.dorefa import DoReFa
 from qtool.qat.quantizers.ewgs import EWGS
 from qtool.qat.quantizers.faq import FAQ
@@ -36,6 +36,7 @@ QAT_QUANTIZERS: dict[str, type[QatQuantizer]] = {
     "regularization": Regularization,
     "binaryconnect": BinaryConnect,
     "bwn": BWN,
+    "xnor": XNOR,
     "twn": TWN,
     "ttq": TTQ,
     "kmeans": KMeansCentroids,

@@ -50,6 +50,14 @@ class GridModule(Protocol):
     def project(self) -> None:
         """Clamp the parameters to their domain; called after every optimizer step."""
 
+    def advance(self, share: float, depth: float) -> None:
+        """Set how far training is; called before every step.
+
+        Args:
+            share: of training that is done, 0 to 1.
+            depth: position among the layers, or among the grids of activations, 0 to 1.
+        """
+
 
 @runtime_checkable
 class ActivationModule(GridModule, Protocol):
@@ -81,14 +89,6 @@ class WeightModule(GridModule, Protocol):
 
     def clip_weight(self, weight: T) -> None:
         """Clamp the weights to the method's domain in place; called after an optimizer step."""
-
-    def advance(self, share: float, depth: float) -> None:
-        """Set how far training is; called before every step.
-
-        Args:
-            share: of training that is done, 0 to 1.
-            depth: position among the layers, 0 to 1.
-        """
 
     def penalty(self, weight: T) -> T | None:
         """Return what the method adds to the loss, rank 0; None: nothing."""
@@ -156,6 +156,9 @@ class GridBase(nn.Module):
     def project(self) -> None:
         """Do nothing: the module has no parameters."""
 
+    def advance(self, share: float, depth: float) -> None:
+        """Do nothing: all of training is alike."""
+
 
 class WeightBase(GridBase):
     """Defaults of a :class:`WeightModule` that rounds to nearest on a grid with a level at 0."""
@@ -169,9 +172,6 @@ class WeightBase(GridBase):
 
     def clip_weight(self, weight: T) -> None:
         """Do nothing: weights may have any value."""
-
-    def advance(self, share: float, depth: float) -> None:
-        """Do nothing: all of training is alike."""
 
     def penalty(self, weight: T) -> T | None:
         """Return None: the loss stays as it is."""

@@ -2,5 +2,6 @@
 
 from qtool.qat.quantizers.binary.binaryconnect import BinaryConnect
 from qtool.qat.quantizers.binary.bwn import BWN
+from qtool.qat.quantizers.binary.xnor import XNOR
 
-__all__ = ["BWN", "BinaryConnect"]
+__all__ = ["BWN", "XNOR", "BinaryConnect"]

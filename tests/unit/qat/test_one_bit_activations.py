@@ -1,0 +1,109 @@
+"""Activations of 1 bit, popcounts, and grids that lose their bits while training."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import Net, run
+
+import qtool
+from qtool.qat.quantizers.binary.xnor import ApproxSignGradient, popcount_dot
+from qtool.qat.quantizers.learned_step import learned_step
+from qtool.qat.quantizers.lsq import LSQ, LSQGradient, bits_left
+from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
+
+RNG = np.random.default_rng(11)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8, 63, 200])
+def test_a_dot_product_of_signs_is_a_popcount(count):
+    a, b = RNG.choice([-1, 1], (2, count))
+    assert popcount_dot(a, b) == int(a @ b)
+
+
+def test_known_answer_of_a_popcount():
+    assert popcount_dot(np.array([1, -1, 1, 1]), np.array([1, 1, -1, 1])) == 0
+
+
+def test_known_gradients_of_the_approximate_sign():
+    """v = 2 x / s - 1 is -0.5, 0, 0.5 and 1.2; dx is that of sign(v) times s / 2 times 2 / s."""
+    x = torch.tensor([0.5, 1.0, 1.5, 2.2], requires_grad=True)
+    scale = torch.tensor([2.0], requires_grad=True)
+    y = learned_step(x, scale, (0, 1), ApproxSignGradient())
+    y.sum().backward()
+    assert y.tolist() == [0.0, 0.0, 2.0, 2.0]
+    torch.testing.assert_close(x.grad, torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    # By the chain rule through x / s: codes minus dx * x / s.
+    expected = 2 - (0.5 * 1 + 1.0 * 2 + 1.5 * 1) / 2
+    assert scale.grad.item() == pytest.approx(expected)
+
+
+def test_the_approximate_gradient_has_the_area_of_the_step():
+    x = torch.linspace(-1, 2, 3001, requires_grad=True)
+    learned_step(x, torch.tensor([1.0]), (0, 1), ApproxSignGradient()).sum().backward()
+    assert float(x.grad.sum()) / 1000 == pytest.approx(1, abs=1e-3)
+
+
+def test_a_network_of_1_bit_trains_and_its_file_is_what_was_trained(tmp_path):
+    net = Net(opset=21)
+    x = net.conv(net.input("x", "N", 3, 8, 8), 3, 8, 3, name="c0")
+    x = net.conv(net.add("Relu", x), 8, 8, 3, name="c1")
+    x = net.conv(net.add("Relu", x), 8, 8, 3, name="c2")
+    x = net.add("Flatten", net.add("GlobalAveragePool", net.add("Relu", x)))
+    net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    x = RNG.normal(size=(32, 3, 8, 8)).astype(np.float32)
+    ends = {"first": 8, "last": 8}
+    bits = {"weights": 1, "activations": 1, "scheme": "binary", "layers": ends}
+    plan = qtool.quantize(model, [x], bits=bits, ptq=[])
+    module = qtool.simulate(model, plan, quantizer="xnor")
+    target = torch.from_numpy(run(net.proto(), {"x": x})["y"])
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(module.train()(torch.from_numpy(x)), target)
+        loss.backward()
+        optimizer.step()
+        module.project()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    learned = module.eval().plan()
+    for name in ("c1", "c2"):
+        site = learned.quantization.sites[name]
+        spec, codes = learned.quantization.spec(site.inputs[0]), learned.quantization.codes
+        assert (spec.qmin, spec.qmax) == (0, 1) and set(np.unique(codes[site.weight])) == {-1, 1}
+    qtool.emit(model, learned, tmp_path / "q.onnx")
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    written = run(onnx.load(tmp_path / "q.onnx"), {"x": x})["y"]
+    np.testing.assert_allclose(written, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_bits_are_lost_one_after_the_other_in_the_first_half_of_training():
+    shares = (0.0, 0.1, 0.17, 0.3, 0.34, 0.49, 0.5, 1.0)
+    assert [bits_left(3, share) for share in shares] == [3, 3, 2, 2, 1, 1, 0, 0]
+    assert {bits_left(0, share) for share in shares} == {0}
+
+
+def test_a_grid_with_more_bits_has_the_same_range_and_contains_the_requested_one():
+    weight = torch.from_numpy(RNG.normal(size=(4, 60)).astype(np.float32))
+    spec = QuantSpec(2, True, True, PerChannel(0))
+    params = QuantParams(spec, np.full(4, 0.7, np.float32), np.zeros(4, np.int32))
+    plain, lowered = LSQ().weight(params, weight), LSQ(extra_bits=2).weight(params, weight)
+    lowered.train().advance(0.0, 0.0)
+    fine = lowered(weight).detach()
+    assert fine.unique().numel() == 13 and set(fine.unique().tolist()) > set(
+        plain(weight).detach().unique().tolist()
+    )
+    assert (fine - weight).abs().mean() < (plain(weight) - weight).abs().mean()
+    torch.testing.assert_close(lowered.eval()(weight), plain(weight))
+    lowered.train().advance(0.6, 0.0)
+    torch.testing.assert_close(lowered(weight), plain(weight))
+    activation = LSQ(extra_bits=2).activation(
+        QuantParams(QuantSpec(2, False, False), np.array(0.5, np.float32), np.int32(0))
+    )
+    activation.train().advance(0.0, 0.0)
+    x = torch.linspace(-1, 2, 200)
+    assert activation(x).detach().unique().numel() == 13 and activation.gradient == LSQGradient()
