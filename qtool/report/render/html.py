@@ -121,6 +121,11 @@ def _environment() -> Environment:
         environment.filters[name] = getattr(formatting, name)
     environment.filters["breakable"] = breakable
     environment.globals.update(
-        TONE=TONE, drop_words=drop_words, pair=charts.pair, sites=sensitivity, search=search
+        TONE=TONE,
+        layer_sizes=layers.layer_sizes,
+        drop_words=drop_words,
+        pair=charts.pair,
+        sites=sensitivity,
+        search=search,
     )
     return environment

@@ -69,6 +69,17 @@ def layer_values(report: Report) -> tuple[list[LayerValues], list[LayerValues]]:
     return first, rest
 
 
+def layer_sizes(report: Report) -> list[tuple[str, str]]:
+    """Return (title, key) of the sizes that any layer has."""
+    sizes = (
+        ("Bytes", "bytes"),
+        ("Codes", "payload_bytes"),
+        ("Scales", "scale_bytes"),
+        ("Code book", "code_book_bytes"),
+    )
+    return [(title, key) for title, key in sizes if any(getattr(x, key) for x in report.layers)]
+
+
 def _noise_strip(report: Report) -> Strip:
     """Place the signal to noise of each layer alone as bars, with all before it as a line."""
     layers = report.layers
