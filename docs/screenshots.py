@@ -21,15 +21,13 @@ CHROMIUM = (
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
     *("--disable-background-networking", "--virtual-time-budget=3000"),
 )
-DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
-# Name of the image -> run, CSS selector of what is shown (None: the top of the page), dark.
-SHOTS: dict[str, tuple[str, str | None, bool]] = {
-    "report": ("coarse", None, False),
-    "report-dark": ("coarse", None, True),
-    "layers": ("coarse", "#chart-of-layers", False),
-    "values": ("coarse", "#values", False),
-    "changes": ("coarse", "#changed-samples", False),
-    "training": ("trained", "#training", False),
+# Name of the image -> run, CSS selector of what is shown (None: the top of the page).
+SHOTS: dict[str, tuple[str, str | None]] = {
+    "report": ("coarse", None),
+    "layers": ("coarse", "#chart-of-layers"),
+    "values": ("coarse", "#values"),
+    "changes": ("coarse", "#changed-samples"),
+    "training": ("trained", "#training"),
 }
 WIDTH, TOP = 1180, 900
 LARGEST = 100_000
@@ -43,7 +41,7 @@ def run(out: Path, command: str, recipe: str, *options: str) -> None:
         raise SystemExit(f"qtool {' '.join(arguments)}: exit code {code}")
 
 
-def shoot(page: Path, selector: str | None, dark: bool, file: Path) -> None:
+def shoot(page: Path, selector: str | None, file: Path) -> None:
     """Write one image: the top of a page, or one part of it without the rest."""
     if selector is not None:
         rule = f"main > *:not({selector}) {{ display: none !important }} main {{ padding: 12px }}"
@@ -52,7 +50,7 @@ def shoot(page: Path, selector: str | None, dark: bool, file: Path) -> None:
         page.write_text(text)
     height = TOP if selector is None else 2000
     shot = page.with_name("shot.png")
-    options = [f"--window-size={WIDTH},{height}", f"--screenshot={shot}", *(DARK if dark else ())]
+    options = [f"--window-size={WIDTH},{height}", f"--screenshot={shot}"]
     subprocess.run([*CHROMIUM, *options, page.as_uri()], check=True, stderr=subprocess.DEVNULL)
     image = Image.open(shot).convert("RGB")
     if selector is not None:
@@ -79,10 +77,10 @@ def main() -> None:
             run(runs / "coarse", "ptq", "int8.yaml", *settings, "--set", "evaluate.thumbnails=16")
             run(runs / "trained", "qat", "qat_w2a4.yaml", "--epochs", "6", "--set", "qat.count=600")
         IMAGES.mkdir(exist_ok=True)
-        for name, (folder, selector, dark) in SHOTS.items():
+        for name, (folder, selector) in SHOTS.items():
             page = Path(scratch) / "report.html"
             page.write_text((runs / folder / "report.html").read_text())
-            shoot(page, selector, dark, IMAGES / f"{name}.webp")
+            shoot(page, selector, IMAGES / f"{name}.webp")
 
 
 if __name__ == "__main__":
