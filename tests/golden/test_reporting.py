@@ -403,7 +403,7 @@ def test_training_shows_ptq_beside_qat(scores, title):
     training = {"count": 5, "sha256": "0", "validation": 2, "quantizer": "lsq", "best": 1}
     page = html(sample(data={"training": {**training, "epochs": epochs, "float_score": 90.0}}))
     assert f"<h3>{title}" in page and "on 2 held-out samples" in page and ">Training loss" in page
-    assert "<span>before</span><span>1 epochs</span><span>end</span>" in page
+    assert "<span>before</span><span>1 epoch</span><span>end</span>" in page
     assert '<div class="good" title="epoch 1: ' in page
     shown = " ".join(re.sub("<[^>]*>", " ", page).split())
     unit = " %" if scores[0] > 0 else ""

@@ -48,6 +48,7 @@ class Strip:
         ticks: grid lines.
         line: an SVG path above the columns, in a box as many units wide as there are columns and
             100 high; "" for none.
+        dotted: the line has dots at its points.
         marks: labelled lines across the strip.
         legend: (tone, meaning); the tone "line" is that of the path.
         tall: twice the height.
@@ -57,6 +58,7 @@ class Strip:
     columns: list[Column]
     ticks: list[Tick]
     line: str = ""
+    dotted: bool = False
     marks: tuple[Tick, ...] = ()
     legend: tuple[tuple[str, str], ...] = ()
     tall: bool = False
@@ -121,7 +123,7 @@ def axis(values: list[float], unit: Callable[[float], str] = "{:g}".format) -> l
 
 
 def line(heights: Sequence[float | None]) -> str:
-    """Return the SVG path through the middles of columns, with a dot at each.
+    """Return the SVG path through the middles of columns.
 
     Args:
         heights: in percent; None interrupts the line.

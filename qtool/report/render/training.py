@@ -1,10 +1,13 @@
 """The course of training: the score of the held-out samples, the loss, and what was gained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qtool.report.render.charts import Column, Strip, Tick, line, share, ticks_inside
 from qtool.report.report import Report
 from qtool.report.schema import TrainingEpoch, TrainingPart
+
+DOTTED = 60
+"""Epochs at most whose points are drawn as dots."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def _score_strip(training: TrainingPart, by_labels: bool) -> Strip:
         Column(0, column.tip, "good" if epoch.epoch == training.best else "plain")
         for column, epoch in zip(strip.columns, epochs, strict=True)
     ]
-    return Strip(title, columns, strip.ticks, strip.line, strip.marks, tall=True)
+    return replace(strip, columns=columns)
 
 
 def _strip(
@@ -76,6 +79,7 @@ def _strip(
         columns=[Column(0, _tip(epoch)) for epoch in epochs],
         ticks=ticks_inside(bottom, bottom + span),
         line=line([None if value is None else place(value) for value in values]),
+        dotted=len(epochs) <= DOTTED,
         marks=tuple(Tick(place(value), name) for name, value in levels.items()),
         tall=tall,
     )
