@@ -13,6 +13,11 @@ ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def test_the_reference_is_up_to_date():
+    written = (ROOT / "docs" / "reference.md").read_text()
+    assert written == recipe_reference(), "run `qtool schema --markdown > docs/reference.md`"
+
+
 def test_every_key_and_name_stands_in_it():
     text, schema = recipe_reference(), recipe_schema()
     for part in (schema, *schema["$defs"].values()):

@@ -8,7 +8,6 @@ import pytest
 
 from qtool.errors import DataError, RecipeError
 from qtool.recipe.loader import load_recipe, recipe_from_keywords
-from qtool.recipe.reference import recipe_reference
 from qtool.recipe.registry import ITEM, KINDS, NAME, describe
 from qtool.recipe.yaml_loader import emit
 
@@ -102,9 +101,3 @@ def test_an_error_names_its_key_where_no_recipe_adds_the_line():
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == 'bits.layers."name:a.b"[2]: found x'
     assert again.text == "found x" and again.key == error.key
-
-
-def test_the_reference_is_up_to_date():
-    """docs/reference.md is that of this version."""
-    written = (DOCUMENT.parent / "reference.md").read_text()
-    assert written == recipe_reference(), "run `qtool schema --markdown > docs/reference.md`"
