@@ -340,6 +340,8 @@ def test_chart_marks_the_worst_and_keeps_within_its_box():
         assert len(strip.columns) == 12
         assert all(0 <= column.height <= 100 for column in strip.columns)
     assert layer_strips(bare()) == []
+    unmeasured = sample(layers=[{"name": "a", "op": "Conv", "weight_bits": 4, "bytes": 9}])
+    assert [strip.title for strip in layer_strips(unmeasured)] == ["Bits", "Bytes in the file"]
     assert drop_strip(None, []) is None
 
 

@@ -53,9 +53,11 @@ class LayerValues:
 def layer_strips(report: Report) -> list[Strip]:
     """Place the layers: noise, bits and bytes; none where nothing of them was measured."""
     layers = report.layers
-    if not any(layer.sqnr_db is not None or layer.bytes for layer in layers):
+    measured = any(layer.sqnr_db is not None for layer in layers)
+    if not measured and not any(layer.bytes for layer in layers):
         return []
-    return [_noise_strip(report), _bits_strip(layers), _bytes_strip(layers)]
+    noise = [_noise_strip(report)] if measured else []
+    return [*noise, _bits_strip(layers), _bytes_strip(layers)]
 
 
 def layer_values(report: Report) -> tuple[list[LayerValues], list[LayerValues]]:
