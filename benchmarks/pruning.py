@@ -76,6 +76,14 @@ CASES: dict[str, Case] = {
         90.5,
         {"lr": 0.02},
     ),
+    "channels": Case(
+        "channels: half of the MACs, then training",
+        {"channels": "50%"},
+        12,
+        90.0,
+        {"lr": 0.05, "warmup": 1.0},
+        speed=1.5,
+    ),
 }
 
 
@@ -89,6 +97,8 @@ def full_recipe(case: Case) -> dict[str, Any]:
     result["ptq"] = list(case.ptq)
     if case.pruning is not None:
         result["pruning"] = dict(case.pruning)
+    if case.speed:
+        result["placement"] = "all"
     if case.epochs:
         qat = {**IMAGES, "distill": BOTH, **(case.qat or {}), "epochs": case.epochs}
         result["qat"] = {**qat, "images": str(root / qat["images"])}
@@ -150,7 +160,7 @@ def main() -> None:
 def page(results: Mapping[str, Any]) -> str:
     """Return the results page."""
     header = ["case", "epochs", "float %", "simulated %", "file %", "at least", "met", "zeros"]
-    header += ["MACs", "file", "after deflate", "parity: share off, max step", "minutes"]
+    header += ["MACs", "ms", "file", "after deflate", "parity: share off, max step", "minutes"]
     rows = [_line(case, results[name]) for name, case in CASES.items() if name in results]
     text = heading("Pruning joined with quantization", "python -m benchmarks.pruning")
     text += (
@@ -179,6 +189,7 @@ def _line(case: Case, row: Any) -> list[object]:
         {True: "yes", False: "NO"}.get(met, ""),
         f"{sparsity['sparsity']:.1%}" if sparsity else "",
         f"{channels['macs'] / channels['float_macs']:.0%}" if channels else "100%",
+        f"{row['latency']['quantized_ms']:.3f}",
         f"{size['quantized_bytes'] / 1000:.0f} kB",
         f"{deflated / 1000:.0f} kB" if deflated else "",
         f"{parity['share_off']:.1e}, {parity['max_lsb']}",

@@ -16,6 +16,8 @@ from qtool.graph.queries import attribute, captured, clip_limits, constant, dims
 
 FIXED = 0
 """The number of all channels that must not be scaled."""
+MERGING = ("Add", "Sub", "Sum", "Concat")
+"""Ops whose operands have their channels in common, or behind one another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +53,18 @@ class Channels:
             is never reached, and their channels.
     """
 
-    def __init__(self, graph: ir.Graph, norms: bool = False) -> None:
+    def __init__(self, graph: ir.Graph, norms: bool = False, elementwise: bool = False) -> None:
         """Follow all channels of the main graph.
 
         Args:
             graph: read only.
             norms: follow the channels that a LayerNormalization writes, too.
+            elementwise: follow channels through every op that treats each of them alone: to remove
+                channels, not to scale them.
         """
         self._with_norms = norms
+        self._merging = MERGING + (("Mul", "Div") if elementwise else ())
+        self._rules = {**_FOLLOW, **(_UNARY if elementwise else {})}
         self._norms: list[tuple[ir.Node, np.ndarray]] = []
         self._parents = [FIXED]
         self._followed: dict[ir.Value, _Followed] = {}
@@ -83,6 +89,11 @@ class Channels:
     def count(self) -> int:
         """All numbers are below."""
         return len(self._parents)
+
+    def of(self, value: ir.Value | None) -> tuple[np.ndarray, int] | None:
+        """Return the numbers of a value's channels and the axis they lie along, if followed."""
+        followed = None if value is None else self._followed.get(value)
+        return None if followed is None else (self.number(followed.numbers), followed.axis)
 
     def fix(self, numbers: np.ndarray) -> None:
         """Exclude channels from scaling."""
@@ -130,13 +141,13 @@ class Channels:
             self._visit_norm(node)
             return
         inputs = [self._followed.get(v) for v in node.inputs if v is not None]
-        if node.op_type in ("Add", "Sub", "Sum", "Concat"):
+        if node.op_type in self._merging:
             followed = self._merged(node, inputs)
         elif node.op_type == "Clip" and inputs[0] and clip_limits(node)[0] == 0:
             followed = inputs[0]
             self.clips.append((node, followed.numbers))
-        elif inputs and inputs[0] and node.op_type in _FOLLOW:
-            followed = _FOLLOW[node.op_type](node, inputs[0], self._new)
+        elif inputs and inputs[0] and node.op_type in self._rules:
+            followed = self._rules[node.op_type](node, inputs[0], self._new)
         else:
             followed = None
         if followed is None:
@@ -294,4 +305,9 @@ _FOLLOW: dict[str, _Rule] = {
     "Slice": _sliced,
     "Transpose": _transposed,
     "Resize": _resized,
+}
+# Ops that compute each element alone: what is done to one channel does not reach another.
+_UNARY: dict[str, _Rule] = {
+    **dict.fromkeys(("Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish"), _same),
+    **dict.fromkeys(("Mish", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh"), _same),
 }

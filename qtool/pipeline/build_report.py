@@ -5,6 +5,7 @@ from qtool.pipeline.checks.diagnosis import diagnosis_of
 from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
+from qtool.pipeline.pruning.channels import removed_channels
 from qtool.pipeline.stages import Emitted
 from qtool.pruning.sparsity import sparsity_part
 from qtool.report.gates import Measured, check_gates
@@ -127,7 +128,7 @@ def _sparsity(prepared: Prepared, emitted: Emitted) -> SparsityPart | None:
         return None
     loaded = prepared.loaded
     files, float_files = written_files(emitted.path), written_files(loaded.path)
-    removed = loaded.model.meta.get("removed_channels")
+    removed = removed_channels(loaded.model)
     return sparsity_part(loaded.model, emitted.plan, files, float_files, removed)
 
 

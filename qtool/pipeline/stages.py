@@ -16,13 +16,14 @@ from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
 from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.calibration.grids import calibrated, reused
+from qtool.pipeline.pruning.channels import shrink
 from qtool.pipeline.pruning.masks import mask_steps, method_needs
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.quantized_io import QuantizedIO
 from qtool.recipe.model import Recipe
 from qtool.recipe.registry import KINDS
-from qtool.rewrites import REWRITES, SAMPLE_REWRITES, rewrite_names
+from qtool.rewrites import LATER, REWRITES, SAMPLE_REWRITES, rewrite_names
 from qtool.rewrites.folding.add_bias import add_bias
 from qtool.steps.context import Context
 from qtool.steps.guard import AppliedSteps, NamedStep, apply_steps
@@ -62,8 +63,11 @@ def rewrite(
     """
     model, bits = context.model, context.bits
     names = rewrite_names(recipe.rewrite, context.target.rewrites)
-    notes = []
+    notes, pending = [], recipe.pruning is not None
     for name in names:
+        if pending and name in LATER:  # they change weights, or the form of the first convolution
+            notes += shrink(recipe, context)
+            pending = False
         if name in SAMPLE_REWRITES:
             if context.calibration.synthetic:
                 raise recipe.error(("rewrite",), f"{name} reads samples; give some to calibrate")
@@ -77,6 +81,7 @@ def rewrite(
             # Shapes that depended on computed constants are known only now.
             infer_shapes(model)
             on_folded()
+    notes += shrink(recipe, context) if pending else []
     needs = method_needs(recipe).union(*(step.step.needs for step in ptq_steps(recipe)))
     if "bias" in needs:
         times = add_bias(model, bits.integer)

@@ -67,6 +67,9 @@ SAMPLE_REWRITES: dict[str, SampleRewrite] = {
 OPTIONAL = frozenset({"equalize", "normalize_weights", "reparametrize_norm", "smooth"})
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
+LATER = OPTIONAL | {"space_to_depth_first_conv", "pad_first_conv_channels"}
+"""Rewrites that come when every weight has its final value or channels."""
+
 
 def rewrite_names(requested: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:
     """Return the rewrites of a run, in order.
@@ -80,6 +83,5 @@ def rewrite_names(requested: Sequence[str] | None, own: Sequence[str]) -> tuple[
     if not requested or not OPTIONAL.issuperset(requested):
         return tuple(requested)
     # Weights have their final values before the first convolution changes its form.
-    later = ("space_to_depth_first_conv", "pad_first_conv_channels")
-    place = next((k for k, name in enumerate(own) if name in later), len(own))
+    place = next((k for k, name in enumerate(own) if name in LATER), len(own))
     return (*own[:place], *requested, *own[place:])

@@ -19,10 +19,10 @@ def folder(tmp_path_factory):
     """A network, 96 samples with labels, and a recipe that prunes half of the weights."""
     here = tmp_path_factory.mktemp("pruning")
     net = Net(opset=17)
-    x = net.add("Relu", net.norm(net.conv(net.input("x", "N", 3, 8, 8), 3, 8, name="stem"), 8))
-    x = net.add("Relu", net.norm(net.conv(x, 8, 8, name="body"), 8))
+    x = net.add("Relu", net.norm(net.conv(net.input("x", "N", 3, 8, 8), 3, 32, name="stem"), 32))
+    x = net.add("Relu", net.norm(net.conv(x, 32, 32, name="body"), 32))
     x = net.add("Flatten", net.add("GlobalAveragePool", x))
-    net.output(net.add("Gemm", x, net.weight(4, 8), net.weight(4), transB=1, name="head", out="y"))
+    net.output(net.add("Gemm", x, net.weight(4, 32), net.weight(4), transB=1, name="head", out="y"))
     onnx.save(net.proto(), here / "net.onnx")
     for name in ("train", "test"):
         images = RNG.normal(size=(96, 3, 8, 8)).astype(np.float32)
@@ -81,6 +81,27 @@ def test_the_sparsity_grows_in_training_to_what_is_requested(folder):
     assert content["parity"]["share_off"] == 0
 
 
+def test_removed_channels_make_the_file_smaller_and_the_whole_network_teaches(folder):
+    words = ["--set", "pruning={channels: 50%}", "--epochs", "1"]
+    words += ["--set", "qat.distill={weight: 0.5}"]
+    done = qtool("qat", folder, "--out", folder / "c", *words)
+    assert done.exit_code == 0, done.output
+    content = report(folder, "c")
+    counts = content["sparsity"]["channels"]
+    assert counts["macs"] <= 0.5 * counts["float_macs"] and counts["removed"] >= 16
+    assert content["model"]["macs"] == counts["float_macs"]
+    assert content["parity"]["share_off"] == 0
+    shapes = {
+        i.name: list(i.dims) for i in onnx.load(folder / "c" / "model.onnx").graph.initializer
+    }
+    weights = sorted(dims[0] for dims in shapes.values() if len(dims) == 4)
+    assert weights in ([16, 16], [16, 32])
+    text = (folder / "c" / "report.md").read_text()
+    assert "channels removed" in text
+    # The float score is that of the whole network, which teaches.
+    assert content["data"]["training"]["float_score"] is not None
+
+
 GRADUAL = "schedule: {gradual: 2 epochs}"
 
 
@@ -103,6 +124,10 @@ GRADUAL = "schedule: {gradual: 2 epochs}"
         ("ptq", '{n_m: "2:4", ' + GRADUAL + "}", "a sparsity alone grows"),
         ("ptq", "{sparsity: 0.5, schedule: {gradual: 5}}", "such as 5 epochs"),
         ("qat", "{sparsity: 0.5, schedule: {gradual: 9 epochs}}", "at most the 3"),
+        ("ptq", "{channels: 50}", "expected a share such as"),
+        ("ptq", "{channels: 99%}", "expected at most"),
+        ("ptq", "{channels: 50%, method: magnitude}", "leave method out"),
+        ("ptq", "{channels: 50%, layers: {first: 0.5}}", "goes with sparsity alone"),
         ("qat", f"{{sparsity: 0.5, method: obs, {GRADUAL}}}", "before training"),
     ],
 )
@@ -112,6 +137,19 @@ def test_what_cannot_be_pruned_is_refused_with_the_key(folder, command, pruning,
     text = " ".join(done.output.replace("│", " ").split())
     assert said in text and "pruning" in text
     assert not (folder / "no").exists()
+
+
+def test_a_network_without_removable_channels_is_not_supported(folder):
+    words = ["--set", "pruning={channels: 50%, layers: {'op:Conv': 0}}"]
+    done = qtool("ptq", folder, "--out", folder / "no", *words)
+    assert done.exit_code == 3
+    assert "no channel of the network can be removed" in " ".join(done.output.split())
+
+
+def test_channels_need_samples(folder):
+    words = ["--set", "calibrate={synthetic: batchnorm}", "--set", "pruning={channels: 50%}"]
+    done = qtool("ptq", folder, "--out", folder / "no", *words)
+    assert done.exit_code == 2 and "effect on samples" in " ".join(done.output.split())
 
 
 def test_binary_weights_are_refused(folder):

@@ -28,7 +28,7 @@ def check_pruning_request(recipe: Recipe, train: bool) -> None:
         why = "N:M compares weights of one group alone; leave the option out"
         raise recipe.error(place, f"found {name} across layers with n_m: {section.n_m}; {why}")
     if section.channels is not None and "method" in section.model_fields_set:
-        why = "channels are chosen by the norm of their weights; leave method out"
+        why = "channels are chosen by the error that removing them causes; leave method out"
         raise recipe.error(place, f"found {name} with channels: {section.channels}; {why}")
     if section.schedule is not None:
         _check_schedule(recipe, train, method.gradual)
@@ -71,6 +71,9 @@ def check_pruned_layers(recipe: Recipe, model: ir.Model, available: frozenset[st
     section = recipe.pruning
     if section is None:
         return
+    if section.channels is not None and "samples" not in available:
+        why = "channels are chosen by their effect on samples; name some to calibrate"
+        raise recipe.error(("pruning", "channels"), f"found synthetic samples; {why}")
     missing = sorted(method_needs(recipe) - available)
     if missing:
         why = f"needs {', '.join(missing)}; name some to calibrate, or use magnitude"
