@@ -8,7 +8,8 @@ from qtool.recipe.model import Bits, Block, Output, Recipe
 from qtool.recipe.presets import read_preset
 from qtool.targets.target import Target
 
-DEFAULT_PRESET = "fast"
+# Presets of layers whose weights have fewer than 8 bits, and of all others.
+NARROW_PRESET, WIDE_PRESET = "fast", "int8"
 DEFAULT_SCHEME = "uniform"
 # Fewer calibration samples say too little about a layer's inputs to compensate errors by.
 MIN_SAMPLES = 32
@@ -46,8 +47,8 @@ def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
 def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     """Return the recipe with the default preset where it says nothing of ``ptq``.
 
-    The default repairs integer weights of fewer than 8 bits, or pruned ones, with equal steps;
-    everything else is rounded as it is.
+    Integer weights with equal steps are repaired by the preset ``fast`` where a layer has fewer
+    than 8 bits, else by ``int8``; everything else is rounded as it is.
 
     Args:
         recipe: with the target's defaults.
@@ -62,16 +63,17 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
         (layer.weights or bits.weights, layer.activations or bits.activations)
         for layer in bits.layers.values()
     ]
-    narrow = any(
-        isinstance(weights, int) and 1 < weights < 8 and isinstance(activations, int)
+    integer = [
+        weights
         for weights, activations in widths
-    )
+        if isinstance(weights, int) and weights > 1 and isinstance(activations, int)
+    ]
     equal_steps = bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
-    pruning = recipe.pruning
-    pruned = pruning is not None and pruning.channels is None and pruning.schedule is None
-    steps = (narrow or pruned) and equal_steps and samples >= MIN_SAMPLES
-    preset = read_preset(DEFAULT_PRESET) if steps else []
-    choices = tuple(read_choice(step, "ptq", f"configs/ptq/{DEFAULT_PRESET}") for step in preset)
+    if not integer or not equal_steps or samples < MIN_SAMPLES:
+        return recipe.model_copy(update={"ptq": ()})
+    name = NARROW_PRESET if min(integer) < 8 else WIDE_PRESET
+    steps = read_preset(name)
+    choices = tuple(read_choice(step, "ptq", f"configs/ptq/{name}") for step in steps)
     return recipe.model_copy(update={"ptq": choices})
 
 

@@ -74,10 +74,12 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
 @pytest.mark.parametrize(
     ("parts", "names"),
     [
-        ({}, []),
+        ({}, ["gptq"]),
         ({"bits": {"weights": 4}}, ["gptq", "brecq"]),
         ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq", "brecq"]),
-        ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, []),
+        ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, ["gptq"]),
+        ({"bits": {"layers": {"op:Conv": "float"}}}, ["gptq"]),
+        ({"bits": {"weights": "float", "activations": "float"}}, []),
         ({"bits": {"weights": 4, "activations": "float"}}, []),
         ({"bits": {"weights": 4, "activations": "dynamic"}}, []),
         ({"bits": {"weights": 1}}, []),
@@ -87,7 +89,7 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
         ({"ptq": "fast"}, ["gptq", "brecq"]),
     ],
 )
-def test_the_default_repairs_integer_weights_below_8_bits(parts, names, tmp_path):
+def test_the_default_repairs_integer_weights(parts, names, tmp_path):
     assert steps(tmp_path, **parts) == names
 
 
