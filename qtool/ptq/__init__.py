@@ -6,6 +6,7 @@ the options of the recipe, its docstring is the help of ``qtool list ptq``.
 
 from qtool.ptq.adaround import AdaRound
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection
+from qtool.ptq.batchnorm_reestimation import BatchNormReestimation
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.brecq import Brecq
 from qtool.ptq.channel_affine_compensation import ChannelAffineCompensation
@@ -20,10 +21,11 @@ from qtool.steps.step import Step
 PTQ_STEPS: dict[str, type[Step]] = {
     "adaround": AdaRound,
     "analytic_bias_correction": AnalyticBiasCorrection,
+    "batchnorm_reestimation": BatchNormReestimation,
     "bias_correction": BiasCorrection,
     "brecq": Brecq,
-    "distillation": Distillation,
     "channel_affine_compensation": ChannelAffineCompensation,
+    "distillation": Distillation,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,
     "qdrop": QDrop,

@@ -1,0 +1,86 @@
+"""Give every channel the mean and deviation of its BatchNorm again, in the quantized network."""
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qtool.calibration.estimators.batchnorm import channel_normals
+from qtool.errors import RecipeError
+from qtool.graph.queries import by_name, nodes_by_name
+from qtool.ptq.channel_affine import ChannelAffine, has_free_scales, output_moments
+from qtool.quant.plan import QuantPlan
+from qtool.steps.context import Context
+from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.step import StepResult
+
+
+@dataclass(frozen=True)
+class BatchNormReestimation:
+    """Estimate the statistics of every BatchNorm again in the quantized network, and fold them.
+
+    Layer by layer, with the layers before it quantized and estimated again; y is the output of a
+    layer into which a BatchNorm with parameters gamma and beta was folded, before the activation
+    function, over samples and positions::
+
+        g[c] = |gamma[c]| / std(y_q[c])
+        s[c] <- g[c] s[c],   b[c] <- g[c] b[c] + beta[c] - g[c] mean(y_q[c])
+
+    which is the BatchNorm with the mean and variance of its input as they are now. The codes stay.
+    g stays 1 where `channel_affine_compensation` keeps it. That step compares with the float
+    network sample by sample; this one needs only distributions. No labels are read.
+
+    Args:
+        limit: of g and of 1 / g; a channel beyond it, or one that is constant, stays as it is.
+
+    Source: Hubara et al. 2020, sec. 5 (para-normalization), arXiv:2006.10518; Nagel et al. 2022,
+        sec. 5.2, arXiv:2203.11086.
+    """
+
+    limit: float = Field(default=2.0, gt=1, allow_inf_nan=False)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
+    guarded: ClassVar[bool] = True
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the plan with changed scales and biases.
+
+        Args:
+            plan: every grid is calibrated.
+            context: the ``fit`` samples are read.
+
+        Raises:
+            RecipeError: no BatchNorm was folded into a layer.
+        """
+        graph = context.model.graph
+        nodes, values, uses = nodes_by_name(graph), by_name(graph), plan.weight_uses()
+        normals = {name: channel_normals(node.outputs[0]) for name, node in nodes.items()}
+        if not any(normals.values()):
+            raise RecipeError(
+                "ptq: batchnorm_reestimation reads the BatchNorm behind each layer, and this model "
+                "has none that was folded into a layer; use channel_affine_compensation, which "
+                "compares with the float network instead"
+            )
+        layers = channels = 0
+        with LayerwiseRun(context, plan, "batchnorm_reestimation") as run:
+            for site in run.sites():
+                norm = normals[site.name]
+                if norm is None or site.bias not in values or uses[site.bias or ""] > 1:
+                    continue
+                outputs = output_moments(run, site)
+                if outputs is None:
+                    continue
+                deviation = np.sqrt(outputs.variance)
+                usable = (deviation > norm.std / self.limit) & (deviation < norm.std * self.limit)
+                free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
+                gain = np.where(usable & free, norm.std / np.where(usable, deviation, 1.0), 1.0)
+                shift = np.where(usable, norm.mean - gain * outputs.mean, 0.0)
+                change = ChannelAffine(gain, shift)
+                run.plan = change.applied(run.plan, site, values)
+                layers, channels = layers + 1, channels + change.channels
+        note = (
+            f"the BatchNorm of {layers} layers estimated again on {run.dataset.count} samples, the "
+            f"deviation of {channels} channels"
+        )
+        return StepResult(run.plan, (note,), {"layers": layers, "channels": channels})

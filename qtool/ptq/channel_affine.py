@@ -1,0 +1,101 @@
+"""Change the gain and the mean of a layer's output channels through weight scales and bias."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qtool.quant.chunked import codes_of
+from qtool.quant.plan import QuantPlan, Site
+from qtool.quant.primitives import Codebook, PerChannel, QuantParams, dequantize
+from qtool.steps.layerwise import LayerwiseRun
+
+
+@dataclass(frozen=True, eq=False)
+class OutputMoments:
+    """Moments of a layer's outputs before the activation function, per channel, float64 [C].
+
+    Attributes:
+        mean_float: in the float network.
+        mean, variance: in the quantized network.
+        covariance: of both networks' outputs.
+    """
+
+    mean_float: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    covariance: np.ndarray
+
+
+def output_moments(run: LayerwiseRun, site: Site) -> OutputMoments | None:
+    """Return the moments of a layer's outputs over samples and positions; None without rows."""
+    axis = 1 if site.op == "Conv" else -1
+    sums: list[torch.Tensor] = []
+    shift, rows = torch.zeros(1), 0
+    for pair in run.outputs(site):
+        y_float, y = (part.movedim(axis, 0).flatten(1) for part in pair)
+        if not rows:  # so that a variance is not the difference of two large numbers
+            shift = y.mean(1, keepdim=True)
+        y_float, y = y_float - shift, y - shift
+        parts = [each.sum(1).double() for each in (y_float, y, y * y, y_float * y)]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+        rows += y.shape[1]
+    if not rows:
+        return None
+    mean_float, mean, square, product = ((total / rows).cpu().numpy() for total in sums)
+    offset = shift[:, 0].double().cpu().numpy()
+    variance, covariance = square - mean**2, product - mean_float * mean
+    return OutputMoments(mean_float + offset, mean + offset, variance, covariance)
+
+
+def has_free_scales(plan: QuantPlan, site: Site) -> bool:
+    """Return whether the weights of a layer have a scale of any value for each output channel."""
+    params = plan.params(site.weight or "")
+    if params is None or isinstance(params, Codebook) or site.weight in plan.weight_only:
+        return False
+    return isinstance(params.spec.granularity, PerChannel) and params.spec.scale_kind == "float"
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAffine:
+    """A change of a layer's output: ``y[c] <- gain[c] y[c] + shift[c]``.
+
+    Attributes:
+        gain, shift: float64 [C].
+    """
+
+    gain: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def channels(self) -> int:
+        """Number of channels whose gain changes."""
+        return int(np.sum(self.gain != 1))
+
+    def applied(self, plan: QuantPlan, site: Site, values: Mapping[str, ir.Value]) -> QuantPlan:
+        """Return the plan with the gain in the layer's scales, and gain and shift in its bias.
+
+        Args:
+            plan: the codes of the weights stay.
+            site: has a bias, and scales of its own where a gain is not 1.
+            values: of the graph, by name.
+        """
+        name, bias = site.weight or "", site.bias or ""
+        old = plan.weight(bias, values[bias]).astype(np.float64)
+        shift = self.shift + (self.gain - 1) * old.reshape(-1)
+        plan = plan.with_bias_shift(bias, values[bias], shift)
+        if np.all(self.gain == 1):
+            return plan
+        params = plan.qparams(name)
+        codes = plan.codes.get(name)
+        codes = codes_of(plan.weight(name, values[name]), params) if codes is None else codes
+        grid: QuantParams = replace(params, scale=(params.scale * self.gain).astype(np.float32))
+        weights = dequantize(codes.astype(np.float32), grid)
+        return replace(
+            plan,
+            grids={**plan.grids, plan.grid_of[name]: grid},
+            codes={**plan.codes, name: codes},
+            weight_overrides={**plan.weight_overrides, name: weights},
+        )
