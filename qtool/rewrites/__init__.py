@@ -25,6 +25,7 @@ from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite, SampleRewrite
 from qtool.rewrites.scaling.equalize import equalize
+from qtool.rewrites.scaling.equalize_activations import equalize_activations
 from qtool.rewrites.scaling.normalize_weights import normalize_weights
 from qtool.rewrites.scaling.reparametrize_norm import reparametrize_norm
 from qtool.rewrites.scaling.smooth import smooth
@@ -59,12 +60,15 @@ REWRITES: dict[str, Rewrite] = {
 }
 
 SAMPLE_REWRITES: dict[str, SampleRewrite] = {
+    "equalize_activations": equalize_activations,
     "reparametrize_norm": reparametrize_norm,
     "smooth": smooth,
 }
 """Rewrites that read calibration samples."""
 
-OPTIONAL = frozenset({"equalize", "normalize_weights", "reparametrize_norm", "smooth"})
+OPTIONAL = frozenset(
+    {"equalize", "equalize_activations", "normalize_weights", "reparametrize_norm", "smooth"}
+)
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
 LATER = OPTIONAL | {"space_to_depth_first_conv", "pad_first_conv_channels"}
