@@ -10,6 +10,8 @@ from qtool.targets.target import Target
 
 # Presets of layers whose weights have fewer than 8 bits, and of all others.
 NARROW_PRESET, WIDE_PRESET = "fast", "int8"
+# Rewrites besides the target's own, of layers whose inputs have fewer than 8 bits.
+NARROW_REWRITES = ("equalize_activations",)
 DEFAULT_SCHEME = "uniform"
 # Fewer calibration samples say too little about a layer's inputs to compensate errors by.
 MIN_SAMPLES = 32
@@ -45,36 +47,44 @@ def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
 
 
 def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
-    """Return the recipe with the default preset where it says nothing of ``ptq``.
+    """Return the recipe with the repairs that it leaves to the tool: ``ptq`` and ``rewrite``.
 
     Integer weights with equal steps are repaired by the preset ``fast`` where a layer has fewer
-    than 8 bits, else by ``int8``; everything else is rounded as it is.
+    than 8 bits, else by ``int8``; where their inputs have fewer than 8 bits, the ranges of
+    activations are equalized first, unless ``ptq: []`` asks for plain rounding. Everything else is
+    rounded as it is.
 
     Args:
         recipe: with the target's defaults.
         scale_kind: form of the scales in integer layers.
         samples: of the calibration data.
     """
-    if recipe.ptq is not None:
-        return recipe
-    bits = recipe.bits
+    integer = _integer_widths(recipe.bits)
+    equal_steps = recipe.bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
+    repaired = bool(integer) and equal_steps and samples >= MIN_SAMPLES
+    changes: dict[str, Any] = {}
+    if recipe.ptq is None:
+        name = NARROW_PRESET if any(weights < 8 for weights, _ in integer) else WIDE_PRESET
+        steps = read_preset(name) if repaired else []
+        changes["ptq"] = tuple(read_choice(step, "ptq", f"configs/ptq/{name}") for step in steps)
+    narrow = any(activations < 8 for _, activations in integer)
+    if recipe.rewrite is None and recipe.ptq != () and repaired and narrow:
+        changes["rewrite"] = NARROW_REWRITES
+    return recipe.model_copy(update=changes)
+
+
+def _integer_widths(bits: Bits) -> list[tuple[int, int]]:
+    """Return the (weights, activations) that layers have, where both are numbers above 1 bit."""
     widths = [(bits.weights, bits.activations)]
     widths += [
         (layer.weights or bits.weights, layer.activations or bits.activations)
         for layer in bits.layers.values()
     ]
-    integer = [
-        weights
+    return [
+        (weights, activations)
         for weights, activations in widths
         if isinstance(weights, int) and weights > 1 and isinstance(activations, int)
     ]
-    equal_steps = bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
-    if not integer or not equal_steps or samples < MIN_SAMPLES:
-        return recipe.model_copy(update={"ptq": ()})
-    name = NARROW_PRESET if min(integer) < 8 else WIDE_PRESET
-    steps = read_preset(name)
-    choices = tuple(read_choice(step, "ptq", f"configs/ptq/{name}") for step in steps)
-    return recipe.model_copy(update={"ptq": choices})
 
 
 def _check_output(output: Output, target: Target) -> None:

@@ -93,6 +93,24 @@ def test_the_default_repairs_integer_weights(parts, names, tmp_path):
     assert steps(tmp_path, **parts) == names
 
 
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ({"bits": {"weights": 4}}, None),
+        ({"bits": {"weights": 4, "activations": 4}}, ("equalize_activations",)),
+        ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, ("equalize_activations",)),
+        ({"bits": {"activations": 4}, "ptq": []}, None),
+        ({"bits": {"activations": 4}, "ptq": "best"}, ("equalize_activations",)),
+        ({"bits": {"activations": 4}, "rewrite": ["equalize"]}, ("equalize",)),
+    ],
+)
+def test_narrow_activations_are_equalized_first(parts, names, tmp_path):
+    target = load_target("onnxruntime-cpu")
+    resolved = apply_target_defaults(recipe(tmp_path, "onnxruntime-cpu", **parts), target)
+    assert add_default_steps(resolved, "float", 100).rewrite == names
+    assert add_default_steps(resolved, "float", 31).rewrite in (None, ("equalize",))
+
+
 def test_the_default_needs_samples_and_free_scales(tmp_path):
     narrow = {"bits": {"weights": 4}}
     assert steps(tmp_path, samples=31, **narrow) == []
