@@ -106,14 +106,17 @@ def split_shared_constants(model: ir.Model, is_integer: IsInteger) -> int:
     """Copy constants that several nodes share but that need different quantization parameters.
 
     Every weighted node gets its own bias, because a bias is quantized with the scale s_x * s_w of
-    its reader. A weight is copied only where its readers use different output axes; weights read
-    along the same axis stay one array (tied weights stay tied).
+    its reader. A weight is copied only where its readers use different output axes, or where a
+    float layer or a subgraph reads it too, which steps that change weights must leave alone;
+    weights read along the same axis stay one array (tied weights stay tied).
     """
     done = 0
     for value in list(model.graph.initializers.values()):
         groups: dict[object, list[tuple[ir.Node, int]]] = {}
         for node, index in value.uses():
-            groups.setdefault(_quantization_key(node, index), []).append((node, index))
+            integer = node.graph is model.graph and is_integer(node)
+            key = _quantization_key(node, index) if integer else "float"
+            groups.setdefault(key, []).append((node, index))
         # The first group keeps the original initializer and its name.
         for uses in list(groups.values())[1:]:
             array = constant(value)
