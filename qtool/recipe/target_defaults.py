@@ -50,7 +50,7 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     """Return the recipe with the repairs that it leaves to the tool: ``ptq`` and ``rewrite``.
 
     Integer weights with equal steps are repaired by the preset ``fast`` where a layer has fewer
-    than 8 bits, else by ``int8``; where their inputs have fewer than 8 bits, the ranges of
+    than 8 bits or is pruned, else by ``int8``; where their inputs have fewer than 8 bits, the ranges of
     activations are equalized first, unless ``ptq: []`` asks for plain rounding. Everything else is
     rounded as it is.
 
@@ -61,10 +61,13 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     """
     integer = _integer_widths(recipe.bits)
     equal_steps = recipe.bits.scheme.name == DEFAULT_SCHEME and scale_kind == "float"
-    repaired = bool(integer) and equal_steps and samples >= MIN_SAMPLES
+    pruning = recipe.pruning
+    pruned = pruning is not None and pruning.channels is None and pruning.schedule is None
+    repaired = (bool(integer) or pruned) and equal_steps and samples >= MIN_SAMPLES
     changes: dict[str, Any] = {}
     if recipe.ptq is None:
-        name = NARROW_PRESET if any(weights < 8 for weights, _ in integer) else WIDE_PRESET
+        small = pruned or any(weights < 8 for weights, _ in integer)
+        name = NARROW_PRESET if small else WIDE_PRESET
         steps = read_preset(name) if repaired else []
         changes["ptq"] = tuple(read_choice(step, "ptq", f"configs/ptq/{name}") for step in steps)
     narrow = any(activations < 8 for _, activations in integer)
