@@ -50,9 +50,9 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
     """Return the recipe with the repairs that it leaves to the tool: ``ptq`` and ``rewrite``.
 
     Integer weights with equal steps are repaired by the preset ``fast`` where a layer has fewer
-    than 8 bits or is pruned, else by ``int8``; where their inputs have fewer than 8 bits, the ranges of
-    activations are equalized first, unless ``ptq: []`` asks for plain rounding. Everything else is
-    rounded as it is.
+    than 8 bits or is pruned, else by ``int8``. Where their inputs have fewer than 8 bits, the
+    ranges of activations are equalized first, unless ``ptq: []`` asks for plain rounding.
+    Everything else is rounded as it is.
 
     Args:
         recipe: with the target's defaults.
