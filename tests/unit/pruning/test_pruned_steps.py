@@ -31,7 +31,13 @@ FEW = {
     "distillation": {"epochs": 1},
 }
 # They need BatchNorms, or cost much time; a step like them runs.
-OTHERS = ("analytic_bias_correction", "high_bias_absorption", "qdrop", "distillation")
+OTHERS = (
+    "analytic_bias_correction",
+    "batchnorm_reestimation",
+    "high_bias_absorption",
+    "qdrop",
+    "distillation",
+)
 CODE_STEPS = ["adaround", "brecq", "distillation", "gptq", "ridge_compensation"]
 
 

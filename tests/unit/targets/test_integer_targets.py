@@ -9,7 +9,7 @@ from models import BUILDERS, Net, bind, cpu, feeds_for, make_plan, rewritten
 
 from qtool.annotation.annotator import annotate
 from qtool.errors import RecipeError, UnsupportedError
-from qtool.pipeline import evaluate
+from qtool.pipeline.checks import plan_evaluator
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.quant.bit_widths import Bits
@@ -41,7 +41,7 @@ def test_integer_only_asks_for_shifts_by_default():
     assert resolve_bits(RequestedBits(), model, target).scale == "power_of_two"
     requested = RequestedBits(scale="double_shift")
     assert resolve_bits(requested, model, target).scale == "double_shift"
-    with pytest.raises(RecipeError, match="takes 2 to 8 bits"):
+    with pytest.raises(RecipeError, match="takes 1 to 8 bits"):
         resolve_bits(RequestedBits(activations=16), model, target)
 
 
@@ -100,7 +100,7 @@ def test_other_targets_do_not_run_it(tmp_path):
 
 def test_layers_that_may_saturate_are_listed_where_they_may(tmp_path, monkeypatch):
     """On a machine that adds pairs in int16 the layers are named, and safe scales leave none."""
-    monkeypatch.setattr(evaluate, "adds_pairs", lambda isa: True)
+    monkeypatch.setattr(plan_evaluator, "adds_pairs", lambda isa: True)
     report = ran(tmp_path, classifier(), "onnxruntime-cpu")
     risky = report.kernels.saturation_risk
     assert risky and set(risky) <= {layer.name for layer in report.layers}
