@@ -26,6 +26,8 @@ MOST_BITS = 4
 OSCILLATES = 0.005
 # The threshold of freezing starts here, or at its last value where that is higher.
 FIRST_THRESHOLD = 0.1
+# Change of the rate of weights in a step, in peak rates, where no code changes and all r_0 should.
+ADAPTATION = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class Oscillations(nn.Module):
         self.register_buffer("frequency", torch.zeros_like(self.last, dtype=torch.float32))
         self.register_buffer("mean", self.last.float())
         self.register_buffer("frozen", torch.zeros_like(self.last, dtype=torch.bool))
+        self.pace = None
+        if settings.transitions is not None:
+            self.pace = TransitionRate(settings.transitions, settings.momentum)
 
     @torch.no_grad()
     def _codes(self) -> T:
@@ -143,6 +148,8 @@ class Oscillations(nn.Module):
         self.frequency.lerp_(turned.float(), self.settings.momentum)
         self.mean.lerp_(codes.float(), self.settings.momentum)
         self.last.copy_(codes)
+        if self.pace is not None:
+            self.pace.update((change != 0).float().mean())
         if self.settings.freeze is not None:
             self._freeze(threshold(self.settings.freeze, share))
             self._write()
@@ -178,6 +185,16 @@ class Oscillations(nn.Module):
             codes = layer.of(self.mean) * layer.step()
             layer.weight.copy_(torch.where(layer.of(self.frozen), codes, layer.weight))
 
+    def weight_rate(self, share: float) -> float | None:
+        """Return the learning rate of weights, as a share of the peak; None: by the schedule.
+
+        Args:
+            share: of training that is done, 0 to 1.
+        """
+        if self.pace is None:
+            return None
+        return self.pace.adapted(share)
+
     def shares(self) -> tuple[float, float | None]:
         """Return the shares of weights that oscillate and that are frozen (None without freezing).
 
@@ -187,6 +204,51 @@ class Oscillations(nn.Module):
         oscillating = (self.frequency > OSCILLATES) & ~self.frozen
         frozen = None if self.settings.freeze is None else int(self.frozen.sum()) / count
         return int(oscillating.sum()) / count, frozen
+
+
+class TransitionRate(nn.Module):
+    """The learning rate of weights that lets a given share of the codes change in a step.
+
+    u <- max(0, u + 0.01 (r - k) / r_0), with the share r that shall change, r_0 at first, falling
+    to 0 along half a cosine, and k the moving average of the share that does.
+
+    Attributes:
+        average: k, shape [].
+        rate: u, as a share of the peak rate, shape [].
+    Source: Lee et al. 2025, "Scheduling Weight Transitions for Quantization-Aware Training",
+        arXiv:2404.19248. Departures: u counts in peak rates and r in r_0, so that one step size
+        fits all networks; all weights take the rate, also those of more than 4 bits.
+    """
+
+    average: T
+    rate: T
+
+    def __init__(self, target: float, momentum: float) -> None:
+        """Begin with the peak rate.
+
+        Args:
+            target: r_0, share of the codes.
+            momentum: weight of the newest step in the average.
+        """
+        super().__init__()
+        self.target, self.momentum = target, momentum
+        self.register_buffer("average", torch.tensor(target))
+        self.register_buffer("rate", torch.tensor(1.0))
+
+    def update(self, changed: T) -> None:
+        """Add the share of the codes that changed in a step to the average."""
+        self.average.lerp_(changed.to(self.average), self.momentum)
+
+    def adapted(self, share: float) -> float:
+        """Adapt the rate and return it, as a share of the peak.
+
+        Args:
+            share: of training that is done, 0 to 1.
+        """
+        target = self.target * (1 + math.cos(math.pi * share)) / 2
+        change = ADAPTATION * (target - self.average) / self.target
+        self.rate.copy_((self.rate + change).clamp(min=0))
+        return float(self.rate)
 
 
 def threshold(last: float, share: float) -> float:

@@ -24,11 +24,14 @@ class Oscillation:
             values; 0: none.
         freeze: frequency at the end of training above which a weight is frozen; None: none is.
         momentum: weight of the newest step in the moving average of the frequency.
+        transitions: share of the codes that shall change in the first steps; None: the rate of
+            weights follows the schedule.
     """
 
     dampen: float = 0.0
     freeze: float | None = None
     momentum: float = 0.01
+    transitions: float | None = None
 
 
 @dataclass(frozen=True)

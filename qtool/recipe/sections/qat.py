@@ -51,7 +51,7 @@ class Augment(Part):
 
 
 class Oscillation(Part):
-    """Weights of at most 4 bits whose codes jump to and fro: counted, dampened, frozen."""
+    """Weights of at most 4 bits whose codes jump to and fro: counted, dampened, frozen, paced."""
 
     dampen: Annotated[float, Field(ge=0)] = 0.0
     """Add so many times the squared distance of weights to their rounded values to the loss."""
@@ -59,6 +59,8 @@ class Oscillation(Part):
     """Fix weights that jump back in more than this share of steps; begins at 0.1; absent: none."""
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Weight of the newest step in that share."""
+    transitions: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the codes that shall change in a step at first: the rate of weights adapts to it."""
 
 
 class Qat(DataSection):

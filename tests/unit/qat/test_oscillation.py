@@ -14,7 +14,7 @@ from torch import nn
 import qtool.qat.trainer as loop
 from qtool.errors import RecipeError
 from qtool.qat.fake_quant_model import QatNetwork
-from qtool.qat.oscillation import Oscillations, threshold
+from qtool.qat.oscillation import Oscillations, TransitionRate, threshold
 from qtool.qat.quantizers.dorefa import DoReFa
 from qtool.qat.quantizers.ewgs import EWGS
 from qtool.qat.quantizers.lsq import LSQ, LSQGradient, LSQWeight
@@ -84,6 +84,29 @@ def test_dampening_has_its_known_answer():
 def test_the_threshold_falls_along_half_a_cosine():
     assert [threshold(0.01, share) for share in (0, 0.5, 1)] == pytest.approx([0.1, 0.055, 0.01])
     assert threshold(0.3, 0.0) == threshold(0.3, 1.0) == 0.3
+
+
+@pytest.mark.parametrize("sensitivity", [0.005, 0.02, 0.2])
+def test_the_rate_of_weights_adapts_until_the_share_of_changes_is_the_requested_one(sensitivity):
+    """Codes change in proportion to the rate; the end of training stops them."""
+    pace = TransitionRate(0.01, 0.1)
+    rate = 1.0
+    for _ in range(1500):
+        rate = pace.adapted(0.0)
+        pace.update(torch.tensor(min(sensitivity * rate, 1.0)))
+    assert rate * sensitivity == pytest.approx(0.01, rel=0.05)
+    for _ in range(1500):
+        rate = pace.adapted(1.0)
+        pace.update(torch.tensor(sensitivity * rate))
+    assert rate * sensitivity == pytest.approx(0, abs=1e-4)
+
+
+def test_a_step_of_the_rate_of_weights():
+    pace = TransitionRate(0.01, 0.5)
+    pace.update(torch.tensor(0.03))
+    assert float(pace.average) == pytest.approx(0.02)
+    assert pace.adapted(0.0) == pytest.approx(1 - 0.01)
+    assert pace.adapted(0.5) == pytest.approx(1 - 0.01 - 0.015)
 
 
 @pytest.mark.parametrize("follows", [None, False, True])
@@ -187,6 +210,14 @@ def test_counting_alone_changes_nothing(tmp_path):
     assert history[-1].oscillating is None and again[-1].frozen is None
     assert 0 < again[-1].oscillating < 1
     json.dumps(again[-1].oscillating)
+
+
+def test_fewer_transitions_are_requested_and_fewer_happen(tmp_path):
+    _, plain = run(tmp_path, 3, "plain", oscillation=Oscillation())
+    paced = Oscillation(transitions=1e-4, momentum=0.5)
+    _, history = run(tmp_path, 3, "paced", oscillation=paced)
+    assert history[-1].oscillating < plain[-1].oscillating
+    assert history[1].loss != plain[1].loss, "another rate from the second step on"
 
 
 def test_dampening_brings_weights_to_their_codes(tmp_path, monkeypatch):
