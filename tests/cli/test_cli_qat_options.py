@@ -66,6 +66,35 @@ def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folde
     assert not (folder / "no").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "weights", "values", "settings"),
+    [
+        ("twn", 2, 3, []),
+        ("ttq", 2, 3, []),
+        ("bwn", 1, 2, []),
+        ("kmeans", 3, 8, []),
+        ("apot", 3, 7, []),
+        ("n2uq", 2, 4, []),
+        ("sat", 1, 2, ["target=integer-only"]),
+        ("lsq", 3, 8, ["bits.scale=fixed_point"]),
+        ("xnor", 1, 2, ["bits.activations=1"]),
+    ],
+)
+def test_what_a_quantizer_trained_is_what_is_written(folder, name, weights, values, settings):
+    ends = "bits.layers={first: 8, last: 8}"
+    words = [f"qat.quantizer={name}", f"bits.weights={weights}", ends, "qat.epochs=2", *settings]
+    done = train(folder, f"q-{name}", *words)
+    assert done.returncode == 0, done.stderr
+    written = report(folder, f"q-{name}")
+    assert written["parity"]["share_off"] == 0 and written["parity"]["max_lsb"] == 0
+    assert written["accuracy"]["quantized"] == written["accuracy"]["simulated"]
+    assert 0 < written["size"]["weight_huffman_bytes"] < written["size"]["quantized_bytes"]
+    plan = np.load(folder / f"q-{name}" / "plan.npz")
+    body = [plan[key] for key in plan.files if key.startswith("codes/") and plan[key].ndim == 4]
+    assert len(np.unique(body[-1])) <= values
+
+
 @pytest.mark.parametrize("settings", [[], ["qat.distill={weight: 1}"]])
 def test_a_model_with_class_numbers_as_outputs_is_refused(folder, settings):
     proto = onnx.load(folder / "net.onnx")

@@ -26,6 +26,8 @@ T = torch.Tensor
 
 # A centroid of 1 is this level of the int8 code book.
 TOP_LEVEL = 127
+# Parameters of grids learn at a hundredth of the rate of weights, centroids as weights do.
+GRADIENT_FACTOR = 100.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class KMeansCentroids(QatQuantizer):
     """w = s c[index of w]: the centroids c of a layer learn; dL/dc[k] = sum of s g over index k.
 
     The code book starts as that of bits.scheme: kmeans, with a fixed scale s per channel. Levels of
-    the file are 127 c, rounded; training computes with these. Activations learn as in lsq.
+    the file are 127 c, rounded; training computes with these. Centroids learn at the rate of the
+    weights: their gradient is multiplied by 100. Activations learn as in lsq.
 
     Args:
         indices: ``fixed``: weights keep the centroid they have as training starts, and only
@@ -108,7 +111,9 @@ class CentroidWeight(CodebookBase):
 
     def levels(self) -> T:
         """Return the centroids as levels of the file, whole numbers, differentiable [levels]."""
-        return straight_through(self.centroids * TOP_LEVEL)
+        zero = self.centroids - self.centroids.detach()  # with the gradient of the centroids
+        centroids = self.centroids + (GRADIENT_FACTOR - 1) * zero
+        return straight_through(centroids * TOP_LEVEL)
 
     def forward(self, x: T) -> T:
         """Return each weight's centroid."""
