@@ -196,9 +196,10 @@ class _Loop:
             at = number - 1 + done / steps
             for group, rate in zip(self.optimizer.param_groups, rates(settings, at), strict=True):
                 group["lr"] = rate
-            paced = self.oscillations and self.oscillations.weight_rate(at / settings.epochs)
-            if paced is not None:
-                self.optimizer.param_groups[0]["lr"] = settings.lr * paced
+            if self.oscillations is not None:
+                paced = self.oscillations.weight_rate(at / settings.epochs)
+                if paced is not None:
+                    self.optimizer.param_groups[0]["lr"] = settings.lr * paced
             loss = self._step(feeds, labels, at / settings.epochs)
             total, done = total + loss, done + 1
             count = (number - 1) * steps + done
