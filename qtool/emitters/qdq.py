@@ -235,7 +235,9 @@ class _Emitter:
         last = step("Transpose", [code], perm=[0, *range(2, rank), 1])
         rows = step("Reshape", [last, constant_of("rows", [0, area, channels], np.int64)])
         ones = constant_of("ones", np.ones((1, area)), np.uint8)
-        total = step("MatMulInteger", [ones, rows, None, zero])
+        # OpenVINO refuses a product whose zero point is left out: its shape has no rank.
+        no_shift = constant_of("ones_zero_point", 0, np.uint8)
+        total = step("MatMulInteger", [ones, rows, no_shift, zero])
         floats = step("Cast", [total], to=ir.DataType.FLOAT.value)
         mean = step("Mul", [floats, constant_of("factor", factor, np.float32)])
         restored = constant_of("shape", [-1, channels, *[1] * (rank - 2)], np.int64)

@@ -59,20 +59,46 @@ def test_onnx_runtime_computes_what_was_simulated(name, builder, tmp_path):
     assert sqnr(run(net.proto(), feeds)["y"], got["y"]) > least
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
-def test_openvino_computes_the_same_codes(builder, tmp_path):
-    """On these networks no code differs from ONNX Runtime's, nor any float beyond its last bits."""
+def run_in_openvino(emitted: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs of a file by name, computed by OpenVINO's CPU plugin in float32."""
     openvino = pytest.importorskip("openvino")
-    model, _, emitted = file_for(load_target("openvino"), BUILDERS[builder](), tmp_path)
-    feeds = feeds_for(model, seed=7)
     core = openvino.Core()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     read = core.read_model(ir.to_proto(emitted).SerializeToString())
     compiled = core.compile_model(read, "CPU", options)
     results = compiled(feeds)
-    outputs = {out.get_any_name(): results[out] for out in compiled.outputs}
+    return {out.get_any_name(): results[out] for out in compiled.outputs}
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_openvino_computes_the_same_codes(builder, tmp_path):
+    """On these networks no code differs from ONNX Runtime's, nor any float beyond its last bits."""
+    model, _, emitted = file_for(load_target("openvino"), BUILDERS[builder](), tmp_path)
+    feeds = feeds_for(model, seed=7)
+    outputs = run_in_openvino(emitted, feeds)
     for key, array in run(emitted, feeds).items():
         np.testing.assert_allclose(outputs[key], array, rtol=0, atol=1e-5 * np.abs(array).max())
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_openvino_runs_the_files_of_the_default_target(builder, tmp_path):
+    model, _, emitted = file_for(load_target("onnxruntime-cpu"), BUILDERS[builder](), tmp_path)
+    feeds = feeds_for(model, seed=7)
+    outputs = run_in_openvino(emitted, feeds)
+    for key, array in run(emitted, feeds).items():
+        assert sqnr(outputs[key], array) > 30  # OpenVINO keeps some sums as floats
+
+
+def test_openvino_runs_an_integer_mean_at_the_output(tmp_path):
+    """As in SqueezeNet: nothing but a Flatten lies behind the pool."""
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 8))
+    x = net.add("GlobalAveragePool", x)
+    net.output(net.add("Flatten", x, out="y", axis=1))
+    model, _, emitted = file_for(load_target("onnxruntime-cpu"), net, tmp_path)
+    assert "MatMulInteger" in {node.op_type for node in emitted.graph}
+    feeds = feeds_for(model, seed=7)
+    assert sqnr(run_in_openvino(emitted, feeds)["y"], run(emitted, feeds)["y"]) > 50
 
 
 def large() -> Net:
