@@ -11,7 +11,8 @@ from qtool.metrics.label_order import LabelOrder
 from qtool.metrics.preprocessing_scores import PreprocessingCheck
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerTensor
-from qtool.report.schema import Accuracy, Kernels, Latency
+from qtool.report.latency_schema import Latency
+from qtool.report.schema import Accuracy, Kernels
 from qtool.steps.context import Context
 
 

@@ -79,8 +79,12 @@ class Prepared:
     context: Context
     preprocessing: PreprocessingCheck | None = None
 
-    def first_batch(self) -> dict[str, np.ndarray]:
-        """Return the inputs of one evaluation sample, or as many as the model's batch size."""
-        rows = self.context.fixed_batch or 1
-        batch = next(iter(self.evaluation.dataset.take([0]).calls(rows, full=True)))[0]
+    def first_batch(self, size: int | None = None) -> dict[str, np.ndarray]:
+        """Return the inputs of the first evaluation samples, repeated where there are fewer.
+
+        Args:
+            size: samples of the batch; None: one, or as many as the model's batch size.
+        """
+        rows, data = size or self.context.fixed_batch or 1, self.evaluation.dataset
+        batch = next(iter(data.take(range(min(rows, data.count))).calls(rows, full=True)))[0]
         return {name: batch[name] for name in self.context.inputs}

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.estimate.run_time import Estimate, estimate_run
+from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
 from qtool.quant.plan import QuantPlan
@@ -55,6 +56,7 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
     Raises:
         QtoolError: for every error that a run would find before it calibrates.
     """
+    require_runtimes(recipe)
     with temporary_cache() as cache:
         prepared = prepare(recipe, cache, options or RunOptions())
         rewritten(prepared)

@@ -21,8 +21,9 @@ from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
 from qtool.pipeline.processes.evaluation import SharedEvaluations
 from qtool.pipeline.stages import Emitted
+from qtool.report.latency_schema import Latency
 from qtool.report.layer_schema import OutputQuality
-from qtool.report.schema import Accuracy, Latency, Parity
+from qtool.report.schema import Accuracy, Parity
 from qtool.runtime.ort_options import default_threads
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (
@@ -129,11 +130,11 @@ class Evaluator:
         big, threads = prepared.loaded.big, prepared.options.threads
         paths = {"float": str(prepared.loaded.path), "quantized": str(self.file)}
         with context.cache.stage("verify") as record:
-            feeds = self.scratch / "feeds.npz"
+            feeds, rows = self.scratch / "feeds.npz", context.fixed_batch or 1
             write_feeds(feeds, prepared.first_batch())
             optimize = Optimize(str(self.file), str(self.scratch / "optimized.onnx"), big=big)
             pair = (paths["float"], paths["quantized"], str(feeds))
-            latency = TimePair(*pair, context.fixed_batch or 1, threads or 1, big)
+            latency = TimePair(*pair, rows, threads or 1, big)
             evaluations = tuple(
                 Evaluate(
                     name=name,
@@ -164,8 +165,7 @@ class Evaluator:
             record.child_mb = results.peak_rss_mb
             if big:
                 record.notes.append("latency: timed in turn, only one session alive at a time")
-            seconds = results[optimize].load_seconds
-            record.notes.append(f"the file loads in {seconds * 1e3:.0f} ms")
+            record.notes.append(f"the file loads in {results[optimize].load_seconds * 1e3:.0f} ms")
         if capture is not None and captured is not None:
             captured = Captured(
                 captured.names, captured.chosen, captured.folder, results[capture].files

@@ -16,8 +16,8 @@ from qtool.pipeline.load_model import load_trusted
 from qtool.pipeline.prepare import prepare
 from qtool.quant.plan_io import read_plan
 from qtool.recipe.loader import load_recipe
+from qtool.report.latency_schema import NodeTime
 from qtool.report.report import Report
-from qtool.report.schema import NodeTime
 from qtool.rewrites import REWRITES
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target

@@ -17,6 +17,7 @@ from qtool.data import (
     open_dataset,
     split,
 )
+from qtool.data.inputs import fixed_batch
 from qtool.errors import RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
 from qtool.loading.size_checks import check_sizes
@@ -32,6 +33,7 @@ from qtool.pipeline.input_checks import (
 )
 from qtool.pipeline.inputs.specs import recipe_inputs
 from qtool.pipeline.inputs.streams import StreamRecorder
+from qtool.pipeline.latency.needs import check_batches
 from qtool.pipeline.load_model import load_from_recipe
 from qtool.pipeline.pruning.checks import check_pruned_layers
 from qtool.pipeline.stages import ptq_steps
@@ -94,14 +96,14 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         recipe = add_default_steps(recipe, bits.scale, samples)
         _check_steps(recipe, calibration)
         check_pruned_layers(recipe, loaded.model, _available(calibration))
-        bits = replace(bits, code_outputs=recipe.output.io == "quantized")
+        check_batches(recipe, fixed_batch(inputs.values()))
         progress("load", 1, 1)
     context = Context(
         model=loaded.model,
         name=loaded.shown,
         sha256=loaded.sha256,
         target=target,
-        bits=bits,
+        bits=replace(bits, code_outputs=recipe.output.io == "quantized"),
         inputs=inputs,
         calibration=calibration,
         cache=cache,

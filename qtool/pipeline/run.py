@@ -12,6 +12,8 @@ from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
+from qtool.pipeline.latency.measure import with_runtimes
+from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.pruning.checks import check_pruning_request
@@ -112,6 +114,7 @@ def _with_training_defaults(recipe: Recipe) -> Recipe:
 
 def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
     require_baseline(recipe, options)
+    require_runtimes(recipe)
     with run_folder(out, options) as (cache, scratch):
         recipe, search = resolve_search(recipe, cache, options, scratch)
         prepared = prepare(recipe, cache, options)
@@ -127,6 +130,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         emitted = freeze_and_emit(recipe, context, steps.plan, scratch / "model.onnx")
         dynamic = bool(emitted.plan.dynamic)
         evaluation = Evaluator(prepared, emitted.path, scratch, emitted, dynamic).run()
+        evaluation = with_runtimes(prepared, emitted.path, evaluation, scratch)
         report = build_report(prepared, float_model, steps, emitted, evaluation)
         report = report.model_copy(update={"search": search})
         write_run(recipe, emitted, report, out)

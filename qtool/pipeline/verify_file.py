@@ -13,6 +13,8 @@ from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.evaluate import Evaluation, Evaluator
+from qtool.pipeline.latency.measure import with_runtimes
+from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
@@ -47,6 +49,7 @@ def verify_file(
     """
     options = options or RunOptions()
     require_baseline(recipe, options)
+    require_runtimes(recipe)
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         scratch = Path(folder)
         cache = StageCache(scratch / "stages", fresh=True)
@@ -55,6 +58,7 @@ def verify_file(
         _check_quantized_io(file, quantized, prepared)
         dynamic = any(n.op_type.startswith("DynamicQuantize") for n in quantized.graph.all_nodes())
         evaluation = Evaluator(prepared, file, scratch, dynamic=dynamic).run()
+        evaluation = with_runtimes(prepared, file, evaluation, scratch)
     report = _report(file, parts, quantized, prepared, evaluation)
     if out is not None:
         write_run_files(report, out)

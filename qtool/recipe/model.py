@@ -22,6 +22,7 @@ from qtool.recipe.error_messages import describe
 from qtool.recipe.presets import read_preset
 from qtool.recipe.sections.budget import Budget
 from qtool.recipe.sections.gates import Gates
+from qtool.recipe.sections.latency import Latency
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
 from qtool.recipe.sections.pruning import Pruning
@@ -180,6 +181,8 @@ class Recipe(_Part):
     """The training data of `qtool qat` and its settings; other commands ignore it."""
     gates: Gates = Gates()
     """Limits that decide the exit code."""
+    latency: Latency | None = None
+    """The runtimes, threads, batches and machine of more timings; absent: ONNX Runtime here."""
     output: Output = Output()
     """The format of the file that is written."""
 

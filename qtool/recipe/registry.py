@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qtool.rewrites.rewrite import Rewrite, SampleRewrite
     from qtool.steps.step import Step
     from qtool.targets.target import Target
+    from qtool.verification.latency.runtimes import Runtime
     from qtool.weights.scale_constraints import ScaleKind
     from qtool.weights.scheme import WeightScheme
 
@@ -154,6 +155,12 @@ def _is_preprocess_path(text: str) -> bool:
     return is_path(text)
 
 
+def _runtimes() -> "Mapping[str, Runtime]":
+    from qtool.verification.latency.runtimes import RUNTIMES
+
+    return RUNTIMES
+
+
 def _target_help(target: "Target") -> str:
     ops = ", ".join(sorted(target.ops))
     return f"{target.description}\n\n{target.measured}\n\nIn integers: {ops}"
@@ -163,12 +170,17 @@ def _metric_help(metric: "Metric") -> str:
     return f"{metric.help} (unit: {metric.unit})"
 
 
+def _runtime_help(runtime: "Runtime") -> str:
+    return f"{runtime.help}\n\nInstall: {runtime.install}"
+
+
 def _reader_options(name: str, reader: "Reader") -> tuple[Option, ...]:
     return reader_options(name)
 
 
 YAML_FILE = Alternative(lambda text: text.endswith((".yaml", ".yml")), r"\.ya?ml$")
 FUNCTION = Alternative(is_function_name, r"^[^:\s]+:[^:\s]+$")
+PROVIDER = Alternative(lambda text: text.endswith("ExecutionProvider"), "ExecutionProvider$")
 PREPROCESS_FILE = Alternative(_is_preprocess_path, r"[/\\]|\.ya?ml$")
 
 _ALL: tuple[Kind[Any], ...] = (
@@ -194,6 +206,13 @@ _ALL: tuple[Kind[Any], ...] = (
         title="preprocess settings",
         alternative=PREPROCESS_FILE,
         help=as_recipe,
+    ),
+    Kind(
+        "runtimes",
+        _runtimes,
+        (("latency", "runtimes", ITEM),),
+        alternative=PROVIDER,
+        help=_runtime_help,
     ),
 )
 

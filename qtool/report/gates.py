@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtool.errors import RecipeError, suggest
+from qtool.report.latency_schema import Latency
 from qtool.report.layer_schema import Layer
-from qtool.report.schema import Accuracy, Gate, Latency, Size
+from qtool.report.schema import Accuracy, Gate, Size
 
 if TYPE_CHECKING:
     from qtool.report.report import Report
@@ -90,10 +91,11 @@ GATES: dict[str, GateKind] = {
         lambda of: of.size.quantized_bytes if of.size else None, "needs the size of the file"
     ),
     "min_speedup": GateKind(
-        lambda of: of.latency.speedup if of.latency else None, "needs a latency measurement"
+        lambda of: of.latency.checked.speedup if of.latency else None, "needs a latency measurement"
     ),
     "max_latency_ms": GateKind(
-        lambda of: of.latency.quantized_ms if of.latency else None, "needs a latency measurement"
+        lambda of: of.latency.checked.quantized_ms if of.latency else None,
+        "needs a latency measurement",
     ),
     "min_layer_sqnr": GateKind(
         lambda of: of.lowest_sqnr, "needs the layers of a plan, which a run of ptq or qat has"

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, field_validator
 
 from qtool.errors import RecipeError
+from qtool.report.latency_schema import Latency
 from qtool.report.layer_schema import Layer, OutputQuality
 from qtool.report.schema import (
     Accuracy,
@@ -17,7 +18,6 @@ from qtool.report.schema import (
     Gate,
     IntegerOnly,
     Kernels,
-    Latency,
     ModelPart,
     OutputPart,
     Parity,

@@ -207,39 +207,6 @@ class Size(Part):
     graph_bytes: int | None = None
 
 
-class KernelTime(Part):
-    """The time of one kernel, such as QLinearConv, in one run of the file, over all its nodes."""
-
-    op: str
-    nodes: int
-    ms: Number
-
-
-class NodeTime(Part):
-    """The time of one node of the executed graph in one run of the file."""
-
-    name: str
-    op: str
-    ms: Number
-
-
-class Latency(Part):
-    """Medians of paired runs; `speedup` is their ratio.
-
-    `kernels` and `nodes` are of the quantized file, measured with ONNX Runtime's profiler, slowest
-    first; `nodes` are the slowest ones.
-    """
-
-    threads: int
-    batch: int
-    float_ms: Number
-    quantized_ms: Number
-    speedup: Number
-    runs: int
-    kernels: list[KernelTime] | None = None
-    nodes: list[NodeTime] | None = None
-
-
 class IntegerOnly(Part):
     """The reference without floats against the file: layer by layer, and the classes it chooses."""
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from qtool.report.schema import KernelTime, Latency, NodeTime
+from qtool.report.latency_schema import KernelTime, Latency, NodeTime
 from qtool.verification.tasks import ProfileResult
 
 # Nodes that the report lists.

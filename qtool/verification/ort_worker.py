@@ -7,7 +7,7 @@ pair of files is timed; big files are timed with one session, too, loaded again 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,13 @@ import numpy as np
 from qtool.errors import QtoolError, UnsupportedError, is_out_of_memory, out_of_memory
 from qtool.metrics.fidelity import finite_powers
 from qtool.quant.quantized_io import QuantizedIO, read_quantized_io
+from qtool.verification.latency.timing_script import (
+    BIG_ROUNDS,
+    ROUNDS,
+    WARM_UP,
+    LoadedFiles,
+    time_in_turn,
+)
 from qtool.verification.tasks import (
     Capture,
     CaptureResult,
@@ -34,17 +41,6 @@ from qtool.verification.tasks import (
     TimePair,
     read_tasks,
 )
-
-# Latency: ROUNDS alternations; at least RUNS runs of each file unless they would take MAX_SECONDS,
-# and more where those take less than MIN_SECONDS.
-ROUNDS = 10
-RUNS = 50
-MIN_SECONDS = 0.3
-MAX_SECONDS = 5.0
-WARM_UP = 2  # runs that are not counted: the first ones allocate memory
-
-# A big file is loaded again for each round, which takes seconds.
-BIG_ROUNDS = 2
 
 # Evaluation batches: at most BATCH_ROWS rows, and BATCH_ELEMENTS input elements (16 MB of float32).
 BATCH_ROWS = 16
@@ -136,37 +132,23 @@ def time_pair(task: TimePair) -> LatencyResult:
     sys.stdin.readline()
     paths = {"float": task.float_model, "quantized": task.quantized_model}
     rounds = BIG_ROUNDS if task.big else ROUNDS
-    alive: dict[str, Any] = {}
 
-    def run(which: str, times: int) -> list[float]:
-        """Run a file ``times`` times and return the seconds of each run."""
-        if task.big and which not in alive:
-            alive.clear()  # frees the other session's memory before this one is loaded
-        if which not in alive:
-            alive[which] = _session(paths[which], task.threads)
-            run(which, WARM_UP)
-        seconds = []
-        feeds = _feeds(batch, alive[which])
-        for _ in range(times):
-            start = time.perf_counter()
-            _run(alive[which], None, feeds, paths[which])
-            seconds.append(time.perf_counter() - start)
-        return seconds
+    def load(name: str) -> Callable[[], object]:
+        session = _session(paths[name], task.threads)
+        feeds = _feeds(batch, session)
+        return lambda: _run(session, None, feeds, paths[name])
 
-    pair = sum(run(which, 1)[0] for which in paths)
-    count = min(max(RUNS, MIN_SECONDS / pair), MAX_SECONDS / pair)
-    runs = max(round(count / rounds), 1)
-    times: dict[str, list[float]] = {which: [] for which in paths}
-    for done in range(rounds):
-        for which in paths if done % 2 else reversed(paths):
-            times[which] += run(which, runs)
-        _send(progress=["latency", done + 1, rounds])
-    medians = {which: float(np.median(seconds)) * 1e3 for which, seconds in times.items()}
+    medians, runs = time_in_turn(
+        LoadedFiles(load, task.big),
+        list(paths),
+        rounds,
+        lambda done: _send(progress=["latency", done, rounds]),
+    )
     return LatencyResult(
         float_ms=medians["float"],
         quantized_ms=medians["quantized"],
         speedup=medians["float"] / medians["quantized"],
-        runs=runs * rounds,
+        runs=runs,
         batch=task.batch,
         threads=task.threads,
     )

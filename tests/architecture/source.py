@@ -40,10 +40,12 @@ FENCES = {  # third-party package -> the only modules that may import it
     # ort_node: operators that the table lacks; ort_session: statistics, where torch is 2-5 x slower
     "onnxruntime": (
         "verification.ort_worker",
+        "verification.latency.timing_script",
         "runtime.ort_node",
         "runtime.ort_session",
         "runtime.ort_options",
     ),
+    "openvino": ("verification.latency.timing_script",),
     "typer": ("cli",),
     "rich": ("cli", "report.render"),
 }

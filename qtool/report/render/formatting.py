@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from qtool.report.latency_schema import FastestPair, RuntimeLatency
 from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
 
 GOOD_SQNR_DB = 25.0
@@ -161,7 +162,7 @@ def milliseconds(value: float) -> str:
     return f"{value:.3f} ms" if value < 1 else f"{_three(value)} ms"
 
 
-def conditions(timing: Latency) -> str:
+def conditions(timing: Latency | FastestPair | RuntimeLatency) -> str:
     """Return the conditions of a latency: 1 thread, batch 1."""
     return f"{timing.threads} thread{'s' if timing.threads != 1 else ''}, batch {timing.batch}"
 

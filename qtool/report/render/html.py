@@ -9,13 +9,15 @@ from markupsafe import Markup, escape
 import qtool.report.render.charts as charts
 import qtool.report.render.formatting as formatting
 import qtool.report.render.layers as layers
+import qtool.report.render.runtimes as runtimes
 import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
+from qtool.report.latency_schema import KernelTime
 from qtool.report.render.compare import Comparison
 from qtool.report.render.training import training_view
 from qtool.report.report import Report
-from qtool.report.schema import KernelTime, Status
+from qtool.report.schema import Status
 from qtool.report.verdict import drop_words, unit_word, verdict
 
 TONE: dict[Status, str] = {
@@ -127,5 +129,6 @@ def _environment() -> Environment:
         pair=charts.pair,
         sites=sensitivity,
         search=search,
+        runtimes=runtimes,
     )
     return environment

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.runtimes as runtimes
 import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
@@ -33,6 +34,7 @@ def markdown(report: Report) -> str:
         f"{code(source)} → {code(output)}",
         _diagnosis(report),
         _results(report),
+        _runtimes(report),
         _gates(report),
         _steps(report),
         _kernels(report),
@@ -125,6 +127,15 @@ def _results(report: Report) -> str:
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
         rows.append(["latency", *cells, f"{fast}, {formatting.conditions(timing)}"])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
+
+
+def _runtimes(report: Report) -> str:
+    rows = [[text(cell) for cell in row.cells] for row in runtimes.rows(report)]
+    if not rows:
+        return ""
+    lines = [f"- {text(line)}" for line, _ in runtimes.fastest(report)]
+    parts = [f"#### {text(runtimes.title(report))}", _table(list(runtimes.HEAD), rows, right=2)]
+    return "\n\n".join([*parts, "\n".join(lines)]).rstrip()
 
 
 def _search(report: Report) -> str:

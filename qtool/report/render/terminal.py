@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import qtool.report.render.formatting as formatting
+import qtool.report.render.runtimes as runtimes
 import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
@@ -49,6 +50,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _section("Warnings", _warnings(report)),
         _section("What next", _diagnosis(report)),
         _results(report),
+        _section(runtimes.title(report), _runtimes(report)),
         _section("Gates", _gates(report)),
         _section("Steps (distance to the float output on holdout samples)", _steps(report)),
         _section("Kernels", _kernels(report)),
@@ -170,6 +172,22 @@ def _drop(report: Report) -> Text:
     if line := formatting.simulated_line(accuracy):
         text.append(f"\n{line}", "dim")
     return text
+
+
+def _runtimes(report: Report) -> Table | None:
+    table = _grid(len(runtimes.HEAD))
+    for row in runtimes.rows(report):
+        style = "yellow" if row.slow else ""
+        *head, float_ms, quantized_ms, remark = row.cells
+        times = (Text(float_ms, "dim", justify="right"), Text(quantized_ms, justify="right"))
+        table.add_row(*head, *times, Text(remark, style))
+    if not table.row_count:
+        return None
+    whole = _grid(1)
+    whole.add_row(table)
+    for line, slower in runtimes.fastest(report):
+        whole.add_row(Text(line, "yellow" if slower else "", overflow="fold"))
+    return whole
 
 
 def _gates(report: Report) -> Table | None:

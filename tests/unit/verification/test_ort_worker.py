@@ -22,8 +22,8 @@ from qtool.emitters import emit_qdq, save_model
 from qtool.errors import DataError, OutOfMemoryError, UnsupportedError
 from qtool.verification import ort_process, ort_worker
 from qtool.verification.captured_outputs import capturable_values, with_outputs
+from qtool.verification.latency.timing_script import ROUNDS
 from qtool.verification.ort_process import FAILURES, run_tasks
-from qtool.verification.ort_worker import ROUNDS
 from qtool.verification.tasks import (
     KINDS,
     Capture,

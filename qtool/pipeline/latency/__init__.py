@@ -1,0 +1,1 @@
+"""Latency of both files in the runtimes and on the machine that the recipe names."""

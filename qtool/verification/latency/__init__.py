@@ -1,0 +1,1 @@
+"""Timing of files in every runtime, on this machine and on others."""
