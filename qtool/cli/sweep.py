@@ -23,6 +23,14 @@ def sweep(
     jobs: Annotated[
         int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")
     ] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="URL",
+            help="Run on a Dask or Ray cluster instead: dask://HOST:PORT or ray://HOST:PORT.",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     trust_code: options.TrustCode = False,
@@ -32,6 +40,7 @@ def sweep(
     """Run a recipe with several values of some keys; finished runs are not run again."""
     with exit_codes(json):
         from qtool.pipeline.context import RunOptions
+        from qtool.pipeline.search.cluster import Spread
         from qtool.pipeline.search.sweep import run_sweep, variants_of
 
         variants = variants_of(over)
@@ -40,7 +49,7 @@ def sweep(
             run_options = RunOptions(
                 seed=seed, threads=threads, trust_code=trust_code, progress=progress
             )
-            reports = run_sweep(recipe, variants, folder, run_options, jobs)
+            reports = run_sweep(recipe, variants, folder, run_options, Spread(jobs, cluster))
         from qtool.cli.report import terminal_text
         from qtool.report.render import render
 

@@ -195,6 +195,20 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
     Raises:
         RecipeError: with the place and the absolute path that was looked for.
     """
+    for path, file in named_files(recipe):
+        if file is not None and not FilePath(file).exists():
+            raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
+    for path, file in _model_paths(recipe):
+        if path[-1] != "code" and FilePath(str(file)).is_dir():
+            raise document.error(path, f'"{file}" is a folder; expected a file')
+
+
+def named_files(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:
+    """Return the files and folders that a recipe names, with their keys; None: an absent key.
+
+    Args:
+        recipe: its paths are absolute.
+    """
     paths = _model_paths(recipe)
     if YAML_FILE.accepts(recipe.target):
         paths.append((("target",), recipe.target))
@@ -212,12 +226,7 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
             paths += [((name, key, file), getattr(options, file)) for file in READERS[key].paths]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
             paths.append(((name, "preprocess"), section.preprocess))
-    for path, file in paths:
-        if file is not None and not FilePath(file).exists():
-            raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
-    for path, file in _model_paths(recipe):
-        if path[-1] != "code" and FilePath(str(file)).is_dir():
-            raise document.error(path, f'"{file}" is a folder; expected a file')
+    return paths
 
 
 def _model_paths(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:

@@ -1,4 +1,4 @@
-"""Run a recipe with several values of some keys, in processes of this machine."""
+"""Run a recipe with several values of some keys, in processes of this machine or of a cluster."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from pathlib import Path
 import yaml
 
 from qtool.errors import QtoolError, RecipeError
-from qtool.files import write_text_atomic
+from qtool.files import digest_of, write_text_atomic
+from qtool.loading import read_graph
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
+from qtool.pipeline.search.cluster import Spread, workers
 from qtool.progress import silent
 from qtool.recipe.loader import load_recipe
+from qtool.recipe.validation import named_files
 from qtool.report.report import Report
 from qtool.steps.stage_cache import source_digest
 
@@ -33,6 +36,55 @@ class Variant:
 
     name: str
     settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant and where it goes.
+
+    Attributes:
+        recipe: the YAML file.
+        variant: of the recipe.
+        folder: of the run.
+        key: digest of all that decides the outcome.
+    """
+
+    recipe: Path
+    variant: Variant
+    folder: Path
+    key: str
+
+    @property
+    def finished(self) -> bool:
+        """True where the folder holds a run of the same recipe, files, options and version."""
+        file = self.folder / KEY_FILE
+        return file.is_file() and file.read_text() == self.key
+
+
+class FileDigests:
+    """Digests of what files and folders hold; each is read once."""
+
+    def __init__(self) -> None:
+        self._digests: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        """Return the digest of a file, with the external data of a model, or of a folder.
+
+        Args:
+            path: exists; of a folder the names count too.
+        """
+        if path not in self._digests:
+            self._digests[path] = self._read(path)
+        return self._digests[path]
+
+    def _read(self, path: Path) -> str:
+        if path.is_dir():
+            files = sorted(each for each in path.rglob("*") if each.is_file())
+            names = "\n".join(str(each.relative_to(path)) for each in files)
+            return hashlib.sha256(
+                f"{names}\n{digest_of(files) if files else ''}".encode()
+            ).hexdigest()
+        return digest_of(read_graph(path)[1] if path.suffix == ".onnx" else [path])
 
 
 def variants_of(over: Sequence[str]) -> list[Variant]:
@@ -70,7 +122,7 @@ def _in_one_line(value: object) -> str:
 
 
 def run_sweep(
-    recipe: Path, variants: Sequence[Variant], out: Path, options: RunOptions, jobs: int
+    recipe: Path, variants: Sequence[Variant], out: Path, options: RunOptions, spread: Spread
 ) -> dict[str, Report]:
     """Run all variants, each in its own folder; finished ones are not run again.
 
@@ -81,63 +133,63 @@ def run_sweep(
         variants: of the recipe.
         out: folder of the run folders.
         options: of every run; without threads each has one.
-        jobs: processes at a time.
+        spread: the processes.
 
     Returns:
         The report of each variant, by name.
 
     Raises:
-        QtoolError: a variant is wrong (before any of them runs), or failed (after all others).
+        QtoolError: a variant is wrong or the cluster does not answer (before any of them runs), or
+            a variant failed (after all others).
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    for variant in variants:
-        load_recipe(recipe, variant.settings)
+    recipe, out = recipe.absolute(), out.absolute()  # processes of a cluster have other folders
     plain = replace(options, threads=options.threads or 1, progress=silent)
+    digests = FileDigests()
+    runs = {
+        variant.name: Run(
+            recipe, variant, out / variant.name, _key(recipe, variant, plain, digests)
+        )
+        for variant in variants
+    }
     failures: dict[str, QtoolError] = {}
-    for attempt in range(1, ATTEMPTS + 1):
-        pending = [v for v in variants if not _finished(recipe, v, out / v.name, plain)]
-        pending = [v for v in pending if v.name not in failures]
-        try:
-            work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-                delayed(_run)(recipe, variant, out / variant.name, plain) for variant in pending
-            )
-            for done, (name, error) in enumerate(work, 1):
-                options.progress("sweep", done, len(pending))
-                if error is not None:
-                    failures[name] = error
-            break
-        except TerminatedWorkerError as error:
-            if attempt == ATTEMPTS:
-                raise RecipeError(
-                    f"sweep: a process was lost {ATTEMPTS} times ({error}); give fewer --jobs, if "
-                    "memory ran out"
-                ) from error
+    with workers(spread) as processes:
+        for attempt in range(1, ATTEMPTS + 1):
+            pending = [r for n, r in runs.items() if not r.finished and n not in failures]
+            try:
+                for done, (name, error) in enumerate(processes.map(_run, pending, plain), 1):
+                    options.progress("sweep", done, len(pending))
+                    if error is not None:
+                        failures[name] = error
+                break
+            except processes.lost as error:
+                if attempt == ATTEMPTS:
+                    raise RecipeError(
+                        f"sweep: a process was lost {ATTEMPTS} times ({error}); give fewer --jobs, "
+                        "if memory ran out"
+                    ) from error
     for name, failure in failures.items():
         raise type(failure)(f"{name}: {failure}") from failure
     return {variant.name: Report.read(out / variant.name) for variant in variants}
 
 
-def _run(
-    recipe: Path, variant: Variant, folder: Path, options: RunOptions
-) -> tuple[str, QtoolError | None]:
+def _run(run: Run, options: RunOptions) -> tuple[str, QtoolError | None]:
     """Run one variant in this process; return its name, and the error that is the user's."""
     try:
-        run_ptq(load_recipe(recipe, variant.settings), folder, options)
+        run_ptq(load_recipe(run.recipe, run.variant.settings), run.folder, options)
     except QtoolError as error:
-        return variant.name, error
-    write_text_atomic(folder / KEY_FILE, _key(recipe, variant, options))
-    return variant.name, None
+        return run.variant.name, error
+    write_text_atomic(run.folder / KEY_FILE, run.key)
+    return run.variant.name, None
 
 
-def _finished(recipe: Path, variant: Variant, folder: Path, options: RunOptions) -> bool:
-    """Return whether the folder holds a run of the same recipe, options and version."""
-    file = folder / KEY_FILE
-    return file.is_file() and file.read_text() == _key(recipe, variant, options)
-
-
-def _key(recipe: Path, variant: Variant, options: RunOptions) -> str:
-    text = load_recipe(recipe, variant.settings).model_dump_json()
-    parts = (text, source_digest(), str(options.seed), str(options.threads), options.device)
+def _key(recipe: Path, variant: Variant, options: RunOptions, digests: FileDigests) -> str:
+    """Return the digest of all that decides the outcome of a run."""
+    loaded = load_recipe(recipe, variant.settings)
+    contents = [
+        f"{'.'.join(map(str, key))} {digests.of(Path(file))}"
+        for key, file in named_files(loaded)
+        if file is not None
+    ]
+    settings = (str(options.seed), str(options.threads), options.device)
+    parts = (loaded.model_dump_json(), *contents, source_digest(), *settings)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""Processes that runs are spread over: those of this machine, or of a Dask or Ray cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from qtool.errors import RecipeError, suggest
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CONNECT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The processes that a command asks for.
+
+    Attributes:
+        jobs: of this machine at a time.
+        cluster: ``dask://HOST:PORT`` or ``ray://HOST:PORT``, all of whose workers are used instead.
+    """
+
+    jobs: int = 1
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that joblib reaches.
+
+    Attributes:
+        jobs: at a time; -1: as many as there are.
+        lost: exceptions that say that a process was lost.
+        in_turn: results come in the order of the items, all at the end.
+    """
+
+    jobs: int
+    lost: tuple[type[Exception], ...]
+    in_turn: bool = False
+
+    def map(
+        self, function: Callable[..., Result], items: Sequence[Item], *more: Any
+    ) -> Iterator[Result]:
+        """Yield ``function(item, *more)`` of every item, in any order.
+
+        Args:
+            function: of a module, so that other processes can import it.
+            items: its first arguments.
+            more: its other arguments.
+        """
+        from joblib import Parallel, delayed
+
+        order = "list" if self.in_turn else "generator_unordered"
+        yield from Parallel(n_jobs=self.jobs, return_as=order)(
+            delayed(function)(item, *more) for item in items
+        )
+
+
+@dataclass(frozen=True)
+class ClusterKind:
+    """An entry of CLUSTERS.
+
+    Attributes:
+        connect: opens the cluster at HOST:PORT and makes it joblib's, until the block ends.
+        start: the commands that start such a cluster, for messages.
+    """
+
+    connect: Callable[[str], AbstractContextManager[Workers]]
+    start: str
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Workers]:
+    from distributed import Client
+    from distributed.scheduler import KilledWorker
+    from joblib import parallel_config
+
+    with Client(f"tcp://{address}", timeout=CONNECT_SECONDS) as client:
+        threads = [worker["nthreads"] for worker in client.scheduler_info(-1)["workers"].values()]
+        if not threads:
+            raise RecipeError(
+                f"--cluster dask://{address}: the scheduler has no workers; start some"
+            )
+        if max(threads) > 1:
+            raise RecipeError(
+                f"--cluster dask://{address}: found a worker with {max(threads)} threads, but each "
+                "run needs a process of its own; start workers with --nthreads 1"
+            )
+        with parallel_config("dask", client=client):
+            yield Workers(-1, (KilledWorker,))
+
+
+@contextmanager
+def _ray(address: str) -> Iterator[Workers]:
+    import ray
+    from joblib import parallel_config
+    from ray.util.joblib import register_ray
+
+    ray.init(f"ray://{address}", log_to_driver=False)
+    try:
+        register_ray()
+        with parallel_config("ray"):
+            yield Workers(-1, (ray.exceptions.RayError,), in_turn=True)
+    finally:
+        ray.shutdown()
+
+
+CLUSTERS: dict[str, ClusterKind] = {
+    "dask": ClusterKind(_dask, "dask scheduler; dask worker HOST:PORT --nthreads 1"),
+    "ray": ClusterKind(_ray, "ray start --head --ray-client-server-port PORT"),
+}
+"""Scheme of ``--cluster`` -> entry."""
+
+
+@contextmanager
+def workers(spread: Spread) -> Iterator[Workers]:
+    """Provide processes until the block ends.
+
+    Args:
+        spread: as the command asks for them.
+
+    Raises:
+        RecipeError: another form, a package that is not installed, or a cluster that does not
+            answer.
+    """
+    if spread.cluster is None:
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        yield Workers(spread.jobs, (TerminatedWorkerError,))
+        return
+    scheme, address = read_address(spread.cluster)
+    connection = CLUSTERS[scheme].connect(address)
+    try:
+        cluster = connection.__enter__()
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"--cluster {spread.cluster}: {error.name} is not installed; "
+            f"pip install 'qtool[{scheme}]'"
+        ) from error
+    except OSError as error:  # ConnectionError and TimeoutError are such
+        raise RecipeError(
+            f"--cluster {spread.cluster}: no answer ({error}); start a cluster by: "
+            f"{CLUSTERS[scheme].start}"
+        ) from error
+    try:
+        yield cluster
+    finally:
+        connection.__exit__(None, None, None)
+
+
+def read_address(cluster: str) -> tuple[str, str]:
+    """Return scheme and HOST:PORT of a cluster.
+
+    Args:
+        cluster: as the user wrote it.
+
+    Raises:
+        RecipeError: another form.
+    """
+    parts = urlsplit(cluster)
+    try:
+        complete = bool(parts.hostname and parts.port)
+    except ValueError:  # a port that is no number
+        complete = False
+    if parts.scheme not in CLUSTERS or not complete or parts.path:
+        raise RecipeError(
+            f"--cluster {cluster}: expected dask://HOST:PORT or ray://HOST:PORT"
+            f"{suggest(parts.scheme, CLUSTERS)}"
+        )
+    return parts.scheme, parts.netloc
