@@ -7,17 +7,18 @@ READY := .venv/.ready
 RUN ?= runs/digits-int8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-qat test slow check bench size clean
+.PHONY: help demo demo-qat test slow check fuzz soak release bench size clean
 
 help:                       ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 
 # torch's CPU build (200 MB, not gigabytes) has an index of its own: used where it answers.
+INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
+    $(TORCH_INDEX)/torch/ 2>/dev/null && echo --extra-index-url $(TORCH_INDEX))
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	index=; ! $(PYTHON) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
-	    $(TORCH_INDEX)/torch/ 2>/dev/null || index='--extra-index-url $(TORCH_INDEX)'; \
-	$(BIN)/python -m pip install -q -c constraints.txt $$index torch
+	$(BIN)/python -m pip install -q -c constraints.txt $(INDEX) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -43,6 +44,23 @@ check: $(READY)             ## formatting, lint, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 0 tests/architecture
+
+fuzz: $(READY)              ## ten minutes of damaged models, recipes and data; goes on where it ended
+	QTOOL_HYPOTHESIS=explore $(BIN)/python -m pytest -n 2 tests/properties tests/hostile
+	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_inputs --count 1000000 --seconds 120
+	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_models --count 1000000 --seconds 300
+
+soak: $(READY)              ## hours: 200000 recipes, 20000 models, 100 kills; goes on where it ended
+	PYTHONPATH=tests $(BIN)/python -m fuzz.soak
+
+release: $(READY) recipes/digits/data  ## build, install the wheel afresh, run the demo from it, audit
+	rm -rf dist build/release
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install -q -c constraints.txt $(INDEX) dist/*.whl pip-audit
+	cp -r recipes/digits build/release
+	cd build/release && env -u PYTHONPATH bin/qtool ptq --recipe digits/int8.yaml --out demo
+	build/release/bin/python -m pip_audit --local --format cyclonedx-json -o dist/sbom.json
 
 bench: $(READY)             ## the tables of benchmarks/; needs QTOOL_DATA, a folder of networks and data
 	@test -d "$$QTOOL_DATA" || { \

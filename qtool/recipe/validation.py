@@ -1,5 +1,6 @@
 """Checks of a recipe beyond keys and types: features of later versions, names, options, files."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -196,10 +197,10 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
         RecipeError: with the place and the absolute path that was looked for.
     """
     for path, file in named_files(recipe):
-        if file is not None and not FilePath(file).exists():
+        if file is not None and not os.path.exists(file):
             raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
     for path, file in _model_paths(recipe):
-        if path[-1] != "code" and FilePath(str(file)).is_dir():
+        if path[-1] != "code" and os.path.isdir(str(file)):
             raise document.error(path, f'"{file}" is a folder; expected a file')
 
 

@@ -129,3 +129,10 @@ YAML_BITS = st.sampled_from([*"{}[]:,-?&*!|>'\"%#@` \n\t<ab1.~", "<<: *a", "&a "
 @given(st.lists(YAML_BITS, max_size=40).map("".join))
 def test_any_punctuation_gives_data_or_an_error_of_ours(text):
     test_any_text_gives_data_or_an_error_of_ours.hypothesis.inner_test(text)
+
+
+@pytest.mark.parametrize("name", ["x" * 400, "x" * 5000, "a\\0b"])
+def test_a_path_that_no_system_has(name, tmp_path):
+    (tmp_path / "r.yaml").write_text(f'model: "{name}.onnx"\ncalibrate: {{images: train}}\n')
+    with pytest.raises(RecipeError, match=r"r.yaml:\d"):
+        load_recipe(tmp_path / "r.yaml")
