@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap
 from qtool.data.inputs import fixed_batch
-from qtool.errors import QtoolError, UnsupportedError
+from qtool.errors import ModelError, QtoolError, UnsupportedError
 from qtool.graph.queries import dims, parameters
 from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
@@ -22,6 +22,9 @@ MAX_OVERLAP = 0.01
 # Share of the largest output by which a sample may differ between a batch and a run of its own:
 # kernels sum in another order.
 TOLERANCE = 1e-2
+
+# Fixed batches that are never too large, and rows of one for each sample.
+MAX_BATCH, MAX_PADDING = 1024, 64
 
 # Parameters from which another session of the model costs more time and memory than it is worth.
 MAX_PARAMETERS = 200_000_000
@@ -204,10 +207,13 @@ def probe_batch(
         for the report.
 
     Raises:
+        ModelError: its batch is fixed to far more samples than there are.
         UnsupportedError: the model cannot run on a sample.
     """
     unchanged = dict(specs)
-    if fixed_batch(specs.values()) is not None:
+    batch = fixed_batch(specs.values())
+    if batch is not None:
+        _check_fixed_batch(batch, dataset, name)
         return unchanged, ()
     if parameters(model.graph) > MAX_PARAMETERS or not specs:
         return unchanged, ()
@@ -228,6 +234,16 @@ def probe_batch(
         return unchanged, ()
     fixed = {key: _of_one_sample(spec) for key, spec in specs.items()}
     return fixed, (f"samples are computed one by one: {reason}",)
+
+
+def _check_fixed_batch(batch: int, dataset: Dataset, name: str) -> None:
+    """Refuse a batch that is nearly all padding: each call computes every row of it."""
+    if batch > max(MAX_BATCH, MAX_PADDING * dataset.count):
+        raise ModelError(
+            f"model {name}: its batch is fixed to {batch} samples and the data has "
+            f"{dataset.count}, so nearly all of each call would be padding; export it with an open "
+            "batch"
+        )
 
 
 def _of_one_sample(spec: InputSpec) -> InputSpec:

@@ -135,7 +135,11 @@ def test_external_data_that_does_not_fit(key, value, external):
     assert 'the weights of "c0"' in text and "expected" in text
 
 
-def test_external_data_in_a_body_is_missing(tmp_path):
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [("gone", "missing"), ("/etc/passwd", "an absolute path"), ("../w", "leads out of the model")],
+)
+def test_external_data_of_a_body(location, words, tmp_path):
     inner = [helper.make_node("Mul", ["x", "k"], ["b"])]
     info = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
     weight = numpy_helper.from_array(np.ones(4, np.float32), "k")
@@ -149,10 +153,10 @@ def test_external_data_in_a_body_is_missing(tmp_path):
         tensor = branch.g.initializer[0]
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="gone")
+        tensor.external_data.add(key="location", value=location)
     onnx.save(proto, tmp_path / "m.onnx")
     text = refused(tmp_path / "m.onnx", ModelError)
-    assert 'the weights of "k" lie in' in text and "missing" in text
+    assert 'the weights of "k" lie in' in text and words in text
 
 
 def test_external_data_is_cut_short(external):

@@ -294,3 +294,10 @@ def test_a_size_that_calibration_and_evaluation_settle_differently(case):
     assert "train.npz: array `x`: has shape [8, 3, 4]" in case.refused()
     case.recipe["calibrate"] = {"arrays": "test.npz", "count": 4, "allow_overlap": True}
     assert case.run()[0] in (0, 1)
+
+
+def test_a_batch_that_is_nearly_all_padding(case):
+    classifier(case.folder / "net.onnx", batch=5000)
+    text = case.refused()
+    assert "its batch is fixed to 5000 samples and the data has 12" in text
+    assert "open batch" in text
