@@ -72,10 +72,10 @@ def code_lines(run: Path) -> Iterator[Line]:
     content = (run / "model.onnx").read_bytes()
     with np.load(run / "plan.npz") as plan:
         codes = [plan[name] for name in plan.files if name.startswith("codes/")]
-    stored = [array for array in codes if array.dtype.itemsize == 1]
-    if stored and max(int(array.max()) for array in stored) > 7:  # below 8 bits codes are packed
-        found = sum(array.tobytes() in content for array in stored)
-        yield Line("arrays of codes", len(stored), found)
+    # Below 8 bits codes are packed.
+    stored = [a for a in codes if a.dtype.itemsize == 1 and np.abs(a.astype(int)).max() > 7]
+    found = sum(array.tobytes() in content for array in stored)
+    yield Line("arrays of codes", len(stored), found)
 
 
 def kernel_lines(run: Path, report: dict[str, Any]) -> Iterator[Line]:
@@ -89,16 +89,22 @@ def kernel_lines(run: Path, report: dict[str, Any]) -> Iterator[Line]:
         shape = [size if isinstance(size, int) else 1 for size in value.shape]
         session.run(None, {value.name: np.zeros(shape, np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text())
-    kernels = Counter(
-        event["args"]["op_name"]
+    kernels = [
+        event["args"]
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    )
-    integer = {k: n for k, n in kernels.items() if k.startswith("QLinear") or k in INTEGER}
+    ]
+    counts = Counter(each["op_name"] for each in kernels)
+    integer = {k: n for k, n in counts.items() if k.startswith("QLinear") or k in INTEGER}
     yield Line("kernels.integer", report["kernels"]["integer"], integer)
-    quantize = {"QuantizeLinear", "DequantizeLinear"}
-    floats = {k: n for k, n in kernels.items() if k not in {*integer, *MOVES, *quantize}}
-    yield Line("kernels.float", report["kernels"]["float"], floats)
+    others = {*integer, *MOVES, "QuantizeLinear", "DequantizeLinear"}
+    # A kernel that reads codes and writes codes, such as a Clip, computes in no float.
+    floats = Counter(
+        each["op_name"]
+        for each in kernels
+        if each["op_name"] not in others and "float" in str(each["output_type_shape"])
+    )
+    yield Line("kernels.float", report["kernels"]["float"], dict(floats))
 
 
 def accuracy_lines(run: Path, report: dict[str, Any], recipe: dict[str, Any]) -> list[Line]:

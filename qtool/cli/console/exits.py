@@ -31,6 +31,7 @@ _USER_ERRNO = (
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,
