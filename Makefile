@@ -53,14 +53,19 @@ fuzz: $(READY)              ## ten minutes of damaged models, recipes and data; 
 soak: $(READY)              ## hours: 200000 recipes, 20000 models, 100 kills; goes on where it ended
 	PYTHONPATH=tests $(BIN)/python -m fuzz.soak
 
+# The audit asks PyPI for known vulnerabilities; --strict: a package that it cannot ask for fails.
 release: $(READY) recipes/digits/data  ## build, install the wheel afresh, run the demo from it, audit
-	rm -rf dist build/release
+	rm -rf dist build/release build/tools
 	$(BIN)/python -m build
 	$(PYTHON) -m venv build/release
-	build/release/bin/python -m pip install -q -c constraints.txt $(INDEX) dist/*.whl pip-audit
+	build/release/bin/python -m pip install -q -c constraints.txt $(INDEX) dist/*.whl
 	cp -r recipes/digits build/release
 	cd build/release && env -u PYTHONPATH bin/qtool ptq --recipe digits/int8.yaml --out demo
-	build/release/bin/python -m pip_audit --local --format cyclonedx-json -o dist/sbom.json
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install -q pip-audit cyclonedx-bom
+	build/tools/bin/cyclonedx-py environment -o dist/sbom.json build/release/bin/python
+	build/release/bin/python -m pip freeze --exclude qtool | sed 's/+cpu//' > build/release.txt
+	build/tools/bin/pip-audit --strict --no-deps --disable-pip -r build/release.txt
 
 bench: $(READY)             ## the tables of benchmarks/; needs QTOOL_DATA, a folder of networks and data
 	@test -d "$$QTOOL_DATA" || { \
