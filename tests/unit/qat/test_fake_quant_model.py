@@ -318,8 +318,11 @@ def entry(name: str):
     return QAT_QUANTIZERS[name]()
 
 
-@pytest.mark.parametrize("name", QAT_QUANTIZERS)
-@pytest.mark.parametrize("batchnorm", ["live", "folded"])
+@pytest.mark.parametrize(
+    ("name", "batchnorm"),
+    [(name, "live") for name in QAT_QUANTIZERS]
+    + [(name, "folded") for name in ("lsq", "lsq_plus", "pact", "sat", "bwn", "ttq", "kmeans")],
+)
 def test_every_quantizer_trains_and_its_file_is_what_was_trained(name, batchnorm):
     model, plan = planned(normed_net(), Bits(max(trained_widths(entry(name)) & {1, 2, 3}), 4))
     network = QatNetwork(model, plan, entry(name), batchnorm)
