@@ -9,9 +9,12 @@ from qtool.api.model import Model
 from qtool.api.quantization import Plan
 from qtool.emitters import emit_model, save_model
 from qtool.errors import ModelError, RecipeError, suggest
+from qtool.pipeline.provenance import write_provenance
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.choice import read_choice
+from qtool.report.schema import Provenance
+from qtool.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +105,10 @@ def emit(model: Model, plan: Plan, path: str | Path) -> Path:
     if target.is_dir():
         raise RecipeError(f"{target}: is a folder; expected a file name to write to")
     form = plan.target.formats[0]
-    save_model(emit_model(plan._graph, plan.quantization, plan.target, form)[0], target)
+    emitted = emit_model(plan._graph, plan.quantization, plan.target, form)[0]
+    own = Provenance(qtool=__version__, model_sha256=model.sha256)
+    write_provenance(emitted.metadata_props, own)
+    save_model(emitted, target)
     return target
 
 

@@ -2,7 +2,7 @@
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,8 @@ DEFAULT_TARGET = "onnxruntime-cpu"
 
 def inspect(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL|RUN", help="A float model, or a run folder.")
+        Path,
+        typer.Argument(metavar="MODEL|RUN", help="A model or a run folder."),
     ],
     target: Annotated[
         str | None,
@@ -34,7 +35,6 @@ def inspect(
     ] = None,
     threads: options.Threads = None,
     trust_code: options.TrustCode = False,
-    requantize: options.Requantize = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -48,20 +48,20 @@ def inspect(
         from qtool.pipeline.inspection import inspect_model, inspect_run
 
         with show_progress(quiet) as progress:
-            run_options = RunOptions(
-                threads=threads, trust_code=trust_code, requantize=requantize, progress=progress
-            )
+            run_options = RunOptions(threads=threads, trust_code=trust_code, progress=progress)
             if model.is_dir():
                 run = inspect_run(model, run_options)
                 text = _run_json(run) if json else printable(_run_text(run))
             else:
                 info = inspect_model(model, target or DEFAULT_TARGET, run_options)
-                text = json_format.dumps(asdict(info)) if json else printable(_model_text(info))
+                text = _model_json(info) if json else printable(_model_text(info))
         print_result(text)
 
 
 def _model_text(info: "ModelInfo") -> str:
     """Return the description of a model as aligned columns."""
+    from qtool.report.render.formatting import origin
+
     total = sum(layer.macs for layer in info.layers)
     rows = [("LAYER", "OP", "OUTPUT", "PARAMETERS", "MACS", "WEIGHTS")]
     for layer in info.layers:
@@ -76,11 +76,17 @@ def _model_text(info: "ModelInfo") -> str:
     tail = ["", f"Operators: {_counts(info.operators)}"]
     if info.patterns:
         tail += [f"Patterns:  {_counts(info.patterns)}"]
+    if info.quantized:
+        tail += [f"Quantized: {_counts(info.quantized)}; the layers are the floats they stand for"]
+    if info.provenance is not None:
+        tail += [f"Made by:   {origin(info.provenance)}"]
     return "\n".join([*head, "", *columns(rows, right=(3, 4)), *tail])
 
 
 def _run_text(run: "RunInfo") -> str:
     """Return layers, float nodes with reasons, and the slowest kernels as aligned columns."""
+    from qtool.report.render.formatting import origin
+
     rows = [("LAYER", "OP", "BITS", "SQNR", "BYTES")]
     for layer in run.report.layers:
         bits = f"W{layer.weight_bits}A{layer.activation_bits}"
@@ -90,7 +96,9 @@ def _run_text(run: "RunInfo") -> str:
     if run.float_nodes:
         parts += ["", f"{len(run.float_nodes)} nodes compute in floats:"]
         parts += columns([("NODE", "OP", "WHY"), *run.float_nodes])
-    return "\n".join([*parts, "", *_times(run)])
+    own = run.report.output.provenance
+    made = [] if own is None else ["", f"{run.report.output.path} was made by {origin(own)}"]
+    return "\n".join([*parts, "", *_times(run), *made])
 
 
 def _times(run: "RunInfo") -> list[str]:
@@ -107,6 +115,14 @@ def _times(run: "RunInfo") -> list[str]:
     slowest = [("SLOWEST NODES", "KERNEL", "MS")]
     slowest += [(t.name, t.op, f"{t.ms:.3f}") for t in run.times[:SLOWEST]]
     return [*columns(rows, right=(1, 2, 3)), "", *columns(slowest, right=(2,))]
+
+
+def _model_json(info: "ModelInfo") -> str:
+    parts = asdict(replace(info, provenance=None))
+    del parts["provenance"]
+    if info.provenance is not None:
+        parts["provenance"] = info.provenance.model_dump(exclude_none=True)
+    return json_format.dumps(parts)
 
 
 def _run_json(run: "RunInfo") -> str:

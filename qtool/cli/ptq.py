@@ -1,6 +1,7 @@
 """``qtool ptq``: quantize a model with data and report on the written file."""
 
 import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from qtool.qat.distributed import expected
 
 if TYPE_CHECKING:
     from qtool.pipeline.context import RunOptions
+    from qtool.pipeline.folders.choice import Request
     from qtool.progress import Progress
     from qtool.recipe.model import Recipe
     from qtool.report.report import Report
@@ -26,6 +28,7 @@ def ptq(
     model: options.Model = None,
     data: options.Data = None,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     bits: shorthands.Bits = None,
     count: shorthands.Count = None,
     settings: options.Settings = None,
@@ -46,27 +49,45 @@ def ptq(
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
         words = shorthands.overrides(bits, count, settings)
     quantize(
-        Command("run_ptq", named.recipe, named.model, named.data, out, tuple(words)),
+        Command("run_ptq", named, Folder(out, overwrite), tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
         Output(json, quiet, strict),
     )
 
 
 @dataclass(frozen=True)
+class Folder:
+    """The run folder, as the command line names it; see ``Request``."""
+
+    out: Path | None
+    overwrite: bool = False
+
+    def request(self, default: Path) -> "Request":
+        """Return the request of the pipeline.
+
+        Args:
+            default: the folder without ``--out``.
+
+        Raises:
+            RecipeError: ``--out`` names a file.
+        """
+        from qtool.pipeline.folders.choice import Request
+
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise RecipeError(
+                f'--out: "{self.out}" is a file, expected a folder; choose another name'
+            )
+        return Request(default, self.out, self.overwrite)
+
+
+@dataclass(frozen=True)
 class Command:
-    """Pipeline function and paths of a run, as given on the command line."""
+    """Pipeline function, files and overrides of a run, as the command line names them."""
 
     function: str
-    recipe: Path | None
-    model: Path | None
-    data: Path | None
-    out: Path | None
+    sources: shorthands.Sources
+    folder: Folder
     settings: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.out if self.out is not None else default_out(self.recipe, self.model)
 
 
 @dataclass(frozen=True)
@@ -121,15 +142,32 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
         output: form of the output.
     """
     with exit_codes(output.json):
-        recipe = chosen_recipe(command.recipe, command.model, command.data, [*command.settings])
-        check_options(command.folder, settings.device, settings.plan)
+        sources = command.sources
+        recipe = chosen_recipe(sources.recipe, sources.model, sources.data, [*command.settings])
+        check_options(settings.device, settings.plan)
+        request = command.folder.request(default_out(sources.recipe, sources.model))
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
+        from qtool.pipeline.folders.choice import chosen_folder
+        from qtool.pipeline.folders.identity import run_identity
 
-        first = expected()[0] == 0  # of several processes one shows what happens
-        with show_progress(output.quiet or not first) as progress:
+        quiet = output.quiet or expected()[0] > 0  # of several processes one shows what happens
+        with show_progress(quiet) as progress:
             run_options = settings.run_options(progress)
-            report = getattr(pipeline, command.function)(recipe, command.folder, run_options)
-        show(report, command.folder, output)
+            identity = run_identity(command.function, recipe, run_options)
+            with chosen_folder(request, identity) as folder:
+                announce(request, folder, quiet)
+                report = getattr(pipeline, command.function)(recipe, folder, run_options)
+        show(report, folder, output)
+
+
+def announce(request: "Request", folder: Path, quiet: bool) -> None:
+    """Say on stderr where a run goes whose default folder holds another one."""
+    if folder != (request.fixed or request.default) and not quiet:
+        print(
+            f"qtool: {request.default} holds another run, this one goes to {folder}; --overwrite "
+            "replaces the other",
+            file=sys.stderr,
+        )
 
 
 def read_baseline(run: Path | None) -> "Report | None":
@@ -183,10 +221,8 @@ def default_out(recipe: Path | None, model: Path | None) -> Path:
     return Path("runs") / (named.stem if named is not None else "run")
 
 
-def check_options(folder: Path, device: options.Device, plan: Path | None) -> None:
+def check_options(device: options.Device, plan: Path | None) -> None:
     """Raise RecipeError for options that would otherwise fail after minutes of work."""
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f'--out: "{folder}" is a file, expected a folder; choose another name')
     if plan is not None and not plan.is_file():
         raise RecipeError(f'--plan: no file "{plan}"; expected the plan.json of an earlier run')
     if device is options.Device.cuda:

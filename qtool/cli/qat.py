@@ -6,7 +6,7 @@ import typer
 
 from qtool.cli.console import options, shorthands
 from qtool.cli.console.exits import exit_codes
-from qtool.cli.ptq import Command, Output, Settings, quantize
+from qtool.cli.ptq import Command, Folder, Output, Settings, quantize
 
 Epochs = Annotated[
     int | None,
@@ -20,6 +20,7 @@ def qat(
     model: options.Model = None,
     data: options.Data = None,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     epochs: Epochs = None,
     bits: shorthands.Bits = None,
     count: shorthands.Count = None,
@@ -42,7 +43,7 @@ def qat(
         words = shorthands.overrides(bits, count, settings)
     words += [] if epochs is None else [f"qat.epochs={epochs}"]
     quantize(
-        Command("run_qat", named.recipe, named.model, named.data, out, tuple(words)),
+        Command("run_qat", named, Folder(out, overwrite), tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
         Output(json, quiet, strict),
     )

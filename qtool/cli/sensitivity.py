@@ -8,12 +8,13 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import Output, Settings, check_options, show
+from qtool.cli.ptq import Folder, Output, Settings, announce, check_options, show
 
 
 def sensitivity(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to measure.")],
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     samples: Annotated[
         int,
         typer.Option(
@@ -36,12 +37,17 @@ def sensitivity(
         from qtool.recipe.loader import load_recipe
 
         chosen = load_recipe(recipe, settings or [])
-        folder = out or Path("runs") / f"{recipe.stem}-sensitivity"
-        check_options(folder, device, plan)
+        check_options(device, plan)
+        request = Folder(out, overwrite).request(Path("runs") / f"{recipe.stem}-sensitivity")
         run_settings = Settings(seed, device, threads, plan, trust_code, requantize, fresh)
+        from qtool.pipeline.folders.choice import chosen_folder
+        from qtool.pipeline.folders.identity import run_identity
         from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
 
         with show_progress(quiet) as progress:
             run_options = run_settings.run_options(progress)
-            report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
+            identity = run_identity(f"sensitivity of {samples}", chosen, run_options)
+            with chosen_folder(request, identity) as folder:
+                announce(request, folder, quiet)
+                report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
         show(report, folder, Output(json, quiet))

@@ -8,6 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes, print_result
 from qtool.cli.console.progress import show_progress
+from qtool.cli.ptq import Folder, announce
 
 
 def sweep(
@@ -18,7 +19,11 @@ def sweep(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where the run folders go."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the run folders go. [default: runs/<recipe name>-sweep]",
+        ),
     ] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")
@@ -40,16 +45,23 @@ def sweep(
     """Run a recipe with several values of some keys; finished runs are not run again."""
     with exit_codes(json):
         from qtool.pipeline.context import RunOptions
+        from qtool.pipeline.folders.choice import chosen_folder
+        from qtool.pipeline.folders.identity import run_identity
         from qtool.pipeline.search.cluster import Spread
         from qtool.pipeline.search.sweep import run_sweep, variants_of
+        from qtool.recipe.loader import load_recipe
 
         variants = variants_of(over)
-        folder = out or Path("runs") / f"{recipe.stem}-sweep"
+        request = Folder(out).request(Path("runs") / f"{recipe.stem}-sweep")
         with show_progress(quiet) as progress:
             run_options = RunOptions(
                 seed=seed, threads=threads, trust_code=trust_code, progress=progress
             )
-            reports = run_sweep(recipe, variants, folder, run_options, Spread(jobs, cluster))
+            identity = run_identity("sweep", load_recipe(recipe), run_options)
+            with chosen_folder(request, identity) as folder:
+                announce(request, folder, quiet)
+                spread = Spread(jobs, cluster)
+                reports = run_sweep(recipe, variants, folder, run_options, spread)
         from qtool.cli.report import terminal_text
         from qtool.report.render import render
 

@@ -1,10 +1,11 @@
 """A dataset: named samples in a fixed order, fetched in batches as they are needed."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Dataset:
         synthetic: the samples are made up: no accuracy can be measured on them.
         starts: positions in the source at which a stream of calls begins; none: no streams.
         loop: feeds outputs back as inputs; None where no input is an earlier output.
+        guesses: keys of the recipe's section that the reader filled in, for the resolved recipe.
     """
 
     names: tuple[str, ...]
@@ -41,6 +43,7 @@ class Dataset:
     synthetic: bool = False
     starts: tuple[int, ...] = ()
     loop: Loop | None = None
+    guesses: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

@@ -1,7 +1,14 @@
 """Loading of models into one form: a graph with a recent opset, unique names and known shapes."""
 
 from qtool.loading.dequantize.dequantize import load_requantized
-from qtool.loading.onnx_loader import Loaded, bind_shapes, infer_shapes, load_model, read_graph
+from qtool.loading.onnx_loader import (
+    Loaded,
+    bind_shapes,
+    infer_shapes,
+    load_model,
+    quantized_nodes,
+    read_graph,
+)
 
 __all__ = [
     "Loaded",
@@ -9,5 +16,6 @@ __all__ = [
     "infer_shapes",
     "load_model",
     "load_requantized",
+    "quantized_nodes",
     "read_graph",
 ]

@@ -197,6 +197,11 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
     return model, notes
 
 
+def quantized_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the quantization operators of a model."""
+    return [n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS]
+
+
 def check_not_quantized(model: ir.Model, path: Path) -> None:
     """Check that a model has no quantization operators.
 
@@ -207,7 +212,7 @@ def check_not_quantized(model: ir.Model, path: Path) -> None:
     Raises:
         UnsupportedError: it has; names their number, their kinds and the first one.
     """
-    nodes = [n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS]
+    nodes = quantized_nodes(model)
     if nodes:
         kinds = ", ".join(sorted({n.op_type for n in nodes}))
         raise UnsupportedError(

@@ -90,6 +90,9 @@ class Metric:
             raise TypeError("a metric has either scores or a value")
 
 
+DEFAULT_METRIC = "top1"
+"""The metric where there are labels and the recipe names none."""
+
 _top = partial(Metric, unit="%", binary=True, classes=True, class_labels=True)
 
 METRICS: dict[str, Metric] = {

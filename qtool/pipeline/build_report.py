@@ -5,6 +5,7 @@ from qtool.pipeline.checks.diagnosis import diagnosis_of
 from qtool.pipeline.checks.preprocessing import expectation_gates
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
+from qtool.pipeline.provenance import read_provenance
 from qtool.pipeline.pruning.channels import removed_channels
 from qtool.pipeline.stages import Emitted
 from qtool.pruning.sparsity import sparsity_part
@@ -53,11 +54,12 @@ def build_report(
         passed=evaluation.parity_passed and all(gate.passed for gate in gates),
         model=float_model,
         output=OutputPart(
-            path="model.onnx",
+            path=emitted.path.name,
             sha256=digest_of(written_files(emitted.path)),
             opset=loaded.model.opset_imports[""],
             format=recipe.output.format,
             **emitted.io.described(),
+            provenance=read_provenance(emitted.model.metadata_props),
         ),
         data=Data(
             calibration=_calibration_part(prepared),

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qtool.calibration.collect import batch_size, observed_values
 from qtool.errors import UnsupportedError
 from qtool.metrics.label_order import LabelOrder, find_label_order
-from qtool.metrics.registry import find_metric
+from qtool.metrics.registry import DEFAULT_METRIC, find_metric
 from qtool.pipeline.checks.plan_evaluator import Captured, PlanEvaluator
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.deferred_import import import_simulation
@@ -313,5 +313,5 @@ def recipe_metric(prepared: Prepared) -> NamedMetric | None:
         return None
     if evaluate.metric is None and prepared.evaluation.dataset.labels is None:
         return None
-    name = evaluate.metric or "top1"
+    name = evaluate.metric or DEFAULT_METRIC
     return NamedMetric(name, find_metric(name, evaluate.code, prepared.context.trust_code))

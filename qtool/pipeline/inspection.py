@@ -2,22 +2,25 @@
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qtool.errors import QtoolError
 from qtool.graph.queries import WEIGHTED_OPS, constant, dims, macs, parameters
-from qtool.loading import Loaded, read_graph
+from qtool.loading import Loaded, quantized_nodes, read_graph
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.inputs.specs import input_specs
 from qtool.pipeline.load_model import load_trusted
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.provenance import read_provenance
 from qtool.quant.plan_io import read_plan
 from qtool.recipe.loader import load_recipe
+from qtool.recipe.sections.network import carries_code
 from qtool.report.latency_schema import NodeTime
 from qtool.report.report import Report
+from qtool.report.schema import Provenance
 from qtool.rewrites import REWRITES
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target
@@ -60,6 +63,8 @@ class ModelInfo:
         layers: those with weights, in graph order.
         operators: operator -> count.
         patterns: rewrite of the target -> places where it applies.
+        quantized: quantization operator -> count; the rest describes the floats they stand for.
+        provenance: of a file that qtool wrote.
     """
 
     path: str
@@ -70,6 +75,8 @@ class ModelInfo:
     layers: tuple[LayerInfo, ...]
     operators: dict[str, int]
     patterns: dict[str, int]
+    quantized: dict[str, int] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
@@ -97,15 +104,17 @@ def inspect_model(
     Args:
         path: an ONNX file, or a .pt2 or .pt file of torch.
         target: a target, whose rewrites are tried.
-        options: trust_code, requantize and progress are used; None: the defaults.
+        options: trust_code and progress are used; None: the defaults.
 
     Raises:
         QtoolError: the model cannot be loaded.
     """
-    chosen = load_target(target)
+    chosen, options = load_target(target), options or RunOptions()
+    quantized = {} if carries_code(path) else _quantization(path)
     with temporary_cache() as cache:
-        loaded = load_trusted(path, chosen.opset, cache, options or RunOptions())
-        info = _model_info(loaded)
+        options = replace(options, requantize=bool(quantized))
+        loaded = load_trusted(path, chosen.opset, cache, options)
+        info = replace(_model_info(loaded), quantized=quantized)
         # A rewrite counts the places where its pattern occurs; later ones see its result, as in a
         # run, so they are applied to this copy in memory.
         counts = {
@@ -114,6 +123,12 @@ def inspect_model(
             if name in REWRITES
         }
     return replace(info, patterns={name: count for name, count in counts.items() if count})
+
+
+def _quantization(path: Path) -> dict[str, int]:
+    """Return the quantization operators of a file: operator -> count, the most frequent first."""
+    nodes = quantized_nodes(read_graph(path)[0])
+    return dict(Counter(node.op_type for node in nodes).most_common())
 
 
 def _model_info(loaded: Loaded) -> ModelInfo:
@@ -129,6 +144,7 @@ def _model_info(loaded: Loaded) -> ModelInfo:
         layers=tuple(layer for node in graph if (layer := _layer(node, symbols)) is not None),
         operators=dict(Counter(node.op_type for node in graph).most_common()),
         patterns={},
+        provenance=read_provenance(loaded.model.metadata_props),
     )
 
 
@@ -171,28 +187,26 @@ def inspect_run(folder: Path, options: RunOptions | None = None) -> RunInfo:
     options = options or RunOptions()
     report = Report.read(folder)
     plan = read_plan(folder / "plan.json")
-    model, _ = read_graph(folder / "model.onnx")
+    model, _ = read_graph(folder / report.output.path)
     ops = {node.name: node.op_type for node in model.graph}
     float_nodes = tuple(
         (name, ops.get(name, "removed"), reason) for name, reason in plan.float_nodes.items()
     )
     try:
-        times = _kernel_times(folder, options)
+        times = _kernel_times(folder, report.output.path, options)
     except QtoolError as error:
         return RunInfo(report, float_nodes, (), str(error))
     return RunInfo(report, float_nodes, times)
 
 
-def _kernel_times(folder: Path, options: RunOptions) -> tuple[NodeTime, ...]:
+def _kernel_times(folder: Path, file: str, options: RunOptions) -> tuple[NodeTime, ...]:
     """Measure the time of each kernel on the first evaluation sample, slowest first."""
     recipe = load_recipe(folder / "recipe.yaml")
     with temporary_cache() as cache, tempfile.TemporaryDirectory(prefix="qtool-") as scratch:
         prepared = prepare(recipe, cache, options)
         feeds = Path(scratch) / "feeds.npz"
         write_feeds(feeds, prepared.first_batch())
-        task = Profile(
-            str(folder / "model.onnx"), str(feeds), scratch, threads=options.threads or 1
-        )
+        task = Profile(str(folder / file), str(feeds), scratch, threads=options.threads or 1)
         result = run_tasks((task,), Path(scratch), options.progress)[task]
     return tuple(node_times(result))
 

@@ -21,6 +21,7 @@ from qtool.data.inputs import fixed_batch
 from qtool.errors import RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
 from qtool.loading.size_checks import check_sizes
+from qtool.metrics.registry import DEFAULT_METRIC
 from qtool.pipeline.checks.gate_needs import check_gate_needs
 from qtool.pipeline.checks.preprocessing import check_preprocessing
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
@@ -81,8 +82,10 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         record.notes += notes
         recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
         calibration = _open_calibration(recipe, inputs, trust_code)
+        recipe = with_guesses(recipe, "calibrate", calibration)
         record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
+        recipe = with_guesses(recipe, "evaluate", evaluation.dataset)
         streams = StreamRecorder(loaded.model, inputs, cache, (loaded.sha256,), progress)
         calibration, evaluation = _with_states(streams, calibration, evaluation)
         first = _check_same_shapes(inputs, calibration, evaluation.dataset)
@@ -219,6 +222,23 @@ def _parts(
     rest, notes = disjoint(recipe, recipe.calibrate, calibration, evaluation, "calibration")
     record.notes += notes
     return rest, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
+
+
+def with_guesses(recipe: Recipe, key: str, dataset: Dataset) -> Recipe:
+    """Return the recipe with what opening a data section filled in, so that it says everything.
+
+    Args:
+        recipe: that the section belongs to.
+        key: of the section; one that is absent stays so.
+        dataset: the samples of the section.
+    """
+    section: DataSection | None = getattr(recipe, key)
+    if section is None or READERS[section.reader].synthetic:
+        return recipe
+    guesses = dict(dataset.guesses)
+    if key == "evaluate" and recipe.evaluate is not None and dataset.labels is not None:
+        guesses["metric"] = recipe.evaluate.metric or DEFAULT_METRIC
+    return recipe.model_copy(update={key: section.model_copy(update=guesses)})
 
 
 def with_shared(section: DataSection, recipe: Recipe) -> DataSection:

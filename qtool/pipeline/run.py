@@ -12,12 +12,12 @@ from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
+from qtool.pipeline.folders.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.latency.measure import with_runtimes
 from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.pruning.checks import check_pruning_request
-from qtool.pipeline.run_folder import open_cache, run_folder, write_run
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
 from qtool.pipeline.training.checks import check_early, has_restricted_scales
@@ -120,14 +120,17 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         prepared = prepare(recipe, cache, options)
         recipe, context = prepared.recipe, prepared.context
         float_model = rewritten(prepared)
-        training = (NamedStep("qat", Training.open(prepared)),) if train else ()
+        training: tuple[NamedStep, ...] = ()
+        if train:
+            step = Training.open(prepared)
+            recipe, training = step.resolved, (NamedStep("qat", step),)
 
         def announce(plan: QuantPlan) -> None:
             if not train:  # training shows its own time
                 announce_estimate(prepared, plan)
 
         steps = quantize(recipe, context, options.plan_file, training, announce)
-        emitted = freeze_and_emit(recipe, context, steps.plan, scratch / "model.onnx")
+        emitted = freeze_and_emit(recipe, context, steps.plan, scratch / recipe.output.file)
         dynamic = bool(emitted.plan.dynamic)
         evaluation = Evaluator(prepared, emitted.path, scratch, emitted, dynamic).run()
         evaluation = with_runtimes(prepared, emitted.path, evaluation, scratch)

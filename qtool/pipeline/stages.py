@@ -16,6 +16,7 @@ from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
 from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.calibration.grids import calibrated, reused
+from qtool.pipeline.provenance import provenance_of, write_provenance
 from qtool.pipeline.pruning.channels import shrink
 from qtool.pipeline.pruning.masks import mask_steps, method_needs
 from qtool.quant.freeze import freeze
@@ -156,5 +157,6 @@ def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Pat
                 f"WARNING: files for {target.name} gain speed on processors with "
                 f"{', '.join(missing)}, which this one lacks; its latency says nothing about them"
             )
+        write_provenance(emitted.metadata_props, provenance_of(recipe, context.sha256))
         save_model(emitted, path)
     return Emitted(plan, emitted, io, path)

@@ -16,6 +16,7 @@ from qtool.pipeline.evaluate import Evaluation, Evaluator
 from qtool.pipeline.latency.measure import with_runtimes
 from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.provenance import read_provenance
 from qtool.quant.quantized_io import read_quantized_io
 from qtool.recipe.model import Recipe
 from qtool.report.gates import Measured, check_gates
@@ -91,6 +92,7 @@ def _report(
             path=str(file),
             sha256=files.digest_of(parts),
             opset=quantized.opset_imports.get("", 1),
+            provenance=read_provenance(quantized.metadata_props),
         ),
         data=Data(evaluation=part),
         accuracy=evaluation.accuracy,

@@ -145,6 +145,8 @@ class Output(_Part):
     """Q/DQ pairs, quantized operators, or Quant nodes; absent: the target's own, mostly qdq."""
     opset: Annotated[int, Field(ge=21, le=NEWEST_OPSET)] | None = None
     """The ONNX opset of the file; absent: the target's own, mostly 21."""
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.onnx$")] = "model.onnx"
+    """Name of the file in the run folder, such as net_int8.onnx."""
     io: Literal["float", "quantized"] = "float"
     """Inputs and outputs as values, or as codes; then the file and the report hold their scales."""
 

@@ -197,20 +197,19 @@ def check_paths(recipe: "Recipe", document: Document) -> None:
         RecipeError: with the place and the absolute path that was looked for.
     """
     for path, file in named_files(recipe):
-        if file is not None and not os.path.exists(file):
+        if not os.path.exists(file):
             raise document.error(path, f'nothing at "{file}"; paths are relative to the recipe')
-    for path, file in _model_paths(recipe):
-        if path[-1] != "code" and os.path.isdir(str(file)):
+        if path[0] == "model" and path[-1] != "code" and os.path.isdir(file):
             raise document.error(path, f'"{file}" is a folder; expected a file')
 
 
-def named_files(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:
-    """Return the files and folders that a recipe names, with their keys; None: an absent key.
+def named_files(recipe: "Recipe") -> list[tuple[KeyPath, str]]:
+    """Return every file and folder that a recipe names, with its key.
 
     Args:
         recipe: its paths are absolute.
     """
-    paths = _model_paths(recipe)
+    paths: list[tuple[KeyPath, str | None]] = [*_model_paths(recipe)]
     if YAML_FILE.accepts(recipe.target):
         paths.append((("target",), recipe.target))
     for name in DATA_SECTIONS:
@@ -227,10 +226,10 @@ def named_files(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:
             paths += [((name, key, file), getattr(options, file)) for file in READERS[key].paths]
         if isinstance(section.preprocess, str) and FilePath(section.preprocess).is_absolute():
             paths.append(((name, "preprocess"), section.preprocess))
-    return paths
+    return [(path, file) for path, file in paths if file is not None]
 
 
-def _model_paths(recipe: "Recipe") -> list[tuple[KeyPath, str | None]]:
+def _model_paths(recipe: "Recipe") -> list[tuple[KeyPath, str]]:
     """Return the files and folders the model is made of, with their keys."""
     model = recipe.model
     if isinstance(model, FilePath):

@@ -55,6 +55,18 @@ class Codes(Part):
     high: int
 
 
+class Provenance(Part):
+    """What a file was made from, as its metadata says (`qtool.version`, `qtool.recipe_sha256` ...).
+
+    `recipe_sha256` is the digest of the resolved recipe without folders and without what only
+    measures; a file that the Python API wrote has none.
+    """
+
+    qtool: str
+    recipe_sha256: str | None = None
+    model_sha256: str | None = None
+
+
 class OutputPart(Part):
     """The quantized file that was written (or, under `verify`, evaluated)."""
 
@@ -65,6 +77,7 @@ class OutputPart(Part):
     inputs: dict[str, Codes] | None = None
     """Inputs that are codes, with their grids; the file's metadata holds the same."""
     outputs: dict[str, Codes] | None = None
+    provenance: Provenance | None = None
 
 
 class DataPart(Part):

@@ -34,7 +34,16 @@ Data = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="The run folder. [default: runs/<recipe name>]"),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="The run folder, replaced where it exists. [default: runs/<recipe name>; where that "
+        "holds another run, runs/<recipe name>-2, ...]",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace another run in runs/<recipe name>."),
 ]
 Settings = Annotated[
     list[str] | None,

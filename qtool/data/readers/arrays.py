@@ -146,6 +146,7 @@ class ArrayReader(Reader):
             None,
             notes + _unscaled(mapping, files[0], inputs) + more,
             starts=_starts(counts),
+            guesses={"arrays": _resolved(options, mapping, label)},
         )
 
     def batch_axes(
@@ -157,6 +158,12 @@ class ArrayReader(Reader):
         mapping = _match(options, columns, inputs)[0]
         shapes = {name: columns[array].shape for name, array in mapping.items()}
         return axes_of_data(shapes, inputs)
+
+
+def _resolved(options: Arrays, mapping: Mapping[str, str], label: str | None) -> Arrays:
+    """Return the options with the names of all arrays; the one of a .npy file has none."""
+    inputs = {name: array for name, array in mapping.items() if array not in ("", name)}
+    return options.model_copy(update={"inputs": inputs, "label": label})
 
 
 def _starts(counts: Sequence[int]) -> tuple[int, ...]:

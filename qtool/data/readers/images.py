@@ -155,7 +155,10 @@ class ImageReader(Reader):
         workers = default_workers(paths) if opening.workers is None else opening.workers
         source = ImageSource(root, names, preprocess, spec, workers)
         positions = tuple(range(len(names)))
-        return Dataset(names, source, positions, labels, classes, notes + note, preprocess)
+        guesses = {} if section.preprocess is not None else {"preprocess": preprocess}
+        return Dataset(
+            names, source, positions, labels, classes, notes + note, preprocess, guesses=guesses
+        )
 
 
 def _preprocess(

@@ -30,6 +30,7 @@ class Table:
         pairs: the second sentence of each row, or None.
         labels: the label of each row as it is written, or None.
         notes: assumptions, for the report.
+        columns: the column of each role, named or assumed.
     """
 
     lines: tuple[int, ...]
@@ -37,6 +38,7 @@ class Table:
     pairs: tuple[str, ...] | None
     labels: tuple[str, ...] | None
     notes: tuple[str, ...]
+    columns: Mapping[str, str | int]
 
 
 def read_table(options: Text) -> Table:
@@ -71,7 +73,7 @@ def read_table(options: Text) -> Table:
     if not lines:
         raise DataError(f"{path}: holds no row; expected one sentence in each line")
     texts = {role: tuple(column_cells) for role, column_cells in cells.items()}
-    return Table(tuple(lines), texts["text"], texts.get("pair"), texts.get("label"), notes)
+    return Table(tuple(lines), texts["text"], texts.get("pair"), texts.get("label"), notes, columns)
 
 
 def _rows(

@@ -117,6 +117,7 @@ class TextReader(Reader):
             labels,
             classes,
             (*notes, *table.notes, *encoder.notes, *numbered, *more, *losses),
+            guesses={"text": options.model_copy(update=dict(table.columns))},
         )
 
 

@@ -2,7 +2,7 @@
 
 from qtool.data import Dataset
 from qtool.errors import RecipeError
-from qtool.metrics.registry import find_metric
+from qtool.metrics.registry import DEFAULT_METRIC, find_metric
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Evaluate, Recipe
 from qtool.recipe.sections.gates import ACCURACY_GATES
@@ -55,7 +55,7 @@ def require_baseline(recipe: Recipe, options: RunOptions) -> None:
 
 def _check_direction(recipe: Recipe, evaluate: Evaluate, trust_code: bool) -> None:
     """Refuse a smallest value of a metric that counts errors."""
-    name = evaluate.metric or "top1"
+    name = evaluate.metric or DEFAULT_METRIC
     if find_metric(name, evaluate.code, trust_code).lower_is_better:
         raise recipe.error(
             ("gates", "min_accuracy"),

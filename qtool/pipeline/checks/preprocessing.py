@@ -10,7 +10,7 @@ from qtool.data.usual_preprocess import as_yaml, usual_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims, macs, parameters
 from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
-from qtool.metrics.registry import find_metric
+from qtool.metrics.registry import DEFAULT_METRIC, find_metric
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import MAX_PARAMETERS, has_class_labels
 from qtool.report.schema import Accuracy, Gate
@@ -73,7 +73,7 @@ def expectation_gates(prepared: Prepared, accuracy: Accuracy | None) -> list[Gat
         return []
     if accuracy is None or accuracy.float is None:
         return []
-    name = evaluate.metric or "top1"
+    name = evaluate.metric or DEFAULT_METRIC
     metric = find_metric(name, evaluate.code, prepared.options.trust_code)
     sign = -1 if metric.lower_is_better else 1
     passed = sign * (accuracy.float - evaluate.expect) >= -TOLERANCE

@@ -2,7 +2,7 @@
 
 from qtool.data import Dataset, drop_overlap, open_dataset
 from qtool.graph.queries import by_name, dims
-from qtool.metrics.registry import find_metric
+from qtool.metrics.registry import DEFAULT_METRIC, find_metric
 from qtool.pipeline.context import Prepared
 from qtool.search.effects import Reference
 from qtool.steps.context import Context
@@ -94,7 +94,7 @@ def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric |
     named = evaluate.metric if evaluate is not None else None
     if labels is None or (named is None and not _has_classes(prepared.context)):
         return None
-    name = named or "top1"
+    name = named or DEFAULT_METRIC
     code = evaluate.code if evaluate is not None else None
     metric = find_metric(name, code, prepared.context.trust_code)
     return None if metric.reference else NamedMetric(name, metric)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from qtool.files import digest_of
 from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.provenance import read_provenance
 from qtool.pipeline.run import rewritten
-from qtool.pipeline.run_folder import run_folder, write_run
 from qtool.pipeline.search.reference import check_real_samples, reference_of
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
 from qtool.quant.plan import QuantPlan
@@ -64,7 +65,7 @@ def run_sensitivity(
         model = rewritten(prepared)
         plan = quantize(recipe, context, options.plan_file).plan
         rows = measure(prepared, plan, extent)
-        emitted = freeze_and_emit(recipe, context, plan, scratch / "model.onnx")
+        emitted = freeze_and_emit(recipe, context, plan, scratch / recipe.output.file)
         report = _report(prepared, model, emitted, rows)
         write_run(recipe, emitted, report, out)
     return report
@@ -125,11 +126,12 @@ def _report(
         passed=True,
         model=model,
         output=OutputPart(
-            path="model.onnx",
+            path=emitted.path.name,
             sha256=digest_of(written_files(emitted.path)),
             opset=loaded.model.opset_imports[""],
             format=prepared.recipe.output.format,
             **emitted.io.described(),
+            provenance=read_provenance(emitted.model.metadata_props),
         ),
         data=Data(calibration=DataPart(count=calibration.count, sha256=calibration.digest)),
         size=size_part(before, emitted.path, loaded.model, emitted.plan, whole),

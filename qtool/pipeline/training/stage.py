@@ -1,7 +1,8 @@
 """Train the calibrated plan: the step that ``qtool qat`` adds to those of ``qtool ptq``."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtool.data import Dataset
 from qtool.errors import DataError
@@ -20,6 +21,7 @@ from qtool.pipeline.training.workers import build_network, check_shares, open_se
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
+from qtool.recipe.model import Recipe
 from qtool.recipe.sections.qat import Augment, Qat
 from qtool.report.schema import TrainingEpoch, TrainingPart
 from qtool.steps.context import Context
@@ -51,6 +53,7 @@ class Training:
         train_data: samples to learn from.
         validation: samples that choose the best epoch.
         notes: about the samples, for the report.
+        guesses: keys of the section that opening the samples filled in.
     """
 
     prepared: Prepared
@@ -58,6 +61,7 @@ class Training:
     train_data: Dataset
     validation: Dataset
     notes: tuple[str, ...] = ()
+    guesses: Mapping[str, Any] = field(default_factory=dict)
     needs: ClassVar[frozenset[str]] = frozenset()
     guarded: ClassVar[bool] = False  # its validation samples choose the best epoch, 0 among them
 
@@ -77,12 +81,19 @@ class Training:
             raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
         data = open_section(recipe, section, context)
         notes = [f"qat: {note}" for note in data.notes]
+        guesses = data.guesses
         evaluation = prepared.evaluation.dataset
         data, dropped = disjoint(recipe, section, data, evaluation, "training")
         _check_data(prepared, section, data)
         train_data, validation = train_validation_split(recipe, section, data, context.seed)
         _check_batch(prepared, section, train_data)
-        return cls(prepared, section, train_data, validation, (*notes, *dropped))
+        return cls(prepared, section, train_data, validation, (*notes, *dropped), guesses)
+
+    @property
+    def resolved(self) -> Recipe:
+        """The recipe of the run, with all that opening the samples filled in."""
+        section = self.section.model_copy(update=dict(self.guesses))
+        return self.prepared.recipe.model_copy(update={"qat": section})
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with learned grids, codes and biases.

@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from qtool.report.latency_schema import FastestPair, RuntimeLatency
 from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
+from qtool.report.schema import Provenance
 
 GOOD_SQNR_DB = 25.0
 POOR_SQNR_DB = 15.0
@@ -24,6 +25,13 @@ METRIC_TITLES = {
     "wer": "word error rate",
     "sqnr": "SQNR",
 }
+
+
+def origin(made: Provenance) -> str:
+    """Return what a file was made from: qtool 0.1.0, float model 0f9e8d, recipe 1a2b3c."""
+    digests = (("float model", made.model_sha256), ("recipe", made.recipe_sha256))
+    listed = [f"{name} {clean(sha256)}" for name, sha256 in digests if sha256]
+    return ", ".join([f"qtool {clean(made.qtool)}", *listed])
 
 
 def clean(text: str) -> str:

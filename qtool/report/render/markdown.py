@@ -46,9 +46,14 @@ def markdown(report: Report) -> str:
         _folded_sparsity(report),
         _folded_notes(report),
         f"<sub>qtool {text(report.qtool)}, model sha256 {code(report.model.sha256[:12])}, "
-        f"output sha256 {code(report.output.sha256[:12])}</sub>",
+        f"output sha256 {code(report.output.sha256[:12])}{_origin(report)}</sub>",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _origin(report: Report) -> str:
+    made = report.output.provenance
+    return "" if made is None else f"; the file was made by {text(formatting.origin(made))}"
 
 
 def markdown_comparison(comparison: Comparison) -> str:

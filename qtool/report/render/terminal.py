@@ -21,7 +21,7 @@ from qtool.report.verdict import drop_words, unit_word, verdict
 
 WORST_LAYERS = 8
 BAR_WIDTH = 16
-RUN_FILES = ("model.onnx", "report.html", "report.json", "report.md", "plan.json", "recipe.yaml")
+RUN_FILES = ("report.html", "report.json", "report.md", "plan.json", "recipe.yaml")
 STATUS_STYLE: dict[Status, str] = {
     "passed": "green",
     "warning": "yellow",
@@ -60,7 +60,8 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         _section("Sites that cost most alone (calibration samples)", _sites(report, room)),
         _section("Stages", _stages(report)),
         _section("Notes", _notes(report)),
-        _section("Files", _files(folder)),
+        _section("Made by (sha256)", _origin(report)),
+        _section("Files", _files(report, folder)),
     ]
     put(console, *(part for part in parts if part is not None))
 
@@ -330,9 +331,14 @@ def _notes(report: Report) -> Table | None:
     return table if table.row_count else None
 
 
-def _files(folder: Path | None) -> Table | None:
+def _origin(report: Report) -> Text | None:
+    made = report.output.provenance
+    return None if made is None else Text(formatting.origin(made), "dim", overflow="fold")
+
+
+def _files(report: Report, folder: Path | None) -> Table | None:
     table = _grid(2)
-    for name in RUN_FILES if folder else ():
+    for name in (report.output.path, *RUN_FILES) if folder else ():
         path = Path(folder or ".") / name
         if path.is_file():
             table.add_row(

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qtool.errors import RecipeError
 from qtool.files import atomic_path, write_text_atomic
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.folders.choice import remove_empty
 from qtool.pipeline.stages import Emitted
 from qtool.quant.plan_io import write_plan
 from qtool.recipe.model import Recipe
@@ -57,10 +59,19 @@ def run_folder(out: Path, options: RunOptions) -> Iterator[tuple[StageCache, Pat
             yield cache, scratch
         except Exception:
             if created is not None:
-                shutil.rmtree(created, ignore_errors=True)
+                shutil.rmtree(out, ignore_errors=True)
+                remove_empty(out.parent, created)
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_previous(out: Path, names: set[str]) -> None:
+    """Remove the file of the run that was in the folder, unless it is replaced anyway."""
+    with suppress(RecipeError):  # there was none, or its report is damaged
+        previous = Path(Report.read(out).output.path).name
+        for name in {previous, f"{previous}.data"} - names:
+            (out / name).unlink(missing_ok=True)
 
 
 def write_run(recipe: Recipe, emitted: Emitted, report: Report, out: Path) -> None:
@@ -73,11 +84,10 @@ def write_run(recipe: Recipe, emitted: Emitted, report: Report, out: Path) -> No
         out: the run folder.
     """
     files = written_files(emitted.path)
+    _remove_previous(out, {path.name for path in files})
     for path in reversed(files):  # the weights first: a reader who finds the file finds them too
         with atomic_path(out / path.name) as temporary:
             shutil.move(path, temporary)
-    if len(files) == 1:
-        (out / "model.onnx.data").unlink(missing_ok=True)  # of an earlier, larger model
     write_plan(emitted.plan, out)
     write_text_atomic(out / "recipe.yaml", recipe.dump())
     lines = [stage.model_dump_json(exclude_none=True) for stage in report.stages]

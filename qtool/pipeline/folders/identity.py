@@ -1,0 +1,60 @@
+"""Tell runs apart before they start: by recipe, options, and the files that they read."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from qtool.files import MAPPED_BYTES
+from qtool.pipeline.context import RunOptions
+from qtool.recipe.model import Recipe
+from qtool.recipe.validation import named_files
+from qtool.version import __version__
+
+
+def run_identity(command: str, recipe: Recipe, options: RunOptions) -> str:
+    """Return a digest that two runs share where they would write the same files.
+
+    Args:
+        command: such as ptq.
+        recipe: as it was read, paths absolute.
+        options: of the run; those that change no result do not count.
+    """
+    parts = [command, __version__, recipe.model_dump_json(), str(options.seed), options.device]
+    parts += [str(options.threads), str(options.requantize)]
+    parts += ["" if options.baseline is None else options.baseline.output.sha256]
+    paths = [(key[-1] == "code", Path(file)) for key, file in named_files(recipe)]
+    paths += [] if options.plan_file is None else [(False, options.plan_file)]
+    for is_code, path in paths:
+        parts += _modules(path) if is_code else fingerprint(path)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def fingerprint(path: Path) -> list[str]:
+    """Return what tells two states of a file or folder apart.
+
+    Small files count by their content; large ones, and those in a folder, by name, size and time of
+    change. Weights beside an ONNX file (``net.onnx.data``) count too.
+
+    Args:
+        path: a file or a folder.
+    """
+    if path.is_dir():
+        files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        return sorted(f"{file.relative_to(path)} {_state(file)}" for file in files)
+    return [f"{file.name} {_content(file)}" for file in sorted(path.parent.glob(f"{path.name}*"))]
+
+
+def _modules(folder: Path) -> list[str]:
+    """Return the state of the Python files that lie directly in a folder of the user's own code."""
+    return [f"{file.name} {_content(file)}" for file in sorted(folder.glob("*.py"))]
+
+
+def _content(file: Path) -> str:
+    if file.is_dir() or file.stat().st_size > MAPPED_BYTES:
+        return _state(file)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _state(file: Path) -> str:
+    facts = file.lstat()
+    return f"{facts.st_size} {facts.st_mtime_ns}"
