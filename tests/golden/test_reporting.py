@@ -269,14 +269,64 @@ def test_every_format_shows_the_parity_gate_that_failed(fmt):
 def test_comparison_takes_differences_to_the_baseline():
     small = {"float_bytes": 1092222, "quantized_bytes": 145056, "compression": 7.53}
     rows = compare({"a": failing(), "b": sample(), "c": sample(size=small)}, "b").rows
-    assert [row.name for row in rows] == ["b", "a", "c"]
+    assert [row.name for row in rows] == ["b", "c", "a"]  # the baseline, then the best
     assert [row.baseline for row in rows] == [True, False, False]
-    base, a, c = rows
+    base, c, a = rows
     assert base.metric.delta is None
     assert a.metric.delta == pytest.approx(-1.58)  # exact up to the rounding of two doubles
     assert (a.metric.better, a.size.delta, a.size.better) == (False, 0, None)
     assert c.size.delta == pytest.approx(-50.0)  # likewise
     assert c.size.better is True
+
+
+def several():
+    """Return three runs of one network, the worst first, and one of another network."""
+    timing = {**json.loads(sample().to_json())["latency"], "quantized_ms": 3.0, "speedup": 0.7}
+    scores = json.loads(sample().to_json())["accuracy"]
+    gained = sample(accuracy={**scores, "drop": -0.22, "quantized": 91.95}, latency=timing)
+    other = {"path": "b/other.onnx", "sha256": "ef", "parameters": 1}
+    lead = "runs/a-long-common-name/"
+    return {
+        f"{lead}failing": failing(),
+        f"{lead}sample": sample(),
+        f"{lead}gained": gained,
+        "runs/other": sample(model=other, accuracy=None, latency=None),
+    }
+
+
+def test_a_leaderboard_has_the_float_models_and_the_best_run_first():
+    board = compare(several())
+    assert [(f.name, f.metric, f.latency) for f in board.floats] == [
+        ("net.onnx", 91.73, 2.1),
+        ("other.onnx", None, None),
+    ]
+    assert [row.name.rpartition("/")[2] for row in board.rows] == [
+        *("gained", "sample", "failing", "other"),
+    ]
+    assert [row.bits for row in board.rows] == ["8"] * 4  # no mean width of weights: activations'
+    lines = render(several(), "terminal").splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = [line.split() for line in lines if line.split()]
+    assert shown[0] == ["run", "verdict", "bits", "top-1", "(%)", "drop", "size", "speed"]
+    assert ["net.onnx", "float", "32", "91.73", "1.09", "MB", "1.00x"] in shown
+    (gained,) = [words for words in shown if "gained" in words[0]]
+    assert gained[-5:] == ["gained", "0.22", "290", "kB", "0.70x"]
+    wide = render(several(), "terminal", width=120)
+    assert "worst layer" in wide and "27.0 dB" in wide
+
+
+def test_a_leaderboard_is_a_table_in_markdown_and_can_be_sorted_in_html():
+    text = render(several(), "markdown")
+    assert (
+        "| run | verdict | bits | top-1 (%) | drop | size | speed | latency | worst layer |" in text
+    )
+    assert "| `net.onnx` | float | 32 | 91.73 |  | 1.09 MB | 1.00x | 2.10 ms |  |" in text
+    page = render(several(), "html")
+    assert '<table class="sortable">' in page
+    row = next(part for part in page.split("<tr") if "gained" in part)
+    assert re.findall(r'data-value="([^"]*)"', row) == [
+        *("91.95", "-0.22", "98.4", "290112", "0.7", "3.0", "27.0"),
+    ]
 
 
 def test_comparison_leaves_out_what_was_measured_otherwise():

@@ -1,8 +1,12 @@
 """Several runs side by side: the comparison as data, before any format."""
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
+import qtool.report.render.formatting as formatting
 from qtool.report.report import Report
 from qtool.report.schema import Status
 from qtool.report.verdict import verdict
@@ -31,11 +35,31 @@ class Row:
     report: Report
     status: Status
     baseline: bool
+    bits: str
     metric: Cell
+    drop: Cell
     agreement: Cell
     size: Cell
     latency: Cell
+    speedup: Cell
     sqnr: Cell
+
+
+@dataclass(frozen=True)
+class FloatRow:
+    """A float model that some of the runs started from.
+
+    Attributes:
+        name: of its file.
+        metric: its score; None where it was not measured, as for the others.
+        size: bytes of its file.
+        latency: milliseconds, as the first run measured them.
+    """
+
+    name: str
+    metric: float | None
+    size: int | None
+    latency: float | None
 
 
 @dataclass(frozen=True)
@@ -43,12 +67,14 @@ class Comparison:
     """All runs, and the reasons for differences that are left out.
 
     Attributes:
-        rows: one for each run, the baseline first.
+        rows: one for each run, the baseline first, then those with the least drop.
+        floats: the float models that they started from.
         caveats: sentences about differences that are left out.
         higher_is_better: False where the metric is an error rate.
     """
 
     rows: list[Row]
+    floats: list[FloatRow]
     caveats: list[str]
     higher_is_better: bool = True
 
@@ -56,6 +82,13 @@ class Comparison:
     def baseline(self) -> Row | None:
         """The run that the others are compared with, if any."""
         return next((row for row in self.rows if row.baseline), None)
+
+    @property
+    def metric_title(self) -> str:
+        """The title of the metric's column; "metric" where runs have several."""
+        used = [row.report.accuracy for row in self.rows if row.report.accuracy]
+        titles = {formatting.metric(accuracy) for accuracy in used if accuracy.metric}
+        return titles.pop() if len(titles) == 1 else "metric"
 
 
 def compare(runs: Mapping[str, Report], baseline: str | None = None) -> Comparison:
@@ -66,10 +99,45 @@ def compare(runs: Mapping[str, Report], baseline: str | None = None) -> Comparis
         baseline: the name of one of them; it comes first. None: no differences.
     """
     base = runs[baseline] if baseline is not None else None
-    order = sorted(runs, key=lambda name: name != baseline)
+    order = sorted(runs, key=lambda name: (name != baseline, *_rank(runs[name])))
     caveats = [line for name in order for line in _caveats(name, runs[name], base)]
     rows = [_row(name, runs[name], base, name == baseline) for name in order]
-    return Comparison(rows, caveats, all(_higher_is_better(runs[name]) for name in order))
+    return Comparison(
+        rows, _floats(runs.values()), caveats, all(_higher_is_better(runs[name]) for name in order)
+    )
+
+
+def _rank(report: Report) -> tuple[float, float, int]:
+    """Return what orders runs, the best first: drop, disagreement, bytes."""
+    accuracy, size = report.accuracy, report.size
+    drop = accuracy.drop if accuracy and accuracy.drop is not None else math.inf
+    agreement = accuracy.agreement if accuracy and accuracy.agreement is not None else -math.inf
+    return drop, -agreement, size.quantized_bytes if size else 0
+
+
+def _floats(reports: Iterable[Report]) -> list[FloatRow]:
+    """Return the float models, each once for every set of samples it was evaluated on."""
+    rows: dict[tuple[object, ...], FloatRow] = {}
+    for report in reports:
+        accuracy, size, latency = report.accuracy, report.size, report.latency
+        used = report.data.evaluation or report.data.calibration
+        key = (report.model.sha256, accuracy and accuracy.metric, used and used.sha256)
+        row = FloatRow(
+            PurePath(report.model.path).name,
+            accuracy.float if accuracy else None,
+            size.float_bytes if size else None,
+            latency.float_ms if latency else None,
+        )
+        rows.setdefault(key, row)
+    return list(rows.values())
+
+
+def _bits(report: Report) -> str:
+    """Return the mean width of weights and the most frequent one of activations: 4.3 / 8."""
+    mean = report.size.weight_bits_mean if report.size else None
+    widths = Counter(str(e.activation_bits) for e in report.layers if e.activation_bits is not None)
+    parts = [] if mean is None else [f"{mean:.3g}"]
+    return " / ".join([*parts, *(width for width, _ in widths.most_common(1))])
 
 
 def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> Row:
@@ -83,10 +151,16 @@ def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> R
         report=report,
         status=verdict(report).status,
         baseline=is_baseline,
+        bits=_bits(report),
         metric=_cell(
             accuracy.quantized if accuracy else None,
             base_accuracy.quantized if base_accuracy and same_data else None,
             higher=up,
+        ),
+        drop=_cell(
+            accuracy.drop if accuracy else None,
+            base_accuracy.drop if base_accuracy and same_data else None,
+            higher=False,
         ),
         agreement=_cell(
             accuracy.agreement if accuracy else None,
@@ -103,6 +177,10 @@ def _row(name: str, report: Report, base: Report | None, is_baseline: bool) -> R
             other.latency.quantized_ms if other and other.latency and same_timing else None,
             higher=False,
             percent=True,
+        ),
+        speedup=_cell(
+            report.latency.speedup if report.latency else None,
+            other.latency.speedup if other and other.latency and same_timing else None,
         ),
         sqnr=_cell(_lowest(report), _lowest(other)),
     )

@@ -211,6 +211,12 @@ def signed(value: float, digits: int = 2) -> str:
     return f"+{text}" if value > 0 else text.replace("-", "−")
 
 
+def drop(value: float) -> str:
+    """Return a drop for a column of a table: 0.12, none, gained 0.22."""
+    shown = f"{value:.2f}"
+    return shown if float(shown) > 0 else "none" if float(shown) == 0 else f"gained {shown[1:]}"
+
+
 def interval(pair: tuple[float, float]) -> str:
     """Return a confidence interval: −0.05 to 0.29."""
     return " to ".join(f"{value:.2f}".replace("-", "−") for value in pair)

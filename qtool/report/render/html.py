@@ -61,17 +61,12 @@ def html(report: Report) -> str:
 
 def html_comparison(comparison: Comparison) -> str:
     """Return several runs' page, with differences where there is a baseline."""
-    metrics = {
-        formatting.metric(row.report.accuracy)
-        for row in comparison.rows
-        if row.report.accuracy and row.report.accuracy.metric
-    }
     return (
         _environment()
         .get_template("compare.html")
         .render(
             comparison=comparison,
-            metric=metrics.pop() if len(metrics) == 1 else "metric",
+            metric=comparison.metric_title,
             scatter=charts.scatter(comparison),
         )
     )
@@ -107,6 +102,7 @@ def _environment() -> Environment:
     for name in ("clean", "size", "amount", "milliseconds", "duration", "memory", "interval"):
         environment.filters[name] = getattr(formatting, name)
     for name in (
+        "drop",
         "metric",
         "score",
         "bits",

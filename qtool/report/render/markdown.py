@@ -1,6 +1,7 @@
 """The report as Markdown: verdict first, then the tables, layers and notes folded."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import qtool.report.render.formatting as formatting
@@ -57,20 +58,38 @@ def _origin(report: Report) -> str:
 
 
 def markdown_comparison(comparison: Comparison) -> str:
-    """Return several runs as one table, differences to the baseline in brackets."""
+    """Return several runs as one table, the best first; differences to the baseline in brackets."""
     rows = [
+        [
+            code(model.name),
+            "float",
+            "32",
+            "–" if model.metric is None else f"{model.metric:.2f}",
+            "",
+            "–" if model.size is None else formatting.size(model.size),
+            "–" if model.latency is None else "1.00x",
+            "–" if model.latency is None else formatting.milliseconds(model.latency),
+            "",
+        ]
+        for model in comparison.floats
+    ]
+    rows += [
         [
             text(row.name) + (" (baseline)" if row.baseline else ""),
             f"{MARK[row.status]} {row.status}",
-            _cell(row.metric, f"{row.metric.value or 0:.2f}", ""),
-            _cell(row.size, formatting.size(row.size.value or 0), " %"),
-            _cell(row.latency, formatting.milliseconds(row.latency.value or 0), " %"),
-            _cell(row.sqnr, f"{row.sqnr.value or 0:.1f} dB", ""),
+            text(row.bits or "–"),
+            _cell(row.metric, "{:.2f}".format, ""),
+            _cell(row.drop, formatting.drop, ""),
+            _cell(row.size, formatting.size, " %"),
+            _cell(row.speedup, "{:.2f}x".format, ""),
+            _cell(row.latency, formatting.milliseconds, " %"),
+            _cell(row.sqnr, "{:.1f} dB".format, ""),
         ]
         for row in comparison.rows
     ]
-    head = ["run", "verdict", "metric", "size", "latency", "worst layer"]
-    blocks = ["### qtool: comparison", _table(head, rows, right=2)]
+    titles = ["drop", "size", "speed", "latency", "worst layer"]
+    head = ["run", "verdict", "bits", text(comparison.metric_title), *titles]
+    blocks = ["### qtool: comparison", _table(head, rows, right=3)]
     blocks += [f"> {text(line)}" for line in comparison.caveats]
     return "\n\n".join(blocks) + "\n"
 
@@ -94,12 +113,13 @@ def _table(head: list[str], rows: list[list[str]], right: int) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
 
 
-def _cell(cell: Cell, shown: str, unit: str) -> str:
+def _cell(cell: Cell, shown: Callable[[float], str], unit: str) -> str:
     if cell.value is None:
         return "–"
+    value = shown(cell.value).replace("-", "−")
     if cell.delta is None:
-        return shown
-    return f"{shown} ({formatting.signed(cell.delta, 1 if unit else 2)}{unit})"
+        return value
+    return f"{value} ({formatting.signed(cell.delta, 1 if unit else 2)}{unit})"
 
 
 def _results(report: Report) -> str:

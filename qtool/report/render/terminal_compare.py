@@ -9,46 +9,74 @@ from rich.table import Table
 from rich.text import Text
 
 import qtool.report.render.formatting as formatting
-from qtool.report.render.compare import Cell, Comparison
+from qtool.report.render.compare import Cell, Comparison, FloatRow, Row
 from qtool.report.render.terminal import STATUS_STYLE, put
+
+# Columns of the terminal from which on the worst layer has room, and those of all but the names.
+WIDE = 100
+OTHERS, WORST = 66, 14
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print one row per run; with a baseline, the difference is below each value."""
+    """Print one row per run, the best first, below the float models.
+
+    With a baseline, the difference is below each value.
+    """
+    wide = console.width >= WIDE
+    room = max(16, min(60, console.width - OTHERS - WORST * wide))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
-    table.add_column("run", overflow="fold", max_width=26)
+    table.add_column("run", overflow="fold", max_width=room)
     table.add_column("verdict", no_wrap=True)
-    for title in _titles(comparison):
+    table.add_column("bits", no_wrap=True)
+    for title in (comparison.metric_title, "drop", "size", "speed", *["worst layer"] * wide):
         table.add_column(Text(title), justify="right", overflow="fold")
-    for row in comparison.rows:
-        name = Text(formatting.shorten(row.name, 60), "bold" if row.baseline else "")
-        if row.baseline:
-            name.append("\nbaseline", "dim")
-        table.add_row(
-            name,
-            Text(row.status, STATUS_STYLE[row.status]),
-            _cell(row.metric, lambda value: f"{value:.2f}", ""),
-            _cell(row.size, formatting.size, " %"),
-            _cell(row.latency, formatting.milliseconds, " %"),
-            _cell(row.sqnr, lambda value: f"{value:.1f} dB", ""),
-        )
+    for model in comparison.floats:
+        table.add_row(*_float_cells(model, room), *[""] * wide, style="dim")
+    names = formatting.short_names([row.name for row in comparison.rows], room)
+    for name, row in zip(names, comparison.rows, strict=True):
+        table.add_row(*_cells(name, row), *[_cell(row.sqnr, "{:.1f} dB".format, "")] * wide)
     lines = [Text(formatting.clean(line), "yellow") for line in comparison.caveats]
     put(console, table, *(Padding(line, (0, 0, 0, 1)) for line in lines))
 
 
-def _titles(comparison: Comparison) -> list[str]:
-    metrics = {
-        formatting.metric(row.report.accuracy)
-        for row in comparison.rows
-        if row.report.accuracy and row.report.accuracy.metric
-    }
-    return [metrics.pop() if len(metrics) == 1 else "metric", "size", "latency", "worst layer"]
+def _float_cells(model: FloatRow, room: int) -> list[str]:
+    """Return the cells of a float model, its name in ``room`` columns."""
+    return [
+        formatting.shorten(model.name, room),
+        "float",
+        "32",
+        "–" if model.metric is None else f"{model.metric:.2f}",
+        "",
+        "–" if model.size is None else formatting.size(model.size),
+        "–" if model.latency is None else f"1.00x\n{formatting.milliseconds(model.latency)}",
+    ]
+
+
+def _cells(name: str, row: Row) -> list[Text]:
+    """Return the cells of a run."""
+    shown = Text(name, "bold" if row.baseline else "")
+    if row.baseline:
+        shown.append("\nbaseline", "dim")
+    speed = _cell(row.speedup, "{:.2f}x".format, "")
+    if row.speedup.value is not None and row.speedup.value < 1:
+        speed.stylize("yellow")
+    if row.latency.value is not None:
+        speed.append(f"\n{formatting.milliseconds(row.latency.value)}", "dim")
+    return [
+        shown,
+        Text(row.status, STATUS_STYLE[row.status]),
+        Text(row.bits or "–"),
+        _cell(row.metric, "{:.2f}".format, ""),
+        _cell(row.drop, formatting.drop, ""),
+        _cell(row.size, formatting.size, " %"),
+        speed,
+    ]
 
 
 def _cell(cell: Cell, shown: Callable[[float], str], unit: str) -> Text:
     if cell.value is None:
         return Text("–", "dim")
-    text = Text(shown(cell.value))
+    text = Text(shown(cell.value).replace("-", "−"))
     if cell.delta is not None:
         style = "dim" if cell.better is None else "green" if cell.better else "red"
         text.append(f"\n{formatting.signed(cell.delta, 1 if unit else 2)}{unit}", style)
