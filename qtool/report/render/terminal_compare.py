@@ -14,7 +14,7 @@ from qtool.report.render.terminal import STATUS_STYLE, put
 
 # Columns of the terminal from which on the worst layer has room, and those of all but the names.
 WIDE = 100
-OTHERS, WORST = 66, 14
+OTHERS, WORST = 64, 13
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -24,7 +24,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """
     wide = console.width >= WIDE
     room = max(16, min(60, console.width - OTHERS - WORST * wide))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("run", overflow="fold", max_width=room)
     table.add_column("verdict", no_wrap=True)
     table.add_column("bits", no_wrap=True)
