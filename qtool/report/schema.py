@@ -56,7 +56,7 @@ class Codes(Part):
 
 
 class Provenance(Part):
-    """What a file was made from, as its metadata says (`qtool.version`, `qtool.recipe_sha256` ...).
+    """The origin of a file, as its metadata says (`qtool.version`, `qtool.recipe_sha256` ...).
 
     `recipe_sha256` is the digest of the resolved recipe without folders and without what only
     measures; a file that the Python API wrote has none.

@@ -21,7 +21,7 @@ OWNER = Path(".stages") / "run"
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line says of the run folder.
+    """The run folder that the command line names, or leaves open.
 
     Attributes:
         default: the folder without ``--out``.

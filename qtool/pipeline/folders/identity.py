@@ -1,4 +1,4 @@
-"""Tell runs apart before they start: by recipe, options, and the files that they read."""
+"""Identify a run before it starts, by recipe, options, and the files that it reads."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ def run_identity(command: str, recipe: Recipe, options: RunOptions) -> str:
 
 
 def fingerprint(path: Path) -> list[str]:
-    """Return what tells two states of a file or folder apart.
+    """Return lines that differ for two states of a file or folder.
 
     Small files count by their content; large ones, and those in a folder, by name, size and time of
     change. Weights beside an ONNX file (``net.onnx.data``) count too.
