@@ -77,12 +77,10 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         progress("load", 0, 1)
         _check_rewrites(recipe, target)
         loaded = load_from_recipe(recipe, target, cache, options)
-        record.notes += loaded.notes
         inputs, notes = recipe_inputs(recipe, loaded)
-        record.notes += notes
+        record.notes += [*loaded.notes, *notes]
         recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
-        calibration = _open_calibration(recipe, inputs, trust_code)
-        recipe = with_guesses(recipe, "calibrate", calibration)
+        recipe, calibration = _open_calibration(recipe, inputs, trust_code)
         record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         recipe = with_guesses(recipe, "evaluate", evaluation.dataset)
@@ -182,14 +180,20 @@ def _with_input_moments(
     return recipe.model_copy(update={"calibrate": section}), (NO_DATA, note)
 
 
-def _open_calibration(recipe: Recipe, inputs: dict[str, InputSpec], trust_code: bool) -> Dataset:
-    """Return the calibration samples; where nothing is calibrated, one that shows their sizes."""
+def _open_calibration(
+    recipe: Recipe, inputs: dict[str, InputSpec], trust_code: bool
+) -> tuple[Recipe, Dataset]:
+    """Return the recipe with what was guessed, and the calibration samples.
+
+    Where nothing is calibrated, that is one sample, which shows their sizes.
+    """
     section, options = with_shared(recipe.calibrate, recipe), recipe.calibrate.synthetic
     if options is None or options.ranges != "none" or recipe.evaluate is None:
-        return open_dataset(section, inputs, trust_code=trust_code)
+        dataset = open_dataset(section, inputs, trust_code=trust_code)
+        return with_guesses(recipe, "calibrate", dataset), dataset
     evaluate = with_shared(recipe.evaluate, recipe)
     shown = open_dataset(evaluate, inputs, trust_code=trust_code).take([0])
-    return replace(shown, labels=None, classes=None, notes=(), synthetic=True)
+    return recipe, replace(shown, labels=None, classes=None, notes=(), synthetic=True)
 
 
 def _parts(
