@@ -25,7 +25,6 @@ app = typer.Typer(
     help="Quantize an ONNX network with a dataset folder, and verify the file that was written.",
     epilog="Exit codes: 0 done, 1 a gate failed, 2 recipe, file, data or option is wrong, "
     "3 model or target not supported, 70 a bug in qtool, 130 interrupted.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -159,6 +159,9 @@ class _Loop:
             self.history.append(Epoch(number, loss, score, seconds, oscillating, frozen, sparsity))
             if self.log is not None:
                 self.log.epoch(self.history[-1])
+            steps = self.batches.steps
+            total = self.settings.epochs * steps
+            self.progress("train", number * steps, total, self._progress_note())
             if best_epoch(self.history) == number:
                 self.best = copy_state(self.network)
         return True

@@ -197,7 +197,8 @@ def test_ctrl_c_exits_130(pipeline):
     pipeline.error = KeyboardInterrupt()
     result = run("ptq", "--recipe", "int8.yaml")
     assert result.exit_code == 130
-    assert result.stderr == "qtool: interrupted\n"
+    goes_on = "the same command goes on with what is finished in runs/int8"
+    assert result.stderr == f"qtool: interrupted: {goes_on}\n"
 
 
 @pytest.mark.parametrize(
@@ -254,12 +255,13 @@ def test_cuda_where_there_is_one_is_passed_on(pipeline, monkeypatch):
     assert pipeline.calls[0][2].device == "cuda"
 
 
-def test_progress_off_a_terminal_is_a_line_for_each_stage(pipeline):
+def test_progress_off_a_terminal_is_a_line_for_each_note_and_stage(pipeline):
     lines = run("ptq", "--recipe", "int8.yaml").stderr.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("calibrate: 2/2, 0.")
+    assert len(lines) == 3
+    assert lines[0].startswith("calibrate: 1/2, 0.")
     assert lines[0].endswith(" s; preprocess guessed: imagenet")
-    assert lines[1].startswith("emit: 1/1, ")
+    assert lines[1].startswith("calibrate: 2/2, 0.")
+    assert lines[2].startswith("emit: 1/1, ")
 
 
 def test_quiet_silences_progress(pipeline):

@@ -266,6 +266,24 @@ def test_every_format_shows_the_parity_gate_that_failed(fmt):
     assert "parity_integer_share_off" in verdict(report).reason
 
 
+@pytest.mark.parametrize("fmt", ["terminal", "markdown", "html"])
+def test_a_file_that_is_slower_than_float_says_what_costs_it(fmt):
+    timing = {**json.loads(sample().to_json())["latency"], "quantized_ms": 3.0, "speedup": 0.7}
+    kernels = {"integer": {"QLinearConv": 2}, "float": {"Softmax": 1, "Erf": 4}}
+    times = [("Softmax", 1, 1.5), ("QLinearConv", 2, 1.0), ("Erf", 4, 0.5)]
+    measured = {"kernels": [{"op": op, "nodes": nodes, "ms": ms} for op, nodes, ms in times]}
+    slow = sample(latency={**timing, **measured, "nodes": []}, kernels=kernels)
+    shown = " ".join(render(slow, fmt).split())
+    assert "Softmax 50%, Erf 17%" in shown
+    stray = [f"/block/conv{number}_DequantizeLinear" for number in range(7)]
+    plain = sample(latency=timing, kernels={**kernels, "stray_quantize": stray})
+    shown = " ".join(render(plain, fmt).split())
+    assert re.search(r"Erf x4, Softmax x1; 7 stray Q/DQ", shown), shown
+    if fmt != "html":  # which lists all
+        assert "and 4 more" in shown and "conv3_De" not in shown
+    assert "in floats: " not in render(sample(), fmt)
+
+
 def test_comparison_takes_differences_to_the_baseline():
     small = {"float_bytes": 1092222, "quantized_bytes": 145056, "compression": 7.53}
     rows = compare({"a": failing(), "b": sample(), "c": sample(size=small)}, "b").rows

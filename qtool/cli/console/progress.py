@@ -72,11 +72,11 @@ class _Bars:
 
 @dataclass
 class _Lines:
-    """Progress lines: one when a stage ends, with its notes."""
+    """Progress lines: one for each note, such as an epoch's, at once, and one for each stage."""
 
     stage: str = ""
     amount: str = ""
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
     started: float = 0.0
     printed: set[str] = field(default_factory=set)
 
@@ -84,15 +84,19 @@ class _Lines:
         """Record the progress of ``stage``; a new stage prints the line of the one before."""
         if stage != self.stage:
             self.close()
-            self.stage, self.notes, self.started = stage, [], time.monotonic()
+            self.stage, self.note, self.started = stage, "", time.monotonic()
         self.amount = f"{done}/{total}" if total is not None else f"{done}"
-        if note and note not in self.notes:
-            self.notes.append(note)
+        if note and note != self.note:
+            self.note = note
+            self._print(note)
 
     def close(self) -> None:
         """Print the line of the current stage, once."""
         if self.stage and self.stage not in self.printed:
             self.printed.add(self.stage)
-            seconds = f"{time.monotonic() - self.started:.1f} s"
-            parts = [f"{self.stage}: {self.amount}, {seconds}", *self.notes]
-            print(printable("; ".join(parts)), file=sys.stderr, flush=True)
+            self._print()
+
+    def _print(self, *notes: str) -> None:
+        seconds = f"{time.monotonic() - self.started:.1f} s"
+        parts = [f"{self.stage}: {self.amount}, {seconds}", *notes]
+        print(printable("; ".join(parts)), file=sys.stderr, flush=True)

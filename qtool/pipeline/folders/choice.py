@@ -53,6 +53,7 @@ def chosen_folder(request: Request, identity: str) -> Iterator[Path]:
 
     Raises:
         RecipeError: the folder cannot be made.
+        KeyboardInterrupt: with a sentence about the folder.
     """
     fixed = request.fixed
     made = first_missing(fixed or request.default)
@@ -64,6 +65,11 @@ def chosen_folder(request: Request, identity: str) -> Iterator[Path]:
         yield folder
         if fixed is not None and folder.is_dir():
             _write_owner(folder, identity)
+    except KeyboardInterrupt as error:
+        if folder.is_dir():
+            text = f"the same command goes on with what is finished in {folder}"
+            raise KeyboardInterrupt(*error.args, text) from error
+        raise
     except Exception:
         # Finished runs of a sweep stay. Of several processes the first cleans up.
         if is_new and expected()[0] == 0 and not any(folder.rglob("report.json")):

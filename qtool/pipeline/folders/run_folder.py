@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from qtool.errors import RecipeError
@@ -66,12 +66,13 @@ def run_folder(out: Path, options: RunOptions) -> Iterator[tuple[StageCache, Pat
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_previous(out: Path, names: set[str]) -> None:
-    """Remove the file of the run that was in the folder, unless it is replaced anyway."""
-    with suppress(RecipeError):  # there was none, or its report is damaged
+def _previous_files(out: Path) -> set[str]:
+    """Return the names that the file of the run in the folder has, and that of its weights."""
+    try:
         previous = Path(Report.read(out).output.path).name
-        for name in {previous, f"{previous}.data"} - names:
-            (out / name).unlink(missing_ok=True)
+    except RecipeError:  # there was none, or its report is damaged
+        return set()
+    return {previous, f"{previous}.data"}
 
 
 def write_run(recipe: Recipe, emitted: Emitted, report: Report, out: Path) -> None:
@@ -84,7 +85,7 @@ def write_run(recipe: Recipe, emitted: Emitted, report: Report, out: Path) -> No
         out: the run folder.
     """
     files = written_files(emitted.path)
-    _remove_previous(out, {path.name for path in files})
+    replaced = _previous_files(out) - {path.name for path in files}
     for path in reversed(files):  # the weights first: a reader who finds the file finds them too
         with atomic_path(out / path.name) as temporary:
             shutil.move(path, temporary)
@@ -94,3 +95,5 @@ def write_run(recipe: Recipe, emitted: Emitted, report: Report, out: Path) -> No
     lines += [json.dumps({"plan": line}) for line in emitted.plan.log]
     write_text_atomic(out / "log.jsonl", "\n".join(lines) + "\n")
     write_run_files(report, out)
+    for name in replaced:
+        (out / name).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ POOR_SQNR_DB = 15.0
 """Bounds of good, fair and poor layers; they colour the report and decide nothing."""
 WARNING = "WARNING: "
 SHOWN_FINDINGS = 3
+NAMED, NAME_WIDTH = 3, 50
+"""Names of a list that are shown, and their width."""
 METRIC_TITLES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -97,10 +99,31 @@ def _shared_parts(texts: Sequence[str]) -> int:
 
 def saturating(risk: bool | list[str]) -> str:
     """Name the first three layers that may saturate; files of other tools have no names."""
-    if isinstance(risk, bool):
-        return "some layers"
-    more = f" and {len(risk) - 3} more" if len(risk) > 3 else ""
-    return ", ".join(clean(name) for name in risk[:3]) + more
+    return "some layers" if isinstance(risk, bool) else first_names(risk)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return three names, and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(short_names(names[:NAMED], NAME_WIDTH)) + more
+
+
+def slow_reason(report: Report) -> str:
+    """Return what costs the time of a file that is slower than the float model; else nothing.
+
+    The float operators, with their share of the time where it was measured, and stray Q/DQ.
+    """
+    timing, kernels = report.latency, report.kernels
+    if timing is None or kernels is None or timing.speedup >= 1:
+        return ""
+    times = timing.kernels or ()
+    total = sum(time.ms for time in times)
+    costs = [f"{clean(t.op)} {t.ms / total:.0%}" for t in times if t.op in kernels.float and total]
+    costs = costs or [f"{clean(op)} x{count}" for op, count in kernels.float.items()]
+    parts = [f"in floats: {', '.join(costs[:NAMED])}"] if costs else []
+    stray = len(kernels.stray_quantize)
+    parts += [f"{stray} stray Q/DQ"] if stray else []
+    return "; ".join(parts) or "no float operator costs it: integer kernels gain little here"
 
 
 def size(count: float) -> str:

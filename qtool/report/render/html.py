@@ -115,6 +115,7 @@ def _environment() -> Environment:
         "saturating",
         "prediction",
         "outcome",
+        "slow_reason",
     ):
         environment.filters[name] = getattr(formatting, name)
     environment.filters["breakable"] = breakable

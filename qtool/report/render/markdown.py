@@ -150,7 +150,8 @@ def _results(report: Report) -> str:
         fast = formatting.ratio(timing.speedup, "faster", "slower")
         float_ms = formatting.milliseconds(timing.float_ms)
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
-        rows.append(["latency", *cells, f"{fast}, {formatting.conditions(timing)}"])
+        parts = [fast, text(formatting.slow_reason(report)), formatting.conditions(timing)]
+        rows.append(["latency", *cells, ", ".join(part for part in parts if part)])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
 
 
@@ -234,7 +235,9 @@ def _kernels(report: Report) -> str:
         counts: dict[str, int] = getattr(report.kernels, title)
         listed = ", ".join(f"{code(op)} ×{count}" for op, count in counts.items())
         parts.append(f"{title} {listed or 'none'}")
-    parts.append(f"stray Q/DQ {len(report.kernels.stray_quantize)}")
+    stray = report.kernels.stray_quantize
+    listed = f" ({text(formatting.first_names(stray))})" if stray else ""
+    parts.append(f"stray Q/DQ {len(stray)}{listed}")
     if report.kernels.saturation_risk:
         layers = text(formatting.saturating(report.kernels.saturation_risk))
         parts.append(f"**saturation risk** in {layers}")

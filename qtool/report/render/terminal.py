@@ -156,6 +156,8 @@ def _results(report: Report) -> RenderableType:
         timing = report.latency
         style = "yellow" if timing.speedup < 1 else ""
         fast = Text(formatting.ratio(timing.speedup, "faster", "slower"), style)
+        if reason := formatting.slow_reason(report):
+            fast.append(f"\n{reason}", "yellow")
         fast.append(f"\n{formatting.conditions(timing)}", "dim")
         float_ms = formatting.milliseconds(timing.float_ms)
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
@@ -229,7 +231,7 @@ def _kernels(report: Report) -> Table | None:
         listed = ", ".join(f"{formatting.clean(op)} x{count}" for op, count in counts.items())
         style = "green" if title == "integer" else "yellow" if counts else "dim"
         table.add_row(Text(f"{sum(counts.values())} {title}", style), Text(listed or "–"))
-    stray = ", ".join(formatting.shorten(name, 50) for name in kernels.stray_quantize)
+    stray = formatting.first_names(kernels.stray_quantize)
     count = len(kernels.stray_quantize)
     style = "yellow" if count else "dim"
     table.add_row(Text(f"{count} stray Q/DQ", style), Text(stray or "none left unfused", style))
