@@ -26,6 +26,7 @@ from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.choice import Choice, read_choice
 from qtool.recipe.model import Recipe
+from qtool.recipe.sections.qat import Qat, with_calibration_samples
 from qtool.report.report import Report
 from qtool.report.schema import ModelPart
 from qtool.steps.guard import NamedStep
@@ -87,12 +88,15 @@ def _with_training_defaults(recipe: Recipe) -> Recipe:
     """Return the recipe with the values of its quantizer where it has none.
 
     These are the scheme of weights, the calibrator and the schedule of rates; with scales of a
-    fixed form BatchNorm stays folded. Where training does
-    not start from the codes of default steps, these are left out; steps that the recipe names run
-    in any case.
+    fixed form BatchNorm stays folded. Where training does not start from the codes of default
+    steps, these are left out; steps that the recipe names run in any case. Without a ``qat``
+    section the samples of ``calibrate`` train.
     """
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
+    if recipe.qat is None and recipe.calibrate.synthetic is None:
+        plain = with_calibration_samples({}, recipe.calibrate.model_dump(exclude_none=True))
+        recipe = recipe.model_copy(update={"qat": Qat.model_validate(plain)})
     if recipe.qat is None:
         return recipe if recipe.ptq is not None else recipe.model_copy(update={"ptq": ()})
     entry, bits = QAT_QUANTIZERS[recipe.qat.quantizer.name], recipe.bits

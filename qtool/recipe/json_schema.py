@@ -29,7 +29,8 @@ def recipe_schema() -> Schema:
         forms = _forms(kind, parts)
         for place in kind.at:
             if place[-1] == NAME:
-                _require_one(_section(schema, place[:-1], parts), kind.table())
+                section = _section(schema, place[:-1], parts)
+                _require_one(section, kind.table(), optional=place[0] == "qat")
             else:
                 _replace_names(_node_at(schema, place, parts), forms)
     _add_short_forms(parts)
@@ -98,9 +99,13 @@ def _replace_names(node: Schema, forms: list[Schema]) -> None:
     ]
 
 
-def _require_one(section: Schema, readers: Mapping[str, Reader]) -> None:
-    """Require exactly one reader as a key of a data section, and add short forms, in place."""
-    section["oneOf"] = [{"required": [name]} for name in readers]
+def _require_one(section: Schema, readers: Mapping[str, Reader], optional: bool) -> None:
+    """Require exactly one reader as a key of a data section, and add short forms, in place.
+
+    Where it is optional, the samples of another section stand in for absent ones.
+    """
+    named = [{"required": [name]} for name in readers]
+    section["oneOf"] = [*named, *([{"not": {"anyOf": named}}] if optional else [])]
     for name, reader in readers.items():
         if reader.short_form:
             section["properties"][name]["anyOf"].append(_TEXT)

@@ -13,6 +13,7 @@ from qtool.recipe.model import Recipe
 from qtool.recipe.overrides import make_absolute, override, put, use_data
 from qtool.recipe.validation import check_names, check_paths, check_this_version
 from qtool.recipe.yaml_loader import Document, parse
+from qtool.user_code import is_function_name
 
 
 def load_recipe(
@@ -74,12 +75,28 @@ def _resolve(
     data: str | Path | None,
 ) -> Recipe:
     if model is not None:
+        _check_is_file(model)
         put(document, ("model",), os.path.abspath(model), f"--model {model}")
     if data is not None:
         use_data(document, Path(os.path.abspath(data)), f"--data {data}")
     for text in overrides:
         override(document, text)
     return _validated(document, folder)
+
+
+def _check_is_file(model: str | Path) -> None:
+    """Refuse a torch function in place of a file: it needs more than its name.
+
+    Raises:
+        RecipeError: says what a recipe has to say of it.
+    """
+    if is_function_name(str(model)) and not Path(model).exists():
+        shown = f'{{torch: "{model}", weights: FILE.safetensors, input: {{x: [N, 3, 224, 224]}}}}'
+        raise RecipeError(
+            f"--model {model}: found a function that makes a torch network, expected a file; write "
+            f"a recipe with model: {shown}, the names and sizes of its inputs, and add "
+            "--trust-code, since it runs code"
+        )
 
 
 def recipe_from_keywords(data: dict[str, Any], place: str, folder: Path, *, files: bool) -> Recipe:

@@ -26,7 +26,7 @@ from qtool.recipe.sections.latency import Latency
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
 from qtool.recipe.sections.pruning import Pruning
-from qtool.recipe.sections.qat import Qat
+from qtool.recipe.sections.qat import Qat, with_calibration_samples
 from qtool.recipe.yaml_loader import Document, emit
 from qtool.targets.target import NEWEST_OPSET
 
@@ -180,7 +180,8 @@ class Recipe(_Part):
     pruning: Pruning | None = None
     """Weights that become 0, or channels that are removed; absent: none."""
     qat: Qat | None = None
-    """The training data of `qtool qat` and its settings; other commands ignore it."""
+    """The training data of `qtool qat` and its settings; without data that of calibrate; other
+    commands ignore it."""
     gates: Gates = Gates()
     """Limits that decide the exit code."""
     latency: Latency | None = None
@@ -189,6 +190,16 @@ class Recipe(_Part):
     """The format of the file that is written."""
 
     _document: Document | None = PrivateAttr(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_on_calibration_samples(cls, value: Any) -> Any:
+        """Let ``qat`` without a reader take the data of ``calibrate``."""
+        if isinstance(value, Mapping):
+            qat, calibrate = value.get("qat"), value.get("calibrate")
+            if isinstance(qat, Mapping) and isinstance(calibrate, Mapping):
+                return {**value, "qat": with_calibration_samples(qat, calibrate)}
+        return value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()

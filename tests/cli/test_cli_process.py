@@ -55,6 +55,15 @@ def test_the_import_check_can_fail():
     assert python("-c", code).stdout == "['numpy']\n"
 
 
+def test_the_shell_completes_commands():
+    code = "import sys; sys.argv = ['qtool']; from qtool.cli.main import main; main()"
+    words = {"_QTOOL_COMPLETE": "complete_bash", "COMP_WORDS": "qtool p", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | words
+    )
+    assert done.stdout.split() == ["ptq"]
+
+
 def test_python_m_qtool_works():
     result = python("-m", "qtool", "--version")
     assert (result.returncode, result.stdout) == (0, "qtool 0.1.0\n")

@@ -86,7 +86,6 @@ def test_ptq_leaves_the_section_alone(folder):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("qat=null", "needs a qat section"),
         ("qat.quantizer=lqs", 'did you mean "lsq"'),
         ("qat.epochs=0", "qat.epochs"),
         ("qat.lr=fast", "qat.lr"),

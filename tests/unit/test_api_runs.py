@@ -49,7 +49,7 @@ def test_a_notebook_shows_the_page_in_a_frame(recipe, tmp_path):
         (lambda r, p: qtool.run_ptq(r, p, seeds=1), RecipeError, 'mean "seed"'),
         (lambda r, p: qtool.run_ptq(r | {"gate": {}}, p), RecipeError, "gates"),
         (lambda r, p: qtool.run_ptq("gone.yaml", p), RecipeError, "gone.yaml"),
-        (lambda r, p: qtool.run_qat(r, p), RecipeError, "qat"),
+        (lambda r, p: qtool.run_qat(r | {"qat": {"epoch": 1}}, p), RecipeError, 'mean "epochs"'),
         (lambda r, p: qtool.verify("a.onnx", "b.onnx"), RecipeError, "`data`"),
         (
             lambda r, p: qtool.verify("a.onnx", recipe=r, fresh=True),
@@ -61,7 +61,7 @@ def test_a_notebook_shows_the_page_in_a_frame(recipe, tmp_path):
             RecipeError,
             "gone",
         ),
-        (lambda r, p: qtool.run_qat(r | {"qat": None}, p, epochs=1), RecipeError, "qat"),
+        (lambda r, p: qtool.run_qat(r | {"qat": None}, p, epochs=0), RecipeError, "qat.epochs"),
         (
             lambda r, p: qtool.run_ptq(r | {"calibrate": {"arrays": r["model"]}}, p),
             DataError,

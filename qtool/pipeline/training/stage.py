@@ -78,7 +78,9 @@ class Training:
         recipe, context = prepared.recipe, prepared.context
         section = recipe.qat
         if section is None:
-            raise recipe.error((), "`qtool qat` needs a qat section: at least qat: {images: DIR}")
+            raise recipe.error(
+                (), "`qtool qat` needs samples to train on: calibrate or qat: {images: DIR}"
+            )
         data = open_section(recipe, section, context)
         notes = [f"qat: {note}" for note in data.notes]
         guesses = data.guesses

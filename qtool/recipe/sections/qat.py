@@ -1,10 +1,11 @@
 """The recipe's ``qat`` section: the data of the training and its settings."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from qtool.data.config import DataSection
+from qtool.data.config import READER_KEYS, DataSection
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.sections.network import Part
 from qtool.user_code import is_function_name
@@ -61,6 +62,26 @@ class Oscillation(Part):
     """Weight of the newest step in that share."""
     transitions: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the codes that shall change in a step at first: the rate of weights adapts to it."""
+
+
+# Keys of a data section that say which samples it has, and how they become inputs.
+SAMPLE_KEYS = (*READER_KEYS, "code", "take", "preprocess", "labels", "classes", "loop")
+
+
+def with_calibration_samples(
+    qat: Mapping[str, Any], calibrate: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a ``qat`` section that trains on the data of ``calibrate`` where it names none.
+
+    All samples of that data train, also where ``calibrate.count`` is smaller.
+
+    Args:
+        qat: as in YAML.
+        calibrate: as in YAML; made-up samples are not trained on.
+    """
+    if any(key in qat for key in READER_KEYS) or calibrate.get("synthetic") is not None:
+        return dict(qat)
+    return {**{key: calibrate[key] for key in SAMPLE_KEYS if key in calibrate}, **qat}
 
 
 class Qat(DataSection):

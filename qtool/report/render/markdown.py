@@ -150,8 +150,8 @@ def _results(report: Report) -> str:
         fast = formatting.ratio(timing.speedup, "faster", "slower")
         float_ms = formatting.milliseconds(timing.float_ms)
         cells = [float_ms, "", formatting.milliseconds(timing.quantized_ms)]
-        parts = [fast, text(formatting.slow_reason(report)), formatting.conditions(timing)]
-        rows.append(["latency", *cells, ", ".join(part for part in parts if part)])
+        said = [fast, text(formatting.slow_reason(report)), formatting.conditions(timing)]
+        rows.append(["latency", *cells, ", ".join(part for part in said if part)])
     return _table(["", "float", "simulated", "quantized", ""], rows, right=1) if rows else ""
 
 

@@ -71,7 +71,7 @@ CHANGES = [
     ({"gates": {"min_speedup": 0}}, False),
     ({"output": {"opset": 21}}, True),
     ({"output": {"opset": 13}}, False),
-    ({"qat": {}}, False),
+    ({"qat": {}}, True),
     ({"other": 1}, False),
 ]
 

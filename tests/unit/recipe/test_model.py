@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qtool.errors import RecipeError
 from qtool.recipe.loader import load_recipe, recipe_from_options
 from qtool.recipe.model import Choice, LayerBits
 from qtool.recipe.registry import KINDS
@@ -274,3 +275,25 @@ def test_a_torch_model_keeps_its_folder_when_the_resolved_recipe_moves(folder, t
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "r.yaml").write_text(recipe.dump())
     assert load_recipe(folder / "elsewhere" / "r.yaml") == recipe
+
+
+def test_training_reads_the_calibration_samples_where_the_recipe_names_no_others(folder):
+    text = SMALL.replace("images: train", "images: train, count: 7, preprocess: {color: gray}")
+    section = load_recipe(write(folder, text + "qat: {epochs: 3}\n")).qat
+    calibrate = load_recipe(write(folder, text)).calibrate
+    assert (section.images, section.preprocess) == (calibrate.images, calibrate.preprocess)
+    assert (section.epochs, section.count) == (3, None)  # all of them train
+    (folder / "other").mkdir()
+    own = load_recipe(write(folder, text + "qat: {images: other}\n")).qat
+    assert own.images == str(folder / "other") and own.preprocess is None
+
+
+def test_a_torch_function_as_the_model_says_what_it_needs(folder):
+    for call in (
+        lambda: recipe_from_options("nets:resnet", folder / "train"),
+        lambda: load_recipe(write(folder, SMALL), model="nets:resnet"),
+    ):
+        with pytest.raises(RecipeError, match="--trust-code") as caught:
+            call()
+        shown = 'model: {torch: "nets:resnet", weights: FILE.safetensors, input: '
+        assert shown in str(caught.value)
