@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from qtool.annotation.box_decode import box_decode_reasons
 from qtool.annotation.sentinels import sentinel_reasons
+from qtool.annotation.spectrum import spectrum_reasons
 
 # Nodes of the main graph, in order -> reasons by node name.
 FloatPattern = Callable[[Sequence[ir.Node]], dict[str, str]]
@@ -13,6 +14,7 @@ FloatPattern = Callable[[Sequence[ir.Node]], dict[str, str]]
 FLOAT_PATTERNS: dict[str, FloatPattern] = {
     "attention_mask": sentinel_reasons,
     "box_decode": box_decode_reasons,
+    "spectrum": spectrum_reasons,
 }
 
 

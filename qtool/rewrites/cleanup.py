@@ -6,6 +6,7 @@ import onnx_ir.passes.common as passes
 from qtool.graph.edit import add_constant, drop, replace_value
 from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
 from qtool.rewrites.rewrite import IsInteger
+from qtool.rewrites.strided_slice import slice_steps
 from qtool.runtime.ort_session import OrtSession
 
 # Outputs differ from run to run, so no constant can replace them.
@@ -64,7 +65,7 @@ def _foldable(node: ir.Node) -> bool:
 
 
 def remove_identities(model: ir.Model, is_integer: IsInteger) -> int:
-    """Remove Identity, inference-mode Dropout, Casts to the same type and Pads of width 0."""
+    """Remove Identity, inference Dropout, Casts to the same type, empty Pads, Slices of all."""
     done = 0
     for node in list(model.graph):
         if not _is_identity(node):
@@ -99,7 +100,8 @@ def _is_identity(node: ir.Node) -> bool:
     if node.op_type == "Pad":
         pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         return pads is not None and not pads.any()
-    return False
+    steps = slice_steps(node)
+    return steps is not None and all(step == 1 for step in steps.values())
 
 
 def split_shared_constants(model: ir.Model, is_integer: IsInteger) -> int:

@@ -1,5 +1,6 @@
 """Replacement of strided slices of feature maps by pooling."""
 
+import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, replace_value
@@ -32,6 +33,8 @@ def strided_slice_to_max_pool(model: ir.Model, is_integer: IsInteger) -> int:
             strides = [a * b for a, b in zip(strides, _strides(before) or (), strict=True)]
             first = before
             chain.append(before)
+        if max(strides) == 1:
+            continue
         attributes = {"kernel_shape": [1] * len(strides), "strides": strides}
         shape = dims(node.outputs[0])
         name = f"{node.name}/max_pool"
@@ -54,21 +57,35 @@ def _slice_before(node: ir.Node) -> ir.Node | None:
 
 def _strides(node: ir.Node) -> list[int] | None:
     """Return the spatial strides of a Slice that covers its axes from 0 to the end, else None."""
+    steps = slice_steps(node)
     shape = dims(node.inputs[0]) if node.inputs else None
-    if node.op_type != "Slice" or shape is None or len(shape) not in (3, 4, 5):
+    if steps is None or shape is None or len(shape) not in (3, 4, 5):
         return None
-    if attribute(node, "starts") is not None or len(node.inputs) < 5:
+    if any(axis < 2 and step != 1 for axis, step in steps.items()):
         return None
-    starts, stops, axes, steps = (constant(v) for v in node.inputs[1:5])
-    if starts is None or stops is None or axes is None or steps is None:
+    return [steps.get(axis, 1) for axis in range(2, len(shape))]
+
+
+def slice_steps(node: ir.Node) -> dict[int, int] | None:
+    """Return the steps of a Slice that covers its axes from 0 to the end, by axis, else None."""
+    shape = dims(node.inputs[0]) if node.inputs else None
+    if node.op_type != "Slice" or shape is None or attribute(node, "starts") is not None:
         return None
-    strides = [1] * (len(shape) - 2)
+    starts, stops = (constant(v) for v in node.inputs[1:3])
+    if starts is None or stops is None:
+        return None
+    axes, steps = (
+        constant(node.inputs[k]) if len(node.inputs) > k and node.inputs[k] is not None else default
+        for k, default in ((3, np.arange(len(starts))), (4, np.ones(len(starts), np.int64)))
+    )
+    if axes is None or steps is None:
+        return None
+    result = {}
     for start, end, raw, step in zip(starts, stops, axes, steps, strict=True):
         axis = int(raw) % len(shape)
         size = shape[axis]
         whole = end >= OPEN_END or (isinstance(size, int) and end >= size)
-        if start != 0 or step < 1 or not whole or (axis < 2 and step != 1):
+        if start != 0 or step < 1 or not whole:
             return None
-        if axis >= 2:
-            strides[axis - 2] = int(step)
-    return strides
+        result[axis] = int(step)
+    return result

@@ -9,7 +9,7 @@ from qtool.quant.primitives import QuantSpec
 FORMS = ("weighted", "elementwise", "same_grid", "concat")
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")
 OUTPUTS = ("quantized", "either")
-FLOAT_PATTERNS = ("attention_mask", "box_decode")
+FLOAT_PATTERNS = ("attention_mask", "box_decode", "spectrum")
 # Forms of codes and scales that a runtime may compute at load, and the opsets that have them.
 PACKING = {"int4": 21, "int2": 25, "bytes": 18, "base3": 18, "scales": 13}
 FORMATS = ("qdq", "qoperator", "qonnx")
@@ -100,8 +100,8 @@ class Target:
         bias: ``int32`` on the grid s_x * s_w, or ``float``.
         unsigned_where_positive: values that cannot be negative get unsigned codes.
         float_patterns: patterns whose ops stay float, names from FLOAT_PATTERNS: ops that add
-            ``attention_mask``s to scores, and layers of fixed numbers that decode boxes
-            (``box_decode``).
+            ``attention_mask``s to scores, layers of fixed numbers that decode boxes
+            (``box_decode``), and layers in front of and behind a magnitude ``spectrum``.
         no_gain: ops whose integer kernels take as long as the float ones and their conversions:
             ``placement: auto`` leaves them float.
         island_gain_db: what the signal-to-noise ratio of the outputs must gain before

@@ -129,6 +129,7 @@ def sliced(net, x, starts, stops, axes, steps, out=""):
         ([1], [9], [3], [2], 0),
         ([0], [8], [3], [2], 0),
         ([0], [2**31 - 1], [1], [2], 0),
+        ([0], [2**31 - 1], [2], [1], 0),
         ([-1], [-(2**31)], [3], [-1], 0),
     ],
 )
@@ -170,10 +171,11 @@ def test_identities_go_and_graph_outputs_keep_their_names():
     x = net.add("Identity", net.input("x", "N", 4))
     x = net.add("Dropout", net.add("Relu", x))
     x = net.add("Cast", net.add("Pad", x, net.const(np.zeros(4, np.int64))), to=1)
+    x = sliced(net, x, [0], [2**31 - 1], [-1], [1])
     net.output(net.add("Identity", net.add("Neg", x), out="y"))
     net.output(net.add("Identity", "x", out="copy"))
     model, count = changed(net, "remove_identities")
-    assert count == 5 and ops(model) == ["Relu", "Neg", "Identity"]
+    assert count == 6 and ops(model) == ["Relu", "Neg", "Identity"]
 
 
 def test_what_does_something_stays():
@@ -182,6 +184,9 @@ def test_what_does_something_stays():
     y, mask = net.add("Dropout", x, out="y mask"), "mask"
     net.output(y, net.add("Cast", net.add("Cast", x, to=7), to=1, out="rounded"))
     net.output(net.add("Cast", mask, to=1, out="m"))
+    for number, ends in enumerate([(0, 3, 1), (1, 4, 1), (-1, -9, -1), (0, 4, 2)]):
+        sliced(net, x, [ends[0]], [ends[1]], [1], [ends[2]], out=f"part{number}")
+        net.output(f"part{number}")
     assert changed(net, "remove_identities")[1] == 0
 
 
