@@ -2,9 +2,10 @@
 
     python -m benchmarks.zoo [MODEL ...] [--fresh]
 
-Models of benchmarks/zoo_models.py are ONNX files, those of benchmarks/zoo_torch.py go through each
-of torch's exporters. Needs no data. Writes benchmarks/results/zoo.md; finished rows are saved in
-zoo.json, so a stopped run continues; named models, or all with --fresh, are measured again.
+Models of benchmarks/zoo_models.py, zoo_patterns.py and zoo_streams.py are ONNX files, those of
+benchmarks/zoo_torch.py go through each of torch's exporters. Needs no data. Writes
+benchmarks/results/zoo.md; finished rows are saved in zoo.json, so a stopped run continues; named
+models, or all with --fresh, are measured again.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from benchmarks.machine import heading, results_folder, table
-from benchmarks.zoo_models import MODELS, REFUSED, Built, Inputs, build
+from benchmarks.zoo_models import MODELS, REFUSED, Built, build
 from benchmarks.zoo_patterns import PATTERNS, build_pattern
+from benchmarks.zoo_samples import Samples, first_output, run, samples_of
+from benchmarks.zoo_streams import LOOPS, STREAMS, build_stream
 from qtool.errors import QtoolError
 from qtool.graph.output_groups import channel_groups
 from qtool.loading import load_model
@@ -32,13 +34,9 @@ from qtool.metrics.registry import sqnr_db
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
-from qtool.runtime.ort_options import session_options
 
 LEAST_DB = 20.0
 COUNT = 512
-OPEN = 14  # the size of a dimension that a model leaves open
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,32 +57,6 @@ class Outcome:
     failed: bool
 
 
-def data(inputs: Inputs, count: int) -> Arrays:
-    """Generate random samples: normal floats, uniform integers and booleans."""
-    rng = np.random.default_rng(3)
-    arrays = {}
-    for name, (shape, dtype, high) in inputs.items():
-        size = [count, *[d if isinstance(d, int) else OPEN for d in shape[1:]]]
-        if dtype.startswith("float"):
-            arrays[name] = rng.standard_normal(size).astype(dtype)
-        else:
-            arrays[name] = rng.integers(0, high, size).astype(dtype)
-    return arrays
-
-
-def outputs(path: Path, feeds: Arrays, batch: int) -> np.ndarray:
-    """Return the first output of an ONNX file, as float32."""
-    session = ort.InferenceSession(
-        str(path), session_options(1), providers=["CPUExecutionProvider"]
-    )
-    rows = len(next(iter(feeds.values())))
-    parts = [
-        session.run(None, {k: v[s : s + batch] for k, v in feeds.items()})[0]
-        for s in range(0, rows, batch)
-    ]
-    return np.concatenate(parts).astype(np.float32)
-
-
 def least_db(path: Path, expected: np.ndarray, test: np.ndarray) -> float:
     """Return the least SQNR of the first output and of the quantities that it carries."""
     model = load_model(path).model
@@ -96,20 +68,20 @@ def least_db(path: Path, expected: np.ndarray, test: np.ndarray) -> float:
     return min(db)
 
 
-def evaluate(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None = None) -> Outcome:
+def evaluate(path: Path, samples: Samples, expected: np.ndarray | None = None) -> Outcome:
     """Quantize one ONNX file on random data, load and run what is written, and compare.
 
     Args:
         path: the float model; run folder and data are written to the same folder.
-        feeds: samples by input name.
-        batch: rows at a time.
+        samples: to calibrate with, and to compare on.
         expected: the float model's first output; None computes it from the file.
     """
-    np.savez(path.with_suffix(".npz"), **feeds)  # type: ignore[arg-type]
-    run = path.with_suffix("")
+    np.savez(path.with_suffix(".npz"), **samples.arrays)  # type: ignore[arg-type]
+    out = path.with_suffix("")
+    loop = [f"{part}.loop={json.dumps(samples.loop)}" for part in ("calibrate", "evaluate")]
     try:
-        recipe = recipe_from_options(path, path.with_suffix(".npz"))
-        report = run_ptq(recipe, run, RunOptions(threads=1))
+        recipe = recipe_from_options(path, path.with_suffix(".npz"), loop if samples.loop else [])
+        report = run_ptq(recipe, out, RunOptions(threads=1))
     except QtoolError as error:
         text = str(error).replace(f"model {path}: ", "")
         refused = path.stem in REFUSED and error.exit_code == 3
@@ -117,9 +89,9 @@ def evaluate(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None 
     except Exception as error:  # the table shows crashes
         return Outcome(None, "-", f"CRASH {type(error).__name__}: {error}", True)
     if expected is None:
-        converted = sorted((run / ".stages").glob("float-*.onnx"))
-        expected = outputs(converted[0] if converted else path, feeds, batch)
-    db = least_db(path, expected, outputs(run / "model.onnx", feeds, batch))
+        converted = sorted((out / ".stages").glob("float-*.onnx"))
+        expected = first_output(converted[0] if converted else path, samples)
+    db = least_db(path, expected, first_output(out / "model.onnx", samples))
     parts = [part for row in report.outputs or () for part in (row, *(row.groups or ()))]
     db = min([db, *(part.sqnr_db for part in parts if part.sqnr_db is not None)])
     kernels = report.kernels.integer if report.kernels else {}
@@ -132,22 +104,25 @@ def evaluate(path: Path, feeds: Arrays, batch: int, expected: np.ndarray | None 
     return Outcome(db, words, verdict, verdict != "ok")
 
 
-def batch_of(inputs: Inputs) -> int:
-    """Return the batch size: the one that the first input fixes, or 8."""
-    first = next(iter(inputs.values()))[0][0]
-    return first if isinstance(first, int) else 8
-
-
 def built(name: str) -> Built:
-    """Return one model of the ONNX zoo, or of its patterns."""
+    """Return one model of the ONNX zoo, of its patterns or of its streams."""
+    if name in STREAMS:
+        return build_stream(name)
     return build_pattern(name) if name in PATTERNS else build(name)
 
 
-def of_onnx(name: str, folder: Path) -> Outcome:
-    """Evaluate one model of the ONNX zoo, or of its patterns."""
+def prepared(name: str, folder: Path) -> tuple[Path, Samples]:
+    """Write one model of the ONNX zoo to a folder; return its file and samples."""
     model, inputs = built(name)
-    onnx.save(model, folder / f"{name}.onnx")
-    return evaluate(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
+    path = folder / f"{name}.onnx"
+    onnx.save(model, path)
+    loop = {model.graph.output[k].name: state for k, state in LOOPS.get(name, {}).items()}
+    return path, samples_of(inputs, COUNT, loop)
+
+
+def of_onnx(name: str, folder: Path) -> Outcome:
+    """Evaluate one model of the ONNX zoo."""
+    return evaluate(*prepared(name, folder))
 
 
 def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
@@ -167,34 +142,29 @@ def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
         if "torch cannot export the network" in str(error):
             return None
         return Outcome(None, "-", f"exit {error.exit_code}: {error}", True)
-    feeds = data(inputs, COUNT)
-    batch, module = batch_of(inputs), module.eval()
+    samples, module = samples_of(inputs, COUNT, {}), module.eval()
     parts = []
     with torch.no_grad():
-        for s in range(0, COUNT, batch):
-            rows = {k: torch.from_numpy(v[s : s + batch]) for k, v in feeds.items()}
+        for call in samples.calls():
+            rows = {k: torch.from_numpy(v) for k, v in call.items()}
             result = module(*rows.values())
             first = next(iter(result.values())) if isinstance(result, Mapping) else result
             parts.append(first.float().numpy())
-    return evaluate(path, feeds, batch, np.concatenate(parts))
+    return evaluate(path, samples, np.concatenate(parts))
 
 
-def static_result(path: Path, feeds: Arrays, batch: int) -> str:
+def static_result(path: Path, samples: Samples) -> str:
     """Quantize the file with onnxruntime's quantize_static; return its SQNR or failure."""
     from benchmarks.baseline import quantize
 
     out = path.with_name(f"{path.stem}-static.onnx")
-    rows = len(next(iter(feeds.values())))
-    step = batch if batch != 8 else 1
-    # The samples that qtool calibrates on: every second one.
-    calibration = {k: v[::2] for k, v in feeds.items()}
-    batches = (
-        {k: v[s : s + step] for k, v in calibration.items()} for s in range(0, rows // 2, step)
-    )
+    # The samples that qtool calibrates on: every second one, with the states of the float file.
+    step = samples.batch if samples.batch != 8 else 1
+    feeds = (feeds for k, (feeds, _) in enumerate(run(path, samples, step)) if k % 2 == 0)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            quantize(path, batches, out)
-        db = least_db(path, outputs(path, feeds, batch), outputs(out, feeds, batch))
+            quantize(path, feeds, out)
+        db = least_db(path, first_output(path, samples), first_output(out, samples))
     except Exception as error:
         return f"fails: {type(error).__name__}"
     return "unchanged" if db == float("inf") else f"{db:.1f} dB"
@@ -223,13 +193,15 @@ def measured(kind: str, name: str) -> list[object]:
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        is_file = kind == "onnx"
-        outcome = of_onnx(name, folder) if is_file else of_torch(name, kind, folder)
+        if kind == "onnx":
+            path, samples = prepared(name, folder)
+            outcome: Outcome | None = evaluate(path, samples)
+        else:
+            outcome = of_torch(name, kind, folder)
+            path, samples = folder / f"{name}.onnx", samples_of(MODULES[name]()[1], COUNT, {})
         if outcome is None:
             return _row(name, outcome, "-")
-        inputs = built(name)[1] if is_file else MODULES[name]()[1]
-        other = static_result(folder / f"{name}.onnx", data(inputs, COUNT), batch_of(inputs))
-        return _row(name, outcome, other)
+        return _row(name, outcome, static_result(path, samples))
 
 
 def main() -> None:
@@ -246,7 +218,7 @@ def main() -> None:
     results: dict[str, dict[str, list[object]]] = {}
     if store.is_file() and not arguments.fresh:
         results = json.loads(store.read_text())
-    models = {"onnx": [*MODELS, *PATTERNS], **{key: list(MODULES) for key in EXPORTERS}}
+    models = {"onnx": [*MODELS, *PATTERNS, *STREAMS], **{key: list(MODULES) for key in EXPORTERS}}
     for kind, names in models.items():
         rows = results.setdefault(kind, {})
         for name in names:

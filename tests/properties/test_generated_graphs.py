@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import benchmarks.zoo_models as zoo_models
 import benchmarks.zoo_patterns as patterns
 import qtool
-from benchmarks.zoo import LEAST_DB, data
+from benchmarks.zoo import LEAST_DB
+from benchmarks.zoo_samples import data
 from qtool.errors import QtoolError
 from qtool.graph.output_groups import channel_groups
 
