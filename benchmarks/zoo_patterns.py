@@ -14,6 +14,7 @@ from benchmarks.zoo_models import Built, Net, weight
 CHANNELS, SIZE = 16, 16
 TOKENS, WIDTH, HEADS = 10, 32, 4
 BINS = 16  # of the distribution that DFL averages
+ANCHORS = 3
 
 Block = Callable[[Net, str], str]
 Head = Callable[[Net, str], list[str]]
@@ -277,6 +278,19 @@ def one_convolution(n: Net, x: str) -> list[str]:
     return [str(n.op("Concat", xy, wh, scores, axis=2))]
 
 
+def anchors_undecoded(n: Net, x: str) -> list[str]:
+    """YOLO without its decoding: offsets and logits of three anchors in one tensor.
+
+    As in a trained head, logits are many times as large as offsets, and most are low.
+    """
+    boxes = np.tile(np.arange(9) < 4, ANCHORS)
+    kernel = weight(9 * ANCHORS, CHANNELS) * np.where(boxes, 0.2, 2.0)[:, None]
+    bias = np.where(boxes, 0.1, -6.0) + 0.1 * weight(9 * ANCHORS, 1)[:, 0]
+    constants = (n.const(a.astype(np.float32)) for a in (kernel[:, :, None, None], bias))
+    cells = n.op("Reshape", n.op("Conv", x, *constants), ints(n, 0, ANCHORS, 9, SIZE, SIZE))
+    return [str(n.op("Transpose", cells, perm=[0, 1, 3, 4, 2]))]
+
+
 def corner_matrix(n: Net, x: str) -> list[str]:
     """Centers and sizes become corners by a product with a matrix, as for NonMaxSuppression."""
     joined = boxes_and_scores(n, x)[0]
@@ -286,7 +300,8 @@ def corner_matrix(n: Net, x: str) -> list[str]:
 
 
 IMAGE_HEADS: tuple[Head, ...] = (
-    classifier, classifier_and_map, dfl_head, boxes_and_scores, one_convolution, corner_matrix,
+    classifier, classifier_and_map, dfl_head, boxes_and_scores, one_convolution,
+    anchors_undecoded, corner_matrix,
 )  # fmt: skip
 
 

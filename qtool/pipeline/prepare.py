@@ -41,7 +41,7 @@ from qtool.pipeline.stages import ptq_steps
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps, apply_target_defaults
-from qtool.rewrites import REWRITES
+from qtool.rewrites import REWRITES, SAMPLE_REWRITES
 from qtool.steps.context import Context
 from qtool.steps.guard import check_needs
 from qtool.steps.stage_cache import StageCache, StageRecord
@@ -148,12 +148,17 @@ def _bind_sizes(loaded: Loaded, inputs: Mapping[str, InputSpec], sample: Batch) 
 
 
 def _check_rewrites(recipe: Recipe, target: Target) -> None:
-    for name in target.rewrites:
-        if name not in REWRITES:
-            raise RecipeError(
-                f'target {recipe.target}: rewrites: "{name}" is not a rewrite'
-                f"{suggest(name, REWRITES)}"
-            )
+    keys: Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]] = {
+        "rewrites": (target.rewrites, REWRITES),
+        "sample_rewrites": (target.sample_rewrites, SAMPLE_REWRITES),
+    }
+    for key, (names, table) in keys.items():
+        for name in names:
+            if name not in table:
+                raise RecipeError(
+                    f'target {recipe.target}: {key}: "{name}" is not a rewrite'
+                    f"{suggest(name, table)}"
+                )
 
 
 def _check_steps(recipe: Recipe, calibration: Dataset) -> None:

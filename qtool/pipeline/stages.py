@@ -63,7 +63,7 @@ def rewrite(
         How often each rewrite applied, for the report.
     """
     model, bits = context.model, context.bits
-    names = rewrite_names(recipe.rewrite, context.target.rewrites)
+    names = rewrite_names(recipe.rewrite, _own_rewrites(context))
     notes, pending = [], recipe.pruning is not None
     for name in names:
         if pending and name in LATER:  # they change weights, or the form of the first convolution
@@ -89,6 +89,12 @@ def rewrite(
         notes += [f"add_bias: {times} times"] if times else []
     infer_shapes(model)
     return notes
+
+
+def _own_rewrites(context: Context) -> tuple[str, ...]:
+    """Return the rewrites of the target that suit the run."""
+    no_samples = context.calibration.synthetic or context.bits.code_outputs
+    return (*context.target.rewrites, *(() if no_samples else context.target.sample_rewrites))
 
 
 def ptq_steps(recipe: Recipe) -> list[NamedStep]:

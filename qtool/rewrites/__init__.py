@@ -28,6 +28,7 @@ from qtool.rewrites.scaling.equalize import equalize
 from qtool.rewrites.scaling.equalize_activations import equalize_activations
 from qtool.rewrites.scaling.normalize_weights import normalize_weights
 from qtool.rewrites.scaling.reparametrize_norm import reparametrize_norm
+from qtool.rewrites.scaling.scale_output_channels import scale_output_channels
 from qtool.rewrites.scaling.smooth import smooth
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
@@ -62,13 +63,12 @@ REWRITES: dict[str, Rewrite] = {
 SAMPLE_REWRITES: dict[str, SampleRewrite] = {
     "equalize_activations": equalize_activations,
     "reparametrize_norm": reparametrize_norm,
+    "scale_output_channels": scale_output_channels,
     "smooth": smooth,
 }
-"""Rewrites that read calibration samples."""
+"""Rewrites that read calibration samples; a target lists its own apart from the others."""
 
-OPTIONAL = frozenset(
-    {"equalize", "equalize_activations", "normalize_weights", "reparametrize_norm", "smooth"}
-)
+OPTIONAL = frozenset({"equalize", "normalize_weights", *SAMPLE_REWRITES})
 """Rewrites of no target's own list: a recipe that names only these adds them to that list."""
 
 LATER = OPTIONAL | {"space_to_depth_first_conv", "pad_first_conv_channels"}

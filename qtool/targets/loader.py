@@ -111,6 +111,7 @@ def _target(raw: Any, path: Path) -> Target:
         weights=specs["weights"],
         ops={op: _rule(rule, f"{path}: ops.{op}") for op, rule in raw["ops"].items()},
         rewrites=_list(raw["rewrites"], str, f"{path}: rewrites"),
+        sample_rewrites=_list(raw.get("sample_rewrites", []), str, f"{path}: sample_rewrites"),
         measured=raw["measured"],
         requantizes=_list(raw.get("requantizes", []), str, f"{path}: requantizes"),
         dynamic=_dynamic(raw.get("dynamic", {}), f"{path}: dynamic"),

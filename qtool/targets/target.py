@@ -73,6 +73,8 @@ class Target:
         activations, weights: the default grids; ``weights`` gets its axis from the op.
         ops: op type -> OpRule. An op that is absent stays float.
         rewrites: names from REWRITES, in order.
+        sample_rewrites: names from SAMPLE_REWRITES, behind the others; left out where there are no
+            samples, and where the outputs are codes.
         measured: the executions that support this file, in a sentence.
         requantizes: ops that the runtime converts to integers wherever they follow a
             DequantizeLinear, also those that the plan has as float.
@@ -133,6 +135,7 @@ class Target:
     bias: str = "int32"
     unsigned_where_positive: bool = False
     float_patterns: tuple[str, ...] = FLOAT_PATTERNS
+    sample_rewrites: tuple[str, ...] = ()
     no_gain: tuple[str, ...] = ()
     island_gain_db: float | None = None
     weight_zero_point: WeightZeroPoint | None = None

@@ -5,7 +5,7 @@ import yaml
 
 from qtool.errors import RecipeError
 from qtool.quant.primitives import PerChannel, QuantSpec
-from qtool.rewrites import REWRITES
+from qtool.rewrites import REWRITES, SAMPLE_REWRITES
 from qtool.targets.loader import config_folder, load_target, target_names
 from qtool.targets.target import FORMS
 
@@ -17,6 +17,7 @@ def test_shipped_targets_load_and_name_what_exists(name):
     target = load_target(name)
     assert target.name == name
     assert set(target.rewrites) <= set(REWRITES)
+    assert set(target.sample_rewrites) <= set(SAMPLE_REWRITES)
     assert {rule.form for rule in target.ops.values()} <= set(FORMS)
     # ONNX Runtime would; others do what Q and DQ say.
     assert ("Conv" in target.requantizes) == (target.runtime in ("onnxruntime", "an NPU"))
