@@ -28,12 +28,12 @@ from benchmarks.zoo_patterns import PATTERNS, build_pattern
 from benchmarks.zoo_samples import Samples, first_output, run, samples_of
 from benchmarks.zoo_streams import LOOPS, STREAMS, build_stream
 from qtool.errors import QtoolError
-from qtool.graph.output_groups import channel_groups
-from qtool.loading import load_model
 from qtool.metrics.registry import sqnr_db
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
+
+Slices = tuple[tuple[int, int, int], ...]
 
 LEAST_DB = 20.0
 COUNT = 512
@@ -49,22 +49,22 @@ class Outcome:
         kernels: integer kernels ONNX Runtime uses, in words.
         verdict: "ok", or the error.
         failed: True for a failure.
+        slices: the quantities in the first output, as (axis, start, stop).
     """
 
     db: float | None
     kernels: str
     verdict: str
     failed: bool
+    slices: Slices = ()
 
 
-def least_db(path: Path, expected: np.ndarray, test: np.ndarray) -> float:
+def least_db(slices: Slices, expected: np.ndarray, test: np.ndarray) -> float:
     """Return the least SQNR of the first output and of the quantities that it carries."""
-    model = load_model(path).model
     db = [sqnr_db(expected, test)]
-    for group in channel_groups(model):
-        if group.output == model.graph.outputs[0].name:
-            index = (*(slice(None),) * group.axis, slice(group.start, group.stop))
-            db.append(sqnr_db(expected[index], test[index]))
+    for axis, start, stop in slices:
+        index = (*(slice(None),) * axis, slice(start, stop))
+        db.append(sqnr_db(expected[index], test[index]))
     return min(db)
 
 
@@ -91,7 +91,9 @@ def evaluate(path: Path, samples: Samples, expected: np.ndarray | None = None) -
     if expected is None:
         converted = sorted((out / ".stages").glob("float-*.onnx"))
         expected = first_output(converted[0] if converted else path, samples)
-    db = least_db(path, expected, first_output(out / "model.onnx", samples))
+    first = next((row.groups or () for row in report.outputs or ()), ())
+    slices = tuple((group.axis, group.start, group.stop) for group in first)
+    db = least_db(slices, expected, first_output(out / "model.onnx", samples))
     parts = [part for row in report.outputs or () for part in (row, *(row.groups or ()))]
     db = min([db, *(part.sqnr_db for part in parts if part.sqnr_db is not None)])
     kernels = report.kernels.integer if report.kernels else {}
@@ -101,7 +103,7 @@ def evaluate(path: Path, samples: Samples, expected: np.ndarray | None = None) -
     if report.passed is False:
         verdict += ", PARITY"
     words = ", ".join(f"{count} {kind}" for kind, count in kernels.items()) or "none"
-    return Outcome(db, words, verdict, verdict != "ok")
+    return Outcome(db, words, verdict, verdict != "ok", slices)
 
 
 def built(name: str) -> Built:
@@ -153,8 +155,14 @@ def of_torch(name: str, exporter: str, folder: Path) -> Outcome | None:
     return evaluate(path, samples, np.concatenate(parts))
 
 
-def static_result(path: Path, samples: Samples) -> str:
-    """Quantize the file with onnxruntime's quantize_static; return its SQNR or failure."""
+def static_result(path: Path, samples: Samples, slices: Slices) -> str:
+    """Quantize the file with onnxruntime's quantize_static; return its SQNR or failure.
+
+    Args:
+        path: the float model.
+        samples: to calibrate with, and to compare on.
+        slices: the quantities in the first output.
+    """
     from benchmarks.baseline import quantize
 
     out = path.with_name(f"{path.stem}-static.onnx")
@@ -164,7 +172,7 @@ def static_result(path: Path, samples: Samples) -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantize(path, feeds, out)
-        db = least_db(path, first_output(path, samples), first_output(out, samples))
+        db = least_db(slices, first_output(path, samples), first_output(out, samples))
     except Exception as error:
         return f"fails: {type(error).__name__}"
     return "unchanged" if db == float("inf") else f"{db:.1f} dB"
@@ -201,7 +209,7 @@ def measured(kind: str, name: str) -> list[object]:
             path, samples = folder / f"{name}.onnx", samples_of(MODULES[name]()[1], COUNT, {})
         if outcome is None:
             return _row(name, outcome, "-")
-        return _row(name, outcome, static_result(path, samples))
+        return _row(name, outcome, static_result(path, samples, outcome.slices))
 
 
 def main() -> None:
