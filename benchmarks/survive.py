@@ -1,14 +1,21 @@
 """Real networks with the default recipe: metric, agreement, kernels and speed of the file.
 
     QTOOL_DATA=... python -m benchmarks.survive [ROW ...] [--work DIR] [--samples N] [--fresh]
+    QTOOL_DATA=... python -m benchmarks.survive --times [ROW ...] [--work DIR] [--fresh]
 
-Every row is a `qtool ptq` run in its own folder below --work; finished rows are saved in
-benchmarks/results/survive.json. Writes benchmarks/results/survive.md.
+Every row is a `qtool ptq` run in its own folder below --work. --times wants a machine without other
+work: it times the float file, that of qtool and that of onnxruntime's quantize_static in turn.
+Finished rows and times are saved in benchmarks/results/survive.json, so a stopped run continues.
+Writes benchmarks/results/survive.md.
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
+import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,15 +27,20 @@ from typing import Any
 import numpy as np
 import onnx
 
+from benchmarks.baseline import quantize as quantize_static
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import absolute, data_folder, write_recipe
-from benchmarks.timing import inputs_of, session
+from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
 from qtool.recipe.loader import load_recipe
 
 BATCH = 8
-# Rounds of the two files in turn, and runs of each in a round.
-ROUNDS, RUNS = 12, 3
+# Rounds of the files in turn, seconds of each file in a round, and its fewest runs.
+ROUNDS, SECONDS, LEAST = 15, 0.5, 5
+# Samples that quantize_static calibrates with: its file is only timed.
+STATIC_SAMPLES = 64
+# Processes that run, on average, from which on times are called doubtful.
+BUSY = 0.5
 OCR_CALIBRATION = 200
 
 Predictions = Sequence[str] | np.ndarray
@@ -43,7 +55,8 @@ class Row:
         model: path below QTOOL_DATA.
         calibrate, evaluate: sections of the recipe; None: :func:`words` prepares the arrays.
         max_drop: points.
-        min_speed: over the float file.
+        min_speed: over the float file; None: no limit.
+        min_static: over the file of quantize_static; None: no limit, or its file does not load.
     """
 
     model: str
@@ -51,11 +64,13 @@ class Row:
     evaluate: Mapping[str, Any] | None
     max_drop: float
     min_speed: float | None = None
+    min_static: float | None = None
 
 
 def _images(model: str, preprocess: Any, max_drop: float) -> Row:
     halves = [{"images": "imagenet_sample/val", "take": {"every": 2, "offset": k}} for k in (0, 1)]
-    return Row(model, {**halves[0], "preprocess": preprocess}, halves[1], max_drop)
+    sections = {**halves[0], "preprocess": preprocess}, halves[1]
+    return Row(model, *sections, max_drop, min_static=1.05)
 
 
 EFFICIENTNET = {
@@ -78,6 +93,7 @@ ROWS: dict[str, Row] = {
         {"arrays": {"path": "sst2/minilm_test.npz"}},
         0.3,
         2.3,
+        1.3,
     ),
     "ppocr_v4_rec": Row("models/ppocr_v4_rec.onnx", None, None, 0.5, 1.8),
 }
@@ -167,24 +183,67 @@ def predictions(path: Path, section: DataSection, decode: Decode) -> tuple[list[
     return found, data.labels
 
 
-def cpu_milliseconds(paths: Sequence[Path], section: DataSection) -> list[float]:
-    """Return the least CPU time of one run of each file, in ms: one sample, one thread.
+def calibration_section(out: Path) -> DataSection:
+    """Return the calibration samples of a run, as many as quantize_static gets."""
+    recipe = load_recipe(out / "recipe.yaml")
+    section = recipe.calibrate.model_dump(include=set(DataSection.model_fields))
+    return DataSection.model_validate({**section, "count": STATIC_SAMPLES})
 
-    CPU time leaves out the waiting for a core that other processes cause; it still contains what
-    they take from caches and memory.
+
+def static_file(model: Path, out: Path, section: DataSection) -> str:
+    """Write the file of quantize_static next to a run; return why it does not load, or ""."""
+    path = static_path(out)
+    try:
+        if not path.is_file():
+            specs = inputs_of(session(model))
+            batches = open_dataset(section, specs).batches(1)
+            feeds = ({name: batch[name] for name in specs} for batch in batches)
+            with contextlib.redirect_stdout(io.StringIO()):
+                quantize_static(model, feeds, path)
+        session(path)
+    except Exception as error:  # any failure of the other tool is a result
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return ""
+
+
+def static_path(out: Path) -> Path:
+    """Return the path of the file of quantize_static."""
+    return out.with_name(f"{out.name}-static.onnx")
+
+
+def measure_times(name: str, work: Path) -> dict[str, Any]:
+    """Time the files of a finished row in turn: one sample, one thread.
+
+    Returns:
+        Median milliseconds of each file, the medians over rounds of their ratios to qtool's file,
+        why that of quantize_static does not load, and the load of the machine before.
     """
-    runs = [session(path, 1) for path in paths]
+    load = os.getloadavg()[0]
+    content, _ = recipe_of(name, work)
+    model, out = Path(content["model"]), work / name
+    if not (out / "model.onnx").is_file():
+        quantize(content, out)
+    section = calibration_section(out)
+    failure = static_file(model, out, section)
+    files = {"float": model, "int8": out / "model.onnx"}
+    files |= {} if failure else {"static": static_path(out)}
+    runs = [session(path) for path in files.values()]
     specs = inputs_of(runs[0])
     first = next(iter(open_dataset(section, specs).batches(1)))
-    feeds = {name: first[name] for name in specs}
-    best = [float("inf")] * len(runs)
-    for _ in range(ROUNDS):
-        for k, run in enumerate(runs):
-            start = time.process_time()
-            for _ in range(RUNS):
-                run.run(None, feeds)
-            best[k] = min(best[k], 1e3 * (time.process_time() - start) / RUNS)
-    return best
+    feeds = {key: first[key] for key in specs}
+    times = in_turn(runs, feeds, ROUNDS, SECONDS, LEAST, statistics.median)
+    of = dict(zip(files, times, strict=True))
+    ratios = {
+        key: statistics.median(a / b for a, b in zip(blocks, of["int8"], strict=True))
+        for key, blocks in of.items()
+        if key != "int8"
+    }
+    return {
+        "ms": {key: statistics.median(blocks) for key, blocks in of.items()},
+        "over": ratios,
+        "failure": failure,
+        "load": load,
+    }
 
 
 def measure(name: str, work: Path, samples: int | None) -> dict[str, Any]:
@@ -201,7 +260,6 @@ def measure(name: str, work: Path, samples: int | None) -> dict[str, Any]:
         index = [round(k) for k in np.linspace(0, len(labels) - 1, len(found["float"]))]
         labels = np.asarray(labels)[index]
     same = [a == b for a, b in zip(found["float"], found["int8"], strict=True)]
-    speed = cpu_milliseconds(list(files.values()), section)
     right = {
         key: 100 * float(np.mean([p == y for p, y in zip(values, labels, strict=True)]))
         for key, values in found.items()
@@ -211,7 +269,6 @@ def measure(name: str, work: Path, samples: int | None) -> dict[str, Any]:
         "agreement": 100 * float(np.mean(same)),
         "samples": len(same),
         "kernels": report["kernels"],
-        "cpu_ms": dict(zip(files, speed, strict=True)),
         "seconds": seconds,
         "date": str(datetime.date.today()),
     }
@@ -222,42 +279,71 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-survive"))
     parser.add_argument("--samples", type=int, help="evaluate this many samples, evenly spaced")
+    parser.add_argument("--times", action="store_true", help="time the files of finished rows")
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     store = results_folder() / "survive.json"
     for name in arguments.rows or ROWS:
-        if name in load_rows(store) and not arguments.fresh:
+        before = load_rows(store).get(name, {})
+        part = "times" if arguments.times else "metric"
+        if part in before and not arguments.fresh:
             continue
-        row = measure(name, work, arguments.samples)
+        if arguments.times:
+            row = {**before, "times": measure_times(name, work)}
+        else:
+            row = {**before, **measure(name, work, arguments.samples)}
         # Read again: another process may have added rows meanwhile.
         save_rows(store, {**load_rows(store), name: row})
-        print(f"{name}: {row['metric']}", flush=True)
+        print(f"{name}: {row[part]}", flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the results page."""
     header = ["network", "samples", "float %", "int8 %", "drop", "at most", "agreement %"]
-    header += ["kernels: integer, float", "speed over float", "at least", "met", "measured"]
-    rows = [_line(name, row, results[name]) for name, row in ROWS.items() if name in results]
+    header += ["kernels: integer, float", "speed over float", "at least"]
+    header += ["speed over quantize_static", "at least", "met", "measured"]
+    rows = [
+        _line(name, row, results[name])
+        for name, row in ROWS.items()
+        if "metric" in results.get(name, {})
+    ]
     text = heading("Real networks with the default recipe", "python -m benchmarks.survive")
     text += (
         "\nNo recipe names more than the model and its data. MobileNetV2 and EfficientNet-Lite0: "
         "top-1 on the odd half of the ImageNet sample, calibrated on the even half; MiniLM: SST-2; "
-        "PP-OCRv4: whole words of 400, calibrated on 200 others. Speed is CPU time of one thread "
-        "at batch 1, the least of several runs next to other work: read differences below 10 % as "
-        "noise.\n\n"
+        "PP-OCRv4: whole words of 400, calibrated on 200 others. Speed (`--times`): one sample, "
+        f"one thread, the three files in turn in one process, {ROUNDS} rounds; the median of a "
+        "round's ratios of medians. quantize_static: QDQ, uint8 by int8 per channel, MinMax on "
+        f"{STATIC_SAMPLES} of the samples.\n\n"
     )
-    return text + table(header, rows)
+    text += table(header, rows)
+    busy = [
+        f"{name} (load {results[name]['times']['load']:.1f})"
+        for name in ROWS
+        if results.get(name, {}).get("times", {}).get("load", 0) > BUSY
+    ]
+    if busy:
+        text += f"\nOther work ran on the machine while these were timed: {', '.join(busy)}.\n"
+    return text
 
 
 def _line(name: str, row: Row, result: Mapping[str, Any]) -> list[object]:
-    metric, kernels, cpu = result["metric"], result["kernels"], result["cpu_ms"]
-    drop, speed = metric["float"] - metric["int8"], cpu["float"] / cpu["int8"]
-    met = drop <= row.max_drop and (row.min_speed is None or speed >= row.min_speed)
+    metric, kernels, times = result["metric"], result["kernels"], result.get("times", {})
+    drop = metric["float"] - metric["int8"]
+    over = times.get("over", {})
     counts = [sum(kernels[kind].values()) for kind in ("integer", "float")]
+    failed = times.get("failure")
+    limits = [(row.min_speed, over.get("float"))]
+    limits += [] if failed else [(row.min_static, over.get("static"))]
+    slow = [limit for limit, ratio in limits if limit and ratio is not None and ratio < limit]
+    missing = [limit for limit, ratio in limits if limit and ratio is None]
+    met = "NO" if drop > row.max_drop or slow else "not timed" if missing else "yes"
+    speeds = [f"{over[key]:.2f}" if key in over else "-" for key in ("float", "static")]
+    if failed:
+        speeds[1] = f"does not load ({failed.split(':')[0]})"
     return [
         name,
         result["samples"],
@@ -267,9 +353,11 @@ def _line(name: str, row: Row, result: Mapping[str, Any]) -> list[object]:
         row.max_drop,
         f"{result['agreement']:.1f}",
         f"{counts[0]}, {counts[1]}",
-        f"{speed:.2f}",
+        speeds[0],
         row.min_speed or "-",
-        "yes" if met else "NO",
+        speeds[1],
+        row.min_static or "-",
+        met,
         result["date"],
     ]
 
