@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.edit import add_constant, replace_value, unique
-from qtool.graph.queries import WEIGHTED_OPS, constant, is_constant, name_of, rank, readers
+from qtool.graph.queries import WEIGHTED_OPS, constant, is_constant, macs, name_of, rank, readers
 from qtool.rewrites.rewrite import IsInteger, Samples
 from qtool.rewrites.scaling.equalize import replace_array
 
@@ -20,8 +20,9 @@ WORTH = 4.0
 # A grid [low, high] may grow by this share of its width on its shorter side: 1.6 dB for the others.
 GROWTH = 0.2
 
-# Samples whose ranges are compared: a power of 2 needs no exact one.
-ROWS = 32
+# Samples whose ranges are compared, fewer of large networks: a power of 2 needs no exact range.
+FEWEST, MOST = 8, 32
+MACS = 20_000_000_000
 
 RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan", "If")
 
@@ -31,7 +32,7 @@ def scale_output_channels(model: ir.Model, is_integer: IsInteger, samples: Sampl
 
     A convolution of a detector computes boxes beside scores, whose logarithms are ten times as
     large, and its kernel writes codes of one grid. With [l_c, h_c] the range of a channel and
-    [l, h] that of all channels in 32 samples::
+    [l, h] that of all channels in 8 to 32 samples::
 
         f_c = 2^floor(log2(min(h / h_c, l / l_c))),   y_c = 1/f_c * conv(x; f_c W_c, f_c b_c)
 
@@ -49,7 +50,9 @@ def scale_output_channels(model: ir.Model, is_integer: IsInteger, samples: Sampl
         The number of convolutions that were scaled.
     """
     nodes = [node for node in _last_convolutions(model.graph) if is_integer(node)]
-    ranges = _ranges([name_of(node.outputs[0]) for node in nodes], samples) if nodes else {}
+    rows = int(np.clip(MACS // max(sum(map(macs, model.graph)), 1), FEWEST, MOST))
+    names = [name_of(node.outputs[0]) for node in nodes]
+    ranges = _ranges(names, samples, rows) if nodes else {}
     factors = {node: channel_factors(*ranges[name_of(node.outputs[0])]) for node in nodes}
     scaled = {node: factor for node, factor in factors.items() if factor.max(initial=1) >= WORTH}
     for node, factor in scaled.items():
@@ -99,18 +102,19 @@ def _is_scalable(node: ir.Node, behind: Sequence[ir.Node]) -> bool:
     return own and arrays and not any(r.op_type in ("Relu", "Clip") for r in behind)
 
 
-def _ranges(names: Sequence[str], samples: Samples) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the smallest and the largest value of each channel, on the first samples."""
+def _ranges(
+    names: Sequence[str], samples: Samples, rows: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the smallest and the largest value of each channel, on the first so many samples."""
     ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    rows = 0
     for batch in samples.observe(names, False):
         for name, array in batch.items():
             axes = (0, *range(2, array.ndim))
             part = array.min(axis=axes), array.max(axis=axes)
             before = ranges.get(name, part)
             ranges[name] = np.minimum(before[0], part[0]), np.maximum(before[1], part[1])
-        rows += len(next(iter(batch.values())))
-        if rows >= ROWS:
+        rows -= len(next(iter(batch.values())))
+        if rows <= 0:
             break
     return ranges
 
