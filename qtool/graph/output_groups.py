@@ -78,7 +78,7 @@ def _groups(output: ir.Value) -> Iterator[ChannelGroup]:
             return
         factors = _channel_factors(node)
         if factors is not None:
-            labels = _moved_labels(factors, node, behind[::-1])
+            labels = _output_labels(factors, node, behind[::-1])
             yield from [] if labels is None else _scaled(name_of(value), labels, sliced)
             return
         behind.append(node)
@@ -117,7 +117,7 @@ def _channel_factors(node: ir.Node) -> np.ndarray | None:
     return factors if channels and factors.min() != factors.max() else None
 
 
-def _moved_labels(
+def _output_labels(
     factors: np.ndarray, node: ir.Node, behind: Sequence[ir.Node]
 ) -> np.ndarray | None:
     """Return which elements of an output are scaled channels; the batch has the size 1.
