@@ -63,3 +63,14 @@ def test_a_wrong_value_is_refused_before_anything_runs(digits, tmp_path, monkeyp
     )
     assert result.exit_code == 2 and "bits.weights" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.npz").write_bytes(b"1")
+    seen = [sweep.FileDigests().of(tmp_path / "data")]
+    (tmp_path / "data" / "a.npz").write_bytes(b"2")
+    seen.append(sweep.FileDigests().of(tmp_path / "data"))
+    (tmp_path / "data" / "a.npz").rename(tmp_path / "data" / "b.npz")
+    seen.append(sweep.FileDigests().of(tmp_path / "data"))
+    assert len(set(seen)) == 3 and seen[-1] == sweep.FileDigests().of(tmp_path / "data")
