@@ -72,7 +72,8 @@ def per_channel(facts: Facts, suspects: Values) -> Advice:
 def repair_weights(facts: Facts, suspects: Values) -> Advice:
     """Advise on rounded weights: repair steps where none ran, else more bits."""
     bits = min(facts.weight_bits(name) for name in facts.layers)
-    part = f"Rounding the weights to {bits} bits costs {_percent(suspects)} of the loss"
+    cause = "Pruning the weights and rounding them" if facts.plan.masks else "Rounding the weights"
+    part = f"{cause} to {bits} bits costs {_percent(suspects)} of the loss"
     shown = f"with exact weights and the same activations {_percent(suspects)} of it is gone"
     stand_out = _spread(facts)
     if bits < 8 and not facts.settings.steps:

@@ -19,6 +19,7 @@ from qtool.qat.quantizers.base import (
     GridModule,
     QatQuantizer,
     WeightModule,
+    module_with_zero,
 )
 from qtool.qat.quantizers.restricted_scale import restrict_scale
 from qtool.qat.quantizers.scales import broadcast_scale
@@ -268,8 +269,9 @@ class QatNetwork(nn.Module):
             mask: False where a weight becomes 0.
         """
         key = next(key for key, weight in self._names.items() if weight == name)
+        module = module_with_zero(self._weight_grid(key), self.weights[key], name)
         self.masks[key] = name
-        self.weight_grids[key] = cast(nn.Module, self._weight_grid(key).with_zero_level())
+        self.weight_grids[key] = cast(nn.Module, module)
         # Whole numbers: a moving average of the network copies them.
         self.register_buffer(f"mask_{key}", torch.from_numpy(mask.astype(np.uint8)))
         self._zero_masked(key)
@@ -283,20 +285,17 @@ class QatNetwork(nn.Module):
 
     def folded_weights(self) -> dict[str, np.ndarray]:
         """Return the weights that have a mask as the file will hold them, but for rounding."""
-        weights = {}
-        for key, name in self.masks.items():
-            array = self.weights[key].detach().cpu().numpy()
-            if key in self.norms:
-                factor = cast(LiveNorm, self.norms[key]).affine()[0]
-                array = array * broadcast_scale(factor, array, self._weight_grid(key).params)
-            weights[name] = array
+        weights = {n: self.weights[key].detach().cpu().numpy() for key, n in self.masks.items()}
+        for key in self.masks.keys() & self.norms.keys():
+            factor, array = cast(LiveNorm, self.norms[key]).affine()[0], weights[self.masks[key]]
+            scale = broadcast_scale(factor, array, self._weight_grid(key).params)
+            weights[self.masks[key]] = array * scale
         return weights
 
     def sparsity(self) -> float | None:
         """Return the share of the weights with a mask that is pruned; None where none has one."""
         masks = [self._mask(key) for key in self.masks]
-        total = sum(mask.numel() for mask in masks)
-        return 1 - sum(int(mask.sum()) for mask in masks) / total if total else None
+        return 1 - float(torch.cat([m.flatten() for m in masks]).double().mean()) if masks else None
 
     def _mask(self, key: str) -> T:
         return cast(T, getattr(self, f"mask_{key}"))

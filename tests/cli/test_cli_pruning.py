@@ -48,7 +48,7 @@ def report(folder, run):
 
 
 def test_the_file_has_the_zeros_that_the_report_states(folder):
-    done = qtool("ptq", folder, "--out", folder / "a", "--set", "bits.weights=4")
+    done = qtool("ptq", folder, "--out", folder / "a")
     assert done.exit_code == 0, done.output
     content = report(folder, "a")
     part = content["sparsity"]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qtool.errors import RecipeError
 from qtool.quant.primitives import Codebook, QuantParams
 
 T = torch.Tensor
@@ -252,3 +253,26 @@ class ZeroLevel(CodebookBase):
     def project(self) -> None:
         """Clamp the parameters of the inner module."""
         self.module.project()
+
+
+def module_with_zero(plain: WeightModule, weight: T, name: str) -> WeightModule:
+    """Return a module whose grid holds 0, in no more levels than its bits have.
+
+    Args:
+        plain: module of all weights.
+        weight: its weights.
+        name: of the weights, for messages.
+
+    Raises:
+        RecipeError: all levels of a learned code book are taken, and none stays 0.
+    """
+    module, book = plain.with_zero_level(), plain.freeze(weight)[1]
+    room = 2**book.spec.bits
+    is_learned = isinstance(module.freeze(weight)[1], Codebook) and isinstance(book, Codebook)
+    if module is not plain and is_learned and len(cast(Codebook, book).levels) >= room:
+        raise RecipeError(
+            f'the weights "{name}" have {room} learned levels, of which none stays 0 for pruned '
+            "weights; train them with lsq, or prune without training",
+            ("qat", "quantizer"),
+        )
+    return module

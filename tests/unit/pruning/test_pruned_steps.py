@@ -27,8 +27,6 @@ from qtool.weights.kmeans import KMeans
 FEW = {
     "adaround": {"iterations": 20},
     "brecq": {"iterations": 20},
-    "qdrop": {"iterations": 20},
-    "distillation": {"epochs": 1},
 }
 # They need BatchNorms, or cost much time; a step like them runs.
 OTHERS = (
@@ -38,7 +36,7 @@ OTHERS = (
     "qdrop",
     "distillation",
 )
-CODE_STEPS = ["adaround", "brecq", "distillation", "gptq", "ridge_compensation"]
+CODE_STEPS = ["adaround", "brecq", "gptq", "ridge_compensation"]
 
 
 def net() -> Net:

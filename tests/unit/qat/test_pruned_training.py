@@ -10,6 +10,7 @@ from test_fake_quant_model import normed_net, planned
 from test_trainer import dataset
 
 import qtool.qat.trainer as loop
+from qtool.errors import RecipeError
 from qtool.pruning.gradual import GradualPruning
 from qtool.pruning.magnitude import Magnitude
 from qtool.pruning.method import pruned_layers, with_masks
@@ -46,9 +47,22 @@ def run(folder, network, epochs, name="a", **options):
     return history
 
 
-@pytest.mark.parametrize("name", QAT_QUANTIZERS)
+# Bits of the weights that a quantizer trains; absent: 3.
+BITS = {"twn": 2, "ttq": 2}
+BINARY = {"binaryconnect", "bwn", "xnor"}  # two levels, neither of them 0: refused before training
+FULL = {"kmeans", "lq_nets", "n2uq"}  # every level is learned
+
+
+@pytest.mark.parametrize("name", sorted(FULL))
+def test_a_code_book_without_room_for_zero_is_refused(name):
+    model, plan, _ = masked(Bits(3, 4), 0.5)
+    with pytest.raises(RecipeError, match="8 learned levels, of which none stays 0"):
+        QatNetwork(model, plan, QAT_QUANTIZERS[name](), "live")
+
+
+@pytest.mark.parametrize("name", sorted(QAT_QUANTIZERS.keys() - BINARY - FULL))
 def test_what_was_pruned_before_training_is_zero_after_it(name, tmp_path):
-    model, plan, names = masked(Bits(3, 4), 0.5)
+    model, plan, names = masked(Bits(BITS.get(name, 3), 4), 0.5)
     network = QatNetwork(model, plan, QAT_QUANTIZERS[name](), "live")
     run(tmp_path, network, 1, ema=0.9)
     result = network.freeze()
@@ -57,10 +71,14 @@ def test_what_was_pruned_before_training_is_zero_after_it(name, tmp_path):
         np.testing.assert_array_equal(result.masks[weight], plan.masks[weight])
         assert not frozen.codes[weight][~plan.masks[weight]].any()
         assert frozen.codes[weight].any()
+        levels = getattr(frozen.grids[weight], "levels", [0])
+        assert 0 in levels
+        assert np.isin(frozen.codes[weight], levels).all() or len(levels) == 1
+        assert len(levels) <= 2 ** frozen.spec(weight).bits
     feeds = feeds_for(model, 8)
     with torch.no_grad():
         trained = network.eval()({k: torch.as_tensor(v) for k, v in feeds.items()})["y"]
-    torch.testing.assert_close(trained, Simulation(model, frozen)(feeds)["y"], rtol=0, atol=0)
+    torch.testing.assert_close(trained, Simulation(model, frozen)(feeds)["y"], rtol=1e-6, atol=1e-6)
 
 
 def test_masks_grow_and_only_epochs_of_the_final_sparsity_compete(tmp_path):
