@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
-PLACEHOLDER = re.compile(r"\b(nan|null|undefined|todo|tbd|none)\b|\{\{|\{%|lorem", re.IGNORECASE)
-VOID = {"meta", "br", "wbr", "img", "input", "hr", "link", "path", "line", "rect", "circle"}
+# A table may say "none" where there are none; Python's None is a leak.
+PLACEHOLDER = re.compile(r"\b(NaN|nan|null|undefined|TODO|TBD|None)\b|\{\{|\{%|Lorem")
+VOID = {"meta", "br", "wbr", "img", "input", "hr", "link"}
 # Lists that say "there are none", and the verdict of a run that is not judged.
 MAY_BE_EMPTY = {"stray_quantize", "notes", "float", "gates"}
 MAY_BE_NULL = {"passed"}
@@ -58,6 +59,10 @@ class Cells(HTMLParser):
             self.open[-1][2] = True  # an element inside says something in its own way
         if tag not in VOID:
             self.open.append([tag, dict(attributes), False])
+
+    def handle_startendtag(self, tag, attributes):
+        if self.open:
+            self.open[-1][2] = True
 
     def handle_endtag(self, tag):
         opened, attributes, says = self.open.pop()
@@ -108,5 +113,4 @@ def test_the_report_of_a_recipe_has_no_empty_field(recipe, tmp_path):
     blank = [(tag, attributes) for tag, attributes in page.empty if tag not in ("th", "td")]
     assert blank == []
     assert [text for text in page.texts if PLACEHOLDER.search(text)] == []
-    text = re.sub(r"none (left|lost)", "", (tmp_path / "run/report.md").read_text())
-    assert not PLACEHOLDER.search(text)
+    assert not PLACEHOLDER.search((tmp_path / "run/report.md").read_text())

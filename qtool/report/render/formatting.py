@@ -80,20 +80,28 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
 
 
 def _around_differences(texts: Sequence[str], width: int) -> list[str]:
-    """Return texts without their common start, and with as much of their common end as fits."""
-    start, end = _shared_parts(texts), _shared_parts([text[::-1] for text in texts])
+    """Return the part of each text that differs, with as much before and behind it as fits."""
+    start = _shared_length(texts)
+    end = _shared_length([text[start:][::-1] for text in texts])
     cut = []
     for text in texts:
-        core = f"…{text[start : len(text) - end]}…"
-        tail = max(0, min(end, width - len(core)))
-        cut.append(shorten(core + text[len(text) - tail :], width))
+        stop = len(text) - end
+        left = max(0, min(start, width - 2 - (stop - start)))
+        right = max(0, min(end, width - 2 - (stop - start) - left))
+        shown = text[start - left : stop + right]
+        shown = ("…" if left < start else "") + shown + ("…" if right < end else "")
+        cut.append(shorten(shown, width))
     return cut
+
+
+def _shared_length(texts: Sequence[str]) -> int:
+    """Return the length of what all texts begin with."""
+    return len(list(takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))))
 
 
 def _shared_parts(texts: Sequence[str]) -> int:
     """Return the length of what all texts begin with, up to its last separator."""
-    columns = zip(*texts, strict=False)
-    shared = texts[0][: len(list(takewhile(lambda column: len(set(column)) == 1, columns)))]
+    shared = texts[0][: _shared_length(texts)]
     return next((shared.rfind(mark) + 1 for mark in "/._" if mark in shared), 0)
 
 
