@@ -92,8 +92,8 @@ def test_ptq_leaves_the_section_alone(folder):
         ("qat.batchnorm=alive", "qat.batchnorm"),
         ("qat.arrays=nothing.npz", "nothing at"),
         ("qat.arrays=test.npz", "training samples too"),
-        ("bits.weights=1", "code book"),
-        ("bits.scale=power_of_two", "is not free"),
+        ("bits.weights=1", "one of the quantizers pact, dorefa"),
+        ("bits={scale: power_of_two, scheme: ternary, weights: 2}", "quantizer"),
         ("qat.arrays=five.npz", "5 of 10 labels lie outside 0..3"),
         ("qat.arrays=words.npz", "one class number per sample"),
     ],
@@ -150,7 +150,7 @@ def test_an_error_stops_all_processes(folder):
     # torchrun itself ends with 1, and says with what its processes ended.
     assert done.returncode == 1 and not (folder / "y").exists()
     assert json.loads(done.stdout)["error"]["key"] == "bits.weights"  # of one process
-    assert done.stderr.count("qtool: error:") == 1 and "code book" in done.stderr
+    assert done.stderr.count("qtool: error:") == 1 and "one of the quantizers" in done.stderr
     assert "exitcode  : 2" in done.stderr
 
 

@@ -26,7 +26,7 @@ def run_identity(command: str, recipe: Recipe, options: RunOptions) -> str:
     paths += [] if options.plan_file is None else [(False, options.plan_file)]
     for is_code, path in paths:
         parts += _modules(path) if is_code else fingerprint(path)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def fingerprint(path: Path) -> list[str]:

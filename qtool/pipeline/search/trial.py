@@ -15,6 +15,7 @@ import numpy as np
 from qtool.graph.save import save_model
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
+from qtool.pipeline.provenance import provenance_of, write_provenance
 from qtool.pipeline.search.reference import check_real_samples, unused_reference
 from qtool.pipeline.stages import Emitted, quantize, rewrite
 from qtool.quant.freeze import freeze
@@ -180,6 +181,9 @@ class TrialRunner:
         model, io, _ = emit_model(
             context.model, frozen, context.target, output.format or "qdq", output.io
         )
+        # So that the file of a trial has the size of the one that a run writes.
+        provenance = provenance_of(self.prepared.recipe, context.sha256)
+        write_provenance(model.metadata_props, provenance)
         save_model(model, path)
         return Emitted(frozen, model, io, path)
 

@@ -41,6 +41,9 @@ def test_class_folders_are_no_labels_of_a_network_without_classes(digits):
     context = prepared.context
     output = by_name(context.model.graph)[context.first_output]
     output.shape = ir.Shape(["N", 10, 4, 4])
+    # Without the metric that was guessed for the classes.
+    evaluate = prepared.recipe.evaluate.model_copy(update={"metric": None})
+    prepared = replace(prepared, recipe=prepared.recipe.model_copy(update={"evaluate": evaluate}))
     assert unused_reference(prepared, 8).metric is None
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess
-from qtool.report.schema import Accuracy, Latency
+from qtool.report.latency_schema import Latency
+from qtool.report.schema import Accuracy
 from qtool.verification.changes.samples import SHOWN_SAMPLES, with_changed_samples
 from qtool.verification.changes.thumbnails import image_of, thumbnails
 from qtool.verification.kernel_times import SLOWEST, with_kernel_times
