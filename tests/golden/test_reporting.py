@@ -497,8 +497,8 @@ def test_names_are_cut_in_what_they_share():
     ]
     short = formatting.short_names(names, 16)
     assert short == ["…features.1…", "…features.16…", "…features.2…"]
-    names = [f"bits.weights={k},calibrate.count=16,evaluate.count=16" for k in (6, 8)]
-    assert formatting.short_names(names, 16) == ["…weights=6,cal…", "…weights=8,cal…"]
+    runs = [f"bits.weights={k},calibrate.count=16,evaluate.count=16" for k in (6, 8)]
+    assert formatting.short_names(runs, 16) == ["…weights=6,cal…", "…weights=8,cal…"]
     assert formatting.short_names(["a" * 40], 16) == [formatting.shorten("a" * 40, 16)]
     text = render(
         sample(layers=[{"name": name, "op": "Conv", "sqnr_db": 9.0} for name in names]), "terminal"
