@@ -62,6 +62,7 @@ def step_env(name: str, **inputs: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_shell_lines_of_the_page_run(place):
     for script in blocks("sh"):
         done = bash(place, script)
@@ -83,6 +84,7 @@ def test_the_action_runs_a_recipe_and_writes_the_summary(place, tmp_path):
     assert (place / "runs/action/junit.xml").is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_gate_fails_the_step_and_still_has_a_summary(place, tmp_path):
     inputs = {
         "recipe": "recipe.yaml",

@@ -55,6 +55,7 @@ def test_weights_take_the_ranges_of_an_estimator(recipe, tmp_path):
         assert wide.shape == narrow.shape and np.mean(narrow / wide) < 0.95
 
 
+@pytest.mark.slow
 def test_another_seed_calibrates_again(recipe, tmp_path):
     """The seed chooses the samples that ranges are not estimated from."""
     automatic = {**recipe, "calibrate": {**recipe["calibrate"], "method": "auto"}}
@@ -80,6 +81,7 @@ def test_an_estimator_that_is_not_defined_is_exit_2(recipe, tmp_path, key, value
     assert not (tmp_path / "run" / "run" / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_class_scores_that_are_codes_and_searched_weights(recipe, tmp_path):
     calibrate = {**recipe["calibrate"], "method": "cross_entropy"}
     more = {"calibrate": calibrate, "output": {"io": "quantized"}, "ptq": ["seqmse"]}

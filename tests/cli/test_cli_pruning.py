@@ -69,6 +69,7 @@ def test_the_file_has_the_zeros_that_the_report_states(folder):
     assert "weights are 0" in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_the_sparsity_grows_in_training_to_what_is_requested(folder):
     words = ["--set", "pruning={sparsity: 0.75, schedule: {gradual: 2 epochs}}"]
     done = qtool("qat", folder, "--out", folder / "q", *words)
@@ -81,6 +82,7 @@ def test_the_sparsity_grows_in_training_to_what_is_requested(folder):
     assert content["parity"]["share_off"] == 0
 
 
+@pytest.mark.slow
 def test_removed_channels_make_the_file_smaller_and_the_whole_network_teaches(folder):
     words = ["--set", "pruning={channels: 50%}", "--epochs", "1"]
     words += ["--set", "qat.distill={weight: 0.5}"]

@@ -21,9 +21,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+SLOW = ("opset 25", "npu-u16", "amx")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form in SLOW)) for form in FORMS]
+)
 def test_a_run(form, digits, tmp_path):
-    recipe = load_recipe(digits / "int8.yaml", [*FORMS[form], "gates.max_drop=5"])
+    recipe = load_recipe(digits / "int8.yaml", [*FORMS[form], "gates.max_drop=5", "ptq=[]"])
     report = run_ptq(recipe, tmp_path)
     assert report.passed
     assert abs(report.accuracy.simulated - report.accuracy.quantized) <= 0.5

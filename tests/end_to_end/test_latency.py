@@ -42,6 +42,7 @@ def ptq(folder, **changes):
     return result.exit_code, report, result.stderr
 
 
+@pytest.mark.slow
 def test_every_runtime_times_both_files(tmp_path):
     pytest.importorskip("openvino")
     names = ["onnxruntime", "openvino"]
