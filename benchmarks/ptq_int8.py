@@ -1,4 +1,4 @@
-"""W8A8 on six networks: accuracy, parity, and speed against onnxruntime's quantize_static.
+"""W8A8 by rounding on six networks: accuracy, parity, and speed beside quantize_static.
 
     QTOOL_DATA=... python -m benchmarks.ptq_int8 [NETWORK ...] [--method mse]
 
@@ -57,6 +57,7 @@ def measure(name: str, network: Network, method: str, folder: Path) -> dict[str,
     for fold in range(len(network.folds)):
         plain = recipe(network, fold)
         plain["calibrate"]["method"] = method
+        plain["ptq"] = []  # like for like: quantize_static rounds too
         path = write_recipe(plain, folder / f"{name}-{fold}.yaml")
         out = folder / f"{name}-{fold}"
         start = time.perf_counter()

@@ -49,6 +49,8 @@ class Gptq:
         bits: below_8 | all: which weights; biases are corrected in all layers.
         block: columns between two updates of the columns that follow.
         samples: of the calibration data, at most.
+        at_most: share of the distance before, on holdout samples, below which the distance must
+            fall, else everything is rolled back: what a few samples gain by little is not kept.
 
     Source: Frantar et al. 2022, arXiv:2210.17323 (rounding); Frantar and Alistarh 2022,
         arXiv:2208.11580 (convolutions); Li et al. 2025, "GPTAQ", arXiv:2504.02692 (asymmetric
@@ -65,6 +67,7 @@ class Gptq:
     bits: Literal["below_8", "all"] = "all"
     block: int = Field(default=128, ge=1)
     samples: int = Field(default=256, ge=1)
+    at_most: float = Field(default=1.0, gt=0, le=1)
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True

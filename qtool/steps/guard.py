@@ -74,7 +74,8 @@ def guarded(
     """Apply one step, and drop its result where ``holdout`` samples do not confirm it.
 
     The network's first output is compared with the float network's before and after the step
-    (:meth:`Context.loss`); a step whose ``guarded`` is False decides for itself.
+    (:meth:`Context.loss`) and must fall, or fall below the share ``at_most`` of a step that has
+    this option; a step whose ``guarded`` is False decides for itself.
 
     Returns:
         The result whose plan is to be used, and the row of the report (None if not guarded).
@@ -89,7 +90,8 @@ def guarded(
         before = context.loss(plan)
         unchanged = plan_digest(result.plan) == plan_digest(plan)
         after = before if unchanged else context.loss(result.plan)
-        selected = after < before
+        share = getattr(named.step, "at_most", 1.0)
+        selected = after < before * share
         row = PtqStep(
             step=named.name,
             before=round(before, 8),
@@ -98,7 +100,7 @@ def guarded(
             seconds=round(time.perf_counter() - start, 3),
             metrics=dict(result.metrics) or None,
         )
-        verdict = "it changes nothing" if unchanged else _verdict(row, context.holdout.count)
+        verdict = "it changes nothing" if unchanged else _verdict(row, share, context.holdout.count)
         record.notes += [*result.notes, verdict]
         if not selected:  # its blocks are not in the plan either
             rows = tuple(row.model_copy(update={"kept": False}) for row in result.rows)
@@ -111,9 +113,11 @@ def _masked(result: StepResult) -> StepResult:
     return replace(result, plan=result.plan.masked())
 
 
-def _verdict(row: PtqStep, samples: int) -> str:
+def _verdict(row: PtqStep, share: float, samples: int) -> str:
     change = f"distance to the float output {row.before:.4g} -> {row.after:.4g}"
-    outcome = "kept" if row.kept else "no better: rolled back"
+    better = row.before is not None and row.after is not None and row.after < row.before
+    outcome = "no better: rolled back" if not better else f"not below {share:.0%}: rolled back"
+    outcome = "kept" if row.kept else outcome
     return f"{change} on {samples} holdout samples; {outcome}"
 
 

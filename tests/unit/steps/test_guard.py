@@ -113,3 +113,19 @@ def test_a_plan_survives_its_archive_and_its_digest_says_what_changed(run, tmp_p
     assert plan_digest(again) == plan_digest(plan)
     assert plan_digest(plan.note("another line")) == plan_digest(plan)
     assert plan_digest(replace(plan, weight_overrides={})) != plan_digest(plan)
+
+
+@pytest.mark.parametrize(("at_most", "kept"), [(1.0, True), (0.5, True), (0.1, False)])
+def test_a_step_may_demand_a_larger_fall(run, at_most, kept):
+    """Two thirds of the wrong shift taken back leave a ninth of the squared error."""
+
+    @dataclass(frozen=True)
+    class Demanding(AddToBias):
+        at_most: ClassVar[float]
+
+    Demanding.at_most = at_most
+    applied = apply_steps((NamedStep("two thirds", Demanding(-2.0)),), *run)
+    (row,) = applied.rows
+    assert row.kept is kept and 0.1 < row.after / row.before < 0.13
+    bias = applied.plan.weight_overrides["b"]
+    np.testing.assert_array_equal(bias, np.full(4, 1 if kept else 3))
