@@ -19,8 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The qonnx package registers a seeder that prints into the output of every test.
 pytest_randomly.entrypoint_reseeds = []
 
-# The same examples at every run: what lands must not depend on luck. `make slow` draws new ones.
-settings.register_profile("qtool", max_examples=60, deadline=None, database=None, derandomize=True)
+# The same examples at every run: what lands must not depend on luck. `make slow` draws new ones,
+# and more of them.
+settings.register_profile("qtool", max_examples=30, deadline=None, database=None, derandomize=True)
 settings.register_profile("explore", max_examples=60, deadline=None, database=None)
 settings.load_profile(os.environ.get("QTOOL_HYPOTHESIS", "qtool"))
 

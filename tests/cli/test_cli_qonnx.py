@@ -11,8 +11,10 @@ import yaml
 from models import Net
 
 
-@pytest.mark.parametrize("weights", [8, 4, 1])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(
+    ("kernel", "weights"),
+    [(3, 4), (5, 8), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((3, 8), (3, 1), (5, 1)))],
+)
 def test_the_first_convolution_is_compared_with_its_own_inputs(weights, kernel, tmp_path):
     net = Net(opset=17)
     x = net.input("x", "N", 3, 12, 12)
