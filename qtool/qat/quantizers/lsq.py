@@ -1,6 +1,7 @@
 """LSQ: the step size of every grid learns with the weights."""
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import KW_ONLY, replace
 
 import numpy as np
@@ -30,6 +31,32 @@ from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import PerChannel, QuantParams
 
 T = torch.Tensor
+
+
+class NarrowWeightQuantizer(QatQuantizer):
+    """Base of methods for weights below 8 bits: at 8 bits the scale follows the weights' range.
+
+    Activations learn as in lsq.
+    """
+
+    def weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights."""
+        if params.spec.bits >= 8:
+            return STEWeight(params, follows_range=True)
+        return self.narrow_weight(params, weight)
+
+    @abstractmethod
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits.
+
+        Args:
+            params: calibrated grid, symmetric, one scale per tensor or per channel [C].
+            weight: the weights that training starts from.
+        """
+
+    def activation(self, params: QuantParams) -> ActivationModule:
+        """Return the module of one activation grid."""
+        return LSQActivation(params, LSQGradient())
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightBase, WeightModule
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import WeightBase, WeightModule
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import MIN_SCALE_SHARE, broadcast_scale, plan_scale
-from qtool.qat.quantizers.ste import STEWeight, straight_through
+from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
@@ -20,7 +20,7 @@ TINY = 1e-6
 
 
 @dataclass(frozen=True)
-class QIL(QatQuantizer):
+class QIL(NarrowWeightQuantizer):
     """Quantization interval of center c and half width d: 0 below, saturated above, both learned.
 
     w = u sign(w) round(n clip(0.5 + 0.5 (|w| / u - c) / d, 0, 1)^gamma) / n, n = 2^(k-1) - 1. c, d
@@ -41,15 +41,9 @@ class QIL(QatQuantizer):
 
     starts_from_codes: ClassVar[bool] = False
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return QILWeight(params, self.gamma)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 class QILWeight(WeightBase):

@@ -7,18 +7,17 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from qtool.qat import distributed
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.base import WeightModule
 from qtool.qat.quantizers.binary.bwn import SignWeight
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class BinaryConnect(QatQuantizer):
+class BinaryConnect(NarrowWeightQuantizer):
     """w = s sign(w); in training, if stochastic, s with probability clip((w / s + 1) / 2, 0, 1).
 
     dL/dw is that of the rounded weight, and weights are clipped to [-s, s] after every step.
@@ -38,15 +37,9 @@ class BinaryConnect(QatQuantizer):
     scheme: ClassVar[str] = "binary"
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return BinaryConnectWeight(params, weight, self.stochastic)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 def hard_sigmoid(x: T) -> T:

@@ -8,16 +8,9 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch.autograd.function import once_differentiable
 
-from qtool.qat.quantizers.base import (
-    ActivationModule,
-    CodebookBase,
-    QatQuantizer,
-    WeightModule,
-    ZeroLevel,
-)
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale, per_scale, scale_rows
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
 
 T = torch.Tensor
@@ -26,7 +19,7 @@ BINARY = np.array([-1, 1])
 
 
 @dataclass(frozen=True)
-class BWN(QatQuantizer):
+class BWN(NarrowWeightQuantizer):
     """w = a sign(w), a = mean |w| of the channel at every step; sign(0) = 1.
 
     Activations learn as in lsq.
@@ -45,15 +38,9 @@ class BWN(QatQuantizer):
     scheme: ClassVar[str] = "binary"
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return BWNWeight(params, weight, self.gradient == "paper")
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 def signs(x: T) -> T:

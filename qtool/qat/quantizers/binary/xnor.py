@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, WeightModule
 from qtool.qat.quantizers.binary.bwn import BWNWeight
 from qtool.qat.quantizers.learned_step import RoundedStep
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
-from qtool.qat.quantizers.ste import STEWeight
+from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, NarrowWeightQuantizer
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class XNOR(QatQuantizer):
+class XNOR(NarrowWeightQuantizer):
     """Both operands of a product have 1 bit: w = a sign(w), a = mean |w|; x = s where x > s / 2.
 
     x has the codes 0 and 1: sign(x - s/2) is 2 codes - 1, and the bias holds what that adds to a
@@ -42,10 +41,8 @@ class XNOR(QatQuantizer):
     scheme: ClassVar[str] = "binary"
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return BWNWeight(params, weight, paper_gradient=False)
 
     def activation(self, params: QuantParams) -> ActivationModule:

@@ -7,18 +7,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.qat import distributed
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
-from qtool.qat.quantizers.lsq import LSQGradient, LSQWeight
+from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.lsq import LSQGradient, LSQWeight, NarrowWeightQuantizer
 from qtool.qat.quantizers.pact import PACTActivation
 from qtool.qat.quantizers.scales import broadcast_scale
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class NICE(QatQuantizer):
+class NICE(NarrowWeightQuantizer):
     """Noise injection: w + U[-s/2, s/2] on a share of the weights of one group of layers at a time.
 
     Training has as many stages as groups of layers, and one more. In stage k the weights of groups
@@ -38,10 +37,8 @@ class NICE(QatQuantizer):
     groups: int = Field(default=4, ge=1)
     share: float = Field(default=0.05, gt=0, le=1)
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return NICEWeight(params, weight, self.groups, self.share)
 
     def activation(self, params: QuantParams) -> ActivationModule:

@@ -8,10 +8,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, LSQWeight
+from qtool.qat.quantizers.base import WeightModule
+from qtool.qat.quantizers.lsq import LSQGradient, LSQWeight, NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
@@ -22,7 +21,7 @@ EXPONENT_UNIT = 10.0
 
 
 @dataclass(frozen=True)
-class Regularization(QatQuantizer):
+class Regularization(NarrowWeightQuantizer):
     """The loss gets e^o R - o, R = mean (w - Q(w))^2 of a layer; o and the scale of Q learn.
 
     Training computes with the float weights, evaluation with rounded ones. d/do = e^o R - 1, so the
@@ -38,15 +37,9 @@ class Regularization(QatQuantizer):
     _: KW_ONLY
     start: float = Field(default=1.0, gt=0)
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return RegularizedWeight(params, weight, self.start)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 class RegularizedWeight(LSQWeight):

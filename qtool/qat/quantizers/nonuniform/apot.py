@@ -8,10 +8,9 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, CodebookBase, QatQuantizer, WeightModule
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import MIN_SCALE_SHARE, broadcast_scale, clamp_below, raw_tensor
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import Codebook, PerTensor, QuantParams, quantize
 from qtool.weights.apot import APoT, apot_levels, unit_grid
 
@@ -19,7 +18,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class AdditivePowersOfTwo(QatQuantizer):
+class AdditivePowersOfTwo(NarrowWeightQuantizer):
     """w = s L(w / s), L the nearest sum of powers of two; dw/ds = L - w / s inside, L outside.
 
     The scales s of channels learn; the range is s times the highest level. Activations learn as in
@@ -34,15 +33,9 @@ class AdditivePowersOfTwo(QatQuantizer):
     starts_from_codes: ClassVar[bool] = False
     scheme: ClassVar[str] = "apot"
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return APoTWeight(params, weight)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 class APoTWeight(CodebookBase):

@@ -9,16 +9,10 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import (
-    ActivationModule,
-    CodebookBase,
-    QatQuantizer,
-    WeightModule,
-    ZeroLevel,
-)
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale
-from qtool.qat.quantizers.ste import STEWeight, straight_through
+from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.primitives import Codebook, QuantParams
 from qtool.weights.kmeans import KMeans
 
@@ -31,7 +25,7 @@ GRADIENT_FACTOR = 100.0
 
 
 @dataclass(frozen=True)
-class KMeansCentroids(QatQuantizer):
+class KMeansCentroids(NarrowWeightQuantizer):
     """w = s c[index of w]: the centroids c of a layer learn; dL/dc[k] = sum of s g over index k.
 
     The code book starts as that of bits.scheme: kmeans, with a fixed scale s per channel. Levels of
@@ -53,15 +47,9 @@ class KMeansCentroids(QatQuantizer):
     scheme: ClassVar[str] = "kmeans"
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return CentroidWeight(params, weight, self.indices == "nearest")
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 class CentroidWeight(CodebookBase):

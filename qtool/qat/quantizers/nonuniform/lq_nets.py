@@ -6,21 +6,14 @@ from typing import ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import (
-    ActivationModule,
-    CodebookBase,
-    QatQuantizer,
-    WeightModule,
-    ZeroLevel,
-)
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import (
     broadcast_scale,
     from_scale_rows,
     per_scale,
     scale_rows,
 )
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
 
 T = torch.Tensor
@@ -33,7 +26,7 @@ RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class LQNets(QatQuantizer):
+class LQNets(NarrowWeightQuantizer):
     """w = u sum of v_j b_j, b_j = -1 or 1: the nearest level, with a basis v of k numbers.
 
     v comes from the weights, not from gradients (QEM): b = nearest level, then v = (B B^T)^-1 B w,
@@ -51,15 +44,9 @@ class LQNets(QatQuantizer):
     scheme: ClassVar[str] = "kmeans"
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return LQNetsWeight(params, weight)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 def all_signs(count: int) -> T:

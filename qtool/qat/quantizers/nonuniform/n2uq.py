@@ -8,16 +8,10 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import (
-    ActivationModule,
-    CodebookBase,
-    QatQuantizer,
-    WeightModule,
-    ZeroLevel,
-)
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale, per_scale, scale_rows
-from qtool.qat.quantizers.ste import STEWeight, straight_through
+from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
 
 T = torch.Tensor
@@ -27,7 +21,7 @@ SHORTEST = 1 / 8
 
 
 @dataclass(frozen=True)
-class N2UQ(QatQuantizer):
+class N2UQ(NarrowWeightQuantizer):
     """Nonuniform to uniform: code i where w is between thresholds T_i and T_(i+1), which learn.
 
     The weights, divided by a (2^k - 1) / 2^(k-1) mean |w| of their channel, lie on n = 2^k - 1
@@ -43,15 +37,9 @@ class N2UQ(QatQuantizer):
     starts_from_codes: ClassVar[bool] = False
     trains_binary: ClassVar[bool] = True
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return N2UQWeight(params, weight)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 def piecewise_linear(x: T, start: T, lengths: T) -> T:

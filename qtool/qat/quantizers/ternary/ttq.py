@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, CodebookBase, QatQuantizer, WeightModule
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import (
     MIN_SCALE_SHARE,
     broadcast_scale,
@@ -18,7 +18,6 @@ from qtool.qat.quantizers.scales import (
     per_scale,
     scale_rows,
 )
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.qat.quantizers.ternary.twn import mean_magnitude, ternary_codes
 from qtool.quant.primitives import QuantParams
 
@@ -29,7 +28,7 @@ TOP_LEVEL = 127
 
 
 @dataclass(frozen=True)
-class TTQ(QatQuantizer):
+class TTQ(NarrowWeightQuantizer):
     """w = p u where w > d, -n u where w < -d, else 0; d = t max |w|; p and n learn.
 
     p and n belong to a layer, u to a channel: the mean magnitude of the weights beyond d when
@@ -50,15 +49,9 @@ class TTQ(QatQuantizer):
     restricts_scales: ClassVar[bool] = False
     scheme: ClassVar[str] = "ternary"
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return TTQWeight(params, weight, self.threshold)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 class TTQWeight(CodebookBase):

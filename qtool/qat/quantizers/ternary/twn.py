@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, CodebookBase, QatQuantizer, WeightModule
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient
+from qtool.qat.quantizers.base import CodebookBase, WeightModule
+from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import (
     broadcast_scale,
     from_scale_rows,
     per_scale,
     scale_rows,
 )
-from qtool.qat.quantizers.ste import STEWeight
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
 
 T = torch.Tensor
@@ -25,7 +24,7 @@ THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)
-class TWN(QatQuantizer):
+class TWN(NarrowWeightQuantizer):
     """w = a sign(w) where |w| > 0.7 mean |w|, else 0; a = mean |w| of those weights.
 
     Threshold and a are computed from the weights at every step, for each scale. dL/dw is that of
@@ -44,15 +43,9 @@ class TWN(QatQuantizer):
     starts_from_codes: ClassVar[bool] = False
     scheme: ClassVar[str] = "ternary"
 
-    def weight(self, params: QuantParams, weight: T) -> WeightModule:
-        """Return the module of one layer's weights."""
-        if params.spec.bits >= 8:
-            return STEWeight(params, follows_range=True)
+    def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
+        """Return the module of one layer's weights of less than 8 bits."""
         return TWNWeight(params, weight, self.exact)
-
-    def activation(self, params: QuantParams) -> ActivationModule:
-        """Return the module of one activation grid."""
-        return LSQActivation(params, LSQGradient())
 
 
 def ternary_codes(rows: T, threshold: T) -> T:
