@@ -5,13 +5,13 @@ branches ...): whoever scales the one by a positive factor scales the other. Whe
 something else with a channel, the channel is fixed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.layers import is_layer, oriented
+from qtool.graph.layers import is_layer, layer_weight, oriented
 from qtool.graph.queries import attribute, captured, clip_limits, constant, dims, is_constant, rank
 
 FIXED = 0
@@ -33,6 +33,19 @@ class Layer:
     node: ir.Node
     outputs: np.ndarray
     inputs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that are scaled together, and all layers that read one of them.
+
+    Attributes:
+        numbers: of the channels, ascending.
+        readers: in graph order; not empty.
+    """
+
+    numbers: np.ndarray
+    readers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +97,16 @@ class Channels:
     def norms(self) -> list[tuple[ir.Node, np.ndarray]]:
         """The LayerNormalizations and the channels that they write."""
         return [(node, self.number(numbers)) for node, numbers in self._norms]
+
+    def groups(self) -> Iterator[Group]:
+        """Yield the channels that each norm, then each layer, is the first to write."""
+        layers, seen = self.layers, {FIXED}
+        for written in (*(numbers for _, numbers in self.norms), *(x.outputs for x in layers)):
+            numbers = np.array(sorted(set(written.reshape(-1).tolist()) - seen), np.int64)
+            seen.update(numbers.tolist())
+            readers = tuple(x for x in layers if np.isin(x.inputs, numbers).any())
+            if readers:
+                yield Group(numbers, readers)
 
     @property
     def count(self) -> int:
@@ -157,10 +180,7 @@ class Channels:
             self._followed[node.outputs[0]] = followed
 
     def _visit_layer(self, node: ir.Node) -> None:
-        weight = constant(node.inputs[1])
-        if weight is None:
-            raise AssertionError(f"{node.name} has no constant weight")
-        groups, outputs, inputs, _ = oriented(node, weight).shape
+        groups, outputs, inputs, _ = oriented(node, layer_weight(node)).shape
         # Convolutions and Gemm have channels along axis 1, a MatMul along the last.
         last = rank(node.outputs[0])
         axis = 1 if node.op_type != "MatMul" else (last or 0) - 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.layers import is_layer, oriented
+from qtool.graph.layers import is_layer, oriented_weight
 from qtool.graph.queries import attribute, clip_limits, constant, dims
 
 PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Flatten")
@@ -57,11 +57,8 @@ def _unbounded(node: ir.Node) -> Interval | None:
 
 
 def _layer(node: ir.Node, x: Interval | None) -> Interval:
-    weight = constant(node.inputs[1])
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if weight is None:
-        raise AssertionError(f"{node.name} has no constant weight")
-    w = oriented(node, weight.astype(np.float64))
+    w = oriented_weight(node)
     groups, outputs, inputs, _ = w.shape
     size = groups * outputs
     if x is None or x.upper.size != groups * inputs:

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import attribute, dims, is_constant, rank
+from qtool.graph.queries import attribute, constant, dims, is_constant, rank
 
 
 def is_layer(node: ir.Node) -> bool:
@@ -20,6 +20,19 @@ def is_layer(node: ir.Node) -> bool:
         bias = dims(node.inputs[2]) if len(node.inputs) > 2 else (0,)
         return plain and not attribute(node, "transA", 0) and bias is not None and len(bias) == 1
     return True
+
+
+def layer_weight(node: ir.Node) -> np.ndarray:
+    """Return the constant weight of a layer, in the form of its op."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        raise AssertionError(f"{node.name} has no constant weight")
+    return weight
+
+
+def oriented_weight(node: ir.Node) -> np.ndarray:
+    """Return the constant weight of a layer as float64, see :func:`oriented`."""
+    return oriented(node, layer_weight(node).astype(np.float64))
 
 
 def oriented(node: ir.Node, weight: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import torch
 
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.channels import Channels, Layer
-from qtool.graph.layers import oriented, restored
+from qtool.graph.layers import layer_weight, oriented, restored
 from qtool.graph.queries import name_of
-from qtool.pruning.channels import ChannelSet, channel_sets, layer_macs, layer_weight, other_macs
+from qtool.pruning.channels import ChannelSet, channel_sets, layer_macs, other_macs
 from qtool.report.sparsity_schema import ChannelSparsity
 from qtool.runtime.executor import Executor
 from qtool.steps.context import Context
@@ -220,7 +220,7 @@ def masked_weights(layers: Sequence[Layer], stays: np.ndarray) -> dict[str, np.n
         inputs = stays[layer.inputs]
         if inputs.all():
             continue
-        weight = layer_weight(layer)
+        weight = layer_weight(layer.node)
         array = oriented(layer.node, weight) * inputs[:, None, :, None]
         value = layer.node.inputs[1]
         if value is not None:

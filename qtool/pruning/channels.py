@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.graph.channels import FIXED, Channels, Layer
-from qtool.graph.layers import oriented
+from qtool.graph.layers import oriented_weight
 from qtool.graph.queries import constant, dims, macs, name_of, sole_reader
 
 
@@ -79,7 +79,7 @@ def channel_sets(channels: Channels) -> list[ChannelSet]:
     total, count = np.zeros(channels.count), np.zeros(channels.count)
     touching: dict[int, list[tuple[str, str]]] = {}
     for layer in channels.layers:
-        weight = oriented(layer.node, layer_weight(layer)).astype(np.float64)
+        weight = oriented_weight(layer.node)
         for side, numbers, axes in (("out", layer.outputs, (2, 3)), ("in", layer.inputs, (1, 3))):
             energy = np.square(weight).sum(axes).reshape(-1)
             relative = energy / (energy.mean() or 1.0)
@@ -139,11 +139,3 @@ def other_macs(model: ir.Model, channels: Channels) -> int:
     """Return the multiply-accumulates of nodes that are no layer with constant weights."""
     layers = {name_of(layer.node) for layer in channels.layers}
     return sum(macs(node) for node in model.graph if name_of(node) not in layers)
-
-
-def layer_weight(layer: Layer) -> np.ndarray:
-    """Return the weight of a layer."""
-    weight = constant(layer.node.inputs[1])
-    if weight is None:
-        raise AssertionError(f"{layer.node.name} has no constant weight")
-    return weight

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.channels import Channels, Layer
 from qtool.graph.edit import add_constant, drop, set_attributes
-from qtool.graph.layers import oriented
+from qtool.graph.layers import layer_weight, oriented
 from qtool.graph.queries import attribute, constant, dims, name_of
-from qtool.pruning.channels import branch_end, layer_weight
+from qtool.pruning.channels import branch_end
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def _drop_unread(node: ir.Node) -> None:
 
 def _shrink_layer(graph: ir.Graph, layer: Layer, stays: np.ndarray) -> None:
     """Select the rows and columns of a layer's weight, and what belongs to its outputs."""
-    node, weight = layer.node, layer_weight(layer)
+    node, weight = layer.node, layer_weight(layer.node)
     outputs, inputs = stays[layer.outputs], stays[layer.inputs]
     if outputs.all() and inputs.all():
         return

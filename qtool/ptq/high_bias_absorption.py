@@ -13,12 +13,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
-from qtool.graph.layers import channel_sums, is_layer, oriented
+from qtool.graph.layers import channel_sums, is_layer, oriented_weight
 from qtool.graph.queries import (
     attribute,
     by_name,
     clip_limits,
-    constant,
     nodes_by_name,
     readers,
     sole_reader,
@@ -149,10 +148,7 @@ class HighBiasAbsorption:
 
 def _absorbed(node: ir.Node, shift: np.ndarray) -> np.ndarray:
     """Return sum(W * c) over kernel and input channels, float64 [outputs]."""
-    weight = constant(node.inputs[1])
-    if weight is None:
-        raise AssertionError(f"{node.name} has no constant weight")
-    return channel_sums(oriented(node, weight.astype(np.float64)), shift)
+    return channel_sums(oriented_weight(node), shift)
 
 
 def _compare(

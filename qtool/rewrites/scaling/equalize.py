@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.channels import FIXED, Channels, Layer
 from qtool.graph.intervals import intervals
-from qtool.graph.layers import oriented, restored
+from qtool.graph.layers import layer_weight, oriented_weight, restored
 from qtool.graph.queries import clip_limits, constant
 from qtool.rewrites.rewrite import IsInteger
 
@@ -145,10 +145,7 @@ def _groups(
 
 
 def _magnitudes(layer: Layer) -> np.ndarray:
-    weight = constant(layer.node.inputs[1])
-    if weight is None:
-        raise AssertionError(f"{layer.node.name} has no constant weight")
-    return np.abs(oriented(layer.node, weight.astype(np.float64))).max(3, initial=0.0)
+    return np.asarray(np.abs(oriented_weight(layer.node)).max(3, initial=0.0))
 
 
 def _clip_limits(model: ir.Model, channels: Channels) -> tuple[np.ndarray, str]:
@@ -188,10 +185,8 @@ def scale_layer(layer: Layer, scales: np.ndarray) -> bool:
         return False
     factor = read[:, None, :, None] / written[:, :, None, None]
     weight, out = node.inputs[1], written.reshape(-1)
-    array = constant(weight)
-    if weight is None or array is None:
-        raise AssertionError(f"{node.name} has no constant weight")
-    scaled = oriented(node, array.astype(np.float64)) * factor
+    array, scaled = layer_weight(node), oriented_weight(node) * factor
+    assert weight is not None
     replace_array(weight, restored(node, scaled, array.shape).astype(array.dtype))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     shift = constant(bias)

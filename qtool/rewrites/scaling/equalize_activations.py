@@ -1,14 +1,14 @@
 """Equalize the ranges of activations, channel by channel, for grids that span all channels."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.channels import FIXED, Channels, Layer
-from qtool.graph.layers import oriented
-from qtool.graph.queries import clip_limits, constant, name_of
+from qtool.graph.channels import Channels, Layer
+from qtool.graph.layers import oriented_weight
+from qtool.graph.queries import clip_limits, name_of
 from qtool.rewrites.rewrite import IsInteger, Samples
 from qtool.rewrites.scaling.equalize import scale_layer
 
@@ -95,7 +95,7 @@ def equalize_activations(model: ir.Model, is_integer: IsInteger, samples: Sample
         high = clip_limits(node)[1]
         if high is None or high <= 0:
             channels.fix(numbers)
-    groups = [g for g in _groups(channels) if all(is_integer(x.node) for x in g.readers)]
+    groups = [g for g in channels.groups() if all(is_integer(x.node) for x in g.readers)]
     if not groups:
         return 0
     inputs = {_input(layer) for group in groups for layer in group.readers}
@@ -115,24 +115,6 @@ def equalize_activations(model: ir.Model, is_integer: IsInteger, samples: Sample
             "of channels"
         )
     return len(chosen)
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Channels that one layer writes, and all layers that read one of them."""
-
-    numbers: np.ndarray
-    readers: tuple[Layer, ...]
-
-
-def _groups(channels: Channels) -> Iterator[_Group]:
-    layers, seen = channels.layers, {FIXED}
-    for layer in layers:
-        numbers = np.array(sorted(set(layer.outputs.reshape(-1).tolist()) - seen), np.int64)
-        seen.update(numbers.tolist())
-        readers = tuple(x for x in layers if np.isin(x.inputs, numbers).any())
-        if numbers.size and readers:
-            yield _Group(numbers, readers)
 
 
 def _input(layer: Layer) -> ir.Value:
@@ -183,9 +165,7 @@ def _scale_limits(
 
 
 def _reader(layer: Layer, x: _Moments, samples: Samples) -> _Reader:
-    weight = constant(layer.node.inputs[1])
-    assert weight is not None
-    array = oriented(layer.node, weight.astype(np.float64))
+    array = oriented_weight(layer.node)
     widths, shape = samples.widths(layer.node), layer.inputs.shape
     return _Reader(
         numbers=layer.inputs,

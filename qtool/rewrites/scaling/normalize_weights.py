@@ -5,8 +5,8 @@ import onnx_ir as ir
 
 from qtool.graph.channels import FIXED, Channels, Layer
 from qtool.graph.edit import add_constant
-from qtool.graph.layers import oriented
-from qtool.graph.queries import clip_limits, constant
+from qtool.graph.layers import oriented_weight
+from qtool.graph.queries import clip_limits
 from qtool.rewrites.rewrite import IsInteger
 from qtool.rewrites.scaling.equalize import scale_layer
 
@@ -57,10 +57,7 @@ def _share_factors(channels: Channels) -> None:
 
 def _largest(layer: Layer, scales: np.ndarray) -> float:
     """Return the largest |W| of a layer under the factors on its input."""
-    weight = constant(layer.node.inputs[1])
-    if weight is None:
-        raise AssertionError(f"{layer.node.name} has no constant weight")
-    magnitudes = np.abs(oriented(layer.node, weight.astype(np.float64)))
+    magnitudes = np.abs(oriented_weight(layer.node))
     return float((magnitudes * scales[layer.inputs][:, None, :, None]).max(initial=0.0))
 
 

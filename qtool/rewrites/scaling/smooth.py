@@ -1,13 +1,13 @@
 """Move outliers of activations into the weights that read them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.channels import FIXED, Channels, Layer
-from qtool.graph.layers import oriented
+from qtool.graph.channels import Channels, Group, Layer
+from qtool.graph.layers import oriented_weight
 from qtool.graph.queries import constant
 from qtool.quant.primitives import (
     PerChannel,
@@ -23,16 +23,6 @@ ALPHAS = tuple(np.round(np.arange(0, 1.01, 0.05), 2).tolist())
 
 # Rows of an activation that the error is measured on; more change the choice of alpha rarely.
 ROWS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Channels that are scaled together: what writes them and the linear layers that read them."""
-
-    numbers: np.ndarray
-    norms: tuple[tuple[ir.Node, np.ndarray], ...]
-    writers: tuple[Layer, ...]
-    readers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +53,11 @@ def smooth(model: ir.Model, is_integer: IsInteger, samples: Samples) -> int:
     channels = Channels(model.graph, norms=True)
     for _, numbers in channels.clips:
         channels.fix(numbers)
-    groups = [g for g in _groups(channels) if all(is_integer(r.node) for r in g.readers)]
+    groups = [
+        group
+        for group in channels.groups()
+        if all(_is_linear(r.node) and is_integer(r.node) for r in group.readers)
+    ]
     names = sorted({_input_name(r) for g in groups for r in g.readers})
     inputs = _inputs(names, samples) if names else {}
     scales, chosen = np.ones(channels.count), []
@@ -83,21 +77,8 @@ def smooth(model: ir.Model, is_integer: IsInteger, samples: Samples) -> int:
     return len(chosen)
 
 
-def _groups(channels: Channels) -> Iterator[_Group]:
-    """Yield the channels that one layer or norm writes first, where only linear layers read."""
-    layers, norms, seen = channels.layers, channels.norms, {FIXED}
-    for written in (*(n for _, n in norms), *(layer.outputs for layer in layers)):
-        numbers = np.array(sorted(set(written.reshape(-1).tolist()) - seen), np.int64)
-        seen.update(numbers.tolist())
-        group = _Group(
-            numbers,
-            tuple((node, n) for node, n in norms if np.isin(n, numbers).any()),
-            tuple(x for x in layers if np.isin(x.outputs, numbers).any()),
-            tuple(x for x in layers if np.isin(x.inputs, numbers).any()),
-        )
-        linear = all(r.node.op_type in ("Gemm", "MatMul") for r in group.readers)
-        if numbers.size and group.readers and linear:
-            yield group
+def _is_linear(node: ir.Node) -> bool:
+    return node.op_type in ("Gemm", "MatMul")
 
 
 def _input_name(layer: Layer) -> str:
@@ -127,7 +108,7 @@ def _thinned(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _choose(
-    group: _Group, inputs: Mapping[str, _Input], scales: np.ndarray, samples: Samples
+    group: Group, inputs: Mapping[str, _Input], scales: np.ndarray, samples: Samples
 ) -> float | None:
     """Set the scales of a group to the best ones; return alpha, None where 1 is best."""
     x_peak, w_peak = np.zeros(len(scales)), np.zeros(len(scales))
@@ -163,14 +144,11 @@ def smoothing_scales(x_peak: np.ndarray, w_peak: np.ndarray, alpha: float) -> np
 
 def _weight(layer: Layer) -> np.ndarray:
     """Return a linear layer's weight as float64 [outputs, inputs]."""
-    weight = constant(layer.node.inputs[1])
-    if weight is None:
-        raise AssertionError(f"{layer.node.name} has no constant weight")
-    return oriented(layer.node, weight.astype(np.float64))[0, :, :, 0]
+    return oriented_weight(layer.node)[0, :, :, 0]
 
 
 def _error(
-    group: _Group, inputs: Mapping[str, _Input], scales: np.ndarray, samples: Samples
+    group: Group, inputs: Mapping[str, _Input], scales: np.ndarray, samples: Samples
 ) -> float:
     """Return the readers' squared output error relative to their power, summed."""
     total = 0.0
