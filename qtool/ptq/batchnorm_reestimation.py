@@ -7,12 +7,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.calibration.estimators.batchnorm import channel_normals
+from qtool.calibration.statistics import ChannelNormals
 from qtool.errors import RecipeError
-from qtool.graph.queries import by_name, nodes_by_name
-from qtool.ptq.channel_affine import ChannelAffine, has_free_scales, output_moments
-from qtool.quant.plan import QuantPlan
+from qtool.graph.queries import nodes_by_name
+from qtool.ptq.channel_affine import ChannelAffine, OutputMoments, compensate
+from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
-from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.step import StepResult
 
 
@@ -53,34 +53,32 @@ class BatchNormReestimation:
         Raises:
             RecipeError: no BatchNorm was folded into a layer.
         """
-        graph = context.model.graph
-        nodes, values, uses = nodes_by_name(graph), by_name(graph), plan.weight_uses()
-        normals = {name: channel_normals(node.outputs[0]) for name, node in nodes.items()}
-        if not any(normals.values()):
+        nodes = nodes_by_name(context.model.graph)
+        normals = {
+            name: norm
+            for name, node in nodes.items()
+            if (norm := channel_normals(node.outputs[0])) is not None
+        }
+        if not normals:
             raise RecipeError(
                 "ptq: batchnorm_reestimation reads the BatchNorm behind each layer, and this model "
                 "has none that was folded into a layer; use channel_affine_compensation, which "
                 "compares with the float network instead"
             )
-        layers = channels = 0
-        with LayerwiseRun(context, plan, "batchnorm_reestimation") as run:
-            for site in run.sites():
-                norm = normals[site.name]
-                if norm is None or site.bias not in values or uses[site.bias or ""] > 1:
-                    continue
-                outputs = output_moments(run, site)
-                if outputs is None:
-                    continue
-                deviation = np.sqrt(outputs.variance)
-                usable = (deviation > norm.std / self.limit) & (deviation < norm.std * self.limit)
-                free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
-                gain = np.where(usable & free, norm.std / np.where(usable, deviation, 1.0), 1.0)
-                shift = np.where(usable, norm.mean - gain * outputs.mean, 0.0)
-                change = ChannelAffine(gain, shift)
-                run.plan = change.applied(run.plan, site, values)
-                layers, channels = layers + 1, channels + change.channels
+
+        def change(site: Site, outputs: OutputMoments, free: bool) -> ChannelAffine:
+            return self._change(normals[site.name], outputs, free)
+
+        done = compensate(plan, context, "batchnorm_reestimation", normals.keys(), change)
         note = (
-            f"the BatchNorm of {layers} layers estimated again on {run.dataset.count} samples, the "
-            f"deviation of {channels} channels"
+            f"the BatchNorm of {done.layers} layers estimated again on {done.samples} samples, the "
+            f"deviation of {done.channels} channels"
         )
-        return StepResult(run.plan, (note,), {"layers": layers, "channels": channels})
+        return StepResult(done.plan, (note,), {"layers": done.layers, "channels": done.channels})
+
+    def _change(self, norm: ChannelNormals, outputs: OutputMoments, free: bool) -> ChannelAffine:
+        """Return the BatchNorm with the moments of its input as they are now."""
+        deviation = np.sqrt(outputs.variance)
+        usable = (deviation > norm.std / self.limit) & (deviation < norm.std * self.limit)
+        gain = np.where(usable & free, norm.std / np.where(usable, deviation, 1.0), 1.0)
+        return ChannelAffine(gain, np.where(usable, norm.mean - gain * outputs.mean, 0.0))

@@ -1,15 +1,17 @@
-"""Change the gain and the mean of a layer's output channels through weight scales and bias."""
+"""Change the gain and the mean of layers' output channels through weight scales and biases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.graph.queries import by_name
 from qtool.quant.chunked import codes_of
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import Codebook, PerChannel, QuantParams, dequantize
+from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
 
 
@@ -99,3 +101,54 @@ class ChannelAffine:
             codes={**plan.codes, name: codes},
             weight_overrides={**plan.weight_overrides, name: weights},
         )
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """The outcome of :func:`compensate`.
+
+    Attributes:
+        plan: with changed scales and biases.
+        layers: number of layers that were changed.
+        channels: number of channels whose gain was changed.
+        samples: that the moments were taken over.
+    """
+
+    plan: QuantPlan
+    layers: int
+    channels: int
+    samples: int
+
+
+def compensate(
+    plan: QuantPlan,
+    context: Context,
+    name: str,
+    layers: Collection[str],
+    change: Callable[[Site, OutputMoments, bool], ChannelAffine],
+) -> Compensation:
+    """Change the outputs of layers in order, with the layers before them quantized and changed.
+
+    Args:
+        plan: every grid is calibrated.
+        context: the ``fit`` samples are read.
+        name: of the step, for progress.
+        layers: names of the sites to change.
+        change: returns the change of a layer from the moments of its outputs and whether its gains
+            are free; where they are not, the gain must be 1.
+    """
+    values, uses = by_name(context.model.graph), plan.weight_uses()
+    changed = channels = 0
+    with LayerwiseRun(context, plan, name) as run:
+        for site in run.sites():
+            own_bias = site.bias in values and uses[site.bias or ""] == 1
+            if site.name not in layers or not own_bias:
+                continue
+            outputs = output_moments(run, site)
+            if outputs is None:
+                continue
+            free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
+            affine = change(site, outputs, free)
+            run.plan = affine.applied(run.plan, site, values)
+            changed, channels = changed + 1, channels + affine.channels
+        return Compensation(run.plan, changed, channels, run.dataset.count)

@@ -6,11 +6,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.graph.queries import by_name
-from qtool.ptq.channel_affine import ChannelAffine, OutputMoments, has_free_scales, output_moments
-from qtool.quant.plan import QuantPlan
+from qtool.ptq.channel_affine import ChannelAffine, OutputMoments, compensate
+from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
-from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.step import StepResult
 
 
@@ -48,25 +46,19 @@ class ChannelAffineCompensation:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        values, uses = by_name(context.model.graph), plan.weight_uses()
-        layers = channels = 0
-        with LayerwiseRun(context, plan, "channel_affine_compensation") as run:
-            for site in run.sites():
-                if site.bias not in values or uses[site.bias or ""] > 1:
-                    continue
-                outputs = output_moments(run, site)
-                if outputs is None:
-                    continue
-                free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
-                gain = _gain(outputs, self.limit) if free else np.ones_like(outputs.mean_float)
-                change = ChannelAffine(gain, outputs.mean_float - gain * outputs.mean)
-                run.plan = change.applied(run.plan, site, values)
-                layers, channels = layers + 1, channels + change.channels
-        note = (
-            f"{layers} layers compensated on {run.dataset.count} samples, the gain of {channels} "
-            "channels"
+        done = compensate(
+            plan, context, "channel_affine_compensation", plan.sites.keys(), self._change
         )
-        return StepResult(run.plan, (note,), {"layers": layers, "channels": channels})
+        note = (
+            f"{done.layers} layers compensated on {done.samples} samples, the gain of "
+            f"{done.channels} channels"
+        )
+        return StepResult(done.plan, (note,), {"layers": done.layers, "channels": done.channels})
+
+    def _change(self, site: Site, outputs: OutputMoments, free: bool) -> ChannelAffine:
+        """Return the regression of the float outputs on the quantized ones."""
+        gain = _gain(outputs, self.limit) if free else np.ones_like(outputs.mean_float)
+        return ChannelAffine(gain, outputs.mean_float - gain * outputs.mean)
 
 
 def _gain(outputs: OutputMoments, limit: float) -> np.ndarray:
