@@ -142,13 +142,14 @@ def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Pat
         plan: of all steps.
         path: of the file; its folder exists.
     """
-    model, target, output = context.model, context.target, recipe.output
+    target, output = context.target, recipe.output
     with context.cache.stage("freeze") as record:
-        plan = freeze(model, plan)
+        plan = freeze(context.model, plan)
         record.notes += plan.log
-    release_weight_pages(model)
+    release_weight_pages(context.model)
     with context.cache.stage("emit") as record:
-        emitted, io, notes = emit_model(model, plan, target, output.format or "qdq", output.io)
+        emitted, notes = emit(recipe, context, plan, path)
+        io = emitted.io
         if output.io == "quantized" and not io.inputs and not io.outputs:
             raise recipe.error(("output", "io"), f"quantized: {'; '.join(notes)}; write io: float")
         record.notes += notes
@@ -163,6 +164,24 @@ def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Pat
                 f"WARNING: files for {target.name} gain speed on processors with "
                 f"{', '.join(missing)}, which this one lacks; its latency says nothing about them"
             )
-        write_provenance(emitted.metadata_props, provenance_of(recipe, context.sha256))
-        save_model(emitted, path)
-    return Emitted(plan, emitted, io, path)
+        save_model(emitted.model, path)
+    return emitted
+
+
+def emit(
+    recipe: Recipe, context: Context, plan: QuantPlan, path: Path
+) -> tuple[Emitted, list[str]]:
+    """Return what a run writes, with what it is made from in the metadata, and the emitter's notes.
+
+    Args:
+        recipe: names the format and kind of inputs and outputs.
+        context: holds the graph and the target.
+        plan: frozen.
+        path: of the file, which is not written yet.
+    """
+    output = recipe.output
+    model, io, notes = emit_model(
+        context.model, plan, context.target, output.format or "qdq", output.io
+    )
+    write_provenance(model.metadata_props, provenance_of(recipe, context.sha256))
+    return Emitted(plan, model, io, path), notes

@@ -15,9 +15,8 @@ import numpy as np
 from qtool.graph.save import save_model
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.provenance import provenance_of, write_provenance
 from qtool.pipeline.search.reference import check_real_samples, unused_reference
-from qtool.pipeline.stages import Emitted, quantize, rewrite
+from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -175,17 +174,10 @@ class TrialRunner:
             context: of :meth:`quantized`.
             path: of the file.
         """
-        from qtool.emitters import emit_model
-
-        frozen, output = freeze(context.model, plan), self.prepared.recipe.output
-        model, io, _ = emit_model(
-            context.model, frozen, context.target, output.format or "qdq", output.io
-        )
-        # So that the file of a trial has the size of the one that a run writes.
-        provenance = provenance_of(self.prepared.recipe, context.sha256)
-        write_provenance(model.metadata_props, provenance)
-        save_model(model, path)
-        return Emitted(frozen, model, io, path)
+        frozen = freeze(context.model, plan)
+        emitted, _ = emit(self.prepared.recipe, context, frozen, path)
+        save_model(emitted.model, path)
+        return emitted
 
     def _measure(self, recipe: Recipe) -> TrialResult:
         start = time.perf_counter()
