@@ -9,12 +9,8 @@ benchmarks/results/pruning.md.
 
 import argparse
 import datetime
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
+from benchmarks.networks import NETWORKS, data_folder, recipe
 from benchmarks.qat import BOTH, IMAGES, TORCH
 from benchmarks.timing import in_turn, session
 
@@ -111,22 +108,6 @@ def full_recipe(case: Case) -> dict[str, Any]:
     return result
 
 
-def run(case: Case, out: Path, *options: str) -> tuple[Any, float]:
-    """Run `qtool`; return its report and seconds, or exit where it fails."""
-    path = write_recipe(full_recipe(case), out.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "qtool", "qat" if case.epochs else "ptq"]
-    command += ["--recipe", str(path), "--out", str(out), "--trust-code", "--json", *options]
-    paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    start = time.perf_counter()
-    with out.with_suffix(".log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment)
-    if done.returncode not in (0, 1):
-        log_text = out.with_suffix(".log").read_text()
-        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{log_text}")
-    return json.loads(done.stdout), time.perf_counter() - start
-
-
 def report_summary(report: Any, seconds: float) -> dict[str, Any]:
     """Return the parts of a report that the table uses."""
     training = report["data"].get("training")
@@ -163,7 +144,10 @@ def main() -> None:
     for name in arguments.rows or CASES:
         if name in load_rows(store) and not arguments.fresh:
             continue
-        result = run(CASES[name], arguments.work / name, "--threads", arguments.threads)
+        command = "qat" if CASES[name].epochs else "ptq"
+        options = ("--trust-code", "--threads", arguments.threads)
+        content = full_recipe(CASES[name])
+        result = run_qtool(command, content, arguments.work / name, *options)
         # Read again: another process may have added rows meanwhile.
         results = {**load_rows(store), name: report_summary(*result)}
         dense = arguments.work / "dense" / "model.onnx"

@@ -6,20 +6,17 @@ Writes benchmarks/results/ptq_int8.md; finished networks are saved in ptq_int8.j
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.baseline import quantize
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
+from benchmarks.networks import NETWORKS, Network, data_folder, recipe
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
 from qtool.metrics.registry import METRICS, agreement, paired_interval
@@ -58,15 +55,8 @@ def measure(name: str, network: Network, method: str, folder: Path) -> dict[str,
         plain = recipe(network, fold)
         plain["calibrate"]["method"] = method
         plain["ptq"] = []  # like for like: quantize_static rounds too
-        path = write_recipe(plain, folder / f"{name}-{fold}.yaml")
         out = folder / f"{name}-{fold}"
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "qtool", "ptq", "--recipe", str(path), "--out", str(out)]
-        done = subprocess.run([*command, "--json", "--quiet"], capture_output=True, text=True)
-        if done.returncode not in (0, 1):
-            sys.exit(f"{name}: qtool failed with {done.returncode}: {done.stderr}")
-        report = json.loads(done.stdout)
-        seconds = time.perf_counter() - start
+        report, seconds = run_qtool("ptq", plain, out, "--quiet")
         resolved = load_recipe(out / "recipe.yaml")
         assert resolved.evaluate is not None
         eval_data = DataSection.model_validate(

@@ -8,18 +8,15 @@ checkpoint; finished rows are saved in benchmarks/results. Writes benchmarks/res
 
 import argparse
 import datetime
-import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import NETWORKS, data_folder, recipe, write_recipe
+from benchmarks.networks import NETWORKS, data_folder, recipe
 
 FIRST_LAST = {"first": 8, "last": 8}
 BOTH = {"weight": 0.5, "temperature": 4.0}
@@ -176,18 +173,7 @@ def full_recipe(case: Case) -> dict[str, Any]:
 
 def train(content: dict[str, Any], out: Path, epochs: int, *options: str) -> tuple[Any, float]:
     """Run `qtool qat`; return its report and seconds, or exit where it fails."""
-    path = write_recipe(content, out.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "qtool", "qat", "--recipe", str(path), "--out", str(out)]
-    command += ["--epochs", str(epochs), "--trust-code", "--json", *options]
-    paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    start = time.perf_counter()
-    with out.with_suffix(".log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment)
-    if done.returncode not in (0, 1):
-        log_text = out.with_suffix(".log").read_text()
-        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{log_text}")
-    return json.loads(done.stdout), time.perf_counter() - start
+    return run_qtool("qat", content, out, "--epochs", str(epochs), "--trust-code", *options)
 
 
 def report_summary(report: Any, seconds: float) -> dict[str, Any]:

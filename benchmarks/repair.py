@@ -9,19 +9,16 @@ benchmarks/results/repair.md.
 
 import argparse
 import datetime
-import json
 import os
 import resource
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import NETWORKS, Network, data_folder, recipe, write_recipe
+from benchmarks.networks import NETWORKS, Network, data_folder, recipe
 
 OUTER = {"first": 8, "last": 8}
 CROP_224 = {
@@ -190,17 +187,9 @@ def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
 
 def quantize(plain: dict[str, Any], out: Path, threads: str) -> dict[str, Any]:
     """Return what the table needs of one `qtool ptq` run; a failure ends the program."""
-    path = write_recipe(plain, out.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "qtool", "ptq", "--recipe", str(path), "--out", str(out)]
-    command += ["--threads", threads, "--json", "--fresh"]
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with out.with_suffix(".log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode not in (0, 1):
-        errors = out.with_suffix(".log").read_text()
-        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{errors}")
-    report = json.loads(done.stdout)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    report, seconds = run_qtool("ptq", plain, out, "--threads", threads, "--fresh")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     steps = [row["step"] for row in report.get("ptq") or []]
     return {
         "accuracy": report["accuracy"],

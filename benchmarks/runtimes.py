@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import absolute, data_folder, write_recipe
+from benchmarks.networks import absolute, data_folder
 from benchmarks.timing import inputs_of, session
 from qtool.data import DataSection, Dataset, open_dataset
 from qtool.verification.latency.runtimes import Job, ThisMachine
@@ -96,12 +97,8 @@ def with_qtool(name: str, network: Network, target: str, folder: Path) -> Path:
         # Accuracy of every file is measured below, in OpenVINO.
         "evaluate": {**absolute(network.evaluate), "simulate": 1},
     }
-    path = write_recipe(recipe, folder / f"{name}-{target}.yaml")
     out = folder / f"{name}-{target}"
-    command = [sys.executable, "-m", "qtool", "ptq", "--recipe", str(path), "--out", str(out)]
-    done = subprocess.run([*command, "--json", "--quiet"], capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        sys.exit(f"{name}: qtool failed with {done.returncode}: {done.stderr}")
+    run_qtool("ptq", recipe, out, "--quiet")
     return out / "model.onnx"
 
 

@@ -13,12 +13,8 @@ import argparse
 import contextlib
 import datetime
 import io
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +24,9 @@ import numpy as np
 import onnx
 
 from benchmarks.baseline import quantize as quantize_static
+from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
-from benchmarks.networks import absolute, data_folder, write_recipe
+from benchmarks.networks import absolute, data_folder
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
 from qtool.recipe.loader import load_recipe
@@ -147,19 +144,6 @@ def recipe_of(name: str, work: Path) -> tuple[dict[str, Any], Decode]:
     return content, best_class
 
 
-def quantize(content: dict[str, Any], out: Path) -> tuple[Any, float]:
-    """Run `qtool ptq`; return its report and seconds, or exit where it fails."""
-    path = write_recipe(content, out.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "qtool", "ptq", "--recipe", str(path), "--out", str(out)]
-    start = time.perf_counter()
-    with out.with_suffix(".log").open("w") as log:
-        done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, stderr=log)
-    if done.returncode not in (0, 1):
-        text = out.with_suffix(".log").read_text()
-        sys.exit(f"{out}: qtool failed with {done.returncode}:\n{text}")
-    return json.loads(done.stdout), time.perf_counter() - start
-
-
 def eval_section(name: str, out: Path, work: Path, samples: int | None) -> tuple[Any, Any]:
     """Return the evaluation section as the run resolved it, and labels that are not in it."""
     recipe = load_recipe(out / "recipe.yaml")
@@ -222,7 +206,7 @@ def measure_times(name: str, work: Path) -> dict[str, Any]:
     content, _ = recipe_of(name, work)
     model, out = Path(content["model"]), work / name
     if not (out / "model.onnx").is_file():
-        quantize(content, out)
+        run_qtool("ptq", content, out)
     section = calibration_section(out)
     failure = static_file(model, out, section)
     files = {"float": model, "int8": out / "model.onnx"}
@@ -249,7 +233,7 @@ def measure_times(name: str, work: Path) -> dict[str, Any]:
 def measure(name: str, work: Path, samples: int | None) -> dict[str, Any]:
     """Quantize and evaluate one network; return its row."""
     content, decode = recipe_of(name, work)
-    report, seconds = quantize(content, work / name)
+    report, seconds = run_qtool("ptq", content, work / name)
     section, labels = eval_section(name, work / name, work, samples)
     files = {"float": Path(content["model"]), "int8": work / name / "model.onnx"}
     found: dict[str, list[Any]] = {}
