@@ -2,11 +2,17 @@
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from glob import escape
 
 import onnx_ir as ir
 
 from qtool.errors import KeyPath, RecipeError, suggest
 from qtool.graph.queries import WEIGHTED_OPS, is_constant, name_of, readers
+
+
+def name_pattern(name: str) -> str:
+    """Return the key of ``bits.layers`` that matches this node alone."""
+    return f"name:{escape(name)}"
 
 
 def nodes_matching(model: ir.Model, pattern: str, key: KeyPath = ("bits", "layers")) -> set[str]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from glob import escape
 from math import ceil
 
 import qtool.diagnosis.replacements as replacements
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.diagnosis.equalized import equalized
 from qtool.diagnosis.facts import Facts
 from qtool.diagnosis.trials import Replacement
@@ -148,7 +148,7 @@ def more_bits(facts: Facts, suspects: Values) -> Advice:
         f"{listed}: {suspects[names[0]]:.0f} dB below the median layer",
         (
             "bits:",
-            f"  layers: {facts.settings.layer_line({_pattern(name): width for name in names})}",
+            f"  layers: {facts.settings.layer_line({name_pattern(name): width for name in names})}",
         ),
         trial,
         bytes=ceil(extra / 8),
@@ -219,7 +219,7 @@ def separate_grids(facts: Facts, suspects: Values) -> Advice:
         f"Values whose ranges differ {ratio:.0f}-fold share one grid",
         f"{place} reaches {max(-measured[place].lo, measured[place].hi):.4g}, {widest} "
         f"{max(-measured[widest].lo, measured[widest].hi):.4g}",
-        ("bits:", f"  layers: {facts.settings.layer_line({_pattern(layer): 'float'})}"),
+        ("bits:", f"  layers: {facts.settings.layer_line({name_pattern(layer): 'float'})}"),
         lambda: replacements.on_limits(
             facts, {name: (measured[name].lo, measured[name].hi) for name in members}
         ),
@@ -240,11 +240,6 @@ def more_samples(facts: Facts, suspects: Values) -> Advice:
             facts, {name: (measured[name].lo, measured[name].hi) for name in suspects}
         ),
     )
-
-
-def _pattern(name: str) -> str:
-    """Return the key of ``bits.layers`` for one node."""
-    return f"name:{escape(name)}"
 
 
 def _first(suspects: Values) -> tuple[str, float]:

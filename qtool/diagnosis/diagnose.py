@@ -11,7 +11,7 @@ from qtool.diagnosis.rules import RULES, Rule
 from qtool.diagnosis.trials import Trials
 from qtool.graph.queries import macs
 from qtool.quant.plan import QuantPlan
-from qtool.report.gates import GATES
+from qtool.report.gates import output_gates
 from qtool.report.schema import Accuracy, Finding, Gate
 from qtool.steps.context import Context
 
@@ -41,9 +41,7 @@ def lost_points(accuracy: Accuracy | None, gates: list[Gate]) -> float:
     """
     if accuracy is None:
         return 0.0
-    failed = any(
-        not gate.passed and gate.name in GATES and GATES[gate.name].of_outputs for gate in gates
-    )
+    failed = any(not gate.passed for gate in output_gates(gates))
     if accuracy.drop is not None:
         lost = accuracy.drop
         return lost if lost > NOTICEABLE_DROP or (failed and lost > 0) else 0.0

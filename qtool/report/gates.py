@@ -1,6 +1,6 @@
 """The gates of a recipe: a table of limits, and the comparison with what was measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,11 @@ def check_gates(limits: Mapping[str, float | None], measured: Measured) -> list[
         passed = value <= limit if name.startswith("max_") else value >= limit
         checked.append(Gate(name=name, limit=limit, value=value, passed=passed))
     return checked
+
+
+def output_gates(gates: Iterable[Gate]) -> list[Gate]:
+    """Return the gates whose values say how good the network's outputs are."""
+    return [gate for gate in gates if gate.name in GATES and GATES[gate.name].of_outputs]
 
 
 def parity_gates(report: "Report") -> list[Gate]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qtool.report.gates import GATES, parity_gates
+from qtool.report.gates import output_gates, parity_gates
 from qtool.report.schema import Accuracy, Status, Verdict
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ def doubts(report: "Report") -> list[str]:
         report: complete but for the verdict.
     """
     accuracy = report.accuracy
-    outputs_checked = any(
-        gate.name in GATES and GATES[gate.name].of_outputs for gate in report.gates
-    )
+    outputs_checked = bool(output_gates(report.gates))
     samples = report.data.calibration
     if accuracy is None and samples is not None and samples.synthetic is not None:
         return [

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qtool.quant.chunked import PIECE
 from qtool.quant.plan import QuantPlan
 
 
@@ -45,7 +46,17 @@ def huffman_bytes(plan: QuantPlan, weights: Mapping[str, object]) -> int:
         codes = plan.codes.get(name)
         if codes is None or not codes.size:
             continue
-        symbols, counts = np.unique(codes, return_counts=True)
+        counts = _counts(codes)
         bits = int((huffman_lengths(counts) * counts).sum())
-        total += -(-bits // 8) + len(symbols) * (codes.itemsize + 1)
+        total += -(-bits // 8) + len(counts) * (codes.itemsize + 1)
     return total
+
+
+def _counts(codes: np.ndarray) -> np.ndarray:
+    """Return how often each code that occurs does so, in ascending order of the codes."""
+    flat, low = codes.reshape(-1), int(codes.min())
+    counts = np.zeros(int(codes.max()) - low + 1, np.int64)
+    for start in range(0, flat.size, PIECE):  # sorting all codes is ten times slower
+        part = flat[start : start + PIECE].astype(np.int64) - low
+        counts += np.bincount(part, minlength=len(counts))
+    return counts[counts > 0]

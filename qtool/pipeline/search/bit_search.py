@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from glob import escape
 from typing import Any
 
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.errors import RecipeError
 from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
 from qtool.pipeline.search.layer_costs import (
@@ -324,7 +324,7 @@ class BitSearch:
             if way == own or layer.name in measured.fixed:
                 continue
             widths = {"weights": way.weights, "activations": way.activations}
-            patterns[f"name:{escape(layer.name)}"] = "float" if way.is_float else widths
+            patterns[name_pattern(layer.name)] = "float" if way.is_float else widths
         return with_bits(base, patterns)
 
     def _time(self, solution: Sequence[int]) -> float | None:

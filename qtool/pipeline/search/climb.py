@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from glob import escape
 from typing import Any
 
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.pipeline.search.layer_costs import fixed_layers
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.pipeline.search.tried import Tried, front_of
@@ -130,7 +130,7 @@ class Climb:
 
         def raised(names: frozenset[str]) -> Tried:
             layers: dict[str, Any] = {
-                f"name:{escape(n)}": width if width == "float" else {"weights": width}
+                name_pattern(n): width if width == "float" else {"weights": width}
                 for n in ranked
                 if n in names
             }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.graph.queries import by_name, dims, nodes_by_name
 from qtool.graph.save import save_model
 from qtool.pipeline.search.trial import TrialRunner, with_bits
@@ -56,7 +57,7 @@ def measure_latency(
     """
     plain = recipe.model_copy(update={"ptq": ()})
     plan, context = runner.quantized(plain)
-    mixed = with_bits(plain, {f"name:{name}": "float" for name in names[1::2]})
+    mixed = with_bits(plain, {name_pattern(name): "float" for name in names[1::2]})
     mixed_plan, mixed_context = runner.quantized(mixed)
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         scratch = Path(folder)

@@ -207,7 +207,7 @@ def scatter(comparison: Comparison) -> Scatter | None:
     ]
     return Scatter(
         dots=dots,
-        x_ticks=[Tick(share(value, x_axis[-1]), plain(formatting.size(value))) for value in x_axis],
+        x_ticks=axis(x_axis, lambda value: plain(formatting.size(value))),
         y_ticks=ticks_inside(bottom, bottom + span),
     )
 

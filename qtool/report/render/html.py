@@ -53,7 +53,7 @@ def html(report: Report) -> str:
             outputs=formatting.outputs(report),
             front=search.front_chart(report),
             costs=sensitivity.cost_strips(report),
-            lowest=formatting.worst(report, layers.MARKED_LAYERS),
+            lowest=layers.marked(report),
             kernel_times=kernel_bars(report),
         )
     )
@@ -99,12 +99,10 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["basename"] = lambda path: PurePath(path).name
-    for name in ("clean", "size", "amount", "milliseconds", "duration", "memory", "interval"):
-        environment.filters[name] = getattr(formatting, name)
     for name in (
+        *("clean", "size", "amount", "milliseconds", "duration", "memory"),
         "drop",
         "metric",
-        "score",
         "bits",
         "limit",
         "quality",

@@ -82,13 +82,18 @@ def layer_sizes(report: Report) -> list[tuple[str, str]]:
     return [(title, key) for title, key in sizes if any(getattr(x, key) for x in report.layers)]
 
 
+def marked(report: Report) -> list[Layer]:
+    """Return the layers that the chart marks, worst first; one where there are few."""
+    few = len(report.layers) <= MARKED_LAYERS
+    return formatting.worst(report, 1 if few else MARKED_LAYERS)
+
+
 def _noise_strip(report: Report) -> Strip:
     """Place the signal to noise of each layer alone as bars, with all before it as a line."""
     layers = report.layers
     both = [db for layer in layers for db in (layer.sqnr_db, layer.cumulative_sqnr_db)]
     top = ticks(max((max(db or 0.0, 0.0) for db in both), default=0.0))
-    marked = formatting.worst(report, MARKED_LAYERS if len(layers) > MARKED_LAYERS else 1)
-    ranks = {id(layer): rank for rank, layer in enumerate(marked, 1)}
+    ranks = {id(layer): rank for rank, layer in enumerate(marked(report), 1)}
     cumulative = [
         None if layer.cumulative_sqnr_db is None else share(layer.cumulative_sqnr_db, top[-1])
         for layer in layers

@@ -3,7 +3,7 @@
 import math
 
 import qtool.report.render.formatting as formatting
-from qtool.report.render.charts import Dot, Scatter, Tick, share, ticks
+from qtool.report.render.charts import Dot, Scatter, Tick, axis, share, ticks
 from qtool.report.report import Report, SearchPoint
 from qtool.report.search_schema import Rung
 
@@ -35,7 +35,7 @@ def front_chart(report: Report) -> Scatter | None:
     ]
     return Scatter(
         dots=dots,
-        x_ticks=[Tick(share(value, x_axis[-1]), formatting.size(value)) for value in x_axis],
+        x_ticks=axis(x_axis, formatting.size),
         y_ticks=[
             Tick(share(power - bottom, span), f"1e{power}")
             for power in range(bottom, bottom + span + 1)

@@ -10,7 +10,7 @@ import yaml
 from faulty_nets import CHANNELS, DROP, chain, facts_of, narrow_layer, scaled_grid, shifted_bias
 from models import Net
 
-from qtool.diagnosis.advice import _pattern
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.diagnosis.diagnose import MIN_SHARE, diagnose, lost_points, ranked
 from qtool.diagnosis.facts import Settings
 from qtool.diagnosis.rules import RULES
@@ -180,7 +180,7 @@ def test_channels_of_a_one_dimensional_convolution_are_axis_1():
 
 
 def test_names_with_quotes_and_brackets_stand_in_recipe_lines():
-    line = Settings(layers={"first": "8"}).layer_line({_pattern('a"[0]'): "float"})
+    line = Settings(layers={"first": "8"}).layer_line({name_pattern('a"[0]'): "float"})
     widths = yaml.safe_load(line)
     assert widths == {"first": 8, 'name:a"[[]0]': "float"}
     assert fnmatchcase('a"[0]', list(widths)[1].removeprefix("name:"))
