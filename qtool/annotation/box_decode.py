@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import WEIGHTED_OPS, constant, name_of
+from qtool.graph.queries import WEIGHTED_OPS, constant, name_of, producer_behind
 
 # Ops that leave values as they are, or clip them.
 TRANSPARENT = frozenset(
@@ -40,7 +40,7 @@ def box_decode_reasons(nodes: Sequence[ir.Node]) -> dict[str, str]:
         weight = constant(node.inputs[1]) if node.op_type in WEIGHTED_OPS else None
         if weight is None or weight.dtype.kind != "f" or not _is_fixed(weight):
             continue
-        producer = _computing(node.inputs[0])
+        producer = producer_behind(node.inputs[0], TRANSPARENT)
         if producer is None or producer.op_type in WEIGHTED_OPS:
             continue
         if producer.op_type == "Softmax" and _outputs(node, weight) == 1:
@@ -54,15 +54,6 @@ def _is_fixed(weight: np.ndarray) -> bool:
     """Return whether all weights are multiples of 1/2; zeros alone decode nothing."""
     with np.errstate(over="ignore"):
         return bool(weight.any()) and np.array_equal(2 * weight, np.round(2 * weight))
-
-
-def _computing(value: ir.Value | None) -> ir.Node | None:
-    """Return the last node in front of a value that computes; None for an input of the graph."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in TRANSPARENT:
-        value = node.inputs[0]
-        node = value.producer() if value is not None else None
-    return node
 
 
 def _outputs(node: ir.Node, weight: np.ndarray) -> int:

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, dims, is_constant, name_of
+from qtool.graph.queries import (
+    WEIGHTED_OPS,
+    attribute,
+    constant,
+    dims,
+    is_constant,
+    name_of,
+    producer_behind,
+)
 
 # Ops that choose or rearrange values.
 MOVES = frozenset(
@@ -43,7 +51,7 @@ def spectrum_reasons(nodes: Sequence[ir.Node]) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
     for node in nodes:
-        sources = [_source(part) for part in _squared(node)]
+        sources = [producer_behind(part, MOVES) for part in _squared(node)]
         if not sources or not all(_is_transform(source) for source in sources):
             continue
         basis = [name_of(s) for s in sources if s is not None and s.op_type in WEIGHTED_OPS]
@@ -83,15 +91,6 @@ def _reduces_parts(node: ir.Node) -> bool:
     if shape is None or axes is None or np.size(axes) != 1:
         return False
     return shape[int(np.ravel(axes)[0])] == PARTS
-
-
-def _source(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that computes a value, in front of ops that move values."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in MOVES:
-        value = node.inputs[0]
-        node = value.producer() if value is not None else None
-    return node
 
 
 def _is_transform(node: ir.Node | None) -> bool:

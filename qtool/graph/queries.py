@@ -1,7 +1,7 @@
 """Read-only queries of ``onnx_ir`` graphs, nodes and values."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,20 @@ def _collect_outer(graph: ir.Graph, local: set[int], seen: dict[str, ir.Value]) 
 
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def producer_behind(value: ir.Value | None, passed: Collection[str]) -> ir.Node | None:
+    """Return the node that computes a value, in front of ops of some types; None for an input.
+
+    Args:
+        value: where to start.
+        passed: op types that are passed, by their first input.
+    """
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in passed:
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return node
 
 
 def weight_axis(node: ir.Node) -> int:

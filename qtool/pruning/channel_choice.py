@@ -67,9 +67,10 @@ def choose_channels(context: Context, channels: Channels, share: float) -> Chann
             "pruning.channels: no channel of the network can be removed: found no layer whose "
             "outputs reach other layers with weights alone"
         )
-    network = _MaskedNetwork(context, channels.layers)
-    stays, fixed = np.ones(channels.count, bool), other_macs(context.model, channels)
-    before = now = fixed + _macs(channels.layers, stays)
+    layers = channels.layers
+    network = _MaskedNetwork(context, layers)
+    stays, fixed = np.ones(channels.count, bool), other_macs(context.model, layers)
+    before = now = fixed + _macs(layers, stays)
     limit, error = (1 - share) * before, 0.0
     candidates = [_Candidate(each) for each in sets]
     while now > limit:
@@ -81,7 +82,7 @@ def choose_channels(context: Context, channels: Channels, share: float) -> Chann
                 ("pruning", "channels"),
             )
         error, stays = best[0].error, best[1]
-        now = fixed + _macs(channels.layers, stays)
+        now = fixed + _macs(layers, stays)
         context.progress("channels", min(before - now, before - int(limit)), before - int(limit))
     total = sum(len(each.numbers) for each in sets)
     removed = total - sum(int(stays[each.numbers].sum()) for each in sets)
@@ -142,6 +143,7 @@ def _next(
     pending = {id(each): each.without_next(network.layers, stays) for each in candidates}
     rest = [each for each in candidates if pending[id(each)] is not None]
     measured: set[int] = set()
+    whole = _kernel_macs(network.layers, stays)
     while rest:
         best = min(rest, key=lambda each: each.ratio)
         without = pending[id(best)]
@@ -150,7 +152,7 @@ def _next(
         if id(best) in measured:
             return best, without
         measured.add(id(best))
-        saved = _kernel_macs(network.layers, stays) - _kernel_macs(network.layers, without)
+        saved = whole - _kernel_macs(network.layers, without)
         best.error = network.error(without)
         best.ratio = max(best.error - error, 0.0) / max(saved, 1)
     return None

@@ -5,7 +5,7 @@ Channels that must go together are found by following them through the graph
 around it, a squeeze-excite gate and what it scales.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,8 @@ def channel_sets(channels: Channels) -> list[ChannelSet]:
     """
     total, count = np.zeros(channels.count), np.zeros(channels.count)
     touching: dict[int, list[tuple[str, str]]] = {}
-    for layer in channels.layers:
+    layers = channels.layers
+    for layer in layers:
         weight = oriented_weight(layer.node)
         for side, numbers, axes in (("out", layer.outputs, (2, 3)), ("in", layer.inputs, (1, 3))):
             energy = np.square(weight).sum(axes).reshape(-1)
@@ -88,22 +89,22 @@ def channel_sets(channels: Channels) -> list[ChannelSet]:
             for number in np.unique(numbers):
                 touching.setdefault(int(number), []).append((name_of(layer.node), side))
     sets: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for number, layers in touching.items():
-        if number != FIXED and any(side == "out" for _, side in layers):
-            sets.setdefault(tuple(layers), []).append(number)
+    for number, sides in touching.items():
+        if number != FIXED and any(side == "out" for _, side in sides):
+            sets.setdefault(tuple(sides), []).append(number)
     scores, result = total / np.maximum(count, 1), []
     for members in sets.values():
         chosen = np.array(sorted(members))
         order = np.argsort(scores[chosen], kind="stable")
-        result.append(ChannelSet(chosen[order], _is_branch(channels, chosen)))
+        result.append(ChannelSet(chosen[order], _is_branch(layers, chosen)))
     return result
 
 
-def _is_branch(channels: Channels, numbers: np.ndarray) -> bool:
+def _is_branch(layers: Sequence[Layer], numbers: np.ndarray) -> bool:
     """Return whether layers read these channels alone, and a residual sum reads the layers."""
     reading = [
         x
-        for x in channels.layers
+        for x in layers
         if np.isin(x.inputs, numbers).any() and not np.isin(x.outputs, numbers).any()
     ]
     closing = [np.isin(x.inputs, numbers).all() and branch_end(x.node) is not None for x in reading]
@@ -135,7 +136,7 @@ def layer_macs(layer: Layer, stays: np.ndarray, multiple: int = 1) -> int:
     return macs(layer.node) * outputs * inputs // (layer.outputs.size * layer.inputs.size)
 
 
-def other_macs(model: ir.Model, channels: Channels) -> int:
+def other_macs(model: ir.Model, layers: Sequence[Layer]) -> int:
     """Return the multiply-accumulates of nodes that are no layer with constant weights."""
-    layers = {name_of(layer.node) for layer in channels.layers}
-    return sum(macs(node) for node in model.graph if name_of(node) not in layers)
+    names = {name_of(layer.node) for layer in layers}
+    return sum(macs(node) for node in model.graph if name_of(node) not in names)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import attribute
+from qtool.graph.queries import attribute, weight_axis
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Pattern:
 
 def input_axis(node: ir.Node) -> int:
     """Return the axis of the input channels in the weight of a weighted node."""
-    if node.op_type == "Gemm":
-        return 1 if attribute(node, "transB", 0) else 0
-    return {"Conv": 1, "ConvTranspose": 0, "MatMul": 0}[node.op_type]
+    return 1 - weight_axis(node)
 
 
 def divides(pattern: Pattern, shape: tuple[int, ...], node: ir.Node) -> bool:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from qtool.graph.batchnorm import FoldedNorm
 from qtool.graph.channels import Channels, Layer
 from qtool.graph.edit import add_constant, drop, set_attributes
-from qtool.graph.layers import layer_weight, oriented
-from qtool.graph.queries import attribute, constant, dims, name_of
+from qtool.graph.layers import layer_weight, oriented, restored
+from qtool.graph.queries import constant, dims, name_of
 from qtool.pruning.channels import branch_end
 
 
@@ -46,10 +46,11 @@ def remove_channels(model: ir.Model, channels: Channels, stays: np.ndarray) -> N
         written = channels.of(node.outputs[0]) if node.outputs else None
         if node.op_type in _ADJUST and read is not None and written is not None:
             passing.append(_Passing(node, stays[read[0]], stays[written[0]], read[1], written[1]))
-    for layer in channels.layers:
+    layers = channels.layers
+    for layer in layers:
         if not stays[layer.inputs].any():
             _drop_branch(model.graph, layer.node)
-    for layer in channels.layers:
+    for layer in layers:
         if layer.node.graph is not None:  # else it was part of a branch
             _shrink_layer(model.graph, layer, stays)
     for each in (each for each in passing if each.node.graph is not None):
@@ -119,12 +120,9 @@ def _shrink_layer(graph: ir.Graph, layer: Layer, stays: np.ndarray) -> None:
 def _in_form(node: ir.Node, array: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return [groups, outputs, inputs, kernel] in the form of the layer's weight."""
     groups, outputs, inputs, _ = array.shape
-    if node.op_type in ("Gemm", "MatMul"):
-        rows = array[0, :, :, 0]
-        return rows if attribute(node, "transB", 0) else rows.T
-    if node.op_type == "ConvTranspose":
-        return array.swapaxes(1, 2).reshape(groups * inputs, outputs, *weight.shape[2:])
-    return array.reshape(groups * outputs, inputs, *weight.shape[2:])
+    turned = node.op_type == "ConvTranspose"
+    rows = (groups * inputs, outputs) if turned else (groups * outputs, inputs)
+    return restored(node, array, (*rows, *weight.shape[2:]))
 
 
 def _replace(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:

@@ -183,7 +183,7 @@ class QatNetwork(nn.Module):
         self._names[key] = name
         self._hooks[name] = partial(self._weight, key)
         if name in self.plan.masks:
-            self.add_mask(name, self.plan.masks[name])
+            self._add_mask(key, name)
 
     def _add_activations(self, values: Mapping[str, ir.Value], quantizer: QatQuantizer) -> None:
         """Add a module for each activation grid, and the rounding of constant operands."""
@@ -261,14 +261,9 @@ class QatNetwork(nn.Module):
     def _activation_grid(self, key: str) -> ActivationModule:
         return cast(ActivationModule, self.activation_grids[key])
 
-    def add_mask(self, name: str, mask: np.ndarray) -> None:
-        """Prune weights: they are 0 from now on, on a grid that holds 0.
-
-        Args:
-            name: of the weight in the plan.
-            mask: False where a weight becomes 0.
-        """
-        key = next(key for key, weight in self._names.items() if weight == name)
+    def _add_mask(self, key: str, name: str) -> None:
+        """Prune the weights that the plan masks: they are 0 from now on, on a grid that holds 0."""
+        mask = self.plan.masks[name]
         module = module_with_zero(self._weight_grid(key), self.weights[key], name)
         self.masks[key] = name
         self.weight_grids[key] = cast(nn.Module, module)

@@ -86,9 +86,10 @@ def guarded(
             result = _masked(named.step(plan, context))
             record.notes += result.notes
             return result, None
-        result = _cached(named, plan, context, record)
+        digest = plan_digest(plan)
+        result = _cached(named, plan, digest, context, record)
         before = context.loss(plan)
-        unchanged = plan_digest(result.plan) == plan_digest(plan)
+        unchanged = plan_digest(result.plan) == digest
         after = before if unchanged else context.loss(result.plan)
         share = getattr(named.step, "at_most", 1.0)
         selected = after < before * share
@@ -121,11 +122,13 @@ def _verdict(row: PtqStep, share: float, samples: int) -> str:
     return f"{change} on {samples} holdout samples; {outcome}"
 
 
-def _cached(named: NamedStep, plan: QuantPlan, context: Context, record: StageRecord) -> StepResult:
+def _cached(
+    named: NamedStep, plan: QuantPlan, digest: str, context: Context, record: StageRecord
+) -> StepResult:
     """Return the step's result, of an earlier run where one was made from the same parts."""
     parts = (
         *(context.sha256, repr(context.target), repr(context.bits), context.calibration.digest),
-        *(named.key, plan_digest(plan), str(context.seed)),
+        *(named.key, digest, str(context.seed)),
     )
 
     def save(result: StepResult, path: Path) -> None:

@@ -40,15 +40,15 @@ class APoT:
         """Return the code book and each weight's level, int8 in the shape of the weights."""
         rows, levels = np.nan_to_num(as_rows(weight, spec)), apot_levels(spec.bits)
         largest = np.abs(rows).max(1) / levels[-1]
-        best = np.maximum(largest, SMALLEST_SCALE)
+        best, unit = np.maximum(largest, SMALLEST_SCALE), unit_grid(spec, levels)
         error = np.full(len(rows), np.inf)
         for factor in 1 - np.arange(self.candidates) / self.candidates:
             scale = np.maximum(largest * factor, SMALLEST_SCALE)
-            rounded = fake_quantize(rows / scale[:, None], unit_grid(spec, levels))
+            rounded = fake_quantize(rows / scale[:, None], unit)
             trial = np.square(rounded * scale[:, None] - rows).sum(1)
             best, error = np.where(trial < error, scale, best), np.minimum(trial, error)
         shape, best = scale_shape(weight, spec), best.astype(np.float32)
-        codes = fake_quantize(rows / best.astype(np.float64)[:, None], unit_grid(spec, levels))
+        codes = fake_quantize(rows / best.astype(np.float64)[:, None], unit)
         grid = Codebook(spec, best.reshape(shape), np.zeros(shape, np.int32), levels)
         return grid, from_rows(codes.astype(np.int8), weight, spec)
 

@@ -6,6 +6,7 @@ tensor, or all tensors that share one grid, while the network trains.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -230,9 +231,9 @@ class ZeroLevel(CodebookBase):
     def freeze(self, weight: T) -> tuple[T, QuantParams]:
         """Return the codes of ``weight``, as floats, and the code book with the level 0."""
         codes, params = self.module.freeze(weight)
-        levels = np.append(cast(Codebook, params).levels, 0)
-        scale = torch.from_numpy(params.scale)
-        return codes * (weight != 0), self.codebook(scale, levels)
+        book = cast(Codebook, params)
+        levels = np.unique(np.append(book.levels, 0)).astype(np.int32)
+        return codes * (weight != 0), replace(book, levels=levels)
 
     def update_range(self, weight: T) -> None:
         """Compute the scale of the inner module."""
@@ -266,10 +267,13 @@ def module_with_zero(plain: WeightModule, weight: T, name: str) -> WeightModule:
     Raises:
         RecipeError: all levels of a learned code book are taken, and none stays 0.
     """
-    module, book = plain.with_zero_level(), plain.freeze(weight)[1]
+    module = plain.with_zero_level()
+    if module is plain:
+        return module
+    book = cast(Codebook, plain.freeze(weight)[1])
     room = 2**book.spec.bits
-    is_learned = isinstance(module.freeze(weight)[1], Codebook) and isinstance(book, Codebook)
-    if module is not plain and is_learned and len(cast(Codebook, book).levels) >= room:
+    is_learned = isinstance(module, ZeroLevel) or isinstance(module.params, Codebook)
+    if is_learned and len(book.levels) >= room:
         raise RecipeError(
             f'the weights "{name}" have {room} learned levels, of which none stays 0 for pruned '
             "weights; train them with lsq, or prune without training",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qtool.quant.primitives import PerChannel, QuantParams
+from qtool.quant.primitives import SMALLEST_SCALE, PerChannel, QuantParams
 
 T = torch.Tensor
 
@@ -60,6 +60,16 @@ def from_scale_rows(rows: T, weight: T, params: QuantParams) -> T:
 def per_scale(numbers: T, params: QuantParams) -> T:
     """Reshape one number for each row of :func:`scale_rows` to the scale's shape, [] or [C]."""
     return numbers.reshape(params.scale.shape)
+
+
+def channel_magnitude(weight: T, params: QuantParams) -> T:
+    """Return the mean |weight| of the weights that share a scale, shape [] or [C].
+
+    Args:
+        weight: any shape.
+        params: their grid, one scale per tensor or per channel.
+    """
+    return per_scale(scale_rows(weight, params).abs().mean(1).clamp(min=SMALLEST_SCALE), params)
 
 
 def raw_tensor(module: nn.Module, name: str) -> T:

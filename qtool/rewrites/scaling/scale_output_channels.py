@@ -1,16 +1,16 @@
 """Give the quantities that one last convolution computes grids of their own."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.batchnorm import FoldedNorm
+from qtool.graph.channels import Layer
 from qtool.graph.edit import add_constant, replace_value, unique
+from qtool.graph.layers import layer_weight, oriented
 from qtool.graph.queries import WEIGHTED_OPS, constant, is_constant, macs, name_of, rank, readers
 from qtool.rewrites.rewrite import IsInteger, Samples
-from qtool.rewrites.scaling.equalize import replace_array
+from qtool.rewrites.scaling.equalize import scale_layer
 
 # A factor that is a power of 2 changes the exponent of a weight and no other bit. That of a channel
 # which is almost silent in the samples is limited.
@@ -121,17 +121,11 @@ def _ranges(
 
 def _scale(node: ir.Node, factor: np.ndarray) -> None:
     """Scale the channels that a convolution computes, and multiply them back behind it."""
-    for value in node.inputs[1:]:
-        array = constant(value)
-        if value is not None and array is not None:
-            shape = (-1, *[1] * (array.ndim - 1))
-            replace_array(value, array * factor.reshape(shape).astype(array.dtype))
-    norm = node.meta.get("folded_norm")
-    if isinstance(norm, FoldedNorm):
-        node.meta["folded_norm"] = replace(norm, gamma=norm.gamma * factor, beta=norm.beta * factor)
-    moments = node.outputs[0].meta.get("batchnorm")
-    if moments is not None:
-        node.outputs[0].meta["batchnorm"] = tuple(array * factor for array in moments)
+    groups, outputs, inputs, _ = oriented(node, layer_weight(node)).shape
+    unscaled = factor.size  # the number of all input channels
+    written = np.arange(factor.size).reshape(groups, outputs)
+    layer = Layer(node, written, np.full((groups, inputs), unscaled))
+    scale_layer(layer, np.append(1 / factor, np.float32(1)))
     _multiply_behind(node, 1 / factor)
 
 

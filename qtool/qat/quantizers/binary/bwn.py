@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
-from qtool.qat.quantizers.scales import broadcast_scale, per_scale, scale_rows
-from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
+from qtool.qat.quantizers.scales import broadcast_scale, channel_magnitude
+from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
@@ -65,8 +65,7 @@ class SignWeight(CodebookBase):
             weight: the weights that training starts from.
         """
         super().__init__(params)
-        mean = scale_rows(weight.detach(), params).abs().mean(1).clamp(min=SMALLEST_SCALE)
-        self.register_buffer("scale", per_scale(mean, params))
+        self.register_buffer("scale", channel_magnitude(weight.detach(), params))
 
     def forward(self, x: T) -> T:
         """Return signs times the scale; the gradient is that of the identity."""
@@ -101,8 +100,7 @@ class BWNWeight(SignWeight):
     @torch.no_grad()
     def update_range(self, weight: T) -> None:
         """Set the scale to the mean magnitude of the weights."""
-        mean = scale_rows(weight, self.params).abs().mean(1).clamp(min=SMALLEST_SCALE)
-        self.scale = per_scale(mean, self.params)
+        self.scale = channel_magnitude(weight, self.params)
 
     def forward(self, x: T) -> T:
         """Return signs times the mean magnitude."""

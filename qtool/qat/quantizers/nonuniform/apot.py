@@ -1,6 +1,5 @@
 """APoT: weights are sums of powers of two within a learned range."""
 
-import dataclasses
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import nn
 from qtool.qat.quantizers.base import CodebookBase, WeightModule
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import MIN_SCALE_SHARE, broadcast_scale, clamp_below, raw_tensor
-from qtool.quant.primitives import Codebook, PerTensor, QuantParams, quantize
+from qtool.quant.primitives import Codebook, QuantParams, quantize
 from qtool.weights.apot import APoT, apot_levels, unit_grid
 
 T = torch.Tensor
@@ -57,6 +56,7 @@ class APoTWeight(CodebookBase):
         """
         super().__init__(params)
         self.levels = apot_levels(params.spec.bits)
+        self.unit = unit_grid(params.spec, self.levels)
         if not isinstance(params, Codebook) or not np.array_equal(params.levels, self.levels):
             params, _ = APoT()(weight.detach().cpu().numpy(), params.spec)
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
@@ -66,10 +66,7 @@ class APoTWeight(CodebookBase):
 
     def codes(self, steps: T) -> T:
         """Return the level nearest to each weight divided by its scale."""
-        grid = unit_grid(
-            dataclasses.replace(self.params.spec, granularity=PerTensor()), self.levels
-        )
-        codes: T = quantize(steps, grid)
+        codes: T = quantize(steps, self.unit)
         return codes
 
     def forward(self, x: T) -> T:

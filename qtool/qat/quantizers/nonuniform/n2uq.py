@@ -10,9 +10,9 @@ from torch import nn
 
 from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
-from qtool.qat.quantizers.scales import broadcast_scale, per_scale, scale_rows
+from qtool.qat.quantizers.scales import broadcast_scale, channel_magnitude
 from qtool.qat.quantizers.ste import straight_through
-from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
+from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
@@ -88,9 +88,8 @@ class N2UQWeight(CodebookBase):
     @torch.no_grad()
     def update_range(self, weight: T) -> None:
         """Set the scale so that the levels are used about equally often."""
-        mean = scale_rows(weight, self.params).abs().mean(1).clamp(min=SMALLEST_SCALE)
-        half_step = mean / 2 ** (self.params.spec.bits - 1)
-        self.scale = per_scale(half_step, self.params)
+        mean = channel_magnitude(weight, self.params)
+        self.scale = mean / 2 ** (self.params.spec.bits - 1)
 
     def codes(self, x: T) -> T:
         """Return the odd codes -n .. n of weights, differentiable."""
