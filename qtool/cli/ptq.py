@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,27 +149,38 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
         check_options(settings.device, settings.plan)
         request = command.folder.request(default_out(sources.recipe, sources.model))
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
-        from qtool.pipeline.folders.choice import chosen_folder
-        from qtool.pipeline.folders.identity import run_identity
-
         quiet = output.quiet or expected()[0] > 0  # of several processes one shows what happens
         with show_progress(quiet) as progress:
             run_options = settings.run_options(progress)
-            identity = run_identity(command.function, recipe, run_options)
-            with chosen_folder(request, identity) as folder:
-                announce(request, folder, quiet)
+            with opened(request, command.function, recipe, run_options, quiet) as folder:
                 report = getattr(pipeline, command.function)(recipe, folder, run_options)
         show(report, folder, output)
 
 
-def announce(request: "Request", folder: Path, quiet: bool) -> None:
-    """Say on stderr where a run goes whose default folder holds another one."""
-    if folder != (request.fixed or request.default) and not quiet:
-        print(
-            f"qtool: {request.default} holds another run, this one goes to {folder}; --overwrite "
-            "replaces the other",
-            file=sys.stderr,
-        )
+@contextmanager
+def opened(
+    request: "Request", command: str, recipe: "Recipe", run_options: "RunOptions", quiet: bool
+) -> Iterator[Path]:
+    """Yield the folder of a run; say on stderr where it is if the default one holds another run.
+
+    Args:
+        request: the folders that the user, or the command, names.
+        command: name of the command, with options that its identity depends on.
+        recipe: as it was read.
+        run_options: of the run.
+        quiet: say nothing.
+    """
+    from qtool.pipeline.folders.choice import chosen_folder
+    from qtool.pipeline.folders.identity import run_identity
+
+    with chosen_folder(request, run_identity(command, recipe, run_options)) as folder:
+        if folder != (request.fixed or request.default) and not quiet:
+            print(
+                f"qtool: {request.default} holds another run, this one goes to {folder}; "
+                "--overwrite replaces the other",
+                file=sys.stderr,
+            )
+        yield folder
 
 
 def read_baseline(run: Path | None) -> "Report | None":

@@ -8,7 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import Folder, Output, Settings, announce, check_options, show
+from qtool.cli.ptq import Folder, Output, Settings, check_options, opened, show
 
 
 def sensitivity(
@@ -40,14 +40,11 @@ def sensitivity(
         check_options(device, plan)
         request = Folder(out, overwrite).request(Path("runs") / f"{recipe.stem}-sensitivity")
         run_settings = Settings(seed, device, threads, plan, trust_code, requantize, fresh)
-        from qtool.pipeline.folders.choice import chosen_folder
-        from qtool.pipeline.folders.identity import run_identity
         from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
 
         with show_progress(quiet) as progress:
             run_options = run_settings.run_options(progress)
-            identity = run_identity(f"sensitivity of {samples}", chosen, run_options)
-            with chosen_folder(request, identity) as folder:
-                announce(request, folder, quiet)
+            name = f"sensitivity of {samples}"
+            with opened(request, name, chosen, run_options, quiet) as folder:
                 report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
         show(report, folder, Output(json, quiet))

@@ -8,7 +8,7 @@ import typer
 from qtool.cli.console import options
 from qtool.cli.console.exits import exit_codes, print_result
 from qtool.cli.console.progress import show_progress
-from qtool.cli.ptq import Folder, announce
+from qtool.cli.ptq import Folder, opened
 
 
 def sweep(
@@ -45,8 +45,6 @@ def sweep(
     """Run a recipe with several values of some keys; finished runs are not run again."""
     with exit_codes(json):
         from qtool.pipeline.context import RunOptions
-        from qtool.pipeline.folders.choice import chosen_folder
-        from qtool.pipeline.folders.identity import run_identity
         from qtool.pipeline.search.cluster import Spread
         from qtool.pipeline.search.sweep import run_sweep, variants_of
         from qtool.recipe.loader import load_recipe
@@ -57,9 +55,7 @@ def sweep(
             run_options = RunOptions(
                 seed=seed, threads=threads, trust_code=trust_code, progress=progress
             )
-            identity = run_identity("sweep", load_recipe(recipe), run_options)
-            with chosen_folder(request, identity) as folder:
-                announce(request, folder, quiet)
+            with opened(request, "sweep", load_recipe(recipe), run_options, quiet) as folder:
                 spread = Spread(jobs, cluster)
                 reports = run_sweep(recipe, variants, folder, run_options, spread)
         from qtool.cli.report import terminal_text

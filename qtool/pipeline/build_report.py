@@ -40,7 +40,7 @@ def build_report(
         emitted: the file.
         evaluation: what was measured on it.
     """
-    recipe, loaded, context = prepared.recipe, prepared.loaded, prepared.context
+    recipe, context = prepared.recipe, prepared.context
     size, layers = _sizes(prepared, emitted, evaluation)
     measured = _measured(prepared, evaluation, size, layers)
     gates = check_gates(recipe.gates.model_dump(), measured)
@@ -53,14 +53,7 @@ def build_report(
         seed=context.seed,
         passed=evaluation.parity_passed and all(gate.passed for gate in gates),
         model=float_model,
-        output=OutputPart(
-            path=emitted.path.name,
-            sha256=digest_of(written_files(emitted.path)),
-            opset=loaded.model.opset_imports[""],
-            format=recipe.output.format,
-            **emitted.io.described(),
-            provenance=read_provenance(emitted.model.metadata_props),
-        ),
+        output=output_part(prepared, emitted),
         data=Data(
             calibration=_calibration_part(prepared),
             training=steps.training,
@@ -91,6 +84,18 @@ def _calibration_part(prepared: Prepared) -> DataPart | None:
     if ranges == "none":
         return None
     return DataPart(count=dataset.count, sha256=dataset.digest, synthetic=ranges)
+
+
+def output_part(prepared: Prepared, emitted: Emitted) -> OutputPart:
+    """Return what the report says of the file that was written."""
+    return OutputPart(
+        path=emitted.path.name,
+        sha256=digest_of(written_files(emitted.path)),
+        opset=prepared.loaded.model.opset_imports[""],
+        format=prepared.recipe.output.format,
+        **emitted.io.described(),
+        provenance=read_provenance(emitted.model.metadata_props),
+    )
 
 
 def evaluation_part(prepared: Prepared) -> DataPart:

@@ -175,8 +175,8 @@ class Recipe(_Part):
         BeforeValidator(_expand_preset),
     ] = None
     """Post-training steps in order, a preset (fast, best, int8), or auto, which chooses them; [] is
-    plain rounding. Absent: fast where layers have integer weights of fewer than 8
-    bits, else none."""
+    plain rounding. Absent: fast where layers have integer weights of fewer than 8 bits or are
+    pruned, else int8."""
     pruning: Pruning | None = None
     """Weights that become 0, or channels that are removed; absent: none."""
     qat: Qat | None = None

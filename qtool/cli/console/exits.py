@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PASSED = 0
 GATE_FAILED = 1
-USER_ERROR = 2
 BUG = 70
 INTERRUPTED = 130
 
@@ -54,10 +53,7 @@ def exit_codes(json: bool = False) -> Iterator[None]:
     except typer.Exit:
         raise
     except QtoolError as error:
-        _print_error(f"error: {error}")
-        if json:
-            print_result(error_json(error))
-        raise typer.Exit(error.exit_code) from error
+        raise _user_error(error, json) from error
     except KeyboardInterrupt as error:
         _print_error(": ".join(["interrupted", *map(str, error.args)]))
         raise typer.Exit(INTERRUPTED) from error
@@ -65,20 +61,22 @@ def exit_codes(json: bool = False) -> Iterator[None]:
         if error.errno in _USER_ERRNO:
             place = f"{error.filename}: " if error.filename else ""
             text = f"{place}{error.strerror}; free space or rights there, or choose --out"
-            _print_error(f"error: {text}")
-            if json:
-                print_result(error_json(QtoolError(text)))
-            raise typer.Exit(USER_ERROR) from error
+            raise _user_error(QtoolError(text), json) from error
         raise _bug(error) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise _bug(error) from error
         lines = str(error).strip().splitlines()
         reason = out_of_memory(lines[0] if lines else type(error).__name__)
-        _print_error(f"error: {reason}")
-        if json:
-            print_result(error_json(reason))
-        raise typer.Exit(USER_ERROR) from error
+        raise _user_error(reason, json) from error
+
+
+def _user_error(error: QtoolError, json: bool) -> typer.Exit:
+    """Print an error of the user, and return the exit that it ends the command with."""
+    _print_error(f"error: {error}")
+    if json:
+        print_result(error_json(error))
+    return typer.Exit(error.exit_code)
 
 
 def error_json(error: QtoolError) -> str:

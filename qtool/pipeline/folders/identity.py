@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from functools import cache
+from glob import escape
 from pathlib import Path
 
-from qtool.files import MAPPED_BYTES
+from qtool.files import MAPPED_BYTES, digest_of
 from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.validation import named_files
@@ -22,10 +24,11 @@ def run_identity(command: str, recipe: Recipe, options: RunOptions) -> str:
     parts = [command, __version__, recipe.model_dump_json(), str(options.seed), options.device]
     parts += [str(options.threads), str(options.requantize)]
     parts += ["" if options.baseline is None else options.baseline.output.sha256]
+    state = cache(fingerprint)  # calibration, evaluation and training often share a folder
     paths = [(key[-1] == "code", Path(file)) for key, file in named_files(recipe)]
     paths += [] if options.plan_file is None else [(False, options.plan_file)]
     for is_code, path in paths:
-        parts += _modules(path) if is_code else fingerprint(path)
+        parts += modules(path) if is_code else state(path)
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -39,12 +42,17 @@ def fingerprint(path: Path) -> list[str]:
         path: a file or a folder.
     """
     if path.is_dir():
-        files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        return sorted(f"{file.relative_to(path)} {_state(file)}" for file in files)
-    return [f"{file.name} {_content(file)}" for file in sorted(path.parent.glob(f"{path.name}*"))]
+        lines = []
+        for folder, _, names in os.walk(path):
+            inner = os.path.relpath(folder, path)
+            start = "" if inner == "." else f"{inner}/"
+            lines += [f"{start}{name} {_state(os.path.join(folder, name))}" for name in names]
+        return sorted(lines)
+    files = sorted(path.parent.glob(f"{escape(path.name)}*"))
+    return [f"{file.name} {_content(file)}" for file in files]
 
 
-def _modules(folder: Path) -> list[str]:
+def modules(folder: Path) -> list[str]:
     """Return the state of the Python files that lie directly in a folder of the user's own code."""
     return [f"{file.name} {_content(file)}" for file in sorted(folder.glob("*.py"))]
 
@@ -52,9 +60,9 @@ def _modules(folder: Path) -> list[str]:
 def _content(file: Path) -> str:
     if file.is_dir() or file.stat().st_size > MAPPED_BYTES:
         return _state(file)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest_of([file])
 
 
-def _state(file: Path) -> str:
-    facts = file.lstat()
+def _state(file: Path | str) -> str:
+    facts = os.lstat(file)
     return f"{facts.st_size} {facts.st_mtime_ns}"

@@ -11,7 +11,6 @@ from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
 from qtool.pipeline.search.layer_costs import (
     fixed_layers,
     layer_costs,
-    other_weights,
     score,
     uniform,
 )
@@ -155,8 +154,7 @@ class BitSearch:
         program = program_of(layers, ways, table.conversions if table else ())
         rest = scored[-1].file_bytes - sum(scored[-1].bytes.get(name, 0.0) for name in names)
         own = [ways[each.name] for each in layers]
-        others = other_weights(context, scored[-1].plan)
-        return Measured(layers, own, fixed, program, table, int(rest), others)
+        return Measured(layers, own, fixed, program, table, int(rest), scored[-1].others)
 
     def _limits(self) -> dict[str, float]:
         """Return the limits of the program's amounts."""

@@ -1,7 +1,7 @@
 """Processes that runs are spread over: those of this machine, or of a Dask or Ray cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -132,23 +132,20 @@ def workers(spread: Spread) -> Iterator[Workers]:
         yield Workers(spread.jobs, (TerminatedWorkerError,))
         return
     scheme, address = read_address(spread.cluster)
-    connection = CLUSTERS[scheme].connect(address)
-    try:
-        cluster = connection.__enter__()
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"--cluster {spread.cluster}: {error.name} is not installed; "
-            f"pip install 'qtool[{scheme}]'"
-        ) from error
-    except OSError as error:  # ConnectionError and TimeoutError are such
-        raise RecipeError(
-            f"--cluster {spread.cluster}: no answer ({error}); start a cluster by: "
-            f"{CLUSTERS[scheme].start}"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(CLUSTERS[scheme].connect(address))
+        except ModuleNotFoundError as error:
+            raise RecipeError(
+                f"--cluster {spread.cluster}: {error.name} is not installed; "
+                f"pip install 'qtool[{scheme}]'"
+            ) from error
+        except OSError as error:  # ConnectionError and TimeoutError are such
+            raise RecipeError(
+                f"--cluster {spread.cluster}: no answer ({error}); start a cluster by: "
+                f"{CLUSTERS[scheme].start}"
+            ) from error
         yield cluster
-    finally:
-        connection.__exit__(None, None, None)
 
 
 def read_address(cluster: str) -> tuple[str, str]:

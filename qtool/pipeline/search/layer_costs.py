@@ -11,7 +11,6 @@ from qtool.graph.queries import by_name, constant, macs, nodes_by_name
 from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
-from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.search.effects import Reference
@@ -38,6 +37,7 @@ class Scored:
         costs: layer -> noise at the output with this layer alone quantized, relative to its power.
         bytes: layer -> bytes in the file.
         file_bytes: of the whole file.
+        others: number of weights outside the layers, and their bits together.
     """
 
     way: Way
@@ -45,6 +45,7 @@ class Scored:
     costs: Mapping[str, float]
     bytes: Mapping[str, float]
     file_bytes: int
+    others: tuple[int, float]
 
 
 def uniform(recipe: Recipe, way: Way) -> Recipe:
@@ -133,7 +134,8 @@ def _scored(runner: TrialRunner, way: Way, plan: QuantPlan, context: Context) ->
     _, parts = file_parts(emitted.model)
     costs = {row.site: 0.0 if row.sqnr_db is None else 10 ** (-row.sqnr_db / 10) for row in rows}
     sizes = {name: float(part.total) for name, part in parts.items()}
-    return Scored(way, plan, costs, sizes, file_bytes(emitted.path))
+    others = _other_weights(context, emitted.plan)
+    return Scored(way, plan, costs, sizes, file_bytes(emitted.path), others)
 
 
 def layer_costs(
@@ -196,17 +198,17 @@ def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> s
     return fixed
 
 
-def other_weights(context: Context, plan: QuantPlan) -> tuple[int, float]:
+def _other_weights(context: Context, plan: QuantPlan) -> tuple[int, float]:
     """Return the number of weights outside the layers of a plan, and their bits together.
 
     These are float layers, and weights that float ops read as codes.
 
     Args:
         context: the rewritten graph.
-        plan: every grid is calibrated.
+        plan: frozen.
     """
     own = {site.weight for site in plan.sites.values()}
-    widths = weight_widths(context.model, freeze(context.model, plan))
+    widths = weight_widths(context.model, plan)
     others = [width for name, width in widths.items() if name not in own]
     return sum(count for count, _ in others), sum(count * bits for count, bits in others)
 

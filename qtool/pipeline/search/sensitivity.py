@@ -3,22 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtool.files import digest_of
+from qtool.pipeline.build_report import output_part
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.provenance import read_provenance
 from qtool.pipeline.run import rewritten
 from qtool.pipeline.search.reference import check_real_samples, reference_of
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
-from qtool.report.schema import Data, DataPart, ModelPart, OutputPart
+from qtool.report.schema import Data, DataPart, ModelPart
 from qtool.report.search_schema import Sensitivity
 from qtool.report.verdict import with_verdict
 from qtool.verification.environment import environment
-from qtool.verification.file_size import file_bytes, file_parts, size_part, written_files
+from qtool.verification.file_size import file_bytes, file_parts, size_part
 from qtool.verification.layers.table import layers_part
 from qtool.version import __version__
 
@@ -125,14 +124,7 @@ def _report(
         seed=context.seed,
         passed=True,
         model=model,
-        output=OutputPart(
-            path=emitted.path.name,
-            sha256=digest_of(written_files(emitted.path)),
-            opset=loaded.model.opset_imports[""],
-            format=prepared.recipe.output.format,
-            **emitted.io.described(),
-            provenance=read_provenance(emitted.model.metadata_props),
-        ),
+        output=output_part(prepared, emitted),
         data=Data(calibration=DataPart(count=calibration.count, sha256=calibration.digest)),
         size=size_part(before, emitted.path, loaded.model, emitted.plan, whole),
         layers=layers_part(loaded.model, emitted.plan, {}, layers),

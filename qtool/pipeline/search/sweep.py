@@ -12,6 +12,7 @@ from qtool.errors import QtoolError, RecipeError
 from qtool.files import digest_of, write_text_atomic
 from qtool.loading import read_graph
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.folders.identity import modules
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search.cluster import Spread, workers
 from qtool.progress import silent
@@ -185,11 +186,12 @@ def _run(run: Run, options: RunOptions) -> tuple[str, QtoolError | None]:
 def _key(recipe: Path, variant: Variant, options: RunOptions, digests: FileDigests) -> str:
     """Return the digest of all that decides the outcome of a run."""
     loaded = load_recipe(recipe, variant.settings)
-    contents = [
-        f"{'.'.join(map(str, key))} {digests.of(Path(file))}"
-        for key, file in named_files(loaded)
-        if file is not None
-    ]
+    contents = []
+    for key, file in named_files(loaded):
+        if key[0] == "qat":  # a sweep does not train
+            continue
+        state = "\n".join(modules(Path(file))) if key[-1] == "code" else digests.of(Path(file))
+        contents.append(f"{'.'.join(map(str, key))} {state}")
     settings = (str(options.seed), str(options.threads), options.device)
     parts = (loaded.model_dump_json(), *contents, source_digest(), *settings)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,8 +1,7 @@
 """Train the calibrated plan: the step that ``qtool qat`` adds to those of ``qtool ptq``."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from qtool.data import Dataset
 from qtool.errors import DataError
@@ -10,6 +9,7 @@ from qtool.graph.queries import dims
 from qtool.metrics.classification import check_label_range
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import disjoint
+from qtool.pipeline.prepare import with_guesses
 from qtool.pipeline.training.checks import (
     check_loss_labels,
     check_output_gradient,
@@ -52,16 +52,16 @@ class Training:
         section: the recipe's ``qat``.
         train_data: samples to learn from.
         validation: samples that choose the best epoch.
+        resolved: the recipe of the run, with all that opening the samples filled in.
         notes: about the samples, for the report.
-        guesses: keys of the section that opening the samples filled in.
     """
 
     prepared: Prepared
     section: Qat
     train_data: Dataset
     validation: Dataset
+    resolved: Recipe
     notes: tuple[str, ...] = ()
-    guesses: Mapping[str, Any] = field(default_factory=dict)
     needs: ClassVar[frozenset[str]] = frozenset()
     guarded: ClassVar[bool] = False  # its validation samples choose the best epoch, 0 among them
 
@@ -83,19 +83,13 @@ class Training:
             )
         data = open_section(recipe, section, context)
         notes = [f"qat: {note}" for note in data.notes]
-        guesses = data.guesses
+        resolved = with_guesses(recipe, "qat", data)
         evaluation = prepared.evaluation.dataset
         data, dropped = disjoint(recipe, section, data, evaluation, "training")
         _check_data(prepared, section, data)
         train_data, validation = train_validation_split(recipe, section, data, context.seed)
         _check_batch(prepared, section, train_data)
-        return cls(prepared, section, train_data, validation, (*notes, *dropped), guesses)
-
-    @property
-    def resolved(self) -> Recipe:
-        """The recipe of the run, with all that opening the samples filled in."""
-        section = self.section.model_copy(update=dict(self.guesses))
-        return self.prepared.recipe.model_copy(update={"qat": section})
+        return cls(prepared, section, train_data, validation, resolved, (*notes, *dropped))
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with learned grids, codes and biases.
