@@ -138,9 +138,10 @@ def time_pair(task: TimePair) -> LatencyResult:
         feeds = _feeds(batch, session)
         return lambda: _run(session, None, feeds, paths[name])
 
+    files = LoadedFiles(load, task.big)
     medians, runs = time_in_turn(
-        LoadedFiles(load, task.big),
-        list(paths),
+        files,
+        {name: files.seconds(name, 1)[0] for name in paths},
         rounds,
         lambda done: _send(progress=["latency", done, rounds]),
     )

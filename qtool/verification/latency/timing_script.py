@@ -69,25 +69,25 @@ class LoadedFiles:
 
 
 def time_in_turn(
-    files: LoadedFiles, names: list[str], rounds: int, on_round: Callable[[int], None]
+    files: LoadedFiles, once: dict[str, float], rounds: int, on_round: Callable[[int], None]
 ) -> tuple[dict[str, float], int]:
     """Time files in turn, A B B A ..., so that drift of the machine affects all of them.
 
     Args:
         files: to time.
-        names: of the files, at least one.
+        once: seconds of one run of each file, by name, at least one.
         rounds: alternations.
         on_round: called with the number of finished rounds.
 
     Returns:
         The median milliseconds of each file, and the number of runs.
     """
-    once = sum(files.seconds(name, 1)[0] for name in names)
-    count = min(max(RUNS, MIN_SECONDS / once), MAX_SECONDS / once)
+    total = sum(once.values())
+    count = min(max(RUNS, MIN_SECONDS / total), MAX_SECONDS / total)
     runs = max(round(count / rounds), 1)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in once}
     for done in range(rounds):
-        for name in names if done % 2 else reversed(names):
+        for name in once if done % 2 else reversed(once):
             times[name] += files.seconds(name, runs)
         on_round(done + 1)
     return {name: 1e3 * _median(seconds) for name, seconds in times.items()}, runs * rounds
@@ -174,18 +174,18 @@ def time_job(job: Row) -> Row:
     def load_file(name: str) -> Run:
         return load(job["files"][name], _arrays(job["feeds"][name]), job["threads"], provider)
 
-    files, names, reasons = LoadedFiles(load_file, job["big"]), [], {}
+    files, reasons = LoadedFiles(load_file, job["big"]), {}
+    once: dict[str, float] = {}
     for name in job["files"]:
         try:
-            files.seconds(name, 1)
-            names.append(name)
+            once[name] = files.seconds(name, 1)[0]
         except Exception as error:  # runtimes raise what they like, without a common base
             reasons[name] = shorten(str(error) or type(error).__name__)
     ms: dict[str, float] = {}
     runs = 0
-    if names:
+    if once:
         rounds = BIG_ROUNDS if job["big"] else ROUNDS
-        ms, runs = time_in_turn(files, names, rounds, lambda done: None)
+        ms, runs = time_in_turn(files, once, rounds, lambda done: None)
     return {"ms": ms, "runs": runs, "reasons": reasons}
 
 
