@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+import benchmarks.zoo_models as zoo_models
 from benchmarks.machine import heading, results_folder, table
-from benchmarks.zoo_models import MODELS, REFUSED, Built, build
-from benchmarks.zoo_patterns import PATTERNS, build_pattern
+from benchmarks.zoo_models import MODELS, REFUSED, Built
+from benchmarks.zoo_patterns import PATTERNS
 from benchmarks.zoo_samples import Samples, first_output, run, samples_of
-from benchmarks.zoo_streams import LOOPS, STREAMS, build_stream
+from benchmarks.zoo_streams import LOOPS, STREAMS
 from qtool.errors import QtoolError
 from qtool.metrics.registry import sqnr_db
 from qtool.pipeline.context import RunOptions
@@ -107,10 +108,9 @@ def evaluate(path: Path, samples: Samples, expected: np.ndarray | None = None) -
 
 
 def built(name: str) -> Built:
-    """Return one model of the ONNX zoo, of its patterns or of its streams."""
-    if name in STREAMS:
-        return build_stream(name)
-    return build_pattern(name) if name in PATTERNS else build(name)
+    """Build one model of the ONNX zoo; its weights depend on its name alone."""
+    zoo_models.rng = np.random.default_rng(list(name.encode()))
+    return {**MODELS, **PATTERNS, **STREAMS}[name]()
 
 
 def prepared(name: str, folder: Path) -> tuple[Path, Samples]:

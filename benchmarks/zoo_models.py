@@ -18,13 +18,6 @@ Built = tuple[onnx.ModelProto, Inputs]
 rng = np.random.default_rng(7)
 
 
-def build(name: str) -> Built:
-    """Build one model of the zoo; its weights depend on its name alone."""
-    global rng
-    rng = np.random.default_rng(list(name.encode()))
-    return MODELS[name]()
-
-
 def weight(*shape: int) -> np.ndarray:
     fan = int(np.prod(shape[1:])) or 1
     return (rng.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-import benchmarks.zoo_models as zoo_models
 from benchmarks.zoo_models import Built, Net, weight
 
 CHANNELS, SIZE = 16, 16
@@ -376,9 +375,3 @@ PATTERNS: dict[str, Callable[[], Built]] = {
         *(_of_head(head) for head in IMAGE_HEADS[1:]),
     )
 }  # fmt: skip
-
-
-def build_pattern(name: str) -> Built:
-    """Build one of PATTERNS; its weights depend on its name alone."""
-    zoo_models.rng = np.random.default_rng(list(name.encode()))
-    return PATTERNS[name]()

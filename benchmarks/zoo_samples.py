@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
+from benchmarks.timing import session
 from benchmarks.zoo_models import Inputs
-from qtool.runtime.ort_options import session_options
 
 OPEN = 14  # the size of a dimension that a model leaves open
 # Exponents of ten of the loudness of a sound: 40 dB between the softest and the loudest.
@@ -110,13 +109,12 @@ def run(path: Path, samples: Samples, batch: int | None = None) -> Iterator[tupl
         samples: to feed.
         batch: samples of a call, instead of the samples' own.
     """
-    options = session_options(1)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
+    loaded = session(path)
+    names = [value.name for value in loaded.get_outputs()]
     states = dict(samples.states)
     for call in samples.calls(batch):
         feeds = {**call, **states}
-        outputs = dict(zip(names, session.run(None, feeds), strict=True))
+        outputs = dict(zip(names, loaded.run(None, feeds), strict=True))
         yield feeds, outputs
         states = {state: outputs[name] for name, state in samples.loop.items()}
 

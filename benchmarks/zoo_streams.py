@@ -7,16 +7,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-import benchmarks.zoo_models as zoo_models
 from benchmarks.zoo_models import Built, Net, weight
+from benchmarks.zoo_patterns import TOKENS, WIDTH, ints
 
 FEATURES, HIDDEN = 24, 32
 WINDOW, HOP, BINS = 64, 32, 33
-TOKENS, WIDTH = 10, 32
-
-
-def _ints(net: Net, *values: int) -> str:
-    return net.const(np.array(values, np.int64))
 
 
 def _recurrent(net: Net, op: str, x: str, size: int, *states: str, gates: int) -> list[str]:
@@ -37,7 +32,7 @@ def lstm_stream() -> Built:
     states = [n.input(name, [1, 1, HIDDEN]) for name in ("h", "c")]
     steps = n.op("Transpose", n.op("Relu", x), perm=[1, 0, 2])
     y, h, c = _recurrent(n, "LSTM", steps, HIDDEN, *states, gates=4)
-    return n.done(n.linear(n.op("Squeeze", y, _ints(n, 1)), 6, HIDDEN), h, c)
+    return n.done(n.linear(n.op("Squeeze", y, ints(n, 1)), 6, HIDDEN), h, c)
 
 
 def gru_stream() -> Built:
@@ -49,10 +44,10 @@ def gru_stream() -> Built:
     after = []
     for part in parts:
         y, h = _recurrent(n, "GRU", y, HIDDEN, part, gates=3)
-        y = n.op("Squeeze", y, _ints(n, 1))
+        y = n.op("Squeeze", y, ints(n, 1))
         after.append(h)
     state = n.op("Concat", *after, axis=0)
-    return n.done(n.linear(n.op("Squeeze", y, _ints(n, 1)), 6, HIDDEN), state)
+    return n.done(n.linear(n.op("Squeeze", y, ints(n, 1)), 6, HIDDEN), state)
 
 
 def convolution_stream() -> Built:
@@ -60,7 +55,7 @@ def convolution_stream() -> Built:
     n = Net()
     x = n.op("Relu", n.conv(n.input("x", [1, FEATURES, 8]), HIDDEN, FEATURES, 1))
     joined = n.op("Concat", n.input("cache", [1, HIDDEN, 4]), x, axis=2)
-    ends = [_ints(n, value) for value in (-4, 2**31 - 1, 2)]
+    ends = [ints(n, value) for value in (-4, 2**31 - 1, 2)]
     y = n.op("Relu", n.conv(joined, HIDDEN, HIDDEN, 3, dilations=[2]))
     return n.done(n.conv(y, 6, HIDDEN, 1), n.op("Slice", joined, *ends))
 
@@ -68,7 +63,7 @@ def convolution_stream() -> Built:
 def spectrum_stream() -> Built:
     """A voice detector: Fourier basis, magnitudes, a convolution and an LSTM."""
     n = Net()
-    wave = n.op("Unsqueeze", n.input("wave", [1, 160]), _ints(n, 1))
+    wave = n.op("Unsqueeze", n.input("wave", [1, 160]), ints(n, 1))
     n.inputs["wave"] = ([1, 160], "sound", 0)
     angles = 2 * np.pi * np.arange(BINS)[:, None] * np.arange(WINDOW) / WINDOW
     basis = np.concatenate([np.cos(angles), np.sin(angles)]) * np.hanning(WINDOW)
@@ -80,7 +75,7 @@ def spectrum_stream() -> Built:
     steps = n.op("Transpose", y, perm=[2, 0, 1])
     h, c = (n.input(name, [1, 1, HIDDEN]) for name in ("h", "c"))
     y, h, c = _recurrent(n, "LSTM", steps, HIDDEN, h, c, gates=4)
-    last = n.op("Squeeze", n.op("Gather", y, _ints(n, -1), axis=0), _ints(n, 0, 1))
+    last = n.op("Squeeze", n.op("Gather", y, ints(n, -1), axis=0), ints(n, 0, 1))
     return n.done(n.op("Sigmoid", n.linear(last, 1, HIDDEN)), h, c)
 
 
@@ -100,7 +95,7 @@ def minus_one_shapes() -> Built:
     n = Net()
     x = n.op("Relu", n.conv(n.input("x", [-1, 3, -1, -1]), 8, 3, 3, 3, pads=[1] * 4))
     y = n.op("GlobalAveragePool", n.op("Relu", n.conv(x, 16, 8, 3, 3, pads=[1] * 4)))
-    y = n.op("Reshape", y, _ints(n, 0, 16))
+    y = n.op("Reshape", y, ints(n, 0, 16))
     return n.done(n.op("Gemm", y, n.const(weight(16, 4)), n.const(weight(4))), shapes=[[-1, 4]])
 
 
@@ -132,9 +127,3 @@ LOOPS: Mapping[str, Mapping[int, str]] = {
     "convolution_stream": {1: "cache"},
     "spectrum_stream": {1: "h", 2: "c"},
 }
-
-
-def build_stream(name: str) -> Built:
-    """Build one of STREAMS; its weights depend on its name alone."""
-    zoo_models.rng = np.random.default_rng(list(name.encode()))
-    return STREAMS[name]()

@@ -18,7 +18,6 @@ from report_fields import empty_fields
 
 from qtool.report.report import Report
 
-ROOT = Path(__file__).parents[2]
 FILES = {
     *("model.onnx", "report.json", "report.html", "report.md"),
     *("plan.json", "plan.npz", "recipe.yaml", "log.jsonl"),
@@ -167,18 +166,6 @@ def test_the_report_has_the_keys_of_the_contract(first):
 
 def test_no_field_of_the_report_is_empty(first):
     assert empty_fields(first.folder) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["ptq", "qat"])
-@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda file: file.stem)
-def test_no_field_of_any_recipe_is_empty(command, file, digits, tmp_path):
-    if command == "qat" and "qat:" not in file.read_text():
-        pytest.skip("the recipe does not train")
-    short = ["--set", "evaluate.thumbnails=4", "--epochs", "1"][: 4 if command == "qat" else 2]
-    done = qtool(command, "--recipe", file, "--out", tmp_path / "run", "--quiet", *short)
-    assert done.returncode in (0, 1), done.stderr
-    assert empty_fields(tmp_path / "run") == []
 
 
 def test_the_report_is_true_of_the_file(first):

@@ -64,7 +64,7 @@ class Door:
     read: Callable[[Path], object]
 
 
-def _samples(folder: Path, section: dict[str, object], *shape: int | str) -> object:
+def _samples(section: dict[str, object], *shape: int | str) -> object:
     spec = {"x": InputSpec("x", ("N", *shape), "float32")}
     data = open_dataset(DataSection(**section), spec)
     return [data.digests(), *data.batches(2)]
@@ -78,7 +78,7 @@ def _tokens(path: Path) -> object:
 
 def _labels(path: Path) -> object:
     section = {"images": str(path.parent / "train"), "labels": str(path)}
-    return _samples(path.parent, section | {"preprocess": "cifar10"}, 3, 8, 8)
+    return _samples(section | {"preprocess": "cifar10"}, 3, 8, 8)
 
 
 def doors(folder: Path) -> list[Door]:
@@ -110,16 +110,16 @@ def doors(folder: Path) -> list[Door]:
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\na\nb\n")
     pixels = {"images": str(folder / "one"), "preprocess": "cifar10"}
     table = b"text\tlabel\na b\t0\nb\t1\n"
-    arrays = lambda path: _samples(folder, {"arrays": str(path)}, 4)  # noqa: E731
+    arrays = lambda path: _samples({"arrays": str(path)}, 4)  # noqa: E731
     return [
         Door("r.yaml", tuple(map(str.encode, RECIPES)), load_recipe),
         Door("a.npz", (saved(lambda s: np.savez(s, x=x, y=y)),
                        saved(lambda s: np.savez_compressed(s, x=x))), arrays),
         Door("a.npy", (saved(lambda s: np.save(s, x)),), arrays),
         Door("one/a.png", (image("PNG"), image("JPEG"), image("GIF"), image("BMP")),
-             lambda path: _samples(folder, pixels, 3, 8, 8)),
+             lambda path: _samples(pixels, 3, 8, 8)),
         Door("sound/a.wav", (saved(sound),),
-             lambda path: _samples(folder, {"wav": str(path.parent)}, 64)),
+             lambda path: _samples({"wav": str(path.parent)}, 64)),
         Door("f.tsv", (table,), _tokens),
         Door("f.csv", (table.replace(b"\t", b","),), _tokens),
         Door("f.jsonl", (b'{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n',), _tokens),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from fuzz.limited import Ended, Limits, run_limited
+from fuzz.limited import Ended, Limits, qtool_main, run_limited
 from fuzz.mutation import mutate
 from fuzz.state import load_state, save_state
 from models import BUILDERS, Net, feeds_for
@@ -49,7 +49,7 @@ def branching() -> Net:
     return net.output(net.conv(net.add("Relu", y), 4, 2, out="y"))
 
 
-SEEDS = {name: BUILDERS[name] for name in BUILDERS} | {"branching": branching}
+SEEDS = BUILDERS | {"branching": branching}
 
 
 def write_seeds(folder: Path) -> dict[str, bytes]:
@@ -65,19 +65,11 @@ def write_seeds(folder: Path) -> dict[str, bytes]:
 
 def command(folder: Path) -> int:
     """Run ``qtool ptq`` in this process, in a folder that has m.onnx and d.npz."""
-    from qtool.cli.main import main
-
-    os.chdir(folder)
     (folder / "tmp").mkdir()
     os.environ["TMPDIR"] = str(folder / "tmp")
     tempfile.tempdir = None
-    sys.argv = ["qtool", "ptq", "--model", "m.onnx", "--data", "d.npz", "--out", "o"]
-    sys.argv += ["--threads", "1", "--quiet"]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 98
+    words = ("ptq", "--model", "m.onnx", "--data", "d.npz", "--out", "o", "--threads", "1")
+    return qtool_main(folder, *words, "--quiet")
 
 
 def broken_promises(folder: Path, ended: Ended) -> list[str]:

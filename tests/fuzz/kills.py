@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from fuzz.fuzz_models import warm_up
-from fuzz.limited import become
+from fuzz.limited import become, qtool_main
 from fuzz.state import load_state, save_state
 from models import Net
 
@@ -64,17 +64,9 @@ def command(folder: Path, name: str, out: str) -> Callable[[], int]:
     """Return the function that runs a recipe in this process."""
 
     def call() -> int:
-        from qtool.cli.main import main
-
-        os.chdir(folder)
         verb = "qat" if name == "qat" else "ptq"
-        sys.argv = ["qtool", verb, "--recipe", f"{name}.yaml", "--out", out, "--threads", "1"]
-        sys.argv += ["--quiet", "--json"]
-        try:
-            main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else 1
-        return 98
+        words = (verb, "--recipe", f"{name}.yaml", "--out", out, "--threads", "1")
+        return qtool_main(folder, *words, "--quiet", "--json")
 
     return call
 

@@ -118,3 +118,16 @@ def _use(pid: int) -> tuple[int, float]:
                 memory += each.memory_info().rss
                 seconds += times.user + times.system
     return memory >> 20, seconds
+
+
+def qtool_main(folder: Path, *words: str) -> int:
+    """Run qtool in this process, in a folder; return its exit code, 98 where it returns."""
+    from qtool.cli.main import main
+
+    os.chdir(folder)
+    sys.argv = ["qtool", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 98

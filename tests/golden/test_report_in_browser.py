@@ -53,7 +53,6 @@ last.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left, clientY:
 done.tip = one(".tip").textContent;
 const folded = every("details[data-layer]").filter((each) => !each.open);
 const name = folded[0].dataset.layer;
-const place = every("#layers tbody tr code").map((code) => code.textContent);
 const names = NAMES;
 click(chart.querySelector(".bars").children[names.indexOf(name)]);
 done.opened = folded[0].open && folded[0].parentElement.open;
