@@ -6,7 +6,13 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightBase, WeightModule
+from qtool.qat.quantizers.base import (
+    ActivationModule,
+    QatQuantizer,
+    WeightBase,
+    WeightModule,
+    ZeroLevel,
+)
 from qtool.qat.quantizers.scales import broadcast_scale, plan_scale
 from qtool.qat.quantizers.ste import STEActivation, STEWeight, straight_through
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantParams, QuantSpec
@@ -104,5 +110,10 @@ class DoReFaWeight(WeightBase):
         return self.codes(weight).detach(), grid
 
     def with_zero_level(self) -> WeightModule:
-        """Return straight-through rounding on the calibrated grid: the odd levels lack 0."""
+        """Return straight-through rounding on the calibrated grid: the odd levels lack 0.
+
+        The two levels of 1 bit get the level 0 as a third: a grid of 1 bit has no other levels.
+        """
+        if self.params.spec.bits == 1:
+            return ZeroLevel(self)
         return STEWeight(self.params, follows_range=False)
