@@ -62,8 +62,8 @@ def out_of_memory(reason: str) -> OutOfMemoryError:
         reason: what was done, without a full stop.
     """
     return OutOfMemoryError(
-        f"{reason}: too little memory; take fewer samples (--count, evaluate.simulate) or fewer "
-        "--threads, or free memory"
+        f"{reason}: too little memory; write --memory 2G (what there is), take fewer samples "
+        "(--count, evaluate.simulate) or fewer --threads, or free memory"
     )
 
 

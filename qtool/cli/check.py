@@ -19,6 +19,7 @@ def check(
     count: shorthands.Count = None,
     settings: options.Settings = None,
     threads: options.Threads = None,
+    memory: options.Memory = None,
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
     json: options.Json = False,
@@ -27,7 +28,7 @@ def check(
     """Print the plan (value, bits, why), and estimate time, memory and file size."""
     with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources())
-        words = shorthands.overrides(bits, count, settings)
+        words = shorthands.overrides(bits, count, settings, memory)
         chosen = chosen_recipe(named.recipe, named.model, named.data, words)
         from qtool.pipeline.context import RunOptions
         from qtool.pipeline.dry_run import check as check_recipe

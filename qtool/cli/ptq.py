@@ -37,6 +37,7 @@ def ptq(
     seed: options.Seed = 0,
     device: options.ComputeDevice = options.Device.cpu,
     threads: options.Threads = None,
+    memory: options.Memory = None,
     plan: options.Plan = None,
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
@@ -49,7 +50,7 @@ def ptq(
     """Quantize a model after training, write it, and report what the file does."""
     with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
-        words = shorthands.overrides(bits, count, settings)
+        words = shorthands.overrides(bits, count, settings, memory)
     quantize(
         Command("run_ptq", named, Folder(out, overwrite), tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),

@@ -28,6 +28,7 @@ def qat(
     seed: options.Seed = 0,
     device: options.ComputeDevice = options.Device.cpu,
     threads: options.Threads = None,
+    memory: options.Memory = None,
     plan: options.Plan = None,
     trust_code: options.TrustCode = False,
     requantize: options.Requantize = False,
@@ -40,7 +41,7 @@ def qat(
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
     with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
-        words = shorthands.overrides(bits, count, settings)
+        words = shorthands.overrides(bits, count, settings, memory)
     words += [] if epochs is None else [f"qat.epochs={epochs}"]
     quantize(
         Command("run_qat", named, Folder(out, overwrite), tuple(words)),

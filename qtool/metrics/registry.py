@@ -291,4 +291,9 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
             f"the model's first output has shape {list(first.shape)}; expected [N, classes, ...] "
             "with at least 2 classes: agreement has no meaning for it"
         )
-    return 100 * float(np.mean(first.argmax(axis=1) == second.argmax(axis=1)))
+    rows = max(1, CHUNK // first[:1].size)
+    same = total = 0
+    for k in range(0, len(first), rows):
+        equal = first[k : k + rows].argmax(axis=1) == second[k : k + rows].argmax(axis=1)
+        same, total = same + int(np.count_nonzero(equal)), total + equal.size
+    return 100 * (same / total)

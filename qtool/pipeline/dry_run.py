@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from qtool.pipeline.annotate_stage import annotated
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.estimate.memory import check_memory
 from qtool.pipeline.estimate.run_time import Estimate, estimate_run
 from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
@@ -61,6 +62,7 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
         prepared = prepare(recipe, cache, options or RunOptions())
         rewritten(prepared)
         plan = annotated(prepared.context)
+        check_memory(prepared, plan)
         estimate = estimate_run(prepared, plan)
     model = prepared.context.model
     rows = [(node.name or "", *row) for node in model.graph if (row := _row(plan, node))]

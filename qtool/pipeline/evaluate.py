@@ -4,7 +4,7 @@ One evaluator serves ``ptq``, ``qat`` and ``verify``; under ``verify`` there is 
 and layers are not measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from qtool.report.latency_schema import Latency
 from qtool.report.layer_schema import OutputQuality
 from qtool.report.schema import Accuracy, Parity
 from qtool.runtime.ort_options import default_threads
+from qtool.runtime.row_stack import stack_rows
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (
     NamedMetric,
@@ -271,7 +272,10 @@ class Evaluator:
         count = data.count if limit == "all" else min(int(limit), data.count)
         chosen = data.choose(count)
         with self.prepared.context.cache.stage("simulate") as record:
-            subset = {name: array[chosen] for name, array in outputs.items()}
+            subset = {
+                name: stack_rows((array[k : k + 1] for k in chosen), count)
+                for name, array in outputs.items()
+            }
             subset["simulated"] = self._simulate(self.emitted, chosen, record)
             if count < data.count:
                 record.notes.append(
@@ -294,16 +298,22 @@ class Evaluator:
         if plan.dynamic:
             why = "grids computed at run time cover a whole batch: outputs depend on what is in it"
             record.notes.append(f"{why}; the file was evaluated at batch {rows}")
-        data, parts, fixed = self.prepared.evaluation.dataset.take(chosen), [], context.fixed_batch
+        data = self.prepared.evaluation.dataset.take(chosen)
         names = [context.first_output, *data.fed_back]
         compute = simulation.computing(context.inputs, names)
+
+        def outputs() -> Iterator[np.ndarray]:
+            done = 0
+            for output, _ in data.outputs(compute, names[0], rows, context.fixed_batch):
+                yield output
+                done += len(output)
+                context.progress("simulate", done, len(chosen))
+
         with one_thread() if rows == 1 else nullcontext():
-            for output, _ in data.outputs(compute, names[0], rows, fixed):
-                parts.append(output)
-                context.progress("simulate", sum(map(len, parts)), len(chosen))
+            simulated = stack_rows(outputs(), len(chosen))
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")
-        return np.concatenate(parts)
+        return simulated
 
 
 def recipe_metric(prepared: Prepared) -> NamedMetric | None:

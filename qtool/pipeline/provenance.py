@@ -14,7 +14,7 @@ from qtool.version import __version__
 
 PREFIX = "qtool."
 # Sections of a recipe that do not change the file.
-MEASURING = ("evaluate", "gates", "latency")
+MEASURING = ("evaluate", "gates", "latency", "memory")
 
 
 def provenance_of(recipe: Recipe, model_sha256: str) -> Provenance:

@@ -10,6 +10,7 @@ from typing import Any
 from qtool.pipeline.build_report import build_report
 from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.estimate.memory import check_memory
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.folders.run_folder import open_cache, run_folder, write_run
@@ -29,6 +30,7 @@ from qtool.recipe.model import Recipe
 from qtool.recipe.sections.qat import Qat, with_calibration_samples
 from qtool.report.report import Report
 from qtool.report.schema import ModelPart
+from qtool.runtime.memory import memory_limit
 from qtool.steps.guard import NamedStep
 from qtool.verification.layers.table import model_part, total_macs
 
@@ -69,7 +71,7 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
 
 def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report | None:
     """Run in this process, or assist the first of several."""
-    with distributed.joined(options.device):
+    with distributed.joined(options.device), memory_limit(recipe.memory):
         if distributed.rank() == 0:
             check_pruning_request(recipe, train)
             if train:
@@ -125,11 +127,14 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         recipe, context = prepared.recipe, prepared.context
         float_model = rewritten(prepared)
         training: tuple[NamedStep, ...] = ()
+        trained = 0
         if train:
             step = Training.open(prepared)
             recipe, training = step.resolved, (NamedStep("qat", step),)
+            trained = min(step.section.batch, step.train_data.count)
 
         def announce(plan: QuantPlan) -> None:
+            check_memory(prepared, plan, trained)
             if not train:  # training shows its own time
                 announce_estimate(prepared, plan)
 

@@ -52,6 +52,7 @@ class AdaRound:
 
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
     guarded: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with new codes.

@@ -62,6 +62,7 @@ class Brecq:
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
     name: ClassVar[str] = "brecq"
 
     @property

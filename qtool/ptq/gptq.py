@@ -71,6 +71,7 @@ class Gptq:
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
+    second_order: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with new codes, scales and biases.

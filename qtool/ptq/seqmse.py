@@ -52,6 +52,7 @@ class SeqMSE:
 
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
     guarded: ClassVar[bool] = True
+    second_order: ClassVar[bool] = True
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with new grids of weights.

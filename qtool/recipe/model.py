@@ -21,7 +21,7 @@ from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.presets import read_preset
 from qtool.recipe.sections.budget import Budget
-from qtool.recipe.sections.gates import Gates
+from qtool.recipe.sections.gates import Bytes, Gates
 from qtool.recipe.sections.latency import Latency
 from qtool.recipe.sections.network import Model
 from qtool.recipe.sections.network import Part as _Part
@@ -188,6 +188,9 @@ class Recipe(_Part):
     """The runtimes, threads, batches and machine of more timings; absent: ONNX Runtime here."""
     output: Output = Output()
     """The format of the file that is written."""
+    memory: Bytes | None = None
+    """Memory that a run may use: 2G is 2 GiB; what does not fit goes to temporary files. Absent: as
+    much as the machine has."""
 
     _document: Document | None = PrivateAttr(None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.errors import ModelError, QtoolError
+from qtool.errors import ModelError, QtoolError, is_out_of_memory, out_of_memory
 from qtool.runtime import ort_node
 from qtool.runtime.ops.table import ELEMENTWISE, OPS, SHAPE_INPUTS, options_of, select
 from qtool.runtime.schedule import Place, Schedule, Step, build
@@ -133,9 +133,10 @@ class Executor:
             raise
         except Exception as error:
             node, shapes = step.node, ", ".join(_describe(value) for value in inputs)
-            raise ModelError(
-                f"node {node.name!r} ({node.op_type}) failed on inputs ({shapes}): {error}"
-            ) from error
+            text = f"node {node.name!r} ({node.op_type}) failed on inputs ({shapes})"
+            if is_out_of_memory(error):
+                raise out_of_memory(text) from error
+            raise ModelError(f"{text}: {error}") from error
 
     def _fallback(self, step: Step, inputs: list[Any]) -> tuple[Any, ...]:
         results = ort_node.run_node(step.node, inputs, step.values, self._model, self._sessions)

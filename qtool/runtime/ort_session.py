@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import files
-from qtool.errors import UnsupportedError
+from qtool.errors import UnsupportedError, is_out_of_memory, out_of_memory
 from qtool.runtime.ort_options import default_threads, session_options
 
 # Tensors of more bytes start at a page of their own in a file, so that a mapped tensor is aligned.
@@ -64,7 +64,8 @@ class OrtSession:
         except Exception as error:  # the runtime raises one class per status, without a common base
             if not type(error).__module__.startswith("onnxruntime."):
                 raise
-            raise UnsupportedError(f"ONNX Runtime cannot load the model: {error}") from error
+            text = f"ONNX Runtime cannot load the model: {error}"
+            raise (out_of_memory if is_out_of_memory(error) else UnsupportedError)(text) from error
         self.names = [o.name for o in self._session.get_outputs()]
         self._buffers: list[tuple[dict[str, np.ndarray], Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -4,9 +4,14 @@ from collections.abc import Callable
 
 import torch
 
+from qtool.runtime.memory import Quota
+
 # Bytes of one cache. Tensors beyond it are made anew at every call, so that the dequantized weights
 # of a large model do not fill the memory.
 CACHE_BYTES = 1 << 30
+# Share of the run's memory limit up to which caches may fill the process: making weights anew for
+# every batch costs more than reading values from a file, so caches may go beyond stored values.
+SHARE = 0.75
 
 
 class TensorCache:
@@ -14,7 +19,7 @@ class TensorCache:
 
     def __init__(self) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
-        self._bytes = 0
+        self._quota = Quota(CACHE_BYTES, SHARE)
 
     def __call__(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the tensor of that name; make it if it is not in the cache.
@@ -26,7 +31,6 @@ class TensorCache:
         tensor = self._tensors.get(name)
         if tensor is None:
             tensor = make()
-            if self._bytes + tensor.nbytes <= CACHE_BYTES:
+            if self._quota.reserve(tensor.nbytes):
                 self._tensors[name] = tensor
-                self._bytes += tensor.nbytes
         return tensor

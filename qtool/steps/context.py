@@ -17,6 +17,7 @@ from qtool.progress import Progress, silent
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
+from qtool.runtime.row_stack import stack_rows
 from qtool.steps.stage_cache import StageCache
 from qtool.targets.target import Target
 
@@ -142,7 +143,7 @@ class Context:
         return Simulation(self.model, freeze(self.model, plan), self.device)
 
     def outputs(self, dataset: Dataset, plan: QuantPlan | None = None) -> np.ndarray:
-        """Return the first output on all samples, float32 [samples, ...].
+        """Return the first output on all samples, float32 [samples, ...]; large ones in a file.
 
         Args:
             dataset: samples for this model.
@@ -153,13 +154,14 @@ class Context:
         from qtool.runtime.executor import Executor
 
         run = Executor(self.model, self.device) if plan is None else self.simulate(plan)
-        parts = []
-        with torch.inference_mode():
+
+        def outputs() -> Iterator[np.ndarray]:
             for feeds, valid in self.feeds(dataset):
                 output = run(feeds, outputs=[self.first_output])[self.first_output]
-                samples = self.samples_of(output, valid)
-                parts.append(np.asarray(samples.float().cpu().numpy()))
-        return np.concatenate(parts)
+                yield self.samples_of(output, valid).float().cpu().numpy()
+
+        with torch.inference_mode():
+            return stack_rows(outputs(), dataset.count)
 
     @cached_property
     def holdout_reference(self) -> np.ndarray:

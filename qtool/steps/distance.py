@@ -1,6 +1,11 @@
 """Compare the outputs of a quantized network with those of the float network."""
 
+from collections.abc import Iterator
+
 import numpy as np
+
+# Elements that are compared at once.
+CHUNK = 1 << 24
 
 
 def distance(reference: np.ndarray, outputs: np.ndarray) -> float:
@@ -17,11 +22,22 @@ def distance(reference: np.ndarray, outputs: np.ndarray) -> float:
         reference: of the float network, [N, ...].
         outputs: of the quantized network, the same shape.
     """
-    reference, outputs = (np.asarray(array, np.float64) for array in (reference, outputs))
     if reference.ndim == 2 and reference.shape[1] > 1:
+        reference, outputs = (np.asarray(array, np.float64) for array in (reference, outputs))
         return float(np.mean(np.sum(_probabilities(reference) * _log_ratio(reference, outputs), 1)))
-    power = float(np.mean(reference**2))
-    return float(np.mean((reference - outputs) ** 2)) / (power or 1.0)
+    error = power = 0.0
+    for part, other in _parts(reference, outputs):
+        share = part.size / reference.size
+        power += share * float(np.mean(part**2))
+        error += share * float(np.mean((part - other) ** 2))
+    return error / (power or 1.0)
+
+
+def _parts(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the rows of two arrays in float64, as many at a time as have CHUNK elements."""
+    rows = max(1, CHUNK // max(1, first[:1].size))
+    for k in range(0, len(first), rows):
+        yield first[k : k + rows].astype(np.float64), second[k : k + rows].astype(np.float64)
 
 
 def _log_ratio(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:

@@ -38,7 +38,10 @@ class StepResult:
 class Step(Protocol):
     """Improve a plan. An entry is a frozen pydantic dataclass: its fields are the recipe's options.
 
-    The docstring of the entry is its help in ``qtool list``.
+    The docstring of the entry is its help in ``qtool list``. Estimates of memory read attributes
+    that an entry need not have: ``batch``, the samples that it learns on at a time; ``blockwise``,
+    True where it learns block by block; ``second_order``, True where it computes the second moments
+    of each layer's inputs.
     """
 
     needs: ClassVar[frozenset[str]]

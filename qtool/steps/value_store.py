@@ -8,10 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qtool.runtime.memory import Quota
+
 Values = dict[str, torch.Tensor]
 
-# Bytes of values that stay in memory; what is beyond goes to a temporary file.
+# Bytes of values of one store that stay in memory; what is beyond goes to a temporary file.
 MEMORY_LIMIT = 512 << 20
+# Share of the run's memory limit that stored values may fill.
+SHARE = 0.5
+
+
+def value_quota(stores: int = 1) -> Quota:
+    """Return the bytes that some stores may hold in memory together."""
+    return Quota(stores * MEMORY_LIMIT, SHARE)
 
 
 @dataclass(frozen=True)
@@ -32,22 +41,23 @@ class _OnDisk:
 class ValueStore:
     """Values by chunk of samples and network; on disk where they do not fit in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quota: Quota | None = None) -> None:
         """Open an empty store.
 
         Args:
             folder: for values that do not fit in memory; its owner removes it.
+            quota: shared with other stores; None: one of its own.
         """
-        self._folder = folder
+        self._folder, self._quota = folder, quota or value_quota()
         self._values: dict[int, tuple[dict[str, torch.Tensor | _OnDisk], ...]] = {}
         self._bytes: dict[int, int] = {}
         self._files = 0
 
     def put(self, chunk: int, *networks: Values) -> None:
         """Replace the values of a chunk."""
-        self._bytes.pop(chunk, None)
+        self._quota.release(self._bytes.pop(chunk, 0))
         size = sum(t.nbytes for values in networks for t in values.values())
-        fits = sum(self._bytes.values()) + size <= MEMORY_LIMIT
+        fits = self._quota.reserve(size)
         replaced = self._values.get(chunk, ())
         self._values[chunk] = tuple(
             {name: t if fits else self._written(t) for name, t in values.items()}
@@ -77,6 +87,7 @@ class ValueStore:
         for networks in self._values.values():
             _remove_files(networks)
         self._values.clear()
+        self._quota.release(sum(self._bytes.values()))
         self._bytes.clear()
 
     def _written(self, tensor: torch.Tensor) -> torch.Tensor | _OnDisk:

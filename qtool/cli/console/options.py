@@ -69,6 +69,14 @@ Threads = Annotated[
         "--threads", metavar="N", min=1, max=256, help="CPU threads. [default: physical cores]"
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Stay below so much memory, such as 2G; what does not fit goes to temporary files.",
+    ),
+]
 Plan = Annotated[
     Path | None,
     typer.Option("--plan", metavar="FILE", help="Start from the plan.json of an earlier run."),

@@ -64,8 +64,12 @@ def named_files(files: list[Path] | None, options: Sources) -> Sources:
     return named
 
 
-def overrides(bits: str | None, count: int | None, settings: list[str] | None) -> list[str]:
-    """Return ``--bits``, ``--count`` and ``--set`` as overrides of the recipe; the last one wins.
+def overrides(
+    bits: str | None, count: int | None, settings: list[str] | None, memory: str | None = None
+) -> list[str]:
+    """Return options that stand for keys of the recipe as overrides of it; the last one wins.
+
+    These are ``--bits``, ``--count``, ``--memory`` and ``--set``.
 
     Raises:
         RecipeError: ``--bits`` is not of the form W or W/A.
@@ -79,4 +83,6 @@ def overrides(bits: str | None, count: int | None, settings: list[str] | None) -
         words += [f"bits.activations={activations}"] if activations else []
     if count is not None:
         words.append(f"calibrate.count={count}")
+    if memory is not None:
+        words.append(f"memory={memory}")
     return [*words, *(settings or ())]

@@ -10,14 +10,14 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import batch_size, observed_values
-from qtool.graph.queries import by_name, dims, is_constant, macs, parameters
+from qtool.calibration.collect import observed_values
+from qtool.graph.queries import by_name, is_constant, macs, parameters
 from qtool.pipeline.calibration.grids import weight_scheme
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.estimate.file_size import estimate_file_bytes
+from qtool.pipeline.estimate.memory import megabytes, memory_need
 from qtool.pipeline.input_checks import MAX_PARAMETERS
 from qtool.pipeline.stages import ptq_steps
 from qtool.quant.plan import QuantPlan
@@ -30,15 +30,12 @@ from qtool.weights.scheme import WeightScheme
 
 # Multiply-accumulates a second of a network that is too large to be loaded for a measurement.
 MACS_PER_SECOND = 2e10
-# Seconds and bytes of any run: imports, the child process, 50 pairs of timed runs.
-START_SECONDS, START_BYTES = 5.0, 450_000_000
+# Seconds of any run: imports, the child process, 50 pairs of timed runs.
+START_SECONDS = 5.0
 # Inferences that each use of a sample costs.
 CALIBRATE, EVALUATE, SIMULATE, CAPTURE, STEP = 1.5, 1.2, 4.0, 12.0, 6.0
 # Float weights a second that are hashed, checked, written and loaded again.
 WEIGHTS_PER_SECOND = 5e7
-# Memory in copies of the float weights, where they are mapped from a file and where they are not,
-# and bytes for each observed element of a batch.
-MAPPED_COPIES, COPIES, BATCH_BYTES = 2, 4, 16
 # Seconds from which a run is announced, and up to which it is not estimated: by the seconds of a
 # call of a small network, and the weights a second of the slowest scheme.
 LONG, SHORT, CALL_SECONDS, FEWEST_PER_SECOND = 10.0, 2.0, 5e-4, 2e6
@@ -62,7 +59,7 @@ class Estimate:
 
     def describe(self) -> str:
         """Return the numbers in one line."""
-        parts = [_duration(self.seconds), f"{self.memory_bytes / 2**20:,.0f} MB of memory"]
+        parts = [_duration(self.seconds), f"{megabytes(self.memory_bytes)} of memory"]
         if self.file_bytes is not None:
             parts.append(f"a file of {_size(self.file_bytes)}")
         return ", ".join(parts)
@@ -81,7 +78,7 @@ def estimate_run(prepared: Prepared, plan: QuantPlan) -> Estimate:
         seconds=START_SECONDS
         + _sample_work(prepared, plan) * _inference_seconds(prepared)
         + _weight_seconds(prepared, plan),
-        memory_bytes=_memory(prepared, plan),
+        memory_bytes=memory_need(prepared, plan).size,
         file_bytes=estimate_file_bytes(recipe, context.model, plan, context.target, scheme),
     )
 
@@ -162,28 +159,6 @@ def _seconds_per_weight(weight: np.ndarray, spec: QuantSpec, scheme: WeightSchem
     start = time.perf_counter()
     scheme(some, spec)
     return (time.perf_counter() - start) / some.size
-
-
-def _memory(prepared: Prepared, plan: QuantPlan) -> int:
-    """Return the bytes of memory of all processes together."""
-    context, loaded = prepared.context, prepared.loaded
-    weights = sum(
-        v.const_value.nbytes
-        for v in context.model.graph.initializers.values()
-        if v.const_value is not None
-    )
-    observed = observed_values(context.model, plan)
-    values = by_name(context.model.graph)
-    rows = batch_size(context.model, observed, context.calibration.count)
-    elements = sum(_elements(values[name]) for name in observed)
-    copies = MAPPED_COPIES if loaded.big else COPIES
-    return START_BYTES + copies * weights + BATCH_BYTES * rows * elements
-
-
-def _elements(value: ir.Value) -> int:
-    """Return the elements of a value for one sample; open sizes count as 1."""
-    shape = (dims(value) or ())[1:]
-    return int(np.prod([d for d in shape if isinstance(d, int)], dtype=np.int64))
 
 
 def _duration(seconds: float) -> str:

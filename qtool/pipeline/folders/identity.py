@@ -21,7 +21,8 @@ def run_identity(command: str, recipe: Recipe, options: RunOptions) -> str:
         recipe: as it was read, paths absolute.
         options: of the run; those that change no result do not count.
     """
-    parts = [command, __version__, recipe.model_dump_json(), str(options.seed), options.device]
+    content = recipe.model_dump_json(exclude={"memory"})
+    parts = [command, __version__, content, str(options.seed), options.device]
     parts += [str(options.threads), str(options.requantize)]
     parts += ["" if options.baseline is None else options.baseline.output.sha256]
     state = cache(fingerprint)  # calibration, evaluation and training often share a folder

@@ -1,10 +1,12 @@
 """Measure the sensitivity of every site, for ``qtool sensitivity``."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qtool.pipeline.build_report import output_part
 from qtool.pipeline.context import Prepared, RunOptions
+from qtool.pipeline.estimate.memory import check_memory
 from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
@@ -16,6 +18,7 @@ from qtool.report.report import Report
 from qtool.report.schema import Data, DataPart, ModelPart
 from qtool.report.search_schema import Sensitivity
 from qtool.report.verdict import with_verdict
+from qtool.runtime.memory import memory_limit
 from qtool.verification.environment import environment
 from qtool.verification.file_size import file_bytes, file_parts, size_part
 from qtool.verification.layers.table import layers_part
@@ -57,12 +60,13 @@ def run_sensitivity(
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
     options, extent = options or RunOptions(), extent or SensitivityOptions()
-    with run_folder(out, options) as (cache, scratch):
+    with memory_limit(recipe.memory), run_folder(out, options) as (cache, scratch):
         prepared = prepare(recipe, cache, options)
         check_real_samples(prepared)
         recipe, context = prepared.recipe, prepared.context
         model = rewritten(prepared)
-        plan = quantize(recipe, context, options.plan_file).plan
+        check = partial(check_memory, prepared)
+        plan = quantize(recipe, context, options.plan_file, on_plan=check).plan
         rows = measure(prepared, plan, extent)
         emitted = freeze_and_emit(recipe, context, plan, scratch / recipe.output.file)
         report = _report(prepared, model, emitted, rows)

@@ -15,9 +15,12 @@ from qtool.ptq.reconstruction.blocks import Block, Region
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
-from qtool.steps.value_store import ValueStore
+from qtool.steps.value_store import ValueStore, value_quota
 
 T = torch.Tensor
+
+# Stores whose values are in memory together, where they fit.
+STORES = 3
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,17 @@ class BlockSamples:
         self._context = context
         self._float = Executor(context.model)
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-")
-        # What every block of a region is computed from; the ends of the current block, and weights.
-        self._region_store, self._block_store = self._new_store(), self._new_store()
-        self._weight_store = self._new_store()
+        # What every block of a region is computed from (the graph's inputs, and values); the ends
+        # of the current block, and weights. What is used longest is stored first.
+        self._quota = value_quota(STORES)
+        self._input_store, self._region_store = self._new_store(), self._new_store()
+        self._block_store, self._weight_store = self._new_store(), self._new_store()
         self.count = min(count, context.fit.count)
         order = np.random.default_rng(context.seed).permutation(self.count)
         fit = context.fit.take([int(k) * context.fit.count // self.count for k in order])
-        self._inputs = self._read(fit, rows)
-        self.fit = range(len(self._inputs))
-        self._inputs += self._read(context.holdout, rows)
-        self.holdout = range(len(self.fit), len(self._inputs))
-        for k in range(len(self._inputs)):
+        self.fit = self._read(fit, rows, 0)
+        self.holdout = self._read(context.holdout, rows, len(self.fit))
+        for k in self._all:
             self._region_store.put(k, {}, {})
         self._block: Block | None = None
 
@@ -98,14 +101,25 @@ class BlockSamples:
         self._folder.cleanup()
 
     def _new_store(self) -> ValueStore:
-        return ValueStore(Path(tempfile.mkdtemp(dir=self._folder.name)))
+        return ValueStore(Path(tempfile.mkdtemp(dir=self._folder.name)), self._quota)
 
-    def _read(self, dataset: Dataset, rows: int) -> list[dict[str, T]]:
+    def _read(self, dataset: Dataset, rows: int, first: int) -> range:
+        """Store the batches of a dataset; return their numbers, from ``first`` on."""
+        end = first
         # A model of a fixed batch reads the repeated samples of the last one too.
-        return [
-            {name: torch.tensor(x) for name, x in feeds.items()}
-            for feeds, _ in self._context.feeds(dataset, rows)
-        ]
+        for feeds, _ in self._context.feeds(dataset, rows):
+            self._input_store.put(end, {name: torch.tensor(x) for name, x in feeds.items()})
+            end += 1
+        return range(first, end)
+
+    @property
+    def _all(self) -> range:
+        """Numbers of all batches."""
+        return range(self.holdout.stop)
+
+    def _inputs(self, k: int) -> dict[str, T]:
+        """Return the graph's inputs of batch ``k``."""
+        return self._input_store.get(k)[0]
 
     def enter(self, region: Region, block: Block, simulation: Simulation) -> None:
         """Compute the ends of a block for all samples.
@@ -120,9 +134,9 @@ class BlockSamples:
         self._weight_store.clear()
         store = self._block_store
         with torch.no_grad():
-            for k, inputs in enumerate(self._inputs):
+            for k in self._all:
                 entries = self._region_store.get(k)
-                feeds = {**inputs, **entries[0]}
+                feeds = {**self._inputs(k), **entries[0]}
                 target = self._float(feeds, None, [block.exit])[block.exit]
                 if block.entry is not None and block.entry != region.entry:
                     entries = self._values(k, block.entry, simulation)
@@ -136,7 +150,7 @@ class BlockSamples:
         entry = block.entry or ""
         return Batch(
             block,
-            self._inputs[k],
+            self._inputs(k),
             in_float.get(entry),
             in_quantized.get(entry),
             in_float[block.exit],
@@ -150,14 +164,15 @@ class BlockSamples:
             simulation: of the quantized network with the region's learned blocks.
         """
         with torch.no_grad():
-            for k in range(len(self._inputs)):
+            for k in self._all:
                 self._region_store.put(k, *self._values(k, region.exit, simulation))
 
     def _values(self, k: int, name: str, simulation: Simulation) -> tuple[dict, dict]:
         """Return a value behind the region's entry in both networks, by name, for one batch."""
         in_float, in_quantized = self._region_store.get(k)
-        made = self._float({**self._inputs[k], **in_float}, None, [name])
-        rounded = unrounded_output(simulation, {**self._inputs[k], **in_quantized}, name)
+        inputs = self._inputs(k)
+        made = self._float({**inputs, **in_float}, None, [name])
+        rounded = unrounded_output(simulation, {**inputs, **in_quantized}, name)
         return made, {name: rounded}
 
     def relative_error(self, simulation: Simulation, batches: range) -> float:

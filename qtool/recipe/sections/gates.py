@@ -8,13 +8,15 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from qtool.recipe.error_messages import describe
 from qtool.recipe.sections.network import Part
 
+_BINARY = {10: ("k", "kib"), 20: ("m", "mib"), 30: ("g", "gib")}
+# As in GNU coreutils: 2G is 2 GiB, 2GB are 2 * 10^9 bytes.
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+UNITS |= {unit: 2**power for power in (10, 20, 30) for unit in _BINARY[power]}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
 def read_bytes(value: Any) -> Any:
-    """Return a size as whole bytes: 1.5MB is 1500000, 1MiB is 1048576; numbers stay.
+    """Return a size as whole bytes: 1.5MB is 1500000, 1M and 1MiB are 1048576; numbers stay.
 
     Args:
         value: of the recipe.
@@ -38,12 +40,12 @@ Bytes = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([kKmMgG]i?)?[bB]$"},
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([bB]|[kKmMgG](i?[bB])?)$"},
             ]
         }
     ),
 ]
-"""A size in bytes; in YAML also with a unit, such as 1.5MB."""
+"""A size in bytes; in YAML also with a unit, such as 1.5MB or 2G."""
 
 
 ACCURACY_GATES = ("max_drop", "min_accuracy", "max_regression")

@@ -14,7 +14,7 @@ from qtool.cli.main import app
 from qtool.emitters import packing
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.dry_run import check
-from qtool.pipeline.estimate import run_time
+from qtool.pipeline.estimate import memory, run_time
 from qtool.pipeline.estimate.run_time import Estimate
 from qtool.recipe.loader import load_recipe
 from qtool.report.report import Report
@@ -115,3 +115,34 @@ def test_an_estimate_in_words():
     assert estimate.describe() == "about 2 min, 300 MB of memory, a file of 1.23 MB"
     short = dataclasses.replace(estimate, seconds=6.2, file_bytes=None)
     assert short.describe() == "about 6 s, 300 MB of memory"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": "100M"}, "r.yaml:3: memory: 100 MB are too few: about 430 MB for the program"),
+        ({"ptq": [{"brecq": {"batch": 24}}], "memory": "452MB"}, "set batch of brecq below 24, or"),
+        ({"ptq": ["gptq"], "memory": "470MB"}, "gptq in its widest layer; leave gptq out, or"),
+    ],
+)
+def test_memory_that_cannot_suffice_is_refused_before_the_work(folder, changes, words):
+    result = CliRunner().invoke(app, ["ptq", "--recipe", str(write(folder, **changes))])
+    assert result.exit_code == 2 and words in result.stderr, result.stderr
+    assert "calibrate" not in result.stderr.splitlines()[-1] and not (folder / "runs").exists()
+
+
+def test_the_batch_of_training_is_part_of_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(memory, "BATCH_BYTES", 1)
+    halves = [{"arrays": "x.npz", "take": {"every": 2, "offset": k}} for k in (0, 1)]
+    sections = {"calibrate": halves[0], "evaluate": halves[1], "qat": {"batch": 8}}
+    recipe = str(write(folder, **sections))
+    result = CliRunner().invoke(app, ["qat", "--recipe", recipe, "--memory", "451MB"])
+    assert result.exit_code == 2 and "training on 8 samples at a time" in result.stderr
+    assert "--set memory=451MB" in result.stderr and "set qat.batch below 8" in result.stderr
+
+
+def test_memory_that_the_machine_lacks_is_a_warning(folder, monkeypatch):
+    monkeypatch.setattr(memory, "usable_memory", lambda: 300_000_000)
+    result = CliRunner().invoke(app, ["check", str(write(folder))])
+    assert result.exit_code == 0
+    assert "WARNING: memory may run out: 286 MB are too few" in result.stdout
