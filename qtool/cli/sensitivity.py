@@ -21,6 +21,8 @@ def sensitivity(
             "--samples", metavar="N", min=2, help="Calibration samples to compare outputs on."
         ),
     ] = 64,
+    jobs: options.Jobs = 1,
+    cluster: options.Cluster = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     device: options.ComputeDevice = options.Device.cpu,
@@ -40,11 +42,13 @@ def sensitivity(
         check_options(device, plan)
         request = Folder(out, overwrite).request(Path("runs") / f"{recipe.stem}-sensitivity")
         run_settings = Settings(seed, device, threads, plan, trust_code, requantize, fresh)
+        from qtool.pipeline.search.cluster import Spread
         from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
 
         with show_progress(quiet) as progress:
             run_options = run_settings.run_options(progress)
             name = f"sensitivity of {samples}"
             with opened(request, name, chosen, run_options, quiet) as folder:
-                report = run_sensitivity(chosen, folder, run_options, SensitivityOptions(samples))
+                extent = SensitivityOptions(samples, spread=Spread(jobs, cluster))
+                report = run_sensitivity(chosen, folder, run_options, extent)
         show(report, folder, Output(json, quiet))

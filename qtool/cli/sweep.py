@@ -25,17 +25,8 @@ def sweep(
             help="Where the run folders go. [default: runs/<recipe name>-sweep]",
         ),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")
-    ] = 1,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            metavar="URL",
-            help="Run on a Dask or Ray cluster instead: dask://HOST:PORT or ray://HOST:PORT.",
-        ),
-    ] = None,
+    jobs: options.Jobs = 1,
+    cluster: options.Cluster = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     trust_code: options.TrustCode = False,

@@ -6,9 +6,10 @@ front of it are stored for all samples, and every node in front of it runs once.
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -54,38 +55,68 @@ class Scan:
         """Float network and cache."""
         return self.reference.context
 
-    def run(self, record: StageRecord) -> list[Sensitivity]:
-        """Return the rows of all sites in graph order; finished sites are read from the cache.
+    @cached_property
+    def network(self) -> PartialNetwork:
+        """The network whose sites are quantized one by one."""
+        return PartialNetwork(self.context, self.plan)
+
+    @cached_property
+    def _digest(self) -> str:
+        return plan_digest(self.plan)
+
+    def run(self, record: StageRecord, sites: Collection[str] | None = None) -> list[Sensitivity]:
+        """Return the rows of sites in graph order; finished sites are read from the cache.
 
         Args:
             record: of the running stage.
+            sites: names of the sites to measure; None: all.
         """
-        network = PartialNetwork(self.context, self.plan)
-        digest = plan_digest(self.plan)
+        units = [u for u in self.network.units if sites is None or u.name in sites]
         rows: list[Sensitivity] = []
         cached = 0
-        with closing(_Walk(network, self.reference)) as walk:
-            for k, unit in enumerate(network.units):
+        with closing(_Walk(self.network, self.reference)) as walk:
+            for k, unit in enumerate(units):
                 trial = StageRecord()
                 rows += self.context.cache.cached(
                     trial,
                     STAGE,
-                    (*self._parts(), digest, unit.name),
+                    self._parts(unit),
                     lambda unit=unit: self._measure(walk, unit),  # type: ignore[misc]
                     _save,
                     _load,
                 )
                 cached += trial.cached
-                self.context.progress(STAGE, k + 1, len(network.units))
-        record.notes.append(
-            f"{len(network.units)} sites on {self.reference.dataset.count} calibration samples"
-            + (f"; {cached} of an earlier run" if cached else "")
-        )
+                self.context.progress(STAGE, k + 1, len(units))
+        record.notes.append(self.extent_note(cached))
         return rows
+
+    def extent_note(self, cached: int) -> str:
+        """Return how many sites are measured on how many samples.
+
+        Args:
+            cached: sites that an earlier run finished.
+        """
+        count, samples = len(self.network.units), self.reference.dataset.count
+        earlier = f"; {cached} of an earlier run" if cached else ""
+        return f"{count} sites on {samples} calibration samples{earlier}"
+
+    def pending(self) -> list[str]:
+        """Return the names of the sites that are not in the cache, in graph order."""
+        paths = self._paths()
+        return [name for name, path in paths.items() if not path.is_file()]
+
+    def forget(self) -> None:
+        """Remove finished sites from the cache."""
+        for path in self._paths().values():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> dict[str, Path]:
+        cache = self.context.cache
+        return {unit.name: cache.path_for(STAGE, self._parts(unit)) for unit in self.network.units}
 
     def whole(self) -> list[Sensitivity]:
         """Return the costs of all sites together, by part, and of all sites of one op type."""
-        network = PartialNetwork(self.context, self.plan)
+        network = self.network
         ops = sorted({unit.op for unit in network.units})
         rows = []
         for done, op in enumerate((None, *ops), 1):
@@ -113,10 +144,11 @@ class Scan:
                 rows.append(_row(unit.name, CUMULATIVE, effect))
         return rows
 
-    def _parts(self) -> tuple[str, ...]:
+    def _parts(self, unit: Unit) -> tuple[str, ...]:
         metric, data = self.reference.metric, self.reference.dataset
         kinds = (*self.parts, str(self.cumulative))
-        return (self.context.sha256, data.digest, metric.name if metric else "", *kinds)
+        name = metric.name if metric else ""
+        return (self.context.sha256, data.digest, name, *kinds, self._digest, unit.name)
 
 
 class _Walk:

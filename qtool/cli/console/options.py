@@ -77,6 +77,15 @@ Memory = Annotated[
         help="Stay below so much memory, such as 2G; what does not fit goes to temporary files.",
     ),
 ]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="URL",
+        help="Run on a Dask or Ray cluster instead: dask://HOST:PORT or ray://HOST:PORT.",
+    ),
+]
 Plan = Annotated[
     Path | None,
     typer.Option("--plan", metavar="FILE", help="Start from the plan.json of an earlier run."),

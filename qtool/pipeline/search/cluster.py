@@ -1,4 +1,4 @@
-"""Processes that runs are spread over: those of this machine, or of a Dask or Ray cluster."""
+"""Processes that trials are spread over: those of this machine, or of a Dask or Ray cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,6 +12,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
+# Trials whose process was lost are started again so often.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Spread:
     jobs: int = 1
     cluster: str | None = None
 
+    @property
+    def several(self) -> bool:
+        """True where trials run in processes of their own."""
+        return self.jobs > 1 or self.cluster is not None
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -33,11 +40,13 @@ class Workers:
 
     Attributes:
         jobs: at a time; -1: as many as there are.
+        count: of the processes.
         lost: exceptions that say that a process was lost.
         in_turn: results come in the order of the items, all at the end.
     """
 
     jobs: int
+    count: int
     lost: tuple[type[Exception], ...]
     in_turn: bool = False
 
@@ -90,7 +99,7 @@ def _dask(address: str) -> Iterator[Workers]:
                 "run needs a process of its own; start workers with --nthreads 1"
             )
         with parallel_config("dask", client=client):
-            yield Workers(-1, (KilledWorker,))
+            yield Workers(-1, len(threads), (KilledWorker,))
 
 
 @contextmanager
@@ -103,7 +112,8 @@ def _ray(address: str) -> Iterator[Workers]:
     try:
         register_ray()
         with parallel_config("ray"):
-            yield Workers(-1, (ray.exceptions.RayError,), in_turn=True)
+            count = int(ray.cluster_resources().get("CPU", 1))
+            yield Workers(-1, count, (ray.exceptions.RayError,), in_turn=True)
     finally:
         ray.shutdown()
 
@@ -129,7 +139,7 @@ def workers(spread: Spread) -> Iterator[Workers]:
     if spread.cluster is None:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        yield Workers(spread.jobs, (TerminatedWorkerError,))
+        yield Workers(spread.jobs, spread.jobs, (TerminatedWorkerError,))
         return
     scheme, address = read_address(spread.cluster)
     with ExitStack() as stack:
@@ -146,6 +156,36 @@ def workers(spread: Spread) -> Iterator[Workers]:
                 f"{CLUSTERS[scheme].start}"
             ) from error
         yield cluster
+
+
+def run_trials(
+    spread: Spread,
+    function: Callable[..., Result],
+    pending: Callable[[int], Sequence[Item]],
+    *more: Any,
+) -> Iterator[Result]:
+    """Yield ``function(trial, *more)`` of every trial; those of a lost process run again.
+
+    Args:
+        spread: the processes.
+        function: of a module; it stores its outcome where ``pending`` and a later run find it.
+        pending: returns the trials that are not finished, for a number of processes.
+        more: further arguments of the function.
+
+    Raises:
+        RecipeError: the cluster does not answer, or processes were lost several times.
+    """
+    with workers(spread) as processes:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                yield from processes.map(function, pending(processes.count), *more)
+                return
+            except processes.lost as error:
+                if attempt == ATTEMPTS:
+                    raise RecipeError(
+                        f"a process was lost {ATTEMPTS} times ({error}); give fewer --jobs, if "
+                        "memory ran out"
+                    ) from error
 
 
 def read_address(cluster: str) -> tuple[str, str]:

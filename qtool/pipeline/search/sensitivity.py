@@ -1,6 +1,6 @@
 """Measure the sensitivity of every site, for ``qtool sensitivity``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from qtool.pipeline.estimate.memory import check_memory
 from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
+from qtool.pipeline.search.cluster import Spread, read_address
 from qtool.pipeline.search.reference import check_real_samples, reference_of
+from qtool.pipeline.search.scan_shares import ScanJob, scan_in_shares
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
+from qtool.progress import silent
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
@@ -36,10 +39,12 @@ class SensitivityOptions:
     Attributes:
         samples: calibration samples that every network is run on.
         worst: sites whose pairs are measured.
+        spread: the processes that sites are measured in.
     """
 
     samples: int = 64
     worst: int = WORST
+    spread: Spread = field(default_factory=Spread)
 
 
 def run_sensitivity(
@@ -60,6 +65,11 @@ def run_sensitivity(
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
     options, extent = options or RunOptions(), extent or SensitivityOptions()
+    if extent.spread.cluster is not None:
+        read_address(extent.spread.cluster)  # a wrong one is refused before any work
+    if extent.spread.several:  # so that the result does not depend on their number
+        options = replace(options, threads=options.threads or 1)
+    original, out = recipe, out.absolute()  # processes of a cluster have other folders
     with memory_limit(recipe.memory), run_folder(out, options) as (cache, scratch):
         prepared = prepare(recipe, cache, options)
         check_real_samples(prepared)
@@ -67,20 +77,26 @@ def run_sensitivity(
         model = rewritten(prepared)
         check = partial(check_memory, prepared)
         plan = quantize(recipe, context, options.plan_file, on_plan=check).plan
-        rows = measure(prepared, plan, extent)
+        job = ScanJob(
+            original, out, scratch / "plan.zip", replace(options, progress=silent), extent.samples
+        )
+        rows = measure(prepared, plan, extent, job)
         emitted = freeze_and_emit(recipe, context, plan, scratch / recipe.output.file)
         report = _report(prepared, model, emitted, rows)
         write_run(recipe, emitted, report, out)
     return report
 
 
-def measure(prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions) -> list[Sensitivity]:
+def measure(
+    prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions, job: ScanJob
+) -> list[Sensitivity]:
     """Return the costs of all sites, of the whole, of op types, and of pairs of the worst sites.
 
     Args:
         prepared: model and data.
         plan: every grid is calibrated.
         extent: of the measurement.
+        job: for other processes, where the extent names some.
     """
     from qtool.search.gradients import fisher_estimates, hessian_estimates
     from qtool.search.interactions import interactions
@@ -91,7 +107,10 @@ def measure(prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions) -> 
     reference = reference_of(prepared, extent.samples)
     with context.cache.stage("sensitivity") as record:
         scan = Scan(plan, reference)
-        rows = scan.run(record)
+        if extent.spread.several:
+            rows = scan_in_shares(scan, job, extent.spread, record)
+        else:
+            rows = scan.run(record)
         few = reference.dataset.take(range(min(GRADIENT_SAMPLES, reference.dataset.count)))
         fisher = fisher_estimates(context, plan, few)
         hessian = hessian_estimates(context, plan, few)

@@ -14,15 +14,13 @@ from qtool.loading import read_graph
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.folders.identity import modules
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search.cluster import Spread, workers
+from qtool.pipeline.search.cluster import Spread, run_trials
 from qtool.progress import silent
 from qtool.recipe.loader import load_recipe
 from qtool.recipe.validation import named_files
 from qtool.report.report import Report
 from qtool.steps.stage_cache import source_digest
 
-# Runs whose process was lost are started again so often.
-ATTEMPTS = 3
 KEY_FILE = ".sweep"
 
 
@@ -153,21 +151,15 @@ def run_sweep(
         for variant in variants
     }
     failures: dict[str, QtoolError] = {}
-    with workers(spread) as processes:
-        for attempt in range(1, ATTEMPTS + 1):
-            pending = [r for n, r in runs.items() if not r.finished and n not in failures]
-            try:
-                for done, (name, error) in enumerate(processes.map(_run, pending, plain), 1):
-                    options.progress("sweep", done, len(pending))
-                    if error is not None:
-                        failures[name] = error
-                break
-            except processes.lost as error:
-                if attempt == ATTEMPTS:
-                    raise RecipeError(
-                        f"sweep: a process was lost {ATTEMPTS} times ({error}); give fewer --jobs, "
-                        "if memory ran out"
-                    ) from error
+
+    def pending(processes: int) -> list[Run]:
+        return [run for name, run in runs.items() if not run.finished and name not in failures]
+
+    count = len(pending(1))
+    for done, (name, error) in enumerate(run_trials(spread, _run, pending, plain), 1):
+        options.progress("sweep", done, count)
+        if error is not None:
+            failures[name] = error
     for name, failure in failures.items():
         raise type(failure)(f"{name}: {failure}") from failure
     return {variant.name: Report.read(out / variant.name) for variant in variants}
