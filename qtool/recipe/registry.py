@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qtool.pruning.method import PruningMethod
     from qtool.qat.quantizers.base import QatQuantizer
     from qtool.rewrites.rewrite import Rewrite, SampleRewrite
+    from qtool.search.mixed_precision import BudgetMethod
     from qtool.steps.step import Step
     from qtool.targets.target import Target
     from qtool.verification.latency.runtimes import Runtime
@@ -107,6 +108,12 @@ def _ptq() -> "Mapping[str, type[Step]]":
     return {**PTQ_STEPS, **SEARCHES}
 
 
+def _budget_methods() -> "Mapping[str, type[BudgetMethod]]":
+    from qtool.search import BUDGET_METHODS
+
+    return BUDGET_METHODS
+
+
 def _pruning() -> "Mapping[str, type[PruningMethod]]":
     from qtool.pruning.registry import PRUNING_METHODS
 
@@ -188,6 +195,12 @@ _ALL: tuple[Kind[Any], ...] = (
     Kind("schemes", _schemes, (("bits", "scheme"),)),
     Kind("scales", _scales, (("bits", "scale"),)),
     Kind("ptq", _ptq, (("ptq", ITEM),), title="ptq steps"),
+    Kind(
+        "budget_methods",
+        _budget_methods,
+        (("bits", "budget", "method"),),
+        title="methods of a budget",
+    ),
     Kind("pruning", _pruning, (("pruning", "method"),), title="pruning methods"),
     Kind("quantizers", _quantizers, (("qat", "quantizer"),)),
     Kind("rewrites", _rewrites, (("rewrite", ITEM),)),

@@ -74,6 +74,21 @@ class Program:
                 total += edge.to_floats.get(name, 0.0)
         return total
 
+    def rooted(self, power: float) -> "Program":
+        """Return the program with costs raised to a power.
+
+        Args:
+            power: below 1, large costs weigh less.
+        """
+        sites = [
+            [
+                Choice({**way.amounts, COST: way.amounts[COST] ** power}, way.is_float)
+                for way in ways
+            ]
+            for ways in self.sites
+        ]
+        return Program(sites, self.conversions)
+
     def solve(self, limits: Mapping[str, float], objective: str = COST) -> tuple[int, ...] | None:
         """Return the choice of each site with the least objective; None where no choice fits.
 

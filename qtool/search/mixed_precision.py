@@ -1,11 +1,17 @@
 """Choose the bits of each layer within a budget, from costs that were measured layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+from pydantic.dataclasses import dataclass as entry
+
+from qtool.progress import Progress, silent
 from qtool.search.integer_program import COST, Choice, Conversion, Program
 
 FLOAT_BITS = 32
+# The costs of single layers add up badly where one of them is large; their roots weigh it less.
+POWERS = (1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,25 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """The form of a layer: a part of the state of methods that learn.
+
+    Attributes:
+        inputs, outputs: channels.
+        kernel, stride: of a convolution; 1 and 0 of a matrix product.
+        size: values of one sample of the input, channels left out.
+        depthwise: True where every channel has a kernel of its own.
+    """
+
+    inputs: int = 1
+    outputs: int = 1
+    kernel: int = 1
+    stride: int = 0
+    size: int = 1
+    depthwise: bool = False
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer with weights, and what each of its ways costs and uses.
 
@@ -39,6 +64,7 @@ class Layer:
         costs: way -> divergence from the float output with this layer alone on that way.
         bytes: way -> bytes in the file.
         milliseconds: way -> time of one sample; empty where no latency was measured.
+        geometry: its form.
     """
 
     name: str
@@ -47,6 +73,17 @@ class Layer:
     costs: Mapping[Way, float]
     bytes: Mapping[Way, float]
     milliseconds: Mapping[Way, float]
+    geometry: Geometry = Geometry()
+
+    def state(self, index: int) -> tuple[float, ...]:
+        """Return what methods that learn read of the layer.
+
+        Args:
+            index: of the layer.
+        """
+        form = self.geometry
+        channels = (form.inputs, form.outputs, form.kernel, form.stride, form.size)
+        return tuple(map(float, (index, *channels, self.parameters, form.depthwise)))
 
     def choice(self, way: Way) -> Choice:
         """Return the amounts of one way."""
@@ -75,6 +112,69 @@ def program_of(
     """
     sites = [[layer.choice(way) for way in ways[layer.name]] for layer in layers]
     return Program(sites, conversions)
+
+
+Solver = Callable[[Mapping[str, float]], tuple[int, ...] | None]
+"""Limits by name of an amount -> the way of each layer; None where none was found."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The choice of one way for each layer.
+
+    Attributes:
+        program: the ways with what they cost alone, and use.
+        states: numbers that describe each layer, see :meth:`Layer.state`.
+        loss: quantizes the network so, and returns how far it is from the float one.
+        seed: of random choices.
+        progress: of methods that try many networks.
+    """
+
+    program: Program
+    states: Sequence[Sequence[float]]
+    loss: Callable[[Sequence[int]], float]
+    seed: int = 0
+    progress: Progress = silent
+
+
+class BudgetMethod(Protocol):
+    """A way to choose widths within limits.
+
+    Attributes:
+        minimizes_size: whether it can look for the smallest file that keeps an accuracy.
+    """
+
+    minimizes_size: ClassVar[bool]
+
+    def solvers(self, problem: Problem) -> Sequence[Solver]:
+        """Return functions whose solutions are compared as whole networks.
+
+        Args:
+            problem: the layers and their ways.
+        """
+
+
+@entry(frozen=True)
+class IntegerProgram:
+    """Add up what each layer costs alone, and solve exactly for the least sum within the limits.
+
+    Two solutions are compared as whole networks, that of the costs and that of their roots::
+
+        minimize sum_i x_ib cost_ib   subject to   sum_b x_ib = 1,  sum_i x_ib use_ib <= limit
+
+    Source: Yao et al. 2021, HAWQ-V3, sec. 3.4, arXiv:2011.10680.
+    Departure: the cost is the noise at the output with one layer quantized and repaired.
+    """
+
+    minimizes_size: ClassVar[bool] = True
+
+    def solvers(self, problem: Problem) -> Sequence[Solver]:
+        """Return the program's solver with the costs and with their roots.
+
+        Args:
+            problem: the layers and their ways.
+        """
+        return [problem.program.rooted(power).solve for power in POWERS]
 
 
 def monotonic(costs: Mapping[Way, float]) -> dict[Way, float]:

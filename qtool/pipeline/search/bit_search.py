@@ -7,66 +7,24 @@ from typing import Any
 
 from qtool.annotation.layer_patterns import name_pattern
 from qtool.errors import RecipeError
-from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
-from qtool.pipeline.search.layer_costs import (
-    fixed_layers,
-    layer_costs,
-    score,
-    uniform,
-)
+from qtool.pipeline.search.layer_costs import uniform
+from qtool.pipeline.search.measured_layers import Measured, among, measure_layers, ways_of
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.pipeline.search.tried import Tried, front_of
 from qtool.recipe.model import Recipe
-from qtool.recipe.sections.budget import Budget, widths_of
+from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
-from qtool.search.integer_program import COST, Choice, Program
-from qtool.search.mixed_precision import Layer, Way, program_of
+from qtool.search import BUDGET_METHODS
+from qtool.search.integer_program import Program
+from qtool.search.mixed_precision import BudgetMethod, Problem, Solver, Way
 from qtool.search.partial import fewest_raised
 from qtool.steps.stage_cache import StageRecord
 
-# Widths to choose from where the recipe does not say.
-WEIGHT_WAYS: tuple[int | str, ...] = (3, 4, 5, 6, 8)
-BOPS_WAYS: tuple[int | str, ...] = ("4/4", "4/6", "4/8", "6/6", "6/8", "8/8")
 # Sizes between the smallest and the largest file, for the front and for max_drop.
 FRONT_POINTS = 4
 DROP_POINTS = 16
 # Solutions that are tried again with a limit lowered by what their file exceeded it.
 ATTEMPTS = 4
-# The costs of single layers add up badly where one of them is large; their roots weigh it less.
-POWERS = (1.0, 0.5)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The layers and what they cost.
-
-    Attributes:
-        layers: all layers with weights, in graph order.
-        ways: the ways that each may take.
-        fixed: layers that keep the width of their pattern.
-        program: of the layers.
-        table: times; None where none are needed.
-        rest: bytes of the file outside the layers.
-        others: number of weights outside the layers, and their bits together.
-    """
-
-    layers: list[Layer]
-    ways: list[list[Way]]
-    fixed: set[str]
-    program: Program
-    table: LatencyTable | None
-    rest: int
-    others: tuple[int, float] = (0, 0.0)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, those outside the layers included."""
-        return sum(layer.parameters for layer in self.layers) + self.others[0]
-
-    @property
-    def bops(self) -> int:
-        """Multiply-accumulates times bits at 8/8."""
-        return 64 * sum(layer.macs for layer in self.layers)
 
 
 @dataclass
@@ -90,105 +48,59 @@ class BitSearch:
         Raises:
             RecipeError: no choice of widths is within the budget.
         """
+        self._check_method()
         chosen = self._within_drop() if self.budget.max_drop is not None else self._within_limits()
         self._measure_front()
         self._note(chosen)
         return chosen.recipe, SearchPart(front=front_of(self._tried), chosen=chosen.point)
 
-    # The layers and what they cost.
+    def _check_method(self) -> None:
+        """Refuse a method that cannot look for the smallest file, where max_drop needs it.
 
-    @cached_property
-    def _ways(self) -> list[Way]:
-        """The widths to choose from, narrowest first, float left out."""
-        base, target = self.runner.base, self.runner.prepared.context.target
-        own = base.bits.activations
-        if not isinstance(own, int):
+        Raises:
+            RecipeError: with what to remove.
+        """
+        if self.budget.max_drop is not None and not self._method.minimizes_size:
             raise RecipeError(
-                f"widths are chosen for layers in integers, and activations are {own}; write "
-                "activations: 8",
-                ("bits", "budget"),
+                f"{self.budget.method.name} chooses within limits of size, bops and latency, "
+                "max_drop is none of them; remove it, or the method",
+                ("bits", "budget", "method"),
             )
-        ways = []
-        for item in self._among:
-            if item == "float":
-                continue
-            weights, activations = widths_of(item)
-            way = Way(weights, own if activations is None else activations)
-            for kind, width in (("weights", weights), ("activations", way.activations)):
-                lo, hi = target.widths[kind]
-                if width is None or not lo <= width <= hi:
-                    raise RecipeError(
-                        f"{item}, but target {target.name} takes {kind} of {lo} to {hi} bits",
-                        ("bits", "budget", "among"),
-                    )
-            ways.append(way)
-        return sorted(dict.fromkeys(ways), key=lambda w: (w.weights or 0, w.activations or 0))
-
-    @cached_property
-    def _among(self) -> Sequence[int | str]:
-        budget = self.budget
-        if budget.among is not None:
-            if not [item for item in budget.among if item != "float"]:
-                raise RecipeError("found no width in integers", ("bits", "budget", "among"))
-            return budget.among
-        ways = BOPS_WAYS if budget.bops is not None else WEIGHT_WAYS
-        only_sizes = all(getattr(budget, name) is None for name in ("bops", "latency", "max_drop"))
-        return ways if only_sizes or budget.bops is not None else (*ways, "float")
 
     @cached_property
     def _measured(self) -> Measured:
-        """The layers and what they cost at each width."""
-        runner, base = self.runner, self.runner.base
-        scored, context = score(runner, base, self._ways)
-        names = [n for n, site in scored[-1].plan.sites.items() if site.weight is not None]
-        fixed = fixed_layers(runner, base, names)
-        table = None
-        if self.budget.latency is not None or "float" in self._among:
-            widest = uniform(base, self._ways[-1])
-            threads = runner.prepared.options.threads or 1
-            table = measure_latency(runner, widest, names, threads)
-        times = (table.float_ms, table.integer_ms) if table else None
-        layers, ways = layer_costs(scored, context, fixed, times)
-        if "float" not in self._among:
-            ways = {name: [way for way in own if not way.is_float] for name, own in ways.items()}
-        program = program_of(layers, ways, table.conversions if table else ())
-        rest = scored[-1].file_bytes - sum(scored[-1].bytes.get(name, 0.0) for name in names)
-        own = [ways[each.name] for each in layers]
-        return Measured(layers, own, fixed, program, table, int(rest), scored[-1].others)
-
-    def _limits(self) -> dict[str, float]:
-        """Return the limits of the program's amounts."""
-        measured, budget = self._measured, self.budget
-        limits: dict[str, float] = {}
-        share, bits = budget.share("weights"), budget.bits
-        sizes = ([share * 32] if share is not None else []) + ([bits] if bits is not None else [])
-        if sizes:
-            limits["bits"] = min(sizes) * measured.parameters - measured.others[1]
-        if budget.bytes is not None:
-            limits["bytes"] = budget.bytes - measured.rest
-        if (bops := budget.share("bops")) is not None:
-            limits["bops"] = bops * measured.bops
-        latency, table = budget.share("latency"), measured.table
-        if latency is not None and table is not None:
-            limits["latency"] = latency * table.total_float - table.rest
-        return limits
+        return measure_layers(self.runner, self.budget)
 
     # Choosing.
 
     def _within_limits(self) -> Tried:
         """Return the best measured recipe within the limits."""
-        program, limits = self._measured.program, self._limits()
-        candidates = [self._fitted(_rooted(program, power), limits) for power in POWERS]
+        limits = self._measured.limits(self.budget)
+        candidates = [self._fitted(solve, limits) for solve in self._method.solvers(self._problem)]
         fitting = [tried for tried in (*candidates, self._uniform_within(limits)) if tried]
         if not fitting:
             raise self._impossible(limits)
         return min(fitting, key=lambda tried: tried.result.kl)
 
-    def _fitted(self, program: Program, limits: dict[str, float]) -> Tried | None:
-        """Return the program's solution, measured; its file is within the limit of bytes."""
+    @property
+    def _method(self) -> BudgetMethod:
+        return self.budget.method.build(BUDGET_METHODS)
+
+    @property
+    def _problem(self) -> Problem:
+        measured, context = self._measured, self.runner.prepared.context
+
+        def loss(solution: Sequence[int]) -> float:
+            return self._try("mixed", self._recipe(solution), self._time(solution)).result.kl
+
+        states = [layer.state(k) for k, layer in enumerate(measured.layers)]
+        return Problem(measured.program, states, loss, context.seed, context.progress)
+
+    def _fitted(self, solve: Solver, limits: dict[str, float]) -> Tried | None:
+        """Return a solution, measured; its file is within the limit of bytes."""
         limits, limit = dict(limits), self.budget.bytes
         for _ in range(ATTEMPTS):
-            solution = program.solve(limits)
+            solution = solve(limits)
             if solution is None:
                 return None
             tried = self._try("mixed", self._recipe(solution), self._time(solution))
@@ -206,7 +118,7 @@ class BitSearch:
             for layer, ways in zip(measured.layers, measured.ways, strict=True)
             if layer.name not in measured.fixed
         ]
-        for way in reversed(self._ways):
+        for way in reversed(ways_of(self.runner, self.budget)):
             if not all(way in ways for ways in free):
                 continue
             chosen = [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
@@ -227,7 +139,10 @@ class BitSearch:
             )
         # By their number alone layers would exceed other limits.
         free = (w for w in self._measured.ways if len(w) > 1)
-        if not self._limits() and len({way for ways in free for way in ways}) == 2:
+        if (
+            not self._measured.limits(self.budget)
+            and len({way for ways in free for way in ways}) == 2
+        ):
             return self._fewest_layers()
         solutions = self._by_size(self._measured.program, DROP_POINTS)
         low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
@@ -268,7 +183,7 @@ class BitSearch:
         """Return a recipe that keeps max_drop; else the closest one, with a warning."""
         within = [tried for tried in self._tried if self._is_within_bytes(tried)]
         if not within:
-            raise self._impossible(self._limits())
+            raise self._impossible(self._measured.limits(self.budget))
         if not self._keeps(chosen) or chosen not in within:
             self.record.notes.append(
                 f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
@@ -287,7 +202,7 @@ class BitSearch:
 
     def _by_size(self, program: Program, count: int) -> list[tuple[int, ...]]:
         """Return solutions from the smallest to the largest file within the limits."""
-        limits = self._limits()
+        limits = self._measured.limits(self.budget)
         smallest, best = program.solve(limits, "bytes"), program.solve(limits)
         if smallest is None or best is None:
             raise self._impossible(limits)
@@ -342,21 +257,23 @@ class BitSearch:
     def _impossible(self, limits: dict[str, float]) -> RecipeError:
         """Return the error that names the least that every limit can be."""
         measured, program, table = self._measured, self._measured.program, self._measured.table
-        count, others = measured.parameters, measured.others[1]
+        count, others = measured.parameters, measured.others
         least = {name: program.amount(program.solve({}, name) or (), name) for name in limits}
         shown: dict[str, Callable[[float], str]] = {
             "bits": lambda x: (
-                f"bits {(x + others) / count:.2f} (weights {(x + others) / count / 32:.1%})"
+                f"bits {(x + others.bits) / count:.2f} "
+                f"(weights {(x + others.bits) / count / 32:.1%})"
             ),
             "bytes": lambda x: f"bytes {(x + measured.rest) / 1e6:.3g}MB",
-            "bops": lambda x: f"bops {x / measured.bops:.1%}",
+            "bops": lambda x: f"bops {(x + others.bops) / measured.bops:.1%}",
             "latency": lambda x: (
                 f"latency {(x + table.rest) / table.total_float:.0%}" if table else ""
             ),
         }
         listed = ", ".join(shown[name](least[name]) for name in limits)
+        widths = ", ".join(map(str, among(self.budget)))
         return RecipeError(
-            f"no choice of widths among {', '.join(map(str, self._among))} is within the budget; "
+            f"no choice of widths among {widths} is within the budget; "
             f"the least that each limit alone allows: {listed}; raise a limit, or give narrower "
             "widths in `among`",
             ("bits", "budget"),
@@ -373,17 +290,6 @@ class BitSearch:
             "layers were scored alone at each width, by the noise at the output after a repair of "
             "their own"
         )
-
-
-def _rooted(program: Program, power: float) -> Program:
-    """Return the program with costs raised to a power."""
-    if power == 1:
-        return program
-    sites = [
-        [Choice({**way.amounts, COST: way.amounts[COST] ** power}, way.is_float) for way in choices]
-        for choices in program.sites
-    ]
-    return Program(sites, program.conversions)
 
 
 def _own_widths(recipe: Recipe) -> tuple[int | None, int | None]:

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from qtool.annotation.layer_patterns import nodes_matching
 from qtool.errors import RecipeError
-from qtool.graph.queries import by_name, constant, macs, nodes_by_name
+from qtool.graph.queries import attribute, by_name, constant, dims, macs, nodes_by_name
 from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.search.effects import Reference
-from qtool.search.mixed_precision import Layer, Way, monotonic
+from qtool.search.mixed_precision import FLOAT_BITS, Geometry, Layer, Way, monotonic
 from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageRecord
@@ -25,6 +26,25 @@ from qtool.weights.grids import weight_grids
 # Samples of the scans: as many as this many multiply-accumulates allow, half the network a layer.
 SCANNED_MACS = 6e11
 MIN_SCANNED, MAX_SCANNED = 32, 128
+# DynamicQuantizeLinear makes uint8.
+DYNAMIC_BITS = 8
+
+
+@dataclass(frozen=True)
+class OtherLayers:
+    """The network outside the layers whose widths are chosen: layers that stay float, and the like.
+
+    Attributes:
+        parameters: number of weights.
+        bits: of the weights together.
+        macs: multiply-accumulates of one sample.
+        bops: multiply-accumulates times the bits of both operands, 32 for floats.
+    """
+
+    parameters: int = 0
+    bits: float = 0.0
+    macs: int = 0
+    bops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,7 @@ class Scored:
         costs: layer -> noise at the output with this layer alone quantized, relative to its power.
         bytes: layer -> bytes in the file.
         file_bytes: of the whole file.
-        others: number of weights outside the layers, and their bits together.
+        others: what lies outside the layers.
     """
 
     way: Way
@@ -45,7 +65,7 @@ class Scored:
     costs: Mapping[str, float]
     bytes: Mapping[str, float]
     file_bytes: int
-    others: tuple[int, float]
+    others: OtherLayers
 
 
 def uniform(recipe: Recipe, way: Way) -> Recipe:
@@ -134,7 +154,7 @@ def _scored(runner: TrialRunner, way: Way, plan: QuantPlan, context: Context) ->
     _, parts = file_parts(emitted.model)
     costs = {row.site: 0.0 if row.sqnr_db is None else 10 ** (-row.sqnr_db / 10) for row in rows}
     sizes = {name: float(part.total) for name, part in parts.items()}
-    others = _other_weights(context, emitted.plan)
+    others = other_layers(context, emitted.plan)
     return Scored(way, plan, costs, sizes, file_bytes(emitted.path), others)
 
 
@@ -177,9 +197,33 @@ def layer_costs(
                 in_float = Way(None, None)
                 costs[in_float], sizes[in_float] = 0.0, 4.0 * count
                 milliseconds[in_float] = times[0].get(name, 0.0)
-        layers.append(Layer(name, count, macs(nodes[name]), monotonic(costs), sizes, milliseconds))
+        form = geometry(nodes[name])
+        layers.append(
+            Layer(name, count, macs(nodes[name]), monotonic(costs), sizes, milliseconds, form)
+        )
         ways[name] = list(costs)
     return layers, ways
+
+
+def geometry(node: ir.Node) -> Geometry:
+    """Return the form of a convolution or matrix product.
+
+    Args:
+        node: with constant weights.
+    """
+    weight = [d for d in dims(node.inputs[1]) or () if isinstance(d, int)]
+    read = [d for d in (dims(node.inputs[0]) or ())[1:] if isinstance(d, int)]
+    if not node.op_type.startswith("Conv"):
+        transposed = bool(attribute(node, "transB", 0))
+        inputs, outputs = weight[:-3:-1] if transposed else weight[-2:]
+        return Geometry(inputs, outputs, size=int(np.prod(read[:-1], dtype=np.int64)))
+    groups = int(attribute(node, "group", 1))
+    outputs, inputs = (weight[0], weight[1] * groups)
+    if node.op_type == "ConvTranspose":
+        inputs, outputs = weight[0], weight[1] * groups
+    strides = attribute(node, "strides", None) or [1]
+    size = int(np.prod(read[1:], dtype=np.int64))
+    return Geometry(inputs, outputs, weight[-1], int(strides[0]), size, 1 < groups == inputs)
 
 
 def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> set[str]:
@@ -198,19 +242,37 @@ def fixed_layers(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> s
     return fixed
 
 
-def _other_weights(context: Context, plan: QuantPlan) -> tuple[int, float]:
-    """Return the number of weights outside the layers of a plan, and their bits together.
+def other_layers(context: Context, plan: QuantPlan) -> OtherLayers:
+    """Return what lies outside the sites of a plan: float layers, weights that float ops read.
 
-    These are float layers, and weights that float ops read as codes.
+    The bit operations of a product are its multiply-accumulates times the bits of both operands,
+    and 32 x 32 in floats.
+
+    Source: van Baalen et al. 2020, Bayesian Bits, sec. 4, arXiv:2005.07093.
 
     Args:
         context: the rewritten graph.
         plan: frozen.
     """
     own = {site.weight for site in plan.sites.values()}
-    widths = weight_widths(context.model, plan)
-    others = [width for name, width in widths.items() if name not in own]
-    return sum(count for count, _ in others), sum(count * bits for count, bits in others)
+    widths = {
+        name: width for name, width in weight_widths(context.model, plan).items() if name not in own
+    }
+    total, bops = 0, 0.0
+    inside = {name for site in plan.sites.values() for name in site.nodes}
+    for node in context.model.graph:
+        if node.name not in inside and (count := macs(node)):
+            weight = node.inputs[1].name if node.inputs[1] is not None else None
+            _, weight_bits = widths.get(weight or "", (0, FLOAT_BITS))
+            read_bits = DYNAMIC_BITS if node.name in plan.dynamic else FLOAT_BITS
+            total += count
+            bops += count * weight_bits * read_bits
+    return OtherLayers(
+        parameters=sum(count for count, _ in widths.values()),
+        bits=sum(count * bits for count, bits in widths.values()),
+        macs=total,
+        bops=bops,
+    )
 
 
 def _own_way(plan: QuantPlan, weight: str, read: str) -> Way:

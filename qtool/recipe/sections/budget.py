@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
 from qtool.recipe.sections.gates import Bytes
 from qtool.recipe.sections.network import Part
@@ -64,7 +65,8 @@ class Budget(Part):
     bits: Annotated[float, Field(gt=0, le=16, strict=False)] | None = None
     """Mean bits of a weight."""
     bops: Percent | None = None
-    """Multiply-accumulates times the bits of both operands, as a share of those at 8/8 bits."""
+    """Multiply-accumulates times the bits of both operands, 32 of floats, as a share of those at
+    8/8 bits."""
     latency: Percent | None = None
     """Time of one sample on this machine, as a share of the float file's."""
     max_drop: Annotated[float, Field(ge=0, strict=False)] | None = None
@@ -72,6 +74,8 @@ class Budget(Part):
     that keeps it is searched."""
     among: Annotated[tuple[Way, ...], Field(strict=False)] | None = None
     """Widths to choose from: 4 is weights of 4 bits, "4/8" weights and activations, or float."""
+    method: NamedChoice = Choice(name="integer_program")
+    """How widths are chosen: a name of `qtool list budget_methods`."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> "Budget":

@@ -5,13 +5,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from contexts import calibrated
+from models import BUILDERS, cpu
 
 from qtool.errors import RecipeError
+from qtool.graph.queries import by_name, macs, nodes_by_name
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
-from qtool.pipeline.search.bit_search import BitSearch, Measured
+from qtool.pipeline.search.bit_search import BitSearch
+from qtool.pipeline.search.layer_costs import OtherLayers, other_layers
+from qtool.pipeline.search.measured_layers import Measured
 from qtool.pipeline.search.trial import TrialResult, with_bits
+from qtool.progress import silent
+from qtool.quant.bit_widths import FLOAT, Bits
+from qtool.quant.freeze import freeze
 from qtool.recipe.loader import load_recipe, recipe_from_keywords
 from qtool.recipe.sections.budget import Budget
 from qtool.report.render import render
@@ -73,13 +81,19 @@ def test_one_width_alone_is_used_where_it_is_not_the_recipes(digits, tmp_path, m
 class FewLayers(BitSearch):
     """A search whose layers are made up: two, of 100 weights each, with 4 or 8 bits."""
 
-    def __init__(self, budget):
+    def __init__(self, budget, others=None):
         bits = {"weights": 8, "activations": 8}
         keywords = {"model": "net.onnx", "calibrate": {"images": "train"}, "bits": bits}
         base = recipe_from_keywords(keywords, "test", Path.cwd(), files=False)
         reference = SimpleNamespace(metric="top1", dataset=SimpleNamespace(count=64))
+        context = SimpleNamespace(seed=0, progress=silent, target=cpu())
         super().__init__(
-            SimpleNamespace(base=base, reference=reference, measure=self.measure),
+            SimpleNamespace(
+                base=base,
+                reference=reference,
+                measure=self.measure,
+                prepared=SimpleNamespace(context=context),
+            ),
             Budget.model_validate(budget),
             StageRecord(),
         )
@@ -87,7 +101,8 @@ class FewLayers(BitSearch):
         costs, sizes = {ways[0]: 1.0, ways[1]: 0.1}, {ways[0]: 50.0, ways[1]: 100.0}
         layers = [Layer(name, 100, 1000, costs, sizes, {}) for name in "ab"]
         program = program_of(layers, dict.fromkeys("ab", ways))
-        self.__dict__["_measured"] = Measured(layers, [ways, ways], set(), program, None, 0)
+        others = others or OtherLayers()
+        self.__dict__["_measured"] = Measured(layers, [ways, ways], set(), program, None, 0, others)
 
     def measure(self, recipe):
         narrow = len(recipe.bits.layers)
@@ -101,6 +116,36 @@ def test_max_drop_exceeds_no_other_limit():
     assert any("no choice within the limits keeps max_drop" in note for note in search.record.notes)
     _, part = FewLayers({"max_drop": 1, "among": [4, 8]}).run()
     assert part.chosen.bytes == 200 and part.chosen.drop == 0
+
+
+def test_bops_count_layers_that_stay_float():
+    # 2 x 1000 MACs at 8/8 and 10 in floats: 80 % of 64 x 2010, less 10 x 32 x 32, is 92672.
+    budget, others = {"bops": "80%", "among": [4, 8]}, OtherLayers(macs=10, bops=10 * 32 * 32)
+    for search, limit in ((FewLayers(budget), 102400), (FewLayers(budget, others), 92672)):
+        assert search._measured.limits(search.budget) == {"bops": pytest.approx(limit)}
+    with pytest.raises(RecipeError, match=r"the least that each limit alone allows: bops 57\.7%"):
+        FewLayers({**budget, "bops": "50%"}, others).run()
+
+
+def test_other_layers_cost_32_by_32_bits(tmp_path):
+    plan, context = calibrated(BUILDERS["residual"](), rows=8, folder=tmp_path)
+    assert other_layers(context, freeze(context.model, plan)) == OtherLayers()
+    name, site = next((n, s) for n, s in plan.sites.items() if s.weight is not None)
+    count = macs(nodes_by_name(context.model.graph)[name])
+    weights = by_name(context.model.graph)[site.weight].const_value.size
+    bits = Bits(layers={name: FLOAT})
+    plan, context = calibrated(BUILDERS["residual"](), bits, rows=8, folder=tmp_path)
+    others = other_layers(context, freeze(context.model, plan))
+    assert others == OtherLayers(weights, 32.0 * weights, count, 1024.0 * count)
+
+
+def test_haq_chooses_within_limits_and_not_for_max_drop():
+    method = {"haq": {"episodes": 4, "warmup": 3}}
+    search = FewLayers({"bytes": 160, "among": [4, 8], "method": method})
+    _, part = search.run()
+    assert part.chosen.bytes <= 160
+    with pytest.raises(RecipeError, match="haq chooses within limits of size"):
+        FewLayers({"max_drop": 1, "method": "haq"}).run()
 
 
 def test_auto_and_a_budget_exclude_each_other(digits, tmp_path):
@@ -129,6 +174,8 @@ BAD = [
     ("{bits: 4, among: [4, 0]}", "found 0, expected bits of weights"),
     ("{bits: 4, among: ['4-8']}", "expected bits of weights"),
     ("{weight: 18%}", "unknown key"),
+    ("{bits: 4, method: hack}", 'did you mean "haq"'),
+    ("{bits: 4, method: {haq: {episodes: 0}}}", "episodes"),
 ]
 
 

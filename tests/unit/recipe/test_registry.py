@@ -21,6 +21,7 @@ def small() -> dict:
         "calibrate": {"images": "train"},
         "evaluate": {"images": "train"},
         "qat": {"images": "train"},
+        "bits": {"budget": {"bits": 4}},
     }
 
 
