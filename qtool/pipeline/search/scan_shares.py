@@ -19,6 +19,7 @@ from qtool.pipeline.search.reference import reference_of
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.recipe.model import Recipe
 from qtool.report.search_schema import Sensitivity
+from qtool.runtime.memory import memory_limit
 from qtool.search.sensitivity import STAGE, Scan
 from qtool.steps.stage_cache import StageRecord
 
@@ -105,10 +106,11 @@ def _measure(sites: Sequence[str], job: ScanJob) -> QtoolError | None:
     try:
         # Finished sites are those of this command: with --fresh it removed the earlier ones.
         cache = open_cache(job.out, replace(job.options, fresh=False))
-        prepared = AssistingProcess(job.recipe, cache, job.options).prepared
-        plan, _ = load_plan_archive(job.plan)
-        scan = Scan(plan, reference_of(prepared, job.samples))
-        scan.run(StageRecord(), sites)
+        with memory_limit(job.recipe.memory):
+            prepared = AssistingProcess(job.recipe, cache, job.options).prepared
+            plan, _ = load_plan_archive(job.plan)
+            scan = Scan(plan, reference_of(prepared, job.samples))
+            scan.run(StageRecord(), sites)
     except QtoolError as error:
         return error
     return None
