@@ -1,6 +1,8 @@
 """The entry ``auto`` of a recipe's ``ptq``: steps and bits are chosen before the run."""
 
+import math
 import re
+import time
 from dataclasses import KW_ONLY
 from typing import Annotated, ClassVar
 
@@ -8,6 +10,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
+from qtool.progress import Progress, silent
 from qtool.quant.plan import QuantPlan
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
@@ -28,6 +31,37 @@ def seconds_of(text: str) -> float:
     return 0.0 if match is None else float(match[1]) * SECONDS[match[2]]
 
 
+class OutOfTimeError(Exception):
+    """The time of a search is over."""
+
+
+class Deadline:
+    """A progress that ends long work when its time is over.
+
+    All that takes long reports its progress: statistics batch by batch, repair layer by layer,
+    reconstruction by iterations, a scan site by site. So each of them can be ended at any of these
+    points, whatever it was estimated to take.
+
+    Attributes:
+        until: of ``time.perf_counter``; at first there is no end.
+        progress: receives what is reported.
+    """
+
+    def __init__(self, progress: Progress = silent) -> None:
+        """Report to ``progress``."""
+        self.progress, self.until = progress, math.inf
+
+    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        """Report progress; see :class:`qtool.progress.Progress`.
+
+        Raises:
+            OutOfTimeError: the time is over.
+        """
+        if time.perf_counter() > self.until:
+            raise OutOfTimeError
+        self.progress(stage, done, total, note)
+
+
 @dataclass(frozen=True)
 class Auto:
     """Choose ranges, repair and bits step by step until gates.max_drop holds with a margin.
@@ -42,7 +76,8 @@ class Auto:
         use step k  if  KL(with k) < 0.99 KL(without)
 
     Args:
-        time: of the search: 10m, 90s, 1h; evaluating the file comes on top.
+        time: of the search: 10m, 90s, 1h. A trial that does not end in it is broken off, but for
+            the first, plain rounding. Evaluating the file comes on top.
     """
 
     _: KW_ONLY

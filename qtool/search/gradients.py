@@ -21,6 +21,7 @@ from qtool.steps.context import Context
 DRAWS = 4
 # Random vectors of the trace estimate.
 PROBES = 8
+SMALLEST_PROBABILITY = 1e-12
 
 
 def fisher_estimates(context: Context, plan: QuantPlan, dataset: Dataset) -> dict[str, float]:
@@ -133,13 +134,15 @@ def _random_score(output: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return logs.gather(1, drawn.to(logs.device)).sum()
 
 
+def _are_probabilities(output: torch.Tensor) -> bool:
+    sums = output.sum(1)
+    return float(output.min()) >= -1e-6 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
 def _log_probabilities(output: torch.Tensor) -> torch.Tensor:
     """Return the log-softmax, or the logarithm of rows that are probabilities already."""
-    sums = output.detach().sum(1)
-    if float(output.detach().min()) >= -1e-6 and torch.allclose(
-        sums, torch.ones_like(sums), atol=1e-3
-    ):
-        return output.clamp_min(1e-12).log()
+    if _are_probabilities(output.detach()):
+        return output.clamp_min(SMALLEST_PROBABILITY).log()
     return output.log_softmax(1)
 
 
@@ -149,7 +152,8 @@ def hessian_estimates(context: Context, plan: QuantPlan, dataset: Dataset) -> di
         KL ~ 1/2 Tr(H) / n |W_q - W|^2,    H: of the divergence to the network's own outputs
 
     Source: Dong et al. 2020, HAWQ-V2, sec. 3, arXiv:1911.03852.
-    Departure: the loss is the divergence to the float outputs, so that no labels are read.
+    Departure: the loss is the divergence to the float outputs, so that no labels are read; random
+        signs at the output instead of the weights, see :func:`gauss_newton_traces`.
 
     Args:
         context: the float network.
@@ -194,55 +198,53 @@ def _weight_traces(
 
     for feeds, valid in context.feeds(dataset):
         output = context.samples_of(run(feeds, observe, [last])[last], valid)
-        loss = _divergence(output)
-        for name, trace in hutchinson_traces(loss, leaves, PROBES, generator).items():
+        probes = [_root_of_curvature(output, generator) for _ in range(PROBES)]
+        for name, trace in gauss_newton_traces(output, leaves, probes).items():
             totals[name] += trace / dataset.count
     return totals
 
 
-def _divergence(output: torch.Tensor) -> torch.Tensor:
-    """Return the sum over samples of the divergence to the output itself: 0, with curvature."""
-    if _are_classes(output):
-        logs = _log_probabilities(output)
-        target = logs.detach()
-        return (target.exp() * (target - logs)).sum()
-    power = output.detach().square().mean()
-    return (output - output.detach()).square().mean() * len(output) / power
+def _root_of_curvature(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return S u: u random signs, S S^T the Hessian of the divergence, summed over samples, to z.
+
+    The divergence is that of an output z to itself.
+    """
+    z = output.detach()
+    signs = (torch.randint(0, 2, z.shape, generator=generator) * 2.0 - 1).to(z)
+    if not _are_classes(z):
+        return signs * (2 * len(z) / (z.numel() * z.square().mean())).sqrt()
+    if _are_probabilities(z):  # S = diag(p)^-1/2
+        return torch.where(z > SMALLEST_PROBABILITY, signs / z.clamp_min(1e-30).sqrt(), 0.0)
+    p = z.softmax(1)  # S = diag(p)^1/2 - p (p^1/2)^T,  S S^T = diag(p) - p p^T
+    root = p.sqrt()
+    return root * signs - p * (root * signs).sum(1, keepdim=True)
 
 
-def hutchinson_traces(
-    loss: torch.Tensor,
+def gauss_newton_traces(
+    output: torch.Tensor,
     parameters: Mapping[str, torch.Tensor],
-    probes: int,
-    generator: torch.Generator,
+    probes: Sequence[torch.Tensor],
 ) -> dict[str, float]:
-    """Estimate the trace of the Hessian of a loss for each parameter.
+    """Estimate the trace of the Gauss-Newton matrix of a loss for each parameter.
 
-        Tr(H_i) = E[v_i^T (H v)_i],    v random signs
+        Tr(J^T S S^T J) = E |J^T S u|^2,    u random signs,  J = d output / d parameter
 
-    One product with H serves all parameters: what it mixes between them has mean 0.
+    It is the Hessian where the loss has its minimum at the output, as a divergence to itself has:
+    the curvature of the network counts with the gradient of the loss, which is 0. So one gradient
+    does what takes a product with the Hessian otherwise, and a network of ReLUs is no exception.
 
     Args:
-        loss: a scalar with a graph.
+        output: with a graph.
         parameters: leaves of the graph by name.
-        probes: number of random vectors.
-        generator: of the signs.
+        probes: S u for several u, of the output's shape.
     """
     tensors = list(parameters.values())
-    gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
     traces = dict.fromkeys(parameters, 0.0)
-    for _ in range(probes):
-        signs = [
-            (torch.randint(0, 2, t.shape, generator=generator) * 2.0 - 1).to(t) for t in tensors
-        ]
-        pairs = zip(gradients, signs, strict=True)
-        dots = [(g * v).sum() for g, v in pairs if g is not None and g.requires_grad]
-        if not dots:
-            return traces
-        products = torch.autograd.grad(
-            torch.stack(dots).sum(), tensors, retain_graph=True, allow_unused=True
+    for probe in probes:
+        gradients = torch.autograd.grad(
+            output, tensors, probe, retain_graph=True, allow_unused=True
         )
-        for name, product, sign in zip(traces, products, signs, strict=True):
-            if product is not None:
-                traces[name] += float((product * sign).sum()) / probes
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                traces[name] += float(gradient.square().sum()) / len(probes)
     return traces

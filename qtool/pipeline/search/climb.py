@@ -13,7 +13,7 @@ from qtool.pipeline.search.tried import Tried, front_of
 from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
 from qtool.report.search_schema import Rung, SearchPart
-from qtool.search.auto import Auto
+from qtool.search.auto import Auto, Deadline, OutOfTimeError
 from qtool.search.effects import Reference
 from qtool.search.partial import fewest_raised
 from qtool.search.sensitivity import Scan
@@ -24,10 +24,9 @@ from qtool.verification.layers.table import total_macs
 GAIN = 0.01
 # The largest drop where the recipe has no gate.
 DEFAULT_DROP = 1.0
-# Reconstruction by gradient: iterations that fit into half of what is left, by a rough speed, as a
-# number in the recipe, so that it runs again to the same bytes.
+# Reconstruction by gradient: iterations that fit into half of what is left, at the speed of the
+# first trial's comparison, as a number in the recipe, so that it runs again to the same bytes.
 RECONSTRUCTION = "qdrop"
-MACS_PER_SECOND = 1e10
 SAMPLES_PER_ITERATION = 32
 MIN_ITERATIONS, MAX_ITERATIONS = 50, 500
 # A trial is started where this many times the longest one so far fits into the time.
@@ -35,10 +34,6 @@ RESERVE = 1.1
 # Samples of the scan that ranks layers.
 RANKING_SAMPLES = 32
 WIDE = 8
-
-
-class OutOfTimeError(Exception):
-    """The time of the search is over."""
 
 
 @dataclass
@@ -49,11 +44,13 @@ class Climb:
         runner: tries recipes.
         auto: its time.
         record: of the running stage, for notes.
+        deadline: receives the progress of the trials, and ends them.
     """
 
     runner: TrialRunner
     auto: Auto
     record: StageRecord
+    deadline: Deadline
     _start: float = field(default_factory=lambda: time.perf_counter(), repr=False)
     _longest: float = field(default=0.0, repr=False)
     _tried: list[Tried] = field(default_factory=list, repr=False)
@@ -63,21 +60,22 @@ class Climb:
         """Return the recipe that was chosen, without ``auto``, and what was tried."""
         best = self._measure("rounding", self.runner.base.model_copy(update={"ptq": ()}))
         self._add_rung(best, best, True, time.perf_counter() - self._start)
+        self.deadline.until = self._start + self.auto.seconds
+        self._best = best
         try:
-            best = self._climb(best)
+            self._climb()
         except OutOfTimeError:
             self.record.notes.append(f"the time of {self.auto.time} is over")
-            best = self._best
+        best = self._best
         self._note(best)
         part = SearchPart(front=front_of(self._tried), chosen=best.point, rungs=self._rungs)
         return best.recipe, part
 
-    def _climb(self, best: Tried) -> Tried:
-        """Return the best recipe; what is best so far stays in ``_best``."""
-        self._best = best
+    def _climb(self) -> None:
+        """Try one step after the other; what is best so far stays in ``_best``."""
         for name, change in self._repairs():
             if self._holds(self._best):
-                return self._best
+                return
             recipe = change(self._best.recipe)
             if recipe != self._best.recipe:
                 self._rung(name, recipe)
@@ -86,7 +84,6 @@ class Climb:
             if self._holds(self._best) or self._best.result.drop is None:
                 break
             self._raise(width)
-        return self._best
 
     # Steps that cost no bytes.
 
@@ -105,7 +102,7 @@ class Climb:
         """Return the iterations of a block's reconstruction for which there is time."""
         macs = max(total_macs(self.runner.prepared.context.model), 1)
         # Forward and backward cost three times the multiply-accumulates.
-        each = 3 * SAMPLES_PER_ITERATION * macs / MACS_PER_SECOND
+        each = 3 * SAMPLES_PER_ITERATION * macs / self._tried[0].result.macs_per_second
         count = (self.auto.seconds - self._elapsed) / 2 / each
         return int(min(count, MAX_ITERATIONS)) // MIN_ITERATIONS * MIN_ITERATIONS
 
@@ -184,7 +181,7 @@ class Climb:
         # A trial that was finished in an earlier run says how long the next one takes, too.
         self._longest = max(self._longest, time.perf_counter() - start, tried.result.seconds)
         self._tried.append(tried)
-        self.runner.prepared.context.progress(
+        self.deadline.progress(
             "search", min(int(self._elapsed), int(self.auto.seconds)), int(self.auto.seconds)
         )
         return tried

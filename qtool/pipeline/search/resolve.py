@@ -12,7 +12,7 @@ from qtool.qat.distributed import expected
 from qtool.recipe.model import Recipe
 from qtool.report.search_schema import SearchPart
 from qtool.search import SEARCHES
-from qtool.search.auto import Auto
+from qtool.search.auto import Auto, Deadline
 from qtool.steps.stage_cache import StageCache
 
 
@@ -49,12 +49,14 @@ def resolve_search(
                 ("ptq",),
             )
         # Stages of the trials are no stages of the run.
-        runner = TrialRunner.of(fixed, replace(cache, done=[]), options, folder)
+        deadline = Deadline(options.progress)
+        timed = replace(options, progress=deadline)
+        runner = TrialRunner.of(fixed, replace(cache, done=[]), timed, folder)
         search: Climb | BitSearch
         if budget is not None:
             search = BitSearch(runner, budget, record)
         else:
-            search = Climb(runner, auto or Auto(), record)
+            search = Climb(runner, auto or Auto(), record, deadline)
         chosen, part = search.run()
     chosen._document = recipe._document
     return chosen, part

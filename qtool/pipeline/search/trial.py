@@ -47,6 +47,7 @@ class TrialResult:
         drop_error: standard error of the drop.
         bytes: of the file.
         seconds: that quantizing took; those of an earlier run where it was cached.
+        macs_per_second: speed of the quantized network's simulation.
     """
 
     kl: float
@@ -54,6 +55,7 @@ class TrialResult:
     drop_error: float | None
     bytes: int
     seconds: float
+    macs_per_second: float
 
 
 @dataclass
@@ -183,11 +185,14 @@ class TrialRunner:
         start = time.perf_counter()
         plan, context = self.quantized(recipe)
         seconds = time.perf_counter() - start
-        effect = self.reference.effect(context.outputs(self.reference.dataset, plan))
+        data, start = self.reference.dataset, time.perf_counter()
+        outputs = context.outputs(data, plan)
+        speed = data.count * max(total_macs(context.model), 1) / (time.perf_counter() - start)
+        effect = self.reference.effect(outputs)
         path = self.folder / TRIAL_FILE
         self.emitted(plan, context, path)
         size, seconds = file_bytes(path), round(seconds, 2)
-        return TrialResult(effect.kl, effect.drop, effect.drop_error, size, seconds)
+        return TrialResult(effect.kl, effect.drop, effect.drop_error, size, seconds, speed)
 
 
 def with_bits(recipe: Recipe, layers: Mapping[str, object], **widths: object) -> Recipe:

@@ -106,7 +106,7 @@ class FewLayers(BitSearch):
 
     def measure(self, recipe):
         narrow = len(recipe.bits.layers)
-        return TrialResult(narrow, 5.0 * narrow, 0.1, 200 - 50 * narrow, 1.0)
+        return TrialResult(narrow, 5.0 * narrow, 0.1, 200 - 50 * narrow, 1.0, 1e10)
 
 
 def test_max_drop_exceeds_no_other_limit():

@@ -10,7 +10,7 @@ from qtool.pipeline.search import climb
 from qtool.pipeline.search.climb import Climb
 from qtool.pipeline.search.trial import TrialResult
 from qtool.recipe.loader import recipe_from_keywords
-from qtool.search.auto import Auto, seconds_of
+from qtool.search.auto import Auto, Deadline, seconds_of
 from qtool.steps.stage_cache import StageRecord
 
 LAYERS = ("a", "b", "c")
@@ -29,11 +29,11 @@ class Runner:
             keywords["gates"] = {"max_drop": limit}
             keywords["evaluate"] = {"images": "test"}
         self.base = recipe_from_keywords(keywords, "test", Path.cwd(), files=False)
+        self.deadline = Deadline()
         self.factors, self.float_layers = factors, float_layers or {}
         self.recipes = []
         self.reference = SimpleNamespace(dataset=SimpleNamespace(count=100))
-        context = SimpleNamespace(progress=lambda *args: None, model=None)
-        self.prepared = SimpleNamespace(context=context)
+        self.prepared = SimpleNamespace(context=SimpleNamespace(model=None))
 
     def measure(self, recipe):
         self.recipes.append(recipe)
@@ -45,7 +45,7 @@ class Runner:
         raised = [pattern.removeprefix("name:") for pattern in recipe.bits.layers]
         for layer, factor in self.float_layers.items():
             kl *= factor if layer in raised else 1
-        return TrialResult(kl, 10 * kl, 0.1, 1000 + 500 * len(raised), 0.5)
+        return TrialResult(kl, 10 * kl, 0.1, 1000 + 500 * len(raised), 0.5, 1e10)
 
     def milliseconds(self):
         return 2.0
@@ -53,7 +53,7 @@ class Runner:
 
 def searched(monkeypatch, runner, auto=None, macs=10**12):
     monkeypatch.setattr(climb, "total_macs", lambda model: macs)
-    search = Climb(runner, auto or Auto(), StageRecord())
+    search = Climb(runner, auto or Auto(), StageRecord(), runner.deadline)
     monkeypatch.setattr(Climb, "_ranked", lambda self, recipe, width: list(LAYERS))
     return (*search.run(), search.record.notes)
 
@@ -128,6 +128,32 @@ def test_the_time_is_kept(monkeypatch):
     assert [rung.name for rung in part.rungs] == ["rounding", "ranges", "equalization"]
     assert recipe.calibrate.method.name == "auto"
     assert any("the time of 65s is over" in note for note in notes)
+
+
+@pytest.mark.parametrize("endless", ["gptq", "ranking"])
+def test_work_that_takes_longer_than_estimated_is_broken_off(endless, monkeypatch):
+    clock, slow = slow_runner(monkeypatch, 5)
+
+    def work():
+        for done in range(1000):
+            clock.now += 3
+            runner.deadline("layers", done, 1000)
+
+    class Endless(slow):
+        def measure(self, recipe):
+            if endless in {step.name for step in recipe.ptq or ()}:
+                work()
+            return super().measure(recipe)
+
+    runner = Endless({"auto": 0.9, "bias_correction": 0.5})
+    monkeypatch.setattr(climb, "total_macs", lambda model: 10**12)
+    monkeypatch.setattr(Climb, "_ranked", lambda *args: work() if endless == "ranking" else [])
+    search = Climb(runner, Auto(time="100s"), StageRecord(), runner.deadline)
+    recipe, part = search.run()
+    assert 100 < clock.now <= 100 * 1.2
+    assert [step.name for step in recipe.ptq] == ["bias_correction"]
+    assert part.chosen.name == "bias correction"
+    assert any("the time of 100s is over" in note for note in search.record.notes)
 
 
 def test_no_bits_are_added_without_labels(monkeypatch):
