@@ -7,7 +7,7 @@ READY := .venv/.ready
 RUN ?= runs/digits-int8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-qat test slow check fuzz soak release bench size clean
+.PHONY: help demo demo-qat test slow check fuzz soak matrix release bench size clean
 
 help:                       ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ fuzz: $(READY)              ## ten minutes of damaged models, recipes and data; 
 
 soak: $(READY)              ## hours: 200000 recipes, 20000 models, 100 kills; goes on where it ended
 	PYTHONPATH=tests $(BIN)/python -m fuzz.soak
+
+# uv fetches the interpreters that are not here. Rows that passed with the same wheel stay.
+matrix: $(READY)            ## the wheel and the demo on Python 3.11 to 3.14, lowest and highest versions
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+	test -x build/uv/bin/uv || $(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install -q uv
+	build/uv/bin/python tests/matrix.py -- $(INDEX)
 
 # The audit asks PyPI for known vulnerabilities; --strict: a package that it cannot ask for fails.
 release: $(READY) recipes/digits/data  ## build, install the wheel afresh, run the demo from it, audit

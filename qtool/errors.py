@@ -1,5 +1,7 @@
 """The errors a user can meet: where, what was found, what was expected, what to do."""
 
+import errno
+import tempfile
 from collections.abc import Iterable
 
 KeyPath = tuple[str | int, ...]
@@ -49,6 +51,42 @@ class UnsupportedError(QtoolError):
     """The model or the target asks for what this version cannot do (exit code 3)."""
 
     exit_code = 3
+
+
+class StorageError(QtoolError):
+    """A disk is full, or refuses a file (exit code 2)."""
+
+
+# What a disk or its rights refuse: not a defect of qtool.
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """Return the error of a disk that refuses a file; None where the system says something else.
+
+    Args:
+        error: of the system.
+    """
+    if error.errno not in _REFUSED:
+        return None
+    if error.filename:
+        return StorageError(
+            f"{error.filename}: {error.strerror}; free space or rights there, or choose --out"
+        )
+    return StorageError(
+        f"{error.strerror}; free space or rights in the run folder (--out) and in "
+        f"{tempfile.gettempdir()} (TMPDIR), or choose others"
+    )
 
 
 class OutOfMemoryError(QtoolError):

@@ -16,6 +16,20 @@ EXTERNAL_BYTES = 1_500_000_000
 MAPPED_BYTES = 1 << 28
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of a run, and those above it, where they are missing.
+
+    Raises:
+        RecipeError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"{folder}: cannot be made ({error.strerror}); name another folder with --out"
+        ) from error
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path, and rename it to `path` when the block ends without an error.

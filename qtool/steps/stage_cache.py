@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qtool.errors import RecipeError
-from qtool.files import atomic_path, remove_temporaries
+from qtool.files import atomic_path, make_folder, remove_temporaries
 from qtool.report.schema import Stage
 
 T = TypeVar("T")
@@ -57,9 +57,9 @@ class StageCache:
         """Hold the folder for this process; remove what a killed one did not finish writing.
 
         Raises:
-            RecipeError: another run is writing there.
+            RecipeError: another run is writing there, or it cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             try:

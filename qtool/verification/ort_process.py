@@ -21,6 +21,7 @@ from qtool.errors import (
     OutOfMemoryError,
     QtoolError,
     RecipeError,
+    StorageError,
     UnsupportedError,
     out_of_memory,
 )
@@ -30,8 +31,12 @@ from qtool.verification.tasks import Task, write_tasks
 R = TypeVar("R")
 
 FAILURES: dict[str, type[QtoolError]] = {
-    kind.__name__: kind
-    for kind in (DataError, ModelError, OutOfMemoryError, RecipeError, UnsupportedError)
+    "DataError": DataError,
+    "ModelError": ModelError,
+    "OutOfMemoryError": OutOfMemoryError,
+    "RecipeError": RecipeError,
+    "StorageError": StorageError,
+    "UnsupportedError": UnsupportedError,
 }
 
 # The child; the file of its tasks follows.

@@ -5,6 +5,7 @@ pair of files is timed; big files are timed with one session, too, loaded again 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from qtool.errors import QtoolError, UnsupportedError, is_out_of_memory, out_of_memory
+from qtool.errors import (
+    QtoolError,
+    StorageError,
+    UnsupportedError,
+    is_out_of_memory,
+    out_of_memory,
+    storage_error,
+)
 from qtool.metrics.fidelity import finite_powers
 from qtool.quant.quantized_io import QuantizedIO, read_quantized_io
 from qtool.verification.latency.timing_script import (
@@ -167,7 +175,7 @@ def profile(task: Profile) -> ProfileResult:
         _send(progress=["profile", max(0, done + 1 - WARM_UP), task.runs])
     times: dict[str, list[float]] = {}
     operators: dict[str, str] = {}
-    for event in json.loads(Path(session.end_profiling()).read_text()):
+    for event in _events(Path(session.end_profiling())):
         name, _, phase = str(event.get("name", "")).rpartition("_kernel_")
         if event.get("cat") == "Node" and phase == "time":
             times.setdefault(name, []).append(event["dur"] / 1e3)
@@ -175,6 +183,19 @@ def profile(task: Profile) -> ProfileResult:
     return ProfileResult(
         {name: float(np.median(runs[WARM_UP:] or runs)) for name, runs in times.items()}, operators
     )
+
+
+def _events(path: Path) -> Any:
+    """Return the events of a profile, which on a full disk ONNX Runtime cuts short in silence.
+
+    Raises:
+        StorageError: the file is not whole.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        text = f"{path}: the profile is not whole ({error}); free space there, or choose --out"
+        raise StorageError(text) from error
 
 
 @perform.register
@@ -211,7 +232,7 @@ def evaluate(task: Evaluate) -> EvaluateResult:
     for output, valid in dataset.outputs(compute, names[0], rows, task.samples.fixed_batch):
         if saved is None:
             shape = (dataset.count, *output.shape[1:])
-            saved = np.lib.format.open_memmap(task.path, "w+", output.dtype, shape)
+            saved = _mapped(task.path, output.dtype, shape)
         if len(output) != valid or output.shape[1:] != saved.shape[1:]:
             raise UnsupportedError(
                 f"{task.model}: the first output has shape {list(output.shape)} for {valid} "
@@ -223,6 +244,18 @@ def evaluate(task: Evaluate) -> EvaluateResult:
     if saved is not None:
         saved.flush()
     return EvaluateResult(done)
+
+
+def _mapped(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Return an array in a new .npy file, whose space on the disk is reserved.
+
+    Raises:
+        OSError: the disk has too little; writing to a mapped page of it would be a bus error.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return array
 
 
 @perform.register
@@ -292,6 +325,12 @@ def main(jobs: str) -> None:
         except MemoryError:
             failure = out_of_memory(f"the task {type(task).__name__} of the verifying process")
             _send(error=type(failure).__name__, text=str(failure))
+            return
+        except OSError as error:
+            refusal = storage_error(error)
+            if refusal is None:
+                raise
+            _send(error=type(refusal).__name__, text=str(refusal))
             return
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         _send(result=asdict(result), peak_rss_mb=round(peak / 1024))

@@ -85,6 +85,9 @@ def become(call: Callable[[], int], log: Path) -> None:
         with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # pytest has put files of its own in their place.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
         code = call()
     except BaseException:
         traceback.print_exc()

@@ -1,6 +1,5 @@
 """Exit codes of commands, from the errors that end them."""
 
-import errno
 import os
 import platform
 import sys
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qtool.errors import QtoolError, RecipeError, dotted, is_out_of_memory, out_of_memory
+from qtool.errors import (
+    QtoolError,
+    RecipeError,
+    dotted,
+    is_out_of_memory,
+    out_of_memory,
+    storage_error,
+)
 from qtool.version import __version__
 
 if TYPE_CHECKING:
@@ -23,18 +29,6 @@ PASSED = 0
 GATE_FAILED = 1
 BUG = 70
 INTERRUPTED = 130
-
-_USER_ERRNO = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EISDIR,
-)  # refused by the disk or its rights: not a bug
 
 
 @contextmanager
@@ -58,11 +52,8 @@ def exit_codes(json: bool = False) -> Iterator[None]:
         _print_error(": ".join(["interrupted", *map(str, error.args)]))
         raise typer.Exit(INTERRUPTED) from error
     except OSError as error:
-        if error.errno in _USER_ERRNO:
-            place = f"{error.filename}: " if error.filename else ""
-            text = f"{place}{error.strerror}; free space or rights there, or choose --out"
-            raise _user_error(QtoolError(text), json) from error
-        raise _bug(error) from error
+        refusal = storage_error(error)
+        raise (_bug(error) if refusal is None else _user_error(refusal, json)) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise _bug(error) from error

@@ -95,9 +95,10 @@ def _walk(root: Path, folder: str) -> Iterator[str]:
     """Yield files below root/folder that are not hidden, relative to root, with forward slashes."""
     for place, inner, files in os.walk(root / folder, onerror=_unlisted):
         inner[:] = [name for name in inner if not name.startswith(".")]
+        start = Path(place).relative_to(root).as_posix()
         for name in files:
             if not name.startswith("."):
-                yield (Path(place) / name).relative_to(root).as_posix()
+                yield f"{start}/{name}"
 
 
 def _unlisted(error: OSError) -> None:

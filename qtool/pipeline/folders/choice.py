@@ -10,8 +10,7 @@ from glob import escape
 from itertools import chain, count
 from pathlib import Path
 
-from qtool.errors import RecipeError
-from qtool.files import write_text_atomic
+from qtool.files import make_folder, write_text_atomic
 from qtool.qat.distributed import expected
 from qtool.steps.stage_cache import first_missing
 
@@ -128,12 +127,7 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises:
         RecipeError: it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(
-            f"{folder}: cannot be made ({error.strerror}); name another folder with --out"
-        ) from error
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,7 +1,9 @@
 """The child process of the verification: tasks, progress, failures, imports."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -19,7 +21,7 @@ from models import Net, bind, cpu, feeds_for, frozen_plan, rewritten, run
 from qtool import errors
 from qtool.data import DataSection, InputSpec
 from qtool.emitters import emit_qdq, save_model
-from qtool.errors import DataError, OutOfMemoryError, UnsupportedError
+from qtool.errors import DataError, OutOfMemoryError, StorageError, UnsupportedError
 from qtool.verification import ort_process, ort_worker
 from qtool.verification.captured_outputs import capturable_values, with_outputs
 from qtool.verification.latency.timing_script import ROUNDS
@@ -351,3 +353,28 @@ def test_inputs_of_any_name_reach_the_child(tmp_path):
         assert archive.files == list(feeds)
         for name, array in feeds.items():
             np.testing.assert_array_equal(archive[name], array)
+
+
+@pytest.mark.parametrize("name", ["", "captures/0.npz"])
+def test_a_full_disk_is_an_error_of_the_user(name, place, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([name] if name else []))
+
+    monkeypatch.setattr(ort_worker, "perform", fail)
+    write_tasks((evaluate(place, tmp_path),), tmp_path / "tasks.json")
+    ort_worker.main(str(tmp_path / "tasks.json"))
+    message = json.loads(capsys.readouterr().out)
+    assert message["error"] == "StorageError"
+    assert f"{name}: No space" in message["text"] if name else "TMPDIR" in message["text"]
+
+
+def test_a_profile_that_is_cut_short_is_one_of_a_full_disk(tmp_path):
+    (tmp_path / "profile.json").write_text('[{"name": "co')
+    with pytest.raises(StorageError, match=r"profile\.json: the profile is not whole"):
+        ort_worker._events(tmp_path / "profile.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be reserved here")
+def test_space_for_outputs_is_reserved(tmp_path):
+    array = ort_worker._mapped(str(tmp_path / "y.npy"), np.dtype(np.float32), (1000, 1000))
+    assert os.stat(tmp_path / "y.npy").st_blocks * 512 >= array.nbytes
