@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from qtool.calibration.class_scores import ClassScores, has_class_scores
 from qtool.calibration.estimators.batchnorm import channel_normals
-from qtool.calibration.estimators.mse import squared_error
 from qtool.calibration.extremes import SMOOTHING, Extremes
+from qtool.calibration.histogram_error import squared_error
+from qtool.calibration.observation import Observation, observe
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError, RecipeError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages
@@ -73,13 +74,11 @@ class PassOptions:
         histograms: False when the calibrator only needs the limits.
         threads: threads of ONNX Runtime; None for its default.
         samples: counts the samples in a batch; None: by the first axis of its first array.
-        smoothing: averaging constant of moving averages.
     """
 
     histograms: bool
     threads: int | None = None
     samples: Callable[[Mapping[str, np.ndarray]], int] | None = None
-    smoothing: float = SMOOTHING
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,13 @@ class Shard:
 
     Attributes:
         stats: value name -> statistics, but for the extremes.
-        extremes: batch number -> extremes of each value; they merge in the order of the batches.
+        limits: batch number -> limits of each observed value and sample, float64
+            [2, values, samples], NaN where there is no sample; they make the extremes.
         early: statistics of the batches before ``half``, without extremes; empty without one.
     """
 
     stats: Mapping[str, Stats]
-    extremes: Mapping[int, Mapping[str, Extremes]]
+    limits: Mapping[int, np.ndarray]
     early: Mapping[str, Stats] = field(default_factory=dict)
 
 
@@ -121,9 +121,9 @@ def collect(
     Raises:
         DataError: a value became NaN or infinite (names it and the batch), or there was no data.
     """
-    options = PassOptions(histograms, threads, samples, smoothing)
+    options = PassOptions(histograms, threads, samples)
     shard = collect_shard(model, names, enumerate(batches, 1), options)
-    return merge_shards(model, names, [shard])
+    return merge_shards(model, names, [shard], smoothing)
 
 
 def collect_shard(
@@ -145,30 +145,20 @@ def collect_shard(
     Raises:
         DataError: a value became NaN or infinite (names it and the batch).
     """
-    values = by_name(model.graph)
-    stats = dict.fromkeys(names, Stats())
+    reader = _Reader.of(model, names, options.histograms)
     early: dict[str, Stats] = {}
-    extremes: dict[int, dict[str, Extremes]] = {}
-    fed = [n for n in names if values[n].is_graph_input()]
-    computed = [n for n in names if values[n].producer() is not None]
-    outputs = computed or [v.name or "" for v in model.graph.outputs[:1]]
-    scored = {n for n in computed if has_class_scores(values[n])}
 
     def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
-        extremes[number] = {}
-        for name in (*fed, *computed):
-            part = summarize(arrays[name], options.histograms, number, rows, options.smoothing)
-            _check_finite(part, name, number)
-            if name in scored:
-                part = replace(part, scores=ClassScores.of(arrays[name]))
-            extremes[number][name] = part.extremes
-            stats[name] = stats[name] + replace(part, extremes=Extremes())
+        reader.add(arrays, number, rows)
         if number < half:
-            early.update(stats)
+            early.update(reader.stats)
 
     pending: Future[None] | None = None
     release_weight_pages(model)  # the session maps them itself
-    with OrtSession(model, outputs, options.threads) as session, ThreadPoolExecutor(1) as pool:
+    with (
+        OrtSession(reader.model, reader.outputs, options.threads) as session,
+        ThreadPoolExecutor(1) as pool,
+    ):
         for number, batch in batches:
             arrays = {**batch, **session.stream(batch)}
             if pending is not None:
@@ -180,11 +170,71 @@ def collect_shard(
             del arrays
         if pending is not None:
             pending.result()
-    return Shard(stats, extremes, early)
+    return Shard(reader.stats, reader.limits, early)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Add up the statistics of the outputs of a session.
+
+    Attributes:
+        model: the graph with the nodes that summarize values.
+        observations: value name -> how it is read; fed and computed values, no constants.
+        scored: names of class scores.
+        histograms: False for the limits only.
+        outputs: of the session.
+        stats, limits: as in :class:`Shard`.
+    """
+
+    model: ir.Model
+    observations: Mapping[str, Observation]
+    scored: frozenset[str]
+    histograms: bool
+    outputs: tuple[str, ...]
+    stats: dict[str, Stats]
+    limits: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ir.Model, names: tuple[str, ...], histograms: bool) -> "_Reader":
+        """Return the reader of the named values."""
+        values = by_name(model.graph)
+        fed = [name for name in names if values[name].is_graph_input()]
+        computed = [name for name in names if values[name].producer() is not None]
+        observed, observations = observe(model, (*fed, *computed), histograms)
+        outputs = tuple(out for name in computed for out in observations[name].outputs)
+        return cls(
+            observed,
+            observations,
+            frozenset(name for name in computed if has_class_scores(values[name])),
+            histograms,
+            outputs or tuple(v.name or "" for v in model.graph.outputs[:1]),
+            dict.fromkeys(names, Stats()),
+        )
+
+    def add(self, arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
+        """Add the statistics of one batch."""
+        batch = np.full((2, len(self.observations), rows), np.nan)
+        for k, (name, observation) in enumerate(self.observations.items()):
+            each = observation.limits(arrays, rows)
+            lo, hi = float(each[0].min()), float(each[1].max())
+            _check_finite(lo, hi, name, number)
+            batch[:, k, : each.shape[1]] = each
+            stats = self.stats[name]
+            if self.histograms:
+                stats = stats.counting(observation.elements(arrays, rows, number), lo, hi)
+            else:
+                stats = replace(stats, lo=min(stats.lo, lo), hi=max(stats.hi, hi))
+            if name in self.scored:
+                stats = replace(stats, scores=stats.scores + ClassScores.of(arrays[name]))
+            self.stats[name] = stats
+        self.limits[number] = batch
 
 
 def merge_shards(
-    model: ir.Model, names: tuple[str, ...], shards: Sequence[Shard]
+    model: ir.Model,
+    names: tuple[str, ...],
+    shards: Sequence[Shard],
+    smoothing: float = SMOOTHING,
 ) -> dict[str, Stats]:
     """Return the statistics of all batches: the same bytes, whatever the shards are.
 
@@ -192,20 +242,25 @@ def merge_shards(
         model: the rewritten float graph.
         names: the observed values; those of constants are added.
         shards: of one pass.
+        smoothing: averaging constant of moving averages.
 
     Raises:
         DataError: there was no batch.
     """
-    extremes = {number: part for shard in shards for number, part in shard.extremes.items()}
-    if not extremes:
+    limits = {number: part for shard in shards for number, part in shard.limits.items()}
+    if not limits:
         raise DataError("calibrate: there is no calibration sample; check the folder and count")
     values = by_name(model.graph)
     stats = constants(values, names)
     for shard in shards:
         stats = {name: part + shard.stats[name] for name, part in stats.items()}
-    for number in sorted(extremes):
-        for name, part in extremes[number].items():
-            stats[name] = replace(stats[name], extremes=stats[name].extremes + part)
+    low, high = np.concatenate([limits[number] for number in sorted(limits)], axis=2)
+    fed = [name for name in names if values[name].is_graph_input()]
+    computed = [name for name in names if values[name].producer() is not None]
+    for k, name in enumerate((*fed, *computed)):
+        seen = ~np.isnan(low[k])
+        extremes = Extremes.of(low[k, seen], high[k, seen], smoothing)
+        stats[name] = replace(stats[name], extremes=extremes)
     return with_normals(values, stats)
 
 
@@ -233,8 +288,8 @@ def with_normals(values: Mapping[str, ir.Value], stats: Mapping[str, Stats]) -> 
     return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
 
 
-def _check_finite(part: Stats, name: str, number: int) -> None:
-    if not (np.isfinite(part.lo) and np.isfinite(part.hi)):
+def _check_finite(lo: float, hi: float, name: str, number: int) -> None:
+    if not (np.isfinite(lo) and np.isfinite(hi)):
         raise DataError(
             f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
             "calibration data; look for a division by zero or unscaled input there"

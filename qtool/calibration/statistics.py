@@ -48,8 +48,6 @@ class Stats:
 
     Attributes:
         lo, hi: smallest and largest value of all elements, float.
-        total, square: sum of elements and of squares, over ``count`` elements.
-        count: elements in the histogram and the two sums.
         histogram: int64 [at most BINS], counts of a subset of the elements.
         first: index k of the first bin.
         exponent: log2 of the bin width.
@@ -61,9 +59,6 @@ class Stats:
 
     lo: float = np.inf
     hi: float = -np.inf
-    total: float = 0.0
-    square: float = 0.0
-    count: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     first: int = 0
     exponent: int = -1000
@@ -72,14 +67,9 @@ class Stats:
     scores: ClassScores = field(default_factory=ClassScores)
 
     @property
-    def mean(self) -> float:
-        """Mean of the counted elements."""
-        return self.total / max(self.count, 1)
-
-    @property
-    def var(self) -> float:
-        """Variance of the counted elements."""
-        return max(self.square / max(self.count, 1) - self.mean**2, 0.0)
+    def count(self) -> int:
+        """Elements in the histogram."""
+        return int(self.histogram.sum())
 
     @property
     def edges(self) -> np.ndarray:
@@ -128,15 +118,41 @@ class Stats:
         return Stats(
             min(self.lo, other.lo),
             max(self.hi, other.hi),
-            self.total + other.total,
-            self.square + other.square,
-            self.count + other.count,
             histogram,
             first,
             exponent,
             self.extremes + other.extremes,
             self.normals or other.normals,
             self.scores + other.scores,
+        )
+
+    def counting(self, elements: np.ndarray, lo: float, hi: float) -> "Stats":
+        """Return ``self + part``, part being the statistics of some elements, in one step.
+
+        Args:
+            elements: float, any shape, not empty; the histogram counts them.
+            lo: finite lower limit of all elements that these represent.
+            hi: their upper limit.
+        """
+        largest = max(abs(lo), abs(hi), float(np.finfo(np.float32).tiny))
+        exponent = max(int(np.ceil(np.log2(largest / (BINS / 2 - 1)))), self.exponent)
+        # In float64: a small float32 would underflow to zero, and a negative one lose its sign.
+        scaled = np.multiply(elements, 2.0**-exponent, dtype=np.float64)
+        index = np.floor(scaled, out=scaled).astype(np.int64).reshape(-1)
+        before = self.coarsened(exponent)
+        first, size = int(index.min()), len(before.histogram)
+        if size:
+            first = min(first, before.first)
+        start = before.first - first if size else 0
+        counts = np.bincount(index - first, minlength=start + size)
+        counts[start : start + size] += before.histogram
+        return replace(
+            self,
+            lo=min(self.lo, lo),
+            hi=max(self.hi, hi),
+            histogram=counts,
+            first=first,
+            exponent=exponent,
         )
 
     def __or__(self, other: "Stats") -> "Stats":
@@ -147,8 +163,36 @@ class Stats:
         )
 
 
-# Elements of one value and batch that enter the histogram; limits are taken over all elements.
+# Elements of an array that enter the histogram; limits are taken over all elements.
 SAMPLED = 1 << 14
+
+
+def limits(array: np.ndarray, rows: int) -> np.ndarray:
+    """Return the smallest and the largest element of each sample, float64 [2, samples].
+
+    Args:
+        array: float, any shape, not empty.
+        rows: samples in the array, along its first axis; an array that they do not divide counts
+            as one sample.
+    """
+    if array.ndim == 0 or array.shape[0] % rows:
+        rows = 1
+    samples = np.ascontiguousarray(array).reshape(rows, -1)
+    return np.stack([samples.min(1), samples.max(1)]).astype(np.float64)
+
+
+def evenly_spread(array: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return about ``count`` elements of an array, [N]; all where it has not many more.
+
+    Args:
+        array: any shape.
+        count: elements to return.
+        seed: shifts the positions, so that batches give different ones.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    # An odd stride walks through all rows and channels instead of one column.
+    step = max(1, flat.size // count) | 1
+    return flat[(seed * 7919) % step :: step]
 
 
 def summarize(
@@ -164,29 +208,14 @@ def summarize(
             as one sample.
         smoothing: averaging constant of the moving average of extremes.
     """
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.size == 0:
+    if array.size == 0:
         return Stats()
-    if array.ndim == 0 or array.shape[0] % rows:
-        rows = 1
-    samples = flat.reshape(rows, -1)
-    low, high = samples.min(1), samples.max(1)
+    low, high = limits(array, rows)
     lo, hi = float(low.min()), float(high.max())
     if not (np.isfinite(lo) and np.isfinite(hi)):
         return Stats(lo, hi)
-    extremes = Extremes.of(low, high, smoothing)
-    if not histogram:
-        return Stats(lo, hi, extremes=extremes)
-    # An odd stride walks through all rows and channels instead of one column.
-    step = max(1, flat.size // SAMPLED) | 1
-    part = flat[(seed * 7919) % step :: step].astype(np.float64)
-    largest = max(abs(lo), abs(hi), float(np.finfo(np.float32).tiny))
-    exponent = int(np.ceil(np.log2(largest / (BINS / 2 - 1))))
-    index = np.floor(np.ldexp(part, -exponent)).astype(np.int64)
-    first = int(index.min())
-    counts = np.bincount(index - first)
-    moments = float(part.sum()), float(part @ part)
-    return Stats(lo, hi, *moments, part.size, counts, first, exponent, extremes)
+    stats = Stats(lo, hi, extremes=Extremes.of(low, high, smoothing))
+    return stats.counting(evenly_spread(array, SAMPLED, seed), lo, hi) if histogram else stats
 
 
 class Calibrator(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qtool.calibration.extremes import Extremes
-from qtool.calibration.statistics import SAMPLED, Calibrator, Stats, summarize
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.errors import RecipeError
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams, QuantSpec
@@ -49,9 +49,9 @@ class WeightRange:
             spec: the requested grid.
         """
         values = weights.astype(np.float32)
-        parts = np.array_split(values, -(-len(values) // SAMPLED))
-        stats = sum((summarize(part, True, 0) for part in parts), Stats())
-        one = Extremes.of(np.array([stats.lo]), np.array([stats.hi]))
+        lo, hi = float(values.min()), float(values.max())
+        stats = Stats().counting(values, lo, hi)
+        one = Extremes.of(np.array([lo]), np.array([hi]))
         return self.calibrator(replace(stats, extremes=one), spec)
 
 

@@ -247,7 +247,7 @@ def _squared_error(weight: np.ndarray, params: QuantParams) -> np.ndarray:
 
 
 def constrain_activation_scale(
-    params: QuantParams, error: Callable[[QuantParams], float] | None
+    params: QuantParams, error: Callable[[QuantParams], np.ndarray | float] | None
 ) -> QuantParams:
     """Constrain the scale of an activation's grid to a power of two.
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qtool.calibration.estimators.mse import squared_error
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec, params_from_range
 

@@ -11,8 +11,9 @@ from qtool.calibration.estimators.histogram import Histogram
 from qtool.calibration.estimators.mean_minmax import MeanMinMax
 from qtool.calibration.estimators.minmax import MinMax
 from qtool.calibration.estimators.moving_average import MovingAverage
-from qtool.calibration.estimators.mse import MSE, squared_error
+from qtool.calibration.estimators.mse import MSE
 from qtool.calibration.estimators.percentile import Percentile
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.primitives import QuantParams, QuantSpec
 

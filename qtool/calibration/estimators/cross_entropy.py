@@ -1,7 +1,6 @@
 """Cross-entropy calibration: the range of the logits that preserves the class probabilities."""
 
-from collections.abc import Callable
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, replace
 from typing import ClassVar
 
 import numpy as np
@@ -39,26 +38,36 @@ class CrossEntropy(Calibrator):
         """Return the grid of least cross-entropy, or of least squared error without scores."""
         if not len(stats.scores.rows):
             return MSE(candidates=self.candidates)(stats, spec)
-        return search_range(stats, spec, cross_entropy(stats.scores.rows), self.candidates)
+        return search_range(stats, spec, ScoreCrossEntropy(stats.scores.rows), self.candidates)
 
 
-def cross_entropy(scores: np.ndarray) -> Callable[[QuantParams], float]:
-    """Return a function that computes the mean cross-entropy of rounded scores.
+class ScoreCrossEntropy:
+    """The mean cross-entropy of rounded class scores: at least the mean entropy of exact ones."""
 
-    Args:
-        scores: logits, [N, C].
+    def __init__(self, scores: np.ndarray) -> None:
+        """Compute the exact probabilities.
 
-    Returns:
-        The function; at least the mean entropy of softmax(scores), which exact scores have.
-    """
-    exact = scores.astype(np.float64)
-    probabilities = np.exp(_log_softmax(exact))
+        Args:
+            scores: logits, [N, C].
+        """
+        self._exact = scores.astype(np.float64)
+        self._probabilities = np.exp(_log_softmax(self._exact))
 
-    def score(params: QuantParams) -> float:
-        logs = _log_softmax(fake_quantize(exact, params))
-        return float(-np.mean(np.sum(probabilities * logs, 1)))
+    def __call__(self, params: QuantParams) -> np.ndarray:
+        """Return the cross-entropy under each grid."""
+        errors = [
+            self._one(replace(params, scale=np.asarray(scale), zero_point=np.asarray(zero)))
+            for scale, zero in zip(params.scale.flat, params.zero_point.flat, strict=True)
+        ]
+        return np.reshape(errors, params.scale.shape)
 
-    return score
+    def at_least(self, params: QuantParams) -> np.ndarray:
+        """Return 0: no grid is ruled out."""
+        return np.zeros(params.scale.shape)
+
+    def _one(self, params: QuantParams) -> float:
+        logs = _log_softmax(fake_quantize(self._exact, params))
+        return float(-np.mean(np.sum(self._probabilities * logs, 1)))
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:

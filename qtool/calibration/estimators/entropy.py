@@ -76,8 +76,6 @@ def tensorrt_bins(counts: np.ndarray, levels: int) -> int:
         counts: of bins of equal width from zero up, float [bins].
         levels: of the quantized distribution.
     """
-    from scipy.special import xlogy
-
     counts = counts.copy()
     if len(counts) > 1:
         counts[0] = counts[1]
@@ -85,7 +83,7 @@ def tensorrt_bins(counts: np.ndarray, levels: int) -> int:
     # Sums over a range of bins are differences of these.
     mass, filled, own = (
         np.concatenate([[0.0], np.cumsum(terms)])
-        for terms in (counts, counts > 0, xlogy(counts, counts))
+        for terms in (counts, counts > 0, _product_log(counts, counts))
     )
     best, least = len(counts), np.inf
     for width in range(1, len(counts) // levels + 1):
@@ -93,19 +91,25 @@ def tensorrt_bins(counts: np.ndarray, levels: int) -> int:
         bins = np.arange(width * levels, min((width + 1) * levels, len(counts) + 1))
         starts = np.arange(levels) * width
         sums, sizes = np.diff(mass[starts]), np.diff(filled[starts])
-        inner = xlogy(sums, sums / np.maximum(sizes, 1)).sum()
+        inner = _product_log(sums, sums / np.maximum(sizes, 1)).sum()
         beyond, last = total - mass[bins], mass[bins] - mass[starts[-1]]
         reference = counts[bins - 1] + beyond  # P's last bin
         size = filled[bins - 1] - filled[starts[-1]] + (reference > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             outer = np.where(last + beyond > 0, (last + beyond) * np.log(last / size), 0.0)
-            errors = (own[bins - 1] + xlogy(reference, reference) - inner - outer) / total
+            errors = (own[bins - 1] + _product_log(reference, reference) - inner - outer) / total
             errors += np.log(mass[bins] / total)
         errors[~np.isfinite(errors)] = np.inf
         k = int(errors.argmin())
         if errors[k] < least:
             best, least = int(bins[k]), float(errors[k])
     return best
+
+
+def _product_log(factor: np.ndarray, argument: np.ndarray) -> np.ndarray:
+    """Return factor * ln(argument), and 0 where the factor is 0."""
+    filled = factor > 0
+    return np.where(filled, factor * np.log(np.where(filled, argument, 1.0)), 0.0)
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:

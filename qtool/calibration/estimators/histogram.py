@@ -93,8 +93,9 @@ def quantization_error(histogram: np.ndarray, first: int, last: int, levels: int
     end_level = np.floor(end / width).clip(0, levels - 1)
     from_center = begin - (begin_level + 0.5) * width
     to_center = end - (end_level + 0.5) * width
-    # From the begin to the edge of its level, across whole levels, and on to the end.
-    cubes = (width / 2) ** 3 - from_center**3
-    cubes += (end_level - begin_level - 1) * 2 * (width / 2) ** 3
-    cubes += to_center**3 + (width / 2) ** 3
+    # From the begin to the edge of its level, across whole levels, and on to the end. Products:
+    # numpy's power is 20 times slower.
+    level = (width / 2) ** 3
+    cubes = (end_level - begin_level) * (2 * level)
+    cubes += to_center * to_center * to_center - from_center * from_center * from_center
     return float(histogram @ cubes) / 3

@@ -66,7 +66,7 @@ class CalibrationShares:
             distributed.share(lambda: self)
         own = self.shard(context, lambda rows: on_batch(rows * distributed.count()))
         shards = distributed.gather(own)
-        stats = merge_shards(context.model, self.observed, shards)
+        stats = merge_shards(context.model, self.observed, shards, self.smoothing)
         early_samples = (self._half(context) - 1) * self.rows
         return Pass(stats, merge_early(self.observed, shards), early_samples)
 
@@ -78,7 +78,7 @@ class CalibrationShares:
             on_batch(rows)
             return rows
 
-        options = PassOptions(self.histograms, context.threads, samples, self.smoothing)
+        options = PassOptions(self.histograms, context.threads, samples)
         batches, half = self._batches(context), self._half(context)
         return collect_shard(context.model, self.observed, batches, options, half)
 

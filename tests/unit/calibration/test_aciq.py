@@ -68,5 +68,5 @@ def test_values_that_were_not_sampled_do_not_break_it():
     """The histogram has only zeros; the limits saw an outlier."""
     zeros = np.array([10])
     for lo, hi in ((0.0, 5.0), (-5.0, 0.0), (-5.0, 5.0)):
-        params = ACIQ()(Stats(lo, hi, 0.0, 0.0, 10, zeros, 0, -5), QuantSpec(4, False, False))
+        params = ACIQ()(Stats(lo, hi, zeros, 0, -5), QuantSpec(4, False, False))
         assert np.isfinite(params.scale) and params.scale > 0

@@ -6,7 +6,7 @@ import pytest
 from qtool.calibration.collect import check_supported, choose_grids
 from qtool.calibration.estimators.auto import CANDIDATES, TIE, Auto
 from qtool.calibration.estimators.entropy import Entropy
-from qtool.calibration.estimators.mse import squared_error
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Stats, summarize
 from qtool.errors import RecipeError
 from qtool.quant.plan import QuantPlan

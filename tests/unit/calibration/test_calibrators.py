@@ -19,8 +19,8 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
-from qtool.calibration.estimators.mse import squared_error
 from qtool.calibration.estimators.percentile import quantile
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Calibrator, Stats, summarize
 from qtool.quant.primitives import QuantSpec, fake_quantize, params_from_range
 
@@ -193,8 +193,7 @@ def gaussian() -> Stats:
     edges = np.ldexp(np.arange(-2048.0, 1.0), -8)
     tail = np.diff([NormalDist().cdf(edge) for edge in edges])
     counts = np.rint(np.concatenate([tail, tail[::-1]]) * 1e15).astype(np.int64)
-    total = int(counts.sum())
-    return Stats(-8, 8, 0.0, float(total), total, counts, -2048, -8)
+    return Stats(-8, 8, counts, -2048, -8)
 
 
 @pytest.mark.parametrize(
@@ -281,5 +280,5 @@ def test_the_error_of_fine_steps_is_that_of_single_codes(name, factor, monkeypat
     stats = seen(DATA[name])
     params = params_from_range(factor * stats.lo, factor * stats.hi, QuantSpec(14, False, False))
     fast = squared_error(stats)(params)
-    monkeypatch.setattr("qtool.calibration.estimators.mse.FINE_BITS", 16)
+    monkeypatch.setattr("qtool.calibration.histogram_error.FINE_BITS", 16)
     assert fast == pytest.approx(squared_error(stats)(params), rel=0.02)

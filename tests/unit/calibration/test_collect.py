@@ -83,8 +83,8 @@ def test_statistics_are_those_of_the_float_network(model):
         assert (stats[name].lo, stats[name].hi) == pytest.approx(
             (values.min(), values.max()), abs=1e-5
         )
-        assert stats[name].mean == pytest.approx(values.mean(), abs=1e-5)
-        assert stats[name].var == pytest.approx(values.var(), rel=1e-4)
+        counts, _ = np.histogram(values, stats[name].edges)
+        assert np.abs(counts - stats[name].histogram).sum() <= 0.01 * values.size  # float32 sums
 
 
 def test_a_constant_is_seen_once(model):

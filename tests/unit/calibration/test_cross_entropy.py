@@ -9,7 +9,7 @@ from models import Net
 from qtool.calibration import MSE, CrossEntropy, MinMax
 from qtool.calibration.class_scores import MAX_ROWS, ClassScores, has_class_scores
 from qtool.calibration.collect import check_supported, collect
-from qtool.calibration.estimators.cross_entropy import cross_entropy
+from qtool.calibration.estimators.cross_entropy import ScoreCrossEntropy
 from qtool.calibration.statistics import Stats, summarize
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name
@@ -34,7 +34,7 @@ def entropy(scores: np.ndarray) -> float:
 
 def test_sixteen_bits_over_all_scores_reach_the_entropy_of_the_softmax():
     spec = QuantSpec(16, False, False)
-    score = cross_entropy(SCORES)
+    score = ScoreCrossEntropy(SCORES)
     full = score(params_from_range(SCORES.min(), SCORES.max(), spec))
     assert full == pytest.approx(entropy(SCORES), abs=1e-6)
 
@@ -43,7 +43,7 @@ def test_sixteen_bits_over_all_scores_reach_the_entropy_of_the_softmax():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_range_is_below_the_bound_and_the_choice_is_no_worse_than_others(bits, symmetric):
     spec, stats = QuantSpec(bits, symmetric, symmetric), seen(SCORES)
-    score = cross_entropy(SCORES)
+    score = ScoreCrossEntropy(SCORES)
     chosen = score(CrossEntropy()(stats, spec))
     for other in (MinMax(), MSE(), MSE(p=2.4)):
         assert entropy(SCORES) <= chosen <= score(other(stats, spec))

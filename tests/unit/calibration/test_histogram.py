@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qtool.calibration.estimators.histogram import Histogram, quantization_error, search
-from qtool.calibration.estimators.mse import MSE, squared_error
+from qtool.calibration.estimators.mse import MSE
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Stats, summarize
 from qtool.quant.primitives import QuantSpec
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.calibration import MSE
-from qtool.calibration.estimators.mse import squared_error
+from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import summarize
 from qtool.quant.primitives import (
     PerChannel,
