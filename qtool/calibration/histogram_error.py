@@ -48,7 +48,7 @@ class SquaredError:
     def __call__(self, params: QuantParams) -> np.ndarray:
         """Return the error of each grid."""
         if params.spec.bits > FINE_BITS:
-            inside = np.diff(self._below(_ends(params))[0])[..., 0]
+            inside = np.diff(self._below(_range_of(params))[0])[..., 0]
             steps = inside * params.scale.astype(np.float64) ** 2 / 12
             return np.asarray(self.at_least(params) + steps)
         codes = np.arange(params.spec.qmin, params.spec.qmax + 1)
@@ -57,10 +57,10 @@ class SquaredError:
         return np.asarray(np.sum(xx - 2 * levels * x + levels**2 * n, axis=-1))
 
     def at_least(self, params: QuantParams) -> np.ndarray:
-        """Return the error of the values beyond the ends of each grid."""
-        ends = _ends(params)
-        n, x, xx = (part[..., ::2] for part in self._between(ends))
-        return np.asarray(np.sum(xx - 2 * ends * x + ends**2 * n, axis=-1))
+        """Return the error of the values outside each grid."""
+        limits = _range_of(params)
+        n, x, xx = (part[..., ::2] for part in self._between(limits))
+        return np.asarray(np.sum(xx - 2 * limits * x + limits**2 * n, axis=-1))
 
     def _between(self, limits: np.ndarray) -> list[np.ndarray]:
         """Return count, sum and sum of squares below the first limit, between, and above."""
@@ -111,15 +111,15 @@ class PowerError:
         return np.asarray(np.abs(self._middle - rounded) ** self._p @ self._counts)
 
     def at_least(self, params: QuantParams) -> np.ndarray:
-        """Return a bound of the error of the values beyond the ends: that of equal distances.
+        """Return a bound of the error of the values outside: that of equal distances.
 
         sum_n d_n^p >= n * (sum_n d_n / n)^p   for p >= 1 (Jensen)
         """
         if self._p < 1:
             return np.zeros(params.scale.shape)
-        ends, total = _ends(params), 0.0
+        limits, total = _range_of(params), 0.0
         for side, sign in ((0, -1), (1, 1)):
-            end = ends[..., side]
+            end = limits[..., side]
             index = np.searchsorted(self._middle, end)
             n, x = (r[index] if sign < 0 else r[-1] - r[index] for r in self._running)
             distance = np.maximum(sign * (x - end * n), 0.0)
@@ -127,7 +127,7 @@ class PowerError:
         return np.asarray(total)
 
 
-def _ends(params: QuantParams) -> np.ndarray:
+def _range_of(params: QuantParams) -> np.ndarray:
     """Return the lowest and the highest level of each grid, float64 [..., 2]."""
     codes = np.array([params.spec.qmin, params.spec.qmax])
     return (codes - params.zero_point[..., None]) * params.scale[..., None].astype(np.float64)

@@ -1,4 +1,4 @@
-"""How a calibrating session returns a value: whole, or summarized inside ONNX Runtime.
+"""Read a value of a calibrating session whole, or summarized inside ONNX Runtime.
 
 ONNX Runtime computes convolutions in blocks of 16 channels. To return their outputs it converts
 every element to NCHW and writes it to memory, which costs 40 % of MobileNetV2's inference; reading
