@@ -15,7 +15,9 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
-class _Batches(CalibrationDataReader):
+class Batches(CalibrationDataReader):
+    """Batches as onnxruntime reads them."""
+
     def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
         self.batches = batches
 
@@ -30,7 +32,7 @@ def quantize(model: Path, batches: Iterator[dict[str, np.ndarray]], out: Path, *
     quantize_static(
         prepared,
         out,
-        _Batches(batches),
+        Batches(batches),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

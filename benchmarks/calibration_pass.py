@@ -2,16 +2,18 @@
 
     QTOOL_DATA=... python -m benchmarks.calibration_pass [NETWORK ...] [--samples N] [--fresh]
 
-Inputs are noise, made beforehand: nothing is decoded in the measured time. Plain inference, min-max
-and all estimators together take turns (A B C A B C); CPU seconds stand beside wall seconds, since
-other processes may run. Rows are saved, so a stopped run continues. Writes
-benchmarks/results/calibration_pass.md.
+Inputs are noise (sentences for MiniLM), made beforehand: nothing is decoded in the measured time.
+Plain inference, min-max and all estimators together take turns (A B C A B C); CPU seconds stand
+beside wall seconds, since other processes may run. onnxruntime's own calibrators run behind them,
+on 64 samples, relative to plain inference of the same samples. Rows are saved, so a stopped run
+continues. Writes benchmarks/results/calibration_pass.md.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +21,15 @@ from statistics import median
 
 import numpy as np
 import onnx_ir as ir
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import create_calibrator
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qtool
+from benchmarks.baseline import Batches
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import data_folder
+from benchmarks.resnet import write
 from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import batch_size, collect, observed_values
@@ -34,11 +41,15 @@ from qtool.runtime.ort_session import OrtSession
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
 
-# Network -> file below QTOOL_DATA and shape of a sample.
-MODELS = {
+# Network -> file below QTOOL_DATA, and shape of a sample of noise, or file of arrays.
+MODELS: dict[str, tuple[str, tuple[int, ...] | str]] = {
     "resnet20": ("models/resnet20.onnx", (3, 32, 32)),
     "mobilenet_v2_float": ("models/mobilenet_v2_float.onnx", (3, 224, 224)),
+    "minilm_l6": ("built/minilm_l6_sst2.onnx", "sst2/minilm_train.npz"),
+    "resnet50": ("", (3, 224, 224)),  # random weights, written to a temporary file
 }
+# Samples of onnxruntime's calibrators, of which two hold all activations in memory.
+THEIRS = 64
 THREADS = 2
 ROUNDS = 3
 LIMITS = {"minmax": 1.5, "all estimators": 2.0}
@@ -49,24 +60,32 @@ class Pass:
     """A network as calibration sees it."""
 
     def __init__(self, name: str, samples: int) -> None:
-        file, self.shape = MODELS[name]
-        model = qtool.load(data_folder() / file)
-        self.input = next(iter(model.inputs))
+        file, source = MODELS[name]
+        self.file = data_folder() / file if file else _resnet50()
+        model = qtool.load(self.file)
+        rng, self.samples = np.random.default_rng(0), samples
+        if isinstance(source, str):
+            with np.load(data_folder() / source) as archive:
+                feeds = {key: archive[key][:samples] for key in model.inputs}
+        else:
+            count = min(samples, THEIRS)
+            key = next(iter(model.inputs))
+            feeds = {key: rng.normal(0, 1, (count, *source)).astype(np.float32)}
         self.graph, target = model._graph.clone(), load_target("onnxruntime-cpu")
-        bind_shapes(self.graph, {self.input: (1, *self.shape)})
+        bind_shapes(self.graph, {key: (1, *array.shape[1:]) for key, array in feeds.items()})
         for rewrite in target.rewrites:
             REWRITES[rewrite](self.graph, lambda node: True)
             infer_shapes(self.graph)
         self.plan: QuantPlan = weight_grids(self.graph, annotate(self.graph, target, Bits()))
         self.names = observed_values(self.graph, self.plan)
-        self.rows, self.samples = batch_size(self.graph, self.names, samples), samples
-        rng = np.random.default_rng(0)
-        self.noise = rng.normal(0, 1, (self.rows, *self.shape)).astype(np.float32)
+        self.rows = batch_size(self.graph, self.names, samples)
+        self.feeds = {key: array[: self.rows] for key, array in feeds.items()}
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the same noise as often as there are batches."""
+        """Yield the same samples as often as there are batches."""
         for start in range(0, self.samples, self.rows):
-            yield {self.input: self.noise[: min(self.rows, self.samples - start)]}
+            rows = min(self.rows, self.samples - start)
+            yield {key: array[:rows] for key, array in self.feeds.items()}
 
     def plain(self) -> None:
         """Run the network as a user would, with its own output alone."""
@@ -82,6 +101,24 @@ class Pass:
         for value, part in stats.items():
             for name in names:
                 CALIBRATORS[name]()(part, self.plan.spec(value))
+
+    def onnxruntime(self, method: str, folder: Path) -> None:
+        """Calibrate the file with a calibrator of onnxruntime."""
+        prepared = folder / "prepared.onnx"
+        if not prepared.exists():
+            quant_pre_process(self.file, prepared, skip_symbolic_shape=True)
+        calibrator = create_calibrator(
+            str(prepared),
+            augmented_model_path=str(folder / "augmented.onnx"),
+            calibrate_method=CalibrationMethod[method],
+        )
+        calibrator.collect_data(Batches(self.batches()))
+        calibrator.compute_data()
+
+
+def _resnet50() -> Path:
+    path = Path(tempfile.gettempdir()) / "qtool_random_resnet50.onnx"
+    return path if path.exists() else write(path, depth=50)
 
 
 def estimators() -> list[str]:
@@ -115,6 +152,24 @@ def measure(name: str, samples: int) -> dict[str, dict[str, float]]:
             "wall_ratio": median(v[1] / p[1] for v, p in pairs),
         }
     return result
+
+
+def measure_theirs(name: str, method: str) -> dict[str, float]:
+    """Return CPU and wall time of a calibrator of onnxruntime, relative to plain inference."""
+    network, pairs = Pass(name, THEIRS), []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(ROUNDS):
+            times = []
+            for run in (network.plain, lambda: network.onnxruntime(method, Path(folder))):
+                cpu, wall = time.process_time(), time.perf_counter()
+                run()
+                times.append((time.process_time() - cpu, time.perf_counter() - wall))
+            pairs.append(times)
+    return {
+        "cpu_ms": 1e3 * median(theirs[0] for _, theirs in pairs) / THEIRS,
+        "cpu_ratio": median(theirs[0] / plain[0] for plain, theirs in pairs),
+        "wall_ratio": median(theirs[1] / plain[1] for plain, theirs in pairs),
+    }
 
 
 def peak_megabytes(name: str, samples: int, mode: str) -> float:
@@ -165,6 +220,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--peak", choices=["plain", "all"])
     parser.add_argument("--many", type=int, default=10_000, help="samples of the memory's 2nd row")
+    methods = ["MinMax", "Percentile", "Entropy"]
+    parser.add_argument("--theirs", nargs="*", choices=methods, default=methods)
     parser.add_argument("--fresh", action="store_true", help="measure saved rows again")
     arguments = parser.parse_args()
     if arguments.peak:
@@ -182,13 +239,24 @@ def main() -> None:
             continue
         save_rows(store, {**load_rows(store), key: measure(name, arguments.samples)})
         store.with_suffix(".md").write_text(page(load_rows(store)))
+    for name in arguments.networks or MODELS:
+        key = f"{name} memory"
+        if key in load_rows(store) and not arguments.fresh:
+            continue
         peaks = {}
         for samples in (64, arguments.many):
             plain = peak_megabytes(name, 64, "plain")
             above = peak_megabytes(name, samples, "all")
             peaks[str(samples)] = {"plain": plain, "megabytes": above}
-        save_rows(store, {**load_rows(store), f"{name} memory": peaks})
+        save_rows(store, {**load_rows(store), key: peaks})
         store.with_suffix(".md").write_text(page(load_rows(store)))
+    for name in arguments.networks or MODELS:
+        for method in arguments.theirs:
+            key = f"{name}, {THEIRS} samples, onnxruntime {method}"
+            if key not in load_rows(store) or arguments.fresh:
+                row = {method: measure_theirs(name, method)}
+                save_rows(store, {**load_rows(store), key: row})
+                store.with_suffix(".md").write_text(page(load_rows(store)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 import qtool
-from benchmarks import resnet18
+from benchmarks import resnet
 from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
 from benchmarks.networks import NETWORKS, absolute, data_folder
 from benchmarks.timing import in_turn, inputs_of, session
@@ -128,7 +128,7 @@ class Material:
 def material(name: str, folder: Path) -> Material:
     """Read a network and its data; the ResNet-18 is random and calibrated with noise."""
     if name == "resnet18":
-        path = resnet18.write(folder / "resnet18.onnx")
+        path = resnet.write(folder / "resnet18.onnx")
         rng = np.random.default_rng(0)
         noise = [rng.normal(0, 1, (8, 3, 224, 224)).astype(np.float32) for _ in range(3)]
         return Material(path, [{"input": x} for x in noise[:2]], {"input": noise[2]})

@@ -43,6 +43,10 @@ class DataError(QtoolError):
     """The data cannot be read or does not fit the model (exit code 2)."""
 
 
+class NotFiniteError(DataError):
+    """A sample holds NaN or infinity (exit code 2); calibration goes on without it."""
+
+
 class ModelError(QtoolError):
     """The model file cannot be read or is damaged (exit code 2)."""
 

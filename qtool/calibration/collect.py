@@ -17,7 +17,7 @@ from qtool.calibration.extremes import SMOOTHING, Extremes
 from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.observation import Observation, observe
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
-from qtool.errors import DataError, RecipeError
+from qtool.errors import DataError
 from qtool.graph.queries import by_name, constant, dims, release_weight_pages
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
@@ -74,11 +74,13 @@ class PassOptions:
         histograms: False when the calibrator only needs the limits.
         threads: threads of ONNX Runtime; None for its default.
         samples: counts the samples in a batch; None: by the first axis of its first array.
+        sample_name: returns the name of a sample by its batch, from 1, and row; None: these two.
     """
 
     histograms: bool
     threads: int | None = None
     samples: Callable[[Mapping[str, np.ndarray]], int] | None = None
+    sample_name: Callable[[int, int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def collect(
         smoothing: averaging constant of moving averages.
 
     Raises:
-        DataError: a value became NaN or infinite (names it and the batch), or there was no data.
+        DataError: a value became NaN or infinite (names it and the sample), or there was no data.
     """
     options = PassOptions(histograms, threads, samples)
     shard = collect_shard(model, names, enumerate(batches, 1), options)
@@ -143,9 +145,9 @@ def collect_shard(
         half: number of the first batch that ``Shard.early`` leaves out; 0: it is empty.
 
     Raises:
-        DataError: a value became NaN or infinite (names it and the batch).
+        DataError: a value became NaN or infinite (names it and the sample).
     """
-    reader = _Reader.of(model, names, options.histograms)
+    reader = _Reader.of(model, names, options)
     early: dict[str, Stats] = {}
 
     def merge(arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
@@ -181,7 +183,7 @@ class _Reader:
         model: the graph with the nodes that summarize values.
         observations: value name -> how it is read; fed and computed values, no constants.
         scored: names of class scores.
-        histograms: False for the limits only.
+        options: of the pass.
         outputs: of the session.
         stats, limits: as in :class:`Shard`.
     """
@@ -189,24 +191,24 @@ class _Reader:
     model: ir.Model
     observations: Mapping[str, Observation]
     scored: frozenset[str]
-    histograms: bool
+    options: PassOptions
     outputs: tuple[str, ...]
     stats: dict[str, Stats]
     limits: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: ir.Model, names: tuple[str, ...], histograms: bool) -> "_Reader":
+    def of(cls, model: ir.Model, names: tuple[str, ...], options: PassOptions) -> "_Reader":
         """Return the reader of the named values."""
         values = by_name(model.graph)
         fed = [name for name in names if values[name].is_graph_input()]
         computed = [name for name in names if values[name].producer() is not None]
-        observed, observations = observe(model, (*fed, *computed), histograms)
+        observed, observations = observe(model, (*fed, *computed), options.histograms)
         outputs = tuple(out for name in computed for out in observations[name].outputs)
         return cls(
             observed,
             observations,
             frozenset(name for name in computed if has_class_scores(values[name])),
-            histograms,
+            options,
             outputs or tuple(v.name or "" for v in model.graph.outputs[:1]),
             dict.fromkeys(names, Stats()),
         )
@@ -217,10 +219,11 @@ class _Reader:
         for k, (name, observation) in enumerate(self.observations.items()):
             each = observation.limits(arrays, rows)
             lo, hi = float(each[0].min()), float(each[1].max())
-            _check_finite(lo, hi, name, number)
+            if not (np.isfinite(lo) and np.isfinite(hi)):
+                raise self._not_finite(name, number, each)
             batch[:, k, : each.shape[1]] = each
             stats = self.stats[name]
-            if self.histograms:
+            if self.options.histograms:
                 stats = stats.counting(observation.elements(arrays, rows, number), lo, hi)
             else:
                 stats = replace(stats, lo=min(stats.lo, lo), hi=max(stats.hi, hi))
@@ -228,6 +231,16 @@ class _Reader:
                 stats = replace(stats, scores=stats.scores + ClassScores.of(arrays[name]))
             self.stats[name] = stats
         self.limits[number] = batch
+
+    def _not_finite(self, name: str, number: int, limits: np.ndarray) -> DataError:
+        """Return the error that names a value and the first sample that it is not finite for."""
+        row = int(np.argmin(np.isfinite(limits).all(0)))
+        label = self.options.sample_name
+        sample = f"row {row} of batch {number}" if label is None else f'"{label(number, row)}"'
+        return DataError(
+            f'calibrate: the value "{name}" is NaN or infinite for the sample {sample}; look for a '
+            "division by zero or unscaled input there, or remove the sample"
+        )
 
 
 def merge_shards(
@@ -288,55 +301,9 @@ def with_normals(values: Mapping[str, ir.Value], stats: Mapping[str, Stats]) -> 
     return {name: replace(part, normals=_normals(values[name])) for name, part in stats.items()}
 
 
-def _check_finite(lo: float, hi: float, name: str, number: int) -> None:
-    if not (np.isfinite(lo) and np.isfinite(hi)):
-        raise DataError(
-            f'calibrate: the value "{name}" is NaN or infinite in batch {number} of the '
-            "calibration data; look for a division by zero or unscaled input there"
-        )
-
-
 def _normals(value: ir.Value) -> tuple[ChannelNormals, ...]:
     normals = channel_normals(value)
     return () if normals is None else (normals,)
-
-
-def check_supported(
-    model: ir.Model, plan: QuantPlan, names: Iterable[str], calibrator: Calibrator
-) -> None:
-    """Refuse a calibrator that does not fit the requested grids or the model, before the pass.
-
-    Args:
-        model: the rewritten float graph.
-        plan: annotated.
-        names: the observed values.
-        calibrator: from the recipe.
-
-    Raises:
-        RecipeError: it is not defined for a width, or the model has no BatchNorm or class scores
-            that it needs.
-    """
-    values = by_name(model.graph)
-    for name in names:
-        spec = plan.grids[plan.grid_of[name]]
-        if isinstance(spec, QuantSpec):
-            try:
-                calibrator.supports(spec)
-            except ValueError as error:
-                text = f'the value "{name}": {error}'
-                raise RecipeError(text, ("calibrate", "method")) from error
-    if calibrator.needs_batchnorm and all(channel_normals(values[n]) is None for n in names):
-        raise RecipeError(
-            "batchnorm reads its ranges from BatchNormalization nodes, and this model has none "
-            "behind an integer layer (an export may have folded them); choose another method",
-            ("calibrate", "method"),
-        )
-    if calibrator.needs_scores and not any(has_class_scores(values[n]) for n in names):
-        raise RecipeError(
-            "cross_entropy chooses the range of the network's class scores, and no output [N, C] "
-            "has a grid here; write output: {io: quantized}, or choose another method",
-            ("calibrate", "method"),
-        )
 
 
 def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator) -> QuantPlan:

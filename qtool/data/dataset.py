@@ -12,7 +12,7 @@ import numpy as np
 from qtool.data.preprocess import Preprocess
 from qtool.data.source import LABEL, Batch, Source, per_sample
 from qtool.data.streams import Compute, Loop
-from qtool.errors import DataError
+from qtool.errors import DataError, NotFiniteError
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +173,34 @@ def _class_share(labels: np.ndarray) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         share[members] = (np.arange(len(members)) + 0.5) / len(members)
     return share
+
+
+def drop_not_finite(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """Remove the samples that hold NaN or infinity; calls of streams, which need all, stay.
+
+    Args:
+        dataset: the samples; their digests are computed, which later stages need anyway.
+
+    Returns:
+        The remaining samples, and the names of those dropped (in order).
+
+    Raises:
+        NotFiniteError: no sample would be left.
+    """
+    remaining: list[int] = []
+    for index, position in enumerate(dataset.positions):
+        try:
+            dataset.source.digest(position)
+        except NotFiniteError:
+            if index + 1 == dataset.count and not remaining:
+                raise
+            continue
+        remaining.append(index)
+    if dataset.loop is not None or len(remaining) == dataset.count:
+        return dataset, ()
+    chosen = set(remaining)
+    dropped = tuple(name for index, name in enumerate(dataset.names) if index not in chosen)
+    return dataset.take(remaining), dropped
 
 
 def drop_overlap(calibration: Dataset, evaluation: Dataset) -> tuple[Dataset, tuple[str, ...]]:

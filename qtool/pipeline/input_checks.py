@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.data import DataSection, Dataset, InputSpec, drop_overlap
+from qtool.data import DataSection, Dataset, InputSpec, drop_not_finite, drop_overlap
 from qtool.data.inputs import fixed_batch
 from qtool.errors import ModelError, QtoolError, UnsupportedError
 from qtool.graph.queries import dims, parameters
@@ -186,6 +186,27 @@ def disjoint(
         return rest, []
     listed = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
     return rest, [f"{len(dropped)} {use} samples are evaluation samples too, dropped: {listed}"]
+
+
+def finite(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Return the calibration samples without NaN and infinity, and a warning that names the others.
+
+    Args:
+        dataset: the calibration samples.
+
+    Raises:
+        NotFiniteError: no sample would be left.
+    """
+    if dataset.synthetic:
+        return dataset, []
+    rest, dropped = drop_not_finite(dataset)
+    if not dropped:
+        return rest, []
+    listed = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
+    return rest, [
+        f"WARNING: {len(dropped)} of {dataset.count} calibration samples hold NaN or Inf and are "
+        f"left out: {listed}; repair or remove them"
+    ]
 
 
 def probe_batch(

@@ -30,6 +30,7 @@ from qtool.pipeline.input_checks import (
     check_metric,
     check_thumbnails,
     disjoint,
+    finite,
     probe_batch,
 )
 from qtool.pipeline.inputs.specs import recipe_inputs
@@ -212,10 +213,13 @@ def _parts(
 
     Without an ``evaluate`` section some of the calibration samples are held out.
     """
+    positions = calibration.positions
+    calibration, warnings = finite(calibration)
+    record.notes += warnings
     if recipe.evaluate is None:
         count = max(1, min(HOLDOUT, calibration.count // 8))
         rest, evaluation = split(calibration, count, options.seed)
-        index = {position: k for k, position in enumerate(calibration.positions)}
+        index = {position: k for k, position in enumerate(positions)}
         indices = tuple(index[position] for position in evaluation.positions)
         record.notes.append(f"no evaluate section: {evaluation.count} calibration samples held out")
         section = with_shared(recipe.calibrate, recipe)

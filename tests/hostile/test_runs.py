@@ -1,5 +1,6 @@
 """Users' mistakes through the real command: exit code, place and remedy, and nothing written."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -176,9 +177,29 @@ def test_a_nan_in_an_array(case):
     data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
     data[4, 1, 2, 3] = np.nan
     arrays(case, x=data, y=np.zeros(16, np.int64))
+    code, out, _ = case.run("--json")
+    report = json.loads(out)
+    assert code == 0
+    (warning,) = [n for s in report["stages"] for n in s["notes"] if "NaN" in n]
+    assert warning.startswith("WARNING: 1 of 8 calibration samples hold NaN or Inf")
+    assert "d.npz[4]" in warning
+    assert report["data"]["calibration"]["count"] == 7
+
+
+def test_a_nan_in_every_calibration_sample(case):
+    data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
+    data[::2, 1, 2, 3] = np.nan
+    arrays(case, x=data, y=np.zeros(16, np.int64))
     text = case.refused()
-    assert '"x" is NaN or infinite in batch' in text or "d.npz" in text
-    assert "NaN" in text
+    assert "d.npz[14]" in text and "NaN" in text
+
+
+def test_a_nan_in_an_evaluation_sample(case):
+    data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
+    data[5, 1, 2, 3] = np.nan
+    arrays(case, x=data, y=np.zeros(16, np.int64))
+    text = case.refused()
+    assert "d.npz[5]" in text and "NaN" in text
 
 
 @pytest.mark.parametrize(("dims", "what"), [([4, 3, 3, 3], "weights"), ([4], "bias")])

@@ -10,11 +10,11 @@ import numpy as np
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.collect import (
     batch_size,
-    check_supported,
     choose_grids,
     observed_values,
 )
 from qtool.calibration.statistics import Calibrator
+from qtool.calibration.supported import check_supported
 from qtool.calibration.synthetic import BATCH, check_batchnorm, collect_synthetic
 from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
 from qtool.data import Dataset

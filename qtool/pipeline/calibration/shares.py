@@ -78,7 +78,12 @@ class CalibrationShares:
             on_batch(rows)
             return rows
 
-        options = PassOptions(self.histograms, context.threads, samples)
+        names = self._data(context).names
+
+        def sample_name(number: int, row: int) -> str:
+            return names[min((number - 1) * self.rows + row, len(names) - 1)]
+
+        options = PassOptions(self.histograms, context.threads, samples, sample_name)
         batches, half = self._batches(context), self._half(context)
         return collect_shard(context.model, self.observed, batches, options, half)
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from qtool.calibration.collect import check_supported, choose_grids
+from qtool.calibration.collect import choose_grids
 from qtool.calibration.estimators.auto import CANDIDATES, TIE, Auto
 from qtool.calibration.estimators.entropy import Entropy
 from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.statistics import Stats, summarize
+from qtool.calibration.supported import check_supported
 from qtool.errors import RecipeError
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec

@@ -5,9 +5,10 @@ import pytest
 from models import Net, bind, cpu, feeds_for
 
 from qtool.annotation.annotator import annotate
-from qtool.calibration.collect import check_supported, choose_grids, collect, observed_values
+from qtool.calibration.collect import choose_grids, collect, observed_values
 from qtool.calibration.estimators.batchnorm import BatchNorm
 from qtool.calibration.statistics import ChannelNormals, Stats
+from qtool.calibration.supported import check_supported
 from qtool.errors import RecipeError
 from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import QuantSpec

@@ -110,12 +110,12 @@ def test_what_is_observed(model):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("histograms", [True, False])
-def test_a_bad_value_is_named_with_its_batch(model, bad, histograms):
+def test_a_bad_value_is_named_with_its_sample(model, bad, histograms):
     data = images(12)
     data[9, 1, 2, 3] = bad
     with pytest.raises(DataError) as error:
         collect(model, ("x", "a"), batches(data, 2), histograms=histograms)
-    assert 'the value "x" is NaN or infinite in batch 5' in str(error.value)
+    assert 'the value "x" is NaN or infinite for the sample row 1 of batch 5' in str(error.value)
     assert "look for" in str(error.value)
 
 
@@ -126,7 +126,9 @@ def test_a_division_by_zero_inside_is_named(tmp_path):
     model = net.load(tmp_path)
     data = np.ones((6, 4), np.float32)
     data[5, 0] = 0
-    with pytest.raises(DataError, match='"inverse" is NaN or infinite in batch 3'):
+    with pytest.raises(
+        DataError, match='"inverse" is NaN or infinite for the sample row 1 of batch 3'
+    ):
         collect(model, ("x", "inverse"), batches(data, 2), histograms=True)
 
 

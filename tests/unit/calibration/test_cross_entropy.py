@@ -8,9 +8,10 @@ from models import Net
 
 from qtool.calibration import MSE, CrossEntropy, MinMax
 from qtool.calibration.class_scores import MAX_ROWS, ClassScores, has_class_scores
-from qtool.calibration.collect import check_supported, collect
+from qtool.calibration.collect import collect
 from qtool.calibration.estimators.cross_entropy import ScoreCrossEntropy
 from qtool.calibration.statistics import Stats, summarize
+from qtool.calibration.supported import check_supported
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan

@@ -1,4 +1,4 @@
-"""A ResNet-18 with random weights whose activations stay in range: for speed, size and bits."""
+"""ResNets with random weights whose activations stay in range: for speed, size and bits."""
 
 import warnings
 from pathlib import Path
@@ -27,16 +27,43 @@ class Block(nn.Module):
         return torch.relu(self.norms[1](self.two(y)) + self.short(x))
 
 
-def resnet18(seed: int = 0) -> nn.Module:
+class Bottleneck(nn.Module):
+    """Convolutions 1 x 1, 3 x 3 and 1 x 1 to four times the width, and a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        after = 4 * width
+        self.one = nn.Conv2d(before, width, 1, bias=False)
+        self.two = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.three = nn.Conv2d(width, after, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (width, width, after))
+        self.short = nn.Sequential()
+        if stride > 1 or before != after:
+            down = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.short = nn.Sequential(down, nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norms[0](self.one(x)))
+        y = torch.relu(self.norms[1](self.two(y)))
+        return torch.relu(self.norms[2](self.three(y)) + self.short(x))
+
+
+# Depth -> block, channels that it makes of each width, and blocks of each width.
+DEPTHS = {18: (Block, 1, (2, 2, 2, 2)), 50: (Bottleneck, 4, (3, 4, 6, 3))}
+
+
+def resnet(depth: int = 18, seed: int = 0) -> nn.Module:
     """Build He et al. 2016, table 1, with BatchNorm statistics of one batch of noise."""
     torch.manual_seed(seed)
+    block, expansion, counts = DEPTHS[depth]
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)]
     layers += [nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     before = 64
-    for width, stride in WIDTHS:
-        layers += [Block(before, width, stride), Block(width, width, 1)]
-        before = width
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    for (width, stride), count in zip(WIDTHS, counts, strict=True):
+        for k in range(count):
+            layers.append(block(before, width, 1 if k else stride))
+            before = expansion * width
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -45,12 +72,12 @@ def resnet18(seed: int = 0) -> nn.Module:
     return net.eval()
 
 
-def write(path: Path) -> Path:
+def write(path: Path, depth: int = 18) -> Path:
     """Write the network as an ONNX file with an open batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            resnet18(),
+            resnet(depth),
             (torch.randn(1, 3, 224, 224),),
             str(path),
             dynamo=False,
