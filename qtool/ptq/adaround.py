@@ -72,6 +72,7 @@ class AdaRound:
             weighting="none",
             samples=self.samples,
             batch=self.batch,
+            window=None,
             schedule=schedule,
             minutes=self.minutes,
         )(plan, context)

@@ -40,11 +40,14 @@ class Brecq:
         warm_start: 0 starts at the float weights, 1 at the plan's codes, such as those of gptq.
         batch: samples of an iteration.
         samples: of the calibration data, at most.
+        window: positions along each axis of a block's output that an iteration reads, at random,
+            where the block has convolutions alone; absent: all. Maps of many positions say almost
+            as much in a part, at a part of the time.
         minutes: for all blocks, at most; iterations then follow from a measured step.
 
     Source: Li et al. 2021, "BRECQ", arXiv:2102.05426; Hubara et al. 2020 (straight_through),
         arXiv:2006.10518; Wu et al. 2025, "FIMA-Q" (least_squares), arXiv:2506.11543.
-    Departure: steps and rounding learn together, scales of weights and biases too.
+    Departure: steps and rounding learn together, scales of weights and biases too; windows.
     """
 
     _: KW_ONLY
@@ -58,6 +61,7 @@ class Brecq:
     warm_start: float = Field(default=0.6, ge=0, le=1)
     batch: int = Field(default=32, ge=1)
     samples: int = Field(default=512, ge=1)
+    window: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
@@ -90,6 +94,7 @@ class Brecq:
             weighting=self.weighting,
             samples=self.samples,
             batch=self.batch,
+            window=self.window,
             schedule=schedule,
             minutes=self.minutes,
         )(plan, context)

@@ -15,8 +15,8 @@ from qtool.ptq.reconstruction.samples import Batch
 
 T = torch.Tensor
 
-Weight = Callable[[int], T | None]
-"""Returns the weights of a batch's output elements by its number, or None where all are 1."""
+Draw = Callable[[int], tuple[Batch, T | None]]
+"""Returns a batch by its number, and the weights of its output elements, None where all are 1."""
 
 MEASURED_STEPS = 3
 
@@ -42,11 +42,7 @@ class Schedule:
 
 
 def learn_block(
-    network: BlockNetwork,
-    batch: Callable[[int], Batch],
-    order: Iterator[int],
-    schedule: Schedule,
-    weight: Weight,
+    network: BlockNetwork, draw: Draw, order: Iterator[int], schedule: Schedule
 ) -> None:
     """Minimize the block's error in place.
 
@@ -59,10 +55,9 @@ def learn_block(
 
     Args:
         network: the block.
-        batch: returns a batch by its number.
+        draw: returns a batch by its number, and w.
         order: yields the number of the batch of each step.
         schedule: of the steps.
-        weight: w.
     """
     rounding = network.roundings()
     groups = [
@@ -76,9 +71,8 @@ def learn_block(
         cosine = (1 + math.cos(math.pi * share)) / 2
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (cosine if group["anneals"] else 1.0)
-        number = next(order)
         optimizer.zero_grad(set_to_none=True)
-        loss = block_loss(network, batch(number), weight(number))
+        loss = block_loss(network, *draw(next(order)))
         beta = schedule.annealing.beta(share)
         if beta is not None:
             loss = loss + schedule.regularization * network.regularizer(beta)
@@ -97,7 +91,7 @@ def block_loss(network: BlockNetwork, batch: Batch, weight: T | None = None) -> 
     entry = batch.entry_quantized
     if entry is not None and batch.entry_float is not None:
         entry = network.drop(entry, batch.entry_float)
-    error = (network(batch.feeds(entry)) - batch.target).square()
+    error = (network(batch.feeds(entry))[batch.part] - batch.target).square()
     if weight is not None:
         error = error * weight
     return error.sum(channel_axis(error)).mean() if error.dim() else error
@@ -111,10 +105,7 @@ def random_order(batches: range, seed: int) -> Iterator[int]:
 
 
 def within_time(
-    make: Callable[[], BlockNetwork],
-    batch: Callable[[int], Batch],
-    schedule: Schedule,
-    seconds: float,
+    make: Callable[[], BlockNetwork], draw: Draw, schedule: Schedule, seconds: float
 ) -> Schedule:
     """Return the schedule with as many iterations as the time allows, from a measured step.
 
@@ -123,15 +114,15 @@ def within_time(
 
     Args:
         make: returns the block's network; it is thrown away.
-        batch: returns a batch by its number.
+        draw: returns a batch by its number.
         schedule: with the largest number of iterations.
         seconds: for this block.
     """
     network, order = make(), iter([0] * (MEASURED_STEPS + 1))
     trial = replace(schedule, iterations=1)
-    learn_block(network, batch, order, trial, lambda k: None)  # the first step prepares
+    learn_block(network, draw, order, trial)  # the first step prepares
     start = time.perf_counter()
-    learn_block(network, batch, order, replace(trial, iterations=MEASURED_STEPS), lambda k: None)
+    learn_block(network, draw, order, replace(trial, iterations=MEASURED_STEPS))
     step = (time.perf_counter() - start) / MEASURED_STEPS
     return replace(schedule, iterations=min(schedule.iterations, rounded_down(seconds / step)))
 

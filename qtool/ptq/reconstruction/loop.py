@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from qtool.graph.queries import macs, nodes_by_name
+import torch
+
+from qtool.graph.queries import by_name, macs, nodes_by_name
 from qtool.ptq.reconstruction.activations import Drop
 from qtool.ptq.reconstruction.block_network import BlockNetwork, Learned, with_changes
 from qtool.ptq.reconstruction.blocks import Block, Region, find_regions
 from qtool.ptq.reconstruction.learning import (
+    Draw,
     Schedule,
-    Weight,
     learn_block,
     random_order,
     within_time,
@@ -21,6 +23,7 @@ from qtool.ptq.reconstruction.learning import (
 from qtool.ptq.reconstruction.output_weights import WEIGHTINGS, output_gradients
 from qtool.ptq.reconstruction.rounding import ROUNDINGS
 from qtool.ptq.reconstruction.samples import BlockSamples
+from qtool.ptq.reconstruction.windows import Windows, find_reaches
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import load_plan_archive, plan_digest, save_plan_archive
@@ -30,6 +33,8 @@ from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageRecord
 from qtool.steps.step import StepResult
+
+T = torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Reconstruction:
         weighting: name in WEIGHTINGS, or none.
         samples: that are fitted to, at most.
         batch: samples of a step.
+        window: positions of a block's output along an axis that an iteration reads; None: all.
         schedule: of each block.
         minutes: of all blocks together, at most; None: any.
     """
@@ -59,6 +65,7 @@ class Reconstruction:
     weighting: str
     samples: int
     batch: int
+    window: int | None
     schedule: Schedule
     minutes: float | None
 
@@ -155,14 +162,14 @@ class _Run:
             return None
 
         def learned() -> QuantPlan:
+            draw = self._draw(block, before)
             rate = method.schedule.scale_lr * min(1.0, math.sqrt(error))
             schedule = replace(method.schedule, scale_lr=rate)
             if method.minutes is not None:
                 seconds = 60 * method.minutes * self._shares[block.name]
-                schedule = within_time(make, samples.batch, schedule, seconds)
-            weight = self._weight(before)
+                schedule = within_time(make, draw, schedule, seconds)
             network, order = make(), random_order(samples.fit, context.seed)
-            learn_block(network, samples.batch, order, schedule, weight)
+            learn_block(network, draw, order, schedule)
             if not network.is_finite:
                 return QuantPlan().note("diverged")
             return network.changes().note(f"{schedule.iterations} iterations")
@@ -186,8 +193,15 @@ class _Run:
         )
         return BlockNetwork(context.model, plan, block, learned)
 
-    def _weight(self, simulation: Simulation) -> Weight:
-        """Return the weights of output elements, with mean 1 over all batches."""
+    def _draw(self, block: Block, simulation: Simulation) -> Draw:
+        """Return what draws the batches that are learned from."""
+        reaches = find_reaches(by_name(self._context.model.graph), block)
+        windows = Windows(reaches, self._method.window, self._context.seed)
+        weight = self._weight(simulation)
+        return lambda k: windows(self._samples.batch(k), weight(k))
+
+    def _weight(self, simulation: Simulation) -> Callable[[int], T | None]:
+        """Return the weights of output elements by batch, with mean 1 over all batches."""
         method, context, samples = self._method, self._context, self._samples
         weighting = WEIGHTINGS.get(method.weighting)
         if weighting is None or samples.at_output:

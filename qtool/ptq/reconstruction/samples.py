@@ -33,6 +33,7 @@ class Batch:
         entry_float, entry_quantized: the block's entry in the float and in the quantized network;
             None for a block that is computed from the graph's inputs.
         target: the block's output in the float network.
+        part: of the block's output that the target is compared with.
     """
 
     block: Block
@@ -40,6 +41,7 @@ class Batch:
     entry_float: T | None
     entry_quantized: T | None
     target: T
+    part: tuple[slice, ...] = ()
 
     def feeds(self, entry: T | None) -> dict[str, T]:
         """Return what a network computes the block's output from, with this entry."""
