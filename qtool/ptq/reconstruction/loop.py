@@ -23,7 +23,7 @@ from qtool.ptq.reconstruction.learning import (
 from qtool.ptq.reconstruction.output_weights import WEIGHTINGS, output_gradients
 from qtool.ptq.reconstruction.rounding import ROUNDINGS
 from qtool.ptq.reconstruction.samples import BlockSamples
-from qtool.ptq.reconstruction.windows import Windows, find_reaches
+from qtool.ptq.reconstruction.windows import Windows, receptive_field
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import load_plan_archive, plan_digest, save_plan_archive
@@ -195,8 +195,8 @@ class _Run:
 
     def _draw(self, block: Block, simulation: Simulation) -> Draw:
         """Return what draws the batches that are learned from."""
-        reaches = find_reaches(by_name(self._context.model.graph), block)
-        windows = Windows(reaches, self._method.window, self._context.seed)
+        field = receptive_field(by_name(self._context.model.graph), block)
+        windows = Windows(field, self._method.window, self._context.seed)
         weight = self._weight(simulation)
         return lambda k: windows(self._samples.batch(k), weight(k))
 
