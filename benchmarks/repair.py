@@ -41,6 +41,7 @@ class Setting:
         ptq: steps, or the name of a preset, as in a recipe.
         rewrite: optional rewrites.
         granularity: of the weights' scales.
+        method: of the activations' ranges.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Setting:
     ptq: str | Sequence[str | Mapping[str, Any]]
     rewrite: tuple[str, ...] = ()
     granularity: str = "channel"
+    method: str | Mapping[str, Any] = "mse"
 
 
 # What each part of gptq contributes at 3 and 2 bits.
@@ -95,6 +97,23 @@ SETTINGS = {
             "bias": ("high_bias_absorption", "bias_correction"),
             "gptq": ("high_bias_absorption", "gptq"),
         }.items()
+    },
+    # N2D2's three steps: normalized weights, thresholds of activations, rounding.
+    **{
+        f"w8a8_{name}{granularity}": Setting(
+            f"W8A8, N2D2's steps, {title}, one scale per {granularity}",
+            8,
+            8,
+            (),
+            ("normalize_weights",),
+            granularity,
+            method,
+        )
+        for granularity in ("channel", "tensor")
+        for name, title, method in (
+            ("n2d2_mse_", "MSE", "mse"),
+            ("n2d2_kl_", "KL", {"entropy": {"form": "n2d2"}}),
+        )
     },
     "w8a8_affine": Setting(
         "W8A8, channel affine compensation", 8, 8, ("channel_affine_compensation",)
@@ -178,6 +197,7 @@ def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
     bits["granularity"] = setting.granularity
     ptq = setting.ptq if isinstance(setting.ptq, str) else list(setting.ptq)
     plain = recipe(NAMES[name], fold, bits=bits, ptq=ptq)
+    plain["calibrate"] = {**plain["calibrate"], "method": setting.method}
     if setting.rewrite:
         plain["rewrite"] = list(setting.rewrite)
     # The table reads the file's accuracy; the simulated one only confirms it.

@@ -8,16 +8,27 @@ import onnx_ir as ir
 
 from qtool.graph.edit import add_constant, add_node, drop, replace_value, set_attributes
 from qtool.graph.queries import attribute, constant, dims, is_constant, is_float, sole_reader
+from qtool.rewrites.cleanup import remove_unused
 from qtool.rewrites.rewrite import IsInteger
+
+# Ops of one computed operand that compute each element alone.
+ELEMENTWISE = frozenset(
+    {
+        *("Relu", "LeakyRelu", "Elu", "Gelu", "Sigmoid", "HardSigmoid", "Swish", "HardSwish"),
+        *("Mish", "Softplus", "Tanh", "Erf", "Clip"),
+    }
+)
 
 
 def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
     """Replace MatMul with a constant right matrix by Gemm, with the Add of a bias after it.
 
     Inputs of more than two dimensions are reshaped to [rows, K] and back, which needs all leading
-    dimensions but one to be static. Nodes that stay float are not changed.
+    dimensions but one to be static. Layers that read one value read one Reshape of it, and what
+    lies between two layers and computes each element alone works on rows. Nodes that stay float are
+    not changed.
     """
-    done = 0
+    done, rows_of = 0, dict[ir.Value, ir.Value]()
     for node in list(model.graph):
         if node.op_type != "MatMul" or not is_integer(node):
             continue
@@ -36,10 +47,7 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
         last = node if add is None else add
         inputs = [x, weight] if bias is None else [x, weight, bias]
         if len(shape) > 2:
-            flat = add_constant(model.graph, f"{node.name}.rows", np.array([-1, matrix[0]]))
-            inputs[0] = add_node(
-                last, "Reshape", [x, flat], name=f"{node.name}/flatten", shape=(None, matrix[0])
-            )
+            inputs[0] = _as_rows(x, node, rows_of)
         y = add_node(last, "Gemm", inputs, name=f"{node.name}/gemm", shape=(None, width))
         gemm = y.producer()
         if len(shape) > 2:
@@ -47,6 +55,8 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
             y = add_node(
                 last, "Reshape", [y, back], name=f"{node.name}/restore", shape=(*shape[:-1], width)
             )
+            if gemm is not None:
+                rows_of[y] = gemm.outputs[0]
         replace_value(last.outputs[0], y)
         drop(last)
         if add is not None:
@@ -54,7 +64,37 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
         if gemm is not None:  # the layer keeps its name in the recipe and in the report
             gemm.name = node.name
         done += 1
+    if done:
+        remove_unused(model)
     return done
+
+
+def _as_rows(x: ir.Value, before: ir.Node, rows_of: dict[ir.Value, ir.Value]) -> ir.Value:
+    """Return a value as [rows, K].
+
+    Args:
+        x: [..., K].
+        before: layer that reads it; new nodes come in front.
+        rows_of: values that exist as rows; a new one is added.
+    """
+    if x in rows_of:
+        return rows_of[x]
+    node, width = x.producer(), (dims(x) or (None,))[-1]
+    source, alone = x, node is not None and sole_reader(x) is before
+    if node is not None and alone and node.op_type in ELEMENTWISE:
+        operand = node.inputs[0]
+        if operand in rows_of and sole_reader(operand) is node:
+            node.replace_input_with(0, rows_of[operand])
+            x.shape = ir.Shape((None, width))
+            return x
+    if node is not None and alone and node.op_type == "Reshape" and node.inputs[0] is not None:
+        source = node.inputs[0]
+    graph = before.graph
+    assert graph is not None and isinstance(width, int)
+    flat = add_constant(graph, f"{before.name}.rows", np.array([-1, width]))
+    name = f"{before.name}/flatten"
+    rows_of[x] = add_node(before, "Reshape", [source, flat], name=name, shape=(None, width))
+    return rows_of[x]
 
 
 def _following_bias(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:

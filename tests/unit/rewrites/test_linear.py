@@ -30,6 +30,34 @@ def test_matmul_becomes_gemm(shape, bias):
     assert "MatMul" not in ops(model) and ops(model).count("Reshape") == 2 * (len(shape) > 2)
 
 
+def attention_and_feed_forward():
+    """Three layers that read one value, heads that are joined again, and two layers in a row."""
+    net = Net(opset=20, ir_version=10)
+    x = net.input("x", "N", 6, 8)
+    parts = [net.add("MatMul", x, net.weight(8, 8)) for _ in range(3)]
+    q, k, v = (net.add("Add", part, net.weight(8)) for part in parts)
+    y = net.add("Mul", net.add("Softmax", net.add("Mul", q, k)), v)
+    heads = net.add("Reshape", y, net.const(np.array([0, 6, 2, 4])))
+    y = net.add("Reshape", heads, net.const(np.array([-1, 6, 8])))
+    y = net.add("Add", net.add("MatMul", y, net.weight(8, 8)), x)
+    hidden = net.add(
+        "Gelu", net.add("Add", net.add("MatMul", y, net.weight(8, 12)), net.weight(12))
+    )
+    return net.output(net.add("Add", net.add("MatMul", hidden, net.weight(12, 8)), y, out="y"))
+
+
+def test_layers_share_reshapes():
+    model, count = changed(attention_and_feed_forward(), "matmul_to_gemm")
+    assert count == 6
+    # One in front of three layers, and one behind each; one splits heads, and one in front of the
+    # layer that joins them is all that is left there; behind it, around two layers in a row.
+    assert ops(model).count("Reshape") == (1 + 3) + (1 + 1) + 1 + (1 + 1)
+    readers = [len(node.outputs[0].uses()) for node in model.graph if node.op_type == "Reshape"]
+    assert max(readers) == 3
+    gelu = next(node for node in model.graph if node.op_type == "Gelu")
+    assert dims(gelu.outputs[0])[1:] == (12,) and gelu.inputs[0].producer().op_type == "Gemm"
+
+
 def test_matmul_that_is_no_linear_layer_is_declined():
     net = Net()
     x = net.input("x", "N", 4, 4)

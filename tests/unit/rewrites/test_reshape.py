@@ -37,6 +37,24 @@ def test_every_batch_size_still_fits():
             np.testing.assert_allclose(run(model, feeds)[name], array, atol=1e-6)
 
 
+def test_a_size_follows_from_those_that_both_sides_do_not_share():
+    net = Net(opset=20, ir_version=10)
+    x = net.input("x", "N", 6, 8)
+    batch = net.add("Shape", x, end=1)
+    split = net.add("Concat", batch, net.const(np.array([6, 2, -1])), axis=0)
+    heads = net.add("Reshape", x, split)
+    joined = net.add("Concat", batch, net.const(np.array([-1])), axis=0)
+    net.output(heads, net.add("Reshape", heads, joined))
+    model, want = net.model(), net.proto()
+    assert rewritten(model, "make_reshapes_static") == {"make_reshapes_static": 2}
+    shapes = [constant(node.inputs[1]).tolist() for node in model.graph]
+    assert shapes == [[-1, 6, 2, 4], [-1, 48]]
+    for rows in (1, 3):
+        feeds = feeds_for(model, rows)
+        for name, array in run(want, feeds).items():
+            np.testing.assert_array_equal(run(model, feeds)[name], array)
+
+
 def test_two_unknown_sizes_are_left():
     net = Net(opset=20, ir_version=10)
     x = net.input("x", "N", "T", 8)
