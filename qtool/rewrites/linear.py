@@ -24,9 +24,9 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
     """Replace MatMul with a constant right matrix by Gemm, with the Add of a bias after it.
 
     Inputs of more than two dimensions are reshaped to [rows, K] and back, which needs all leading
-    dimensions but one to be static. Layers that read one value read one Reshape of it, and what
-    lies between two layers and computes each element alone works on rows. Nodes that stay float are
-    not changed.
+    dimensions but one to be static. Layers that read one value read one Reshape of it, a Reshape
+    behind a layer reads its rows, and what lies between two layers and computes each element alone
+    works on rows. Nodes that stay float are not changed.
     """
     done, rows_of = 0, dict[ir.Value, ir.Value]()
     for node in list(model.graph):
@@ -50,7 +50,7 @@ def matmul_to_gemm(model: ir.Model, is_integer: IsInteger) -> int:
             inputs[0] = _as_rows(x, node, rows_of)
         y = add_node(last, "Gemm", inputs, name=f"{node.name}/gemm", shape=(None, width))
         gemm = y.producer()
-        if len(shape) > 2:
+        if len(shape) > 2 and not _is_reshaped(last.outputs[0]):
             back = add_constant(model.graph, f"{node.name}.shape", np.array([*rows, width]))
             y = add_node(
                 last, "Reshape", [y, back], name=f"{node.name}/restore", shape=(*shape[:-1], width)
@@ -95,6 +95,15 @@ def _as_rows(x: ir.Value, before: ir.Node, rows_of: dict[ir.Value, ir.Value]) ->
     name = f"{before.name}/flatten"
     rows_of[x] = add_node(before, "Reshape", [source, flat], name=name, shape=(None, width))
     return rows_of[x]
+
+
+def _is_reshaped(value: ir.Value) -> bool:
+    """Return whether only a Reshape reads a value, whose sizes are constants."""
+    reader = sole_reader(value)
+    sizes = (
+        constant(reader.inputs[1]) if reader is not None and reader.op_type == "Reshape" else None
+    )
+    return sizes is not None and 0 not in sizes
 
 
 def _following_bias(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
