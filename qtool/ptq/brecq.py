@@ -41,8 +41,8 @@ class Brecq:
         batch: samples of an iteration.
         samples: of the calibration data, at most.
         window: positions along each axis of a block's output that an iteration reads, at random,
-            where the block has convolutions alone; absent: all. Maps of many positions say almost
-            as much in a part, at a part of the time.
+            where the block has convolutions alone; null: all. A part of a large map says almost as
+            much, in a part of the time.
         minutes: for all blocks, at most; iterations then follow from a measured step.
 
     Source: Li et al. 2021, "BRECQ", arXiv:2102.05426; Hubara et al. 2020 (straight_through),
@@ -61,7 +61,7 @@ class Brecq:
     warm_start: float = Field(default=0.6, ge=0, le=1)
     batch: int = Field(default=32, ge=1)
     samples: int = Field(default=512, ge=1)
-    window: int | None = Field(default=None, ge=1)
+    window: int | None = Field(default=14, ge=1)
     minutes: float | None = Field(default=None, gt=0)
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
