@@ -47,7 +47,7 @@ def _resolved(source: Dims | None, result: Dims) -> Dims:
             remaining.remove(size)
         elif not isinstance(size, int):
             unknown.append(k)
-    known, total = (math.prod(d for d in s or () if isinstance(d, int)) for s in (result, source))
-    if remaining or len(unknown) != 1 or not known or total % known:
+    static, total = (math.prod(d for d in s or () if isinstance(d, int)) for s in (result, source))
+    if remaining or len(unknown) != 1 or not static or total % static:
         return result
-    return tuple(total // known if k in unknown else size for k, size in enumerate(result))
+    return tuple(total // static if k in unknown else size for k, size in enumerate(result))
