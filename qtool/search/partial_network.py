@@ -1,6 +1,6 @@
 """Run a network in which some sites are quantized and all others compute in float."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Unit:
         reads: activation values it reads.
         outputs: values it computes.
         weights: initializers that are codes in the quantized network.
+        others: values with a grid that its nodes read or compute besides, such as constants.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Unit:
     reads: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 class PartialNetwork:
@@ -166,8 +168,11 @@ def _units(plan: QuantPlan, model: ir.Model) -> list[tuple[Unit, tuple[str, ...]
     units = []
     for site in plan.sites.values():
         weights = tuple(name for name in (site.weight, site.bias) if name)
-        reads = _reads([nodes[name] for name in site.nodes])
-        units.append((Unit(site.name, site.op, reads, (site.output,), weights), site.nodes))
+        own = [nodes[name] for name in site.nodes]
+        reads = _reads(own)
+        others = _others(own, plan, {*reads, site.output, *weights})
+        unit = Unit(site.name, site.op, reads, (site.output,), weights, others)
+        units.append((unit, site.nodes))
     for node in model.graph:
         name = name_of(node)
         stored = [v for v in node.inputs if v is not None and v.name in plan.weight_only]
@@ -185,6 +190,13 @@ def _reads(nodes: list[ir.Node]) -> tuple[str, ...]:
     values = [v for node in nodes for v in (*node.inputs, *captured(node)) if v is not None]
     names = [v.name for v in values if v.name and not v.is_initializer()]
     return tuple(name for name in dict.fromkeys(names) if name not in made)
+
+
+def _others(nodes: list[ir.Node], plan: QuantPlan, named: Collection[str]) -> tuple[str, ...]:
+    """Return the values with a grid that nodes read or compute, besides those that are named."""
+    values = [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
+    names = dict.fromkeys(v.name for v in values if v.name)
+    return tuple(name for name in names if name in plan.grid_of and name not in named)
 
 
 def _lifetimes(graph: ir.Graph, last: str) -> dict[str, tuple[int, int]]:

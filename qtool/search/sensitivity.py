@@ -6,7 +6,7 @@ front of it are stored for all samples, and every node in front of it runs once.
 
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,31 +114,46 @@ class Scan:
         cache = self.context.cache
         return {unit.name: cache.path_for(STAGE, self._parts(unit)) for unit in self.network.units}
 
-    def whole(self) -> list[Sensitivity]:
-        """Return the costs of all sites together, by part, and of all sites of one op type."""
+    def whole(self, rows: Sequence[Sensitivity]) -> list[Sensitivity]:
+        """Return the costs of all sites together, by part, and of all sites of one op type.
+
+        Args:
+            rows: of the single sites; one that is the same network is taken from there.
+        """
         network = self.network
         ops = sorted({unit.op for unit in network.units})
-        rows = []
+        measured = {(row.site, str(row.kind)): row for row in rows}
+        together = []
         for done, op in enumerate((None, *ops), 1):
+            chosen = {unit for unit in network.units if op is None or unit.op == op}
+            name = ALL if op is None else f"op:{op}"
             for part in self.parts if op is None else ("both",):
-                chosen = {unit for unit in network.units if op is None or unit.op == op}
+                if (same := _same_network(network, chosen, part, measured)) is not None:
+                    together.append(same.model_copy(update={"site": name, "kind": part}))
+                    continue
                 outputs = network.run(
                     self.context,
                     self.reference.dataset,
                     lambda unit, part=part, chosen=chosen: part if unit in chosen else None,  # type: ignore[misc]
                 )
-                name = ALL if op is None else f"op:{op}"
-                rows.append(_row(name, part, self.reference.effect(outputs)))
+                together.append(_row(name, part, self.reference.effect(outputs)))
             self.context.progress("sensitivity of op types", done, 1 + len(ops))
-        return rows
+        return together
 
     def _measure(self, walk: "_Walk", unit: Unit) -> list[Sensitivity]:
         walk.go_to(unit)
         with closing(walk.suffix(unit)) as suffix:
-            rows = [
-                _row(unit.name, part, self.reference.effect(walk.alone(unit, part, suffix)))
-                for part in self.parts
-            ]
+            effects: dict[str, Effect] = {}
+            for part in self.parts:
+                if unit.weights or unit.others or part == "both":
+                    effects[part] = self.reference.effect(walk.alone(unit, part, suffix))
+                elif part == "weights":
+                    effects[part] = self.reference.effect(self.reference.outputs)
+                else:  # without weights the activations are all there is
+                    effects[part] = effects.get("both") or self.reference.effect(
+                        walk.alone(unit, part, suffix)
+                    )
+            rows = [_row(unit.name, part, effects[part]) for part in self.parts]
             if self.cumulative:
                 effect = self.reference.effect(walk.together(unit, suffix))
                 rows.append(_row(unit.name, CUMULATIVE, effect))
@@ -151,6 +166,20 @@ class Scan:
         return (self.context.sha256, data.digest, name, *kinds, self._digest, unit.name)
 
 
+def _same_network(
+    network: PartialNetwork,
+    chosen: Collection[Unit],
+    part: Part,
+    measured: Mapping[tuple[str, str], Sensitivity],
+) -> Sensitivity | None:
+    """Return the row of the network in which just these units are quantized; None: not measured."""
+    if len(chosen) == 1:
+        return measured.get((next(iter(chosen)).name, part))
+    if len(chosen) == len(network.units) and part == "both":
+        return measured.get((network.units[-1].name, CUMULATIVE))
+    return None
+
+
 class _Walk:
     """Values in front of one unit after the other, in the float and in the quantized network."""
 
@@ -161,6 +190,7 @@ class _Walk:
         self._store = ValueStore(Path(self._folder.name))
         self._valid: list[int] = []
         self._ahead = list(network.units)
+        self._is_passed = False  # by the quantized network, see `together`
 
     def close(self) -> None:
         """Remove what was stored."""
@@ -180,8 +210,11 @@ class _Walk:
                 self._store.put(
                     k,
                     self._network.advance(float_values, passed, None),
-                    self._network.advance(quantized, passed, "both"),
+                    quantized
+                    if self._is_passed
+                    else self._network.advance(quantized, passed, "both"),
                 )
+            self._is_passed = False
         for k in range(len(self._valid)):
             before = (self._network.before(values, unit) for values in self._store.get(k))
             self._store.put(k, *before)
@@ -195,20 +228,28 @@ class _Walk:
 
     def alone(self, unit: Unit, part: Part, suffix: Suffix) -> np.ndarray:
         """Return the network's output with one unit quantized."""
-        return self._outputs(0, unit, part, suffix)
+        outputs = []
+        for k, valid in enumerate(self._valid):
+            values = self._store.get(k)[0]
+            changed = self._network.outputs(values, unit, part)
+            output = suffix(self._network.behind(values, unit, changed))
+            outputs.append(self._context.samples_of(output, valid))
+        return np.concatenate(outputs)
 
     def together(self, unit: Unit, suffix: Suffix) -> np.ndarray:
-        """Return the network's output with a unit and all before it quantized."""
-        return self._outputs(1, unit, "both", suffix)
+        """Return the network's output with a unit and all before it quantized; pass the unit.
 
-    def _outputs(self, network: int, unit: Unit, part: Part, suffix: Suffix) -> np.ndarray:
-        parts = []
+        It comes last of a unit: in the quantized network the values in front of it are gone.
+        """
+        outputs = []
         for k, valid in enumerate(self._valid):
-            values = self._store.get(k)[network]
-            outputs = self._network.outputs(values, unit, part)
-            output = suffix(self._network.behind(values, unit, outputs))
-            parts.append(self._context.samples_of(output, valid))
-        return np.concatenate(parts)
+            float_values, quantized = self._store.get(k)
+            changed = self._network.outputs(quantized, unit, "both")
+            behind = self._network.behind(quantized, unit, changed)
+            self._store.put(k, float_values, behind)
+            outputs.append(self._context.samples_of(suffix(behind), valid))
+        self._is_passed = True
+        return np.concatenate(outputs)
 
 
 def _tensors(feeds: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -127,7 +127,7 @@ def measure(
         ]
         record.notes += rank_agreement(rows)
         pairs = interactions(plan, reference, rows, extent.worst)
-        return [*rows, *scan.whole(), *pairs]
+        return [*rows, *scan.whole(rows), *pairs]
 
 
 def _short(value: float | None) -> float | None:
