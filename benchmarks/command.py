@@ -12,17 +12,18 @@ from benchmarks.networks import data_folder, write_recipe
 
 
 def run_qtool(command: str, content: dict[str, Any], out: Path, *options: str) -> tuple[Any, float]:
-    """Run `qtool ptq` or `qtool qat`; return its report and seconds, or exit where it fails.
+    """Run a command that writes a run folder; return its report and seconds, or exit if it fails.
 
     Args:
-        command: ptq or qat.
+        command: ptq, qat or sensitivity.
         content: of the recipe, paths absolute.
         out: the run folder; recipe and log lie beside it.
         options: more words of the command line.
     """
     path, log = (out.with_name(f"{out.name}.{ending}") for ending in ("yaml", "log"))
     write_recipe(content, path)
-    line = [sys.executable, "-m", "qtool", command, "--recipe", str(path), "--out", str(out)]
+    named = [str(path)] if command == "sensitivity" else ["--recipe", str(path)]
+    line = [sys.executable, "-m", "qtool", command, *named, "--out", str(out)]
     # Torch models are read by factories in this folder.
     paths = [str(data_folder() / "arch"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
