@@ -5,6 +5,7 @@ in [0, 1], which means one of the layer's ways. Widths are then lowered until th
 whole network is quantized, and its loss is the reward of every step of the episode.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
 from dataclasses import dataclass as plain_dataclass
@@ -28,6 +29,7 @@ BATCH = 64
 # Transitions in the memory for each layer.
 MEMORY = 128
 FIRST_SIGMA, SIGMA_DECAY = 0.5, 0.99
+SMALLEST_LOSS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Haq:
     the first, until the limits hold. The network that comes closest to the float output is taken::
 
         way k of n = round(-0.5 + a n),  clipped to 0 .. n - 1        a = actor(state) + noise
-        R = -loss / mean loss of the warm-up
+        R = -log(loss / mean loss of the warm-up)
         Q(s_i, a_i) -> R - baseline + Q'(s_{i+1}, mu'(s_{i+1}))
 
     Every episode quantizes and compares a network as `qtool ptq` would: the time is that of so many
@@ -51,8 +53,9 @@ class Haq:
 
     Source: Wang et al. 2019, sec. 3, arXiv:1811.08886; constants of the authors' code (one update a
         step, 128 transitions a layer, sigma 0.5 x 0.99^episode).
-    Departure: the reward is the divergence on calibration samples, without labels and without
-        fine-tuning; one action chooses the bits of weights and activations together.
+    Departure: the reward is that of the divergence on calibration samples, without labels and
+        without fine-tuning, and its logarithm, since it spans decades; one action chooses the bits
+        of weights and activations together.
     """
 
     _: KW_ONLY
@@ -98,7 +101,8 @@ class Haq:
             loss = problem.loss(chosen)
             losses.append(loss)
             best = min(best, (loss, chosen))
-            reward = -loss / (float(np.mean(losses[: self.warmup])) or 1.0)
+            mean = max(float(np.mean(losses[: self.warmup])), SMALLEST_LOSS)
+            reward = -math.log(max(loss, SMALLEST_LOSS) / mean)
             for transition in _transitions(states, actions, reward):
                 agent.remember(transition)
                 if not is_random:

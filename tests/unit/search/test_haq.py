@@ -8,7 +8,7 @@ from qtool.search.haq import Haq, way_of
 from qtool.search.integer_program import COST, Choice, Program
 from qtool.search.mixed_precision import Problem
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(2)
 BITS = range(2, 9)
 
 
@@ -36,10 +36,12 @@ def test_an_action_means_a_width():
 def test_it_comes_close_to_the_integer_program_within_the_limit():
     problem, sizes = convex_problem()
     limits = {"bits": 4.5 * sizes.sum()}
-    chosen = Haq(episodes=160).search(problem, limits)
+    chosen = Haq(episodes=100).search(problem, limits)
     best = problem.loss(problem.program.solve(limits))
     assert problem.program.amount(chosen, "bits") <= limits["bits"]
     assert best <= problem.loss(chosen) <= 1.05 * best
+    # As many random networks do not come so close.
+    assert problem.loss(Haq(episodes=100, warmup=100).search(problem, limits)) > 1.05 * best
 
 
 def test_a_seed_gives_the_same_networks_and_leaves_others_alone():
