@@ -1,14 +1,23 @@
 """Choose ranges by the output of the whole network, on samples they were not estimated from."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from qtool.calibration.collect import choose_grids
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.plan import QuantPlan
+from qtool.quant.primitives import QuantParams
 from qtool.steps.context import Context
 
-# Share by which a single estimator must lower the distance to replace the choice by value.
+# Share by which another choice must lower the distance to replace the one before.
 MARGIN = 0.05
+
+# Single ranges tried at most; each costs a simulation of the held-out samples.
+TRIALS = 32
+
+
+def _unchanged(plan: QuantPlan) -> QuantPlan:
+    return plan
 
 
 def best_ranges(
@@ -17,32 +26,83 @@ def best_ranges(
     stats: Mapping[str, Stats],
     calibrator: Calibrator,
     finish: Callable[[QuantPlan], QuantPlan],
+    constrain: Callable[[QuantPlan], QuantPlan] = _unchanged,
 ) -> QuantPlan:
     """Return the plan with the calibrator's grids, or those of the best of its finalists.
 
     A finalist is one estimator for all values. Plans are compared by the distance of the network's
-    first output to the float network's on ``context.holdout`` (see :meth:`Context.loss`).
+    first output to the float network's on ``context.holdout`` (see :meth:`Context.loss`). Single
+    values of the best plan then take the grid of another one where that lowers the distance.
 
     Args:
         context: holds the holdout samples.
         plan: its weights have grids.
         stats: of ``context.fit``, where the calibrator has finalists.
         calibrator: of the recipe.
-        finish: constrains the scales of a plan.
+        finish: completes the ranges of a plan and constrains its scales.
+        constrain: constrains the scales after one range has changed.
     """
     first = finish(choose_grids(plan, stats, calibrator))
     if not calibrator.finalists or context.calibration.count < 2:
         return first
-    plans = {
+    plans = {"value by value": first} | {
         name: finish(choose_grids(plan, stats, entry))
         for name, entry in calibrator.finalists.items()
     }
     losses = {name: context.loss(each) for name, each in plans.items()}
-    by_value, best = context.loss(first), min(losses, key=lambda name: losses[name])
-    distances = ", ".join(
-        f"{name} {loss:.3g}" for name, loss in {"value by value": by_value, **losses}.items()
-    )
+    best = min(losses, key=lambda name: losses[name])
+    if losses[best] >= losses["value by value"] * (1 - MARGIN):
+        best = "value by value"
+    distances = ", ".join(f"{name} {loss:.3g}" for name, loss in losses.items())
     compared = f"distance to the float network on {context.holdout.count} held-out samples"
-    if losses[best] < by_value * (1 - MARGIN):
-        return plans[best].note(f"{best} for all values; {compared}: {distances}")
-    return first.note(f"estimators value by value; {compared}: {distances}")
+    title = "estimators value by value" if plans[best] is first else f"{best} for all values"
+    chosen = plans[best].note(f"{title}; {compared}: {distances}")
+    grids = dict.fromkeys(plan.grid_of[name] for name in stats)
+    return _refined(context, chosen, losses[best], _alternatives(chosen, plans, grids), constrain)
+
+
+def _alternatives(
+    chosen: QuantPlan, plans: Mapping[str, QuantPlan], grids: Mapping[str, None]
+) -> list[tuple[str, str, QuantParams]]:
+    """Return (grid, estimator, its grid) of other plans, most different scales of a value first.
+
+    Where all estimators agree, the choice does not matter.
+    """
+    ordered: list[tuple[float, list[tuple[str, str, QuantParams]]]] = []
+    for grid in grids:
+        current = chosen.grids[grid]
+        if not isinstance(current, QuantParams):
+            continue
+        others: dict[bytes, tuple[str, str, QuantParams]] = {}
+        for name, plan in plans.items():
+            other = plan.grids[grid]
+            if isinstance(other, QuantParams) and _key(other) != _key(current):
+                others.setdefault(_key(other), (grid, name, other))
+        scales = [float(p.scale.max()) for p in (current, *(o[2] for o in others.values()))]
+        ordered.append((min(scales) / max(scales), list(others.values())))
+    return [other for _, group in sorted(ordered, key=lambda item: item[0]) for other in group]
+
+
+def _key(params: QuantParams) -> bytes:
+    return params.scale.tobytes() + params.zero_point.tobytes()
+
+
+def _refined(
+    context: Context,
+    plan: QuantPlan,
+    loss: float,
+    alternatives: list[tuple[str, str, QuantParams]],
+    constrain: Callable[[QuantPlan], QuantPlan],
+) -> QuantPlan:
+    """Return the plan after coordinate descent over single ranges, at most TRIALS of them."""
+    start, changed = loss, dict[str, str]()
+    for number, (grid, name, params) in enumerate(alternatives[:TRIALS], 1):
+        trial = constrain(replace(plan, grids={**plan.grids, grid: params}))
+        error = context.loss(trial)
+        if error < loss * (1 - MARGIN):
+            plan, loss, changed[grid] = trial, error, name
+        context.progress("ranges", number, min(TRIALS, len(alternatives)))
+    if not changed:
+        return plan
+    listed = ", ".join(f"{grid} ({name})" for grid, name in changed.items())
+    return plan.note(f"single ranges by the same distance, {start:.3g} -> {loss:.3g}: {listed}")

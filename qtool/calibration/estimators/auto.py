@@ -49,7 +49,9 @@ class Auto(Calibrator):
     A difference of less than 1 % goes to the simpler estimator. In a run, the result is compared
     with `minmax`, `mean_minmax`, `mse` and `mse` with p = 2.4 for all values, by the output of the
     network on up to 64 calibration samples from which no range was estimated; one that is 5 %
-    nearer to the float network replaces it. The report says which estimator was chosen where.
+    nearer to the float network replaces it. Up to 32 single ranges are then replaced by those of
+    another of these where that lowers the distance by 5 %, the values first on which the estimators
+    differ most. The report says which estimator was chosen where.
 
     Source: the criterion is that of Nagel et al. 2021, sec. 3.1, arXiv:2106.08295. Departure: it
         compares estimators, and not the candidates of one search alone.

@@ -150,13 +150,16 @@ def make_grids(
         if calibrator.by_output:
             with closing(_calibration_batches(context, observed, data)) as batches:
                 chosen = widen_by_output(model, chosen, stats, batches, context.threads)
-        return constrain_scales(context, chosen)
+        return constrain(chosen)
 
     def with_islands(base: QuantPlan, islands: Mapping[str, str]) -> QuantPlan | None:
         candidate = with_grids_of(base, make_plan(context, islands), stats, calibrator)
         return constrain_scales(context, candidate) if candidate is not None else None
 
-    best = best_ranges(context, plan, stats, calibrator, finish)
+    def constrain(chosen: QuantPlan) -> QuantPlan:
+        return constrain_scales(context, chosen)
+
+    best = best_ranges(context, plan, stats, calibrator, finish, constrain)
     return choose_islands(context, best, with_islands)
 
 

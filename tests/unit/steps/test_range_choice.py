@@ -1,12 +1,16 @@
 """The choice of ranges by the network's output: what decides, on which samples, and its note."""
 
+from itertools import chain, repeat
+
 import numpy as np
+import pytest
 from models import Net, bind, cpu, feeds_for, graph_context, make_grids, spool_batches
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import MSE, Auto
 from qtool.pipeline.calibration import grids
 from qtool.quant.bit_widths import Bits
+from qtool.steps import range_choice
 
 BITS = Bits(weights=8, activations=3)
 
@@ -30,7 +34,7 @@ def test_auto_compares_finalists_on_samples_without_ranges(tmp_path):
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
     plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert context.holdout.count == 4
-    note = plan.log[-1]
+    note = next(n for n in plan.log if "held-out" in n)
     assert "distance to the float network on 4 held-out samples: value by value " in note
     assert all(f"{name} " in note for name in Auto.finalists)
     # Every finalist is at most 5 % nearer than what was chosen.
@@ -41,10 +45,33 @@ def test_auto_compares_finalists_on_samples_without_ranges(tmp_path):
 def test_a_far_better_finalist_is_chosen(tmp_path, monkeypatch):
     model = network(tmp_path)
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
-    losses = iter([0.5, 0.2, 0.4, 0.3, 1.0])  # the finalists in their order, then value by value
+    # Value by value, then the finalists in their order, then single ranges.
+    losses = chain([1.0, 0.5, 0.2, 0.4, 0.3], repeat(1.0))
     monkeypatch.setattr(type(context), "loss", lambda self, plan: next(losses))
     plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert plan.log[-1].startswith("mean_minmax for all values; distance to")
+
+
+def test_single_ranges_are_replaced_where_that_lowers_the_distance(tmp_path, monkeypatch):
+    """A distance that is least for the coarsest range of `a` and the finest of `x`."""
+    model = network(tmp_path)
+    context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
+    tried = []
+
+    def loss(self, plan):
+        tried.append([float(plan.params(name).scale) for name in ("a", "x")])
+        return float(np.exp(20 * (tried[-1][1] - tried[-1][0])))
+
+    monkeypatch.setattr(type(context), "loss", loss)
+    plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
+    plans = np.array(tried[: 1 + len(Auto.finalists)])
+    assert plans[:, 0].argmax() != plans[:, 1].argmin()  # no estimator is best for both
+    assert float(plan.params("a").scale) == pytest.approx(plans[:, 0].max(), abs=0.003)
+    assert float(plan.params("x").scale) == pytest.approx(plans[:, 1].min(), abs=0.003)
+    assert len(tried) <= len(plans) + range_choice.TRIALS
+    note = plan.log[-1]
+    assert note.startswith("single ranges by the same distance, ")
+    assert "a (" in note or "x (" in note
 
 
 def test_one_sample_is_not_compared(tmp_path):
