@@ -71,8 +71,11 @@ class Failed(Exception):
 def run(step: str, command: list[str | Path], folder: Path, env: dict[str, str]) -> str:
     """Return what a command printed; raise Failed with the end of it where it failed."""
     ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    text = (ended.stdout + ended.stderr)[-2000:]
     if ended.returncode:
-        raise Failed(f"{step}: exit {ended.returncode}", (ended.stdout + ended.stderr)[-2000:])
+        raise Failed(f"{step}: exit {ended.returncode}", text)
+    if step == "demo" and (ended.stderr or not ended.stdout.startswith("{")):
+        raise Failed("demo: warnings, or no report", text)
     return ended.stdout
 
 

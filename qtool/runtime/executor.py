@@ -14,7 +14,7 @@ import torch
 from qtool.errors import ModelError, QtoolError, is_out_of_memory, out_of_memory
 from qtool.runtime import ort_node
 from qtool.runtime.ops.table import ELEMENTWISE, OPS, SHAPE_INPUTS, options_of, select
-from qtool.runtime.schedule import Place, Schedule, Step, build
+from qtool.runtime.schedule import GraphIndex, Place, Schedule, Step, build
 from qtool.runtime.tensors import Unhandled, from_ir, from_numpy
 
 __all__ = ["OPS", "Executor", "Observe"]
@@ -34,6 +34,7 @@ class Executor:
         model: ir.Model,
         device: str = "cpu",
         node_functions: Mapping[str, Callable[..., Any]] | None = None,
+        index: GraphIndex | None = None,
     ) -> None:
         """Prepare a model.
 
@@ -41,14 +42,22 @@ class Executor:
             model: sorted, with named nodes; opset 7 or later, functions inlined.
             device: where floats are computed; shape arithmetic stays on the CPU.
             node_functions: node name -> function that replaces that of its operator.
+            index: of the graph, from another executor of it; None: made at the first call.
         """
-        self._node_functions = node_functions or {}
+        self._node_functions, self._index = node_functions or {}, index
         self._model = model
         self._device = torch.device(device)
         self._tensors: dict[str, tuple[Any, torch.Tensor]] = {}
         self._schedules: dict[Any, Schedule] = {}
         self._sessions: dict[Any, Any] = {}
         self._fallback_nodes: dict[int, str] = {}
+
+    @property
+    def index(self) -> GraphIndex:
+        """The values and nodes of the graph by name and position."""
+        if self._index is None:
+            self._index = GraphIndex(self._model.graph)
+        return self._index
 
     @property
     def fallbacks(self) -> dict[str, int]:
@@ -111,7 +120,7 @@ class Executor:
         if plan is None:
             graph = self._model.graph
             names = [str(v.name) for v in graph.outputs] if outputs is None else list(outputs)
-            plan = build(graph, list(feeds), names, frozenset(raw), self._bind)
+            plan = build(self.index, list(feeds), names, frozenset(raw), self._bind)
             self._schedules[key] = plan
         return plan
 

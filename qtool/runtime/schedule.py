@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import onnx_ir as ir
@@ -74,25 +75,53 @@ class _Builder:
         return place.raw if (node.name, value.name) in self.raw else place.slot
 
 
-def _needed(
-    graph: ir.Graph, fed: Collection[str], outputs: Sequence[ir.Value]
-) -> tuple[list[tuple[ir.Node, tuple[ir.Value | None, ...]]], list[ir.Value]]:
-    """Return the nodes (with their reads) that the outputs need, in order, and the start values."""
-    required = {str(v.name): v for v in outputs if v.name not in fed}
-    nodes = []
-    for node in reversed(list(graph)):
-        made = [str(o.name) for o in node.outputs if o.name in required]
-        if made:
+class GraphIndex:
+    """Values and nodes of a graph whose nodes do not change, by name and by position.
+
+    Attributes:
+        values: name -> value.
+        nodes: in order.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.values, self.nodes = by_name(graph), tuple(graph)
+        self._maker = {str(o.name): k for k, node in enumerate(self.nodes) for o in node.outputs}
+
+    def needed(
+        self, fed: Collection[str], outputs: Sequence[ir.Value]
+    ) -> tuple[list[tuple[ir.Node, tuple[ir.Value | None, ...]]], list[ir.Value]]:
+        """Return the nodes (with their reads) that outputs need, in order, and the start values.
+
+        No other node is looked at: a call for one layer costs the same in a large graph.
+        """
+        starts: dict[str, ir.Value] = {}
+        pending: list[int] = []  # positions, negative: the last node comes first
+        seen: set[int] = set()
+
+        def require(value: ir.Value | None) -> None:
+            if value is None or value.name in fed:
+                return
+            position = self._maker.get(str(value.name))
+            if position is None:
+                starts.setdefault(str(value.name), value)
+            elif position not in seen:
+                seen.add(position)
+                heappush(pending, -position)
+
+        for value in outputs:
+            require(value)
+        nodes = []
+        while pending:
+            node = self.nodes[-heappop(pending)]
             reads = _reads(node)
             nodes.append((node, reads))
-            for name in made:
-                del required[name]
-            required |= {str(v.name): v for v in reads if v is not None and v.name not in fed}
-    return nodes[::-1], list(required.values())
+            for read in reads:
+                require(read)
+        return nodes[::-1], list(starts.values())
 
 
 def build(
-    graph: ir.Graph,
+    index: GraphIndex,
     fed: Sequence[str],
     outputs: Sequence[str],
     raw: Collection[tuple[str, str]],
@@ -101,7 +130,7 @@ def build(
     """Schedule a call that is fed ``fed`` and returns ``outputs``.
 
     Args:
-        graph: topologically sorted, as ONNX demands.
+        index: of a graph that is topologically sorted, as ONNX demands.
         fed: names of values that the caller provides.
         outputs: names of values to return.
         raw: (node name, value name) edges that read the value before ``observe``.
@@ -110,15 +139,15 @@ def build(
     Raises:
         DataError: a name is not in the graph, or a required graph input is not fed.
     """
-    values = by_name(graph)
+    values = index.values
     for role, names in (("fed", fed), ("requested", outputs), ("read raw", [v for _, v in raw])):
         for name in names:
             if name not in values:
                 hint = suggest(name, values)
                 raise DataError(f"the graph has no value {name!r}, which was {role}{hint}")
-    needed, starts = _needed(graph, fed, [values[n] for n in outputs])
+    needed, starts = index.needed(frozenset(fed), [values[n] for n in outputs])
     for value in starts:
-        if value.name not in graph.initializers:
+        if not value.is_initializer():
             raise DataError(
                 f"found no data for {value.name!r}, which the outputs need; fed: "
                 f"{', '.join(fed) or 'nothing'}; feed it too"

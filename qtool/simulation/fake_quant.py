@@ -24,10 +24,27 @@ class Simulation:
     Runs in inference mode: outputs have no gradient.
     """
 
-    def __init__(self, model: ir.Model, plan: QuantPlan, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: QuantPlan,
+        device: str = "cpu",
+        like: "Simulation | None" = None,
+    ) -> None:
+        """Prepare a plan.
+
+        Args:
+            model: the float graph.
+            plan: every grid is calibrated.
+            device: where floats are computed.
+            like: of the same graph and a plan of the same structure; what depends on these alone
+                is taken from there.
+        """
         self.plan = plan
-        self.executor = Executor(model, device, dynamic_functions(plan))
-        self.raw = raw_edges(model, plan)
+        index = None if like is None else like.executor.index
+        self.executor: Executor = Executor(model, device, dynamic_functions(plan), index)
+        edges = raw_edges(model, plan) if like is None else like.raw
+        self.raw: frozenset[tuple[str, str]] = edges
         self._constants = TensorCache()
 
     def __call__(

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -20,7 +21,7 @@ from qtool.graph.queries import captured, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.runtime.executor import Executor
 from qtool.runtime.memory import reused_memory
-from qtool.simulation.fake_quant import Simulation, raw_edges
+from qtool.simulation.fake_quant import Simulation
 from qtool.steps.byte_codes import ByteCodes, has_byte_codes, rounded
 from qtool.steps.context import MAX_ROWS, Context
 from qtool.steps.value_store import Values, ValueStore
@@ -61,7 +62,9 @@ class LayerwiseRun:
         self._nodes = nodes_by_name(context.model.graph)
         self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}
         self._float = Executor(context.model, context.device)
-        self._raw_names = {value for _, value in raw_edges(context.model, plan)}
+        self._first = Simulation(context.model, plan, context.device)
+        self._raw_names = {value for _, value in self._first.raw}
+        self._lives = Lifetimes(context.model.graph)
         self._codes = ByteCodes(self._raw_names)
         self._resources = ExitStack()
         folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="qtool-"))
@@ -148,11 +151,11 @@ class LayerwiseRun:
                 yield y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
 
     def _simulation(self) -> Simulation:
-        return Simulation(self._context.model, self.plan, self._context.device)
+        return Simulation(self._context.model, self.plan, self._context.device, self._first)
 
     def _advance(self, cut: int) -> None:
         """Compute the values alive in front of the node at position ``cut``, for all samples."""
-        alive = self._alive(cut)
+        alive = self._lives.alive(cut)
         simulation = self._simulation()
         with torch.inference_mode():
             for k in range(self._chunks):
@@ -190,22 +193,25 @@ class LayerwiseRun:
         values = simulation.executor(feeds, observe, names, simulation.raw)
         return self._codes.encode(self.plan, {n: raw.get(n, values[n]) for n in names})
 
-    def _alive(self, cut: int) -> list[str]:
-        """Return values that are made before position ``cut`` and read there or later."""
-        names: dict[str, None] = {}
-        for node in list(self._context.model.graph)[cut:]:
+
+class Lifetimes:
+    """The positions in a graph at which computed values and inputs are made and last read."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        made: dict[str, int] = {value.name or "": -1 for value in graph.inputs}
+        last: dict[str, int] = {}
+        for position, node in enumerate(graph):
             for value in (*node.inputs, *captured(node)):
-                if value is None or value.is_initializer():
-                    continue
-                producer = value.producer()
-                before = (
-                    value.is_graph_input()
-                    if producer is None
-                    else self._order.get(producer.name or "", cut) < cut
-                )
-                if before:
-                    names[value.name or ""] = None
-        return list(names)
+                if value is not None and value.name in made:
+                    last[value.name or ""] = position
+            made |= {value.name or "": position for value in node.outputs}
+        self._names = list(last)
+        self._made = np.array([made[name] for name in last])
+        self._last = np.array(list(last.values()))
+
+    def alive(self, cut: int) -> list[str]:
+        """Return values that are made before position ``cut`` and read there or later."""
+        return [self._names[k] for k in np.flatnonzero((self._made < cut) & (self._last >= cut))]
 
 
 def rounded_value(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:

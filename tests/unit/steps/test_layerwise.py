@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from contexts import calibrated
-from models import BUILDERS
+from models import BUILDERS, Net
 
 from qtool.quant.bit_widths import Bits
+from qtool.runtime import executor, schedule
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps import value_store
-from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.layerwise import LayerwiseRun, Lifetimes
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -79,3 +80,41 @@ def test_a_plan_that_is_assigned_holds_from_the_next_layer_on():
         run.plan = replace(plan, weight_overrides={first.bias: bias})
         after = [y for _, y in run.outputs(first)]
     assert all((a - b).abs().max() > 1 for a, b in zip(after, before, strict=True))
+
+
+def test_the_work_of_a_layer_does_not_grow_with_the_graph(monkeypatch):
+    """Scheduled are the nodes between two layers, and the graph is looked through once."""
+    scheduled, indexes = [], []
+    assemble, index = schedule._assemble, schedule.GraphIndex
+
+    def counted(needed, *rest):
+        scheduled.append(len(needed))
+        return assemble(needed, *rest)
+
+    monkeypatch.setattr(schedule, "_assemble", counted)
+    monkeypatch.setattr(executor, "GraphIndex", lambda graph: indexes.append(0) or index(graph))
+    net = Net()
+    x = net.input("x", "N", 3, 4, 4)
+    for k in range(12):
+        x = net.add("Relu", net.conv(x, 4 if k else 3, 4, 1))
+    plan, context = calibrated(net.output(x), rows=8)
+    with LayerwiseRun(context, plan, "test") as run:
+        assert len(list(run.sites())) == 12
+    assert 2 * 11 <= len(scheduled) <= 2 * 12 and max(scheduled) <= 2
+    assert len(indexes) <= 2  # of the float and of the quantized network
+
+
+def test_values_live_from_where_they_are_made_to_their_last_reader():
+    net = Net()
+    x = net.input("x", "N", 4, 4, 4)
+    a = net.add("Relu", x)
+    b = net.add("Sigmoid", a)
+    net.output(net.add("Add", net.add("Mul", b, x), a))
+    lives = Lifetimes(net.model().graph)
+    assert [sorted(lives.alive(cut)) for cut in range(5)] == [
+        ["x"],
+        ["v0", "x"],
+        ["v0", "v1", "x"],
+        ["v0", "v2"],
+        [],
+    ]
