@@ -32,7 +32,7 @@ BLOCK = 16
 SAMPLED = 1 << 12
 
 # Elements of a sample below which converting the value costs less than two more nodes.
-LARGE = 1 << 17
+LARGE = 1 << 16
 
 # Multiples of these, modulo 1, are evenly spread over the square. Source: M. Roberts 2018, "The
 # unreasonable effectiveness of quasirandom sequences", R2.
@@ -91,15 +91,17 @@ class Whole:
 class Pooled:
     """A value that is at least 0 and summarized by two nodes behind it.
 
-    Its lower limit is 0, which every grid contains.
+    Its lower limit is that of the sampled elements, or 0 without them; every grid contains 0.
 
     Attributes:
         high: name of the largest element of each channel.
-        sample: name of the sampled elements.
+        sample: name of the sampled elements, or of the channels' means.
+        sampled: True for elements.
     """
 
     high: str
     sample: str
+    sampled: bool
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -109,9 +111,10 @@ class Pooled:
     def limits(self, arrays: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
         """Return the limits of each sample, NaN where a sampled element is not finite."""
         high = limits(arrays[self.high], rows)[1]
+        low = limits(arrays[self.sample], rows)[0]
         finite = np.isfinite(arrays[self.sample]).reshape(len(high), -1).all(1)
         high[~finite] = np.nan
-        return np.stack([np.zeros_like(high), high])
+        return np.stack([low if self.sampled else np.zeros_like(low), high])
 
     def elements(self, arrays: Mapping[str, np.ndarray], rows: int, seed: int) -> np.ndarray:
         """Return all sampled elements; their places are the same in every batch."""
@@ -137,7 +140,7 @@ def observe(
         for name in pooled:
             high = _add(unused, values[name], "GlobalMaxPool")
             add = _add_sampling if histograms else _add_mean
-            kinds[name] = Pooled(high, add(unused, values[name]))
+            kinds[name] = Pooled(high, add(unused, values[name]), histograms)
     return model, kinds
 
 

@@ -44,6 +44,19 @@ def test_a_pooled_value_has_the_limits_of_the_value(op, histograms):
     assert np.array_equal(limits, [np.zeros(4), value.reshape(4, -1).max(1)])
 
 
+def test_a_constant_value_shows_as_constant():
+    """Its limits are equal, so that the report names it."""
+    model, x = network(), images()
+    for value in model.graph.initializers.values():
+        if value.const_value.numpy().ndim == 4 and value.shape[0] == 16:
+            value.const_value = ir.tensor(np.zeros(value.shape.numpy(), np.float32))
+        elif value.shape.numpy() == (16,):
+            value.const_value = ir.tensor(np.full(16, 2.5, np.float32))
+    observed, kinds = observe(model, ["a"], True)
+    limits = kinds["a"].limits(outputs(observed, kinds["a"].outputs, x), len(x))
+    assert np.array_equal(limits, np.full((2, 4), 2.5))
+
+
 def test_its_sampled_elements_are_elements_of_their_channels_and_evenly_spread():
     model, x = network(), images(2)
     observed, kinds = observe(model, ["a"], True)
