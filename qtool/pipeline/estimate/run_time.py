@@ -3,7 +3,8 @@
 Everything that a run does to a sample costs a multiple of the float network's inference, so the
 estimate holds on a slow or a busy machine too. The factors were fitted to processor seconds of one
 thread; estimated and measured were 13 and 16 s (MobileNetV2), 22 and 13 s (ResNet-56), 34 and 23 s
-(ResNet-56, 4 bits, two steps), 10 and 8 s (100 million weights, 8 bits), 16 and 12 s (4 bits).
+(ResNet-56, 4 bits, two steps), 10 and 8 s (100 million weights, 8 bits), 16 and 12 s (4 bits),
+40 and 56 s (400 million weights that stay in their file, on a busy machine).
 """
 
 import time
@@ -35,8 +36,9 @@ MACS_PER_SECOND = 2e10
 START_SECONDS = 5.0
 # Inferences that each use of a sample costs.
 CALIBRATE, EVALUATE, SIMULATE, CAPTURE, STEP = 1.5, 1.2, 4.0, 12.0, 6.0
-# Float weights a second that are hashed, checked, written and loaded again.
-WEIGHTS_PER_SECOND = 5e7
+# Float weights a second that are hashed, checked, written and loaded again: in memory, and mapped
+# from a file, whose pages every pass over the weights reads again.
+WEIGHTS_PER_SECOND, MAPPED_PER_SECOND = 5e7, 1.2e7
 # Seconds from which a run is announced, and up to which it is not estimated: by the seconds of a
 # call of a small network, and the weights a second of the slowest scheme.
 LONG, SHORT, CALL_SECONDS, FEWEST_PER_SECOND = 10.0, 2.0, 5e-4, 2e6
@@ -146,7 +148,8 @@ def _weight_seconds(prepared: Prepared, plan: QuantPlan) -> float:
         spec = plan.grids[grid]
         if isinstance(spec, QuantSpec) and spec.bits <= 16 and is_constant(values[name]):
             groups.setdefault(spec, []).append(np.asarray(values[name].const_value))
-    seconds = parameters(prepared.context.model.graph) / WEIGHTS_PER_SECOND
+    rate = MAPPED_PER_SECOND if prepared.loaded.big else WEIGHTS_PER_SECOND
+    seconds = parameters(prepared.context.model.graph) / rate
     for spec, weights in groups.items():
         total = sum(weight.size for weight in weights)
         if total > TIMED:
