@@ -18,7 +18,7 @@ from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.observation import Observation, observe
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError
-from qtool.graph.queries import by_name, constant, dims, release_weight_pages
+from qtool.graph.queries import by_name, constant, release_weight_pages, sample_elements
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.quant.scale_formats import constrain_activation_scale
@@ -59,10 +59,7 @@ def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
         1 to 64, at most ``count``.
     """
     values = by_name(model.graph)
-    each = 0  # elements of one sample
-    for name in names:
-        shape = dims(values[name]) or ()
-        each += int(np.prod([d if isinstance(d, int) else 1 for d in shape[1:]], dtype=np.int64))
+    each = sum(sample_elements(values[name]) for name in names)
     return int(min(max(BATCH_ELEMENTS // max(each, 1), 1), 64, max(count, 1)))
 
 

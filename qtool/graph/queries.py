@@ -1,5 +1,6 @@
 """Read-only queries of ``onnx_ir`` graphs, nodes and values."""
 
+import math
 import mmap
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -81,6 +82,33 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def sample_elements(value: ir.Value) -> int:
+    """Count the elements of one sample of a value; open sizes count as 1.
+
+    Rows [N * T, K], which linear layers read and write, are T of a sample: those of the Reshape
+    that they come from.
+    """
+    shape = dims(value) or ()
+    own = math.prod(d for d in shape[1:] if isinstance(d, int))
+    rows = _rows_of_sample(value) if len(shape) == 2 and not isinstance(shape[0], int) else 1
+    return own * rows
+
+
+def _rows_of_sample(rows: ir.Value) -> int:
+    """Return how many rows one sample has; 1 where that is unknown."""
+    node = rows.producer()
+    while node is not None and node.inputs and node.inputs[0] is not None:
+        operand = node.inputs[0]
+        if node.op_type == "Reshape":
+            width = (dims(node.outputs[0]) or (None,))[-1]
+            total = math.prod(d for d in (dims(operand) or ())[1:] if isinstance(d, int))
+            return max(1, total // width) if isinstance(width, int) and width else 1
+        if rank(operand) != 2:
+            return 1
+        node = operand.producer()
+    return 1
 
 
 def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:

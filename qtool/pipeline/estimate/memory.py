@@ -8,13 +8,12 @@ they go to temporary files where memory ends.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from qtool.calibration.collect import batch_size, observed_values
-from qtool.graph.queries import by_name, dims, nodes_by_name
+from qtool.graph.queries import by_name, nodes_by_name, sample_elements
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.stages import ptq_steps
 from qtool.quant.plan import QuantPlan
@@ -175,10 +174,8 @@ def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _elements(values: Iterable[ir.Value]) -> int:
-    """Return the elements of values for one sample; open sizes count as 1."""
-    shapes = ((dims(value) or ())[1:] for value in values)
-    product = partial(np.prod, dtype=np.int64)
-    return sum(int(product([d for d in shape if isinstance(d, int)])) for shape in shapes)
+    """Count the elements of values for one sample."""
+    return sum(map(sample_elements, values))
 
 
 def megabytes(size: int) -> str:

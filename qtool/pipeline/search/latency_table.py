@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qtool.annotation.layer_patterns import name_pattern
-from qtool.graph.queries import by_name, dims, nodes_by_name
+from qtool.graph.queries import by_name, nodes_by_name, sample_elements
 from qtool.graph.save import save_model
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.quant.plan import QuantPlan
@@ -126,11 +126,6 @@ def _by_layer(result: ProfileResult, labels: Mapping[str, Sequence[str]]) -> dic
     return times
 
 
-def _elements(context: Context, name: str) -> int:
-    shape = dims(by_name(context.model.graph)[name]) or ()
-    return int(np.prod([d for d in shape[1:] if isinstance(d, int)], dtype=np.int64))
-
-
 def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str, float]:
     """Return milliseconds for each element that is converted to codes, and to floats."""
     integer = plan.integer_nodes
@@ -141,10 +136,10 @@ def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str
             continue
         in_codes = producer is not None and producer.name in integer
         if not in_codes and any(node.name in integer for node in users):
-            counts[QUANTIZE] += _elements(context, name)
+            counts[QUANTIZE] += sample_elements(value)
         in_floats = value.is_graph_output() or any(node.name not in integer for node in users)
         if in_codes and in_floats:
-            counts[DEQUANTIZE] += _elements(context, name)
+            counts[DEQUANTIZE] += sample_elements(value)
     times = dict.fromkeys(counts, 0.0)
     for kernel, operator in result.operators.items():
         if operator in times:
@@ -158,12 +153,12 @@ def _conversions(
     """Return the pairs of layers of which one reads what the other makes, with their times."""
     position = {name: k for k, name in enumerate(names)}
     makers = {plan.sites[name].output: name for name in names}
-    pairs = []
+    pairs, values = [], by_name(context.model.graph)
     for name in names:
         for value in plan.sites[name].inputs:
             maker = makers.get(_source_of(context, plan, value))
             if maker is not None:
-                size = _elements(context, value)
+                size = sample_elements(values[value])
                 pairs.append(
                     Conversion(
                         position[maker],

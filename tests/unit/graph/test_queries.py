@@ -3,10 +3,11 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from models import BUILDERS, Net
+from models import BUILDERS, Net, rewritten
 from onnx import TensorProto, helper
 
 from qtool.graph import queries
+from qtool.loading import infer_shapes
 
 
 def small() -> ir.Model:
@@ -159,3 +160,27 @@ def test_multiply_accumulates_of_other_layers():
 def test_the_axis_of_output_channels(op, attributes, axis):
     attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
     assert queries.weight_axis(ir.Node("", op, [], attrs)) == axis
+
+
+def test_rows_of_linear_layers_are_counted_by_sample():
+    net = Net()
+    x = net.input("x", "N", 6, 8)
+    hidden = net.add("Relu", net.add("MatMul", x, net.weight(8, 12)))
+    y = net.add("MatMul", hidden, net.weight(12, 4))
+    image = net.input("image", "N", 3, 5, 5)
+    flat = net.add("Reshape", net.add("Relu", image), net.const(np.array([-1, 75])))
+    net.output(y, net.add("MatMul", flat, net.weight(75, 2)))
+    model = net.model()
+    rewritten(model, "matmul_to_gemm")
+    infer_shapes(model)
+    counts = {
+        node.op_type + str(queries.rank(node.outputs[0])): queries.sample_elements(node.outputs[0])
+        for node in model.graph
+    }
+    by_width = {
+        queries.dims(node.outputs[0])[-1]: queries.sample_elements(node.outputs[0])
+        for node in model.graph
+        if node.op_type == "Gemm"
+    }
+    assert by_width == {12: 6 * 12, 4: 6 * 4, 2: 2}
+    assert counts["Relu2"] == 6 * 12 and counts["Relu4"] == 75
