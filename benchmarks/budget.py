@@ -248,6 +248,11 @@ def minutes(folds: Sequence[Report]) -> list[object]:
     ]
 
 
+def section(title: str, header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """Return a heading with its table; nothing where no row is measured."""
+    return f"\n## {title}\n\n{table(header, lines)}" if lines else ""
+
+
 def auto_table(rows: Mapping[str, list[Report]]) -> str:
     """Return `ptq: auto` beside uniform 8 bits."""
     lines = []
@@ -261,7 +266,7 @@ def auto_table(rows: Mapping[str, list[Report]]) -> str:
             verdict = ", ".join(fold["verdict"]["status"] for fold in folds)
             lines.append([name, title, *figures(folds, limit), *minutes(folds), verdict, steps])
     header = ("network", "setting", *FILE, "search min", "CPU min", "verdict", "steps used")
-    return table(header, lines)
+    return section("`ptq: auto`", header, lines)
 
 
 def mixed_table(rows: Mapping[str, list[Report]]) -> str:
@@ -288,20 +293,20 @@ def mixed_table(rows: Mapping[str, list[Report]]) -> str:
                     ", ".join(f"{fold['search_seconds'] / 60:.1f}" for fold in best),
                 ]
             )
-    header = ("network", "uniform bits", "uniform bytes", "mixed bytes", "uniform drop")
-    return table((*header, "mixed drop", "gained points", "at least", "search min"), lines)
+    header: tuple[str, ...] = ("network", "uniform bits", "uniform bytes", "mixed bytes")
+    header = (*header, "uniform drop", "mixed drop", "gained points", "at least", "search min")
+    return section("Mixed precision at equal bytes (`bits.budget`)", header, lines)
 
 
 def other_tables(rows: Mapping[str, list[Report]]) -> str:
     """Return the tables of badly scaled channels, of a poisoned layer and of broken pipelines."""
-    text = "\n## Channels of very different ranges, `ptq: auto`, W8A8\n\n"
     lines = [
         [granularity, *figures([row], 0.3), *minutes([row]), "; ".join(row["findings"]) or "-"]
         for fold in rows.get("badly_scaled/resnet20_badly_scaled", [])
         for granularity, row in fold.items()
     ]
-    text += table(("weight scales", *FILE, "search min", "CPU min", "findings"), lines)
-    text += "\n## Partial quantization of a network with one poisoned layer\n\n"
+    header: tuple[str, ...] = ("weight scales", *FILE, "search min", "CPU min", "findings")
+    text = section("Channels of very different ranges, `ptq: auto`, W8A8", header, lines)
     lines = [
         [
             fold["layer"],
@@ -313,14 +318,14 @@ def other_tables(rows: Mapping[str, list[Report]]) -> str:
         for fold in rows.get("partial/resnet20", [])
     ]
     header = ("poisoned", "most damaging sites", "ranked first", "float layers", *FILE)
-    text += table(header, lines)
-    text += "\n## Broken pipelines\n\n"
+    text += section("Partial quantization of a network with one poisoned layer", header, lines)
     lines = [
         [title, row["verdict"]["status"], row["verdict"]["reason"], "; ".join(row["findings"])]
         for fold in rows.get("broken/resnet20", [])
         for title, row in fold.items()
     ]
-    return text + table(("fault", "verdict", "reason", "findings"), lines)
+    header = ("fault", "verdict", "reason", "findings")
+    return text + section("Broken pipelines", header, lines)
 
 
 NOTE = f"""
@@ -328,8 +333,7 @@ Calibration samples alone choose; accuracies are those of the files on the evalu
 both halves of 1000 images for ImageNet networks where both are there. `auto`: from weights of 4
 bits rounded to nearest, gate max_drop {WITHIN:g}, 10 minutes of wall time; within {SAID:g} points
 where it says that the gate is not reached. Minutes were measured on a machine with other work, so
-that `auto` had less of a processor than its time says.
-
+that `auto` had less of a processor than its time says. Only rows that were measured are shown.
 """
 
 
@@ -339,9 +343,7 @@ def page(kept: Mapping[str, Any]) -> str:
     for label, result in sorted(kept.items()):
         rows.setdefault(label.rsplit("/", 1)[0], []).append(result)
     text = heading("An accuracy budget that acts", "python -m benchmarks.budget") + NOTE
-    text += "## `ptq: auto`\n\n" + auto_table(rows)
-    text += "\n## Mixed precision at equal bytes (`bits.budget`)\n\n" + mixed_table(rows)
-    return text + other_tables(rows)
+    return text + auto_table(rows) + mixed_table(rows) + other_tables(rows)
 
 
 def _folds(name: str, limit: int) -> int:
