@@ -39,14 +39,16 @@ def _changes(own: Preprocess, sizes: bool) -> Iterator[tuple[str, dict[str, Any]
     named = {name: load_preprocess(name) for name in names if own.dtype != "uint8"}
     if not colored:
         named = {k: each for k, each in named.items() if not isinstance(each.mean, list)}
+    # One change before several: the first of equals is named.
+    if colored:
+        yield f"color: {OTHER_COLOR[own.color]}", _flipped(own)
+    yield f"layout: {OTHER_LAYOUT[own.layout]}", {"layout": OTHER_LAYOUT[own.layout]}
     for name, setting in named.items():
         color = {"color": setting.color if colored else own.color}
         yield name, setting.model_dump(include={*ARITHMETIC}) | color
-    if colored:
-        yield f"color: {OTHER_COLOR[own.color]}", _flipped(own)
-        for name, setting in named.items():
+    for name, setting in named.items():
+        if colored:
             yield f"{name}, color: {OTHER_COLOR[setting.color]}", _flipped(setting)
-    yield f"layout: {OTHER_LAYOUT[own.layout]}", {"layout": OTHER_LAYOUT[own.layout]}
     for name, setting in named.items():
         if sizes and colored and setting.resize is not None:
             keys = {*ARITHMETIC, "color", "resize", "crop"}

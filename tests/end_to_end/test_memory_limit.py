@@ -56,6 +56,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have n
 
 
 @linux
+@pytest.mark.slow
 def test_a_run_stays_within_its_memory(folder):
     ended = run(folder, "--memory", "560M")
     assert ended.returncode == 0, ended.stderr

@@ -22,6 +22,7 @@ from qtool.search.sensitivity import Scan
 from qtool.steps.stage_cache import StageRecord
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(digits, tmp_path):
     settings = ("calibrate.count=32", "evaluate.count=16", "bits.weights=4")
     recipe, rows = load_recipe(digits / "int8.yaml", settings), []
