@@ -7,7 +7,6 @@ of its own below --work; finished rows are kept in benchmarks/results. Writes
 benchmarks/results/budget.md.
 """
 
-import argparse
 import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ import onnx
 from onnx import numpy_helper
 
 from benchmarks.command import run_qtool
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import fold_options, heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import Network, data_folder, recipe
 from benchmarks.repair import NAMES, pooled
 
@@ -352,13 +351,7 @@ def _folds(name: str, limit: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", default=[])
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-budget"))
-    parser.add_argument("--folds", type=int, default=2, help="folds of each row, at most")
-    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
-    parser.add_argument("--threads", default=str(os.cpu_count()))
-    options = parser.parse_args()
+    options = fold_options(__doc__, "runs/benchmark-budget").parse_args()
     data_folder()
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.work.absolute(), options.threads)
@@ -371,8 +364,7 @@ def main() -> None:
                 if label in load_rows(store) and not options.fresh:
                     continue
                 result = KINDS[kind].measure(bench, name, fold)
-                # Another process may have written meanwhile.
-                save_rows(store, {**load_rows(store), label: result})
+                save_row(store, label, result)
                 print(label, flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
 

@@ -27,7 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qtool
 from benchmarks.baseline import Batches
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import data_folder
 from benchmarks.resnet import write
 from qtool.annotation.annotator import annotate
@@ -237,7 +237,7 @@ def main() -> None:
         key = f"{name}, {arguments.samples} samples"
         if key in load_rows(store) and not arguments.fresh:
             continue
-        save_rows(store, {**load_rows(store), key: measure(name, arguments.samples)})
+        save_row(store, key, measure(name, arguments.samples))
         store.with_suffix(".md").write_text(page(load_rows(store)))
     for name in arguments.networks or MODELS:
         key = f"{name} memory"
@@ -248,14 +248,14 @@ def main() -> None:
             plain = peak_megabytes(name, 64, "plain")
             above = peak_megabytes(name, samples, "all")
             peaks[str(samples)] = {"plain": plain, "megabytes": above}
-        save_rows(store, {**load_rows(store), key: peaks})
+        save_row(store, key, peaks)
         store.with_suffix(".md").write_text(page(load_rows(store)))
     for name in arguments.networks or MODELS:
         for method in arguments.theirs:
             key = f"{name}, {THEIRS} samples, onnxruntime {method}"
             if key not in load_rows(store) or arguments.fresh:
                 row = {method: measure_theirs(name, method)}
-                save_rows(store, {**load_rows(store), key: row})
+                save_row(store, key, row)
                 store.with_suffix(".md").write_text(page(load_rows(store)))
 
 

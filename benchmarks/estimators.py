@@ -19,7 +19,7 @@ import onnx_ir as ir
 from scipy.stats import binomtest
 
 import qtool
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import NETWORKS, recipe
 from qtool.annotation.annotator import annotate
 from qtool.calibration import (
@@ -187,8 +187,7 @@ def measure(row: str, every: int, store: Path, fresh: bool, only: list[str]) -> 
             "notes": notes,
             "date": str(datetime.date.today()),
         }
-        # Read again: another process may have added rows meanwhile.
-        save_rows(store, {**load_rows(store), key: result})
+        save_row(store, key, result)
         print(f"{key}: {result['float']:.2f} -> {result['quantized']:.2f}", flush=True)
 
 

@@ -22,7 +22,7 @@ from onnx import TensorProto
 from PIL import Image
 
 from benchmarks.command import run_qtool
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.zoo_models import Net, weight
 
 # Growth of processor seconds from one size to the next, over that of a linear one, which fails.
@@ -247,7 +247,7 @@ def main() -> None:
                 result = measure(row, size, words.work)
                 print(key, result, flush=True)
                 # Other rows may have been measured beside this one.
-                save_rows(store, {**load_rows(store), key: result})
+                save_row(store, key, result)
     shutil.rmtree(words.work, ignore_errors=True)
     (results_folder() / "load.md").write_text(page(load_rows(store)))
 

@@ -1,5 +1,6 @@
 """Heading, table and saved rows of a benchmark."""
 
+import argparse
 import datetime
 import json
 import os
@@ -39,6 +40,27 @@ def load_rows(store: Path) -> dict[str, Any]:
 def save_rows(store: Path, rows: dict[str, Any]) -> None:
     """Save finished rows, so that a stopped benchmark continues with the next one."""
     store.write_text(json.dumps(rows, indent=1))
+
+
+def save_row(store: Path, label: str, row: Any) -> None:
+    """Save one finished row beside those that other processes may have written meanwhile."""
+    save_rows(store, {**load_rows(store), label: row})
+
+
+def fold_options(description: str | None, work: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark whose rows are `qtool ptq` runs by fold.
+
+    Args:
+        description: of the program.
+        work: folder of its runs, when none is named.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("rows", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path(work))
+    parser.add_argument("--folds", type=int, default=2, help="folds of each row, at most")
+    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    return parser
 
 
 def results_folder() -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.qat import (
     BOTH,
     CASES,
@@ -149,8 +149,7 @@ def main() -> None:
         result = train(content, arguments.work / name, row.epochs[0], *options)
         scores = [epoch["score"] for epoch in result[0]["data"]["training"]["epochs"]]
         summary = {**report_summary(*result), "validation": max(scores)}
-        # Read again: another process may have added rows meanwhile.
-        save_rows(store, {**load_rows(store), name: summary})
+        save_row(store, name, summary)
         print(f"{name}: {summary['accuracy']}", flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
 

@@ -7,9 +7,7 @@ own below --work; finished folds are kept in benchmarks/results. Writes
 benchmarks/results/repair.md.
 """
 
-import argparse
 import datetime
-import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import run_qtool
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import fold_options, heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe
 
 OUTER = {"first": 8, "last": 8}
@@ -284,13 +282,7 @@ def page(kept: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", default=[])
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-repair"))
-    parser.add_argument("--folds", type=int, default=2, help="folds of each row, at most")
-    parser.add_argument("--fresh", action="store_true", help="measure finished folds again")
-    parser.add_argument("--threads", default=str(os.cpu_count()))
-    options = parser.parse_args()
+    options = fold_options(__doc__, "runs/benchmark-repair").parse_args()
     data_folder()
     options.work.mkdir(parents=True, exist_ok=True)
     store = results_folder() / "repair.json"
@@ -303,8 +295,7 @@ def main() -> None:
                     continue
                 plain = full_recipe(name, SETTINGS[key], fold)
                 result = quantize(plain, options.work / label.replace("/", "-"), options.threads)
-                # Another process may have written meanwhile.
-                save_rows(store, {**load_rows(store), label: result})
+                save_row(store, label, result)
                 print(label, result["accuracy"], flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
 

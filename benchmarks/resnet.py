@@ -9,6 +9,13 @@ from torch import Tensor, nn
 WIDTHS = ((64, 1), (128, 2), (256, 2), (512, 2))
 
 
+def _shortcut(before: int, after: int, stride: int) -> nn.Sequential:
+    """Build a 1 x 1 convolution where the shape changes, else nothing."""
+    if stride == 1 and before == after:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+
 class Block(nn.Module):
     """Two 3 x 3 convolutions and a shortcut."""
 
@@ -17,10 +24,7 @@ class Block(nn.Module):
         self.one = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.two = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _ in range(2))
-        self.short = nn.Sequential()
-        if stride > 1 or before != after:
-            down = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.short = nn.Sequential(down, nn.BatchNorm2d(after))
+        self.short = _shortcut(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norms[0](self.one(x)))
@@ -37,10 +41,7 @@ class Bottleneck(nn.Module):
         self.two = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.three = nn.Conv2d(width, after, 1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (width, width, after))
-        self.short = nn.Sequential()
-        if stride > 1 or before != after:
-            down = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.short = nn.Sequential(down, nn.BatchNorm2d(after))
+        self.short = _shortcut(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norms[0](self.one(x)))

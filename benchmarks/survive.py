@@ -25,7 +25,7 @@ import onnx
 
 from benchmarks.baseline import quantize as quantize_static
 from benchmarks.command import run_qtool
-from benchmarks.machine import heading, load_rows, results_folder, save_rows, table
+from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import absolute, data_folder
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
@@ -278,8 +278,7 @@ def main() -> None:
             row = {**before, "times": measure_times(name, work)}
         else:
             row = {**before, **measure(name, work, arguments.samples)}
-        # Read again: another process may have added rows meanwhile.
-        save_rows(store, {**load_rows(store), name: row})
+        save_row(store, name, row)
         print(f"{name}: {row[part]}", flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
 

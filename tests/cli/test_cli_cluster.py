@@ -106,42 +106,37 @@ def sweep(digits, out, *options) -> list[str]:
     return [report["output"]["sha256"] for report in reports]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dask", "ray"])
-def test_a_cluster_writes_the_same_files(kind, digits, tmp_path):
-    clusters = {"dask": dask_cluster, "ray": ray_cluster}
-    with clusters[kind](tmp_path) as cluster:
-        url = cluster if isinstance(cluster, str) else cluster[0]
-        there = sweep(digits, tmp_path / "there", "--cluster", url)
-    assert there == sweep(digits, tmp_path / "here")
+def sensitivity_line(digits, out, *options) -> list[str]:
+    """Return the command that measures the sites of the digits."""
+    line = [sys.executable, "-m", "qtool", "sensitivity", digits / "int8.yaml", "--out", out]
+    line += ["--threads", "1", "--samples", "24", "--set", "calibrate.count=48", "--quiet"]
+    return list(map(str, [*line, *options]))
 
 
 def sensitivity(digits, out, *options) -> list[dict]:
     """Measure the sites of the digits; return the rows."""
-    line = [sys.executable, "-m", "qtool", "sensitivity", digits / "int8.yaml", "--out", out]
-    line += ["--threads", "1", "--samples", "24", "--set", "calibrate.count=48", "--quiet"]
-    done = subprocess.run(list(map(str, [*line, *options])), capture_output=True, text=True)
+    done = subprocess.run(sensitivity_line(digits, out, *options), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "report.json").read_text())["sensitivity"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", [sweep, sensitivity])
 @pytest.mark.parametrize("kind", ["dask", "ray"])
-def test_a_cluster_measures_the_same_costs(kind, digits, tmp_path):
+def test_a_cluster_gives_the_same_results(kind, command, digits, tmp_path):
+    """The files of a sweep, and the rows of a sensitivity scan."""
     clusters = {"dask": dask_cluster, "ray": ray_cluster}
     with clusters[kind](tmp_path) as cluster:
         url = cluster if isinstance(cluster, str) else cluster[0]
-        there = sensitivity(digits, tmp_path / "there", "--cluster", url)
-    assert there == sensitivity(digits, tmp_path / "here")
+        there = command(digits, tmp_path / "there", "--cluster", url)
+    assert there == command(digits, tmp_path / "here")
 
 
 @pytest.mark.slow
 def test_the_sites_of_a_lost_worker_are_measured_again(digits, tmp_path):
     with dask_cluster(tmp_path) as (url, processes):
-        line = [sys.executable, "-m", "qtool", "sensitivity", digits / "int8.yaml", "--quiet"]
-        line += ["--threads", "1", "--samples", "24", "--set", "calibrate.count=48"]
-        line += ["--out", tmp_path / "out", "--cluster", url]
-        with subprocess.Popen(list(map(str, line)), stderr=subprocess.PIPE) as running:
+        line = sensitivity_line(digits, tmp_path / "out", "--cluster", url)
+        with subprocess.Popen(line, stderr=subprocess.PIPE) as running:
             wait_for(lambda: list((tmp_path / "out").glob(".stages/sensitivity-*")))
             processes[0].send_signal(signal.SIGKILL)
             _, errors = running.communicate(timeout=300)

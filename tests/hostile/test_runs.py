@@ -173,10 +173,14 @@ def test_no_labels_for_a_metric(case):
     assert "label" in text and "max_drop" in text
 
 
-def test_a_nan_in_an_array(case):
+def arrays_with_nan(case: Case, samples: int | slice) -> None:
     data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
-    data[4, 1, 2, 3] = np.nan
+    data[samples, 1, 2, 3] = np.nan
     arrays(case, x=data, y=np.zeros(16, np.int64))
+
+
+def test_a_nan_in_an_array(case):
+    arrays_with_nan(case, 4)
     code, out, _ = case.run("--json")
     report = json.loads(out)
     assert code == 0
@@ -187,17 +191,13 @@ def test_a_nan_in_an_array(case):
 
 
 def test_a_nan_in_every_calibration_sample(case):
-    data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
-    data[::2, 1, 2, 3] = np.nan
-    arrays(case, x=data, y=np.zeros(16, np.int64))
+    arrays_with_nan(case, slice(None, None, 2))
     text = case.refused()
     assert "d.npz[14]" in text and "NaN" in text
 
 
 def test_a_nan_in_an_evaluation_sample(case):
-    data = np.random.default_rng(0).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
-    data[5, 1, 2, 3] = np.nan
-    arrays(case, x=data, y=np.zeros(16, np.int64))
+    arrays_with_nan(case, 5)
     text = case.refused()
     assert "d.npz[5]" in text and "NaN" in text
 

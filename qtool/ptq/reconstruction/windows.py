@@ -135,8 +135,8 @@ def _behind_window(node: ir.Node, spans: Spans | None) -> Spans | None:
     pads = attribute(node, "pads", (0,) * 2 * len(kernel))[: len(kernel)]
     pads = (0,) * len(kernel) if rule == "VALID" else pads
     parts = zip(spans, kernel, strides, dilations, pads, strict=True)
-    behind = tuple(reach.behind(*part) for reach, *part in parts)
-    return behind if all(min(reach.before, reach.after) >= 0 for reach in behind) else None
+    behind = tuple(span.behind(*part) for span, *part in parts)
+    return behind if all(min(span.before, span.after) >= 0 for span in behind) else None
 
 
 def _adds_channels(node: ir.Node) -> bool:
