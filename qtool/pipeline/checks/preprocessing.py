@@ -3,6 +3,8 @@
 A few evaluation samples with labels decide; the result is a diagnosis and chooses nothing.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from qtool.data import Dataset, open_dataset
@@ -116,6 +118,12 @@ class _Scorer:
     def __init__(self, session: OrtSession, prepared: Prepared, chosen: list[int]) -> None:
         self.session, self.chosen = session, chosen
         self.context, self.data = prepared.context, prepared.evaluation
+        # The graph has the sizes of the samples; images of other sizes do not fit it.
+        shapes = {value.name: dims(value) for value in self.context.model.graph.inputs}
+        self.inputs = {
+            name: replace(spec, shape=shapes[name] or spec.shape)
+            for name, spec in self.context.inputs.items()
+        }
 
     def hits(self, samples: Dataset) -> tuple[bool, ...]:
         """Return for each sample whether its label is the highest output."""
@@ -138,7 +146,7 @@ class _Scorer:
         for name, settings in usual_preprocess(own, sizes=current.accuracy < POOR):
             section = self.data.section.model_copy(update={"preprocess": settings})
             try:
-                dataset = open_dataset(section, self.context.inputs)
+                dataset = open_dataset(section, self.inputs)
                 samples = dataset.take([self.data.indices[k] for k in self.chosen])
                 hits = sum(self.hits(samples.take(first)))
             except DataError:

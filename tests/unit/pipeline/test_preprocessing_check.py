@@ -111,6 +111,16 @@ def test_the_preprocessing_of_the_training_is_named(folder, wrong, trained, sett
     assert note.endswith(f"write `preprocess: {settings}`")
 
 
+def test_a_network_of_any_size_is_compared_at_the_size_of_the_samples(folder):
+    """Presets resize to sizes that the graph, fixed to the samples, does not take."""
+    net = Net()
+    x = net.add("Flatten", net.add("GlobalAveragePool", net.input("x", "N", 3, "H", "W")))
+    net.output(net.add("Gemm", x, net.const(-np.ones((3, 5))), transB=0, out="y"))
+    onnx.save(net.proto(), folder / "net.onnx")
+    run = prepared(write(folder, "imagenet"))
+    assert run.preprocessing.current.accuracy < 50 and run.preprocessing.better is None
+
+
 def test_exchanged_channels_are_named(folder):
     run = prepared(write(folder, {**load_preprocess("cifar10").model_dump(), "color": "bgr"}))
     assert run.preprocessing.better.settings == "cifar10"
