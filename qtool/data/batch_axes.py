@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from qtool.data.inputs import InputSpec, show_shape
+from qtool.data.inputs import InputSpec, fits, show_shape
 
 
 def axes_of_model(
@@ -67,9 +67,10 @@ def axes_of_data(
     """Choose the batch axes by which the arrays of one file have the same number of samples.
 
     The axis of the first input with an open batch stands, else that of the first input. Another
-    input whose array disagrees takes the only axis of that size which the model leaves open; for a
-    single sample the only axis of size 1; for several samples no axis, if its array is as large as
-    the input. Where nothing helps, no input has a batch axis, and a file is one call.
+    input whose array disagrees takes the only axis of that size which the model leaves open or
+    fixes to the batch; for a single sample the only axis of size 1; for several samples no axis, if
+    its array is as large as the input. Where nothing helps, no input has a batch axis, and a file
+    is one call. Arrays with an axis more than the input hold whole inputs, each of which is a call.
 
     Args:
         shapes: input -> shape of its array in the first file.
@@ -78,6 +79,10 @@ def axes_of_data(
     Returns:
         The inputs, and notes for the report.
     """
+    if whole := _whole_inputs(shapes, specs):
+        listed = ", ".join(f"`{name}` {show_shape(shapes[name])}" for name in whole)
+        calls = {name: replace(specs[name], batch_axis=None) for name in whole}
+        return {**specs, **calls}, (f"the arrays {listed} hold whole inputs: each is one call",)
     counts = {
         name: shape[spec.batch_axis]
         for name, shape in shapes.items()
@@ -91,7 +96,11 @@ def axes_of_data(
         if own == count:
             continue
         spec, shape = specs[name], shapes[name]
-        axes = [a for a, size in enumerate(shape) if size == count and _is_open(spec.shape[a])]
+        axes = [
+            axis
+            for axis, size in enumerate(shape)
+            if size == count and (_is_open(spec.shape[axis]) or spec.shape[axis] == spec.batch)
+        ]
         if len(axes) != 1 and count == 1:
             axes = [a for a, size in enumerate(spec.shape) if size == 1]
         if len(axes) != 1 and count > 1 and spec.shape == shape:
@@ -105,6 +114,26 @@ def axes_of_data(
             note = f"the arrays {listed} share no axis that counts samples: each file is one call"
             return {n: replace(s, batch_axis=None) for n, s in specs.items()}, (note,)
     return result, tuple(notes)
+
+
+def _whole_inputs(
+    shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, InputSpec]
+) -> tuple[str, ...]:
+    """Return the inputs whose arrays hold whole inputs of several samples, or of none.
+
+    An array of single samples, [samples, 2, 1, 128] for [2, 1, 128], still counts them.
+    """
+    stacked = {
+        name: shape
+        for name, shape in shapes.items()
+        if specs[name].batch_axis is not None and fits(specs[name].shape, shape[1:])
+    }
+    several = any(
+        shape[1:][axis] != 1
+        for name, shape in stacked.items()
+        if (axis := specs[name].batch_axis) is not None
+    )
+    return tuple(stacked) if several else ()
 
 
 def _is_open(size: int | str | None) -> bool:

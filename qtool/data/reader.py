@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+
 from qtool.data.dataset import Dataset
 from qtool.data.inputs import InputSpec
 from qtool.data.preprocess import Preprocess
@@ -74,6 +76,20 @@ class Reader(Protocol):
             The inputs, and notes for the report.
         """
         return dict(inputs), ()
+
+    def first_file(
+        self, section: Section, inputs: Mapping[str, InputSpec]
+    ) -> dict[str, np.ndarray] | None:
+        """Return what the first of several files holds for the inputs, all its samples together.
+
+        Args:
+            section: the section of the recipe, its paths absolute.
+            inputs: those that the data feeds.
+
+        Returns:
+            Arrays as one call reads them; None where samples are not saved so.
+        """
+        return None
 
     def __call__(
         self, section: Section, inputs: Mapping[str, InputSpec], opening: Opening

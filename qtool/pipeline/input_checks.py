@@ -245,8 +245,10 @@ def probe_batch(
         except Exception as error:  # the runtime raises one class per status
             shapes = {key: list(array.shape) for key, array in first.items()}
             raise UnsupportedError(
-                f"model {name}: ONNX Runtime cannot run it on one sample, {shapes}: {error}; check "
-                "the data's sizes, or export it again"
+                f"model {name}: ONNX Runtime cannot run it on one sample, {shapes}: "
+                f"{' '.join(str(error).split())}; check the data's sizes and which axis counts the "
+                f"samples (`input: {{{next(iter(shapes))}: {{batch_axis: none}}}}` where none "
+                "does), or export it again"
             ) from error
         if dataset.count < 2:
             return unchanged, ()

@@ -11,7 +11,14 @@ import numpy as np
 
 from qtool.data.batch_axes import axes_of_data
 from qtool.data.dataset import Dataset
-from qtool.data.inputs import InputSpec, cast, check_sample_shapes, loop_hint, show_shape
+from qtool.data.inputs import (
+    InputSpec,
+    cast,
+    check_sample_shapes,
+    fits,
+    loop_hint,
+    show_shape,
+)
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Arrays
 from qtool.data.readers.array_rows import Rows, rows_of, shared_rows
@@ -158,6 +165,26 @@ class ArrayReader(Reader):
         mapping = _match(options, columns, inputs)[0]
         shapes = {name: columns[array].shape for name, array in mapping.items()}
         return axes_of_data(shapes, inputs)
+
+    def first_file(
+        self, section: Section, inputs: Mapping[str, InputSpec]
+    ) -> dict[str, np.ndarray] | None:
+        """Return the arrays of the first file of a folder; see :class:`Reader`.
+
+        None where the file has a label for each sample, or arrays that hold whole inputs.
+        """
+        options = section.reader_options(Arrays)
+        files = _files(Path(options.path))
+        if len(files) < 2:
+            return None
+        columns = read_columns(files[0])
+        mapping, label, _ = _match(options, columns, inputs)
+        if label is not None and columns[label].shape[:1] > (1,):
+            return None
+        arrays = {name: columns[array] for name, array in mapping.items()}
+        if any(not fits(inputs[name].shape, each.shape) for name, each in arrays.items()):
+            return None
+        return {name: cast(each.values(), inputs[name], each.name) for name, each in arrays.items()}
 
 
 def _resolved(options: Arrays, mapping: Mapping[str, str], label: str | None) -> Arrays:

@@ -13,6 +13,7 @@ from qtool.errors import ModelError, RecipeError, UnsupportedError
 from qtool.graph.queries import dims
 from qtool.loading import Loaded
 from qtool.pipeline.input_checks import check_first_output
+from qtool.pipeline.inputs.calls import feed_files_whole
 from qtool.pipeline.inputs.streams import check_loop, with_next_states
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.network import ModelInput, OnnxModel, TorchModel
@@ -42,6 +43,9 @@ def recipe_inputs(recipe: Recipe, loaded: Loaded) -> tuple[dict[str, InputSpec],
     fitted, more = fit_batch_axes(section, inputs)
     said = {name for name, each in declared.items() if each.batch_axis is not None}
     inputs |= {name: spec for name, spec in fitted.items() if name not in said}
+    if not said:
+        inputs, calls = feed_files_whole(section, loaded.model, inputs)
+        more = (*more, *calls)
     check_first_output(loaded.model, loaded.shown, fixed_batch(inputs.values()))
     return inputs, [*notes, *more]
 

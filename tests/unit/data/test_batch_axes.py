@@ -56,6 +56,9 @@ def test_a_declared_axis_stays():
         ({"m": (8, 8), "x": ("N", 4)}, {"m": (8, 8), "x": (9, 4)}, [None, 0]),
         ({"x": ("N", 4), "h": ("L", "K", 6)}, {"x": (3, 4), "h": (2, 5, 6)}, [None, None]),
         ({"x": ("N", 4), "m": (1, 8, None)}, {"x": (9, 4), "m": (1, 8, 7)}, [0, 0]),
+        ({"x": (1, 4), "h": (1, 1, 6)}, {"x": (9, 4), "h": (1, 9, 6)}, [0, 1]),
+        ({"x": (8,)}, {"x": (9, 8)}, [None]),
+        ({"x": (5, 8), "h": (2, 5, 6)}, {"x": (9, 5, 8), "h": (9, 2, 5, 6)}, [None, None]),
     ],
 )
 def test_axes_by_the_data(shapes, arrays, expected):
@@ -106,6 +109,13 @@ def test_a_fixed_mask_of_one_sample_serves_all_of_them(tmp_path):
     data = rows(tmp_path, inputs, x=X, mask=np.tri(4, dtype=np.float32)[None])
     assert data.count == 6
     np.testing.assert_array_equal(next(iter(data.take([3]).batches(1)))["mask"][0], np.tri(4))
+
+
+def test_an_array_may_hold_whole_inputs_without_a_batch_axis(tmp_path):
+    data = rows(tmp_path, specs(x=(2, 3)), x=np.arange(36, dtype=np.float32).reshape(6, 2, 3))
+    assert data.count == 6
+    (batch,) = data.take([4]).batches(1)
+    np.testing.assert_array_equal(batch["x"], [[24, 25, 26], [27, 28, 29]])
 
 
 def test_arrays_without_a_common_axis_are_calls(tmp_path):
