@@ -79,7 +79,8 @@ def _as_rows(x: ir.Value, before: ir.Node, rows_of: dict[ir.Value, ir.Value]) ->
     """
     if x in rows_of:
         return rows_of[x]
-    node, width = x.producer(), (dims(x) or (None,))[-1]
+    # By the weights, as the last size of x may be unknown.
+    node, width = x.producer(), (dims(before.inputs[1]) or (None,))[0]
     source, alone = x, node is not None and sole_reader(x) is before
     if node is not None and alone and node.op_type in ELEMENTWISE:
         operand = node.inputs[0]
@@ -107,13 +108,13 @@ def _is_reshaped(value: ir.Value) -> bool:
 
 
 def _following_bias(node: ir.Node, width: object) -> tuple[ir.Node | None, ir.Value | None]:
-    """Return the Add of a constant [width] that alone reads a MatMul, and its constant."""
+    """Return the Add of a row [width] that alone reads a MatMul, and its constant."""
     add = sole_reader(node.outputs[0])
     if add is None or add.op_type != "Add":
         return None, None
     other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
     array = constant(other)
-    if other is None or array is None or array.shape != (width,):
+    if other is None or array is None or array.shape not in ((width,), (1, width)):
         return None, None
     return add, other
 

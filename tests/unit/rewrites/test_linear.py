@@ -1,22 +1,24 @@
 """Rewrites of linear layers, pooling, slices, constants and identities keep the function."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from models import BUILDERS, Net, changed, ops, rewritten
+from models import BUILDERS, Net, changed, feeds_for, ops, rewritten, run
 
 from qtool.graph.queries import attribute, dims
+from qtool.rewrites import REWRITES
 
 # Linear layers
 
 
 @pytest.mark.parametrize("shape", [("N", 8), ("N", 5, 8), (2, 3, 5, 8)])
-@pytest.mark.parametrize("bias", ["none", "right", "left", "matrix", "two readers"])
+@pytest.mark.parametrize("bias", ["none", "right", "left", "row", "matrix", "two readers"])
 def test_matmul_becomes_gemm(shape, bias):
     net = Net()
     x = net.input("x", *shape)
     y = net.add("MatMul", x, net.weight(8, 4, name="w"), name="linear", out="product")
-    if bias in ("right", "left", "two readers"):
-        b = net.weight(4)
+    if bias in ("right", "left", "row", "two readers"):
+        b = net.weight(1, 4) if bias == "row" else net.weight(4)
         y = net.add("Add", *((y, b) if bias != "left" else (b, y)), out="sum")
     elif bias == "matrix":
         y = net.add("Add", y, net.weight(2, 4) if len(shape) == 2 else net.weight(5, 4), out="sum")
@@ -26,7 +28,7 @@ def test_matmul_becomes_gemm(shape, bias):
     model, count = changed(net.output(y), "matmul_to_gemm", feeds=feeds)
     (gemm,) = [n for n in model.graph if n.op_type == "Gemm"]
     assert (count, gemm.name, gemm.inputs[1].name) == (1, "linear", "w")
-    assert len(gemm.inputs) == (3 if bias in ("right", "left") else 2)
+    assert len(gemm.inputs) == (3 if bias in ("right", "left", "row") else 2)
     assert "MatMul" not in ops(model) and ops(model).count("Reshape") == 2 * (len(shape) > 2)
 
 
@@ -75,6 +77,17 @@ def test_matmul_with_two_unknown_dimensions_or_requested_float_is_declined():
     net.output(net.add("MatMul", net.input("x", "N", "T", 8), net.weight(8, 4), name="m", out="y"))
     assert rewritten(net.model(), "matmul_to_gemm") == {"matmul_to_gemm": 0}
     assert changed(net, "matmul_to_gemm", floats=frozenset({"m"}))[1] == 0
+
+
+def test_the_weights_give_a_width_that_inference_leaves_unknown():
+    net = Net()
+    net.add("Slice", net.input("x", "N", 5, 12), *(net.const(np.array([k])) for k in (0, 8, 2)))
+    net.output(net.add("MatMul", "v0", net.weight(8, 4), out="y"))
+    model = net.model()
+    model.graph.node(0).outputs[0].shape = ir.Shape(["N", 5, None])
+    assert REWRITES["matmul_to_gemm"](model, lambda node: True) == 1
+    feeds = feeds_for(model)
+    np.testing.assert_allclose(run(model, feeds)["y"], run(net.proto(), feeds)["y"], atol=1e-5)
 
 
 def test_integer_matmul_is_declined():
