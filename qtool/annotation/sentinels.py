@@ -1,7 +1,8 @@
 """Find the ops that carry sentinels: constants that only mask scores in front of a Softmax.
 
-Encoders add -1e4, -3.4e38 or -inf to the scores of padding. Softmax maps all of them to 0, but a
-grid that reaches to such a number has no codes left for the scores, so these ops stay float.
+Encoders add -1e4, -3.4e38 or -inf to the scores of padding, or subtract 1e10 from them. Softmax
+maps all of them to 0, but a grid that reaches to such a number has no codes left for the scores, so
+these ops stay float.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +15,18 @@ from qtool.graph.queries import attribute, constant, is_float, name_of
 # exp(-100) = 3.7e-44 is below the smallest normal float32: a score this far down weighs nothing.
 LARGEST = -100.0
 
+# Factors of a mask that are sentinels by their size, as in (mask - 1) * 1e9 and scores -
+# (1 - mask) * 1e10: ops that turn them around. Scores have factors of up to 100 (CLIP's).
+SMALLEST_FACTOR = 1e4
+REVERSING = ("Mul", "Sub")
+
 SOFTMAX = ("Softmax", "LogSoftmax")
 
 # Ops through which a mask is built and reaches the scores. A product with weights ends the search.
 CARRIERS = frozenset(
     {
-        *("Add", "Sub", "Mul", "Div", "Where", "Min", "Max", "Clip", "Cast", "CastLike"),
+        *("Add", "Sub", "Mul", "Div", "Neg", "Where", "Min", "Max", "Clip"),
+        *("Cast", "CastLike"),
         *("ConstantOfShape", "Expand", "Tile", "Trilu", "Pad", "Identity", "Concat", "Gather"),
         *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split"),
         *("ScatterND", "ScatterElements", *SOFTMAX),
@@ -62,7 +69,11 @@ def _lowest(node: ir.Node, sentinel: dict[ir.Value, float]) -> float | None:
         numbers += _sentinels([fill.numpy()] if fill is not None else [])
     elif node.op_type in CARRIERS:
         arrays = [constant(v) for v in node.inputs if v is not None and is_float(v)]
-        numbers += _sentinels([array for array in arrays if array is not None])
+        arrays = [array for array in arrays if array is not None and array.size]
+        numbers += _sentinels(arrays)
+        if node.op_type in REVERSING:
+            largest = [float(array.max()) for array in arrays]
+            numbers += [-number for number in largest if number >= SMALLEST_FACTOR]
     return min(numbers, default=None)
 
 

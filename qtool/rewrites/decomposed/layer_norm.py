@@ -3,10 +3,12 @@
 Source: Ba et al. 2016, Layer Normalization, sec. 3, arXiv:1607.06450.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.edit import add_node, drop, replace_value
+from qtool.graph.edit import add_constant, add_node, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, sole_reader
 from qtool.rewrites.cleanup import remove_unused
 from qtool.rewrites.decomposed.match import close, scalar, source, split_constant
@@ -16,31 +18,65 @@ from qtool.rewrites.rewrite import IsInteger
 OPSET = 17
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """A normalization of the last axis, matched.
+
+    Attributes:
+        last: the node that makes the result.
+        x: the value that is normalized.
+        epsilon: what is added to the variance.
+        gamma: the scale [width]; None where there is none.
+        beta: the shift [width]; None where there is none.
+    """
+
+    last: ir.Node
+    x: ir.Value
+    epsilon: float
+    gamma: ir.Value | None
+    beta: ir.Value | None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and deviation of the last axis, matched.
+
+    Attributes:
+        x: the value that they are taken of.
+        mean: its mean.
+        centered: x - mean, as the variance reads it.
+        epsilon: what is added to the variance.
+    """
+
+    x: ir.Value
+    mean: ir.Value
+    centered: ir.Value
+    epsilon: float
+
+
 def compose_layer_norm(model: ir.Model, is_integer: IsInteger) -> int:
     """Replace a normalization of the last axis, its scale and its shift by LayerNormalization.
 
-    y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta
+    y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta, also written as
+    y = x * g + (beta - mean(x) * g) with g = gamma / sqrt(mean((x - mean(x))^2) + epsilon)
     """
     if model.opset_imports.get("", 1) < OPSET:
         return 0
     done = 0
     for node in list(model.graph):
-        match = _normalized(node) if node.graph is not None and node.op_type == "Div" else None
-        if match is None:
+        if node.graph is None:
             continue
-        x, epsilon = match
-        width = (dims(x) or (None,))[-1]
-        scaled = sole_reader(node.outputs[0])
-        gamma = constant_vector(scaled, "Mul", width)
-        if scaled is None or gamma is None:
+        match = _centered_first(node) or _scaled_first(node)
+        width = (dims(match.x) or (None,))[-1] if match is not None else None
+        if match is None or not isinstance(width, int):
             continue
-        last, inputs = scaled, [x, gamma]
-        shifted = sole_reader(scaled.outputs[0])
-        beta = constant_vector(shifted, "Add", width)
-        if shifted is not None and beta is not None:
-            last, inputs = shifted, [x, gamma, beta]
-        options = {"axis": -1, "epsilon": epsilon}
-        y = add_node(last, "LayerNormalization", inputs, options, f"{node.name}/layer_norm")
+        last, name = match.last, f"{node.name}/layer_norm"
+        gamma = match.gamma
+        if gamma is None:
+            gamma = add_constant(model.graph, f"{name}.gamma", np.ones(width, np.float32))
+        inputs = [match.x, gamma] if match.beta is None else [match.x, gamma, match.beta]
+        options = {"axis": -1, "epsilon": match.epsilon}
+        y = add_node(last, "LayerNormalization", inputs, options, name)
         replace_value(last.outputs[0], y)
         drop(last)
         done += 1
@@ -56,23 +92,80 @@ def constant_vector(node: ir.Node | None, op: str, width: object) -> ir.Value | 
     return operands[1] if operands and array is not None and array.shape == (width,) else None
 
 
-def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return (x, epsilon) of a Div that computes (x - mean) / sqrt(variance + epsilon)."""
+def _centered_first(node: ir.Node) -> Normalization | None:
+    """Match (x - mean) / deviation * gamma + beta at its Div; scale and shift may be absent."""
+    if node.op_type != "Div":
+        return None
     centered, deviation = node.inputs
-    root = source(deviation, "Sqrt")
+    moments = _moments(source(deviation, "Sqrt"))
+    if moments is None or moments.centered is not centered:
+        return None
+    width = (dims(moments.x) or (None,))[-1]
+    last, scaled = node, sole_reader(node.outputs[0])
+    gamma = constant_vector(scaled, "Mul", width)
+    if scaled is not None and gamma is not None:
+        last = scaled
+    shifted = sole_reader(last.outputs[0])
+    beta = constant_vector(shifted, "Add", width)
+    if shifted is not None and beta is not None:
+        last = shifted
+    return Normalization(last, moments.x, moments.epsilon, gamma, beta)
+
+
+def _scaled_first(node: ir.Node) -> Normalization | None:
+    """Match x * g + (beta - mean * g) at its Add, as TensorFlow writes it."""
+    if node.op_type != "Add":
+        return None
+    for product, offset in (node.inputs, node.inputs[::-1]):
+        scaled, rest = source(product, "Mul"), source(offset, "Sub")
+        shift = source(rest.inputs[1], "Mul") if rest is not None else None
+        beta = rest.inputs[0] if rest is not None else None
+        if scaled is None or shift is None or constant(beta) is None:
+            continue
+        for x, factor in (scaled.inputs, scaled.inputs[::-1]):
+            moments, gamma = _inverse_deviation(factor)
+            if moments is None or moments.x is not x or set(shift.inputs) != {moments.mean, factor}:
+                continue
+            width = (dims(x) or (None,))[-1]
+            vectors = [constant(v) for v in (gamma, beta) if v is not None]
+            if all(array is not None and array.shape == (width,) for array in vectors):
+                return Normalization(node, moments.x, moments.epsilon, gamma, beta)
+    return None
+
+
+def _inverse_deviation(value: ir.Value | None) -> tuple[Moments | None, ir.Value | None]:
+    """Return the moments and the scale, if any, of gamma / deviation."""
+    node = value.producer() if value is not None else None
+    if node is None:
+        return None, None
+    if node.op_type == "Reciprocal":
+        return _moments(source(node.inputs[0], "Sqrt")), None
+    if node.op_type == "Div" and constant(node.inputs[0]) is not None:
+        return _moments(source(node.inputs[1], "Sqrt")), node.inputs[0]
+    operands = split_constant(node) if node.op_type == "Mul" else None
+    inverse = source(operands[0], "Reciprocal") if operands is not None else None
+    if operands is None or inverse is None:
+        return None, None
+    return _moments(source(inverse.inputs[0], "Sqrt")), operands[1]
+
+
+def _moments(root: ir.Node | None) -> Moments | None:
+    """Return the moments whose deviation a Sqrt computes: sqrt(variance + epsilon)."""
     total = source(root.inputs[0], "Add") if root is not None else None
     operands = split_constant(total) if total is not None else None
-    if centered is None or operands is None:
+    if operands is None:
         return None
     variance, epsilon = operands[0], scalar(operands[1])
     square = mean_input(source(variance, "ReduceMean"))
-    difference = centered.producer()
-    if epsilon is None or square is None or difference is None or difference.op_type != "Sub":
+    centered = square_input(square.producer()) if square is not None else None
+    difference = centered.producer() if centered is not None else None
+    if epsilon is None or centered is None or difference is None or difference.op_type != "Sub":
         return None
     x, mean = difference.inputs
-    if x is None or mean_input(source(mean, "ReduceMean")) is not x:
+    reduced = mean.producer() if mean is not None else None
+    if x is None or mean is None or reduced is None or reduced.op_type != "ReduceMean":
         return None
-    return (x, epsilon) if square_input(square.producer()) is centered else None
+    return Moments(x, mean, centered, epsilon) if mean_input(reduced) is x else None
 
 
 def square_input(node: ir.Node | None) -> ir.Value | None:

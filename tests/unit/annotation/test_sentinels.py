@@ -13,8 +13,10 @@ from qtool.emitters import emit_qdq
 from qtool.quant.bit_widths import Bits
 from qtool.targets.target import OpRule
 
-STYLES = ("product", "where", "filled")
+STYLES = ("product", "reversed", "subtracted", "where", "filled")
 LOWEST = (-3.4028234663852886e38, -1e4, -100.0)
+# A factor of 100 may belong to scores.
+CASES = [(s, n) for s in STYLES for n in LOWEST if n < -100 or s not in ("reversed", "subtracted")]
 
 
 def pooled(style: str, sentinel: float) -> Net:
@@ -27,6 +29,14 @@ def pooled(style: str, sentinel: float) -> Net:
     if style == "product":  # scores + (1 - mask) * sentinel
         mask = net.add("Mul", net.add("Sub", net.const(np.float32(1)), ones), number, name="mask")
         scores = net.add("Add", scores, mask, name="masked")
+    elif style == "reversed":  # scores + (mask - 1) * -sentinel
+        size = net.const(np.float32(-sentinel))
+        mask = net.add("Mul", net.add("Sub", ones, net.const(np.float32(1))), size, name="mask")
+        scores = net.add("Add", scores, mask, name="masked")
+    elif style == "subtracted":  # scores - (1 - mask) * -sentinel
+        size = net.const(np.float32(-sentinel))
+        mask = net.add("Mul", net.add("Sub", net.const(np.float32(1)), ones), size, name="mask")
+        scores = net.add("Sub", scores, mask, name="masked")
     elif style == "where":
         keep = net.add("Cast", ones, to=TensorProto.BOOL)
         scores = net.add("Where", keep, scores, number, name="masked")
@@ -51,12 +61,11 @@ def integer_softmax():
     """A target that computes Softmax and Where on codes, so that masks could reach a grid."""
     target = cpu()
     elementwise = OpRule("elementwise", inputs=())
-    ops = {**target.ops, "Softmax": elementwise, "Where": elementwise}
+    ops = {**target.ops, "Softmax": elementwise, "Where": elementwise, "Sub": elementwise}
     return replace(target, ops={**ops, "Unsqueeze": OpRule("same_grid")})
 
 
-@pytest.mark.parametrize("sentinel", LOWEST)
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("style", "sentinel"), CASES)
 def test_a_mask_gets_no_grid_and_the_reason_names_it(style, sentinel):
     model = pooled(style, sentinel).model()
     plan = annotate(model, integer_softmax(), Bits())
@@ -89,8 +98,7 @@ def test_a_product_with_weights_ends_the_search():
     assert sentinel_reasons(list(model.graph)) == {}
 
 
-@pytest.mark.parametrize("sentinel", LOWEST)
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("style", "sentinel"), CASES)
 def test_the_file_follows_the_float_model(style, sentinel):
     net = pooled(style, sentinel)
     model, proto = net.model(), net.proto()

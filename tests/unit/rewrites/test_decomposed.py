@@ -109,6 +109,60 @@ def test_layer_norm_from_its_reductions(square, beta):
     assert count == 1 and ops(model) == ["MatMul", "LayerNormalization", "Relu"]
 
 
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("inverse", ["Reciprocal", "Div"])
+def test_layer_norm_as_tensorflow_writes_it(inverse, scale):
+    net = Net(opset=17)
+    x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 12))
+    mean = net.add("ReduceMean", x, axes=[-1])
+    centered = net.add("Sub", x, mean)
+    variance = net.add("ReduceMean", net.add("Mul", centered, centered), axes=[-1])
+    root = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    gamma = net.weight(12) if scale else net.const(np.ones(12, np.float32))
+    if inverse == "Div":
+        factor = net.add("Div", gamma, root)
+    else:
+        factor = net.add("Reciprocal", root)
+        factor = net.add("Mul", factor, gamma) if scale else factor
+    shift = net.add("Sub", net.weight(12), net.add("Mul", mean, factor))
+    y = net.add("Add", net.add("Mul", x, factor), shift)
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")
+    assert count == 1 and ops(model) == ["MatMul", "LayerNormalization", "Relu"]
+
+
+@pytest.mark.parametrize("beta", [True, False])
+def test_layer_norm_without_a_scale(beta):
+    net = Net(opset=17)
+    x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 12))
+    centered = net.add("Sub", x, net.add("ReduceMean", x, axes=[-1]))
+    variance = net.add("ReduceMean", net.add("Mul", centered, centered), axes=[-1])
+    deviation = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    y = net.add("Div", centered, deviation)
+    y = net.add("Add", y, net.weight(12)) if beta else y
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")
+    assert count == 1 and ops(model) == ["MatMul", "LayerNormalization", "Relu"]
+
+
+@pytest.mark.parametrize("wrong", ["mean", "factor", "x"])
+def test_another_sum_of_products_is_no_layer_norm(wrong):
+    """One value of TensorFlow's form exchanged for another of the same shape."""
+    net = Net(opset=17)
+    x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 12))
+    mean = net.add("ReduceMean", x, axes=[-1])
+    centered = net.add("Sub", x, mean)
+    variance = net.add("ReduceMean", net.add("Mul", centered, centered), axes=[-1])
+    inverse = net.add(
+        "Reciprocal", net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
+    )
+    factor, other = (net.add("Mul", inverse, net.weight(12)) for _ in range(2))
+    product = net.add(
+        "Mul", mean if wrong != "mean" else variance, factor if wrong != "factor" else other
+    )
+    scaled = net.add("Mul", x if wrong != "x" else centered, factor)
+    y = net.add("Add", scaled, net.add("Sub", net.weight(12), product))
+    assert changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")[1] == 0
+
+
 def test_a_mean_over_another_axis_is_no_layer_norm():
     net = Net(opset=17)
     x = net.add("MatMul", net.input("x", "N", 8, 8), net.weight(8, 8))
