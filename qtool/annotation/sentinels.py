@@ -69,10 +69,10 @@ def _lowest(node: ir.Node, sentinel: dict[ir.Value, float]) -> float | None:
         numbers += _sentinels([fill.numpy()] if fill is not None else [])
     elif node.op_type in CARRIERS:
         arrays = [constant(v) for v in node.inputs if v is not None and is_float(v)]
-        arrays = [array for array in arrays if array is not None and array.size]
-        numbers += _sentinels(arrays)
+        filled = [array for array in arrays if array is not None and array.size]
+        numbers += _sentinels(filled)
         if node.op_type in REVERSING:
-            largest = [float(array.max()) for array in arrays]
+            largest = [float(array.max()) for array in filled]
             numbers += [-number for number in largest if number >= SMALLEST_FACTOR]
     return min(numbers, default=None)
 
