@@ -39,3 +39,15 @@ def fewest_raised(
         if keeps(raised - {name}):
             raised -= {name}
     return raised
+
+
+def with_one_quantized(ranked: Sequence[str], layers: int) -> list[str]:
+    """Return the layers that can become float: without the last where a ranking names all layers.
+
+    A network of float layers alone is not a quantized one.
+
+    Args:
+        ranked: layers, the most damaging first.
+        layers: number of quantized layers of the network.
+    """
+    return list(ranked if len(ranked) < layers else ranked[:-1])

@@ -17,7 +17,7 @@ from qtool.report.search_schema import SearchPart
 from qtool.search import BUDGET_METHODS
 from qtool.search.integer_program import Program
 from qtool.search.mixed_precision import BudgetMethod, Problem, Solver, Way
-from qtool.search.partial import fewest_raised
+from qtool.search.partial import fewest_raised, with_one_quantized
 from qtool.steps.stage_cache import StageRecord
 
 # Sizes between the smallest and the largest file, for the front and for max_drop.
@@ -167,6 +167,8 @@ class BitSearch:
             if len(ways) > 1
         }
         ranked = sorted(gains, key=lambda name: -gains[name])
+        if any(ways[-1].is_float for ways in measured.ways):
+            ranked = with_one_quantized(ranked, len(measured.layers))
 
         def raised(names: frozenset[str]) -> Tried:
             solution = [
@@ -211,9 +213,14 @@ class BitSearch:
         for k in range(1, count):
             size = low + (high - low) * k / (count - 1)
             solution = program.solve({**limits, "bytes": min(size, limits.get("bytes", size))})
-            if solution is not None and solution not in solutions:
+            if solution is not None and solution not in solutions and self._quantizes(solution):
                 solutions.append(solution)
         return solutions
+
+    def _quantizes(self, solution: Sequence[int]) -> bool:
+        """Return whether a layer is not float: else there would be nothing to quantize."""
+        chosen = zip(self._measured.ways, solution, strict=True)
+        return any(not ways[k].is_float for ways, k in chosen)
 
     def _measure_front(self) -> None:
         """Measure solutions of other sizes: what more and fewer bytes would cost."""
@@ -222,7 +229,7 @@ class BitSearch:
         high, low = (program.amount(each, "bytes") for each in (best, smallest))
         for k in range(1, FRONT_POINTS):
             solution = program.solve({"bytes": low + (high - low) * k / FRONT_POINTS})
-            if solution is not None:
+            if solution is not None and self._quantizes(solution):
                 self._try("mixed", self._recipe(solution), self._time(solution))
 
     # Recipes.

@@ -15,7 +15,7 @@ from qtool.recipe.model import Recipe
 from qtool.report.search_schema import Rung, SearchPart
 from qtool.search.auto import Auto, Deadline, OutOfTimeError
 from qtool.search.effects import Reference
-from qtool.search.partial import fewest_raised
+from qtool.search.partial import fewest_raised, with_one_quantized
 from qtool.search.sensitivity import Scan
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.layers.table import total_macs
@@ -167,7 +167,8 @@ class Climb:
         free = set(weighted) - fixed_layers(self.runner, self.runner.base, list(weighted))
         if width != "float":
             free = {n for n in free if plan.qparams(weighted[n]).spec.bits < int(width)}
-        return sorted(sorted(free), key=lambda name: -costs.get(name, 0.0))
+        ranked = sorted(sorted(free), key=lambda name: -costs.get(name, 0.0))
+        return with_one_quantized(ranked, len(weighted)) if width == "float" else ranked
 
     # Measuring and deciding.
 
@@ -206,9 +207,12 @@ class Climb:
         return drop is not None and drop + (error or 0.0) <= self._limit
 
     def _within(self, tried: Tried) -> bool:
-        """Return whether the drop is within half the limit: bits are not bought for noise."""
-        drop = tried.result.drop
-        return drop is not None and drop <= self._limit / 2
+        """Return whether the drop is within half the limit, or one standard error of none.
+
+        Bits are not bought for noise.
+        """
+        drop, error = tried.result.drop, tried.result.drop_error
+        return drop is not None and drop <= min(max(self._limit / 2, error or 0.0), self._limit)
 
     def _add_rung(self, before: Tried, tried: Tried, used: bool, seconds: float) -> None:
         old, new = before.result, tried.result

@@ -32,7 +32,7 @@ from qtool.verification.tasks import Profile, write_feeds
 
 # Samples that trials are compared on: as many as this many multiply-accumulates allow.
 COMPARED_MACS = 8e10
-MIN_COMPARED, MAX_COMPARED = 64, 1024
+MIN_COMPARED, MAX_COMPARED = 64, 2048
 TRIAL_FILE = "trial.onnx"
 PROFILED_RUNS = 10
 

@@ -120,6 +120,17 @@ def slow_runner(monkeypatch, seconds):
     return clock, Slow
 
 
+def test_bits_are_not_bought_for_noise(monkeypatch):
+    class Noisy(Runner):
+        def measure(self, recipe):
+            return replace(super().measure(recipe), drop=0.2, drop_error=0.25)
+
+    runner = Noisy({}, limit=0.3, float_layers=dict.fromkeys(LAYERS, 0.5))
+    recipe, _, notes = searched(monkeypatch, runner)
+    assert recipe.bits.layers == {}
+    assert any("not proven to be within 0.3" in note for note in notes)
+
+
 def test_the_time_is_kept(monkeypatch):
     clock, slow = slow_runner(monkeypatch, 20)
     runner = slow({"auto": 0.9, "bias_correction": 0.5})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtool.search.partial import fewest_raised
+from qtool.search.partial import fewest_raised, with_one_quantized
 
 
 def additive(costs, limit):
@@ -65,3 +65,9 @@ def test_trimming_is_bounded(trim):
     costs = {"a": 0.0, "b": 0.0, "c": 5.0}
     keeps, _ = additive(costs, 1.0)
     assert len(fewest_raised(["a", "b", "c"], keeps, trim)) == 3 - trim
+
+
+def test_a_network_never_becomes_float_as_a_whole():
+    assert with_one_quantized(["a", "b"], 3) == ["a", "b"]
+    assert with_one_quantized(["a", "b", "c"], 3) == ["a", "b"]
+    assert with_one_quantized(["a"], 1) == []
