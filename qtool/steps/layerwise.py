@@ -19,6 +19,7 @@ import torch
 
 from qtool.graph.queries import captured, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
+from qtool.runtime.chunk_threads import map_chunks
 from qtool.runtime.executor import Executor
 from qtool.runtime.memory import reused_memory
 from qtool.simulation.fake_quant import Simulation
@@ -99,6 +100,11 @@ class LayerwiseRun:
             self._context.progress(self._name, k + 1, len(sites))
 
     @property
+    def device(self) -> str:
+        """Where the networks are computed."""
+        return self._context.device
+
+    @property
     def chunks(self) -> int:
         """Number of chunks that the samples are read in."""
         return self._chunks
@@ -110,13 +116,15 @@ class LayerwiseRun:
 
         Args:
             site: the one that :meth:`sites` yielded last.
-            select: called with the chunk's number and either input; returns the part that is
-                yielded. It runs before rounding, which costs as much as a small layer.
+            select: called with the chunk's number and either input, in any order and in other
+                threads; returns the part that is yielded. It runs before rounding, which costs as
+                much as a small layer.
         """
         name = site.inputs[0]
         simulation = self._simulation()
         value = self._nodes[site.name].inputs[0]
-        for k in range(self._chunks):
+
+        def pair(k: int) -> tuple[torch.Tensor, torch.Tensor]:
             x_float, stored = (values[name] for values in self._store.get(k, [name]))
             x_quantized = self._codes.decode({name: stored})[name]
             if select is not None:
@@ -124,7 +132,9 @@ class LayerwiseRun:
             # A value that float ops read too is stored as it was before rounding.
             if value is not None and not self._codes.are_rounded(self.plan, name):
                 x_quantized = rounded_value(simulation, value, x_quantized)
-            yield x_float, x_quantized
+            return x_float, x_quantized
+
+        yield from map_chunks(pair, range(self._chunks), self._context.device)
 
     def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the layer's output before its activation in both networks, chunk by chunk.
@@ -143,12 +153,13 @@ class LayerwiseRun:
                 return tensor
             return simulation.observe(value, tensor)
 
-        with torch.inference_mode():
-            for k in range(self._chunks):
-                float_values, stored = self._store.get(k)
-                quantized = self._codes.decode(stored)
-                y_float = self._float(float_values, None, [out])[out]
-                yield y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
+        def pair(k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            float_values, stored = self._store.get(k)
+            quantized = self._codes.decode(stored)
+            y_float = self._float(float_values, None, [out])[out]
+            return y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
+
+        yield from map_chunks(pair, range(self._chunks), self._context.device)
 
     def _simulation(self) -> Simulation:
         return Simulation(self._context.model, self.plan, self._context.device, self._first)
@@ -157,19 +168,22 @@ class LayerwiseRun:
         """Compute the values alive in front of the node at position ``cut``, for all samples."""
         alive = self._lives.alive(cut)
         simulation = self._simulation()
-        with torch.inference_mode():
-            for k in range(self._chunks):
-                float_values, stored = self._store.get(k)
-                names = [name for name in alive if name not in float_values]
-                if not names and set(alive) == set(float_values):
-                    continue
-                made = self._float(float_values, None, names) if names else {}
-                codes = self._observed(simulation, stored, names) if names else {}
-                self._store.put(
-                    k,
-                    {n: (made if n in made else float_values)[n] for n in alive},
-                    {n: (codes if n in codes else stored)[n] for n in alive},
-                )
+
+        def advance(k: int) -> None:
+            float_values, stored = self._store.get(k)
+            names = [name for name in alive if name not in float_values]
+            if not names and set(alive) == set(float_values):
+                return
+            made = self._float(float_values, None, names) if names else {}
+            codes = self._observed(simulation, stored, names) if names else {}
+            self._store.put(
+                k,
+                {n: (made if n in made else float_values)[n] for n in alive},
+                {n: (codes if n in codes else stored)[n] for n in alive},
+            )
+
+        for _ in map_chunks(advance, range(self._chunks), self._context.device):
+            pass
 
     def _observed(self, simulation: Simulation, stored: Values, names: list[str]) -> Values:
         """Return values of the quantized network, to be stored; unrounded where they are read so.

@@ -1,6 +1,8 @@
 """Store the values alive at a cut of the graph, for several networks side by side."""
 
+import itertools
 import math
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,10 @@ class _OnDisk:
 
 
 class ValueStore:
-    """Values by chunk of samples and network; on disk where they do not fit in memory."""
+    """Values by chunk of samples and network; on disk where they do not fit in memory.
+
+    Threads may put and get different chunks at the same time.
+    """
 
     def __init__(self, folder: Path, quota: Quota | None = None) -> None:
         """Open an empty store.
@@ -51,13 +56,15 @@ class ValueStore:
         self._folder, self._quota = folder, quota or value_quota()
         self._values: dict[int, tuple[dict[str, torch.Tensor | _OnDisk], ...]] = {}
         self._bytes: dict[int, int] = {}
-        self._files = 0
+        self._numbers = itertools.count()  # of files
+        self._lock = threading.Lock()
 
     def put(self, chunk: int, *networks: Values) -> None:
         """Replace the values of a chunk."""
-        self._quota.release(self._bytes.pop(chunk, 0))
         size = sum(t.nbytes for values in networks for t in values.values())
-        fits = self._quota.reserve(size)
+        with self._lock:
+            self._quota.release(self._bytes.pop(chunk, 0))
+            fits = self._quota.reserve(size)
         replaced = self._values.get(chunk, ())
         self._values[chunk] = tuple(
             {name: t if fits else self._written(t) for name, t in values.items()}
@@ -94,8 +101,7 @@ class ValueStore:
         """Return the tensor in a file; itself where it has no elements."""
         if not tensor.numel():
             return tensor
-        path = self._folder / f"{self._files}.bin"
-        self._files += 1
+        path = self._folder / f"{next(self._numbers)}.bin"
         array = tensor.cpu().contiguous().numpy()
         array.tofile(path)
         return _OnDisk(path, array.dtype, array.shape)

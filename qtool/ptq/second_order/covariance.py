@@ -1,12 +1,15 @@
 """Accumulate second moments of a layer's input rows in the float and the quantized network."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from qtool.ptq.second_order.im2col import MatrixLayer
 from qtool.quant.plan import Site
+from qtool.runtime.chunk_threads import map_chunks
 from qtool.steps.layerwise import LayerwiseRun
 
 # Rows read of a layer: so many for each unknown (more no longer change the rounding), at least
@@ -85,90 +88,162 @@ def layer_moments(
         centred: subtract the means; False where the layer has no bias to take them up.
         seed: of the choice of rows.
     """
-    halves: list[_Sums] = []
     matrix = torch.from_numpy(weights.astype(np.float32))
-    with torch.inference_mode():
-        for k, rows in enumerate(run.inputs(site, _Selection(run, layer, seed))):
-            if k < 2:  # the halves share one shift, so that their sums add up
-                shift = halves[0].shift if halves else rows[1].mean(1, keepdim=True)
-                halves.append(_Sums(shift, matrix.to(shift.device)))
-            halves[k % 2].add(*rows)
-        for half in halves:
-            half.flush()
-        total = halves[0] if len(halves) == 1 else halves[0] + halves[1]
-        return LayerMoments(total.moments(centred), tuple(half.moments(centred) for half in halves))
+    batches = _batches(run.inputs(site, _Selection(run, layer, seed)))
+    halves: dict[int, _Sums] = {}
+    for product in map_chunks(partial(_product, matrix), batches, run.device):
+        halves.setdefault(product.half, _Sums(matrix, product.shift)).add(product)
+    parts = [halves[half].close() for half in sorted(halves)]
+    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return LayerMoments(total.moments(centred), tuple(half.moments(centred) for half in parts))
 
 
 class _Selection:
     """The same rows of both networks' inputs, batch by batch."""
 
     def __init__(self, run: LayerwiseRun, layer: MatrixLayer, seed: int) -> None:
-        self._layer, self._batches = layer, run.chunks
-        self._rng, self._chosen = np.random.default_rng(seed), (-1, torch.empty(0))
-        self._share = 1.0
+        self._layer, self._batches, self._seed = layer, run.chunks, seed
 
     def __call__(self, batch: int, x: torch.Tensor) -> torch.Tensor:
         """Return the chosen rows of a batch, [groups, rows, unknowns]."""
-        if self._chosen[0] != batch:
-            self._chosen = batch, self._choose(batch, int(np.prod(self._layer.positions(x))))
-        return self._layer.rows(x, self._chosen[1].to(x.device))
+        chosen = self._choose(batch, int(np.prod(self._layer.positions(x))))
+        return self._layer.rows(x, chosen.to(x.device))
 
     def _choose(self, batch: int, rows: int) -> torch.Tensor:
         layer = self._layer
-        if batch == 0:
-            limit = int(np.clip(ROWS_PER_UNKNOWN * layer.unknowns, MIN_ROWS, MAX_ROWS))
-            self._share = min(1.0, limit / max(rows * self._batches, 1))
+        limit = int(np.clip(ROWS_PER_UNKNOWN * layer.unknowns, MIN_ROWS, MAX_ROWS))
+        share = min(1.0, limit / max(rows * self._batches, 1))
         most = max(1, ELEMENTS // (layer.unknowns * layer.groups))
-        take = min(max(1, round(rows * self._share)), most, rows)
+        take = min(max(1, round(rows * share)), most, rows)
         if take == rows:
             return torch.arange(rows)
         # At random: equal steps through an image would meet the same columns in every line.
-        return torch.from_numpy(np.sort(self._rng.choice(rows, take, replace=False)))
+        rng = np.random.default_rng((self._seed, batch))
+        return torch.from_numpy(np.sort(rng.choice(rows, take, replace=False)))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of several chunks, [groups, rows, unknowns].
+
+    Attributes:
+        half: 0 or 1, of the samples.
+        shift: the provisional mean of x_q, of all batches, [groups, 1, unknowns].
+        x: x_q less the shift.
+        error: x_float - x_q.
+    """
+
+    half: int
+    shift: torch.Tensor
+    x: torch.Tensor
+    error: torch.Tensor
+
+
+def _batches(inputs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_Batch]:
+    """Yield the rows of each half of the chunks, enough of them for a product."""
+    waiting: tuple[list[tuple[torch.Tensor, torch.Tensor]], ...] = ([], [])
+    shift: torch.Tensor | None = None
+
+    def batch(half: int, shift: torch.Tensor) -> _Batch:
+        rows = waiting[half]
+        x, error = (
+            part[0] if len(rows) == 1 else torch.cat(part, 1) for part in zip(*rows, strict=True)
+        )
+        rows.clear()
+        return _Batch(half, shift, x, error)
+
+    for k, (x_float, x_quantized) in enumerate(inputs):
+        shift = x_quantized.mean(1, keepdim=True) if shift is None else shift
+        waiting[k % 2].append((x_quantized - shift, x_float - x_quantized))
+        if sum(rows.numel() for rows, _ in waiting[k % 2]) >= PRODUCT_ELEMENTS:
+            yield batch(k % 2, shift)
+    for half in range(2):
+        if waiting[half] and shift is not None:
+            yield batch(half, shift)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """What one batch adds to the sums; products in float32 about the mean of its rows.
+
+    Attributes:
+        half, shift: of the batch.
+        rows: of the batch.
+        mean, rest: mean of x in float32, and the sum of what it leaves.
+        error, left: sums of x_float - x_q and of the left factor.
+        second: products of x and of the left factor with x.
+    """
+
+    half: int
+    shift: torch.Tensor
+    rows: int
+    mean: torch.Tensor
+    rest: torch.Tensor
+    error: torch.Tensor
+    left: torch.Tensor
+    second: tuple[torch.Tensor, torch.Tensor]
+
+
+def _product(weights: torch.Tensor, batch: _Batch) -> _Product:
+    """Return the sums over the rows of one batch.
+
+    Args:
+        weights: W, [groups, outputs, unknowns]; W e is the left factor where it is smaller than e.
+        batch: the rows.
+    """
+    centre = batch.x.mean(1, keepdim=True)
+    x, error = batch.x - centre, batch.error
+    left = error @ weights.to(x.device).mT if _through_outputs(weights) else error
+    sums = (part.sum(1).double() for part in (x, error, left))
+    second = (x.mT @ x, left.mT @ x)
+    return _Product(
+        batch.half, batch.shift, x.shape[1], centre[:, 0].double(), *sums, second=second
+    )
+
+
+def _through_outputs(weights: torch.Tensor) -> bool:
+    """Return whether W e has fewer columns than e."""
+    return weights.shape[1] < weights.shape[2]
 
 
 class _Sums:
-    """Sums over rows less a provisional mean, in float64; products of few rows in float32.
+    """Sums over rows less a provisional mean, in float64.
 
     Without the means the variance of an input far from zero would be the difference of two large
     numbers.
     """
 
-    def __init__(self, shift: torch.Tensor, weights: torch.Tensor) -> None:
-        self.shift, self._weights = shift, weights
+    def __init__(self, weights: torch.Tensor, shift: torch.Tensor) -> None:
+        self._weights, self._shift = weights.to(shift.device), shift
         groups, outputs, size = weights.shape
-        self._through_outputs = outputs < size  # W e first, then its product with x_q
-        left = outputs if self._through_outputs else size
-        self.first = [_zeros(weights, groups, size) for _ in range(2)]
-        self.second = [_zeros(weights, groups, rows, size) for rows in (size, left)]
+        left = outputs if _through_outputs(weights) else size
+        self.first = [_zeros(shift, groups, size) for _ in range(2)]
+        self.second = [_zeros(shift, groups, rows, size) for rows in (size, left)]
         self.rows = 0
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._products: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def add(self, x_float: torch.Tensor, x_quantized: torch.Tensor) -> None:
-        """Add the rows of one batch, [groups, rows, unknowns]."""
-        self._waiting.append((x_quantized - self.shift, x_float - x_quantized))
-        if sum(rows.numel() for rows, _ in self._waiting) >= PRODUCT_ELEMENTS:
-            self.flush()
+    def add(self, product: _Product) -> None:
+        """Add the sums of one batch."""
+        self.rows += product.rows
+        self.first[0] += product.rest + product.rows * product.mean
+        self.first[1] += product.error
+        for total, part in zip(self.second, product.second, strict=True):
+            total += part
+        self._products.append((product.rows, product.mean, product.rest, product.left))
 
-    def flush(self) -> None:
-        """Add the products of all rows so far."""
-        if not self._waiting:
-            return
-        parts = zip(*self._waiting, strict=True)
-        x, error = (rows[0] if len(rows) == 1 else torch.cat(rows, 1) for rows in parts)
-        self._waiting.clear()
-        rows, centre = x.shape[1], x.mean(1, keepdim=True)
-        x, left = x - centre, error @ self._weights.mT if self._through_outputs else error
-        # float32 products about the mean of the rows, float64 for what the mean adds to them.
-        mean, rest = centre[:, 0].double(), x.sum(1).double()
-        self.rows += rows
-        self.first[0] += rest + rows * mean
-        self.first[1] += error.sum(1)
-        self.second[0] += (x.mT @ x).double() + _outer(mean, rest)
-        self.second[0] += _outer(rest, mean) + rows * _outer(mean, mean)
-        self.second[1] += (left.mT @ x).double() + _outer(left.sum(1).double(), mean)
+    def close(self) -> "_Sums":
+        """Add to the products what the means of their rows contribute; return the sums."""
+        if self._products:
+            counts, *parts = zip(*self._products, strict=True)
+            mean, rest, left = (torch.stack(part, 1) for part in parts)  # groups, products, columns
+            rows = torch.tensor(counts, device=mean.device)[:, None]
+            self.second[0] += mean.mT @ (rest + rows * mean) + rest.mT @ mean
+            self.second[1] += left.mT @ mean
+            self._products.clear()
+        return self
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums(self.shift, self._weights)
+        total = _Sums(self._weights, self._shift)
         total.rows = self.rows + other.rows
         total.first = [a + b for a, b in zip(self.first, other.first, strict=True)]
         total.second = [a + b for a, b in zip(self.second, other.second, strict=True)]
@@ -178,9 +253,9 @@ class _Sums:
         """Return means and covariances."""
         rows, weights = max(self.rows, 1), self._weights.double()
         offset, mean_error = (total / rows for total in self.first)
-        mean = offset + self.shift.double()[:, 0]
+        mean = offset + self._shift.double()[:, 0]
         second, product = (total / rows for total in self.second)
-        if not self._through_outputs:
+        if not _through_outputs(weights):
             product = weights @ product
         output_error = (weights @ mean_error[:, :, None])[:, :, 0]
         hessian, error = (

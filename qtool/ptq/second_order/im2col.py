@@ -84,15 +84,15 @@ class MatrixLayer:
         kernel = self.shape[2:]
         if len(chosen) * math.prod(kernel) * SPARSE > last[..., 0].numel():
             last = last.contiguous()
-        taken = []
-        for offset in itertools.product(*(range(k) for k in kernel)):
-            at = [
-                c * s + o * d - b
-                for c, s, o, d, b in zip(corner, strides, offset, dilations, begin, strict=True)
-            ]
-            taken.append(_at(last, sample, at))
-        stacked = taken[0][..., None] if len(taken) == 1 else torch.stack(taken, -1)
-        return stacked.reshape(len(chosen), self.groups, self.unknowns).movedim(1, 0)
+        offsets = torch.tensor(
+            list(itertools.product(*(range(k) for k in kernel))), device=chosen.device
+        )
+        at = [
+            c[:, None] * s + (offsets[:, axis] * d - b)
+            for axis, (c, s, d, b) in enumerate(zip(corner, strides, dilations, begin, strict=True))
+        ]
+        taken = _at(last, sample, at)  # rows, offsets, channels
+        return taken.movedim(1, 2).reshape(len(chosen), self.groups, self.unknowns).movedim(1, 0)
 
     def _steps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ones = (1,) * (len(self.shape) - 2)
@@ -114,13 +114,13 @@ def _unravel(flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 
 
 def _at(last: torch.Tensor, sample: torch.Tensor, at: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the channels at places, [rows, C]; 0 outside, which is the padding."""
+    """Return the channels at places [rows, offsets], [rows, offsets, C]; 0 in the padding."""
     nearest = [a.clamp(0, size - 1) for a, size in zip(at, last.shape[1:-1], strict=True)]
-    inside = torch.ones_like(sample, dtype=torch.bool)
+    values = last[(sample[:, None], *nearest)]
+    inside = torch.ones_like(nearest[0], dtype=torch.bool)
     for a, b in zip(at, nearest, strict=True):
         inside &= a == b
-    values = last[(sample, *nearest)]
-    return values if bool(inside.all()) else values * inside[:, None]
+    return values if bool(inside.all()) else values.mul_(inside[..., None])
 
 
 def matrix_layer(node: ir.Node, weight: np.ndarray) -> MatrixLayer | None:

@@ -68,10 +68,13 @@ def test_a_large_offset_costs_no_digits(monkeypatch):
 
 def test_an_input_that_varies_in_few_samples_has_a_positive_definite_hessian():
     """The first batch has a mean that no later one has: what is left is rounding error."""
-    sums = covariance._Sums(torch.full((1, 1, 9), 3.7), torch.ones(1, 1, 9))
+    shift, weights = torch.full((1, 1, 9), 3.7), torch.ones(1, 1, 9)
+    sums = covariance._Sums(weights, shift)
     for _ in range(40):
-        sums.add(torch.zeros(1, 400, 9), torch.zeros(1, 400, 9) + 1e-6 * torch.rand(1, 400, 9))
-        sums.flush()
+        error = 1e-6 * torch.rand(1, 400, 9)
+        batch = covariance._Batch(0, shift, torch.zeros(1, 400, 9) - shift, error)
+        sums.add(covariance._product(weights, batch))
+    sums.close()
     np.linalg.cholesky(sums.moments(True).hessian)
 
 
