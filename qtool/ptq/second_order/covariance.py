@@ -194,11 +194,9 @@ def _product(weights: torch.Tensor, batch: _Batch) -> _Product:
     centre = batch.x.mean(1, keepdim=True)
     x, error = batch.x - centre, batch.error
     left = error @ weights.to(x.device).mT if _through_outputs(weights) else error
-    sums = (part.sum(1).double() for part in (x, error, left))
-    second = (x.mT @ x, left.mT @ x)
-    return _Product(
-        batch.half, batch.shift, x.shape[1], centre[:, 0].double(), *sums, second=second
-    )
+    rest, errors, lefts = (part.sum(1).double() for part in (x, error, left))
+    mean, second = centre[:, 0].double(), (x.mT @ x, left.mT @ x)
+    return _Product(batch.half, batch.shift, x.shape[1], mean, rest, errors, lefts, second)
 
 
 def _through_outputs(weights: torch.Tensor) -> bool:
