@@ -18,11 +18,11 @@ def map_chunks(
 
     A chunk fits in a cache, so its operators are too small to be worth several threads each. As
     many chunks as torch has threads are computed at once, and each result is that of one thread,
-    whatever their number. The first chunk is computed alone: what is made once, such as the
-    schedule of a graph, is there for the others. Results can be the chunks of another call.
+    whatever their number. Results can be the chunks of another call.
 
     Args:
         compute: called in other threads, in inference mode; it does not change what others read.
+            An executor and a session of ONNX Runtime can be shared.
         chunks: its arguments.
         device: where it computes; chunks of a GPU are computed one after the other.
     """
@@ -42,9 +42,6 @@ def _results(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for chunk in chunks:
-            yield compute(chunk)
-            break
         if threads == 1:
             yield from map(compute, chunks)
             return

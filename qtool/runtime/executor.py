@@ -4,6 +4,7 @@
 >>> run({"image": batch})["logits"]                         # doctest: +SKIP
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from qtool.runtime.schedule import GraphIndex, Place, Schedule, Step, build
 from qtool.runtime.tensors import Unhandled, from_ir, from_numpy
 
 __all__ = ["OPS", "Executor", "Observe"]
+
+# Threads share executors: a schedule is built once. One lock for all, since executors are copied.
+_BUILDING = threading.Lock()
 
 Observe = Callable[[ir.Value, Any], Any]
 """The executor's hook: ``observe(value, tensor) -> tensor``; readers receive its result."""
@@ -116,12 +120,13 @@ class Executor:
         raw: Collection[tuple[str, str]],
     ) -> Schedule:
         key = (tuple(feeds), None if outputs is None else tuple(outputs), frozenset(raw))
-        plan = self._schedules.get(key)
-        if plan is None:
-            graph = self._model.graph
-            names = [str(v.name) for v in graph.outputs] if outputs is None else list(outputs)
-            plan = build(self.index, list(feeds), names, frozenset(raw), self._bind)
-            self._schedules[key] = plan
+        with _BUILDING:
+            plan = self._schedules.get(key)
+            if plan is None:
+                graph = self._model.graph
+                names = [str(v.name) for v in graph.outputs] if outputs is None else list(outputs)
+                plan = build(self.index, list(feeds), names, frozenset(raw), self._bind)
+                self._schedules[key] = plan
         return plan
 
     def _run(self, step: Step, inputs: list[Any]) -> tuple[Any, ...]:

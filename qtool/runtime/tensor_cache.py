@@ -1,5 +1,6 @@
 """Cache of tensors with a limit in bytes."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,9 @@ CACHE_BYTES = 1 << 30
 # Share of the run's memory limit up to which caches may fill the process: making weights anew for
 # every batch costs more than reading values from a file, so caches may go beyond stored values.
 SHARE = 0.75
+
+
+_STORING = threading.Lock()
 
 
 class TensorCache:
@@ -30,7 +34,9 @@ class TensorCache:
         """
         tensor = self._tensors.get(name)
         if tensor is None:
-            tensor = make()
-            if self._quota.reserve(tensor.nbytes):
-                self._tensors[name] = tensor
+            made = make()
+            with _STORING:  # another thread may have made it in the meantime
+                tensor = self._tensors.get(name, made)
+                if name not in self._tensors and self._quota.reserve(made.nbytes):
+                    self._tensors[name] = made
         return tensor

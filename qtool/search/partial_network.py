@@ -12,6 +12,7 @@ from qtool.data import Dataset
 from qtool.graph.queries import captured, name_of, nodes_by_name
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
+from qtool.runtime.chunk_threads import map_chunks
 from qtool.runtime.executor import Executor, Observe
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
@@ -141,13 +142,15 @@ class PartialNetwork:
             dataset: samples for this network.
             select: what is quantized of a unit.
         """
-        parts = []
-        for feeds, valid in context.feeds(dataset):
+
+        def output(batch: tuple[dict[str, np.ndarray], int]) -> np.ndarray:
+            feeds, valid = batch
             values: Values = {name: torch.as_tensor(array) for name, array in feeds.items()}
             for unit in self.units:
                 values = self.advance(values, unit, select(unit))
-            parts.append(context.samples_of(self.finish(values), valid).float().cpu().numpy())
-        return np.concatenate(parts)
+            return np.asarray(context.samples_of(self.finish(values), valid).float().cpu().numpy())
+
+        return np.concatenate(list(map_chunks(output, context.feeds(dataset), context.device)))
 
     def _observe(self, unit: Unit, part: Part | None) -> Observe | None:
         if part is None:

@@ -6,12 +6,12 @@ front of it are stored for all samples, and every node in front of it runs once.
 
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
 from qtool.report.search_schema import Sensitivity
+from qtool.runtime.chunk_threads import map_chunks
 from qtool.search.effects import Effect, Reference
 from qtool.search.partial_network import Part, PartialNetwork, Unit
 from qtool.search.suffix import Suffix
@@ -26,6 +27,7 @@ from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageRecord
 from qtool.steps.value_store import ValueStore
 
+Result = TypeVar("Result")
 Kind = Literal["both", "weights", "activations", "cumulative"]
 
 PARTS: tuple[Part, ...] = ("both", "weights", "activations")
@@ -204,50 +206,57 @@ class _Walk:
                 self._store.put(len(self._valid), values, values)
                 self._valid.append(valid)
         while self._ahead[0] != unit:
-            passed = self._ahead.pop(0)
-            for k in range(len(self._valid)):
-                float_values, quantized = self._store.get(k)
-                self._store.put(
-                    k,
-                    self._network.advance(float_values, passed, None),
-                    quantized
-                    if self._is_passed
-                    else self._network.advance(quantized, passed, "both"),
-                )
+            self._each(partial(self._pass, self._ahead.pop(0)))
             self._is_passed = False
-        for k in range(len(self._valid)):
+
+        def prepare(k: int) -> None:
             before = (self._network.before(values, unit) for values in self._store.get(k))
             self._store.put(k, *before)
+
+        self._each(prepare)
+
+    def _pass(self, unit: Unit, k: int) -> None:
+        float_values, quantized = self._store.get(k)
+        if not self._is_passed:
+            quantized = self._network.advance(quantized, unit, "both")
+        self._store.put(k, self._network.advance(float_values, unit, None), quantized)
+
+    def _each(self, compute: Callable[[int], Result]) -> list[Result]:
+        """Return the results of all batches; they are computed side by side."""
+        return list(map_chunks(compute, range(len(self._valid)), self._context.device))
 
     def suffix(self, unit: Unit) -> Suffix:
         """Return the float network behind a unit, where :meth:`go_to` stands."""
         values = self._store.get(0)[0]
         alive = self._network.behind(values, unit, self._network.outputs(values, unit, None))
         context = self._context
-        return Suffix(context.model, alive, context.first_output, context.threads)
+        return Suffix(context.model, alive, context.first_output)
 
     def alone(self, unit: Unit, part: Part, suffix: Suffix) -> np.ndarray:
         """Return the network's output with one unit quantized."""
-        outputs = []
-        for k, valid in enumerate(self._valid):
+
+        def output(k: int) -> np.ndarray:
             values = self._store.get(k)[0]
             changed = self._network.outputs(values, unit, part)
-            output = suffix(self._network.behind(values, unit, changed))
-            outputs.append(self._context.samples_of(output, valid))
-        return np.concatenate(outputs)
+            rows = suffix(self._network.behind(values, unit, changed))
+            return np.asarray(self._context.samples_of(rows, self._valid[k]))
+
+        return np.concatenate(self._each(output))
 
     def together(self, unit: Unit, suffix: Suffix) -> np.ndarray:
         """Return the network's output with a unit and all before it quantized; pass the unit.
 
         It comes last of a unit: in the quantized network the values in front of it are gone.
         """
-        outputs = []
-        for k, valid in enumerate(self._valid):
+
+        def output(k: int) -> np.ndarray:
             float_values, quantized = self._store.get(k)
             changed = self._network.outputs(quantized, unit, "both")
             behind = self._network.behind(quantized, unit, changed)
             self._store.put(k, float_values, behind)
-            outputs.append(self._context.samples_of(suffix(behind), valid))
+            return np.asarray(self._context.samples_of(suffix(behind), self._valid[k]))
+
+        outputs = self._each(output)
         self._is_passed = True
         return np.concatenate(outputs)
 

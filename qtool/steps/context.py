@@ -29,7 +29,7 @@ MAX_HOLDOUT = 64
 HOLDOUT_SHARE = 0.25
 
 # Elements of all inputs in one batch of simulated samples; more do not make the kernels faster.
-BATCH_ELEMENTS = 1 << 21
+BATCH_ELEMENTS = 1 << 20
 MAX_ROWS = 32
 
 
@@ -149,19 +149,17 @@ class Context:
             dataset: samples for this model.
             plan: of the quantized network; None: the float network.
         """
-        import torch
-
+        from qtool.runtime.chunk_threads import map_chunks
         from qtool.runtime.executor import Executor
 
         run = Executor(self.model, self.device) if plan is None else self.simulate(plan)
 
-        def outputs() -> Iterator[np.ndarray]:
-            for feeds, valid in self.feeds(dataset):
-                output = run(feeds, outputs=[self.first_output])[self.first_output]
-                yield self.samples_of(output, valid).float().cpu().numpy()
+        def output(batch: tuple[dict, int]) -> np.ndarray:
+            feeds, valid = batch
+            result = run(feeds, outputs=[self.first_output])[self.first_output]
+            return np.asarray(self.samples_of(result, valid).float().cpu().numpy())
 
-        with torch.inference_mode():
-            return stack_rows(outputs(), dataset.count)
+        return stack_rows(map_chunks(output, self.feeds(dataset), self.device), dataset.count)
 
     @cached_property
     def holdout_reference(self) -> np.ndarray:
