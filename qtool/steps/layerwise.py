@@ -101,7 +101,7 @@ class LayerwiseRun:
 
     @property
     def device(self) -> str:
-        """Where the networks are computed."""
+        """The device of both networks."""
         return self._context.device
 
     @property

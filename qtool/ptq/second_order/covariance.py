@@ -164,7 +164,7 @@ def _batches(inputs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_B
 
 @dataclass(frozen=True)
 class _Product:
-    """What one batch adds to the sums; products in float32 about the mean of its rows.
+    """One batch's share of the sums; products in float32 about the mean of its rows.
 
     Attributes:
         half, shift: of the batch.
