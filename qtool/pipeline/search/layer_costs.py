@@ -122,6 +122,10 @@ def _plans(
             ("bits", "budget"),
         )
     weights = [calibrated.sites[name].weight or "" for name in weighted if name not in fixed]
+    # Weights that no layer reads, such as embeddings, have the recipe's width beside every choice.
+    stored = sorted(calibrated.weight_only - set(weights))
+    if stored and isinstance(recipe.bits.weights, int):
+        calibrated = _narrowed(recipe, calibrated, context, stored, recipe.bits.weights)
     plans = [_narrowed(recipe, calibrated, context, weights, way.weights) for way in ways[:-1]]
     return [*plans, calibrated], context
 

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 from contexts import calibrated
-from models import BUILDERS, cpu
+from models import BUILDERS, Net, cpu
+from onnx import TensorProto
 
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, macs, nodes_by_name
@@ -223,3 +226,30 @@ def test_more_bits_never_cost_more():
 def test_the_front_holds_what_nothing_beats():
     points = [(1, 9), (2, 5), (3, 5), (4, 1), (2, 5), (9, 9)]
     assert pareto_front(points) == [0, 1, 3]
+
+
+def test_an_embedding_keeps_the_recipes_width(tmp_path, monkeypatch):
+    """It has no choice, so a budget of the uniform file's bytes leaves the layers what they had."""
+    monkeypatch.setattr(bit_search, "FRONT_POINTS", 1)
+    net = Net()
+    rows = net.add("Gather", net.weight(400, 64), net.input("ids", "N", 6, dtype=TensorProto.INT64))
+    hidden = net.add("Relu", net.add("MatMul", rows, net.weight(64, 32)))
+    mean = net.add("ReduceMean", hidden, axes=[1], keepdims=0)
+    net.add("MatMul", mean, net.weight(32, 8), out="y")
+    onnx.save(net.output("y").proto(), tmp_path / "net.onnx")
+    ids = np.random.default_rng(0).integers(0, 400, (96, 6))
+    np.savez(tmp_path / "x.npz", ids=ids)
+    bits = {"weights": 4, "activations": 8}
+    keywords = {
+        "model": str(tmp_path / "net.onnx"),
+        "calibrate": {"arrays": str(tmp_path / "x.npz")},
+        "ptq": (),
+    }
+
+    def size(bits, out):
+        recipe = recipe_from_keywords({**keywords, "bits": bits}, "test", tmp_path, files=True)
+        return run_ptq(recipe, tmp_path / out, RunOptions(threads=1)).size.quantized_bytes
+
+    uniform = size(bits, "uniform")
+    budget = {"bytes": str(uniform + 512), "among": [3, 4, 8]}
+    assert size({**bits, "budget": budget}, "mixed") <= uniform + 512
