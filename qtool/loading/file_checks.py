@@ -4,9 +4,10 @@
 output without a shape, and it copies each tensor.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from qtool.errors import ModelError
 
 
 def check_file(proto: onnx.ModelProto, path: Path) -> None:
-    """Check that every tensor holds what its dims say and that every attribute has a type.
+    """Check that texts are UTF-8, tensors hold what their dims say and attributes have a type.
 
     Args:
         proto: as it was read; external data is not looked at.
@@ -25,6 +26,12 @@ def check_file(proto: onnx.ModelProto, path: Path) -> None:
     Raises:
         ModelError: names the initializer, or the node and the attribute; or there is no such opset.
     """
+    for text in _texts(proto):
+        if isinstance(text, bytes):  # protobuf reads what it does not write
+            raise ModelError(
+                f"model {path}: the text {text[:60]!r} is not UTF-8; the file is damaged: export "
+                "it again"
+            )
     for opset in proto.opset_import:
         if opset.version < 1:
             raise ModelError(
@@ -37,6 +44,21 @@ def check_file(proto: onnx.ModelProto, path: Path) -> None:
         for tensor in graph.initializer:
             _check_tensor(tensor, f'initializer "{tensor.name}"', path)
         _check_nodes(graph.node, path)
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """Yield the texts of a message and of those in it; bytes where one is not UTF-8."""
+    if isinstance(message, TensorProto):  # reading its data would copy it
+        yield from (message.name, message.doc_string)
+        for entry in message.external_data:
+            yield from (entry.key, entry.value)
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            yield from (value,) if isinstance(value, str | bytes) else value
+        elif field.type == field.TYPE_MESSAGE:
+            for each in value if isinstance(value, Sequence) else (value,):
+                yield from _texts(each)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

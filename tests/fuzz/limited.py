@@ -2,18 +2,19 @@
 
 import os
 import resource
+import select
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-POLL = 0.02  # seconds between two looks at the process
+POLL = 0.1  # seconds between two looks at the process
 WAITING = 10
 
 
@@ -48,28 +49,30 @@ def run_limited(call: Callable[[], int], log: Path, limits: Limits) -> Ended:
         limits: the group is killed where it breaks one.
     """
     start = time.monotonic()
+    own = psutil.Process().memory_info().rss >> 20
     child = os.fork()
     if child == 0:
         become(_with_limits(call, limits), log)
-    broken, peak, own = "", 0, psutil.Process().memory_info().rss >> 20
-    status = None
-    while status is None:
-        done, found = os.waitpid(child, os.WNOHANG)
-        if done:
-            status = found
-            break
-        memory, seconds = _use(child)
-        peak = max(peak, memory - own)
-        if seconds > limits.seconds:
-            broken = f"took {seconds:.0f} s of the processor"
-        elif time.monotonic() - start > WAITING * limits.seconds:
-            broken = f"ran over {WAITING * limits.seconds:g} s"
-        elif peak > limits.memory_mb:
-            broken = f"took {peak} MB"
-        if broken:
-            os.killpg(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-        time.sleep(POLL)
+    broken, peak, end = "", 0, os.pidfd_open(child)
+    try:
+        while not broken and not select.select([end], [], [], POLL)[0]:
+            memory, seconds = _use(child)
+            peak = max(peak, memory - own)
+            if seconds > limits.seconds:
+                broken = f"took {seconds:.0f} s of the processor"
+            elif time.monotonic() - start > WAITING * limits.seconds:
+                broken = f"ran over {WAITING * limits.seconds:g} s"
+            elif peak > limits.memory_mb:
+                broken = f"took {peak} MB"
+    finally:
+        os.close(end)
+    if broken:
+        os.killpg(child, signal.SIGKILL)
+    _, status, used = os.wait4(child, 0)
+    # The system has seen every moment, but each process alone; the looks have seen them together.
+    peak = max(peak, (used.ru_maxrss >> 10) - own)
+    if not broken and peak > limits.memory_mb:
+        broken = f"took {peak} MB"
     with suppress(ProcessLookupError):  # what the process left running
         os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
@@ -111,16 +114,24 @@ def _with_limits(call: Callable[[], int], limits: Limits) -> Callable[[], int]:
 
 
 def _use(pid: int) -> tuple[int, float]:
-    """Return MB resident in a process and its children, and the processor seconds they took."""
+    """Return MB resident in a process and its descendants, and the processor seconds they took."""
     memory, seconds = 0, 0.0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for each in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                times = each.cpu_times()
-                memory += each.memory_info().rss
-                seconds += times.user + times.system
+    for each in _descendants(pid):
+        with suppress(psutil.Error):
+            process = psutil.Process(each)
+            times = process.cpu_times()
+            memory += process.memory_info().rss
+            seconds += times.user + times.system
     return memory >> 20, seconds
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield a process and those below it; psutil would look at every process of the system."""
+    yield pid
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in file.read_text().split():
+                yield from _descendants(int(child))
 
 
 def qtool_main(folder: Path, *words: str) -> int:

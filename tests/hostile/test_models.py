@@ -280,6 +280,15 @@ def test_a_node_that_no_graph_can_hold(change, words, tmp_path):
     assert words in refused(saved(proto, tmp_path), ModelError)
 
 
+@pytest.mark.parametrize("word", [b"Relu", b"second", b"w_first"])
+def test_a_text_that_is_not_utf8(word, tmp_path):
+    proto = two_layers()
+    proto.graph.initializer[0].external_data.add(key="w_first")
+    path = saved(proto, tmp_path)
+    path.write_bytes(path.read_bytes().replace(word, word[:-1] + b"\xff"))
+    assert "is not UTF-8; the file is damaged" in refused(path, ModelError)
+
+
 @pytest.mark.parametrize("version", [0, -2])
 def test_an_opset_that_does_not_exist(version, tmp_path):
     proto = two_layers()
