@@ -43,8 +43,8 @@ class DataError(QtoolError):
     """The data cannot be read or does not fit the model (exit code 2)."""
 
 
-class NotFiniteError(DataError):
-    """A sample holds NaN or infinity (exit code 2); calibration goes on without it."""
+class SampleError(DataError):
+    """A sample is damaged or holds NaN or infinity (exit code 2); calibration goes on without."""
 
 
 class ModelError(QtoolError):

@@ -1,7 +1,7 @@
 """Calibration and evaluation data: readers, datasets and preprocessing."""
 
 from qtool.data.config import DataSection, Take
-from qtool.data.dataset import Dataset, drop_not_finite, drop_overlap, split
+from qtool.data.dataset import Dataset, drop_overlap, drop_unusable, split
 from qtool.data.inputs import InputSpec, check_sample_shapes
 from qtool.data.opening import fit_batch_axes, open_dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
@@ -29,8 +29,8 @@ __all__ = [
     "Text",
     "Wav",
     "check_sample_shapes",
-    "drop_not_finite",
     "drop_overlap",
+    "drop_unusable",
     "fit_batch_axes",
     "load_preprocess",
     "open_dataset",

@@ -12,7 +12,7 @@ import numpy as np
 from qtool.data.preprocess import Preprocess
 from qtool.data.source import LABEL, Batch, Source, per_sample
 from qtool.data.streams import Compute, Loop
-from qtool.errors import DataError, NotFiniteError
+from qtool.errors import DataError, SampleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,32 +175,30 @@ def _class_share(labels: np.ndarray) -> np.ndarray:
     return share
 
 
-def drop_not_finite(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """Remove the samples that hold NaN or infinity; calls of streams, which need all, stay.
+def drop_unusable(dataset: Dataset) -> tuple[Dataset, dict[str, SampleError]]:
+    """Remove samples that are damaged or hold NaN or infinity; calls of streams, all needed, stay.
 
     Args:
         dataset: the samples; their digests are computed, which later stages need anyway.
 
     Returns:
-        The remaining samples, and the names of those dropped (in order).
+        The remaining samples, and the errors of those dropped, by name (in order).
 
     Raises:
-        NotFiniteError: no sample would be left.
+        SampleError: no sample would be left, or a call of a stream is unusable.
     """
     remaining: list[int] = []
+    dropped: dict[str, SampleError] = {}
     for index, position in enumerate(dataset.positions):
         try:
             dataset.source.digest(position)
-        except NotFiniteError:
-            if index + 1 == dataset.count and not remaining:
+        except SampleError as error:
+            if dataset.loop is not None or (index + 1 == dataset.count and not remaining):
                 raise
-            continue
-        remaining.append(index)
-    if dataset.loop is not None or len(remaining) == dataset.count:
-        return dataset, ()
-    chosen = set(remaining)
-    dropped = tuple(name for index, name in enumerate(dataset.names) if index not in chosen)
-    return dataset.take(remaining), dropped
+            dropped[dataset.names[index]] = error
+        else:
+            remaining.append(index)
+    return (dataset.take(remaining) if dropped else dataset), dropped
 
 
 def drop_overlap(calibration: Dataset, evaluation: Dataset) -> tuple[Dataset, tuple[str, ...]]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qtool.data import DataSection, Dataset, InputSpec, drop_not_finite, drop_overlap
+from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, drop_unusable
 from qtool.data.inputs import fixed_batch
-from qtool.errors import ModelError, QtoolError, UnsupportedError
+from qtool.errors import DataError, ModelError, QtoolError, UnsupportedError
 from qtool.graph.queries import dims, parameters
 from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
@@ -18,6 +18,10 @@ from qtool.verification.changes.thumbnails import image_of
 
 # Share of evaluation samples that may also be calibration samples before it is an error.
 MAX_OVERLAP = 0.01
+
+# Share of calibration or training samples, or a single one, that may be left out because they are
+# damaged or hold NaN.
+MAX_UNUSABLE = 0.1
 
 # Share of the largest output by which a sample may differ between a batch and a run of its own:
 # kernels sum in another order.
@@ -188,25 +192,29 @@ def disjoint(
     return rest, [f"{len(dropped)} {use} samples are evaluation samples too, dropped: {listed}"]
 
 
-def finite(dataset: Dataset) -> tuple[Dataset, list[str]]:
-    """Return the calibration samples without NaN and infinity, and a warning that names the others.
+def usable(dataset: Dataset, use: str) -> tuple[Dataset, list[str]]:
+    """Return samples that are whole and finite, and a warning that names the others.
 
     Args:
-        dataset: the calibration samples.
+        dataset: the samples.
+        use: of the samples, for messages, such as "calibration".
 
     Raises:
-        NotFiniteError: no sample would be left.
+        DataError: more than MAX_UNUSABLE of them, or all, are damaged or hold NaN or infinity.
     """
     if dataset.synthetic:
         return dataset, []
-    rest, dropped = drop_not_finite(dataset)
+    rest, dropped = drop_unusable(dataset)
     if not dropped:
         return rest, []
-    listed = ", ".join(dropped[:5]) + (" ..." if len(dropped) > 5 else "")
-    return rest, [
-        f"WARNING: {len(dropped)} of {dataset.count} calibration samples hold NaN or Inf and are "
-        f"left out: {listed}; repair or remove them"
-    ]
+    share = f"{len(dropped)} of {dataset.count} {use} samples are damaged or hold NaN or Inf"
+    if len(dropped) > max(1, MAX_UNUSABLE * dataset.count):
+        raise DataError(
+            f"{share}, expected at most {MAX_UNUSABLE:.0%}; repair or remove them, the first: "
+            f"{next(iter(dropped.values()))}"
+        )
+    listed = ", ".join([*dropped][:5]) + (" ..." if len(dropped) > 5 else "")
+    return rest, [f"WARNING: {share} and are left out: {listed}; repair or remove them"]
 
 
 def probe_batch(

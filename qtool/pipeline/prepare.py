@@ -30,8 +30,8 @@ from qtool.pipeline.input_checks import (
     check_metric,
     check_thumbnails,
     disjoint,
-    finite,
     probe_batch,
+    usable,
 )
 from qtool.pipeline.inputs.specs import recipe_inputs
 from qtool.pipeline.inputs.streams import StreamRecorder
@@ -214,7 +214,7 @@ def _parts(
     Without an ``evaluate`` section some of the calibration samples are held out.
     """
     positions = calibration.positions
-    calibration, warnings = finite(calibration)
+    calibration, warnings = usable(calibration, "calibration")
     record.notes += warnings
     if recipe.evaluate is None:
         count = max(1, min(HOLDOUT, calibration.count // 8))

@@ -10,7 +10,7 @@ from typing import Any
 from qtool.pipeline.build_report import build_report
 from qtool.pipeline.checks.gate_needs import require_baseline
 from qtool.pipeline.context import Prepared, RunOptions
-from qtool.pipeline.estimate.memory import check_memory
+from qtool.pipeline.estimate.memory import MemoryPart, check_memory, training_part
 from qtool.pipeline.estimate.run_time import announce_estimate
 from qtool.pipeline.evaluate import Evaluator
 from qtool.pipeline.folders.run_folder import open_cache, run_folder, write_run
@@ -127,14 +127,14 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report:
         recipe, context = prepared.recipe, prepared.context
         float_model = rewritten(prepared)
         training: tuple[NamedStep, ...] = ()
-        trained = 0
+        more: tuple[MemoryPart, ...] = ()
         if train:
             step = Training.open(prepared)
             recipe, training = step.resolved, (NamedStep("qat", step),)
-            trained = min(step.section.batch, step.train_data.count)
+            more = (training_part(prepared, min(step.section.batch, step.train_data.count)),)
 
         def announce(plan: QuantPlan) -> None:
-            check_memory(prepared, plan, trained)
+            check_memory(prepared, plan, more)
             if not train:  # training shows its own time
                 announce_estimate(prepared, plan)
 

@@ -112,13 +112,18 @@ class Context:
             dataset: samples for this model.
             rows: samples of a batch; None: as many as suit the caches of a CPU.
         """
+        rows = self.fixed_batch or rows or self.usual_rows
+        for batch, valid in dataset.calls(rows, self.fixed_batch is not None):
+            yield {name: batch[name] for name in self.inputs}, valid
+
+    @property
+    def usual_rows(self) -> int:
+        """Samples of a batch that suit the caches of a CPU, or those that the model fixes."""
         size = sum(
             int(np.prod([dim for dim in spec.sample if isinstance(dim, int)]))
             for spec in self.inputs.values()
         )
-        rows = self.fixed_batch or rows or int(np.clip(BATCH_ELEMENTS // max(size, 1), 1, MAX_ROWS))
-        for batch, valid in dataset.calls(rows, self.fixed_batch is not None):
-            yield {name: batch[name] for name in self.inputs}, valid
+        return self.fixed_batch or int(np.clip(BATCH_ELEMENTS // max(size, 1), 1, MAX_ROWS))
 
     def samples_of(self, output: Any, valid: int) -> Any:
         """Return an output of one call of :meth:`feeds`, an array or tensor, samples first."""

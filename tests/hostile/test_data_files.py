@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from qtool.data import DataSection, InputSpec, open_dataset
-from qtool.errors import DataError
+from qtool.data.readers.decode import looks_whole
+from qtool.errors import DataError, SampleError
 
 SPEC = {"input": InputSpec("input", ("N", 3, 64, 64), "float32")}
 ROWS = {"input": InputSpec("input", ("N", 4), "float32")}
@@ -126,8 +127,46 @@ def test_an_image_smaller_than_the_crop(tmp_path):
 def test_a_stranger_among_the_images(tmp_path):
     (tmp_path / "cat").mkdir()
     jpeg(tmp_path / "cat" / "a.jpg")
+    (tmp_path / "README").write_text("x")
+    data = open_dataset(DataSection(images=str(tmp_path), preprocess="cifar10"), SPEC)
+    assert data.names == ("cat/a.jpg",)
+    assert f"1 files of {tmp_path} are no images by their names, left out: README" in data.notes
     (tmp_path / "cat" / "notes.txt").write_text("x")
-    refused(lambda: read_images(tmp_path), "cat/notes.txt", "not an image by its name.*move it")
+    words = "README: not an image by its name, as 2 of 3 files, expected at most 10%.*move"
+    refused(lambda: read_images(tmp_path), "README", words)
+    (tmp_path / "README").unlink()
+    (tmp_path / "cat" / "a.jpg").unlink()
+    refused(lambda: read_images(tmp_path), "cat/notes.txt", "as 1 of 1 files")
+
+
+FORMATS = "PNG JPEG BMP GIF TIFF WEBP PPM JPEG2000"
+
+
+@pytest.mark.parametrize("form", FORMATS.split())
+def test_only_damaged_bytes_look_damaged(tmp_path, form):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, form)
+    whole = path.read_bytes()
+    assert looks_whole(whole)
+    if form in ("PNG", "JPEG", "GIF", "WEBP"):
+        assert not looks_whole(whole[: len(whole) // 2])
+    assert not looks_whole(b"") and not looks_whole(b"Please read me")
+
+
+def test_a_damaged_image_is_refused_by_its_digest(tmp_path):
+    """Digests are computed before any work; a JPEG with more behind its end stays."""
+    whole = jpeg(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(whole + bytes(2000))
+    (tmp_path / "c.jpg").write_bytes(whole[:-200])
+    flipped = bytearray(png(64, 64))
+    flipped[50] ^= 1  # in the pixels, whose checksum says so
+    (tmp_path / "d.png").write_bytes(flipped)
+    data = open_dataset(DataSection(images=str(tmp_path), preprocess="cifar10"), SPEC)
+    assert len(data.take([0, 1]).digests()) == 2
+    for index, name in ((2, "c.jpg"), (3, "d.png")):
+        with pytest.raises(SampleError, match=f"{name}: the image cannot be read"):
+            data.take([index]).digests()
 
 
 def test_images_among_class_folders(tmp_path):

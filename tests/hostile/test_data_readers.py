@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from qtool.data import DataSection, InputSpec, open_dataset
+from qtool.data import DataSection, InputSpec, drop_unusable, open_dataset
 from qtool.errors import DataError
 
 IDS = {"input_ids": InputSpec("input_ids", ("N", 4), "int64")}
@@ -156,6 +156,10 @@ def test_recordings_with_nothing_or_infinity_in_them(tmp_path):
     refused(lambda: listen(tmp_path), tmp_path / "a.wav", "0 samples at 8000 Hz")
     wavfile.write(tmp_path / "a.wav", 8000, np.array([0, np.inf], np.float32))
     refused(lambda: listen(tmp_path), tmp_path / "a.wav", "holds NaN or Inf")
+    sound(tmp_path, "b.wav")
+    data = open_dataset(DataSection(wav=str(tmp_path)), SOUND)
+    rest, dropped = drop_unusable(data)
+    assert rest.names == ("b.wav",) and "holds NaN or Inf" in str(dropped["a.wav"])
 
 
 def test_a_size_that_a_pipe_left_open_is_read(tmp_path):
@@ -171,5 +175,6 @@ def test_strangers_and_several_inputs(tmp_path):
     two = SOUND | {"other": InputSpec("other", ("N", 64), "float32")}
     section = DataSection(wav=str(tmp_path))
     refused(lambda: open_dataset(section, two), tmp_path, r"the model has 2 \(input, other\)")
-    (tmp_path / "b.mp3").write_bytes(b"x")
+    for name in ("b.mp3", "c.mp3"):
+        (tmp_path / name).write_bytes(b"x")
     refused(lambda: listen(tmp_path), tmp_path / "b.mp3", "not a recording by its name")

@@ -117,14 +117,30 @@ def test_an_empty_folder(case):
     assert "empty" in text and "image" in text
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_broken_image(case, part):
-    """In calibration it is met by this process, in evaluation by the verifying child."""
-    place = case.folder / part / "1/2.png"
-    place.write_bytes(place.read_bytes()[:60])
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def test_a_broken_evaluation_image(case):
+    cut(case.folder / "test/1/2.png")
     text = case.refused()
-    assert f"{part}/1/2.png" in text
-    assert any(word in text for word in ("replace", "remove", "delete"))
+    assert "test/1/2.png" in text and "remove or replace it" in text
+
+
+def test_a_few_broken_calibration_images_are_left_out(case):
+    cut(case.folder / "train/1/2.png")
+    (case.folder / "train/README.md").write_text("x")
+    code, out, _ = case.run("--json")
+    report = json.loads(out)
+    notes = [note for stage in report["stages"] for note in stage["notes"]]
+    assert code == 0 and report["data"]["calibration"]["count"] == 11
+    share = "1 of 12 calibration samples are damaged or hold NaN or Inf and are left out"
+    assert f"WARNING: {share}: 1/2.png; repair or remove them" in notes
+    assert any(note.endswith("left out: README.md") for note in notes)
+    cut(case.folder / "train/2/0.png")
+    text = case.refused()
+    assert "2 of 12 calibration samples" in text and "expected at most 10%" in text
+    assert "train/1/2.png: the image cannot be read" in text
 
 
 def test_an_image_of_another_size(case):
@@ -185,7 +201,7 @@ def test_a_nan_in_an_array(case):
     report = json.loads(out)
     assert code == 0
     (warning,) = [n for s in report["stages"] for n in s["notes"] if "NaN" in n]
-    assert warning.startswith("WARNING: 1 of 8 calibration samples hold NaN or Inf")
+    assert warning.startswith("WARNING: 1 of 8 calibration samples are damaged or hold NaN or Inf")
     assert "d.npz[4]" in warning
     assert report["data"]["calibration"]["count"] == 7
 

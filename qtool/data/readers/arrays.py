@@ -24,7 +24,7 @@ from qtool.data.reader_options import Arrays
 from qtool.data.readers.array_rows import Rows, rows_of, shared_rows
 from qtool.data.readers.npz import Column, read_columns
 from qtool.data.source import Batch, Opening, row_digest
-from qtool.errors import DataError, NotFiniteError, suggest
+from qtool.errors import DataError, SampleError, suggest
 
 LABEL_NAMES = ("label", "labels", "y", "target")
 """Array names taken for the labels where the recipe names none, first match first."""
@@ -103,7 +103,7 @@ class ArraySource:
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
             if not finite.all():
                 bad = positions[int(np.argmin(finite))]
-                raise NotFiniteError(
+                raise SampleError(
                     f"{self.name(bad)}: the values for `{name}` hold NaN or Inf (as {rows.dtype}); "
                     "expected finite numbers: repair or remove the sample"
                 )

@@ -5,6 +5,7 @@ resizes, so two threads decode twice as fast as one, start at once and leave not
 """
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qtool.data.preprocess import Preprocess
-from qtool.errors import DataError
+from qtool.errors import DataError, SampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +32,12 @@ SUFFIXES = tuple(
 """The suffixes, in any case, of files that are read as images."""
 # Pillow's modes that convert to L or RGB without loss of range; 16 bits and floats do not.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+# The beginnings of formats without an end that can be looked for: BMP, TIFF, JPEG 2000, PPM.
+ENDLESS = (
+    *(b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f"),
+    *(b"P%d" % kind for kind in range(1, 7)),
+)
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_WORKERS = 16
 TINY = 8192
 """Mean bytes of a file below which threads do not pay."""
@@ -97,11 +104,43 @@ def decode_map(path: Path, preprocess: Preprocess) -> np.ndarray:
         try:
             image.load()
         except Exception as error:  # Pillow raises many kinds on damaged content
-            raise DataError(damaged(path, error)) from error
+            raise SampleError(damaged(path, error)) from error
         nearest = preprocess.model_copy(update={"resize_mode": "nearest"})
         resized: Image = image if preprocess.resize is None else _resize(image, nearest, path)
         cropped = resized if preprocess.crop is None else _crop(resized, preprocess.crop, path)
         return np.asarray(cropped).astype(np.uint16 if image.mode == "I;16" else np.uint8)
+
+
+def looks_whole(content: bytes) -> bool:
+    """Return whether the bytes of an image end as its format says, and hold its checksums.
+
+    Only a hint: nothing is decoded, and formats without an end or a size look whole.
+    """
+    if content.startswith(PNG):
+        return _has_checksums(content)
+    if content.startswith(b"\xff\xd8"):  # JPEG; some cameras write more behind the end
+        return b"\xff\xd9" in content[-1024:]
+    if content[:4] == b"RIFF":  # WEBP
+        return len(content) >= int.from_bytes(content[4:8], "little") + 8
+    if content[:3] == b"GIF":
+        return content.rstrip(b"\0").endswith(b";")
+    return content.startswith(ENDLESS)
+
+
+def _has_checksums(content: bytes) -> bool:
+    """Return whether the chunks of a PNG file are whole, up to its end."""
+    start, kind = len(PNG), b""
+    while kind != b"IEND":
+        size, kind = (
+            int.from_bytes(content[start : start + 4], "big"),
+            content[start + 4 : start + 8],
+        )
+        body = memoryview(content)[start + 4 : start + 8 + size]
+        stored = content[start + 8 + size : start + 12 + size]
+        if len(stored) < 4 or zlib.crc32(body) != int.from_bytes(stored, "big"):
+            return False
+        start += 12 + size
+    return True
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -116,19 +155,19 @@ def _header(path: Path) -> "Image":
 
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty, expected an image; remove or replace it")
+            raise SampleError(f"{path}: the file is empty, expected an image; remove or replace it")
         image = Image.open(path, formats=FORMATS)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(path)) from error
     except Image.UnidentifiedImageError as error:
-        raise DataError(
+        raise SampleError(
             f"{path}: the content is no image; expected one of {', '.join(FORMATS)}: remove or "
             "replace the file"
         ) from error
     except Exception as error:  # Pillow raises many kinds on damaged headers
-        raise DataError(damaged(path, error)) from error
+        raise SampleError(damaged(path, error)) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise DataError(_too_large(path))
@@ -162,7 +201,7 @@ def _open(path: Path, gray: bool) -> "Image":
                 return image.convert("RGBA").convert("L" if gray else "RGB")
             return image.convert("L" if gray else "RGB")
         except Exception as error:  # Pillow raises many kinds on damaged content
-            raise DataError(damaged(path, error)) from error
+            raise SampleError(damaged(path, error)) from error
 
 
 def _resize(image: "Image", preprocess: Preprocess, path: Path) -> "Image":

@@ -10,6 +10,9 @@ import numpy as np
 
 from qtool.errors import DataError
 
+# The share of files in a folder, or a single one, that may be of another kind, such as a README.
+MAX_OTHERS = 0.1
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -27,10 +30,31 @@ class Kind:
     article: str
     suffixes: tuple[str, ...]
 
+    def choose(self, names: Sequence[str], others: list[str]) -> list[str]:
+        """Return the names that end like a sample's; append the other ones to ``others``."""
+        samples = []
+        for name in names:
+            fits = os.path.splitext(name)[1].lower() in self.suffixes
+            (samples if fits else others).append(name)
+        return samples
 
-def list_samples(
-    root: Path, kind: Kind, label_file: Path | None
-) -> tuple[list[str], tuple[str, ...] | None]:
+
+@dataclass(frozen=True)
+class Listing:
+    """The samples of a folder.
+
+    Attributes:
+        names: relative to the folder, sorted.
+        classes: names of the class folders, sorted; None: there are none.
+        notes: about files that were left out, for the report.
+    """
+
+    names: list[str]
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def list_samples(root: Path, kind: Kind, label_file: Path | None) -> Listing:
     """List the samples of a folder.
 
     Args:
@@ -38,11 +62,8 @@ def list_samples(
         kind: of its samples.
         label_file: a file in the folder that is no sample.
 
-    Returns:
-        The samples' names relative to root, sorted, and the classes where there are class folders.
-
     Raises:
-        DataError: no folder, no sample, a file of another kind, or both files and folders.
+        DataError: no folder, no sample, too many files of another kind, or both files and folders.
     """
     if not root.is_dir():
         state = "a file" if root.exists() else "nothing"
@@ -59,24 +80,35 @@ def list_samples(
     if label_file is not None and label_file.parent == root and not label_file.is_dir():
         entries.pop(label_file.name, None)
     folders = tuple(sorted(name for name, is_folder in entries.items() if is_folder))
-    files = sorted(name for name, is_folder in entries.items() if not is_folder)
-    _check_suffixes(root, files, kind)
+    others: list[str] = []
+    files = kind.choose(sorted(name for name in entries if not entries[name]), others)
     if files and folders:
         raise DataError(
             f"{root}: found {len(files)} {kind.word}s (first: {files[0]}) and {len(folders)} "
             f"folders (first: {folders[0]}); expected class folders only, or {kind.word}s only: "
             "move one kind"
         )
-    names = files
     for folder in folders:
-        inside = sorted(_walk(root, folder))
-        _check_suffixes(root, inside, kind)
-        names.extend(inside)
-    if not names:
+        files.extend(kind.choose(sorted(_walk(root, folder)), others))
+    if len(others) > max(1, MAX_OTHERS * (len(files) + len(others))) or (others and not files):
+        raise DataError(
+            f"{root / others[0]}: not {kind.article} by its name, as {len(others)} of "
+            f"{len(files) + len(others)} files, expected at most {MAX_OTHERS:.0%}; "
+            f"{', '.join(sorted(kind.suffixes))} are read: move the others elsewhere, or hide them "
+            "with a leading dot"
+        )
+    if not files:
         raise DataError(
             f"{root}: the folder holds no {kind.word}; expected {kind.word}s or class folders"
         )
-    return names, folders or None
+    return Listing(files, folders or None, _left_out(root, kind, others))
+
+
+def _left_out(root: Path, kind: Kind, others: Sequence[str]) -> tuple[str, ...]:
+    """Return a note that names the files of another kind, if there are any."""
+    listed = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+    note = f"{len(others)} files of {root} are no {kind.word}s by their names, left out: {listed}"
+    return (note,) if others else ()
 
 
 def folder_labels(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -105,13 +137,3 @@ def _unlisted(error: OSError) -> None:
     raise DataError(
         f"{error.filename}: cannot be listed ({error.strerror}); expected a readable folder"
     ) from error
-
-
-def _check_suffixes(root: Path, names: Sequence[str], kind: Kind) -> None:
-    for name in names:
-        if os.path.splitext(name)[1].lower() not in kind.suffixes:
-            raise DataError(
-                f"{root / name}: not {kind.article} by its name; expected "
-                f"{', '.join(sorted(kind.suffixes))}: move it elsewhere, or hide it with a leading "
-                "dot"
-            )

@@ -1,5 +1,6 @@
 """The images reader: a folder of images, or of class folders."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,10 +16,17 @@ from qtool.data.inputs import InputSpec, cast, show_shape
 from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
 from qtool.data.reader import Reader, Section
-from qtool.data.readers.decode import SUFFIXES, damaged, decode_all, default_workers
-from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
+from qtool.data.readers.decode import (
+    SUFFIXES,
+    damaged,
+    decode,
+    decode_all,
+    default_workers,
+    looks_whole,
+)
+from qtool.data.readers.folders import Kind, folder_labels, list_samples
 from qtool.data.source import Batch, Opening
-from qtool.errors import DataError
+from qtool.errors import DataError, SampleError
 
 IMAGES = Kind("images", "image", "an image", SUFFIXES)
 
@@ -60,13 +68,16 @@ class ImageSource:
             decoded.close()  # type: ignore[attr-defined]
 
     def digest(self, position: int) -> str:
-        """Return the sha256 of the file's bytes."""
+        """Return the sha256 of the file's bytes; refuse a file that cannot be decoded."""
         if position not in self.digests:
             path = self.root / self.names[position]
             try:
-                self.digests[position] = file_digest(path)
+                content = path.read_bytes()
             except OSError as error:
-                raise DataError(damaged(path, error)) from error
+                raise SampleError(damaged(path, error)) from error
+            if not looks_whole(content):
+                decode(path, self.preprocess)  # decides, since some decoders accept more
+            self.digests[position] = hashlib.sha256(content).hexdigest()
         return self.digests[position]
 
     def _check(self, path: Path, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
@@ -132,9 +143,11 @@ class ImageReader(Reader):
             )
         (spec,) = inputs.values()
         label_file = Path(section.labels) if section.labels is not None else None
-        listed, classes = list_samples(root, IMAGES, label_file)
-        chosen, notes = section.choose(len(listed))
-        names = tuple(listed[index] for index in chosen)
+        listing = list_samples(root, IMAGES, label_file)
+        classes = listing.classes
+        chosen, notes = section.choose(len(listing.names))
+        names = tuple(listing.names[index] for index in chosen)
+        notes = (*listing.notes, *notes)
         maps = label_file is not None and label_file.is_dir()
         if maps and section.class_order is not None:
             raise DataError(

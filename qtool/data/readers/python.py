@@ -11,7 +11,7 @@ from qtool.data.inputs import InputSpec, cast, check_sample_shapes, show_shape
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Python
 from qtool.data.source import LABEL, Batch, Opening, row_digest
-from qtool.errors import DataError, suggest
+from qtool.errors import DataError, SampleError, suggest
 from qtool.user_code import guarded, guarded_items, load_function
 
 
@@ -21,7 +21,8 @@ class PythonSource:
 
     Attributes:
         batches: a call gives all batches, checked, in order.
-        digests: of every row the function yields, from the first pass.
+        digests: of every row the function yields, from the first pass; empty for rows that hold NaN
+            or infinity.
         where: the function, for messages.
     """
 
@@ -33,7 +34,7 @@ class PythonSource:
         """Yield batches of at most ``size`` rows, in order; memory holds one batch of each kind."""
         waiting: list[Batch] = []
         for position, row in self._rows(positions):
-            if row_digest(row) != self.digests[position]:
+            if row_digest(row) != self.digest(position):
                 raise DataError(
                     f"{self.where}: sample {position} is another one than in the first pass; "
                     "expected the same samples in every call: fix the random seed and the order"
@@ -47,6 +48,11 @@ class PythonSource:
 
     def digest(self, position: int) -> str:
         """Return the sha256 over the row of every input, as the model gets it."""
+        if not self.digests[position]:
+            raise SampleError(
+                f"{self.where}: sample {position} holds NaN or Inf; expected finite numbers: "
+                "repair the sample"
+            )
         return self.digests[position]
 
     def _rows(self, positions: Sequence[int]) -> Iterator[tuple[int, Batch]]:
@@ -146,12 +152,7 @@ class Call:
                 f"{where}: `{name}` has shape {show_shape(values.shape)}; expected that of the "
                 f"model's input {spec.describe()}, the sample axis first"
             )
-        values = cast(values, spec, f"{where}: `{name}`")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise DataError(
-                f"{where}: `{name}` holds NaN or Inf; expected finite numbers: repair the sample"
-            )
-        return values
+        return cast(values, spec, f"{where}: `{name}`")
 
 
 class PythonReader(Reader):
@@ -209,7 +210,9 @@ def _first_pass(
         labelled.add(LABEL in batch)
         labels += [batch.pop(LABEL)] if LABEL in batch else []
         shapes += [{name: values.shape[1:] for name, values in batch.items()}] * rows
-        digests += [row_digest({n: v[k : k + 1] for n, v in batch.items()}) for k in range(rows)]
+        digests += [
+            _finite_digest({n: v[k : k + 1] for n, v in batch.items()}) for k in range(rows)
+        ]
         if len(labelled) > 1 or len({values.shape[1:] for values in labels}) > 1:
             raise DataError(
                 f"{where}: some batches have another `{LABEL}` than others, or none; expected "
@@ -218,6 +221,12 @@ def _first_pass(
     if not digests:
         raise DataError(f"{where}: yielded no batch; expected at least one sample")
     return tuple(digests), np.concatenate(labels) if labels else None, shapes
+
+
+def _finite_digest(row: Batch) -> str:
+    """Return the digest of a row; "" where it holds NaN or infinity."""
+    floats = (values for values in row.values() if values.dtype.kind == "f")
+    return row_digest(row) if all(np.isfinite(values).all() for values in floats) else ""
 
 
 def _concatenated(rows: Sequence[Batch]) -> Batch:

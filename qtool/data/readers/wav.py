@@ -18,7 +18,14 @@ from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import LogMel, Wav
 from qtool.data.readers.folders import Kind, file_digest, folder_labels, list_samples
 from qtool.data.readers.mel import frame_count, log_mel, samples_of, shortest
-from qtool.data.readers.wav_file import damaged, fit, read_stored, read_wav, resample
+from qtool.data.readers.wav_file import (
+    check_finite,
+    damaged,
+    fit,
+    read_stored,
+    read_wav,
+    resample,
+)
 from qtool.data.source import Batch, Opening
 from qtool.errors import DataError
 
@@ -60,10 +67,11 @@ class WavSource:
             yield {self.spec.name: cast(np.stack(rows), self.spec, self.options.path)}
 
     def digest(self, position: int) -> str:
-        """Return the sha256 of the file's bytes, and of a chunk's number."""
+        """Return the sha256 of the file's bytes, and of a chunk's number; refuse NaN and Inf."""
         number, chunk = self.place(position)
         if number not in self.digests:
             path = self.root / self.files[number]
+            check_finite(path)
             try:
                 self.digests[number] = file_digest(path)
             except OSError as error:
@@ -133,8 +141,10 @@ class WavReader(Reader):
             )
         (spec,) = inputs.values()
         label_file = Path(section.labels) if section.labels is not None else None
-        listed, classes = list_samples(root, RECORDINGS, label_file)
-        source, positions, notes = _source(section, spec, listed)
+        listing = list_samples(root, RECORDINGS, label_file)
+        classes = listing.classes
+        source, positions, notes = _source(section, spec, listing.names)
+        notes = (*listing.notes, *notes)
         files = [source.files[source.place(position)[0]] for position in positions]
         labels: np.ndarray | None = None
         if label_file is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.errors import DataError
+from qtool.errors import DataError, SampleError
 
 UNKNOWN_SIZE = (0, 0xFFFFFFFF)
 """The sizes that programs write into a header when they write to a pipe."""
@@ -23,20 +23,37 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
         Samples float64 [n], between -1 and 1 for integers, and how many there are a second.
 
     Raises:
-        DataError: the file is damaged or of another kind.
+        DataError: the file is damaged or of another kind, or holds NaN or infinity.
     """
     stored, rate = read_stored(path)
+    _require_finite(stored, path)
     if stored.dtype == np.uint8:
         signal = (stored.astype(np.float64) - 128) / 128
     elif stored.dtype.kind == "i":  # scipy shifts 24 bits to the top of 32
         signal = stored.astype(np.float64) / -float(np.iinfo(stored.dtype).min)
     else:
         signal = stored.astype(np.float64)
-    if not np.isfinite(signal).all():
-        raise DataError(
+    return signal.mean(axis=1) if signal.ndim == 2 else signal, rate
+
+
+def check_finite(path: Path) -> None:
+    """Check that a file holds no NaN and no infinity, which only files of floats can.
+
+    Args:
+        path: the file.
+
+    Raises:
+        SampleError: it does.
+        DataError: the file is damaged or of another kind.
+    """
+    _require_finite(read_stored(path, only_header=True)[0], path)
+
+
+def _require_finite(stored: np.ndarray, path: Path) -> None:
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise SampleError(
             f"{path}: holds NaN or Inf; expected finite samples: repair or remove the file"
         )
-    return signal.mean(axis=1) if signal.ndim == 2 else signal, rate
 
 
 def read_stored(path: Path, only_header: bool = False) -> tuple[np.ndarray, int]:

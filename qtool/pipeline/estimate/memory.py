@@ -6,7 +6,7 @@ batches of 8), 1,020 and 900 MB (96), 600 and 460 MB (training on batches of 16)
 they go to temporary files where memory ends.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ MAPPED_COPIES, COPIES = 2, 4
 # Bytes for each observed element of a batch, and for each computed element of a batch that a block
 # or the whole network learns on: values in both networks, rounded ones, gradients.
 BATCH_BYTES, BLOCK_BYTES, NETWORK_BYTES = 16, 16, 10
+# The same for gradients of every value: changes, leaves and squares of each, in float32.
+GRADIENT_BYTES = 28
 # Bytes for each element of the second moments of a layer's inputs: those of all samples and of two
 # halves in float64, of both networks, and their factors.
 MOMENT_BYTES = 112
@@ -75,13 +77,26 @@ class MemoryNeed:
         )
 
 
-def memory_need(prepared: Prepared, plan: QuantPlan, trained: int = 0) -> MemoryNeed:
+def training_part(prepared: Prepared, rows: int) -> MemoryPart:
+    """Return the memory of training on batches of so many samples."""
+    size = NETWORK_BYTES * rows * _elements(_computed(prepared.context.model.graph))
+    return MemoryPart(f"training on {rows} samples at a time", size, f"set qat.batch below {rows}")
+
+
+def gradient_part(prepared: Prepared, samples: int) -> MemoryPart:
+    """Return the memory of the gradients of all values on so many samples, for sensitivities."""
+    rows = min(prepared.context.usual_rows, samples)
+    size = GRADIENT_BYTES * rows * _elements(_computed(prepared.context.model.graph))
+    return MemoryPart(f"gradients on {rows} samples at a time", size, "take smaller samples")
+
+
+def memory_need(prepared: Prepared, plan: QuantPlan, more: Sequence[MemoryPart] = ()) -> MemoryNeed:
     """Estimate the memory of a run whose graph is rewritten.
 
     Args:
         prepared: recipe, model and data.
         plan: annotated; grids are not read.
-        trained: samples of a training batch; 0: the run does not train.
+        more: needs of what the run does besides quantizing.
     """
     context, graph = prepared.context, prepared.context.model.graph
     weights = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
@@ -93,26 +108,21 @@ def memory_need(prepared: Prepared, plan: QuantPlan, trained: int = 0) -> Memory
     size = BATCH_BYTES * rows * _elements(values[name] for name in observed)
     smaller = "export the model with an open batch" if fixed else "take smaller samples"
     parts = [MemoryPart(f"calibrating on {rows} samples at a time", size, smaller)]
-    parts += _step_parts(prepared, plan)
-    if trained:
-        size = NETWORK_BYTES * trained * _elements(_computed(graph))
-        remedy = f"set qat.batch below {trained}"
-        parts.append(MemoryPart(f"training on {trained} samples at a time", size, remedy))
-    return MemoryNeed(lasting, tuple(parts))
+    return MemoryNeed(lasting, (*parts, *_step_parts(prepared, plan), *more))
 
 
-def check_memory(prepared: Prepared, plan: QuantPlan, trained: int = 0) -> None:
+def check_memory(prepared: Prepared, plan: QuantPlan, more: Sequence[MemoryPart] = ()) -> None:
     """Refuse a run that its recipe's ``memory`` cannot hold; warn of one that the machine cannot.
 
     Args:
         prepared: recipe, model and data.
         plan: annotated.
-        trained: samples of a training batch; 0: the run does not train.
+        more: needs of what the run does besides quantizing.
 
     Raises:
         RecipeError: says what needs the memory and what to do.
     """
-    need, limit = memory_need(prepared, plan, trained), prepared.recipe.memory
+    need, limit = memory_need(prepared, plan, more), prepared.recipe.memory
     if limit is not None and need.size > limit:
         raise prepared.recipe.error(("memory",), need.describe(limit))
     usable = usable_memory()

@@ -146,7 +146,7 @@ def _normalisations(source: Source, runner: _Runner) -> list[_Reading]:
     if len(runner.inputs) != 1:
         raise DataError(f"the model has {len(runner.inputs)} inputs; images feed one")
     root = Path(source.calibrate)
-    names, _ = list_samples(root, IMAGES, source.labels[0])
+    names = list_samples(root, IMAGES, source.labels[0]).names
     paths = [root / name for name in names[:: max(1, len(names) // SAMPLES)]]
     first, _ = guess(next(iter(runner.inputs.values())), paths)
     candidates = [(as_yaml(first), first), *usual_preprocess(first)]

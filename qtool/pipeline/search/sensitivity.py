@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qtool.pipeline.build_report import output_part
 from qtool.pipeline.context import Prepared, RunOptions
-from qtool.pipeline.estimate.memory import check_memory
+from qtool.pipeline.estimate.memory import check_memory, gradient_part
 from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
@@ -75,7 +75,8 @@ def run_sensitivity(
         check_real_samples(prepared)
         recipe, context = prepared.recipe, prepared.context
         model = rewritten(prepared)
-        check = partial(check_memory, prepared)
+        gradients = gradient_part(prepared, min(GRADIENT_SAMPLES, extent.samples))
+        check = partial(check_memory, prepared, more=(gradients,))
         plan = quantize(recipe, context, options.plan_file, on_plan=check).plan
         job = ScanJob(
             original, out, scratch / "plan.zip", replace(options, progress=silent), extent.samples

@@ -8,7 +8,7 @@ from qtool.errors import DataError
 from qtool.graph.queries import dims
 from qtool.metrics.classification import check_label_range
 from qtool.pipeline.context import Prepared
-from qtool.pipeline.input_checks import disjoint
+from qtool.pipeline.input_checks import disjoint, usable
 from qtool.pipeline.prepare import with_guesses
 from qtool.pipeline.training.checks import (
     check_loss_labels,
@@ -85,11 +85,14 @@ class Training:
         notes = [f"qat: {note}" for note in data.notes]
         resolved = with_guesses(recipe, "qat", data)
         evaluation = prepared.evaluation.dataset
+        data, warnings = usable(data, "training")
         data, dropped = disjoint(recipe, section, data, evaluation, "training")
         _check_data(prepared, section, data)
         train_data, validation = train_validation_split(recipe, section, data, context.seed)
         _check_batch(prepared, section, train_data)
-        return cls(prepared, section, train_data, validation, resolved, (*notes, *dropped))
+        return cls(
+            prepared, section, train_data, validation, resolved, (*notes, *warnings, *dropped)
+        )
 
     def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
         """Return the plan with learned grids, codes and biases.

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from qtool.data import DataSection, InputSpec, open_dataset
+from qtool.data import DataSection, InputSpec, drop_unusable, open_dataset
 from qtool.errors import DataError, RecipeError
 from qtool.user_code import load_function
 
@@ -134,7 +134,7 @@ def test_a_file_called_like_a_module_in_use_is_not_mixed_up(tmp_path):
         ("yield {'x': [[1, 2], [3]]}", "`x`: .*raised ValueError"),
         ("yield {'x': [['a', 'b']]}", "found <U1, but the model's input `x` is float32"),
         ("yield {'x': [[None, 1]]}", "an array object.*expected numbers"),
-        ("yield {'x': [[np.nan, 1]]}", "holds NaN or Inf"),
+        ("yield {'x': [[0, 1], [np.nan, 1]]}", "sample 1 holds NaN or Inf"),
         ("yield {'x': np.ones((1, 2)), 'label': [1]}; yield {'x': np.ones((1, 2))}", "or none"),
         ("import random; yield {'x': np.full((1, 2), random.random())}", "fix the random seed"),
     ],
@@ -143,6 +143,13 @@ def test_what_a_function_yields_wrong(tmp_path, body, words):
     module(tmp_path, f"import numpy as np\ndef batches():\n    {body}\n")
     with pytest.raises(DataError, match=words):
         list(read(tmp_path).batches(2))
+
+
+def test_a_sample_that_holds_nan_can_be_left_out(tmp_path):
+    text = "import numpy as np\ndef batches():\n    yield {'x': [[0.0, 1], [np.nan, 1], [2, 3]]}\n"
+    module(tmp_path, text)
+    rest, dropped = drop_unusable(read(tmp_path))
+    assert rows(rest) == [0, 2] and list(dropped) == ["mine:batches[1]"]
 
 
 def test_fewer_samples_in_the_second_pass_are_noticed(tmp_path):

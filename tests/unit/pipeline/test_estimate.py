@@ -141,6 +141,14 @@ def test_the_batch_of_training_is_part_of_the_memory(folder, monkeypatch):
     assert "--set memory=451MB" in result.stderr and "set qat.batch below 8" in result.stderr
 
 
+def test_the_gradients_of_sensitivities_are_part_of_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(memory, "BATCH_BYTES", 1)
+    recipe = str(write(folder, memory="452MB"))
+    result = CliRunner().invoke(app, ["sensitivity", recipe, "--out", "costs"])
+    assert result.exit_code == 2 and "gradients on 16 samples at a time" in result.stderr
+    assert "r.yaml:3: memory" in result.stderr and not (folder / "costs").exists()
+
+
 def test_memory_that_the_machine_lacks_is_a_warning(folder, monkeypatch):
     monkeypatch.setattr(memory, "usable_memory", lambda: 300_000_000)
     result = CliRunner().invoke(app, ["check", str(write(folder))])
