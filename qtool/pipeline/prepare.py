@@ -23,6 +23,7 @@ from qtool.loading import Loaded, bind_shapes
 from qtool.loading.size_checks import check_sizes
 from qtool.metrics.registry import DEFAULT_METRIC
 from qtool.pipeline.checks.gate_needs import check_gate_needs
+from qtool.pipeline.checks.near_duplicates import near_duplicate_notes
 from qtool.pipeline.checks.preprocessing import check_preprocessing
 from qtool.pipeline.context import EvaluationData, Prepared, RunOptions
 from qtool.pipeline.input_checks import (
@@ -234,6 +235,8 @@ def _parts(
         return calibration, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
     rest, notes = disjoint(recipe, recipe.calibrate, calibration, evaluation, "calibration")
     record.notes += notes
+    if not (recipe.calibrate.allow_overlap or recipe.evaluate.allow_overlap):
+        record.notes += near_duplicate_notes(rest, evaluation)
     return rest, EvaluationData(evaluation, section, tuple(range(evaluation.count)))
 
 

@@ -32,7 +32,7 @@ class Kind:
 
     def choose(self, names: Sequence[str], others: list[str]) -> list[str]:
         """Return the names that end like a sample's; append the other ones to ``others``."""
-        samples = []
+        samples: list[str] = []
         for name in names:
             fits = os.path.splitext(name)[1].lower() in self.suffixes
             (samples if fits else others).append(name)
