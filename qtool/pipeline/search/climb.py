@@ -89,10 +89,17 @@ class Climb:
 
     def _repairs(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
         """Yield the names of steps, and how each changes the best recipe so far."""
+        gptq = "gptq", partial(_with_steps, ("gptq",))
+        weights = self.runner.base.bits.weights
+        narrow = isinstance(weights, int) and weights < WIDE
+        if narrow:  # where rounding costs most, its repair comes before all else in a short time
+            yield gptq
         yield "ranges", _with_ranges
         yield "equalization", _with_equalization
-        yield "bias correction", partial(_with_steps, ("bias_correction",))
-        yield "gptq", partial(_with_steps, ("gptq",))
+        if not self._best.recipe.ptq:  # gptq corrects biases too
+            yield "bias correction", partial(_with_steps, ("bias_correction",))
+        if not narrow:
+            yield gptq
         iterations = self._iterations()
         if iterations >= MIN_ITERATIONS:
             step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})

@@ -19,7 +19,7 @@ LAYERS = ("a", "b", "c")
 class Runner:
     """Stands in for the trials: the divergence is a product over the steps of a recipe."""
 
-    def __init__(self, factors, bits=4, limit=None, float_layers=None):
+    def __init__(self, factors, bits=8, limit=None, float_layers=None):
         keywords = {
             "model": "net.onnx",
             "calibrate": {"images": "train"},
@@ -82,8 +82,19 @@ def test_a_step_that_does_not_help_is_left_out(monkeypatch):
     assert [step.name for step in recipe.ptq] == ["gptq"]
 
 
+def test_narrow_weights_are_repaired_first(monkeypatch):
+    """Biases are part of that repair."""
+    runner = Runner({"auto": 0.5, "gptq": 0.05}, bits=4, limit=0.3)
+    recipe, part, _ = searched(monkeypatch, runner)
+    assert [rung.name for rung in part.rungs[:4]] == ["rounding", "gptq", "ranges", "equalization"]
+    assert recipe.calibrate.method.name == "auto"
+    assert [step.name for step in recipe.ptq] == ["gptq"]
+    _, part, _ = searched(monkeypatch, Runner({"gptq": 2.0}, bits=4))
+    assert "bias correction" in [rung.name for rung in part.rungs]
+
+
 def test_the_fewest_layers_get_more_bits_at_last(monkeypatch):
-    runner = Runner({"gptq": 0.5}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    runner = Runner({"gptq": 0.5}, bits=4, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
     recipe, part, _ = searched(monkeypatch, runner)
     assert set(recipe.bits.layers) == {"name:a"}
     assert recipe.bits.layers["name:a"].weights == 8
@@ -180,7 +191,7 @@ def test_no_bits_are_added_without_labels(monkeypatch):
 
 def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
     _, slow = slow_runner(monkeypatch, 10)
-    runner = slow({}, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    runner = slow({}, bits=4, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
     # Six trials: five of the steps, and all layers at 8 bits; the bisection has no time.
     recipe, part, notes = searched(monkeypatch, runner, Auto(time="61s"))
     assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
