@@ -2,12 +2,15 @@
 
 import json as json_format
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 from qtool.cli.console import options, shorthands
 from qtool.cli.console.exits import exit_codes, print_result, printable
 from qtool.cli.console.progress import show_progress
+from qtool.cli.inspect import inspect
 from qtool.cli.ptq import chosen_recipe
+from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
     from qtool.pipeline.dry_run import CheckResult
@@ -25,7 +28,14 @@ def check(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the plan (value, bits, why), and estimate time, memory and file size."""
+    """Print the plan (value, bits, why), and estimate time, memory and file size.
+
+    A model alone, without data, is described as `qtool inspect` does.
+    """
+    if _is_model_alone(files):
+        with exit_codes(json):
+            _refuse_options_of_runs(bits, count, settings, threads, memory, requantize or None)
+        return inspect(files[0], trust_code=trust_code, json=json, quiet=quiet)
     with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources())
         words = shorthands.overrides(bits, count, settings, memory)
@@ -39,6 +49,19 @@ def check(
             )
             result = check_recipe(chosen, run_options)
         print_result(_as_json(result) if json else printable(_table(result)))
+
+
+def _is_model_alone(files: list[Path] | None) -> TypeGuard[list[Path]]:
+    return files is not None and len(files) == 1 and files[0].suffix not in shorthands.RECIPES
+
+
+def _refuse_options_of_runs(*values: object) -> None:
+    """Raise RecipeError where an option that changes a run stands beside a model alone."""
+    if any(value is not None for value in values):
+        raise RecipeError(
+            "found a model alone, which is described as it is, and options of a run; "
+            "expected qtool check MODEL DATA, or a recipe"
+        )
 
 
 def _as_json(result: "CheckResult") -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 import typer
 
 from qtool.cli.console import options
-from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result
+from qtool.cli.console.exits import PASSED, exit_code, exit_codes, print_result, printable
 from qtool.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def report(
             raise typer.Exit(PASSED)
         if not runs:
             raise RecipeError("no run to show; name at least one run folder, or give --schema")
-        reports = {str(run): Report.read(run) for run in runs}
+        shown = runs if check or strict or len(runs) == 1 else _finished(runs)
+        reports = {str(run): Report.read(run) for run in shown}
         base = Report.read(baseline) if baseline is not None else None
         folder = runs[0] if len(runs) == 1 and runs[0].is_dir() else None
         if out is not None:
@@ -73,6 +74,20 @@ def report(
             print_result(render(reports, form.value, base))
         codes = [exit_code(read, strict) for read in reports.values()]
         raise typer.Exit(max(codes) if check or strict else PASSED)
+
+
+def _finished(runs: list[Path]) -> list[Path]:
+    """Return the runs without folders that hold no report, which are named on stderr.
+
+    These are interrupted runs, and the folders of sweeps and scans in ``runs/*``. Where nothing
+    else is named, all are returned, and reading them says what is missing.
+    """
+    missing = [run for run in runs if run.is_dir() and not (run / "report.json").exists()]
+    if len(missing) == len(runs):
+        return runs
+    for run in missing:
+        print(printable(f"qtool: {run} is left out: it holds no report.json"), file=sys.stderr)
+    return [run for run in runs if run not in missing]
 
 
 def terminal_text(

@@ -10,6 +10,7 @@ from qtool.data.readers import READERS
 from qtool.data.source import LABEL, ModelInputs, Opening
 from qtool.data.streams import Loop, StreamCalls, initial_state
 from qtool.errors import DataError, suggest
+from qtool.progress import Progress, silent
 
 
 def open_dataset(
@@ -18,6 +19,7 @@ def open_dataset(
     *,
     workers: int | None = None,
     trust_code: bool = False,
+    progress: Progress = silent,
 ) -> Dataset:
     """Open the data that a recipe section names, for the model's inputs.
 
@@ -28,6 +30,7 @@ def open_dataset(
         inputs: the model's inputs by name.
         workers: see :class:`Opening`.
         trust_code: see :class:`Opening`.
+        progress: see :class:`Opening`.
 
     Raises:
         RecipeError: the section names code, which is not trusted.
@@ -35,7 +38,7 @@ def open_dataset(
     """
     states = _states(section, inputs)
     rest = {name: spec for name, spec in inputs.items() if name not in states}
-    opening = Opening(workers, trust_code)
+    opening = Opening(workers, trust_code, progress)
     dataset = READERS[section.reader](section, _fed_by_data(section, inputs), opening)
     if dataset.labels is not None and LABEL in inputs:
         raise DataError(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qtool.data.inputs import InputSpec
+from qtool.progress import Progress, silent
 
 Batch = dict[str, np.ndarray]
 """Model input names (and "label" where there are labels) to arrays.
@@ -27,10 +28,12 @@ class Opening:
         workers: how many threads decode images; 0 decodes in the thread that iterates over the
             batches, None is one per usable core.
         trust_code: whether the user allowed the recipe to run code of its own.
+        progress: called while samples of unknown number are counted.
     """
 
     workers: int | None = None
     trust_code: bool = False
+    progress: Progress = silent
 
 
 class Source(Protocol):

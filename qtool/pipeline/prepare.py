@@ -80,9 +80,9 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         _check_rewrites(recipe, target)
         loaded = load_from_recipe(recipe, target, cache, options)
         inputs, notes = recipe_inputs(recipe, loaded)
-        record.notes += [*loaded.notes, *notes]
+        record.notes += [*loaded.notes, *recipe.notes, *notes]
         recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
-        recipe, calibration = _open_calibration(recipe, inputs, trust_code)
+        recipe, calibration = _open_calibration(recipe, inputs, options)
         record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
         calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
         recipe = with_guesses(recipe, "evaluate", evaluation.dataset)
@@ -188,18 +188,20 @@ def _with_input_moments(
 
 
 def _open_calibration(
-    recipe: Recipe, inputs: dict[str, InputSpec], trust_code: bool
+    recipe: Recipe, inputs: dict[str, InputSpec], options: RunOptions
 ) -> tuple[Recipe, Dataset]:
     """Return the recipe with what was guessed, and the calibration samples.
 
     Where nothing is calibrated, that is one sample, which shows their sizes.
     """
-    section, options = with_shared(recipe.calibrate, recipe), recipe.calibrate.synthetic
-    if options is None or options.ranges != "none" or recipe.evaluate is None:
-        dataset = open_dataset(section, inputs, trust_code=trust_code)
+    section, synthetic = with_shared(recipe.calibrate, recipe), recipe.calibrate.synthetic
+    if synthetic is None or synthetic.ranges != "none" or recipe.evaluate is None:
+        dataset = open_dataset(
+            section, inputs, trust_code=options.trust_code, progress=options.progress
+        )
         return with_guesses(recipe, "calibrate", dataset), dataset
     evaluate = with_shared(recipe.evaluate, recipe)
-    shown = open_dataset(evaluate, inputs, trust_code=trust_code).take([0])
+    shown = open_dataset(evaluate, inputs, trust_code=options.trust_code).take([0])
     return recipe, replace(shown, labels=None, classes=None, notes=(), synthetic=True)
 
 
@@ -226,7 +228,9 @@ def _parts(
         section = with_shared(recipe.calibrate, recipe)
         return rest, EvaluationData(evaluation, section, indices)
     section = with_shared(recipe.evaluate, recipe)
-    evaluation = open_dataset(section, inputs, trust_code=options.trust_code)
+    evaluation = open_dataset(
+        section, inputs, trust_code=options.trust_code, progress=options.progress
+    )
     check_metric(recipe, evaluation, options.trust_code)
     check_gate_needs(recipe, evaluation, options)
     check_thumbnails(recipe, evaluation)

@@ -76,7 +76,7 @@ def rewrite(
         else:
             times = REWRITES[name](model, bits.integer)
         if times:
-            notes.append(f"{name}: {times} times")
+            notes.append(f"{name} x{times}")
         notes += [f"{name}: {model.meta.pop(name)}"] if name in model.meta else []
         if name == "fold_constants":
             # Shapes that depended on computed constants are known only now.
@@ -86,7 +86,7 @@ def rewrite(
     needs = method_needs(recipe).union(*(step.step.needs for step in ptq_steps(recipe)))
     if "bias" in needs:
         times = add_bias(model, bits.integer)
-        notes += [f"add_bias: {times} times"] if times else []
+        notes += [f"add_bias x{times}"] if times else []
     infer_shapes(model)
     return notes
 

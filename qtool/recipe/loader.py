@@ -53,11 +53,11 @@ def load_recipe(
 def recipe_from_options(
     model: str | Path, data: str | Path, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """Return the default recipe: calibrate on every second sample, evaluate on the others.
+    """Return the default recipe: calibrate on one part of the data, evaluate on another.
 
     Args:
         model: the float ONNX file, or a .pt2 or .pt file, relative to the working directory.
-        data: a folder of images, or a .npz/.npy file or a folder of them.
+        data: a file or a folder, divided as ``data_folder`` says.
         overrides: as for :func:`load_recipe`.
 
     Raises:

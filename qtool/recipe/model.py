@@ -213,6 +213,11 @@ class Recipe(_Part):
         """Return the recipe as YAML with every default; it loads again to an equal recipe."""
         return emit(self.model_dump(mode="json", exclude_none=True))
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what was derived from options of the command line, for the report."""
+        return [] if self._document is None else [*dict.fromkeys(self._document.notes.values())]
+
     def error(self, path: KeyPath, text: str) -> RecipeError:
         """Return an error about one key, with its ``file:line``.
 

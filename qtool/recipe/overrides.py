@@ -7,8 +7,8 @@ from typing import Any
 
 from qtool.data import READERS
 from qtool.data.preprocess import is_path
-from qtool.data.readers.table import SUFFIXES as TABLES
-from qtool.errors import KeyPath, RecipeError
+from qtool.errors import DataError, KeyPath, RecipeError
+from qtool.recipe.data_folder import Source, data_sources, source_for
 from qtool.recipe.registry import DATA_SECTIONS, YAML_FILE
 from qtool.recipe.sections.network import FILES
 from qtool.recipe.yaml_loader import Document, parse
@@ -52,7 +52,7 @@ def put(document: Document, path: KeyPath, value: Any, place: str) -> None:
 
 
 def use_data(document: Document, data: FilePath, place: str) -> None:
-    """Point calibrate and evaluate at ``data``; with both, they take alternate samples.
+    """Point calibrate, and evaluate where it is, at their parts of ``data``.
 
     Where the recipe reads text or recordings and ``data`` holds such, its settings stay.
 
@@ -60,31 +60,45 @@ def use_data(document: Document, data: FilePath, place: str) -> None:
         document: changed in place.
         data: an absolute path.
         place: the option that names it, for messages.
+
+    Raises:
+        RecipeError: nothing is there, or nothing that a reader reads.
     """
     both = isinstance(document.data.get("evaluate"), dict)
-    kind = "arrays" if _holds_arrays(data) else "images"
-    for offset, name in enumerate(("calibrate", "evaluate") if both else ("calibrate",)):
-        section = document.data.get(name)
-        same = next((key for key in ("text", "wav") if _reads(section, key, data)), None)
+    sections = [document.data.get(name) for name in DATA_SECTIONS]
+    has_classes = any(isinstance(section, dict) and "classes" in section for section in sections)
+    for part, name in enumerate(("calibrate", "evaluate") if both else ("calibrate",)):
+        same, source = _source(document.data.get(name), data, place)
+        values = source.sections(None)[part]
         for key in DATA_KEYS:
             if key != same:
                 put(document, (name, key), None, place)
-        put(document, (name, kind) if same is None else (name, same, "path"), str(data), place)
-        if both:
-            put(document, (name, "take"), {"every": 2, "offset": offset}, place)
+        if same is not None:
+            put(document, (name, same, "path"), values.pop(same)["path"], place)
+        if not both:
+            values.pop("take", None)  # nothing else reads the other samples
+        if has_classes:
+            values.pop("classes", None)
+        for key, value in values.items():
+            put(document, (name, key), value, place)
+        if both or source.evaluate is not None:
+            document.notes[name] = f"{place}: {source.reason}"
 
 
-def _reads(section: Any, key: str, data: FilePath) -> bool:
-    """Return whether a section has settings for a reader that can read ``data`` too."""
-    if not isinstance(section, dict) or not isinstance(section.get(key), dict):
-        return False
-    return data.is_dir() if key == "wav" else data.suffix.lower() in TABLES
+def _source(section: Any, data: FilePath, place: str) -> tuple[str | None, Source]:
+    """Return the reader of a section whose settings stay, if any, and what ``data`` holds for it.
 
-
-def _holds_arrays(data: FilePath) -> bool:
-    if data.is_dir():
-        return any(p.suffix in (".npz", ".npy") for p in data.iterdir())
-    return data.suffix in (".npz", ".npy")
+    Raises:
+        RecipeError: nothing is there, or nothing that a reader reads.
+    """
+    try:
+        for key in ("text", "wav"):
+            has_options = isinstance(section, dict) and isinstance(section.get(key), dict)
+            if has_options and (source := source_for(key, data)):
+                return key, source
+        return None, data_sources(data)[0]
+    except DataError as error:
+        raise RecipeError(f"{place}: {error}") from error
 
 
 def override(document: Document, text: str) -> None:

@@ -71,11 +71,13 @@ class Document:
         data: dictionaries, lists, strings, numbers, booleans and None.
         places: path of keys -> ``file:line`` (or the command-line option that set it).
         name: what to call the whole, for parts that have no line.
+        notes: key -> what was derived for it from an option, for the report.
     """
 
     data: Any
     places: dict[KeyPath, str]
     name: str
+    notes: dict[str, str] = field(default_factory=dict)
 
     def place(self, path: KeyPath) -> str:
         """Return the place of ``path``, or of its nearest parent that has one."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,68 @@ def step_env(name: str, **inputs: str) -> dict[str, str]:
         key: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda match: values[match[1]], text)
         for key, text in STEPS[name]["env"].items()
     }
+
+
+PIP = """#!/bin/sh
+# Checks what an install names instead of asking a registry for it.
+echo "pip $*" >> "$LOG"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -c) shift; test -f "$1" || { echo "no constraints: $1" >&2; exit 1; } ;;
+    /*) test -f "$1/pyproject.toml" || { echo "no project: $1" >&2; exit 1; } ;;
+  esac
+  shift
+done
+"""
+
+
+@pytest.fixture
+def registry(tmp_path) -> Path:
+    """A folder with stand-ins for pip, `python -m pip` and useradd; they write to `log`."""
+    (tmp_path / "bin").mkdir()
+    python = '#!/bin/sh\ntest "$1 $2" = "-m pip" || exit 1\nshift 2\nexec pip "$@"\n'
+    for name, text in (("pip", PIP), ("python", python), ("useradd", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def installed(registry: Path, script: str, **env: str) -> str:
+    """Run a script that installs, and return what it asks pip for."""
+    log = registry / "log"
+    done = bash(registry, script, LOG=str(log), **env)
+    assert done.returncode == 0, done.stderr
+    return log.read_text()
+
+
+def test_the_lines_of_the_dockerfile_run_on_what_it_copies(registry):
+    source = registry / "image/src"
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    for words in (line.split() for line in lines if line.startswith("COPY ")):
+        *names, target = (Path(word) for word in words[1:])
+        for name in names:
+            place = registry / "image" / target.relative_to("/")
+            place = place / name if words[-1].endswith("/") else place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(ROOT / name)
+            assert place.exists(), name
+    project = tomllib.loads((source / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = [project["project"]["readme"], *project["project"]["license-files"]]
+    for name in (*needed, *wheel["packages"], *wheel["force-include"]):
+        assert (source / name).exists(), f"the wheel needs {name}, which is not copied"
+    runs = [line.removeprefix("RUN ") for line in lines if line.startswith("RUN ")]
+    script = "\n".join(runs).replace("/src", str(source))
+    assert f"{source}\n" in installed(registry, script)
+    assert not source.exists() and (ROOT / "pyproject.toml").exists()
+
+
+def test_the_lines_that_install_in_a_job_run(registry):
+    asked = installed(registry, STEPS["Install"]["run"], ACTION=str(ROOT))
+    assert asked.splitlines()[1].endswith(str(ROOT))
+    (gitlab,) = blocks("yaml gitlab")
+    before = yaml.safe_load(gitlab)["quantize"]["before_script"]
+    assert "torch qtool" in installed(registry, "\n".join(before))
 
 
 @pytest.mark.slow

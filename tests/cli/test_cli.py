@@ -71,6 +71,7 @@ def pipeline(monkeypatch):
 def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     (tmp_path / "train").mkdir()
+    (tmp_path / "train/x.png").write_bytes(b"")
     (tmp_path / "int8.yaml").write_text(RECIPE)
     monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
     monkeypatch.chdir(tmp_path)
@@ -120,6 +121,18 @@ def test_model_and_data_need_no_recipe(pipeline, folder):
     assert out == Path("runs/net")
     assert recipe.model == folder / "net.onnx"
     assert recipe.evaluate is not None
+
+
+def test_another_run_gets_a_folder_of_its_own_and_says_so(pipeline):
+    run("ptq", "int8.yaml")
+    other = run("ptq", "int8.yaml", "--bits", "4")
+    assert other.stderr.splitlines()[0] == (
+        "qtool: runs/int8 holds another run, this one goes to runs/int8-2; "
+        "--overwrite replaces the other"
+    )
+    assert "holds" not in run("ptq", "int8.yaml", "--bits", "4", "--overwrite").stderr
+    folders = [str(out) for _, out, _ in pipeline.calls]
+    assert folders == ["runs/int8", "runs/int8-2", "runs/int8"]
 
 
 @pytest.mark.parametrize("command", ["ptq", "qat"])
@@ -354,6 +367,25 @@ def test_report_writes_each_format(folder, form, start):
     assert printed.stdout.lower().startswith(start)
     assert run("report", name, "--format", form, "--out", "f").stdout == ""
     assert Path("f").read_text() == printed.stdout
+
+
+def test_the_width_of_a_report_is_that_of_columns(folder, monkeypatch):
+    names = [saved(folder, f"run-{'long-' * 20}{k}", True) for k in range(2)]
+    widths = []
+    for columns in ("60", "140"):
+        monkeypatch.setenv("COLUMNS", columns)
+        widths.append(max(map(len, run("report", *names).stdout.splitlines())))
+    assert widths[0] <= 60 and 80 < widths[1] <= 140
+
+
+def test_report_leaves_out_folders_without_a_report_and_says_so(folder):
+    (folder / "interrupted").mkdir()
+    good = saved(folder, "good", True)
+    shown = run("report", good, "interrupted")
+    assert shown.exit_code == 0 and "good" not in shown.stderr
+    assert shown.stderr == "qtool: interrupted is left out: it holds no report.json\n"
+    for words in (["interrupted"], ["interrupted"] * 2, [good, "interrupted", "--check"]):
+        assert run("report", *words).exit_code == 2
 
 
 def test_report_compares_with_a_baseline(folder):

@@ -12,10 +12,10 @@ from PIL import Image
 
 from qtool.data import InputSpec, open_dataset
 from qtool.errors import DataError
-from qtool.pipeline.proposal.data_folder import data_sources
 from qtool.pipeline.proposal.propose import propose
 from qtool.pipeline.proposal.recipe_text import recipe_text
 from qtool.pipeline.proposal.trial import _scored, difference
+from qtool.recipe.data_folder import data_sources
 from qtool.recipe.loader import load_recipe
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class folder -> bright channel
@@ -175,11 +175,18 @@ def test_flat_parts_without_a_training_name_are_no_classes(tmp_path):
 def test_damaged_arrays_are_no_samples(tmp_path):
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
     (tmp_path / "empty.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds \.npy, \.npz; expected images"):
+    with pytest.raises(DataError, match=r"cut\.npz: damaged"):
         data_sources(tmp_path)
     np.savez(tmp_path / "whole.npz", x=np.zeros((4, 2), np.float32))
     (source,) = data_sources(tmp_path)
     assert source.calibrate == str(tmp_path / "whole.npz")
+
+
+def test_three_files_without_names_are_batches(tmp_path):
+    for k in range(3):
+        np.savez(tmp_path / f"{k}.npz", x=np.zeros((4 + k, 2), np.float32))
+    (source,) = data_sources(tmp_path)
+    assert (source.calibrate, source.evaluate) == (str(tmp_path), None)
 
 
 def test_many_npy_files_are_parts_and_no_folder_of_batches(tmp_path):

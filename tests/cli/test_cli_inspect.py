@@ -84,6 +84,7 @@ def test_the_command_prints_tables_or_json(net, run):
     shown = qtool("inspect", net)
     assert shown.returncode == 0, shown.stderr
     assert "Nx4x8x8" in shown.stdout and "compose_hard_swish x1" in shown.stdout
+    assert qtool("check", net).stdout == shown.stdout
     assert json.loads(qtool("inspect", net, "--json").stdout)["layers"][0]["op"] == "Conv"
     text = qtool("inspect", run, "--quiet").stdout
     assert "QLinearConv" in text and "compute in floats" in text and "W8A8" in text
@@ -102,5 +103,7 @@ def test_what_is_no_model_and_no_run_is_refused(tmp_path):
     done = qtool("inspect", tmp_path, "--json", "--target", "cmsis-nn")
     assert done.returncode == 2
     assert "--target" in json.loads(done.stdout)["error"]["message"]
+    done = qtool("check", tmp_path / "net.onnx", "--bits", "4")
+    assert done.returncode == 2 and "expected qtool check MODEL DATA" in done.stderr
     done = qtool("inspect", tmp_path / "net.onnx", "--threads", "2")
     assert done.returncode == 2 and "--threads" in done.stderr

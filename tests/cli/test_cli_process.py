@@ -31,6 +31,7 @@ main()
 def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     (tmp_path / "train").mkdir()
+    (tmp_path / "train/x.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
 
 

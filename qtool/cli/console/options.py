@@ -28,8 +28,9 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="A folder of images or class folders, or .npz files; every second sample calibrates, "
-        "the others evaluate.",
+        help="A file or a folder of images, class folders, arrays or recordings. Parts such as "
+        "DIR/train and DIR/test calibrate and evaluate; of one part every second sample "
+        "calibrates, the others evaluate.",
     ),
 ]
 Out = Annotated[

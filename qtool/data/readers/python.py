@@ -12,6 +12,7 @@ from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Python
 from qtool.data.source import LABEL, Batch, Opening, row_digest
 from qtool.errors import DataError, SampleError, suggest
+from qtool.progress import Progress
 from qtool.user_code import guarded, guarded_items, load_function
 
 
@@ -183,7 +184,7 @@ class PythonReader(Reader):
         )
         where = f"python: {options.function}"
         call = Call(function, options, inputs)
-        digests, labels, shapes = _first_pass(call, where)
+        digests, labels, shapes = _first_pass(call, where, opening.progress)
         chosen, notes = section.choose(len(digests))
         for name, spec in inputs.items():
             check_sample_shapes(spec, [(f"sample {k}", shapes[k][name]) for k in chosen], where)
@@ -198,9 +199,13 @@ class PythonReader(Reader):
 
 
 def _first_pass(
-    call: Call, where: str
+    call: Call, where: str, progress: Progress
 ) -> tuple[tuple[str, ...], np.ndarray | None, list[dict[str, tuple[int, ...]]]]:
-    """Run the function once: (digests, labels if there are any, shapes by input), by sample."""
+    """Run the function once: (digests, labels if there are any, shapes by input), by sample.
+
+    How many there are is known at the end only, so progress is their number so far.
+    """
+    stage = f"read {call.options.function}"
     digests: list[str] = []
     labels: list[np.ndarray] = []
     labelled: set[bool] = set()
@@ -213,6 +218,7 @@ def _first_pass(
         digests += [
             _finite_digest({n: v[k : k + 1] for n, v in batch.items()}) for k in range(rows)
         ]
+        progress(stage, len(digests))
         if len(labelled) > 1 or len({values.shape[1:] for values in labels}) > 1:
             raise DataError(
                 f"{where}: some batches have another `{LABEL}` than others, or none; expected "
@@ -220,6 +226,7 @@ def _first_pass(
             )
     if not digests:
         raise DataError(f"{where}: yielded no batch; expected at least one sample")
+    progress(stage, len(digests), len(digests))
     return tuple(digests), np.concatenate(labels) if labels else None, shapes
 
 

@@ -66,7 +66,7 @@ def diagnosis_of(
                 lambda done, total: context.progress("diagnose", done, total),
             )
             record.notes.append(
-                f"{len(findings)} findings about a loss of {drop:.2f} points; gains are measured "
+                f"findings: {len(findings)} about a loss of {drop:.2f} points; gains are measured "
                 "on held-out calibration samples"
             )
     return Diagnosis(ranked(findings), doubts)

@@ -19,8 +19,8 @@ from qtool.graph.queries import dims
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.inputs.specs import input_specs
 from qtool.pipeline.load_model import load_trusted
-from qtool.pipeline.proposal.data_folder import Source, data_sources
 from qtool.pipeline.proposal.trial import Trial, difference, run_trial
+from qtool.recipe.data_folder import Source, data_sources
 from qtool.runtime.ort_session import OrtSession
 from qtool.steps.stage_cache import temporary_cache
 from qtool.targets.loader import load_target

@@ -267,10 +267,12 @@ def _layers(report: Report, room: int) -> Table | None:
 
 def _outputs(report: Report, room: int) -> Table | None:
     table = _grid(4)
-    for row in formatting.outputs(report):
+    rows = formatting.outputs(report)
+    names = formatting.short_names([row.name for row in rows], room)
+    for row, name in zip(rows, names, strict=True):
         shown = "none lost" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
         table.add_row(
-            Text(formatting.shorten(row.name, room)),
+            Text(name),
             Text(shown, QUALITY_STYLE[formatting.quality(row.sqnr_db)], justify="right"),
             Text("worst" if row.worst else "", "yellow"),
             Text(formatting.shorten(row.source, 24), "dim"),
@@ -291,9 +293,10 @@ def _search(report: Report) -> Table | None:
 
 def _sites(report: Report, room: int) -> Table | None:
     table = _grid(3)
-    for site in sensitivity.worst_sites(report):
-        shown = Text(formatting.shorten(site.name, room))
-        table.add_row(shown, Text(site.cost), Text(site.part and f"mostly {site.part}", "dim"))
+    sites = sensitivity.worst_sites(report)
+    names = formatting.short_names([site.name for site in sites], room)
+    for site, name in zip(sites, names, strict=True):
+        table.add_row(Text(name), Text(site.cost), Text(site.part and f"mostly {site.part}", "dim"))
     for row in sensitivity.groups(report):
         name = "all sites" if row.site == "all" else f"all {row.site.removeprefix('op:')}"
         kind = "" if row.kind == "both" else f"{row.kind} only"

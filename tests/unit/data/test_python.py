@@ -51,6 +51,14 @@ def test_batches_of_any_size_become_samples(tmp_path, capsys):
     assert len(set(data.digests())) == 10
 
 
+def test_samples_of_unknown_number_show_how_many_were_read(tmp_path):
+    module(tmp_path, GOOD)
+    section, seen = DataSection(python="mine:batches", code=str(tmp_path)), []
+    open_dataset(section, SPEC, trust_code=True, progress=lambda *words: seen.append(words))
+    stage = "read mine:batches"
+    assert seen == [(stage, 4), (stage, 8), (stage, 10), (stage, 10, 10)]
+
+
 def test_any_order_is_fetched(tmp_path):
     module(tmp_path, GOOD)
     data = read(tmp_path).take([7, 1, 8, 8, 0])

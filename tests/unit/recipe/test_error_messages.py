@@ -33,6 +33,8 @@ class Step:
 def folder(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     (tmp_path / "train").mkdir()
+    (tmp_path / "train/x.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "net.pt2").write_bytes(b"")
     monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=lambda: {"repair": Step}))
     monkeypatch.chdir(tmp_path)
@@ -257,5 +259,7 @@ def test_a_recipe_that_cannot_be_read(path, expected):
 def test_a_missing_model_or_folder_of_a_run_without_recipe_names_the_option():
     with pytest.raises(RecipeError, match=r'^--model x\.onnx: model: nothing at "/.*x\.onnx"'):
         recipe_from_options("x.onnx", "train")
-    with pytest.raises(RecipeError, match=r'^--data nix: calibrate\.images: nothing at "/.*nix"'):
+    with pytest.raises(RecipeError, match=r'^--data nix: nothing at "/.*nix"; expected a file'):
         recipe_from_options("net.onnx", "nix")
+    with pytest.raises(RecipeError, match=r'^--data empty: "/.*empty" holds nothing; expected im'):
+        recipe_from_options("net.onnx", "empty")

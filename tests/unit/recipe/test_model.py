@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qtool.errors import RecipeError
@@ -42,9 +43,15 @@ def folder(tmp_path, monkeypatch):
     """A folder that holds what the recipes name; no ptq step exists."""
     (tmp_path / "net.onnx").write_bytes(b"onnx")
     for name in ("train", "test"):
-        (tmp_path / name).mkdir()
+        image(tmp_path / name)
     monkeypatch.setitem(KINDS, "ptq", replace(KINDS["ptq"], table=dict))
     return tmp_path
+
+
+def image(folder: Path) -> None:
+    """Make a folder that holds an image, by its name; nothing here opens it."""
+    folder.mkdir(parents=True)
+    (folder / "x.png").write_bytes(b"")
 
 
 def write(folder: Path, text: str) -> Path:
@@ -100,7 +107,7 @@ def test_the_dumped_recipe_loads_again_from_anywhere(folder, text):
 
 @pytest.mark.parametrize("name", ["yes", "1e3", "a: b", "null", "ü#x", "2020-01-01", "-", "a\\b"])
 def test_awkward_file_names_survive_the_round_trip(folder, name):
-    (folder / name).mkdir()
+    image(folder / name)
     recipe = recipe_from_options(folder / "net.onnx", folder / name)
     assert load_recipe(write(folder, recipe.dump())) == recipe
 
@@ -198,7 +205,8 @@ def test_model_and_data_alone_give_the_default_recipe(folder, monkeypatch):
 def test_data_that_holds_arrays_is_read_as_arrays(folder, name):
     if name == "batches":
         (folder / name).mkdir()
-        (folder / name / "0.npz").write_bytes(b"")
+        for k in range(3):
+            np.savez(folder / name / f"{k}.npz", x=np.zeros((2, 3), np.float32))
     else:
         (folder / name).write_bytes(b"")
     recipe = recipe_from_options(folder / "net.onnx", folder / name)
@@ -260,8 +268,29 @@ def test_data_of_the_command_line_keeps_the_settings_of_text_and_recordings(fold
     assert recipe.calibrate.text.path == str(folder / "u.tsv")
     assert recipe.calibrate.text.tokenizer == str(folder / "vocab.txt")
     text = "model: net.onnx\ncalibrate: {wav: {path: train, rate: 8000}}\n"
-    recipe = load_recipe(write(folder, text), data=folder / "test")
-    assert recipe.calibrate.wav.path == str(folder / "test") and recipe.calibrate.wav.rate == 8000
+    for part in ("test", "train"):
+        (folder / "sounds" / part).mkdir(parents=True)
+        (folder / "sounds" / part / "a.wav").write_bytes(b"")
+    recipe = load_recipe(write(folder, text), data=folder / "sounds")
+    assert recipe.calibrate.wav.path == str(folder / "sounds/train")
+    assert recipe.calibrate.wav.rate == 8000
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("calibration", "evaluation"), ("a", "val")])
+def test_parts_of_the_data_that_names_tell_apart_calibrate_and_evaluate(folder, parts):
+    first, second = parts
+    for path in (f"{first}/cat", f"{first}/dog", f"{second}/dog"):
+        image(folder / "data" / path)
+    recipe = recipe_from_options(folder / "net.onnx", folder / "data")
+    assert recipe.calibrate.images == str(folder / "data" / first)
+    assert recipe.evaluate.images == str(folder / "data" / second)
+    assert recipe.calibrate.take.every == recipe.evaluate.take.every == 1
+    assert recipe.evaluate.classes == ("cat", "dog")  # the evaluation part lacks one
+    (note,) = recipe.notes
+    assert note.startswith(f"--data {folder / 'data'}: by the name") and second in note
+    own = load_recipe(write(folder, SMALL + "qat: {classes: [x, y]}\n"), data=folder / "data")
+    assert own.calibrate.images == recipe.calibrate.images
+    assert (own.evaluate, own.calibrate.classes, own.notes) == (None, None, recipe.notes)
 
 
 def test_a_torch_model_keeps_its_folder_when_the_resolved_recipe_moves(folder, tmp_path):

@@ -1,13 +1,13 @@
 """Find out what a folder of data holds, and how its parts divide into calibration and evaluation.
 
 Names such as train and test decide first; without them, parts of one form do: the larger one
-calibrates.
+calibrates. `qtool init` and every command that takes ``--data`` divide by this rule.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ ARRAYS, TABLES, LABELS = (".npz", ".npy"), (".tsv", ".csv", ".jsonl"), (".csv", 
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocabulary.txt")
 # Entries of a folder that are looked at, the first by name.
 LOOK = 64
+ONE_PART = "one part: every second sample calibrates, the others evaluate"
 # Characters of a table that are searched for names of images.
 SEARCHED = 10_000_000
 
@@ -73,16 +74,27 @@ def data_sources(data: Path) -> list[Source]:
         DataError: nothing is there, or nothing that a reader reads.
     """
     if not data.exists():
-        raise DataError(f"{data}: no such file or folder; expected the data of the model")
+        raise DataError(f'nothing at "{data}"; expected a file or folder of data for the model')
     finders = (_images, _arrays, _recordings, _texts)
     readable = [source for finder in finders for source in finder(data)]
     if not readable:
         listed = ", ".join(sorted({p.suffix or p.name for p in _entries(data)})[:8]) or "nothing"
         raise DataError(
-            f"{data}: holds {listed}; expected images, class folders of images, .npz or .npy "
+            f'"{data}" holds {listed}; expected images, class folders of images, .npz or .npy '
             "arrays, .wav recordings, or a .tsv or .csv table with its vocabulary"
         )
     return readable
+
+
+def source_for(reader: str, data: Path) -> Source | None:
+    """Return what the path holds for a reader whose settings a recipe has; None: nothing.
+
+    Args:
+        reader: "text" or "wav"; tables need no vocabulary beside them here.
+        data: a file or a folder.
+    """
+    finder = {"text": _tables, "wav": _recordings}[reader]
+    return next(finder(data), None)
 
 
 def _entries(folder: Path, suffixes: str | tuple[str, ...] = "") -> list[Path]:
@@ -125,7 +137,7 @@ def _divide(parts: Iterable[Path], size: Callable[[Path], int]) -> tuple[Path, P
     if train and test:
         return train[0], test[0], f"by the names {train[0].name} and {test[0].name}"
     if len(parts) == 1:
-        return parts[0], None, "one part: every second sample calibrates, the others evaluate"
+        return parts[0], None, ONE_PART
     largest, *rest = sorted(parts, key=lambda p: (-size(p), p.name))
     if test and test[0] != largest:
         return largest, test[0], f"by the name {test[0].name}; {largest.name} is the largest part"
@@ -206,14 +218,20 @@ def _label_file(images: Path, data: Path) -> Path | None:
 
 
 def _arrays(data: Path) -> Iterator[Source]:
-    """Yield arrays: files with the same arrays are parts; many of them are batches."""
+    """Yield arrays: files with the same arrays are parts; three without names are batches."""
+    files = _entries(data, ARRAYS)
+    if data.is_file():
+        yield from (Source("arrays", str(file), None, reason=ONE_PART) for file in files)
+        return
     forms: dict[tuple[Any, ...], list[Path]] = {}
-    for path in _entries(data, ARRAYS):
+    for path in files:
         if form := _form(path):
             forms.setdefault(form, []).append(path)
+    if files and not forms:
+        read_columns(files[0])  # raises what is wrong with it
     for parts in sorted(forms.values(), key=lambda group: -sum(map(_rows, group))):
         is_batch = parts[0].suffix.lower() == ".npz"  # the reader takes no folder of .npy files
-        if is_batch and len(parts) > len((*TRAIN_WORDS, *TEST_WORDS)) and not _is_split(parts):
+        if is_batch and len(parts) > 2 and not _is_split(parts):
             yield Source("arrays", str(data), None, reason=f"{len(parts)} files, a batch in each")
             continue
         calibrate, evaluate, reason = _divide(parts, _rows)
@@ -260,9 +278,19 @@ def _texts(data: Path) -> Iterator[Source]:
     """Yield tables of sentences, where a vocabulary lies beside them."""
     folder = data.parent if data.is_file() else data
     vocabulary = next((folder / n for n in VOCABULARY if (folder / n).is_file()), None)
-    tables = _entries(data, TABLES)
-    if vocabulary is None or not tables:
+    if vocabulary is None:
         return
-    calibrate, evaluate, reason = _divide(tables, lambda p: p.stat().st_size)
-    first, second = ({"path": str(p), "tokenizer": str(vocabulary)} for p in (calibrate, evaluate))
-    yield Source("text", first, None if evaluate is None else second, reason=reason)
+    for source in _tables(data):
+        first, second = (
+            None if part is None else {**part, "tokenizer": str(vocabulary)}
+            for part in (source.calibrate, source.evaluate)
+        )
+        yield replace(source, calibrate=first, evaluate=second)
+
+
+def _tables(data: Path) -> Iterator[Source]:
+    """Yield tables of sentences, without the options of the reader."""
+    if tables := _entries(data, TABLES):
+        calibrate, evaluate, reason = _divide(tables, lambda p: p.stat().st_size)
+        second = None if evaluate is None else {"path": str(evaluate)}
+        yield Source("text", {"path": str(calibrate)}, second, reason=reason)
