@@ -76,7 +76,8 @@ def error_json(error: QtoolError) -> str:
     ``{"error": {"file": "r.yaml", "line": 3, "key": "bits.weights", "message": "..."}}``
 
     Args:
-        error: of the user; only errors about a recipe have a file, a line and a key.
+        error: of the user; only errors about a recipe have a file, a line and a key, or the option
+            that set the key.
     """
     fields: dict[str, str | int] = {}
     if isinstance(error, RecipeError):
@@ -84,7 +85,7 @@ def error_json(error: QtoolError) -> str:
         if line.isdecimal():
             fields |= {"file": file, "line": int(line)}
         elif error.place:
-            fields["file"] = error.place
+            fields["option" if error.place.startswith("--") else "file"] = error.place
         if error.key:
             fields["key"] = dotted(error.key)
     return dumps({"error": {**fields, "message": str(error)}}, ensure_ascii=False)
