@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qtool.report.gates import output_gates, parity_gates
+from qtool.report.gates import gate_number, output_gates, parity_gates
 from qtool.report.schema import Accuracy, Status, Verdict
 
 if TYPE_CHECKING:
@@ -153,8 +153,12 @@ def _failure(report: "Report") -> str:
     failed = [gate for gate in [*report.gates, *parity_gates(report)] if not gate.passed]
     if not failed:
         return "The run did not pass, though every gate listed passes: see the notes of its stages."
-    listed = "; ".join(f"{gate.name} {gate.value:.4g} (limit {gate.limit:g})" for gate in failed)
-    return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {listed}."
+    listed = (
+        f"{gate.name} {gate_number(gate.name, gate.value)} "
+        f"(limit {gate_number(gate.name, gate.limit, 'g')})"
+        for gate in failed
+    )
+    return f"{'Gate' if len(failed) == 1 else 'Gates'} failed: {'; '.join(listed)}."
 
 
 def _success(report: "Report") -> str:

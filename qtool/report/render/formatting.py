@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from qtool.report.gates import gate_number
 from qtool.report.latency_schema import FastestPair, RuntimeLatency
 from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
 from qtool.report.schema import Provenance
@@ -272,11 +273,17 @@ def bits(layer: Layer) -> str:
     return " / ".join(pair)
 
 
+def gate_value(gate: Gate) -> str:
+    """Return the value that was compared with the limit of a gate."""
+    return gate_number(gate.name, gate.value)
+
+
 def limit(gate: Gate) -> str:
     """Return the limit of a gate: at most 1."""
+    number = gate_number(gate.name, gate.limit, "g")
     if gate.name == "expect":
-        return f"expected {gate.limit:g}"
-    return f"at {'least' if gate.name.startswith('min_') else 'most'} {gate.limit:g}"
+        return f"expected {number}"
+    return f"at {'least' if gate.name.startswith('min_') else 'most'} {number}"
 
 
 def quality(sqnr_db: float | None) -> str:

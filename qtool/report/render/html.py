@@ -104,6 +104,7 @@ def _environment() -> Environment:
         "drop",
         "metric",
         "bits",
+        "gate_value",
         "limit",
         "quality",
         "signed",

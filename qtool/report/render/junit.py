@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 import qtool.report.render.formatting as formatting
-from qtool.report.gates import parity_gates
+from qtool.report.gates import gate_number, parity_gates
 from qtool.report.report import Gate, Report
 from qtool.report.verdict import verdict
 
@@ -54,7 +54,7 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
 def _gate_case(suite: ElementTree.Element, name: str, gate: Gate) -> None:
     label = formatting.clean(gate.name)
     case = ElementTree.SubElement(suite, "testcase", classname=name, name=label, time="0")
-    message = f"{label}: value {gate.value:.6g}, limit {formatting.limit(gate)}"
+    message = f"{label}: value {gate_number(gate.name, gate.value, '.6g')}, limit {formatting.limit(gate)}"
     if not gate.passed:
         ElementTree.SubElement(case, "failure", type="gate", message=message).text = message
     ElementTree.SubElement(case, "system-out").text = message

@@ -205,7 +205,7 @@ def _gates(report: Report) -> str:
         [
             MARK["passed" if gate.passed else "failed"],
             code(gate.name),
-            f"{gate.value:.4g}",
+            formatting.gate_value(gate),
             formatting.limit(gate),
         ]
         for gate in gates

@@ -205,7 +205,7 @@ def _gates(report: Report) -> Table | None:
 def _gate(gate: Gate) -> tuple[Text, str, str]:
     mark = Text("✓", "green") if gate.passed else Text("✗", "bold red")
     name = formatting.clean(gate.name)
-    return Text.assemble(mark, " ", name), f"{gate.value:.4g}", formatting.limit(gate)
+    return Text.assemble(mark, " ", name), formatting.gate_value(gate), formatting.limit(gate)
 
 
 def _steps(report: Report) -> Table | None:

@@ -6,7 +6,9 @@ from full_report import FULL, changed, gate
 from qtool.errors import RecipeError
 from qtool.recipe.sections.gates import Gates
 from qtool.report.gates import GATES, Measured, check_gates, parity_gates
+from qtool.report.render import render
 from qtool.report.report import Accuracy, Report
+from qtool.report.verdict import with_verdict
 
 REPORT = Report.model_validate(FULL)
 DIGEST = FULL["data"]["evaluation"]["sha256"]
@@ -111,3 +113,10 @@ def test_parity_gates_are_shown_once():
     listed = [*FULL["gates"], gate(1.0, 0.0, "parity_max_lsb")]
     assert parity_gates(changed(gates=listed)) == []
     assert parity_gates(changed(parity=None)) == []
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "html", "junit"])
+def test_bytes_are_shown_in_full(form):
+    failed = gate(100_000, 104_319, "max_bytes")
+    text = render(with_verdict(changed(gates=[failed], passed=False)), form)
+    assert "104,319" in text and "100,000" in text and "e+05" not in text
