@@ -54,7 +54,8 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
 def _gate_case(suite: ElementTree.Element, name: str, gate: Gate) -> None:
     label = formatting.clean(gate.name)
     case = ElementTree.SubElement(suite, "testcase", classname=name, name=label, time="0")
-    message = f"{label}: value {gate_number(gate.name, gate.value, '.6g')}, limit {formatting.limit(gate)}"
+    value = gate_number(gate.name, gate.value, ".6g")
+    message = f"{label}: value {value}, limit {formatting.limit(gate)}"
     if not gate.passed:
         ElementTree.SubElement(case, "failure", type="gate", message=message).text = message
     ElementTree.SubElement(case, "system-out").text = message
