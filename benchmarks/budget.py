@@ -56,6 +56,7 @@ class Bench:
         after = os.times()
         used = after.children_user + after.children_system
         search = report.get("search") or {}
+        rungs = search.get("rungs") or []
         return {
             "accuracy": report["accuracy"],
             "bytes": report["size"]["quantized_bytes"],
@@ -64,7 +65,8 @@ class Bench:
             "float_ms": report["latency"]["float_ms"],
             "verdict": report["verdict"],
             "findings": [row["finding"] for row in report.get("diagnosis") or []],
-            "rungs": [rung for rung in search.get("rungs") or [] if rung["used"]],
+            "rungs": [rung for rung in rungs if rung["used"]],
+            "causes": rungs[0].get("findings") or [] if rungs else [],
             "chosen": search.get("chosen"),
             "search_seconds": _seconds(report, "search"),
             "seconds": seconds,
@@ -121,9 +123,9 @@ def badly_scaled(bench: Bench, name: str, fold: int) -> dict[str, Any]:
 
 
 def partial(bench: Bench, name: str, fold: int) -> dict[str, Any]:
-    """Poison one layer in its range; rank the layers, and look for the fewest float ones."""
+    """Poison one value in its ranges; rank the layers, and look for the fewest float ones."""
     file = bench.work / f"poisoned-{name}.onnx"
-    layer = poison(data_folder() / NAMES[name].model, file)
+    pair = poison(data_folder() / NAMES[name].model, file)
     changes: dict[str, Any] = {"model": str(file), "ptq": []}
     out = bench.work / f"scan-{name}-{fold}"
     plain = _plain(name, fold, **changes)
@@ -137,9 +139,13 @@ def partial(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     bits = {"weights": 8, "activations": 8, "budget": budget}
     found = bench.run(f"partial-{name}-{fold}", _plain(name, fold, **changes, bits=bits))
     raised = (found["chosen"] or {}).get("bits", {}).get("layers", {})
-    floats = [pattern for pattern, widths in raised.items() if widths == "float"]
+    floats = [
+        pattern.removeprefix("name:")
+        for pattern, widths in raised.items()
+        if "float" in (widths, widths.get("weights"))
+    ]
     ranking = [row["site"] for row in sites]
-    return {**found, "layer": layer, "ranking": ranking[:3], "floats": floats, "sites": len(sites)}
+    return {**found, "pair": pair, "ranking": ranking[:3], "floats": floats, "sites": len(sites)}
 
 
 def broken(bench: Bench, name: str, fold: int) -> dict[str, Any]:
@@ -157,10 +163,11 @@ def broken(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     }
 
 
-def poison(source: Path, target: Path) -> str:
-    """Write a network with one layer whose channels have very different ranges; return its name.
+def poison(source: Path, target: Path) -> list[str]:
+    """Write a network in which the channels of one value have very different ranges.
 
-    The function stays: what a channel of the layer is scaled by, the next layer takes back.
+    The function stays: what a channel is scaled by, the next layer takes back. Returns the names of
+    the layers that make and read the value; both lose by it.
     """
     model = onnx.load(source)
     weights = {each.name: each for each in model.graph.initializer}
@@ -171,7 +178,7 @@ def poison(source: Path, target: Path) -> str:
         _scale(weights[name], factors.reshape(shape))
     _scale(weights[second.input[1]], 1 / factors.reshape(1, -1, 1, 1))
     onnx.save(model, target)
-    return str(first.name)
+    return [str(first.name), str(second.name)]
 
 
 def _consecutive(nodes: Sequence[Any]) -> tuple[Any, Any]:
@@ -300,24 +307,24 @@ def mixed_table(rows: Mapping[str, list[Report]]) -> str:
 def other_tables(rows: Mapping[str, list[Report]]) -> str:
     """Return the tables of badly scaled channels, of a poisoned layer and of broken pipelines."""
     lines = [
-        [granularity, *figures([row], 0.3), *minutes([row]), "; ".join(row["findings"]) or "-"]
+        [granularity, *figures([row], 0.3), *minutes([row]), "; ".join(row["causes"]) or "-"]
         for fold in rows.get("badly_scaled/resnet20_badly_scaled", [])
         for granularity, row in fold.items()
     ]
-    header: tuple[str, ...] = ("weight scales", *FILE, "search min", "CPU min", "findings")
+    header: tuple[str, ...] = ("weight scales", *FILE, "search min", "CPU min", "causes named")
     text = section("Channels of very different ranges, `ptq: auto`, W8A8", header, lines)
     lines = [
         [
-            fold["layer"],
+            ", ".join(fold["pair"]),
             ", ".join(fold["ranking"]),
-            "met" if fold["ranking"][0] == fold["layer"] else "NOT MET",
+            "met" if set(fold["ranking"][:2]) == set(fold["pair"]) else "NOT MET",
             ", ".join(fold["floats"]) or "-",
             *figures([fold], WITHIN),
         ]
         for fold in rows.get("partial/resnet20", [])
     ]
-    header = ("poisoned", "most damaging sites", "ranked first", "float layers", *FILE)
-    text += section("Partial quantization of a network with one poisoned layer", header, lines)
+    header = ("poisoned between", "most damaging sites", "ranked first", "float layers", *FILE)
+    text += section("Partial quantization of a network with one poisoned value", header, lines)
     lines = [
         [title, row["verdict"]["status"], row["verdict"]["reason"], "; ".join(row["findings"])]
         for fold in rows.get("broken/resnet20", [])

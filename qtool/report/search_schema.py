@@ -65,6 +65,8 @@ class Rung(Part):
     """Points of drop; absent without labels."""
     added_bytes: int
     added_ms: Number | None = None
+    findings: list[str] | None = None
+    """Causes of the loss that the next steps start from; of plain rounding alone."""
 
 
 class SearchPart(Part):

@@ -61,7 +61,7 @@ def diagnosis_of(
                 context,
                 emitted.plan,
                 steps.plan,
-                _settings(prepared.recipe, context.calibration.count),
+                settings_of(prepared.recipe, context.calibration.count),
                 drop,
                 lambda done, total: context.progress("diagnose", done, total),
             )
@@ -72,7 +72,13 @@ def diagnosis_of(
     return Diagnosis(ranked(findings), doubts)
 
 
-def _settings(recipe: Recipe, samples: int) -> Settings:
+def settings_of(recipe: Recipe, samples: int) -> Settings:
+    """Return what the rules need to know of a recipe.
+
+    Args:
+        recipe: resolved.
+        samples: that grids were calibrated on.
+    """
     layers = {
         pattern: json.dumps(widths.model_dump(exclude_none=True))
         for pattern, widths in recipe.bits.layers.items()

@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any
 
 from qtool.annotation.layer_patterns import name_pattern
+from qtool.diagnosis.diagnose import diagnose
+from qtool.pipeline.checks.diagnosis import settings_of
 from qtool.pipeline.search.layer_costs import fixed_layers
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.pipeline.search.tried import Tried, front_of
+from qtool.quant.freeze import freeze
 from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
+from qtool.report.schema import Finding
 from qtool.report.search_schema import Rung, SearchPart
 from qtool.search.auto import Auto, Deadline, OutOfTimeError
 from qtool.search.effects import Reference
@@ -33,6 +37,8 @@ MIN_ITERATIONS, MAX_ITERATIONS = 50, 500
 RESERVE = 1.1
 # Samples of the scan that ranks layers.
 RANKING_SAMPLES = 32
+# Causes of the loss of plain rounding that are named.
+SHOWN_FINDINGS = 3
 WIDE = 8
 
 
@@ -63,6 +69,7 @@ class Climb:
         self.deadline.until = self._start + self.auto.seconds
         self._best = best
         try:
+            self._diagnose(best)
             self._climb()
         except OutOfTimeError:
             self.record.notes.append(f"the time of {self.auto.time} is over")
@@ -84,6 +91,21 @@ class Climb:
             if self._holds(self._best) or self._best.result.drop is None:
                 break
             self._raise(width)
+
+    def _diagnose(self, rounded: Tried) -> None:
+        """Name the causes of what plain rounding loses, in notes and in the rung."""
+        drop = rounded.result.drop
+        if self._holds(rounded) or drop is None or drop <= 0:
+            return
+        causes = [finding.finding for finding in self._findings(rounded, drop)[:SHOWN_FINDINGS]]
+        self.record.notes += [f"rounding loses {drop:.2f} points: {cause}" for cause in causes]
+        self._rungs[-1] = self._rungs[-1].model_copy(update={"findings": causes})
+
+    def _findings(self, rounded: Tried, drop: float) -> list[Finding]:
+        plan, context = self.runner.quantized(rounded.recipe)
+        settings = settings_of(rounded.recipe, context.calibration.count)
+        progress = partial(self.deadline.progress, "diagnose")
+        return diagnose(context, freeze(context.model, plan), plan, settings, drop, progress)
 
     # Steps that cost no bytes.
 

@@ -51,10 +51,11 @@ class Runner:
         return 2.0
 
 
-def searched(monkeypatch, runner, auto=None, macs=10**12):
+def searched(monkeypatch, runner, auto=None, macs=10**12, findings=()):
     monkeypatch.setattr(climb, "total_macs", lambda model: macs)
     search = Climb(runner, auto or Auto(), StageRecord(), runner.deadline)
     monkeypatch.setattr(Climb, "_ranked", lambda self, recipe, width: list(LAYERS))
+    monkeypatch.setattr(Climb, "_findings", lambda *args: findings)
     return (*search.run(), search.record.notes)
 
 
@@ -80,6 +81,16 @@ def test_a_step_that_does_not_help_is_left_out(monkeypatch):
     }
     assert recipe.calibrate.method.name == "mse" and recipe.rewrite is None
     assert [step.name for step in recipe.ptq] == ["gptq"]
+
+
+def test_the_causes_of_the_loss_are_named(monkeypatch):
+    findings = [SimpleNamespace(finding=f"Cause {k}") for k in range(5)]
+    runner = Runner({"equalize": 0.001})
+    _, part, notes = searched(monkeypatch, runner, findings=findings)
+    assert part.rungs[0].findings == ["Cause 0", "Cause 1", "Cause 2"]
+    assert "rounding loses 10.00 points: Cause 0" in notes
+    _, part, notes = searched(monkeypatch, Runner({}, limit=20), findings=findings)
+    assert part.rungs[0].findings is None and not any("Cause" in note for note in notes)
 
 
 def test_narrow_weights_are_repaired_first(monkeypatch):
@@ -170,6 +181,7 @@ def test_work_that_takes_longer_than_estimated_is_broken_off(endless, monkeypatc
     runner = Endless({"auto": 0.9, "bias_correction": 0.5})
     monkeypatch.setattr(climb, "total_macs", lambda model: 10**12)
     monkeypatch.setattr(Climb, "_ranked", lambda *args: work() if endless == "ranking" else [])
+    monkeypatch.setattr(Climb, "_findings", lambda *args: [])
     search = Climb(runner, Auto(time="100s"), StageRecord(), runner.deadline)
     recipe, part = search.run()
     assert 100 < clock.now <= 100 * 1.2
