@@ -1,6 +1,7 @@
 """Model files that are missing, damaged, quantized already, or that no opset can save."""
 
 import re
+import time
 
 import numpy as np
 import onnx
@@ -294,6 +295,21 @@ def test_an_opset_that_does_not_exist(version, tmp_path):
     proto = two_layers()
     proto.opset_import[0].version = version
     assert "expected 1 or more" in refused(saved(proto, tmp_path), ModelError)
+
+
+@pytest.mark.slow
+def test_ten_thousand_nodes_are_read_in_linear_time(tmp_path):
+    seconds = []
+    for count in (2500, 10000):
+        net = Net()
+        x = net.input("x", "N", 4)
+        for _ in range(count // 2):
+            x = net.add("Relu", net.add("Add", x, x))
+        path = saved(net.output(net.add("Neg", x, out="y")).proto(), tmp_path)
+        start = time.process_time()
+        assert len(load_model(path).model.graph) == count + 1
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 8 * seconds[0], seconds
 
 
 def test_a_batch_that_no_machine_holds(tmp_path):

@@ -113,6 +113,16 @@ def test_a_palette_with_transparency_keeps_its_colors(tmp_path):
     assert (decode(tmp_path / "a.png", Preprocess()) == [10, 20, 30]).all()
 
 
+def test_the_first_frame_is_read_and_a_camera_is_not_turned(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (decode(tmp_path / "a.gif", Preprocess()) == [255, 0, 0]).all()
+    rotated = Image.Exif()
+    rotated[274] = 6  # Orientation: turn by 90 degrees
+    Image.new("RGB", (12, 8)).save(tmp_path / "a.jpg", exif=rotated)
+    assert decode(tmp_path / "a.jpg", Preprocess()).shape == (8, 12, 3)
+
+
 def test_threads_change_nothing(tmp_path):
     section = DataSection(images=folder(tmp_path, 20))
     one, many = (open_dataset(section, SPEC, workers=workers) for workers in (0, 3))
