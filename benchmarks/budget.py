@@ -142,7 +142,7 @@ def partial(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     floats = [
         pattern.removeprefix("name:")
         for pattern, widths in raised.items()
-        if "float" in (widths, widths.get("weights"))
+        if widths["weights"] == "float"
     ]
     ranking = [row["site"] for row in sites]
     return {**found, "pair": pair, "ranking": ranking[:3], "floats": floats, "sites": len(sites)}
