@@ -8,6 +8,9 @@ from qtool.search.effects import Reference
 from qtool.steps.context import Context
 from qtool.verification.accuracy import NamedMetric
 
+# Samples below which no more are taken from calibration to compare networks on.
+MIN_CALIBRATED = 128
+
 
 def reference_of(prepared: Prepared, samples: int) -> Reference:
     """Return the calibration samples that networks are compared on, and the recipe's metric.
@@ -67,11 +70,7 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     context, section = prepared.context, prepared.recipe.calibrate
     if section.loop:
         return Reference(context, context.holdout, _metric(prepared, context.holdout))
-    whole = open_dataset(
-        section.model_copy(update={"count": None}),
-        context.inputs,
-        trust_code=prepared.options.trust_code,
-    )
+    whole = _whole(prepared)
     used, held_out = (set(part.positions) for part in (context.calibration, context.holdout))
     free = [k for k, position in enumerate(whole.positions) if position not in used]
     count = min(len(free), samples)
@@ -85,6 +84,36 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     rest = [k for k, position in enumerate(whole.positions) if position in held_out]
     dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - len(chosen))]]))
     return Reference(context, dataset, _metric(prepared, dataset))
+
+
+def fewer_to_calibrate(prepared: Prepared) -> int | None:
+    """Return a number of calibration samples that leaves as many to compare networks on.
+
+    The accuracy of networks is compared on labelled samples of the calibration section that nothing
+    was fitted to; a few of them cannot tell drops of a point.
+
+    Args:
+        prepared: model and data.
+
+    Returns:
+        Half of the samples; None where enough are unused, none has a label, or half is too few to
+        calibrate on.
+    """
+    context, section = prepared.context, prepared.recipe.calibrate
+    if section.loop or _metric(prepared) is None:
+        return None
+    whole = _whole(prepared)
+    half, unused = whole.count // 2, whole.count - context.calibration.count
+    return half if half >= MIN_CALIBRATED and unused < half / 2 else None
+
+
+def _whole(prepared: Prepared) -> Dataset:
+    """Return all samples of the calibration section, whatever its count."""
+    return open_dataset(
+        prepared.recipe.calibrate.model_copy(update={"count": None}),
+        prepared.context.inputs,
+        trust_code=prepared.options.trust_code,
+    )
 
 
 def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric | None:

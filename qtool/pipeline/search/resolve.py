@@ -52,6 +52,11 @@ def resolve_search(
         deadline = Deadline(options.progress)
         timed = replace(options, progress=deadline)
         runner = TrialRunner.of(fixed, replace(cache, done=[]), timed, folder)
+        if runner.fewer is not None:
+            record.notes.append(
+                f"{runner.fewer} samples calibrate, as many others compare networks: "
+                f"calibrate: {{count: {runner.fewer}}}"
+            )
         search: Climb | BitSearch
         if budget is not None:
             search = BitSearch(runner, budget, record)

@@ -15,7 +15,11 @@ import numpy as np
 from qtool.graph.save import save_model
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
-from qtool.pipeline.search.reference import check_real_samples, unused_reference
+from qtool.pipeline.search.reference import (
+    check_real_samples,
+    fewer_to_calibrate,
+    unused_reference,
+)
 from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
@@ -67,11 +71,13 @@ class TrialRunner:
         original: the recipe as the user wrote it, without what is searched.
         reference: samples that trials are compared on.
         folder: for files that are weighed.
+        fewer: calibration samples, where some were left out of calibration to compare networks on.
     """
 
     prepared: Prepared
     original: Recipe
     folder: Path
+    fewer: int | None = None
     _reference: Reference | None = field(default=None, repr=False)
 
     @classmethod
@@ -91,7 +97,13 @@ class TrialRunner:
         """
         prepared = prepare(recipe, cache, options)
         check_real_samples(prepared)
-        return cls(prepared, recipe, folder)
+        count = fewer_to_calibrate(prepared)
+        if count is not None:
+            recipe = recipe.model_copy(
+                update={"calibrate": recipe.calibrate.model_copy(update={"count": count})}
+            )
+            prepared = prepare(recipe, cache, options)
+        return cls(prepared, recipe, folder, count)
 
     @property
     def base(self) -> Recipe:

@@ -1,6 +1,7 @@
 """Samples that searches compare on: none is an evaluation sample, and there are always some."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import onnx_ir as ir
 import pytest
@@ -11,6 +12,7 @@ from qtool.graph.queries import by_name
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import run_ptq
+from qtool.pipeline.search import reference
 from qtool.pipeline.search.reference import unused_reference
 from qtool.pipeline.search.trial import TrialRunner
 from qtool.recipe.loader import load_recipe
@@ -53,3 +55,24 @@ def test_synthetic_samples_are_refused_before_any_trial(digits, tmp_path, monkey
     recipe = load_recipe(digits / "int8.yaml", settings)
     with pytest.raises(RecipeError, match="synthetic ones are noise"):
         run_ptq(recipe, tmp_path / "run", RunOptions(threads=1))
+
+
+@pytest.mark.parametrize(("count", "fewer"), [(None, 144), (280, 144), (100, None)])
+def test_half_of_the_samples_are_left_to_compare_networks_on(digits, monkeypatch, count, fewer):
+    whole = 288
+    monkeypatch.setattr(reference, "_whole", lambda prepared: prepared.whole.take(range(whole)))
+    recipe = load_recipe(digits / "int8.yaml", ["calibrate.count=300"])
+    with temporary_cache() as cache:
+        prepared = prepare(recipe, cache, RunOptions(threads=1))
+    data = prepared.context.calibration
+    used = replace(prepared.context, calibration=data.take(range(count or whole)))
+    few = SimpleNamespace(
+        context=used, recipe=prepared.recipe, options=prepared.options, whole=data
+    )
+    monkeypatch.setattr(reference, "_metric", lambda prepared: object())
+    assert reference.fewer_to_calibrate(few) == fewer
+    monkeypatch.setattr(reference, "MIN_CALIBRATED", 145)
+    assert reference.fewer_to_calibrate(few) is None
+    monkeypatch.setattr(reference, "MIN_CALIBRATED", 128)
+    monkeypatch.setattr(reference, "_metric", lambda prepared: None)
+    assert reference.fewer_to_calibrate(few) is None
