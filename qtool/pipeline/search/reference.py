@@ -90,7 +90,7 @@ def fewer_to_calibrate(prepared: Prepared) -> int | None:
     """Return a number of calibration samples that leaves as many to compare networks on.
 
     The accuracy of networks is compared on labelled samples of the calibration section that nothing
-    was fitted to; a few of them cannot tell drops of a point.
+    was fitted to; a few of them do not show drops of a point.
 
     Args:
         prepared: model and data.
