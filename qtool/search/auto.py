@@ -67,8 +67,8 @@ class Auto:
     """Choose ranges, repair and bits step by step until gates.max_drop holds with a margin.
 
     Steps, in order: plain rounding, ranges by `auto`, equalization, bias correction, GPTQ (first
-    where weights have fewer than 8 bits), reconstruction where time is left, and at last more bits
-    (8, then float) for the fewest layers.
+    where weights have fewer than 8 bits), 8 bits for the fewest layers, reconstruction where time
+    is left, and at last float for the fewest layers.
     A step is used where samples that nothing was fitted to say that the output came closer. The
     search ends when the drop on them, with one standard error, is within gates.max_drop (1 point
     where there is none), or the time is over. The run folder holds the recipe that was chosen,

@@ -81,16 +81,22 @@ class Climb:
     def _climb(self) -> None:
         """Try one step after the other; what is best so far stays in ``_best``."""
         for name, change in self._repairs():
-            if self._holds(self._best):
-                return
-            recipe = change(self._best.recipe)
-            if recipe != self._best.recipe:
-                self._rung(name, recipe)
-        for width in (WIDE, "float"):
-            # Without a drop nothing says when there are bits enough: all layers would become float.
-            if self._holds(self._best) or self._best.result.drop is None:
-                break
-            self._raise(width)
+            self._repair(name, change)
+        self._raise(WIDE)
+        # Later, since every trial behind it would learn again.
+        iterations = self._iterations()
+        if iterations >= MIN_ITERATIONS:
+            step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})
+            self._repair(RECONSTRUCTION, partial(_with_steps, ("gptq", step)))
+        self._raise("float")
+
+    def _repair(self, name: str, change: Callable[[Recipe], Recipe]) -> None:
+        """Try a step where the gate does not hold yet."""
+        if self._holds(self._best):
+            return
+        recipe = change(self._best.recipe)
+        if recipe != self._best.recipe:
+            self._rung(name, recipe)
 
     def _diagnose(self, rounded: Tried) -> None:
         """Name the causes of what plain rounding loses, in notes and in the rung."""
@@ -122,10 +128,6 @@ class Climb:
             yield "bias correction", partial(_with_steps, ("bias_correction",))
         if not narrow:
             yield gptq
-        iterations = self._iterations()
-        if iterations >= MIN_ITERATIONS:
-            step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})
-            yield RECONSTRUCTION, partial(_with_steps, ("gptq", step))
 
     def _iterations(self) -> int:
         """Return the iterations of a block's reconstruction for which there is time."""
@@ -148,6 +150,9 @@ class Climb:
 
     def _raise(self, width: int | str) -> None:
         """Give the fewest layers ``width`` bits, 8 or float, so that the accuracy holds."""
+        # Without a drop nothing says when there are bits enough: all layers would become float.
+        if self._holds(self._best) or self._best.result.drop is None:
+            return
         start, before = time.perf_counter(), self._best
         ranked = self._ranked(before.recipe, width)
         if not ranked:
