@@ -33,7 +33,7 @@ DEFAULT_DROP = 1.0
 RECONSTRUCTION = "qdrop"
 SAMPLES_PER_ITERATION = 32
 MIN_ITERATIONS, MAX_ITERATIONS = 50, 500
-# A trial is started where this many times the longest one so far fits into the time.
+# A trial is started where this many times that of the best recipe so far fits into the time.
 RESERVE = 1.1
 # Samples of the scan that ranks layers.
 RANKING_SAMPLES = 32
@@ -58,7 +58,7 @@ class Climb:
     record: StageRecord
     deadline: Deadline
     _start: float = field(default_factory=lambda: time.perf_counter(), repr=False)
-    _longest: float = field(default=0.0, repr=False)
+    _reserve: float = field(default=0.0, repr=False)  # seconds of the best recipe's trial
     _tried: list[Tried] = field(default_factory=list, repr=False)
     _rungs: list[Rung] = field(default_factory=list, repr=False)
 
@@ -67,7 +67,7 @@ class Climb:
         best = self._measure("rounding", self.runner.base.model_copy(update={"ptq": ()}))
         self._add_rung(best, best, True, time.perf_counter() - self._start)
         self.deadline.until = self._start + self.auto.seconds
-        self._best = best
+        self._take(best)
         try:
             self._diagnose(best)
             self._climb()
@@ -144,7 +144,7 @@ class Climb:
         used = tried.result.kl < (1 - GAIN) * before.result.kl
         self._add_rung(before, tried, used, time.perf_counter() - start)
         if used:
-            self._best = tried
+            self._take(tried)
 
     # More bits for the fewest layers.
 
@@ -181,12 +181,15 @@ class Climb:
             raise
         self._use(before, raised(frozenset(ranked) if chosen is None else chosen), start)
 
+    def _take(self, tried: Tried) -> None:
+        self._best, self._reserve = tried, tried.seconds
+
     def _use(self, before: Tried, tried: Tried, start: float) -> None:
         """Add the rung of layers with more bits, and use it where the divergence falls."""
         used = tried.result.kl < before.result.kl
         self._add_rung(before, tried, used, time.perf_counter() - start)
         if used:
-            self._best = tried
+            self._take(tried)
 
     def _ranked(self, recipe: Recipe, width: int | str) -> list[str]:
         """Return the layers that can have more bits, the most damaging for their bytes first."""
@@ -212,9 +215,10 @@ class Climb:
                 return tried
         self._check_time()
         start = time.perf_counter()
-        tried = Tried(name, recipe, self.runner.measure(recipe), self.runner.milliseconds())
+        result, milliseconds = self.runner.measure(recipe), self.runner.milliseconds()
         # A trial that was finished in an earlier run says how long the next one takes, too.
-        self._longest = max(self._longest, time.perf_counter() - start, tried.result.seconds)
+        seconds = max(time.perf_counter() - start, result.seconds)
+        tried = Tried(name, recipe, result, milliseconds, seconds)
         self._tried.append(tried)
         self.deadline.progress(
             "search", min(int(self._elapsed), int(self.auto.seconds)), int(self.auto.seconds)
@@ -227,7 +231,7 @@ class Climb:
 
     def _check_time(self) -> None:
         """Raise OutOfTimeError where another trial may not fit into the time."""
-        if self._elapsed + RESERVE * self._longest > self.auto.seconds:
+        if self._elapsed + RESERVE * self._reserve > self.auto.seconds:
             raise OutOfTimeError
 
     @property

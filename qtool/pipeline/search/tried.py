@@ -11,12 +11,13 @@ from qtool.search.mixed_precision import pareto_front
 
 @dataclass(frozen=True)
 class Tried:
-    """A recipe that was tried, with its outcome and its time."""
+    """A recipe that was tried, with its outcome, its time a sample, and seconds of the trial."""
 
     name: str
     recipe: Recipe
     result: TrialResult
     milliseconds: float | None = None
+    seconds: float = 0.0
 
     @property
     def point(self) -> SearchPoint:
