@@ -42,7 +42,7 @@ class StageCache:
 
     Attributes:
         folder: holds finished results.
-        fresh: ignore results of earlier runs.
+        fresh: ignore results of earlier runs; a search and the run of what it chose are one run.
         base: digested into every key besides a result's own parts (source, versions, threads).
         done: the stages that ended, in order.
     """
@@ -51,6 +51,7 @@ class StageCache:
     fresh: bool = False
     base: tuple[str, ...] = ()
     done: list[Stage] = field(default_factory=list)
+    _made: set[Path] = field(default_factory=set, repr=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,7 +117,7 @@ class StageCache:
             load: reads it back.
         """
         path = self.path_for(name, parts)
-        if path.is_file() and not self.fresh:
+        if path.is_file() and (not self.fresh or path in self._made):
             try:
                 result = load(path)
             except Exception as error:  # a damaged file fails in its format's own ways
@@ -127,6 +128,7 @@ class StageCache:
         result = make()
         with atomic_path(path) as temporary:
             save(result, temporary)
+        self._made.add(path)
         return result
 
 

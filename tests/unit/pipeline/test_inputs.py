@@ -58,7 +58,7 @@ def test_states_of_a_process_that_was_first_stay(model, tmp_path):
     assert (folder / "mark").exists()
     (batch,) = second.batches(4)
     np.testing.assert_array_equal(batch["c"][:, 0], [0, 1, 2, 3])
-    fresh = replace(recorder, cache=replace(recorder.cache, fresh=True))
+    fresh = replace(recorder, cache=replace(recorder.cache, fresh=True, _made=set()))
     fresh.with_states(dataset)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 

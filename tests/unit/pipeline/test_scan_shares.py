@@ -47,7 +47,7 @@ def test_finished_sites_are_in_no_share(tmp_path, monkeypatch):
             yield None
 
     def scanned(fresh=False):
-        own = replace(context, cache=replace(context.cache, fresh=fresh))
+        own = replace(context, cache=replace(context.cache, fresh=fresh, _made=set()))
         record = StageRecord()
         scan = Scan(plan, Reference(own, own.calibration))
         return scan_in_shares(scan, job, Spread(jobs=2), record), record.notes[0]

@@ -1,6 +1,7 @@
 """Stages: timed and told, remembered by key, whole on disk or not there."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,19 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path):
 def test_the_source_has_a_digest():
     assert len(source_digest()) == 64
     assert source_digest() == source_digest()
+
+
+def test_fresh_uses_what_the_same_run_made(tmp_path, work):
+    """A search tries a recipe, and its run follows with stages of its own."""
+    assert recall(tmp_path, work) == ("result 1", False)
+    stages = StageCache(tmp_path, fresh=True, base=("source",))
+    search = replace(stages, done=[])
+    arguments = (
+        "grids",
+        ("recipe",),
+        work,
+        lambda text, path: path.write_text(text),
+        Path.read_text,
+    )
+    assert search.cached(StageRecord(), *arguments) == "result 2"
+    assert stages.cached(StageRecord(), *arguments) == "result 2"
