@@ -77,6 +77,22 @@ def test_it_trains_writes_and_remembers(folder):
     assert epochs[:4] == training["epochs"] and len(epochs) == 5
 
 
+@pytest.mark.slow
+def test_a_model_and_data_are_enough_to_train(folder):
+    """The calibration part trains: `train.npz` and `test.npz` are told apart by their names."""
+    (folder / "parts").mkdir()
+    for name in ("train.npz", "test.npz"):
+        (folder / "parts" / name).symlink_to(folder / name)
+    words = [folder / "net.onnx", folder / "parts", "--bits", "3/4", "--epochs", 1]
+    done = qtool("qat", *words, "--set", "ptq=[]", "--out", folder / "bare")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1: validation" in done.stderr  # no terminal: a line for each epoch
+    report = json.loads((folder / "bare/report.json").read_text())
+    training = report["data"]["training"]
+    assert training["count"] + training["validation"] == 300 and training["quantizer"] == "lsq"
+    assert report["data"]["evaluation"]["count"] == 100
+
+
 def test_ptq_leaves_the_section_alone(folder):
     done = qtool("ptq", "--recipe", folder / "r.yaml", "--out", folder / "p")
     assert done.returncode == 0, done.stderr

@@ -2,19 +2,19 @@
 
 import json
 import re
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = re.search(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
-# Without the installation, which downloads torch; about 40 s on a quiet core.
-LONGEST = 300
+# Seconds of a core, without the installation, which downloads torch.
+LONGEST = 120
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def environment(clone: Path) -> None:
     (clone / ".venv/.ready").touch()  # younger than pyproject.toml: nothing is installed
 
 
+def seconds_of_children() -> float:
+    """Return the processor time of finished child processes: a busy machine changes it little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_at_most_five_commands_lead_to_a_report_of_ones_own(home):
     if not (ROOT / ".git").exists():
@@ -53,14 +59,14 @@ def test_at_most_five_commands_lead_to_a_report_of_ones_own(home):
         shutil.copy(ROOT / name, folder / name)
     assert clone == "git clone https://github.com/OWNER/qtool && cd qtool"
     environment(folder)
-    start = time.monotonic()
+    start = seconds_of_children()
     for command in commands:
         own = command.replace("/path/to/net.onnx", str(home.parent / "net.onnx"))
         own = own.replace("/path/to/data", str(home.parent / "stuff"))
         done = subprocess.run(own, shell=True, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    seconds = time.monotonic() - start
+    seconds = seconds_of_children() - start
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["verdict"]["status"] == "passed" and report["accuracy"]["float"] > 99
     assert "runs/mine" in (folder / "board.html").read_text()
-    assert seconds < LONGEST, f"{len(commands)} commands took {seconds:.0f} s"
+    assert seconds < LONGEST, f"{len(commands)} commands took {seconds:.0f} s of a core"
