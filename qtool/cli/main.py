@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 import typer
@@ -63,6 +64,9 @@ def main() -> None:
     # Threads of torch that wait by spinning take a core each from a busy neighbour: its time grew
     # 20-fold (benchmarks/simulate.py). OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy's, of values near the end of float32: what must be finite is checked, by name.
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(os, "register_at_fork"):  # worker processes end on SIGTERM as usual
         os.register_at_fork(after_in_child=_restore_sigterm)
