@@ -80,11 +80,16 @@ class Whole:
 
     def limits(self, arrays: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
         """Return the limits of each sample."""
-        return limits(arrays[self.name], rows)
+        return limits(self._elements(arrays), rows)
 
     def elements(self, arrays: Mapping[str, np.ndarray], rows: int, seed: int) -> np.ndarray:
         """Return evenly spread elements."""
-        return evenly_spread(arrays[self.name], rows * SAMPLED, seed)
+        return evenly_spread(self._elements(arrays), rows * SAMPLED, seed)
+
+    def _elements(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the array; a single 0 for one without elements, as an empty cache has."""
+        array = arrays[self.name]
+        return array if array.size else np.zeros(1, array.dtype)
 
 
 @dataclass(frozen=True)
