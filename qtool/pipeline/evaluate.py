@@ -104,17 +104,18 @@ class Evaluator:
         """Run the file in the child process, then compare its outputs in this one."""
         latency, captured, qualities = self._run_file()
         outputs = {
-            name: np.load(self.scratch / f"{name}.npy", mmap_mode="r")
+            name: np.load(path, mmap_mode="r")
             for name in ("float", "quantized")
+            if (path := self.scratch / f"{name}.npy").is_file()
         }
         optimized = ir.load(self.scratch / "optimized.onnx")
         accuracy, metric = self._accuracy(outputs)
-        label_order = self._label_order(metric, outputs["float"])
+        label_order = self._label_order(metric, outputs)
         if self.emitted is None or captured is None:
             return Evaluation(accuracy, latency, optimized, None, {}, [], qualities, label_order)
         layers = PlanEvaluator(self.prepared, self.emitted, captured)
         parity = layers.parity(self.prepared.recipe.output.format == "qonnx")
-        if self.prepared.context.target.integer_only:
+        if self.prepared.context.target.integer_only and outputs:
             rows = [outputs["quantized"][k : k + 1] for k in captured.chosen]
             parity = parity.model_copy(update={"integer_only": layers.integer_only(rows)})
         saturating = layers.saturating()
@@ -145,7 +146,9 @@ class Evaluator:
                     # Grids computed at run time depend on the batch: samples one by one.
                     rows=1 if self.dynamic and name == "quantized" else None,
                     threads=threads or default_threads(),
+                    output=output,
                 )
+                for output in self._evaluated_output(record)
                 for name, path in paths.items()
             )
             capture, captured = self._capture()
@@ -176,6 +179,22 @@ class Evaluator:
         if profile is not None:
             timing = with_kernel_times(timing, results[profile])
         return timing, captured, qualities
+
+    def _evaluated_output(self, record: StageRecord) -> tuple[int, ...]:
+        """Return the position of the output that is evaluated; none where all sizes vary."""
+        outputs = [value.name for value in self.prepared.context.model.graph.outputs]
+        name = self.prepared.context.evaluated_output
+        if name is None:
+            record.notes.append(
+                "the size of every output depends on values (behind NonMaxSuppression and its "
+                "kin), so the outputs of the two files are not compared; parity is"
+            )
+            return ()
+        if name != outputs[0]:
+            record.notes.append(
+                f"the output {name} is evaluated, as the size of {outputs[0]} depends on values"
+            )
+        return (outputs.index(name),)
 
     def _samples(self, chosen: tuple[int, ...] | None = None) -> Samples:
         """Return the evaluation samples, or some of them, as the child reads them."""
@@ -229,14 +248,14 @@ class Evaluator:
     ) -> tuple[Accuracy | None, NamedMetric | None]:
         """Return the accuracy of both files, and the metric; None where the samples are made up."""
         shapes = {name: list(array.shape) for name, array in outputs.items()}
-        if shapes["float"] != shapes["quantized"]:
+        if shapes.get("float") != shapes.get("quantized"):
             raise UnsupportedError(
                 f"the quantized file's first output has shape {shapes['quantized']} on all "
                 f"samples, expected {shapes['float']} as that of the float model; give the float "
                 "model the file was made from"
             )
         data = self.prepared.evaluation.dataset
-        if data.synthetic:
+        if data.synthetic or not outputs:
             return None, None
         metric, labels = metric_for(recipe_metric(self.prepared), outputs["float"]), data.labels
         with self.prepared.context.cache.stage("accuracy"):
@@ -247,13 +266,15 @@ class Evaluator:
             images = 0 if evaluate is None else evaluate.thumbnails
             return with_changed_samples(accuracy, outputs, data, images), metric
 
-    def _label_order(self, metric: NamedMetric | None, outputs: np.ndarray) -> LabelOrder | None:
+    def _label_order(
+        self, metric: NamedMetric | None, outputs: Mapping[str, np.ndarray]
+    ) -> LabelOrder | None:
         """Return an order of the classes that fits the float model far better than the labels."""
         data = self.prepared.evaluation.dataset
         if metric is None or not metric.metric.class_labels or data.labels is None:
             return None
         with self.prepared.context.cache.stage("labels") as record:
-            scores = outputs.reshape(len(outputs), -1)
+            scores = outputs["float"].reshape(data.count, -1)
             order = find_label_order(scores, data.labels, data.classes)
             record.notes += [] if order is None else [f"WARNING: {order.describe()}"]
         return order
@@ -287,7 +308,7 @@ class Evaluator:
             return with_simulated(accuracy, metric, subset, labels)
 
     def _simulate(self, emitted: Emitted, chosen: list[int], record: StageRecord) -> np.ndarray:
-        """Return the first output of the fake-quantized network on some evaluation samples."""
+        """Return the evaluated output of the fake-quantized network on some samples."""
         from qtool.simulation.dynamic import one_thread
         from qtool.simulation.fake_quant import Simulation
 
@@ -299,7 +320,7 @@ class Evaluator:
             why = "grids computed at run time cover a whole batch: outputs depend on what is in it"
             record.notes.append(f"{why}; the file was evaluated at batch {rows}")
         data = self.prepared.evaluation.dataset.take(chosen)
-        names = [context.first_output, *data.fed_back]
+        names = [context.evaluated_output or "", *data.fed_back]
         compute = simulation.computing(context.inputs, names)
 
         def outputs() -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, drop_unusable
 from qtool.data.inputs import fixed_batch
 from qtool.errors import DataError, ModelError, QtoolError, UnsupportedError
+from qtool.graph.compared_output import evaluated_output
 from qtool.graph.queries import dims, parameters
 from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
@@ -143,7 +144,10 @@ def check_first_output(model: ir.Model, name: str, batch: int | None) -> None:
     Raises:
         UnsupportedError: it is not computed, no tensor of numbers, or a single number.
     """
-    value = model.graph.outputs[0]
+    name_of_output = evaluated_output(model)
+    if name_of_output is None:
+        return
+    value = next(each for each in model.graph.outputs if each.name == name_of_output)
     if value.producer() is None:
         kind = "an input" if value.is_graph_input() else "a constant"
     elif isinstance(value.type, ir.SequenceType | ir.OptionalType):
@@ -260,7 +264,7 @@ def probe_batch(
             ) from error
         if dataset.count < 2:
             return unchanged, ()
-        reason = _reason(session, first, dataset, specs)
+        reason = _reason(session, first, dataset, specs, evaluated_output(model))
     if not reason:
         return unchanged, ()
     fixed = {key: _of_one_sample(spec) for key, spec in specs.items()}
@@ -298,6 +302,7 @@ def _reason(
     first: Mapping[str, np.ndarray],
     dataset: Dataset,
     specs: Mapping[str, InputSpec],
+    evaluated: str | None,
 ) -> str:
     """Return why two samples cannot share a batch; "" where they can."""
     last = _rows(dataset, specs, [dataset.count - 1])
@@ -311,13 +316,14 @@ def _reason(
     except Exception:  # the runtime raises one class per status
         return "the model fails on a batch of two"
     single, other = session(first), session(last)
-    for k, (name, array) in enumerate(pair.items()):
+    for name, array in pair.items():
+        is_evaluated = name == evaluated
         alone = (single[name], other[name])
         if array.dtype.kind != "f" or array.ndim == 0:
             continue
-        if k == 0 and any(len(each) != 1 for each in alone):
+        if is_evaluated and any(len(each) != 1 for each in alone):
             return f'the first axis of the output "{name}" does not count samples'
-        if reason := _mixing(array, alone, (0,) if k == 0 else range(array.ndim)):
+        if reason := _mixing(array, alone, (0,) if is_evaluated else range(array.ndim)):
             return f'the output "{name}" {reason}'
     return ""
 

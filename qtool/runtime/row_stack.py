@@ -32,7 +32,10 @@ def stack_rows(parts: Iterable[np.ndarray], count: int) -> np.ndarray:
         rows[done : done + len(part)] = part
         done += len(part)
     if rows is None or done < count:
-        raise _not_by_sample((), (count,), done)
+        raise UnsupportedError(
+            f"the first output has {done} rows on {count} samples; expected one for each: the "
+            "batch must be its first axis, and no size 0"
+        )
     return rows
 
 

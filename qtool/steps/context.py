@@ -13,6 +13,7 @@ from qtool.data import Dataset, InputSpec, split
 from qtool.data.inputs import fixed_batch
 from qtool.data.source import per_sample
 from qtool.errors import DataError
+from qtool.graph.compared_output import decisive_value, evaluated_output
 from qtool.progress import Progress, silent
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -76,8 +77,16 @@ class Context:
 
     @property
     def first_output(self) -> str:
-        """Name of the model's first output, by which plans are compared."""
-        return self.model.graph.outputs[0].name or ""
+        """Name of the value by which plans are compared: the first output of floats, as a rule.
+
+        See :func:`qtool.graph.compared_output.decisive_value`.
+        """
+        return decisive_value(self.model)
+
+    @property
+    def evaluated_output(self) -> str | None:
+        """Name of the output by which files are compared; None where all sizes depend on values."""
+        return evaluated_output(self.model)
 
     @cached_property
     def parts(self) -> tuple[Dataset, Dataset]:

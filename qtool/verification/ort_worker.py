@@ -217,11 +217,11 @@ def capture(task: Capture) -> CaptureResult:
 
 @perform.register
 def evaluate(task: Evaluate) -> EvaluateResult:
-    """Save the first output on all samples."""
+    """Save an output on all samples."""
     session, dataset = _session(task.model, task.threads), task.samples.open()
     rows, io = task.rows or _rows(task.samples, dataset.count), _quantized_io(session)
     rows = max(1, rows // 2) if task.halved else rows
-    names = [session.get_outputs()[0].name, *dataset.fed_back]
+    names = [session.get_outputs()[task.output].name, *dataset.fed_back]
 
     def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = _run(session, names, _feeds(batch, session), task.model)
@@ -235,7 +235,7 @@ def evaluate(task: Evaluate) -> EvaluateResult:
             saved = _mapped(task.path, output.dtype, shape)
         if len(output) != valid or output.shape[1:] != saved.shape[1:]:
             raise UnsupportedError(
-                f"{task.model}: the first output has shape {list(output.shape)} for {valid} "
+                f"{task.model}: the output {names[0]} has shape {list(output.shape)} for {valid} "
                 f"samples, expected {[valid, *saved.shape[1:]]}; the batch must be its first axis"
             )
         saved[done : done + valid] = output

@@ -187,7 +187,7 @@ class Capture(Task[CaptureResult]):
 
 @dataclass(frozen=True)
 class Evaluate(Task[EvaluateResult]):
-    """Save the first output on all samples as .npy.
+    """Save an output on all samples as .npy.
 
     Attributes:
         name: shown in the progress.
@@ -197,6 +197,7 @@ class Evaluate(Task[EvaluateResult]):
         rows: samples of a batch; None: as many as suit the kernels.
         threads: of ONNX Runtime.
         halved: batches of half that many samples.
+        output: position of the output among those of the file.
     """
 
     name: str
@@ -206,6 +207,7 @@ class Evaluate(Task[EvaluateResult]):
     rows: int | None = None
     threads: int = 1
     halved: bool = False
+    output: int = 0
     result = EvaluateResult
 
     def with_less_memory(self) -> "Evaluate":

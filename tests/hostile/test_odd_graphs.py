@@ -171,9 +171,32 @@ WELL = {
     "denormals": model(constants={"w": np.full((4, 3), 1e-42, np.float32)}),
     "many channels": model(constants={"w": RNG.standard_normal((4, 50000)).astype(np.float32)}),
     "noise that nothing reads": model(MATMUL, NOISE),
+    "an empty cache": model(
+        node("Slice", "x zero zero one", "e"),
+        node("Concat", "e x", "j", axis=1),
+        node("MatMul", "j w", "y"),
+        constants={"w": W, "zero": np.array([0]), "one": np.array([1])},
+    ),
+    "only boxes that NonMaxSuppression leaves": model(
+        node("MatMul", "x w", "h"),
+        node("Reshape", "h four", "b"),
+        node("MatMul", "x v", "k"),
+        node("Reshape", "k two", "s"),
+        node("NonMaxSuppression", "b s most", "n"),
+        node("Gather", "n columns", "i", axis=1),
+        node("GatherND", "b i", "y"),
+        constants={
+            "w": np.tile(W, 3)[:, :8],
+            "v": W[:, :2],
+            "most": np.array([1]),
+            "four": np.array([-1, 2, 4]),
+            "two": np.array([-1, 1, 2]),
+            "columns": np.array([0, 2]),
+        },
+    ),
     "a dead branch": model(MATMUL, node("MatMul", "x w", "dead")),
 }
-FAST = list(WELL)[:4]
+FAST = [*list(WELL)[:4], "an empty cache", "only boxes that NonMaxSuppression leaves"]
 
 
 def ptq(proto, folder):

@@ -52,7 +52,7 @@ def check_preprocessing(prepared: Prepared) -> PreprocessingCheck | None:
     each = max(1, sum(macs(node) for node in context.model.graph))
     count = min(max(SAMPLES, min(MOST_SAMPLES, int(MACS / each))), data.count)
     chosen = [k * data.count // count for k in range(count)]
-    threads, outputs = prepared.options.threads, [context.first_output]
+    threads, outputs = prepared.options.threads, [context.evaluated_output or ""]
     with context.cache.stage("preprocessing") as record:
         with OrtSession(context.model, outputs, threads, "basic") as session:
             scorer = _Scorer(session, prepared, chosen)
@@ -106,6 +106,7 @@ def _is_comparable(prepared: Prepared) -> bool:
         and labels is not None
         and labels.ndim == 1
         and labels.dtype.kind in "iu"
+        and prepared.context.evaluated_output == graph.outputs[0].name
         and shape is not None
         and len(shape) == 2
         and parameters(graph) <= MAX_PARAMETERS
@@ -131,7 +132,8 @@ class _Scorer:
         fixed = self.context.fixed_batch
         for batch, valid in samples.calls(fixed or FIRST, fixed is not None):
             feeds = {name: batch[name] for name in self.context.inputs}
-            guesses += self.session(feeds)[self.context.first_output][:valid].argmax(1).tolist()
+            (scores,) = self.session(feeds).values()
+            guesses += scores[:valid].argmax(1).tolist()
         return tuple(bool(hit) for hit in np.array(guesses) == samples.labels)
 
     def others(self, current: PreprocessingScore) -> list[PreprocessingScore]:

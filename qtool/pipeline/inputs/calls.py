@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from qtool.data import READERS, DataSection, InputSpec
 from qtool.data.inputs import fixed_batch, samples_in
+from qtool.graph.compared_output import evaluated_output
 from qtool.graph.queries import parameters
 from qtool.pipeline.input_checks import MAX_PARAMETERS, TOLERANCE
 from qtool.runtime.ort_session import OrtSession
@@ -33,8 +34,8 @@ def feed_files_whole(
     if section.loop is not None or fixed_batch(inputs.values()) is not None:
         return unchanged, ()
     fed = {name: spec for name, spec in inputs.items() if spec.constant is None}
-    arrays = READERS[section.reader].first_file(section, fed)
-    if arrays is None or parameters(model.graph) > MAX_PARAMETERS:
+    arrays, output = READERS[section.reader].first_file(section, fed), evaluated_output(model)
+    if arrays is None or output is None or parameters(model.graph) > MAX_PARAMETERS:
         return unchanged, ()
     count = samples_in(arrays, fed.values())
     if count < 2:
@@ -44,23 +45,23 @@ def feed_files_whole(
         for name, spec in inputs.items()
         if spec.constant is not None
     }
-    if _computes_samples_apart(model, {**arrays, **constants}, inputs):
+    if _computes_samples_apart(model, output, {**arrays, **constants}, inputs):
         return unchanged, ()
     note = "each file is one call, as the network does not compute the samples in it apart"
     return {name: replace(spec, batch_axis=None) for name, spec in inputs.items()}, (note,)
 
 
 def _computes_samples_apart(
-    model: ir.Model, call: Mapping[str, np.ndarray], inputs: Mapping[str, InputSpec]
+    model: ir.Model, output: str, call: Mapping[str, np.ndarray], inputs: Mapping[str, InputSpec]
 ) -> bool:
-    """Return whether the first output of a call is that of its samples, one behind the other.
+    """Return whether an output of a call is that of its samples, one behind the other.
 
     True too where the network cannot compute the call.
     """
     count = samples_in(call, inputs.values())
-    with OrtSession(model, level="basic") as session:
+    with OrtSession(model, [output], level="basic") as session:
         try:
-            whole = next(iter(session(call).values()))
+            whole = session(call)[output]
         except Exception:  # the runtime raises one class per status
             return True
         parts = []
@@ -70,7 +71,7 @@ def _computes_samples_apart(
                 for name, array in call.items()
             }
             try:
-                parts.append(next(iter(session(row).values())))
+                parts.append(session(row)[output])
             except Exception:  # the runtime raises one class per status
                 return False
     if 0 in (whole.ndim, parts[0].ndim):

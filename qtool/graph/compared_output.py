@@ -1,0 +1,44 @@
+"""Choose the values by which two networks of one graph are compared, sample by sample."""
+
+import onnx_ir as ir
+
+from qtool.graph.queries import is_constant, is_float, name_of
+
+# The size of their results depends on the values that they read.
+VALUE_SIZED = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
+
+
+def evaluated_output(model: ir.Model) -> str | None:
+    """Return the first output whose size does not depend on values; None where there is none."""
+    sized = _value_sized(model.graph)
+    names = [name_of(value) for value in model.graph.outputs if value not in sized]
+    return next(iter(names), None)
+
+
+def decisive_value(model: ir.Model) -> str:
+    """Return the value by which plans are compared.
+
+    It is the first output of floats whose size does not depend on values; without one, the first
+    such output of integers; without outputs of a fixed size, what their size depends on: the boxes
+    that NonMaxSuppression reads.
+    """
+    graph, sized = model.graph, _value_sized(model.graph)
+    outputs = [value for value in graph.outputs if value not in sized]
+    floats = [value for value in outputs if is_float(value)]
+    read = [
+        value
+        for node in graph
+        if node.op_type in VALUE_SIZED
+        for value in node.inputs
+        if value is not None and is_float(value) and not is_constant(value)
+    ]
+    return name_of(next(iter([*floats, *outputs, *read, *graph.outputs])))
+
+
+def _value_sized(graph: ir.Graph) -> set[ir.Value]:
+    """Return the values behind ops whose size depends on values."""
+    sized = set[ir.Value]()
+    for node in graph:
+        if node.op_type in VALUE_SIZED or any(value in sized for value in node.inputs):
+            sized.update(node.outputs)
+    return sized
