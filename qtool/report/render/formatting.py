@@ -379,7 +379,11 @@ def outcome(step: PtqStep) -> str:
     """Return whether a step's plan is used, and why not."""
     if step.kept:
         return "kept"
-    return "changed nothing" if step.before == step.after else "no better, rolled back"
+    if step.before == step.after:
+        return "changed nothing"
+    if step.before is not None and step.after is not None and step.after < step.before:
+        return "gains too little, rolled back"
+    return "no better, rolled back"
 
 
 def before_after(step: PtqStep) -> str:

@@ -22,3 +22,12 @@ def test_pages_have_a_row_for_each_block_and_step(fmt):
 def test_the_terminal_has_the_steps_alone():
     text = render(changed(ptq=STEPS), "terminal", width=120)
     assert text.count("qdrop") == 1 and "rolled back" in text and "/body/" not in text
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [(0.375, "no better, rolled back"), (0.125, "changed nothing"), (0.1, "gains too little")],
+)
+def test_a_step_that_is_not_used_says_why(after, words):
+    step = {**STEPS[1], "after": after}
+    assert words in render(changed(ptq=[step]), "terminal", width=120)
