@@ -67,7 +67,7 @@ def test_finished_sites_are_not_measured_again(tmp_path, monkeypatch):
     names = [unit.name for unit in PartialNetwork(context, plan).units]
     assert [name.rstrip("!") for name in measured] == names  # each once
     assert "; 2 of an earlier run" in record.notes[0]
-    fresh = replace(context, cache=replace(context.cache, fresh=True))
+    fresh = replace(context, cache=replace(context.cache, fresh=True, _made=set()))
     again, _, _ = scan(plan, fresh)
     assert again == rows and len(measured) == 2 * len(names)
 
