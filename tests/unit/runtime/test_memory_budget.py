@@ -52,5 +52,5 @@ def test_rows_in_a_file_are_those_in_memory(limit, monkeypatch):
 
 @pytest.mark.parametrize("shapes", [[(4, 2), (7, 2)], [(4, 2), (6, 1)], [(4, 2)], []])
 def test_rows_that_are_not_one_for_each_sample_are_refused(shapes):
-    with pytest.raises(UnsupportedError, match="10 rows for as many samples|rows on 10 samples"):
+    with pytest.raises(UnsupportedError, match=r"10 (rows for as many )?samples"):
         stack_rows((np.zeros(shape) for shape in shapes), 10)
