@@ -116,10 +116,10 @@ class Pooled:
     def limits(self, arrays: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
         """Return the limits of each sample, NaN where a sampled element is not finite."""
         high = limits(arrays[self.high], rows)[1]
-        low = limits(arrays[self.sample], rows)[0]
+        low = limits(arrays[self.sample], rows)[0] if self.sampled else np.zeros_like(high)
         finite = np.isfinite(arrays[self.sample]).reshape(len(high), -1).all(1)
         high[~finite] = np.nan
-        return np.stack([low if self.sampled else np.zeros_like(low), high])
+        return np.stack([low, high])
 
     def elements(self, arrays: Mapping[str, np.ndarray], rows: int, seed: int) -> np.ndarray:
         """Return all sampled elements; their places are the same in every batch."""

@@ -31,6 +31,10 @@ from qtool.steps.value_store import Values, ValueStore
 CHUNK_ELEMENTS = 1 << 22
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""A value of the float and of the quantized network."""
+
+
 class LayerwiseRun:
     """The layers with weights of a plan, in order, with their inputs on the ``fit`` samples.
 
@@ -110,15 +114,15 @@ class LayerwiseRun:
         return self._chunks
 
     def inputs(
-        self, site: Site, select: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+        self, site: Site, select: Callable[[int, Pair], Pair] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the layer's input in the float and in the quantized network, chunk by chunk.
 
         Args:
             site: the one that :meth:`sites` yielded last.
-            select: called with the chunk's number and either input, in any order and in other
-                threads; returns the part that is yielded. It runs before rounding, which costs as
-                much as a small layer.
+            select: called with the chunk's number and both inputs, in any order and in other
+                threads; returns the parts that are yielded. It runs before rounding, which costs
+                as much as a small layer.
         """
         name = site.inputs[0]
         simulation = self._simulation()
@@ -128,7 +132,7 @@ class LayerwiseRun:
             x_float, stored = (values[name] for values in self._store.get(k, [name]))
             x_quantized = self._codes.decode({name: stored})[name]
             if select is not None:
-                x_float, x_quantized = select(k, x_float), select(k, x_quantized)
+                x_float, x_quantized = select(k, (x_float, x_quantized))
             # A value that float ops read too is stored as it was before rounding.
             if value is not None and not self._codes.are_rounded(self.plan, name):
                 x_quantized = rounded_value(simulation, value, x_quantized)

@@ -10,7 +10,7 @@ import torch
 from qtool.ptq.second_order.im2col import MatrixLayer
 from qtool.quant.plan import Site
 from qtool.runtime.chunk_threads import map_chunks
-from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.layerwise import LayerwiseRun, Pair
 
 # Rows read of a layer: so many for each unknown (more no longer change the rounding), at least
 # enough for the means of small kernels, at most what keeps a wide layer's product affordable.
@@ -104,10 +104,12 @@ class _Selection:
     def __init__(self, run: LayerwiseRun, layer: MatrixLayer, seed: int) -> None:
         self._layer, self._batches, self._seed = layer, run.chunks, seed
 
-    def __call__(self, batch: int, x: torch.Tensor) -> torch.Tensor:
-        """Return the chosen rows of a batch, [groups, rows, unknowns]."""
-        chosen = self._choose(batch, int(np.prod(self._layer.positions(x))))
-        return self._layer.rows(x, chosen.to(x.device))
+    def __call__(self, batch: int, inputs: Pair) -> Pair:
+        """Return the chosen rows of both inputs of a batch, [groups, rows, unknowns]."""
+        x_float, x_quantized = inputs
+        chosen = self._choose(batch, int(np.prod(self._layer.positions(x_float))))
+        chosen = chosen.to(x_float.device)
+        return self._layer.rows(x_float, chosen), self._layer.rows(x_quantized, chosen)
 
     def _choose(self, batch: int, rows: int) -> torch.Tensor:
         layer = self._layer
@@ -139,9 +141,9 @@ class _Batch:
     error: torch.Tensor
 
 
-def _batches(inputs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_Batch]:
+def _batches(inputs: Iterable[Pair]) -> Iterator[_Batch]:
     """Yield the rows of each half of the chunks, enough of them for a product."""
-    waiting: tuple[list[tuple[torch.Tensor, torch.Tensor]], ...] = ([], [])
+    waiting: tuple[list[Pair], ...] = ([], [])
     shift: torch.Tensor | None = None
 
     def batch(half: int, shift: torch.Tensor) -> _Batch:

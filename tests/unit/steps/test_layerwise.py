@@ -44,7 +44,7 @@ def test_a_selection_is_rounded_as_the_whole():
         for site in run.sites():
             whole, part = (
                 torch.cat([x for _, x in run.inputs(site, select)])
-                for select in (None, lambda chunk, x: x[:, :2])
+                for select in (None, lambda chunk, pair: tuple(x[:, :2] for x in pair))
             )
             assert torch.equal(whole[:, :2], part) and run.chunks == 1
 
