@@ -1,6 +1,6 @@
 """Read the model and open the data of a run, before anything is quantized."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,13 +60,23 @@ NO_DATA = (
 )
 
 
-def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
+Adapt = Callable[[Recipe, ir.Model, Mapping[str, InputSpec]], Recipe]
+"""Changes a recipe where the model and its inputs are known, before the data is opened."""
+
+
+def prepare(
+    recipe: Recipe,
+    cache: StageCache,
+    options: RunOptions,
+    adapt: Adapt = lambda recipe, model, inputs: recipe,
+) -> Prepared:
     """Read the model and open the data.
 
     Args:
         recipe: as it was read, paths absolute.
         cache: records the stage.
         options: of the run.
+        adapt: changes the recipe before the data is opened.
 
     Raises:
         QtoolError: the model, the data or a layer pattern does not fit; the samples have several
@@ -81,6 +91,7 @@ def prepare(recipe: Recipe, cache: StageCache, options: RunOptions) -> Prepared:
         loaded = load_from_recipe(recipe, target, cache, options)
         inputs, notes = recipe_inputs(recipe, loaded)
         record.notes += [*loaded.notes, *recipe.notes, *notes]
+        recipe = adapt(recipe, loaded.model, inputs)
         recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
         recipe, calibration = _open_calibration(recipe, inputs, options)
         record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]

@@ -163,16 +163,12 @@ class _Walk:
         lowered = list(chosen)
         while True:
             for k in (*reversed(self.steps), None):
-                if self._fits(lowered, limits):
+                if self._program.allows(lowered, limits):
                     return tuple(lowered)
                 if k is not None and lowered[k] > 0:
                     lowered[k] -= 1
             if not any(lowered):
                 return None
-
-    def _fits(self, chosen: Sequence[int], limits: Mapping[str, float]) -> bool:
-        amounts = {name: self._program.amount(chosen, name) for name in limits}
-        return all(amounts[name] <= limit for name, limit in limits.items())
 
 
 def way_of(action: float, count: int) -> int:

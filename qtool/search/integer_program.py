@@ -1,7 +1,8 @@
 """Choose one width for each site under limits: an integer linear program.
 
     minimize   sum_i sum_b x_ib cost_ib
-    subject to sum_b x_ib = 1,   sum_i sum_b x_ib use_ib + sum_e conversions_e <= limit
+    subject to sum_b x_ib = 1,   sum_i sum_b x_ib use_ib + sum_e conversions_e <= limit,
+               sum_i sum_(b integer) x_ib >= 1   (a network of floats alone is not quantized)
 
 Source: Yao et al. 2021, HAWQ-V3, sec. 3.4, arXiv:2011.10680; solved exactly by HiGHS (scipy).
 """
@@ -74,6 +75,17 @@ class Program:
                 total += edge.to_floats.get(name, 0.0)
         return total
 
+    def allows(self, chosen: Sequence[int], limits: Mapping[str, float]) -> bool:
+        """Return whether a choice is within limits and computes one site at least in integers.
+
+        Args:
+            chosen: position of the choice of each site.
+            limits: name of an amount -> its largest sum.
+        """
+        in_floats = (choices[k].is_float for choices, k in zip(self.sites, chosen, strict=True))
+        within = (self.amount(chosen, name) <= limit for name, limit in limits.items())
+        return not all(in_floats) and all(within)
+
     def rooted(self, power: float) -> "Program":
         """Return the program with costs raised to a power.
 
@@ -90,38 +102,44 @@ class Program:
         return Program(sites, self.conversions)
 
     def solve(self, limits: Mapping[str, float], objective: str = COST) -> tuple[int, ...] | None:
-        """Return the choice of each site with the least objective; None where no choice fits.
+        """Return the choice of each site with the least objective; None where none is allowed.
+
+        See :meth:`allows`.
 
         Args:
             limits: name of an amount -> its largest sum.
             objective: name of the amount to minimize.
         """
-        names = (objective, *limits)
         columns = [(i, way) for i, choices in enumerate(self.sites) for way in choices]
-        count, edges = len(columns), len(self.conversions)
-        rows = {name: self._row(name, columns) for name in names}
-        scale = {name: float(np.abs(row).max()) or 1.0 for name, row in rows.items()}
-        one = np.zeros((len(self.sites), count + 2 * edges))
-        for k, (i, _) in enumerate(columns):
-            one[i, k] = 1
-        constraints = [LinearConstraint(one, 1, 1)]
-        if edges:
-            constraints.append(LinearConstraint(self._links(columns), 0, np.inf))
-        for name, limit in limits.items():
-            row = rows[name] / scale[name]
-            constraints.append(LinearConstraint(row[None], -np.inf, limit / scale[name]))
+        costs = _scaled(self._row(objective, columns))[0]
         result = milp(
-            rows[objective] / scale[objective],
-            constraints=constraints,
-            integrality=np.ones(count + 2 * edges),
+            costs,
+            constraints=self._constraints(columns, limits),
+            integrality=np.ones(len(costs)),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
             return None
-        picked = [k for k in range(count) if result.x[k] > 0.5]
+        picked = [k for k in range(len(columns)) if result.x[k] > 0.5]
         starts = np.cumsum([0, *(len(choices) for choices in self.sites)])
         return tuple(k - int(starts[columns[k][0]]) for k in picked)
+
+    def _constraints(
+        self, columns: Sequence[tuple[int, Choice]], limits: Mapping[str, float]
+    ) -> list[LinearConstraint]:
+        """Return: one choice for each site, one in integers, conversions, limits."""
+        size = len(columns) + 2 * len(self.conversions)
+        one, integer = np.zeros((len(self.sites), size)), np.zeros((1, size))
+        for k, (i, way) in enumerate(columns):
+            one[i, k], integer[0, k] = 1, not way.is_float
+        constraints = [LinearConstraint(one, 1, 1), LinearConstraint(integer, 1, np.inf)]
+        if self.conversions:
+            constraints.append(LinearConstraint(self._links(columns), 0, np.inf))
+        for name, limit in limits.items():
+            row, scale = _scaled(self._row(name, columns))
+            constraints.append(LinearConstraint(row[None], -np.inf, limit / scale))
+        return constraints
 
     def _row(self, name: str, columns: Sequence[tuple[int, Choice]]) -> np.ndarray:
         amounts = [way.amounts.get(name, 0.0) for _, way in columns]
@@ -139,3 +157,9 @@ class Program:
             rows[2 * e, len(columns) + 2 * e] = 1
             rows[2 * e + 1, len(columns) + 2 * e + 1] = 1
         return rows
+
+
+def _scaled(row: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a row over its largest magnitude, and that: tolerances of the solver are absolute."""
+    scale = float(np.abs(row).max()) or 1.0
+    return row / scale, scale

@@ -122,7 +122,7 @@ class BitSearch:
             if not all(way in ways for ways in free):
                 continue
             chosen = [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
-            if all(program.amount(chosen, name) <= limit for name, limit in limits.items()):
+            if program.allows(chosen, limits):
                 recipe = uniform(self.runner.base, way)
                 tried = self._try(f"uniform {way}", recipe, self._time(chosen))
                 if self._is_within_bytes(tried):
@@ -213,14 +213,9 @@ class BitSearch:
         for k in range(1, count):
             size = low + (high - low) * k / (count - 1)
             solution = program.solve({**limits, "bytes": min(size, limits.get("bytes", size))})
-            if solution is not None and solution not in solutions and self._quantizes(solution):
+            if solution is not None and solution not in solutions:
                 solutions.append(solution)
         return solutions
-
-    def _quantizes(self, solution: Sequence[int]) -> bool:
-        """Return whether a layer is not float: else there would be nothing to quantize."""
-        chosen = zip(self._measured.ways, solution, strict=True)
-        return any(not ways[k].is_float for ways, k in chosen)
 
     def _measure_front(self) -> None:
         """Measure solutions of other sizes: what more and fewer bytes would cost."""
@@ -229,7 +224,7 @@ class BitSearch:
         high, low = (program.amount(each, "bytes") for each in (best, smallest))
         for k in range(1, FRONT_POINTS):
             solution = program.solve({"bytes": low + (high - low) * k / FRONT_POINTS})
-            if solution is not None and self._quantizes(solution):
+            if solution is not None:
                 self._try("mixed", self._recipe(solution), self._time(solution))
 
     # Recipes.

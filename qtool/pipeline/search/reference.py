@@ -1,14 +1,21 @@
 """Choose the calibration samples that networks are compared on, and the metric."""
 
-from qtool.data import Dataset, drop_overlap, open_dataset
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool.data import READERS, DataSection, Dataset, InputSpec, drop_overlap, open_dataset
+from qtool.graph.compared_output import decisive_value
 from qtool.graph.queries import by_name, dims
 from qtool.metrics.registry import DEFAULT_METRIC, find_metric
-from qtool.pipeline.context import Prepared
+from qtool.pipeline.context import Prepared, RunOptions
+from qtool.recipe.model import Recipe
 from qtool.search.effects import Reference
 from qtool.steps.context import Context
 from qtool.verification.accuracy import NamedMetric
 
-# Samples below which no more are taken from calibration to compare networks on.
+# Samples that calibrate at least where half of them are left to compare networks on.
 MIN_CALIBRATED = 128
 
 
@@ -20,7 +27,7 @@ def reference_of(prepared: Prepared, samples: int) -> Reference:
         samples: how many, at most.
     """
     context = prepared.context
-    return Reference(context, comparison_samples(context, samples), _metric(prepared))
+    return _reference(prepared, comparison_samples(context, samples))
 
 
 def check_real_samples(prepared: Prepared) -> None:
@@ -69,8 +76,8 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
     """
     context, section = prepared.context, prepared.recipe.calibrate
     if section.loop:
-        return Reference(context, context.holdout, _metric(prepared, context.holdout))
-    whole = _whole(prepared)
+        return _reference(prepared, context.holdout)
+    whole = _whole(section, context.inputs, prepared.options)
     used, held_out = (set(part.positions) for part in (context.calibration, context.holdout))
     free = [k for k, position in enumerate(whole.positions) if position not in used]
     count = min(len(free), samples)
@@ -82,57 +89,70 @@ def unused_reference(prepared: Prepared, samples: int) -> Reference:
         remaining = set(left.positions)
         chosen = [k for k in chosen if whole.positions[k] in remaining]
     rest = [k for k, position in enumerate(whole.positions) if position in held_out]
-    dataset = whole.take(sorted([*chosen, *rest[: max(0, samples - len(chosen))]]))
-    return Reference(context, dataset, _metric(prepared, dataset))
+    more = rest[: max(0, samples - len(chosen))]
+    return _reference(prepared, whole.take(sorted([*chosen, *more])))
 
 
-def fewer_to_calibrate(prepared: Prepared) -> int | None:
-    """Return a number of calibration samples that leaves as many to compare networks on.
+def _reference(prepared: Prepared, dataset: Dataset) -> Reference:
+    context = prepared.context
+    metric = _metric(prepared.recipe, dataset.labels, context.model, prepared.options)
+    return Reference(context, dataset, metric)
+
+
+def with_unused_samples(
+    recipe: Recipe, model: ir.Model, inputs: Mapping[str, InputSpec], options: RunOptions
+) -> Recipe:
+    """Return the recipe with so many calibration samples that as many are left to compare on.
 
     The accuracy of networks is compared on labelled samples of the calibration section that nothing
-    was fitted to; a few of them do not show drops of a point.
+    was fitted to; a few of them do not show drops of a point. So half of the samples calibrate
+    where fewer than a quarter would be left; but not where half are too few to calibrate on, or
+    there are no labels.
 
     Args:
-        prepared: model and data.
-
-    Returns:
-        Half of the samples; None where enough are unused, none has a label, or half is too few to
-        calibrate on.
+        recipe: with the samples that the user gives.
+        model: the float graph.
+        inputs: of the model.
+        options: of the run.
     """
-    context, section = prepared.context, prepared.recipe.calibrate
-    if section.loop or _metric(prepared) is None:
-        return None
-    whole = _whole(prepared)
-    half, unused = whole.count // 2, whole.count - context.calibration.count
-    return half if half >= MIN_CALIBRATED and unused < half / 2 else None
+    section = recipe.calibrate
+    if section.loop or READERS[section.reader].synthetic:
+        return recipe
+    whole = _whole(section, inputs, options)
+    half, unused = whole.count // 2, whole.count - (section.count or whole.count)
+    if (
+        half < MIN_CALIBRATED
+        or unused >= half / 2
+        or _metric(recipe, whole.labels, model, options) is None
+    ):
+        return recipe
+    return recipe.model_copy(update={"calibrate": section.model_copy(update={"count": half})})
 
 
-def _whole(prepared: Prepared) -> Dataset:
+def _whole(section: DataSection, inputs: Mapping[str, InputSpec], options: RunOptions) -> Dataset:
     """Return all samples of the calibration section, whatever its count."""
-    return open_dataset(
-        prepared.recipe.calibrate.model_copy(update={"count": None}),
-        prepared.context.inputs,
-        trust_code=prepared.options.trust_code,
-    )
+    everything = section.model_copy(update={"count": None})
+    return open_dataset(everything, inputs, trust_code=options.trust_code)
 
 
-def _metric(prepared: Prepared, dataset: Dataset | None = None) -> NamedMetric | None:
+def _metric(
+    recipe: Recipe, labels: np.ndarray | None, model: ir.Model, options: RunOptions
+) -> NamedMetric | None:
     """Return the recipe's metric where the samples have labels; else top1 for classes."""
-    evaluate = prepared.recipe.evaluate
-    labels = (dataset or prepared.context.calibration).labels
+    evaluate = recipe.evaluate
     named = evaluate.metric if evaluate is not None else None
-    if labels is None or (named is None and not _has_classes(prepared.context)):
+    if labels is None or (named is None and not _has_classes(model)):
         return None
     name = named or DEFAULT_METRIC
     code = evaluate.code if evaluate is not None else None
-    metric = find_metric(name, code, prepared.context.trust_code)
+    metric = find_metric(name, code, options.trust_code)
     return None if metric.reference else NamedMetric(name, metric)
 
 
-def _has_classes(context: Context) -> bool:
+def _has_classes(model: ir.Model) -> bool:
     """Return whether the first output is [N, classes], as far as shapes are known.
 
     Class folders say nothing about another output: they are a way to store images, too.
     """
-    shape = dims(by_name(context.model.graph)[context.first_output])
+    shape = dims(by_name(model.graph)[decisive_value(model)])
     return shape is None or len([size for size in shape[1:] if size != 1]) == 1

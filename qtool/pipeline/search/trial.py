@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.search.reference import (
     check_real_samples,
-    fewer_to_calibrate,
     unused_reference,
+    with_unused_samples,
 )
 from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
+from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps
@@ -68,14 +70,13 @@ class TrialRunner:
 
     Attributes:
         prepared: of the recipe without what is searched; its graph stays as it was read.
-        original: the recipe as the user wrote it, without what is searched.
-        reference: samples that trials are compared on.
+        steps: of the recipe as the user wrote it; None: the target's default ones.
         folder: for files that are weighed.
-        fewer: calibration samples, where some were left out of calibration to compare networks on.
+        fewer: calibration samples, where others were left out to compare networks on; else None.
     """
 
     prepared: Prepared
-    original: Recipe
+    steps: tuple[Choice, ...] | None
     folder: Path
     fewer: int | None = None
     _reference: Reference | None = field(default=None, repr=False)
@@ -95,20 +96,15 @@ class TrialRunner:
         Raises:
             QtoolError: model or data are wrong, or the samples are synthetic.
         """
-        prepared = prepare(recipe, cache, options)
+        prepared = prepare(recipe, cache, options, partial(with_unused_samples, options=options))
         check_real_samples(prepared)
-        count = fewer_to_calibrate(prepared)
-        if count is not None:
-            recipe = recipe.model_copy(
-                update={"calibrate": recipe.calibrate.model_copy(update={"count": count})}
-            )
-            prepared = prepare(recipe, cache, options)
-        return cls(prepared, recipe, folder, count)
+        count = prepared.recipe.calibrate.count
+        return cls(prepared, recipe.ptq, folder, None if count == recipe.calibrate.count else count)
 
     @property
     def base(self) -> Recipe:
         """The recipe with the target's defaults; steps only where the user names them."""
-        return self.prepared.recipe.model_copy(update={"ptq": self.original.ptq})
+        return self.prepared.recipe.model_copy(update={"ptq": self.steps})
 
     @property
     def reference(self) -> Reference:
@@ -123,7 +119,7 @@ class TrialRunner:
         """Return the plan of a recipe, and the context with its rewritten graph.
 
         Args:
-            recipe: differs from ``original`` in bits, rewrites and steps alone.
+            recipe: differs from ``base`` in bits, ranges, rewrites and steps alone.
         """
         prepared = self.prepared
         model = prepared.loaded.model.clone()

@@ -13,7 +13,7 @@ from qtool.pipeline.context import RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search import reference
-from qtool.pipeline.search.reference import unused_reference
+from qtool.pipeline.search.reference import unused_reference, with_unused_samples
 from qtool.pipeline.search.trial import TrialRunner
 from qtool.recipe.loader import load_recipe
 from qtool.steps.stage_cache import temporary_cache
@@ -57,22 +57,38 @@ def test_synthetic_samples_are_refused_before_any_trial(digits, tmp_path, monkey
         run_ptq(recipe, tmp_path / "run", RunOptions(threads=1))
 
 
-@pytest.mark.parametrize(("count", "fewer"), [(None, 144), (280, 144), (100, None)])
-def test_half_of_the_samples_are_left_to_compare_networks_on(digits, monkeypatch, count, fewer):
-    whole = 288
-    monkeypatch.setattr(reference, "_whole", lambda prepared: prepared.whole.take(range(whole)))
-    recipe = load_recipe(digits / "int8.yaml", ["calibrate.count=300"])
+@pytest.mark.parametrize(
+    ("count", "least", "metric", "used"),
+    [
+        ("null", 144, "top1", 144),
+        (280, 144, "top1", 144),
+        (100, 144, "top1", 100),
+        (280, 145, "top1", 280),
+        (280, 144, None, 280),
+    ],
+)
+def test_half_of_the_samples_are_left_to_compare_networks_on(
+    digits, monkeypatch, count, least, metric, used
+):
+    whole = SimpleNamespace(count=288, labels=None)
+    monkeypatch.setattr(reference, "_whole", lambda *args: whole)
+    monkeypatch.setattr(reference, "_metric", lambda *args: metric)
+    monkeypatch.setattr(reference, "MIN_CALIBRATED", least)
+    recipe = load_recipe(digits / "int8.yaml", [f"calibrate.count={count}"])
+    options = RunOptions(threads=1)
+    assert with_unused_samples(recipe, None, {}, options).calibrate.count == used
+
+
+def test_a_search_reads_model_and_data_once(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "MIN_CALIBRATED", 16)
+    recipe = load_recipe(digits / "int8.yaml", ["calibrate.take.every=16"])
     with temporary_cache() as cache:
-        prepared = prepare(recipe, cache, RunOptions(threads=1))
-    data = prepared.context.calibration
-    used = replace(prepared.context, calibration=data.take(range(count or whole)))
-    few = SimpleNamespace(
-        context=used, recipe=prepared.recipe, options=prepared.options, whole=data
-    )
-    monkeypatch.setattr(reference, "_metric", lambda prepared: object())
-    assert reference.fewer_to_calibrate(few) == fewer
-    monkeypatch.setattr(reference, "MIN_CALIBRATED", 145)
-    assert reference.fewer_to_calibrate(few) is None
-    monkeypatch.setattr(reference, "MIN_CALIBRATED", 128)
-    monkeypatch.setattr(reference, "_metric", lambda prepared: None)
-    assert reference.fewer_to_calibrate(few) is None
+        runner = TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
+        assert [stage.name for stage in cache.done] == ["load", "preprocessing"]
+    used = runner.prepared.context.calibration
+    assert runner.fewer == used.count == runner.base.calibrate.count
+    unused = runner.reference.dataset
+    assert unused.labels is not None and unused.count >= used.count
+    assert not set(unused.positions) & {*used.positions} - {
+        *runner.prepared.context.holdout.positions
+    }

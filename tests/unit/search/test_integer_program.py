@@ -50,7 +50,7 @@ def test_it_is_as_good_as_enumeration(drawn):
     fits = [
         chosen
         for chosen in product(*(range(len(choices)) for choices in program.sites))
-        if all(program.amount(chosen, name) <= limit for name, limit in limits.items())
+        if program.allows(chosen, limits)
     ]
     chosen = program.solve(limits)
     if not fits:
@@ -85,3 +85,12 @@ def test_the_smallest_choice_within_a_cost():
     program = Program(sites)
     chosen = program.solve({"cost": 6.0}, objective="size")
     assert program.amount(chosen, "cost") <= 6 and program.amount(chosen, "size") == 12
+
+
+def test_one_site_at_least_computes_in_integers():
+    costs = [(1.0, 0.0), (0.5, 0.0), (2.0, 0.0)]
+    sites = [[Choice({"cost": c}), Choice({"cost": f}, is_float=True)] for c, f in costs]
+    program = Program(sites)
+    assert program.solve({}) == (1, 0, 1)
+    assert not program.allows((1, 1, 1), {}) and program.allows((1, 0, 1), {"cost": 0.5})
+    assert Program([sites[0][1:]]).solve({}) is None
