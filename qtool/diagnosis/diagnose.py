@@ -9,11 +9,11 @@ from qtool.diagnosis.facts import Facts, Results, Settings
 from qtool.diagnosis.measurements import measure
 from qtool.diagnosis.rules import RULES, Rule
 from qtool.diagnosis.trials import Trials
-from qtool.graph.queries import macs
 from qtool.quant.plan import QuantPlan
 from qtool.report.gates import output_gates
 from qtool.report.schema import Accuracy, Finding, Gate
 from qtool.steps.context import Context
+from qtool.verification.layers.table import total_macs
 
 # Points of drop, and agreement in %, from which the accuracy is diagnosed without a failed gate.
 NOTICEABLE_DROP = 0.5
@@ -129,6 +129,6 @@ def findings_of_results(results: Results) -> list[Finding]:
 
 def _samples(context: Context, dataset: Dataset) -> Dataset:
     """Return evenly spread samples, as many as one trial can afford."""
-    each = max(1, sum(macs(node) for node in context.model.graph))
-    count = min(MAX_SAMPLES, max(MIN_SAMPLES, int(TRIAL_MACS / each)), dataset.count)
-    return dataset.take([k * dataset.count // count for k in range(count)])
+    affordable = int(TRIAL_MACS / max(1, total_macs(context.model)))
+    count = min(MAX_SAMPLES, max(MIN_SAMPLES, affordable), dataset.count)
+    return dataset.take(dataset.choose(count))

@@ -25,7 +25,6 @@ class Settings:
         steps: names of the post-training steps.
         calibrator: name of the calibrator.
         samples: calibration samples.
-        granularity: of the weights: tensor, channel or block.
         layers: the recipe's own widths of layers, pattern -> YAML.
     """
 
@@ -33,7 +32,6 @@ class Settings:
     steps: tuple[str, ...] = ()
     calibrator: str = "mse"
     samples: int = 0
-    granularity: str = "channel"
     layers: Mapping[str, str] = field(default_factory=dict)
 
     def layer_line(self, widths: Mapping[str, str]) -> str:

@@ -73,22 +73,23 @@ def activation_range_ratios(facts: Facts, trials: Trials) -> Values:
 
 
 def weights_share(facts: Facts, trials: Trials) -> Values:
-    """Compute the share of the drop that exact weights would recover."""
-    if trials.drop <= 0 or not facts.layers:
-        return {}
-    gain = trials.gain(exact_weights(facts, facts.layers))
-    other = trials.gain(exact_activations(facts, all_activations(facts)))
-    return {"weights": gain / trials.drop} if gain > other else {}
+    """Compute the share of the drop that exact weights would recover, if it is the larger."""
+    weights, activations = _shares(facts, trials)
+    return {"weights": weights} if weights > activations else {}
 
 
 def activations_share(facts: Facts, trials: Trials) -> Values:
-    """Compute the share of the drop that exact activations would recover."""
-    values = all_activations(facts)
-    if trials.drop <= 0 or not values:
-        return {}
-    gain = trials.gain(exact_activations(facts, values))
-    other = trials.gain(exact_weights(facts, facts.layers))
-    return {"activations": gain / trials.drop} if gain > other else {}
+    """Compute the share of the drop that exact activations would recover, if it is the larger."""
+    weights, activations = _shares(facts, trials)
+    return {"activations": activations} if activations > weights else {}
+
+
+def _shares(facts: Facts, trials: Trials) -> tuple[float, float]:
+    if trials.drop <= 0:
+        return 0.0, 0.0
+    weights = trials.gain(exact_weights(facts, facts.layers))
+    activations = trials.gain(exact_activations(facts, all_activations(facts)))
+    return weights / trials.drop, activations / trials.drop
 
 
 def sqnr_gaps(facts: Facts, trials: Trials) -> Values:

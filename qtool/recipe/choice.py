@@ -69,7 +69,8 @@ def read_choice(value: str | Mapping[str, Any], kind: str, place: str) -> Choice
         choice = _choice(value)
     except ValueError as error:
         raise RecipeError(f"{place}: {error}") from error
-    check_choice(choice, KINDS[kind], (), Document({}, {}, place))
+    document = Document({choice.name: choice.options}, {}, place)
+    check_choice(choice, KINDS[kind], (), document)
     return choice
 
 

@@ -61,7 +61,8 @@ def describe(value: Any) -> str:
 
 def _value_at(data: Any, path: KeyPath) -> Any:
     for part in path:
-        data = data[part]
+        if part != 0 or isinstance(data, list):  # one item may stand in place of a list
+            data = data[part]
     return data
 
 

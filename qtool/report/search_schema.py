@@ -1,8 +1,15 @@
 """The parts of the report that measure or choose: costs of sites, and what a search tried."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from qtool.report.schema import Number, Part
+
+Divergence = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
+"""Spans decades: six significant digits."""
+Points = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+"""Of drop, decibels, milliseconds: four digits behind the point."""
 
 
 class Sensitivity(Part):
@@ -15,19 +22,19 @@ class Sensitivity(Part):
 
     site: str
     kind: Literal["both", "weights", "activations", "cumulative", "pair"]
-    kl: Number
+    kl: Divergence
     """Kullback-Leibler divergence of class scores; else the relative squared error."""
-    drop: Number | None = None
+    drop: Points | None = None
     """Of the metric, in its unit; absent without labels."""
-    sqnr_db: Number | None = None
+    sqnr_db: Points | None = None
     """At the network's output; absent where nothing is lost."""
-    fisher: Number | None = None
+    fisher: Divergence | None = None
     """Estimate of `kl` from the diagonal of the Fisher information at the site's output."""
-    hessian: Number | None = None
+    hessian: Divergence | None = None
     """Estimate of `kl` from the trace of the Hessian of the site's weights."""
     partner: str | None = None
     """The other site of a pair."""
-    interaction: Number | None = None
+    interaction: Divergence | None = None
     """`kl` of a pair, less that of both sites alone."""
 
 
@@ -41,12 +48,12 @@ class SearchPoint(Part):
     bits: dict[str, Any]
     ptq: list[Any] | None = None
     rewrite: list[str] | None = None
-    kl: Number
+    kl: Divergence
     """As in `sensitivity`, of the whole network."""
-    drop: Number | None = None
+    drop: Points | None = None
     bytes: int
     """Of the file."""
-    ms: Number | None = None
+    ms: Points | None = None
     """Of one sample, added up from the times of kernels; absent where none was measured."""
 
 
@@ -55,16 +62,16 @@ class Rung(Part):
 
     name: str
     used: bool
-    kl: Number
-    drop: Number | None = None
+    kl: Divergence
+    drop: Points | None = None
     bytes: int
-    ms: Number | None = None
+    ms: Points | None = None
     """Of one sample, the sum over kernels on this machine."""
     seconds: Number
-    gained: Number | None = None
+    gained: Points | None = None
     """Points of drop; absent without labels."""
     added_bytes: int
-    added_ms: Number | None = None
+    added_ms: Points | None = None
     findings: list[str] | None = None
     """Causes of the loss that the next steps start from; of plain rounding alone."""
 

@@ -7,6 +7,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Reference
 from qtool.search.partial_network import PartialNetwork
+from qtool.search.sensitivity import row_of
 
 
 def interactions(
@@ -40,17 +41,7 @@ def interactions(
             lambda unit, pair=pair: "both" if unit.name in pair else None,  # type: ignore[misc]
         )
         effect = reference.effect(outputs)
-        sum_alone = sum(alone[name] for name in pair)
-        measured.append(
-            Sensitivity(
-                site=pair[0],
-                kind="pair",
-                kl=float(f"{effect.kl:.6g}"),
-                drop=None if effect.drop is None else round(effect.drop, 4),
-                sqnr_db=None if effect.sqnr_db is None else round(effect.sqnr_db, 3),
-                partner=pair[1],
-                interaction=float(f"{effect.kl - sum_alone:.6g}"),
-            )
-        )
+        extra = effect.kl - sum(alone[name] for name in pair)
+        measured.append(row_of(pair[0], "pair", effect, partner=pair[1], interaction=extra))
         context.progress("pairs of sites", k + 1, len(pairs))
     return measured

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,12 +28,26 @@ from qtool.steps.stage_cache import StageRecord
 from qtool.steps.value_store import ValueStore
 
 Result = TypeVar("Result")
-Kind = Literal["both", "weights", "activations", "cumulative"]
+Kind = Literal["both", "weights", "activations", "cumulative", "pair"]
 
 PARTS: tuple[Part, ...] = ("both", "weights", "activations")
 CUMULATIVE: Kind = "cumulative"
 ALL = "all"
 STAGE = "sensitivity"
+
+
+def row_of(site: str, kind: Kind, effect: Effect, **more: Any) -> Sensitivity:
+    """Return what a network with some sites quantized costs, as a row of the report.
+
+    Args:
+        site: name of the site, or of several.
+        kind: what is quantized.
+        effect: of the network.
+        more: other fields of the row.
+    """
+    return Sensitivity(
+        site=site, kind=kind, kl=effect.kl, drop=effect.drop, sqnr_db=effect.sqnr_db, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ class Scan:
                     self.reference.dataset,
                     lambda unit, part=part, chosen=chosen: part if unit in chosen else None,  # type: ignore[misc]
                 )
-                together.append(_row(name, part, self.reference.effect(outputs)))
+                together.append(row_of(name, part, self.reference.effect(outputs)))
             self.context.progress("sensitivity of op types", done, 1 + len(ops))
         return together
 
@@ -155,10 +169,10 @@ class Scan:
                     effects[part] = effects.get("both") or self.reference.effect(
                         walk.alone(unit, part, suffix)
                     )
-            rows = [_row(unit.name, part, effects[part]) for part in self.parts]
+            rows = [row_of(unit.name, part, effects[part]) for part in self.parts]
             if self.cumulative:
                 effect = self.reference.effect(walk.together(unit, suffix))
-                rows.append(_row(unit.name, CUMULATIVE, effect))
+                rows.append(row_of(unit.name, CUMULATIVE, effect))
         return rows
 
     def _parts(self, unit: Unit) -> tuple[str, ...]:
@@ -263,16 +277,6 @@ class _Walk:
 
 def _tensors(feeds: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(array) for name, array in feeds.items()}
-
-
-def _row(site: str, kind: Kind, effect: Effect) -> Sensitivity:
-    return Sensitivity(
-        site=site,
-        kind=kind,
-        kl=float(f"{effect.kl:.6g}"),
-        drop=None if effect.drop is None else round(effect.drop, 4),
-        sqnr_db=None if effect.sqnr_db is None else round(effect.sqnr_db, 3),
-    )
 
 
 def _save(rows: Iterable[Sensitivity], path: Path) -> None:

@@ -1,6 +1,6 @@
 """Choose the widths of all layers within the recipe's budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from qtool.errors import RecipeError
 from qtool.pipeline.search.layer_costs import uniform
 from qtool.pipeline.search.measured_layers import Measured, among, measure_layers, ways_of
 from qtool.pipeline.search.trial import TrialRunner, with_bits
-from qtool.pipeline.search.tried import Tried, front_of
+from qtool.pipeline.search.tried import Tried, find, front_of
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
@@ -249,49 +249,32 @@ class BitSearch:
         return round(self._measured.program.amount(solution, "latency") + table.rest, 4)
 
     def _try(self, name: str, recipe: Recipe, milliseconds: float | None = None) -> Tried:
-        for tried in self._tried:
-            if tried.recipe == recipe:
-                return tried
+        if (earlier := find(self._tried, recipe)) is not None:
+            return earlier
         tried = Tried(name, recipe, self.runner.measure(recipe), milliseconds)
         self._tried.append(tried)
         return tried
 
     def _impossible(self, limits: dict[str, float]) -> RecipeError:
         """Return the error that names the least that every limit can be."""
-        measured, program, table = self._measured, self._measured.program, self._measured.table
-        count, others = measured.parameters, measured.others
-        least = {name: program.amount(program.solve({}, name) or (), name) for name in limits}
-        shown: dict[str, Callable[[float], str]] = {
-            "bits": lambda x: (
-                f"bits {(x + others.bits) / count:.2f} "
-                f"(weights {(x + others.bits) / count / 32:.1%})"
-            ),
-            "bytes": lambda x: f"bytes {(x + measured.rest) / 1e6:.3g}MB",
-            "bops": lambda x: f"bops {(x + others.bops) / measured.bops:.1%}",
-            "latency": lambda x: (
-                f"latency {(x + table.rest) / table.total_float:.0%}" if table else ""
-            ),
-        }
-        listed = ", ".join(shown[name](least[name]) for name in limits)
         widths = ", ".join(map(str, among(self.budget)))
+        remedy = "raise a limit"
+        if set(limits) != {"latency"}:  # kernels compute in 8 bits: fewer buy no time
+            remedy += ", or give narrower widths in `among`"
         return RecipeError(
-            f"no choice of widths among {widths} is within the budget; "
-            f"the least that each limit alone allows: {listed}; raise a limit, or give narrower "
-            "widths in `among`",
+            f"no choice of widths among {widths} is within the budget; the least that each limit "
+            f"alone allows: {self._measured.least(limits)}; {remedy}",
             ("bits", "budget"),
         )
 
     def _note(self, chosen: Tried) -> None:
-        reference, result = self.runner.reference, chosen.result
-        drop = "" if result.drop is None else f", drop {result.drop:.2f}"
-        self.record.notes.append(
-            f"{len(self._tried)} recipes tried on {reference.dataset.count} calibration samples; "
-            f"chosen: {chosen.name}, {result.bytes} bytes, divergence {result.kl:.3g}{drop}"
-        )
-        self.record.notes.append(
+        samples = self.runner.reference.dataset.count
+        self.record.notes += [
+            f"{len(self._tried)} recipes tried on {samples} calibration samples; chosen: "
+            f"{chosen.name}: {chosen.outcome}",
             "layers were scored alone at each width, by the noise at the output after a repair of "
-            "their own"
-        )
+            "their own",
+        ]
 
 
 def _own_widths(recipe: Recipe) -> tuple[int | None, int | None]:

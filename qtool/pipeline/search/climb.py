@@ -11,16 +11,14 @@ from qtool.diagnosis.diagnose import diagnose
 from qtool.pipeline.checks.diagnosis import settings_of
 from qtool.pipeline.search.layer_costs import fixed_layers
 from qtool.pipeline.search.trial import TrialRunner, with_bits
-from qtool.pipeline.search.tried import Tried, front_of
+from qtool.pipeline.search.tried import Tried, find, front_of
 from qtool.quant.freeze import freeze
 from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
 from qtool.report.schema import Finding
 from qtool.report.search_schema import Rung, SearchPart
 from qtool.search.auto import Auto, Deadline, OutOfTimeError
-from qtool.search.effects import Reference
 from qtool.search.partial import fewest_raised, with_one_quantized
-from qtool.search.sensitivity import Scan
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.layers.table import total_macs
 
@@ -195,11 +193,8 @@ class Climb:
         """Return the layers that can have more bits, the most damaging for their bytes first."""
         self._check_time()
         plan, context = self.runner.quantized(recipe)
-        data = self.runner.reference.dataset
-        count = min(RANKING_SAMPLES, data.count)
-        samples = data.take([k * data.count // count for k in range(count)])
-        scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
-        costs = {row.site: row.kl for row in scan.run(StageRecord())}
+        rows = self.runner.costs_alone(plan, context, RANKING_SAMPLES)
+        costs = {row.site: row.kl for row in rows}
         weighted = {n: s.weight for n, s in plan.sites.items() if s.weight is not None}
         free = set(weighted) - fixed_layers(self.runner, self.runner.base, list(weighted))
         if width != "float":
@@ -210,9 +205,8 @@ class Climb:
     # Measuring and deciding.
 
     def _measure(self, name: str, recipe: Recipe) -> Tried:
-        for tried in self._tried:
-            if tried.recipe == recipe:
-                return tried
+        if (earlier := find(self._tried, recipe)) is not None:
+            return earlier
         self._check_time()
         start = time.perf_counter()
         result, milliseconds = self.runner.measure(recipe), self.runner.milliseconds()
@@ -254,42 +248,44 @@ class Climb:
 
     def _add_rung(self, before: Tried, tried: Tried, used: bool, seconds: float) -> None:
         old, new = before.result, tried.result
-        gained = None if old.drop is None or new.drop is None else round(old.drop - new.drop, 4)
-        times = before.milliseconds, tried.milliseconds
         self._rungs.append(
             Rung(
                 name=tried.name,
                 used=used,
-                kl=float(f"{new.kl:.6g}"),
-                drop=None if new.drop is None else round(new.drop, 4),
+                kl=new.kl,
+                drop=new.drop,
                 bytes=new.bytes,
                 ms=tried.milliseconds,
                 seconds=round(seconds, 2),
-                gained=gained,
+                gained=_difference(old.drop, new.drop),
                 added_bytes=new.bytes - old.bytes,
-                added_ms=None
-                if times[0] is None or times[1] is None
-                else round(times[1] - times[0], 4),
+                added_ms=_difference(tried.milliseconds, before.milliseconds),
             )
         )
 
     def _note(self, best: Tried) -> None:
-        result, samples = best.result, self.runner.reference.dataset.count
-        drop = "" if result.drop is None else f", drop {result.drop:.2f}"
-        error = "" if result.drop_error is None else f" (standard error {result.drop_error:.2f})"
+        samples = self.runner.reference.dataset.count
         self.record.notes.append(
-            f"chosen: {best.name}: divergence {result.kl:.3g}{drop}{error}, {result.bytes} bytes, "
-            f"on {samples} calibration samples"
+            f"chosen: {best.name}: {best.outcome}, on {samples} calibration samples"
         )
-        if result.drop is None:
+        if best.result.drop is None:
             self.record.notes.append(
                 "the calibration samples have no labels: every step was tried, by the divergence, "
                 "and no layer was given more bits"
+            )
+        elif best.result.drop > self._limit:
+            self.record.notes.append(
+                f"WARNING: nothing that was tried keeps the drop within {self._limit:g} on these "
+                "samples"
             )
         elif not self._holds(best):
             self.record.notes.append(
                 f"WARNING: the drop is not proven to be within {self._limit:g} on these samples"
             )
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
 
 
 def _with_ranges(recipe: Recipe) -> Recipe:

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qtool.annotation.layer_patterns import name_pattern
 from qtool.graph.queries import by_name, nodes_by_name, sample_elements
 from qtool.graph.save import save_model
@@ -15,8 +13,7 @@ from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.search.integer_program import Conversion
 from qtool.steps.context import Context
-from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile, ProfileResult, write_feeds
+from qtool.verification.tasks import ProfileResult
 
 RUNS = 20
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -44,38 +41,26 @@ class LatencyTable:
         return max(0.0, self.total_integer - sum(self.integer_ms.values()))
 
 
-def measure_latency(
-    runner: TrialRunner, recipe: Recipe, names: Sequence[str], threads: int
-) -> LatencyTable:
+def measure_latency(runner: TrialRunner, recipe: Recipe, names: Sequence[str]) -> LatencyTable:
     """Profile three files in the verifying process: float, integer, and every second layer float.
 
     Args:
         runner: of the search.
         recipe: all layers in integers.
         names: of the layers, in graph order.
-        threads: of ONNX Runtime.
     """
     plain = recipe.model_copy(update={"ptq": ()})
     plan, context = runner.quantized(plain)
-    mixed = with_bits(plain, {name_pattern(name): "float" for name in names[1::2]})
-    mixed_plan, mixed_context = runner.quantized(mixed)
+    half = with_bits(plain, {name_pattern(name): "float" for name in names[1::2]})
+    half_plan, half_context = runner.quantized(half)
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-        scratch = Path(folder)
-        feeds = scratch / "feeds.npz"
-        write_feeds(feeds, _feeds(context))
-        floats = scratch / "float.onnx"
-        integer, half = scratch / "integer.onnx", scratch / "half.onnx"
+        files = [Path(folder) / f"{name}.onnx" for name in ("float", "integer", "half")]
         # As it was read: every node has a name, which the user's file may lack.
-        save_model(runner.prepared.loaded.model.clone(), floats)
-        runner.emitted(plan, context, integer)
-        runner.emitted(mixed_plan, mixed_context, half)
-        tasks = tuple(
-            Profile(str(path), str(feeds), str(_made(scratch / f"profile{k}")), RUNS, threads)
-            for k, path in enumerate((floats, integer, half))
-        )
-        results = run_tasks(tasks, scratch, context.progress)
-        in_float, in_codes, in_both = (results[task] for task in tasks)
-    rates = _rates(in_both, mixed_plan, mixed_context)
+        save_model(runner.prepared.loaded.model.clone(), files[0])
+        runner.emitted(plan, context, files[1])
+        runner.emitted(half_plan, half_context, files[2])
+        in_float, in_codes, in_both = runner.profiled(files, RUNS)
+    rates = _rates(in_both, half_plan, half_context)
     labels = {name: _labels(context, plan, name) for name in names}
     return LatencyTable(
         _by_layer(in_float, labels),
@@ -84,17 +69,6 @@ def measure_latency(
         sum(in_codes.milliseconds.values()),
         tuple(_conversions(context, plan, names, rates)),
     )
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _feeds(context: Context) -> dict[str, np.ndarray]:
-    """Return one calibration sample, or as many as the model's batch size."""
-    batch, _ = next(iter(context.calibration.take([0]).calls(context.fixed_batch or 1, full=True)))
-    return {name: batch[name] for name in context.inputs}
 
 
 def _labels(context: Context, plan: QuantPlan, name: str) -> list[str]:

@@ -14,11 +14,8 @@ from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
-from qtool.search.effects import Reference
 from qtool.search.mixed_precision import FLOAT_BITS, Geometry, Layer, Way, monotonic
-from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
-from qtool.steps.stage_cache import StageRecord
 from qtool.verification.file_size import file_bytes, file_parts, weight_widths
 from qtool.verification.layers.table import total_macs
 from qtool.weights.grids import weight_grids
@@ -148,12 +145,8 @@ def _narrowed(
 def _scored(runner: TrialRunner, way: Way, plan: QuantPlan, context: Context) -> Scored:
     layers = sum(site.weight is not None for site in plan.sites.values())
     work = max(total_macs(context.model), 1) * max(layers, 1) / 2
-    whole = runner.reference.dataset
     count = int(np.clip(SCANNED_MACS / work, MIN_SCANNED, MAX_SCANNED))
-    count = min(count, whole.count)
-    samples = whole.take([k * whole.count // count for k in range(count)])
-    scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
-    rows = scan.run(StageRecord())
+    rows = runner.costs_alone(plan, context, count)
     emitted = runner.emitted(plan, context, runner.folder / "scored.onnx")
     _, parts = file_parts(emitted.model)
     costs = {row.site: 0.0 if row.sqnr_db is None else 10 ** (-row.sqnr_db / 10) for row in rows}

@@ -1,7 +1,8 @@
 """The layers that widths are chosen for: their ways, and what each costs and uses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from qtool.errors import RecipeError
 from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
@@ -77,6 +78,33 @@ class Measured:
             limits["latency"] = latency * table.total_float - table.rest
         return limits
 
+    def least(self, names: Iterable[str]) -> str:
+        """Return the least value of each limit of the budget, as a recipe has it.
+
+        Args:
+            names: of the program's amounts that are limited.
+        """
+        parts = []
+        for name in names:
+            solution = self.program.solve({}, name)
+            amount = 0.0 if solution is None else self.program.amount(solution, name)
+            if name == "bits":
+                bits = (amount + self.others.bits) / self.parameters
+                parts.append(f"bits {_up(bits, 2)} (weights {_up(100 * bits / FLOAT_BITS, 1)}%)")
+            elif name == "bytes":
+                parts.append(f"bytes {_up((amount + self.rest) / 1000, 1)}kB")
+            elif name == "bops":
+                parts.append(f"bops {_up(100 * (amount + self.others.bops) / self.bops, 1)}%")
+            elif self.table is not None:
+                share = (amount + self.table.rest) / self.table.total_float
+                parts.append(f"latency {_up(100 * share, 1)}%")
+        return ", ".join(parts)
+
+
+def _up(value: float, digits: int) -> str:
+    """Return a number rounded up, so that it can stand as a limit."""
+    return f"{ceil(value * 10**digits - 1e-6) / 10**digits:.{digits}f}"
+
 
 def among(budget: Budget) -> Sequence[int | str]:
     """Return the widths to choose from, as a recipe has them.
@@ -145,8 +173,7 @@ def measure_layers(runner: TrialRunner, budget: Budget) -> Measured:
     fixed = fixed_layers(runner, base, names)
     table = None
     if budget.latency is not None or "float" in among(budget):
-        threads = runner.prepared.options.threads or 1
-        table = measure_latency(runner, uniform(base, uniform_ways[-1]), names, threads)
+        table = measure_latency(runner, uniform(base, uniform_ways[-1]), names)
     times = (table.float_ms, table.integer_ms) if table else None
     layers, ways = layer_costs(scored, context, fixed, times)
     if "float" not in among(budget):

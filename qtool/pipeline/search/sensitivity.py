@@ -1,5 +1,6 @@
 """Measure the sensitivity of every site, for ``qtool sensitivity``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -115,24 +116,20 @@ def measure(
         few = reference.dataset.take(range(min(GRADIENT_SAMPLES, reference.dataset.count)))
         fisher = fisher_estimates(context, plan, few)
         hessian = hessian_estimates(context, plan, few)
-        rows = [
-            row.model_copy(
-                update={
-                    "fisher": _short(fisher.get(row.site)),
-                    "hessian": _short(hessian.get(row.site)),
-                }
-            )
-            if row.kind == "both"
-            else row
-            for row in rows
-        ]
+        rows = [_with_estimates(row, fisher, hessian) for row in rows]
         record.notes += rank_agreement(rows)
         pairs = interactions(plan, reference, rows, extent.worst)
         return [*rows, *scan.whole(rows), *pairs]
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def _with_estimates(
+    row: Sensitivity, fisher: Mapping[str, float], hessian: Mapping[str, float]
+) -> Sensitivity:
+    """Return the row of a site with the estimates of its cost from gradients."""
+    if row.kind != "both":
+        return row
+    estimates = {"fisher": fisher.get(row.site), "hessian": hessian.get(row.site)}
+    return Sensitivity.model_validate({**row.model_dump(), **estimates})
 
 
 def _report(

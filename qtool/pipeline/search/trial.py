@@ -5,8 +5,9 @@ read, so that the same recipe in a run of its own gives the same plan.
 """
 
 import json
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,15 @@ from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps
+from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Reference
+from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache, StageRecord
 from qtool.verification.file_size import file_bytes
 from qtool.verification.layers.table import total_macs
 from qtool.verification.ort_process import run_tasks
-from qtool.verification.tasks import Profile, write_feeds
+from qtool.verification.tasks import Profile, ProfileResult, write_feeds
 
 # Samples that trials are compared on: as many as this many multiply-accumulates allow.
 COMPARED_MACS = 8e10
@@ -163,18 +166,30 @@ class TrialRunner:
         path = self.folder / TRIAL_FILE
         if not path.is_file():
             return None
-        feeds, profile = self.folder / "trial_feeds.npz", self.folder / "trial_profile"
-        context = self.prepared.context
-        batch, _ = next(
-            iter(context.calibration.take([0]).calls(context.fixed_batch or 1, full=True))
-        )
-        write_feeds(feeds, {name: batch[name] for name in context.inputs})
-        profile.mkdir(exist_ok=True)
-        threads = self.prepared.options.threads or 1
-        task = Profile(str(path), str(feeds), str(profile), PROFILED_RUNS, threads)
-        result = run_tasks((task,), self.folder)[task]
+        (result,) = self.profiled([path], PROFILED_RUNS)
         path.unlink()
         return round(sum(result.milliseconds.values()), 4)
+
+    def profiled(self, files: Sequence[Path], runs: int) -> list[ProfileResult]:
+        """Return the times of the kernels of files, on one calibration sample.
+
+        Args:
+            files: ONNX files with the model's inputs.
+            runs: of each file.
+        """
+        context, threads = self.prepared.context, self.prepared.options.threads or 1
+        calls = context.calibration.take([0]).calls(context.fixed_batch or 1, full=True)
+        batch, _ = next(iter(calls))
+        with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+            scratch = Path(folder)
+            feeds = scratch / "feeds.npz"
+            write_feeds(feeds, {name: batch[name] for name in context.inputs})
+            tasks = []
+            for k, file in enumerate(files):
+                (traces := scratch / str(k)).mkdir()
+                tasks.append(Profile(str(file), str(feeds), str(traces), runs, threads))
+            results = run_tasks(tuple(tasks), scratch)
+        return [results[task] for task in tasks]
 
     def emitted(self, plan: QuantPlan, context: Context, path: Path) -> Emitted:
         """Write the file of a plan.
@@ -188,6 +203,19 @@ class TrialRunner:
         emitted, _ = emit(self.prepared.recipe, context, frozen, path)
         save_model(emitted.model, path)
         return emitted
+
+    def costs_alone(self, plan: QuantPlan, context: Context, count: int) -> list[Sensitivity]:
+        """Return what each site of a plan costs alone, by evenly spread samples of the reference.
+
+        Args:
+            plan: of :meth:`quantized`.
+            context: of :meth:`quantized`.
+            count: of the samples, at most.
+        """
+        whole = self.reference.dataset
+        samples = whole.take(whole.choose(min(count, whole.count)))
+        scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
+        return scan.run(StageRecord())
 
     def _measure(self, recipe: Recipe) -> TrialResult:
         start = time.perf_counter()

@@ -22,31 +22,38 @@ class Tried:
     @property
     def point(self) -> SearchPoint:
         """The row of the report."""
-        return search_point(self.name, self.recipe, self.result, self.milliseconds)
+        plain = self.recipe.model_dump(mode="json", exclude_none=True)
+        return SearchPoint(
+            name=self.name,
+            bits=plain["bits"],
+            ptq=plain.get("ptq"),
+            rewrite=plain.get("rewrite"),
+            kl=self.result.kl,
+            drop=self.result.drop,
+            bytes=self.result.bytes,
+            ms=self.milliseconds,
+        )
+
+    @property
+    def outcome(self) -> str:
+        """Bytes, divergence and drop in words, for notes."""
+        result = self.result
+        parts = [f"{result.bytes} bytes", f"divergence {result.kl:.3g}"]
+        if result.drop is not None:
+            parts.append(f"drop {result.drop:.2f}")
+        if result.drop_error is not None:
+            parts[-1] += f" (standard error {result.drop_error:.2f})"
+        return ", ".join(parts)
 
 
-def search_point(
-    name: str, recipe: Recipe, result: TrialResult, milliseconds: float | None = None
-) -> SearchPoint:
-    """Return a tried recipe as a row of the report.
+def find(tried: Sequence[Tried], recipe: Recipe) -> Tried | None:
+    """Return the trial of a recipe; None where it was not tried.
 
     Args:
-        name: what it is.
-        recipe: as it can be run.
-        result: its outcome.
-        milliseconds: of one sample.
+        tried: all trials.
+        recipe: to look for.
     """
-    plain = recipe.model_dump(mode="json", exclude_none=True)
-    return SearchPoint(
-        name=name,
-        bits=plain["bits"],
-        ptq=plain.get("ptq"),
-        rewrite=plain.get("rewrite"),
-        kl=float(f"{result.kl:.6g}"),
-        drop=None if result.drop is None else round(result.drop, 4),
-        bytes=result.bytes,
-        ms=milliseconds,
-    )
+    return next((each for each in tried if each.recipe == recipe), None)
 
 
 def front_of(tried: Sequence[Tried]) -> list[SearchPoint]:

@@ -74,8 +74,7 @@ def facts_of(
     if feeds is not None:
         arrays = {"x": feeds(next(iter(data.batches(data.count)))["x"].copy())}
         data = Dataset(data.names, ArraySource(arrays), tuple(range(data.count)))
-    granularity = (bits or Bits()).granularity
-    made = Settings(samples=samples, granularity=granularity, **settings)
+    made = Settings(samples=samples, **settings)
     facts = Facts(context, plan, unfrozen, measure(context, plan, data), made)
     return facts, Trials(context, plan, context.holdout, DROP)
 

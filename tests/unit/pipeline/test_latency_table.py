@@ -15,7 +15,7 @@ def test_every_layer_has_its_time_in_both_files(digits, tmp_path):
         runner = TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
         plan, _ = runner.quantized(recipe)
         names = [name for name, site in plan.sites.items() if site.weight is not None]
-        table = measure_latency(runner, recipe, names, 1)
+        table = measure_latency(runner, recipe, names)
     for times, total in (
         (table.float_ms, table.total_float),
         (table.integer_ms, table.total_integer),

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
+from qtool.recipe.choice import read_choice
 from qtool.recipe.loader import load_recipe, recipe_from_options
 from qtool.recipe.registry import KINDS
 from qtool.targets.loader import target_names
@@ -136,6 +137,8 @@ FILE_ERRORS = [
      '; did you mean "repair"?'),
     (BASE + "ptq:\n- repair: {rounds: 0}\n", "r.yaml:8: ptq[0].repair.rounds: found 0, expected a "
      "number from 1"),
+    (BASE + "ptq: {repair: {rounds: 0}}\n", "r.yaml:7: ptq[0].repair.rounds: found 0, expected a "
+     "number from 1"),
     (BASE + "ptq:\n- repair: {round: 1}\n", "r.yaml:8: ptq[0].repair.round: unknown option of "
      'repair; did you mean "rounds"? (it has rounds)'),
     (BASE + "gates: {max_drop: 1}\n", "r.yaml:7: gates.max_drop: needs accuracy, but the recipe "
@@ -263,3 +266,10 @@ def test_a_missing_model_or_folder_of_a_run_without_recipe_names_the_option():
         recipe_from_options("net.onnx", "nix")
     with pytest.raises(RecipeError, match=r'^--data empty: "/.*empty" holds nothing; expected im'):
         recipe_from_options("net.onnx", "empty")
+
+
+def test_an_option_of_a_choice_outside_of_a_recipe_is_named():
+    with pytest.raises(
+        RecipeError, match=r"here: percentile\.q: found 7, expected a number up to 1"
+    ):
+        read_choice({"percentile": {"q": 7}}, "calibrators", "here")
