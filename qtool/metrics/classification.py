@@ -23,8 +23,8 @@ def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         DataError: the shapes, the label range or the number of classes do not fit, or an output
             is NaN.
     """
-    scores = _classes_last(outputs)
-    _check(scores, labels, k)
+    scores = classes_last(outputs)
+    check_class_labels(scores, labels, k)
     index = labels.astype(np.int64)
     own = np.take_along_axis(scores, index[:, None], axis=1)
     before = np.arange(scores.shape[1]) < index[:, None]
@@ -32,8 +32,24 @@ def top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return (ahead.sum(axis=1) < k).astype(np.float64)
 
 
-def _classes_last(outputs: np.ndarray) -> np.ndarray:
-    """Reshape outputs to [N, classes], without trailing axes of length 1."""
+def expected_top_k(outputs: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarray:
+    """Return the chance that the label is among the k highest outputs; equal ones rank by index.
+
+    Args:
+        outputs: [N, classes]; trailing axes of length 1 are ignored.
+        probabilities: of each class to be the label, [N, classes].
+        k: how many guesses count.
+    """
+    highest = np.argsort(-classes_last(outputs), axis=1, kind="stable")[:, :k]
+    return np.asarray(np.take_along_axis(probabilities, highest, axis=1).sum(axis=1))
+
+
+def classes_last(outputs: np.ndarray) -> np.ndarray:
+    """Reshape outputs to [N, classes], without trailing axes of length 1.
+
+    Raises:
+        DataError: they are no class scores.
+    """
     if outputs.ndim > 2 and all(size == 1 for size in outputs.shape[2:]):
         outputs = outputs.reshape(outputs.shape[:2])
     if outputs.ndim != 2 or outputs.shape[1] < 2:
@@ -44,8 +60,17 @@ def _classes_last(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def _check(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
-    """Refuse labels that do not fit the outputs, and outputs that cannot be ranked."""
+def check_class_labels(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:
+    """Refuse labels that do not fit the outputs, and outputs that cannot be ranked.
+
+    Args:
+        outputs: [N, classes].
+        labels: class numbers [N].
+        k: how many guesses count.
+
+    Raises:
+        DataError: names what does not fit.
+    """
     count, classes = outputs.shape
     if classes <= k > 1:
         raise DataError(
@@ -100,8 +125,8 @@ def class_pairs(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
         DataError: as for :func:`top_k`.
     """
-    scores = _classes_last(outputs)
-    _check(scores, labels, 1)
+    scores = classes_last(outputs)
+    check_class_labels(scores, labels, 1)
     return np.stack([labels.astype(np.int64), scores.argmax(axis=1)], axis=1)
 
 

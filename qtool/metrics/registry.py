@@ -12,7 +12,14 @@ from typing import cast
 import numpy as np
 
 from qtool.errors import DataError
-from qtool.metrics.classification import class_pairs, macro_f1, mean_iou, overlaps, top_k
+from qtool.metrics.classification import (
+    class_pairs,
+    expected_top_k,
+    macro_f1,
+    mean_iou,
+    overlaps,
+    top_k,
+)
 from qtool.metrics.confidence import bootstrap_interval, paired_interval
 from qtool.metrics.detection import mean_average_precision
 from qtool.metrics.fidelity import cosine, decibels, powers, sqnr_db
@@ -62,6 +69,8 @@ class Metric:
         scores: (outputs [N, ...], labels [N, ...]) -> the score of each sample, [N] or [N, K].
         total: (scores, how often each sample counts [N]) -> the value.
         value: (outputs, labels) -> the value, or scores [N]; in place of scores, all at once.
+        expected: (outputs [N, classes], probabilities of the label [N, classes]) -> the expected
+            score of each sample, [N]; None where there is none.
         lower_is_better: whether a smaller value is a better one.
         binary: whether scores are 0 or 1.
         classes: whether outputs are class scores [N, classes, ...], so that agreement has meaning.
@@ -76,6 +85,7 @@ class Metric:
     scores: Scores | None = None
     total: Total = mean
     value: Callable[[np.ndarray, np.ndarray], np.ndarray | float] | None = None
+    expected: Scores | None = None
     lower_is_better: bool = False
     binary: bool = False
     classes: bool = False
@@ -93,14 +103,24 @@ class Metric:
 DEFAULT_METRIC = "top1"
 """The metric where there are labels and the recipe names none."""
 
-_top = partial(Metric, unit="%", binary=True, classes=True, class_labels=True)
+
+def _top(help_text: str, k: int, majority_baseline: bool = False) -> Metric:
+    return Metric(
+        help_text,
+        "%",
+        scores=partial(top_k, k=k),
+        expected=partial(expected_top_k, k=k),
+        binary=True,
+        classes=True,
+        class_labels=True,
+        majority_baseline=majority_baseline,
+    )
+
 
 METRICS: dict[str, Metric] = {
-    "top1": _top(
-        "the highest output is the label", scores=partial(top_k, k=1), majority_baseline=True
-    ),
-    "top5": _top("the label is among the five highest outputs", scores=partial(top_k, k=5)),
-    "accuracy": _top("the same as top1", scores=partial(top_k, k=1), majority_baseline=True),
+    "top1": _top("the highest output is the label", 1, majority_baseline=True),
+    "top5": _top("the label is among the five highest outputs", 5),
+    "accuracy": _top("the same as top1", 1, majority_baseline=True),
     "f1": Metric(
         "macro F1 of the highest output: the mean over classes",
         "%",

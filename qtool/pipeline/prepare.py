@@ -84,21 +84,14 @@ def prepare(
     """
     target = load_target(recipe.target)
     recipe = apply_target_defaults(recipe, target)
-    progress, trust_code = options.progress, options.trust_code
     with cache.stage("load") as record:
-        progress("load", 0, 1)
+        options.progress("load", 0, 1)
         _check_rewrites(recipe, target)
         loaded = load_from_recipe(recipe, target, cache, options)
         inputs, notes = recipe_inputs(recipe, loaded)
         record.notes += [*loaded.notes, *recipe.notes, *notes]
         recipe = adapt(recipe, loaded.model, inputs)
-        recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
-        recipe, calibration = _open_calibration(recipe, inputs, options)
-        record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
-        calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
-        recipe = with_guesses(recipe, "evaluate", evaluation.dataset)
-        streams = StreamRecorder(loaded.model, inputs, cache, (loaded.sha256,), progress)
-        calibration, evaluation = _with_states(streams, calibration, evaluation)
+        recipe, calibration, evaluation = _open_data(recipe, loaded, inputs, cache, options, record)
         first = _check_same_shapes(inputs, calibration, evaluation.dataset)
         inputs, mixing = probe_batch(loaded.model, inputs, calibration, loaded.shown)
         record.notes += mixing
@@ -111,7 +104,7 @@ def prepare(
         _check_steps(recipe, calibration)
         check_pruned_layers(recipe, loaded.model, _available(calibration))
         check_batches(recipe, fixed_batch(inputs.values()))
-        progress("load", 1, 1)
+        options.progress("load", 1, 1)
     context = Context(
         model=loaded.model,
         name=loaded.shown,
@@ -125,11 +118,29 @@ def prepare(
         seed=options.seed,
         device=options.device,
         threads=options.threads,
-        trust_code=trust_code,
-        progress=progress,
+        trust_code=options.trust_code,
+        progress=options.progress,
     )
     prepared = Prepared(recipe, options, loaded, evaluation, context)
     return replace(prepared, preprocessing=check_preprocessing(prepared))
+
+
+def _open_data(
+    recipe: Recipe,
+    loaded: Loaded,
+    inputs: dict[str, InputSpec],
+    cache: StageCache,
+    options: RunOptions,
+    record: StageRecord,
+) -> tuple[Recipe, Dataset, EvaluationData]:
+    """Return the recipe with what was guessed, calibration and evaluation samples, disjoint."""
+    recipe, moments = _with_input_moments(recipe, loaded.model, inputs)
+    recipe, calibration = _open_calibration(recipe, inputs, options)
+    record.notes += [f"calibrate: {note}" for note in (*moments, *calibration.notes)]
+    calibration, evaluation = _parts(recipe, calibration, inputs, options, record)
+    recipe = with_guesses(recipe, "evaluate", evaluation.dataset)
+    streams = StreamRecorder(loaded.model, inputs, cache, (loaded.sha256,), options.progress)
+    return recipe, *_with_states(streams, calibration, evaluation)
 
 
 def _with_states(

@@ -25,7 +25,8 @@ class Sensitivity(Part):
     kl: Divergence
     """Kullback-Leibler divergence of class scores; else the relative squared error."""
     drop: Points | None = None
-    """Of the metric, in its unit; absent without labels."""
+    """Of the metric, in its unit; of top1 and top5 the drop that the float network's probabilities
+    let expect. Absent where neither labels nor such a metric are there."""
     sqnr_db: Points | None = None
     """At the network's output; absent where nothing is lost."""
     fisher: Divergence | None = None
@@ -69,7 +70,7 @@ class Rung(Part):
     """Of one sample, the sum over kernels on this machine."""
     seconds: Number
     gained: Points | None = None
-    """Points of drop; absent without labels."""
+    """Points of drop; absent where no drop can be estimated."""
     added_bytes: int
     added_ms: Points | None = None
     findings: list[str] | None = None

@@ -6,13 +6,12 @@ from functools import cached_property
 import numpy as np
 
 from qtool.data import Dataset
+from qtool.metrics.confidence import Z95
 from qtool.metrics.registry import score_outputs
+from qtool.search.expected_drop import ClassProbabilities
 from qtool.steps.context import Context
 from qtool.steps.distance import distance
 from qtool.verification.accuracy import NamedMetric
-
-# Half the width of a 95 % interval, in standard errors.
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Effect:
         kl: Kullback-Leibler divergence of the class scores, or the relative squared error of other
             outputs; see :func:`qtool.steps.distance.distance`.
         sqnr_db: signal to quantization noise at the output; None where nothing is lost.
-        drop: of the task's metric; None without labels.
+        drop: of the task's metric, the expected one of accuracies
+            (:meth:`qtool.search.expected_drop.ClassProbabilities.drop`); None without a metric.
         drop_error: standard error of the drop; None where it has none.
     """
 
@@ -62,16 +62,27 @@ class Reference:
         noise = float(np.sum((reference - outputs) ** 2))
         power = float(np.sum(reference**2))
         sqnr = 10 * np.log10(power / noise) if noise > 0 and power > 0 else None
-        drop = error = None
-        if self.metric is not None:
-            named = {"float": self.outputs, "quantized": outputs}
-            result = score_outputs(self.metric.metric, named, self.dataset.labels)
-            drop = result.drop
-            if result.interval is not None:
-                error = (result.interval[1] - result.interval[0]) / (2 * NORMAL_95)
+        drop, error = self._drop(outputs)
         return Effect(
             kl=max(0.0, distance(reference, outputs)),
             sqnr_db=None if sqnr is None else float(sqnr),
-            drop=None if drop is None else float(drop),
-            drop_error=None if error is None else float(error),
+            drop=drop,
+            drop_error=error,
         )
+
+    def _drop(self, outputs: np.ndarray) -> tuple[float | None, float | None]:
+        """Return the drop of the metric and its standard error."""
+        if self.metric is None:
+            return None, None
+        metric = self.metric.metric
+        if metric.expected is not None:
+            return self._probabilities.drop(metric.expected, outputs)
+        named = {"float": self.outputs, "quantized": outputs}
+        result = score_outputs(metric, named, self.dataset.labels)
+        if result.interval is None:
+            return result.drop, None
+        return result.drop, (result.interval[1] - result.interval[0]) / (2 * Z95)
+
+    @cached_property
+    def _probabilities(self) -> ClassProbabilities:
+        return ClassProbabilities.of(self.outputs, self.dataset.labels)

@@ -133,8 +133,9 @@ class BitSearch:
         """Return the smallest measured recipe whose drop is within max_drop; by bisection."""
         if self.runner.reference.metric is None:
             raise RecipeError(
-                "needs labels of calibration samples, on which the drop is measured; add labels to "
-                "calibrate, or limit bytes",
+                "the drop is estimated on calibration samples, which have no labels, and the "
+                "recipe names no metric of class scores; add labels to calibrate, or "
+                "`evaluate: {metric: top1}`, or limit bytes",
                 ("bits", "budget", "max_drop"),
             )
         # By their number alone layers would exceed other limits.

@@ -270,7 +270,7 @@ class Climb:
         )
         if best.result.drop is None:
             self.record.notes.append(
-                "the calibration samples have no labels: every step was tried, by the divergence, "
+                "no drop can be estimated without labels: every step was tried, by the divergence, "
                 "and no layer was given more bits"
             )
         elif best.result.drop > self._limit:

@@ -120,11 +120,8 @@ def with_unused_samples(
         return recipe
     whole = _whole(section, inputs, options)
     half, unused = whole.count // 2, whole.count - (section.count or whole.count)
-    if (
-        half < MIN_CALIBRATED
-        or unused >= half / 2
-        or _metric(recipe, whole.labels, model, options) is None
-    ):
+    enough = whole.labels is None or half < MIN_CALIBRATED or unused >= half / 2
+    if enough or _metric(recipe, whole.labels, model, options) is None:
         return recipe
     return recipe.model_copy(update={"calibrate": section.model_copy(update={"count": half})})
 
@@ -138,15 +135,20 @@ def _whole(section: DataSection, inputs: Mapping[str, InputSpec], options: RunOp
 def _metric(
     recipe: Recipe, labels: np.ndarray | None, model: ir.Model, options: RunOptions
 ) -> NamedMetric | None:
-    """Return the recipe's metric where the samples have labels; else top1 for classes."""
+    """Return the recipe's metric, or top1 for labelled classes; None where it cannot be estimated.
+
+    Without labels that is the case for all metrics but those of class scores.
+    """
     evaluate = recipe.evaluate
     named = evaluate.metric if evaluate is not None else None
-    if labels is None or (named is None and not _has_classes(model)):
+    if named is None and (labels is None or not _has_classes(model)):
         return None
     name = named or DEFAULT_METRIC
     code = evaluate.code if evaluate is not None else None
     metric = find_metric(name, code, options.trust_code)
-    return None if metric.reference else NamedMetric(name, metric)
+    if metric.reference or (labels is None and metric.expected is None):
+        return None
+    return NamedMetric(name, metric)
 
 
 def _has_classes(model: ir.Model) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from qtool.errors import KeyPath, RecipeError
+from qtool.errors import KeyPath
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.climb import Climb
@@ -38,24 +38,24 @@ def resolve_search(
     budget, auto = recipe.bits.budget, _auto(recipe)
     if budget is None and auto is None:
         return recipe, None
-    _check_options(recipe, options, ("ptq",) if budget is None else ("bits", "budget"))
+    _check_options(recipe, options)
     bits = recipe.bits.model_copy(update={"budget": None})
-    fixed = recipe.model_copy(update={"bits": bits, "ptq": None if auto else recipe.ptq})
+    plain = recipe.model_copy(update={"bits": bits, "ptq": None if auto else recipe.ptq})
     with cache.stage("search") as record, recipe.locate_errors():
-        if budget is not None and auto is not None:
-            raise RecipeError(
-                "auto chooses steps and bits for gates.max_drop, a budget limits bits; remove one "
-                "of the two",
-                ("ptq",),
-            )
         # Stages of the trials are no stages of the run.
         deadline = Deadline(options.progress)
         timed = replace(options, progress=deadline)
-        runner = TrialRunner.of(fixed, replace(cache, done=[]), timed, folder)
+        runner = TrialRunner.of(plain, replace(cache, done=[]), timed, folder)
         if runner.fewer is not None:
             record.notes.append(
                 f"{runner.fewer} samples calibrate, as many others compare networks: "
                 f"calibrate: {{count: {runner.fewer}}}"
+            )
+        reference = runner.reference
+        if reference.metric is not None and reference.dataset.labels is None:
+            record.notes.append(
+                "the calibration samples have no labels: drops are those that the float network's "
+                "probabilities let expect"
             )
         search: Climb | BitSearch
         if budget is not None:
@@ -67,12 +67,20 @@ def resolve_search(
     return chosen, part
 
 
-def _check_options(recipe: Recipe, options: RunOptions, key: KeyPath) -> None:
-    """Refuse options that a search cannot follow, before any work.
+def _check_options(recipe: Recipe, options: RunOptions) -> None:
+    """Refuse what a search cannot follow, before any work.
 
     Raises:
-        RecipeError: the grids are those of an earlier plan, or there are several processes.
+        RecipeError: there are two searches, the grids are those of an earlier plan, or there are
+            several processes.
     """
+    key: KeyPath = ("bits", "budget") if recipe.bits.budget is not None else ("ptq",)
+    if recipe.bits.budget is not None and _auto(recipe) is not None:
+        raise recipe.error(
+            ("ptq",),
+            "auto chooses steps and bits for gates.max_drop, a budget limits bits; remove one of "
+            "the two",
+        )
     if options.plan_file is not None:
         raise recipe.error(
             key, "a search calibrates every recipe that it tries; leave out --plan, or the search"

@@ -51,9 +51,7 @@ class TrialResult:
     """Outcome of one recipe on calibration samples.
 
     Attributes:
-        kl: divergence from the float network's output, see :class:`qtool.search.effects.Effect`.
-        drop: of the metric; None without labels.
-        drop_error: standard error of the drop.
+        kl, drop, drop_error: against the float network, see :class:`qtool.search.effects.Effect`.
         bytes: of the file.
         seconds: that quantizing took; those of an earlier run where it was cached.
         macs_per_second: speed of the quantized network's simulation.

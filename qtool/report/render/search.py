@@ -9,6 +9,8 @@ from qtool.report.search_schema import Rung
 
 SMALLEST = 1e-12
 """Divergences below are drawn here: their logarithm would stretch the axis."""
+SMALLEST_MS = 0.005
+"""Shorter differences would be shown as 0.00 ms."""
 
 
 def front_chart(report: Report) -> Scatter | None:
@@ -72,11 +74,13 @@ def rungs(report: Report) -> list[tuple[Rung, str]]:
 
 def _balance(rung: Rung) -> str:
     parts = []
-    if rung.gained is not None:
+    if rung.drop is not None:
+        parts.append(f"drop {rung.drop:.2f}")
+    if rung.gained:
         parts.append(f"{rung.gained:+.2f} points")
     if rung.added_bytes:
         sign = "+" if rung.added_bytes > 0 else "-"
         parts.append(f"{sign}{formatting.size(abs(rung.added_bytes))}")
-    if rung.added_ms:
+    if rung.added_ms and abs(rung.added_ms) >= SMALLEST_MS:
         parts.append(f"{rung.added_ms:+.2f} ms")
     return ", ".join([*parts, formatting.duration(rung.seconds)])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -70,7 +71,7 @@ def test_synthetic_samples_are_refused_before_any_trial(digits, tmp_path, monkey
 def test_half_of_the_samples_are_left_to_compare_networks_on(
     digits, monkeypatch, count, least, metric, used
 ):
-    whole = SimpleNamespace(count=288, labels=None)
+    whole = SimpleNamespace(count=288, labels=np.zeros(288))
     monkeypatch.setattr(reference, "_whole", lambda *args: whole)
     monkeypatch.setattr(reference, "_metric", lambda *args: metric)
     monkeypatch.setattr(reference, "MIN_CALIBRATED", least)
