@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qtool.emitters.copy import copy_model
 from qtool.emitters.dynamic import write_dynamic
+from qtool.emitters.joined_groups import join_groups
 from qtool.emitters.packing import widen
 from qtool.emitters.simplify import compact
 from qtool.emitters.weight_only import float_weights
@@ -53,6 +54,7 @@ class _Emitter:
         opset = graph.opset_imports.get("", 0)
         self.packing = [form for form in target.packing if PACKING[form] <= opset]
         self.zero_point_shift = shift_weight_codes(graph, plan, target)
+        self.joined_groups = join_groups(graph, plan, target)
         self.on_codes = {
             name
             for name, node in nodes_by_name(graph).items()
@@ -358,7 +360,7 @@ class _Emitter:
         inputs = [codes, scale] if params.spec.bits == 32 else [codes, scale, zero]
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
         node = ir.Node("", "DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
-        out = self._add(node, f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
+        out = self._add(node, f"{name}_dequantized", ir.DataType.FLOAT, codes.shape)
         for reader, index in list(value.uses()):
             if reader.name in self.integer:
                 reader.replace_input_with(index, out)
@@ -366,12 +368,14 @@ class _Emitter:
     def codes(self, name: str, params: QuantParams) -> ir.Value:
         """Add the codes of an initializer, packed if the target can; return the unpacked value."""
         array = self.plan.codes[name].astype(params.container, copy=False)
-        codes = widen(self, name, array, params, self.packing, self.zero_point_shift.get(name, 0))
+        shift = self.zero_point_shift.get(name, 0)
+        codes = widen(self, name, array, params, self.packing, shift)
         codes.type, codes.shape = (
             ir.TensorType(ir.DataType.from_numpy(array.dtype)),
             ir.Shape(array.shape),
         )
-        return codes
+        joined = self.joined_groups.get(name)
+        return joined.with_zeros(self, name, codes, params, shift) if joined else codes
 
     def step(self, op: str, inputs: Sequence[ir.Value], out: str, **attributes: Any) -> ir.Value:
         """Add a node; return its output, named ``out`` or after it, without a type."""

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qtool.graph.queries import is_constant, is_float, name_of
+from qtool.graph.queries import by_name, is_constant, is_float, name_of
 
 # The size of their results depends on the values that they read.
 VALUE_SIZED = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
@@ -33,6 +33,12 @@ def decisive_value(model: ir.Model) -> str:
         if value is not None and is_float(value) and not is_constant(value)
     ]
     return name_of(next(iter([*floats, *outputs, *read, *graph.outputs])))
+
+
+def has_probabilities(model: ir.Model) -> bool:
+    """Return whether the value by which plans are compared comes from a Softmax."""
+    producer = by_name(model.graph)[decisive_value(model)].producer()
+    return producer is not None and producer.op_type == "Softmax"
 
 
 def _value_sized(graph: ir.Graph) -> set[ir.Value]:

@@ -10,7 +10,7 @@ from qtool.data import DataSection, Dataset, InputSpec, drop_overlap, drop_unusa
 from qtool.data.inputs import fixed_batch
 from qtool.errors import DataError, ModelError, QtoolError, UnsupportedError
 from qtool.graph.compared_output import evaluated_output
-from qtool.graph.queries import dims, parameters
+from qtool.graph.queries import by_name, dims, parameters
 from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
 from qtool.recipe.model import Evaluate, Recipe
@@ -103,7 +103,8 @@ def check_labels(
     Raises:
         DataError: there are such labels.
     """
-    labels, shape = evaluation.labels, dims(model.graph.outputs[0])
+    labels, output = evaluation.labels, evaluated_output(model)
+    shape = None if output is None else dims(by_name(model.graph)[output])
     if evaluate is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return ()
     if evaluate.metric is not None and not has_class_labels(evaluate.metric):

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import UnsupportedError
+from qtool.graph.compared_output import has_probabilities
 from qtool.qat import distributed
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import float_teacher
@@ -98,7 +99,6 @@ class Distillation:
 
     def _settings(self, context: Context, samples: int) -> Settings:
         """Return the settings of the training loop."""
-        last = context.model.graph.outputs[0].producer()
         shapes = [spec.shape for spec in context.inputs.values()]
         image = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 3
         height = shapes[0][2] if image else 0
@@ -107,7 +107,7 @@ class Distillation:
             epochs=self.epochs,
             batch=context.fixed_batch or min(self.batch, samples),
             fixed=context.fixed_batch is not None,
-            probabilities=last is not None and last.op_type == "Softmax",
+            probabilities=has_probabilities(context.model),
             lr=self.lr,
             crop=height // CROP_SHARE if changes and isinstance(height, int) else 0,
             flip=changes,

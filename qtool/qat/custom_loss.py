@@ -19,9 +19,10 @@ OPTIONAL = ("outputs", "teacher")
 class CustomLoss:
     """``function(output, labels)``, plus ``outputs`` and ``teacher`` where it has them.
 
-    ``output`` is the network's first output, unchanged, and ``labels`` the batch's, or None where
-    the data has none. A parameter called ``outputs`` gets all outputs by name, one called
-    ``teacher`` the first output of the float network, without gradient.
+    ``output`` is the network's compared output, the first of floats as a rule, unchanged, and
+    ``labels`` the batch's, or None where the data has none. A parameter called ``outputs`` gets all
+    outputs by name, one called ``teacher`` the compared output of the float network, without
+    gradient.
 
     Attributes:
         name: ``module:function``.
@@ -57,9 +58,9 @@ class CustomLoss:
         """Return the function's result, rank 0 and float32.
 
         Args:
-            outputs: by name, the network's first output first.
+            outputs: by name, the network's compared output first.
             labels: [N, ...] on the outputs' device.
-            teacher: the float network's first output, where the function has such a parameter.
+            teacher: the float network's compared output, where the function has such a parameter.
 
         Raises:
             RecipeError: the function raises, or returns anything but one differentiable number.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qtool.errors import RecipeError
+from qtool.graph.compared_output import decisive_value
 from qtool.graph.queries import by_name, constant, nodes_by_name
 from qtool.qat.batchnorm import LiveNorm, fold_norm, unfold_norm
 from qtool.qat.block_outputs import block_outputs
@@ -51,6 +52,8 @@ class QatNetwork(nn.Module):
         masks: names of pruned weights, by the keys of ``weights``; the mask is the buffer
             ``mask_KEY``, 0 where a weight is and stays 0, else 1.
         outputs: names of the graph's outputs.
+        compared: name of the value that the loss reads, the first output of floats as a rule; see
+            :func:`qtool.graph.compared_output.decisive_value`.
         blocks: values that end a block of the network, by name.
     """
 
@@ -82,6 +85,7 @@ class QatNetwork(nn.Module):
         self.executor = Executor(model, device)
         self.raw = raw_edges(model, plan)
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
+        self.compared = decisive_value(model)
         self.blocks = block_outputs(model, plan)
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()

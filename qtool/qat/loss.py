@@ -17,21 +17,21 @@ from qtool.qat.settings import Settings
 from qtool.runtime.executor import Executor
 
 T = torch.Tensor
-# Returns the float network's first output for inputs by name, and further values, by name.
+# Returns values of the float network by name, for inputs by name and the names of the values.
 Teacher = Callable[[Mapping[str, T], Sequence[str]], Mapping[str, T]]
 
 
 def float_teacher(model: ir.Model, device: str) -> Teacher:
-    """Return the float network as teacher: its first output and, on request, more of its values.
+    """Return the float network as teacher: it computes those of its values that are named.
 
     Args:
         model: the rewritten graph.
         device: where to compute.
     """
-    executor, first = Executor(model, device), str(model.graph.outputs[0].name)
+    executor = Executor(model, device)
 
-    def teacher(feeds: Mapping[str, T], more: Sequence[str]) -> dict[str, T]:
-        return executor(feeds, to_float32, list(dict.fromkeys((first, *more))))
+    def teacher(feeds: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+        return executor(feeds, to_float32, list(names))
 
     return teacher
 
@@ -52,6 +52,8 @@ class Loss:
         """
         self.network, self.teacher, self.settings = network, teacher, settings
         self.blocks = network.blocks if settings.blocks else ()
+        # Of both networks: the compared output first, once where it ends a block too.
+        self.values = tuple(dict.fromkeys((network.compared, *self.blocks)))
         if settings.blocks and not self.blocks:
             raise RecipeError(
                 "qat.distill.blocks: the network has neither a residual sum nor two quantized "
@@ -66,7 +68,7 @@ class Loss:
             labels: as for :meth:`of_outputs`.
         """
         with self._precision(feeds):
-            outputs = self.network(feeds, self.blocks)
+            outputs = self.network(feeds, self.values)
             teacher = self.teacher_outputs(feeds)
         loss = self.of_outputs(outputs, labels, teacher)
         if teacher is not None and self.blocks:
@@ -84,10 +86,10 @@ class Loss:
 
     @torch.no_grad()
     def teacher_outputs(self, feeds: Mapping[str, T]) -> Mapping[str, T] | None:
-        """Compute the float network's first output and blocks; None where the loss uses neither."""
+        """Compute the float network's compared output and blocks; None where neither is used."""
         custom = self.settings.loss
         uses_output = self.settings.teacher > 0 or (custom is not None and custom.uses_teacher)
-        return self.teacher(feeds, self.blocks) if uses_output or self.blocks else None
+        return self.teacher(feeds, self.values) if uses_output or self.blocks else None
 
     def of_outputs(
         self,
@@ -98,18 +100,18 @@ class Loss:
         """Compute the loss of outputs without the error of blocks, rank 0.
 
         Args:
-            outputs: the network's outputs by name.
+            outputs: the network's outputs and its compared value by name.
             labels: class numbers [N], two of each of mixed images; for a loss of the user any
                 tensor.
-            teacher: the float network's first output by name, see :meth:`teacher_outputs`.
+            teacher: the float network's compared output by name, see :meth:`teacher_outputs`.
         """
-        settings, parts, first = self.settings, [], self.network.outputs[0]
-        target = None if teacher is None else teacher[first]
+        settings, parts, compared = self.settings, [], self.network.compared
+        target = None if teacher is None else teacher[compared]
         by_label = self._by_label(outputs, labels, target) if settings.teacher < 1 else None
         if by_label is not None:
             parts.append((1 - settings.teacher) * by_label)
         if settings.teacher > 0 and target is not None:
-            scores, target_scores = self.scores(outputs[first]), self.scores(target)
+            scores, target_scores = self.scores(outputs[compared]), self.scores(target)
             distance = distillation(scores, target_scores, settings.temperature)
             parts.append(settings.teacher * distance)
         total: T = torch.stack(parts).sum()
@@ -119,14 +121,15 @@ class Loss:
         self, outputs: Mapping[str, T], labels: T | LabelPairs | None, target: T | None
     ) -> T | None:
         """Compute the loss by labels; None without labels, but for a loss of the user."""
-        settings, names = self.settings, self.network.outputs
+        settings, compared = self.settings, self.network.compared
         if isinstance(labels, LabelPairs):
-            return labels.cross_entropy(self.scores(outputs[names[0]]), settings.label_smoothing)
+            return labels.cross_entropy(self.scores(outputs[compared]), settings.label_smoothing)
         if settings.loss is not None:
+            names = dict.fromkeys((compared, *self.network.outputs))
             return settings.loss({k: outputs[k] for k in names}, labels, target)
         if labels is None:
             return None
-        scores = self.scores(outputs[names[0]])
+        scores = self.scores(outputs[compared])
         return F.cross_entropy(scores, labels, label_smoothing=settings.label_smoothing)
 
     @torch.no_grad()
@@ -137,12 +140,12 @@ class Loss:
 
         Args:
             feeds: inputs of the batch.
-            outputs: the network's outputs for them.
+            outputs: the network's outputs and its compared value for them.
             labels: of the first rows.
             rows: samples that count; the others only fill up a fixed batch.
         """
         if self.settings.loss is None:
-            scores = self.scores(outputs[self.network.outputs[0]])[:rows]
+            scores = self.scores(outputs[self.network.compared])[:rows]
             return float(distillation(scores, self.teacher_scores(feeds)[:rows], 1.0))
         teacher = self.teacher_outputs(feeds) or {}
         ours, theirs = ({k: v[:rows] for k, v in part.items()} for part in (outputs, teacher))
@@ -151,7 +154,7 @@ class Loss:
     @torch.no_grad()
     def teacher_scores(self, feeds: Mapping[str, T]) -> T:
         """Compute the float network's scores of a batch."""
-        return self.scores(self.teacher(feeds, ())[self.network.outputs[0]])
+        return self.scores(self.teacher(feeds, (self.network.compared,))[self.network.compared])
 
     def scores(self, out: T) -> T:
         """Return the scores before a Softmax, up to a constant that no loss depends on."""

@@ -270,8 +270,8 @@ class _Loop:
         self.network.eval()
         hits, loss, by_class = 0, 0.0, False
         for feeds, labels, rows in self.batches.holdout():
-            outputs = self.network(feeds)
-            out = outputs[self.network.outputs[0]][:rows]
+            outputs = self.network(feeds, (self.network.compared,))
+            out = outputs[self.network.compared][:rows]
             by_class = are_classes(labels, out)
             if by_class:
                 hits += _hits(out, labels)

@@ -140,6 +140,7 @@ def _target(raw: Any, path: Path) -> Target:
         float_patterns=_float_patterns(raw, f"{path}: float_patterns"),
         no_gain=_no_gain(raw, f"{path}: no_gain"),
         island_gain_db=_island_gain(raw.get("island_gain_db"), f"{path}: island_gain_db"),
+        group_channels=_typed(raw.get("group_channels", 0), int, f"{path}: group_channels"),
         weight_zero_point=_weight_zero_point(
             raw.get("weight_zero_point"), f"{path}: weight_zero_point"
         ),

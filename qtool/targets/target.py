@@ -108,6 +108,8 @@ class Target:
             ``placement: auto`` leaves them float.
         island_gain_db: what the signal-to-noise ratio of the outputs must gain before
             ``placement: auto`` leaves further op kinds float; None: it never does.
+        group_channels: channels that a group of an integer convolution shall have: groups with
+            fewer are joined in the file, with zero weights; depthwise aside. 0: they never are.
         weight_zero_point: the zero point of stored weights and the layers that get it, or None.
     """
 
@@ -138,4 +140,5 @@ class Target:
     sample_rewrites: tuple[str, ...] = ()
     no_gain: tuple[str, ...] = ()
     island_gain_db: float | None = None
+    group_channels: int = 0
     weight_zero_point: WeightZeroPoint | None = None

@@ -169,18 +169,19 @@ def check_loss_labels(section: Qat, data: Dataset) -> None:
 
 
 def check_output_gradient(section: Qat, output: ir.Value, share: float) -> None:
-    """Raise DataError where the loss reads a first output that has no gradient.
+    """Raise DataError where the loss reads an output that has no gradient.
 
     Args:
         section: the recipe's ``qat``.
-        output: the model's first.
+        output: that is compared; integers where the model has no output of floats.
         share: of the loss that is the float network's.
     """
     is_read = section.loss is None or share > 0
     if is_read and output.dtype is not None and not is_float(output):
         raise DataError(
-            f"qat: the model's first output is {output.dtype.name.lower()}, expected real numbers, "
-            "which have gradients; end the model before it rounds or takes the largest (ArgMax)"
+            f"qat: the model's output {output.name} is {output.dtype.name.lower()}, expected one "
+            "of real numbers, which have gradients; end the model before it rounds or takes the "
+            "largest (ArgMax)"
         )
 
 

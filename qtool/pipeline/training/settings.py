@@ -6,6 +6,7 @@ import numpy as np
 
 from qtool.data import Dataset
 from qtool.data.preprocess import Preprocess, load_preprocess
+from qtool.graph.compared_output import has_probabilities
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.pruning.masks import gradual_pruning
 from qtool.pipeline.training.checks import recipe_loss
@@ -30,13 +31,12 @@ def training_settings(prepared: Prepared, section: Qat, train_data: Dataset) -> 
     from qtool.qat.settings import Oscillation, Settings
 
     recipe, context = prepared.recipe, prepared.context
-    last = context.model.graph.outputs[0].producer()
     oscillation, augment, distill = section.oscillation, section.augment, section.distill
     return Settings(
         epochs=section.epochs,
         batch=min(section.batch, train_data.count),
         fixed=context.fixed_batch is not None,
-        probabilities=last is not None and last.op_type == "Softmax",
+        probabilities=has_probabilities(context.model),
         optimizer=section.optimizer,
         lr=section.lr,
         scale_lr=section.scale_lr,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qtool.data import Dataset
 from qtool.errors import DataError
-from qtool.graph.queries import dims
+from qtool.graph.queries import by_name, dims
 from qtool.metrics.classification import check_label_range
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.input_checks import disjoint, usable
@@ -109,9 +109,9 @@ def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
     """Raise QtoolError for labels or augmentations that do not fit the network."""
     recipe, context = prepared.recipe, prepared.context
     check_loss_labels(section, data)
-    first = context.model.graph.outputs[0]
-    labels, share, shape = data.labels, teacher_share(section, data), dims(first)
-    check_output_gradient(section, first, share)
+    output = by_name(context.model.graph)[context.first_output]
+    labels, share, shape = data.labels, teacher_share(section, data), dims(output)
+    check_output_gradient(section, output, share)
     if share == 1 and section.label_smoothing:
         why = "training has no labels to smooth here; leave it out"
         raise recipe.error(("qat", "label_smoothing"), why)
@@ -127,8 +127,9 @@ def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
             )
         if shape is None or len(shape) != 2 or shape[1] == 1:
             raise DataError(
-                f"qat: the model's first output has shape {list(shape or ())}, but training by "
-                "labels needs [N, classes]; let the float network teach: distill: {weight: 1}"
+                f"qat: the model's output {output.name} has shape {list(shape or ())}, but "
+                "training by labels needs [N, classes]; let the float network teach: distill: "
+                "{weight: 1}"
             )
         if isinstance(shape[1], int):
             check_label_range(labels, shape[1])

@@ -107,8 +107,6 @@ def build_network(
 ) -> tuple["QatNetwork", "Teacher"]:
     """Return the network to train, and the float network as teacher.
 
-    The teacher returns the first output and, on request, more of its values.
-
     Args:
         section: the recipe's ``qat``.
         context: holds the graph.

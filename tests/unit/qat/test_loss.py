@@ -5,13 +5,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from models import Net, feeds_for
+from onnx import TensorProto, helper
+from test_fake_quant_model import planned
 from test_trainer import dataset, run
 
 from qtool.data import Dataset
 from qtool.errors import RecipeError
 from qtool.qat.custom_loss import CustomLoss, custom_loss
-from qtool.qat.loss import Loss, valid_labels
+from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.loss import Loss, distillation, float_teacher, valid_labels
+from qtool.qat.quantizers.lsq import LSQ
 from qtool.qat.settings import Settings
+from qtool.quant.bit_widths import Bits
+from qtool.runtime.executor import Executor
 
 CODE = """
 import torch
@@ -46,7 +53,7 @@ def own(tmp_path):
 class Network:
     """Two classes; what it says is given."""
 
-    outputs = ("y",)
+    outputs, compared = ("y",), "y"
 
     def __init__(self, scores: torch.Tensor) -> None:
         self.scores = scores
@@ -56,7 +63,7 @@ class Network:
 
 
 def loss_of(scores, taught, labels, **settings) -> float:
-    made = Loss(Network(scores), lambda feeds, more: {"y": taught}, Settings(epochs=1, **settings))
+    made = Loss(Network(scores), lambda feeds, names: {"y": taught}, Settings(epochs=1, **settings))
     return made({}, labels).item()
 
 
@@ -113,6 +120,33 @@ def test_labels_keep_their_kind_for_a_loss_of_ones_own():
     floats, classes = np.ones((3, 2)), np.array([1, 2], np.int32)
     assert valid_labels(floats, True).dtype == torch.float32 and valid_labels(floats, False) is None
     assert valid_labels(classes, False).tolist() == [1, 2] and valid_labels(None, True) is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "compared"), [(["classes", "scores"], "scores"), (["selected"], "boxes")]
+)
+def test_the_loss_reads_what_repair_steps_compare(outputs, compared):
+    """Not class numbers, nor the boxes that NonMaxSuppression leaves."""
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 8))
+    boxes = net.add("Reshape", net.conv(x, 8, 4), net.const(np.array([0, 64, 4])), out="boxes")
+    scores = net.add("Flatten", net.add("GlobalAveragePool", net.conv(x, 8, 64)), out="scores")
+    net.add("ArgMax", scores, axis=1, out="classes")
+    rows = net.add("Unsqueeze", scores, net.const(np.array([1])))
+    net.add("NonMaxSuppression", boxes, rows, net.const(np.array([9])), out="selected")
+    for name in outputs:
+        kind = TensorProto.FLOAT if name == "scores" else TensorProto.INT64
+        net.outputs.append(helper.make_tensor_value_info(name, kind, None))
+    model, plan = planned(net, Bits(2, 3))
+    network, feeds = QatNetwork(model, plan, LSQ()), feeds_for(model, rows=4)
+    loss = Loss(network, float_teacher(model, "cpu"), Settings(epochs=1, teacher=1.0))
+    feeds = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    value = loss(feeds, None)
+    target = Executor(model)(feeds, None, [compared])[compared]
+    expected = distillation(network(feeds, [compared])[compared], target, 1.0)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5) and value > 0
+    value.backward()
+    assert network.weights["0"].grad.abs().max() > 0
 
 
 def test_it_trains_on_labels_of_any_shape(tmp_path, own, monkeypatch):

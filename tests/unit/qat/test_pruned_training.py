@@ -38,7 +38,7 @@ def run(folder, network, epochs, name="a", **options):
     executor = network.executor  # of the float weights
     history, _ = train(
         network,
-        lambda feeds, more: executor(feeds, None, ["y", *more]),
+        lambda feeds, names: executor(feeds, None, names),
         dataset(200, 0),
         dataset(60, 1),
         settings,

@@ -1,6 +1,7 @@
 """The training loop: it learns, resumes to the last bit, and keeps the best it has seen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def run(
     )
     history, _ = train(
         network,
-        lambda feeds, more: executor(feeds, None, ["y", *more]),
+        lambda feeds, names: executor(feeds, None, names),
         dataset(200, 0, labelled),
         dataset(60, 1, labelled),
         settings,
@@ -209,7 +210,7 @@ def test_the_float_network_is_judged_on_the_same_samples(labelled):
     executor, held = Executor(model), dataset(50, 1, labelled)
     found = loop._Loop(
         QatNetwork(model, plan, LSQ()),
-        lambda feeds, more: executor(feeds, None, ["y", *more]),
+        lambda feeds, names: executor(feeds, None, names),
         dataset(64, 0, labelled),
         held,
         Settings(epochs=1, batch=32, fixed=True, teacher=0.0 if labelled else 1.0),
@@ -275,6 +276,9 @@ def test_crops_and_mirrors_only_move_pixels():
 
 def test_a_softmax_at_the_end_is_taken_back():
     out = torch.randn(6, 5)
-    scores = Loss(None, None, Settings(epochs=1, probabilities=True)).scores(torch.softmax(out, 1))
+    network = SimpleNamespace(compared="y")
+    scores = Loss(network, None, Settings(epochs=1, probabilities=True)).scores(
+        torch.softmax(out, 1)
+    )
     torch.testing.assert_close(torch.softmax(scores, 1), torch.softmax(out, 1))
-    assert torch.equal(Loss(None, None, Settings(epochs=1)).scores(out), out)
+    assert torch.equal(Loss(network, None, Settings(epochs=1)).scores(out), out)

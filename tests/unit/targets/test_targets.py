@@ -131,6 +131,7 @@ EDITS = [
     (lambda r: r.update(unsigned_where_positive=1), "expected true or false, found 1"),
     (lambda r: r["ops"]["Add"].update(fused_into="Conv"), "ops.Add.fused_into: expected a list"),
     (lambda r: r["activations"].update(narrow=0), "activations.narrow: expected true or false"),
+    (lambda r: r.update(group_channels="32"), "group_channels: expected an integer, found '32'"),
     (lambda r: r.update(weight_zero_point=-1), "weight_zero_point: expected a mapping, found int"),
     (lambda r: r.update(weight_zero_point={"value": -1}), 'weight_zero_point: key "min_k" is'),
     (
