@@ -72,12 +72,14 @@ def usual_resizes(own: Preprocess) -> Iterator[tuple[str, Preprocess]]:
         return
     side = own.crop
     ways: dict[str, dict[str, Any]] = {
+        "a short side of 256": {"resize": max(side, 256)},
         "bicubic": {"resize_mode": "bicubic"},
         "the short side to the crop": {"resize": side},
         "the whole image": {"resize": [side, side], "crop": None},
     }
     for name, changes in ways.items():
-        yield name, own.model_copy(update=changes)
+        if (other := own.model_copy(update=changes)) != own:
+            yield name, other
 
 
 def in_recipe(setting: Preprocess) -> str | dict[str, Any]:

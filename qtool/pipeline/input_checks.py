@@ -320,8 +320,8 @@ def _reason(
     for name, array in pair.items():
         is_evaluated = name == evaluated
         alone = (single[name], other[name])
-        if array.dtype.kind != "f" or array.ndim == 0:
-            continue
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim == 0:
+            continue  # sequences of tensors are lists
         if is_evaluated and any(len(each) != 1 for each in alone):
             return f'the first axis of the output "{name}" does not count samples'
         if reason := _mixing(array, alone, (0,) if is_evaluated else range(array.ndim)):

@@ -1,39 +1,39 @@
 """Keep a plan in one file, and compute a digest of its content, for caching stages."""
 
 import hashlib
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from qtool.quant.plan import QuantPlan
-from qtool.quant.plan_io import read_plan, write_plan
+from qtool.quant.plan_io import decode_plan, encode_plan, write_arrays
 from qtool.quant.primitives import Codebook, QuantParams
 
-EXTRA = "extra.json"
+PLAN, EXTRA = "plan.json", "extra.json"
 
 
 def save_plan_archive(plan: QuantPlan, path: Path, extra: str = "{}") -> None:
-    """Write a plan into one zip file.
+    """Write a plan to one zip file.
 
     Args:
         plan: any plan.
         path: the file; replaced when it exists.
         extra: a JSON text to keep beside the plan.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, zipfile.ZipFile(path, "w") as file:
-        write_plan(plan, Path(folder))
-        for name in ("plan.json", "plan.npz"):
-            file.write(Path(folder) / name, name)
+    text, arrays = encode_plan(plan)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(PLAN, text)
         file.writestr(EXTRA, extra)
+        write_arrays(file, arrays)
 
 
 def load_plan_archive(path: Path) -> tuple[QuantPlan, str]:
     """Read a plan and the extra text written by :func:`save_plan_archive`."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as file:
-        file.extractall(folder)
-        return read_plan(Path(folder) / "plan.json"), (Path(folder) / EXTRA).read_text()
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name not in (PLAN, EXTRA)}
+        text, extra = (file.zip.read(name).decode() for name in (PLAN, EXTRA))
+    return decode_plan(text, arrays, path), extra
 
 
 def plan_digest(plan: QuantPlan) -> str:

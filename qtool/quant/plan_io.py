@@ -36,6 +36,18 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         plan: any plan, frozen or not.
         folder: an existing folder; files of an earlier plan are replaced.
     """
+    text, arrays = encode_plan(plan)
+    with atomic_path(folder / "plan.npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        write_arrays(archive, arrays)
+    write_text_atomic(folder / "plan.json", text)
+
+
+def encode_plan(plan: QuantPlan) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the text of ``plan.json`` and the arrays of ``plan.npz``.
+
+    Args:
+        plan: any plan, frozen or not.
+    """
     arrays: dict[str, np.ndarray] = {}
     grids: dict[str, Any] = {}
     for name, grid in plan.grids.items():
@@ -62,9 +74,7 @@ def write_plan(plan: QuantPlan, folder: Path) -> None:
         "floats": dict(plan.float_nodes),
         "log": list(plan.log),
     }
-    with atomic_path(folder / "plan.npz") as temporary:
-        _archive(arrays, temporary)
-    write_text_atomic(folder / "plan.json", json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) + "\n", arrays
 
 
 def read_plan(path: Path) -> QuantPlan:
@@ -77,34 +87,49 @@ def read_plan(path: Path) -> QuantPlan:
         RecipeError: a file is missing, damaged or of another version.
     """
     try:
-        document = json.loads(path.read_text())
-        if document["version"] != VERSION:
-            raise RecipeError(
-                f"plan {path}: version {document['version']}, expected {VERSION}; make it again"
-            )
+        text = path.read_text()
         data = io.BytesIO(path.with_suffix(".npz").read_bytes())
         with np.load(data, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        sites = [Site(**_tuples(raw)) for raw in document["sites"]]
-        dynamic = [DynamicSite(**_tuples(raw)) for raw in document["dynamic"]]
-        return QuantPlan(
-            sites={site.name: site for site in sites},
-            data_movement_ops=frozenset(document["passes"]),
-            grid_of=dict(document["grid_of"]),
-            grids={name: _grid(name, raw, arrays) for name, raw in document["grids"].items()},
-            codes=_part(arrays, "codes/"),
-            weight_overrides=_part(arrays, "values/"),
-            masks=_part(arrays, "masks/"),
-            weight_only=frozenset(document["stored"]),
-            dynamic={site.name: site for site in dynamic},
-            float_nodes=dict(document["floats"]),
-            log=tuple(document["log"]),
-        )
+        return decode_plan(text, arrays, path)
     except DAMAGE as error:
         raise RecipeError(
             f"plan {path}: not a readable plan ({type(error).__name__}: {error}); "
             "give the plan.json of a finished run, with its plan.npz beside it"
         ) from error
+
+
+def decode_plan(text: str, arrays: dict[str, np.ndarray], path: Path) -> QuantPlan:
+    """Return the plan that :func:`encode_plan` returned as a text and arrays.
+
+    Args:
+        text: of ``plan.json``.
+        arrays: of ``plan.npz``.
+        path: the file, for messages.
+
+    Raises:
+        RecipeError: another version of the format.
+    """
+    document = json.loads(text)
+    if document["version"] != VERSION:
+        raise RecipeError(
+            f"plan {path}: version {document['version']}, expected {VERSION}; make it again"
+        )
+    sites = [Site(**_tuples(raw)) for raw in document["sites"]]
+    dynamic = [DynamicSite(**_tuples(raw)) for raw in document["dynamic"]]
+    return QuantPlan(
+        sites={site.name: site for site in sites},
+        data_movement_ops=frozenset(document["passes"]),
+        grid_of=dict(document["grid_of"]),
+        grids={name: _grid(name, raw, arrays) for name, raw in document["grids"].items()},
+        codes=_part(arrays, "codes/"),
+        weight_overrides=_part(arrays, "values/"),
+        masks=_part(arrays, "masks/"),
+        weight_only=frozenset(document["stored"]),
+        dynamic={site.name: site for site in dynamic},
+        float_nodes=dict(document["floats"]),
+        log=tuple(document["log"]),
+    )
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -133,11 +158,15 @@ def _grid(name: str, raw: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quan
     return params
 
 
-def _archive(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Write an .npz whose bytes depend only on the arrays (numpy's holds the time of writing)."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(arrays):
-            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            array = np.asarray(arrays[name])
-            with archive.open(info, "w", force_zip64=array.nbytes > 1 << 30) as part:
-                np.lib.format.write_array(part, array, allow_pickle=False)
+def write_arrays(archive: zipfile.ZipFile, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as an .npz whose bytes depend only on them (numpy's holds the time of writing).
+
+    Args:
+        archive: open for writing.
+        arrays: by name.
+    """
+    for name in sorted(arrays):
+        info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+        array = np.asarray(arrays[name])
+        with archive.open(info, "w", force_zip64=array.nbytes > 1 << 30) as part:
+            np.lib.format.write_array(part, array, allow_pickle=False)

@@ -61,4 +61,5 @@ def float_accuracy(recipe: Path) -> float:
 @pytest.mark.parametrize(("model", "folder", "expected"), NETWORKS, ids=lambda value: str(value))
 def test_the_recipe_reaches_the_accuracy_of_the_network(model, folder, expected, tmp_path):
     recipe, _ = init(tmp_path, DATA / model, DATA / folder)
-    assert float_accuracy(recipe) == pytest.approx(expected, abs=1.0)
+    # More is welcome: `tf` fits efficientnet_lite0 ten points better than its figure.
+    assert float_accuracy(recipe) >= expected - 1.0

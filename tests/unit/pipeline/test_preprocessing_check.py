@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qtool.cli.main import app
 from qtool.data import Preprocess, load_preprocess
-from qtool.data.usual_preprocess import as_yaml, usual_preprocess
+from qtool.data.usual_preprocess import as_yaml, usual_preprocess, usual_resizes
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.recipe.loader import load_recipe
@@ -209,3 +209,16 @@ def test_fewer_folders_than_classes_are_called_out(folder):
     full = [*COLORS, *(f"other {k}" for k in range(5))]
     run = prepared(write(folder, evaluate={"classes": full}))
     assert not [n for n in notes(run, "load") if n.startswith("WARNING")]
+
+
+@pytest.mark.parametrize(
+    ("own", "sides"),
+    [({"resize": 259, "crop": 227}, [256, 259, 227, [227, 227]]),
+     ({"resize": 256, "crop": 224}, [256, 224, [224, 224]]),
+     ({"resize": 299, "crop": 299}, [299, [299, 299]]),
+     ({"resize": [32, 32]}, [])],
+)  # fmt: skip
+def test_usual_resizes_differ_from_the_own_one(own, sides):
+    own = Preprocess.model_validate(own)
+    others = [setting for _, setting in usual_resizes(own)]
+    assert own not in others and [each.resize for each in others] == sides

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_fake_quant_model import normed_net, planned
 from test_trainer import run
 
 from qtool.errors import RecipeError
 from qtool.qat import batchnorm, distributed
 from qtool.qat.block_outputs import block_error
 from qtool.qat.quantizers.ste import STEActivation
+from qtool.quant.bit_widths import Bits
 from qtool.quant.primitives import PerTensor, QuantParams, QuantSpec
 
 OPTIONS = {"batch": 31, "crop": 1, "flip": True, "clip": 1.0, "warmup": 1.0, "optimizer": "sgd"}
@@ -88,15 +90,17 @@ def work(rank: int, port: int, folder: Path) -> None:
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()})
     torch.set_num_threads(1)
+    # Planned in each process alone: calibration inside the group would share the samples.
+    starts = [planned(normed_net(), Bits(3, 4)) for _ in range(3)]
     with distributed.joined("cpu"):
         check_norm(rank)
         check_ranges(rank)
         check_blocks(rank)
-        network, history = run(folder, 3, "whole", **OPTIONS)
+        network, history = run(folder, 3, "whole", start=starts.pop(), **OPTIONS)
         for tensor in network.state_dict().values():  # equal to the last bit
             assert torch.equal(*distributed.all_gather(tensor.float()))
-        stopped_after(folder, 1)
-        resumed, again = run(folder, 3, "part", **OPTIONS)
+        stopped_after(folder, 1, starts.pop())
+        resumed, again = run(folder, 3, "part", start=starts.pop(), **OPTIONS)
         assert [(e.loss, e.score) for e in again] == [(e.loss, e.score) for e in history]
         a, b = network.state_dict(), resumed.state_dict()
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -105,7 +109,7 @@ def work(rank: int, port: int, folder: Path) -> None:
         (folder / "history.json").write_text(json.dumps(lines))
 
 
-def stopped_after(folder: Path, last: int) -> None:
+def stopped_after(folder: Path, last: int, start) -> None:
     """A run that is interrupted in the epoch after ``last``."""
     import qtool.qat.trainer as loop
 
@@ -119,7 +123,7 @@ def stopped_after(folder: Path, last: int) -> None:
     loop._Loop.epoch = epoch
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(folder, 3, "part", **OPTIONS)
+            run(folder, 3, "part", start=start, **OPTIONS)
     finally:
         loop._Loop.epoch = original
 

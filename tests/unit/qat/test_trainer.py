@@ -57,9 +57,10 @@ def run(
     batchnorm="live",
     quantizer=None,
     board=None,
+    start=None,
     **options,
 ):
-    model, plan = planned(normed_net(), Bits(3, 4))
+    model, plan = start or planned(normed_net(), Bits(3, 4))
     network = QatNetwork(model, plan, quantizer or LSQ(), batchnorm)
     executor = Executor(model)
     settings = Settings(
