@@ -110,7 +110,6 @@ def test_a_plan_survives_its_archive_and_its_digest_says_what_changed(run, tmp_p
     save_plan_archive(plan, tmp_path / "p.zip", '{"notes": []}')
     again, extra = load_plan_archive(tmp_path / "p.zip")
     assert extra == '{"notes": []}'
-    assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
     assert plan_digest(again) == plan_digest(plan)
     assert plan_digest(plan.note("another line")) == plan_digest(plan)
     assert plan_digest(replace(plan, weight_overrides={})) != plan_digest(plan)
