@@ -1,5 +1,6 @@
 """The ``qtool`` command and its subcommands; they import what they need when they run."""
 
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ def main() -> None:
     # numpy's, of values near the end of float32: what must be finite is checked, by name.
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
+    # The library's warnings hold names of damaged files as they are; errors of our own name both.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(os, "register_at_fork"):  # worker processes end on SIGTERM as usual
         os.register_at_fork(after_in_child=_restore_sigterm)

@@ -328,8 +328,8 @@ def infer_shapes(model: ir.Model) -> None:
             proto.graph.value_info.remove(info)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except onnx.shape_inference.InferenceError:
-            return
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+            return  # the last two: exceptions of C++'s library, where a node's body is damaged
     infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in model.graph:
         for value in node.outputs:

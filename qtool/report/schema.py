@@ -153,15 +153,15 @@ class ChangedSample(Part):
     """One evaluation sample for which float model and file choose different classes.
 
     `margin` is the score of the class that the float model chooses, less that of the class that the
-    file chooses, in the float model; `margin_after` is the same in the file.
+    file chooses, in the float model; `margin_after` is the same in the file. None: not finite.
     """
 
     name: str
     label: str | None = None
     float: str
     quantized: str
-    margin: Number
-    margin_after: Number
+    margin: Number | None
+    margin_after: Number | None
     thumbnail: str | None = None
     """A small image as a data URI, with `evaluate: {thumbnails: N}`."""
 

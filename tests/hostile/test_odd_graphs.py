@@ -128,6 +128,9 @@ REFUSED = {
         model(MATMUL, TEXT, outputs=[value("y"), value("t", kind=TensorProto.STRING)]),
         3, "makes text",
     ),
+    "a loop without a body": (
+        model(MATMUL, node("Loop", "y", "z"), outputs=[value("z")]), 3, "ONNX Runtime cannot load",
+    ),
     "training mode": (HARD, 3, 'node "drop" (Dropout) is in training mode, where it drops values'),
     "noise": (LOUD, 3, 'node "noise" (RandomNormalLike) draws random numbers, so no two runs'),
     "constant first": (
@@ -197,6 +200,7 @@ WELL = {
     "a dead branch": model(MATMUL, node("MatMul", "x w", "dead")),
 }
 FAST = [*list(WELL)[:4], "an empty cache", "only boxes that NonMaxSuppression leaves"]
+FAST += ["a sequence as second output"]
 
 
 def ptq(proto, folder):

@@ -31,7 +31,7 @@ def with_changed_samples(
         return accuracy
     chosen, other = before[changed].argmax(1), after[changed].argmax(1)
     margins, margins_after = (
-        scores[changed, chosen] - scores[changed, other] for scores in (before, after)
+        scores[changed, chosen].astype(float) - scores[changed, other] for scores in (before, after)
     )
     labels = data.labels if data.labels is not None and data.labels.ndim == 1 else None
     lost = np.zeros(len(changed), bool) if labels is None else chosen == labels[changed]
@@ -65,5 +65,6 @@ def _class_scores(outputs: np.ndarray) -> np.ndarray | None:
     return np.asarray(outputs).reshape(len(outputs), -1)
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _rounded(value: float) -> float | None:
+    """Return a number for a report; None for infinity and NaN, which JSON lacks."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None

@@ -69,6 +69,13 @@ def test_without_labels_the_margin_alone_orders():
     ]
 
 
+def test_margins_near_the_end_of_float32_are_computed_and_infinite_ones_absent():
+    before = np.tile(np.array([3e38, -3e38, 0], np.float32), (4, 1))
+    after = np.tile(np.array([0, np.inf, 0], np.float32), (4, 1))
+    first = changed(data(), before=before, after=after).changed_samples[0]
+    assert (first.margin, first.margin_after) == (6e38, None)
+
+
 @pytest.mark.parametrize("outputs", [np.ones((4, 3, 2)), np.ones((4,)), np.ones((4, 1))])
 def test_outputs_without_one_class_a_sample_list_nothing(outputs):
     assert changed(data(), before=outputs, after=outputs).changed_samples is None
