@@ -4,9 +4,9 @@ import math
 import re
 import time
 from dataclasses import KW_ONLY
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
@@ -19,10 +19,10 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 _TIME = re.compile(r"^(\d+(?:\.\d+)?)\s*([smh])$")
 
 
-def _check_time(text: str) -> str:
-    if _TIME.match(text) is None or seconds_of(text) <= 0:
-        raise ValueError(f'found "{text}", expected a time such as 10m, 90s or 1h')
-    return text
+def _check_time(value: Any) -> str:
+    if not isinstance(value, str) or seconds_of(value) <= 0:
+        raise ValueError(f"found {value}, expected a time such as 10m, 90s or 1h")
+    return value
 
 
 def seconds_of(text: str) -> float:
@@ -82,7 +82,7 @@ class Auto:
     """
 
     _: KW_ONLY
-    time: Annotated[str, AfterValidator(_check_time)] = "10m"
+    time: Annotated[str, BeforeValidator(_check_time)] = "10m"
 
     needs: ClassVar[frozenset[str]] = frozenset()
     guarded: ClassVar[bool] = False

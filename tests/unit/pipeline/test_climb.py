@@ -216,7 +216,7 @@ def test_times(text, seconds):
     assert seconds_of(text) == seconds == Auto(time=text).seconds
 
 
-@pytest.mark.parametrize("text", ["10", "m", "0s", "ten minutes"])
+@pytest.mark.parametrize("text", ["10", "m", "0s", "ten minutes", 10])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="expected a time such as 10m"):
         Auto(time=text)
