@@ -10,7 +10,7 @@ from qtool.errors import RecipeError
 from qtool.pipeline.search.layer_costs import uniform
 from qtool.pipeline.search.measured_layers import Measured, among, measure_layers, ways_of
 from qtool.pipeline.search.trial import TrialRunner, with_bits
-from qtool.pipeline.search.tried import Tried, find, front_of
+from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
@@ -176,7 +176,7 @@ class BitSearch:
                 len(ways) - 1 if layer.name in names else 0
                 for layer, ways in zip(measured.layers, measured.ways, strict=True)
             ]
-            title = f"{len(names)} layers raised"
+            title = f"{layer_count(len(names))} raised"
             return self._try(title, self._recipe(solution), self._time(solution))
 
         chosen = fewest_raised(ranked, lambda names: self._keeps(raised(names)))

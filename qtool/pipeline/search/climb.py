@@ -11,7 +11,7 @@ from qtool.diagnosis.diagnose import diagnose
 from qtool.pipeline.checks.diagnosis import settings_of
 from qtool.pipeline.search.layer_costs import fixed_layers
 from qtool.pipeline.search.trial import TrialRunner, with_bits
-from qtool.pipeline.search.tried import Tried, find, front_of
+from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.quant.freeze import freeze
 from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
@@ -163,8 +163,10 @@ class Climb:
                 for n in ranked
                 if n in names
             }
-            title = f"{len(names)} layers {'float' if width == 'float' else f'{width} bits'}"
-            return self._measure(title, with_bits(before.recipe, layers))
+            bits = "float" if width == "float" else f"{width} bits"
+            return self._measure(
+                f"{layer_count(len(names))} {bits}", with_bits(before.recipe, layers)
+            )
 
         def keeps(names: frozenset[str]) -> bool:
             tried = raised(names)

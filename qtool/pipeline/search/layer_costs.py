@@ -10,6 +10,7 @@ from qtool.annotation.layer_patterns import nodes_matching
 from qtool.errors import RecipeError
 from qtool.graph.queries import attribute, by_name, constant, dims, macs, nodes_by_name
 from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
+from qtool.pipeline.search.latency_table import LatencyTable
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
 from qtool.quant.plan import QuantPlan
@@ -159,7 +160,7 @@ def layer_costs(
     scored: Sequence[Scored],
     context: Context,
     fixed: set[str],
-    times: tuple[Mapping[str, float], Mapping[str, float]] | None,
+    table: LatencyTable | None,
 ) -> tuple[list[Layer], dict[str, list[Way]]]:
     """Combine the widths into the layers of an integer program.
 
@@ -167,7 +168,7 @@ def layer_costs(
         scored: the widths; the last one is the widest.
         context: the graph of the widest.
         fixed: layers that keep the width of their pattern.
-        times: milliseconds of each layer in floats and in integers, where float is a way.
+        table: times; None where float is no way.
 
     Returns:
         The layers in graph order, and the ways that each may take.
@@ -178,22 +179,20 @@ def layer_costs(
     for name, site in widest.plan.sites.items():
         if site.weight is None:
             continue
-        own = _own_way(widest.plan, site.weight, site.inputs[0])
+        own = {s.way: s for s in scored if name in s.costs}
         if name in fixed:
-            costs = {own: widest.costs[name]}
-            sizes = {own: widest.bytes.get(name, 0.0)}
-        else:
-            costs = {s.way: s.costs[name] for s in scored if name in s.costs}
-            sizes = {s.way: s.bytes.get(name, 0.0) for s in scored if name in s.costs}
+            own = {_own_way(widest.plan, site.weight, site.inputs[0]): widest}
+        costs = {way: s.costs[name] for way, s in own.items()}
+        sizes = {way: s.bytes.get(name, 0.0) for way, s in own.items()}
         weight = constant(values[site.weight])
         count = 0 if weight is None else weight.size
         milliseconds = {}
-        if times is not None:
-            milliseconds = {way: times[1].get(name, 0.0) for way in costs}
+        if table is not None:
+            milliseconds = {way: table.integer_ms.get(name, 0.0) for way in own}
             if name not in fixed:
                 in_float = Way(None, None)
                 costs[in_float], sizes[in_float] = 0.0, 4.0 * count
-                milliseconds[in_float] = times[0].get(name, 0.0)
+                milliseconds[in_float] = table.float_ms.get(name, 0.0)
         form = geometry(nodes[name])
         layers.append(
             Layer(name, count, macs(nodes[name]), monotonic(costs), sizes, milliseconds, form)

@@ -174,8 +174,7 @@ def measure_layers(runner: TrialRunner, budget: Budget) -> Measured:
     table = None
     if budget.latency is not None or "float" in among(budget):
         table = measure_latency(runner, uniform(base, uniform_ways[-1]), names)
-    times = (table.float_ms, table.integer_ms) if table else None
-    layers, ways = layer_costs(scored, context, fixed, times)
+    layers, ways = layer_costs(scored, context, fixed, table)
     if "float" not in among(budget):
         ways = {name: [way for way in own if not way.is_float] for name, own in ways.items()}
     program = program_of(layers, ways, table.conversions if table else ())

@@ -46,6 +46,15 @@ class Tried:
         return ", ".join(parts)
 
 
+def layer_count(count: int) -> str:
+    """Return a number of layers in words.
+
+    Args:
+        count: of the layers.
+    """
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
 def find(tried: Sequence[Tried], recipe: Recipe) -> Tried | None:
     """Return the trial of a recipe; None where it was not tried.
 

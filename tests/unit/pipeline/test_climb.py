@@ -109,7 +109,7 @@ def test_the_fewest_layers_get_more_bits_at_last(monkeypatch):
     recipe, part, _ = searched(monkeypatch, runner)
     assert set(recipe.bits.layers) == {"name:a"}
     assert recipe.bits.layers["name:a"].weights == 8
-    assert part.rungs[-1].name == "1 layers 8 bits" and part.rungs[-1].added_bytes == 500
+    assert part.rungs[-1].name == "1 layer 8 bits" and part.rungs[-1].added_bytes == 500
     assert all("auto" not in {step.name for step in r.ptq or ()} for r in runner.recipes)
 
 

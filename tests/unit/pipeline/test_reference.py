@@ -50,6 +50,13 @@ def test_class_folders_are_no_labels_of_a_network_without_classes(digits):
     assert unused_reference(prepared, 8).metric is None
 
 
+@pytest.mark.parametrize(("metric", "used"), [("top1", "top1"), ("f1", None), ("sqnr", None)])
+def test_only_accuracies_need_no_labels(digits, metric, used):
+    recipe = load_recipe(digits / "int8.yaml", [f"evaluate.metric={metric}"])
+    chosen = reference._metric(recipe, None, None, RunOptions())
+    assert (chosen and chosen.name) == used
+
+
 def test_synthetic_samples_are_refused_before_any_trial(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(TrialRunner, "quantized", lambda *args: pytest.fail("a trial ran"))
     settings = ["calibrate={synthetic: batchnorm}", "ptq=null", "bits.budget={bits: 5}"]

@@ -1,14 +1,18 @@
 """The expected drop: of labels drawn from the probabilities, without their noise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from qtool.errors import DataError
-from qtool.metrics.registry import METRICS
+from qtool.metrics.registry import METRICS, score_outputs
+from qtool.search.effects import Reference
 from qtool.search.expected_drop import ClassProbabilities
+from qtool.verification.accuracy import NamedMetric
 
 RNG = np.random.default_rng(0)
-TOP1, TOP5 = METRICS["top1"].expected, METRICS["top5"].expected
+TOP1 = METRICS["top1"].expected
 
 
 def softmax(scores):
@@ -73,6 +77,21 @@ def test_a_network_that_ends_in_a_softmax_is_the_same():
             for each in (scores[:, :, None], softmax(scores))
         )
         np.testing.assert_allclose(by_scores, by_softmax, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["top1", "f1"])
+def test_searches_expect_the_drop_of_an_accuracy_and_measure_others(name):
+    scores, changed = RNG.normal(0, 2, (2, 60, 5))
+    labels = drawn(softmax(scores), 1)[0]
+    context = SimpleNamespace(outputs=lambda data: scores)
+    reference = Reference(context, SimpleNamespace(labels=labels), NamedMetric(name, METRICS[name]))
+    effect = reference.effect(changed)
+    measured = score_outputs(METRICS[name], {"float": scores, "quantized": changed}, labels)
+    expected = ClassProbabilities.of(scores, labels).drop(TOP1, changed)
+    if name == "top1":
+        assert (effect.drop, effect.drop_error) == expected
+    else:
+        assert effect.drop == measured.drop and effect.drop_error > 0
 
 
 def test_labels_that_do_not_fit_are_refused():
