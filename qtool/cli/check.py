@@ -69,6 +69,7 @@ def _as_json(result: "CheckResult") -> str:
     plan = [{"name": name, "bits": bits, "why": why} for name, bits, why in result.rows]
     estimate = {k: v for k, v in asdict(result.estimate).items() if v is not None}
     content = {"plan": plan, "notes": result.notes, "estimate": estimate}
+    content |= {} if result.search is None else {"search": result.search}
     return json_format.dumps(content, indent=2, ensure_ascii=False)
 
 
@@ -78,4 +79,5 @@ def _table(result: "CheckResult") -> str:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{v:<{widths[0]}}  {b:<{widths[1]}}  {why}".rstrip() for v, b, why in rows]
     warnings = [note for note in result.notes if note.startswith("WARNING")]
-    return "\n".join([*lines, "", *warnings, f"Estimate: {result.estimate.describe()}"])
+    lines += ["", *warnings, f"Estimate: {result.estimate.describe()}"]
+    return "\n".join(lines if result.search is None else [*lines, f"Search: {result.search}"])

@@ -11,6 +11,7 @@ from qtool.pipeline.estimate.run_time import Estimate, estimate_run
 from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
+from qtool.pipeline.search.requested import requested_search
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.steps.stage_cache import temporary_cache
@@ -24,11 +25,13 @@ class CheckResult:
         rows: (node, bits, reason) in graph order.
         estimate: of the run's time and memory and of its file.
         notes: of the stages before calibration.
+        search: that comes before all this, in words; None where the recipe asks for none.
     """
 
     rows: tuple[tuple[str, str, str], ...]
     estimate: Estimate
     notes: tuple[str, ...]
+    search: str | None = None
 
 
 def _float_row(plan: QuantPlan, node: ir.Node) -> tuple[str, str]:
@@ -58,8 +61,9 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
         QtoolError: for every error that a run would find before it calibrates.
     """
     require_runtimes(recipe)
+    request = requested_search(recipe)
     with temporary_cache() as cache:
-        prepared = prepare(recipe, cache, options or RunOptions())
+        prepared = prepare(request.recipe, cache, options or RunOptions())
         rewritten(prepared)
         plan = annotated(prepared.context)
         check_memory(prepared, plan)
@@ -67,7 +71,7 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
     model = prepared.context.model
     rows = [(node.name or "", *row) for node in model.graph if (row := _row(plan, node))]
     notes = tuple(note for stage in cache.done for note in stage.notes)
-    return CheckResult(tuple(rows), estimate, notes)
+    return CheckResult(tuple(rows), estimate, notes, request.words)
 
 
 def _row(plan: QuantPlan, node: ir.Node) -> tuple[str, str] | None:

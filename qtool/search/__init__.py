@@ -3,9 +3,8 @@
 from qtool.search.auto import Auto
 from qtool.search.haq import Haq
 from qtool.search.mixed_precision import BudgetMethod, IntegerProgram
-from qtool.steps.step import Step
 
-SEARCHES: dict[str, type[Step]] = {"auto": Auto}
+SEARCHES: dict[str, type[Auto]] = {"auto": Auto}
 """Entries of a recipe's ``ptq`` that choose the recipe before the run."""
 
 BUDGET_METHODS: dict[str, type[BudgetMethod]] = {"integer_program": IntegerProgram, "haq": Haq}

@@ -99,7 +99,7 @@ class Auto:
             RecipeError: always.
         """
         raise RecipeError(
-            "chooses a recipe before the run, which `qtool ptq` and `qtool qat` do; take the steps "
-            "of the recipe in their run folder",
+            "auto chooses a recipe before the run, which `qtool ptq` and `qtool qat` do; take the "
+            "steps of the recipe in their run folder",
             ("ptq",),
         )

@@ -7,11 +7,11 @@ from qtool.errors import KeyPath
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.climb import Climb
+from qtool.pipeline.search.requested import requested_search
 from qtool.pipeline.search.trial import TrialRunner
 from qtool.qat.distributed import expected
 from qtool.recipe.model import Recipe
 from qtool.report.search_schema import SearchPart
-from qtool.search import SEARCHES
 from qtool.search.auto import Auto, Deadline
 from qtool.steps.stage_cache import StageCache
 
@@ -35,17 +35,15 @@ def resolve_search(
     Raises:
         QtoolError: no choice is within the budget, or anything else that is the user's to fix.
     """
-    budget, auto = recipe.bits.budget, _auto(recipe)
-    if budget is None and auto is None:
+    request = requested_search(recipe)
+    if request.key is None:
         return recipe, None
-    _check_options(recipe, options)
-    bits = recipe.bits.model_copy(update={"budget": None})
-    plain = recipe.model_copy(update={"bits": bits, "ptq": None if auto else recipe.ptq})
+    _check_options(recipe, request.key, options)
     with cache.stage("search") as record, recipe.locate_errors():
         # Stages of the trials are no stages of the run.
         deadline = Deadline(options.progress)
         timed = replace(options, progress=deadline)
-        runner = TrialRunner.of(plain, replace(cache, done=[]), timed, folder)
+        runner = TrialRunner.of(request.recipe, replace(cache, done=[]), timed, folder)
         if runner.fewer is not None:
             record.notes.append(
                 f"{runner.fewer} samples calibrate, as many others compare networks: "
@@ -58,29 +56,21 @@ def resolve_search(
                 "probabilities let expect"
             )
         search: Climb | BitSearch
-        if budget is not None:
-            search = BitSearch(runner, budget, record)
+        if request.budget is not None:
+            search = BitSearch(runner, request.budget, record)
         else:
-            search = Climb(runner, auto or Auto(), record, deadline)
+            search = Climb(runner, request.auto or Auto(), record, deadline)
         chosen, part = search.run()
     chosen._document = recipe._document
     return chosen, part
 
 
-def _check_options(recipe: Recipe, options: RunOptions) -> None:
+def _check_options(recipe: Recipe, key: KeyPath, options: RunOptions) -> None:
     """Refuse what a search cannot follow, before any work.
 
     Raises:
-        RecipeError: there are two searches, the grids are those of an earlier plan, or there are
-            several processes.
+        RecipeError: the grids are those of an earlier plan, or there are several processes.
     """
-    key: KeyPath = ("bits", "budget") if recipe.bits.budget is not None else ("ptq",)
-    if recipe.bits.budget is not None and _auto(recipe) is not None:
-        raise recipe.error(
-            ("ptq",),
-            "auto chooses steps and bits for gates.max_drop, a budget limits bits; remove one of "
-            "the two",
-        )
     if options.plan_file is not None:
         raise recipe.error(
             key, "a search calibrates every recipe that it tries; leave out --plan, or the search"
@@ -91,22 +81,3 @@ def _check_options(recipe: Recipe, options: RunOptions) -> None:
             "a search runs in one process; run `qtool ptq` first, then torchrun with the recipe in "
             "its run folder",
         )
-
-
-def _auto(recipe: Recipe) -> Auto | None:
-    """Return the entry that chooses the recipe, where ``ptq`` names one.
-
-    Raises:
-        RecipeError: other steps stand beside it.
-    """
-    names = [choice.name for choice in recipe.ptq or ()]
-    searches = [name for name in names if name in SEARCHES]
-    if not searches:
-        return None
-    if len(names) > 1:
-        raise recipe.error(
-            ("ptq",), f"{searches[0]} chooses all steps, but others stand beside it; remove them"
-        )
-    entry = (recipe.ptq or ())[0].build(SEARCHES)
-    assert isinstance(entry, Auto)
-    return entry

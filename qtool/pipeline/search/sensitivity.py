@@ -13,6 +13,7 @@ from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
 from qtool.pipeline.search.cluster import Spread, read_address
 from qtool.pipeline.search.reference import check_real_samples, reference_of
+from qtool.pipeline.search.requested import refuse_search
 from qtool.pipeline.search.scan_shares import ScanJob, scan_in_shares
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
 from qtool.progress import silent
@@ -66,6 +67,7 @@ def run_sensitivity(
         QtoolError: anything that is the user's to fix; then nothing was written.
     """
     options, extent = options or RunOptions(), extent or SensitivityOptions()
+    refuse_search(recipe)
     if extent.spread.cluster is not None:
         read_address(extent.spread.cluster)  # a wrong one is refused before any work
     if extent.spread.several:  # so that the result does not depend on their number

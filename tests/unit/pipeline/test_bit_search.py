@@ -14,11 +14,13 @@ from onnx import TensorProto
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, macs, nodes_by_name
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.dry_run import check
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.layer_costs import OtherLayers, other_layers
 from qtool.pipeline.search.measured_layers import Measured
+from qtool.pipeline.search.sensitivity import run_sensitivity
 from qtool.pipeline.search.trial import TrialResult, with_bits
 from qtool.progress import silent
 from qtool.quant.bit_widths import FLOAT, Bits
@@ -168,6 +170,23 @@ def test_a_search_refuses_what_it_cannot_follow(setting, digits, tmp_path, monke
     monkeypatch.setattr(resolve, "expected", lambda: (0, 2))
     with pytest.raises(RecipeError, match="a search runs in one process"):
         run_ptq(recipe, tmp_path / "run")
+
+
+SEARCHES = [
+    ("ptq={auto: {time: 90s}}", "chooses the recipe first, for up to 90s"),
+    ("bits.budget={bits: 4}", "chooses the widths first"),
+]
+
+
+@pytest.mark.parametrize(("setting", "note"), SEARCHES)
+def test_a_dry_run_says_that_a_search_comes_first_and_a_scan_refuses_it(
+    setting, note, digits, tmp_path
+):
+    recipe = load_recipe(digits / "int8.yaml", [setting])
+    assert note in check(recipe, RunOptions(threads=1)).search
+    with pytest.raises(RecipeError, match="its run folder holds the recipe that was chosen"):
+        run_sensitivity(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 BAD = [
