@@ -25,6 +25,20 @@ def is_function_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def torch_network_needs(function: str, weights: str) -> str:
+    """Return what a recipe has to say of a torch network, as messages end.
+
+    Args:
+        function: ``module:function`` that makes the network.
+        weights: path of its weights.
+    """
+    section = f'{{torch: "{function}", weights: {weights}, input: {{x: [N, 3, 224, 224]}}}}'
+    return (
+        f"write a recipe with model: {section}, the names and sizes of its inputs, and add "
+        "--trust-code, since it runs code"
+    )
+
+
 def load_function(
     name: str,
     folder: str | None,

@@ -72,7 +72,7 @@ def _model_text(info: "ModelInfo") -> str:
         rows.append((layer.name, layer.op, shape, count, macs, weights))
     head = [f"{info.path}: opset {info.opset}, {info.parameters:,} parameters, {total:,} MACs"]
     head += [f"input   {text}" for text in info.inputs.values()]
-    head += [f"output  {name} {text}" for name, text in info.outputs.items()]
+    head += [f"output  `{name}` {text}" for name, text in info.outputs.items()]
     tail = ["", f"Operators: {_counts(info.operators)}"]
     if info.patterns:
         tail += [f"Patterns:  {_counts(info.patterns)}"]

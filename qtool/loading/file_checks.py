@@ -14,6 +14,34 @@ import onnx_ir as ir
 from onnx import AttributeProto, TensorProto
 
 from qtool.errors import ModelError
+from qtool.user_code import is_function_name, torch_network_needs
+
+WEIGHTS = (".pth", ".safetensors", ".ckpt")
+"""Suffixes of files with the weights of a torch network, without the network."""
+
+
+def check_path(path: Path) -> None:
+    """Check that a path names a file that can be an ONNX model.
+
+    Args:
+        path: as the user wrote it.
+
+    Raises:
+        ModelError: no such file, a function that makes a torch network, or weights alone.
+    """
+    if path.suffix in WEIGHTS and path.is_file():
+        raise ModelError(
+            f"model {path}: found weights of a torch network without its code, expected an .onnx, "
+            f".pt2 or .pt file; {torch_network_needs('module:function', str(path))}"
+        )
+    if path.is_file():
+        return
+    if is_function_name(str(path)):
+        raise ModelError(
+            f"model {path}: found a function that makes a torch network, expected a file; "
+            + torch_network_needs(str(path), "FILE.safetensors")
+        )
+    raise ModelError(f"model {path}: no such file; expected an .onnx file")
 
 
 def check_file(proto: onnx.ModelProto, path: Path) -> None:

@@ -19,7 +19,7 @@ from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
 from qtool.loading.cast_like import replace_cast_like
 from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
-from qtool.loading.file_checks import check_file
+from qtool.loading.file_checks import check_file, check_path
 from qtool.loading.float16 import widen
 from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
@@ -121,8 +121,7 @@ def read_graph(path: Path) -> tuple[ir.Model, list[Path]]:
     Raises:
         ModelError: missing, empty or damaged file (exit 2).
     """
-    if not path.is_file():
-        raise ModelError(f"model {path}: no such file; expected an .onnx file")
+    check_path(path)
     with _readable(path):
         proto = onnx.load(path, load_external_data=False)
     check_file(proto, path)

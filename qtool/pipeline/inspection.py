@@ -56,7 +56,7 @@ class ModelInfo:
 
     Attributes:
         path: of the file, or the name of a torch network.
-        opset: of the file once it is loaded.
+        opset: of the file; of a torch network, that of its export.
         parameters: of the whole model.
         inputs: name -> description.
         outputs: name -> shape.
@@ -110,11 +110,12 @@ def inspect_model(
         QtoolError: the model cannot be loaded.
     """
     chosen, options = load_target(target), options or RunOptions()
-    quantized = {} if carries_code(path) else _quantization(path)
+    opset, quantized = (None, {}) if carries_code(path) else _read_facts(path)
     with temporary_cache() as cache:
         options = replace(options, requantize=bool(quantized))
         loaded = load_trusted(path, chosen.opset, cache, options)
         info = replace(_model_info(loaded), quantized=quantized)
+        info = info if opset is None else replace(info, opset=opset)
         # A rewrite counts the places where its pattern occurs; later ones see its result, as in a
         # run, so they are applied to this copy in memory.
         counts = {
@@ -125,10 +126,11 @@ def inspect_model(
     return replace(info, patterns={name: count for name, count in counts.items() if count})
 
 
-def _quantization(path: Path) -> dict[str, int]:
-    """Return the quantization operators of a file: operator -> count, the most frequent first."""
-    nodes = quantized_nodes(read_graph(path)[0])
-    return dict(Counter(node.op_type for node in nodes).most_common())
+def _read_facts(path: Path) -> tuple[int, dict[str, int]]:
+    """Return a file's opset and quantization operators: operator -> count, most frequent first."""
+    model, _ = read_graph(path)
+    counts = Counter(node.op_type for node in quantized_nodes(model))
+    return model.opset_imports.get("", 1), dict(counts.most_common())
 
 
 def _model_info(loaded: Loaded) -> ModelInfo:
@@ -140,7 +142,7 @@ def _model_info(loaded: Loaded) -> ModelInfo:
         opset=loaded.model.opset_imports.get("", 1),
         parameters=parameters(graph),
         inputs={n: s.describe() for n, s in input_specs(loaded.model, loaded.shown)[0].items()},
-        outputs={v.name or "": f"{v.dtype} {_shape(dims(v))}" for v in graph.outputs},
+        outputs={v.name or "": f"{_type(v)} {_shape(dims(v))}" for v in graph.outputs},
         layers=tuple(layer for node in graph if (layer := _layer(node, symbols)) is not None),
         operators=dict(Counter(node.op_type for node in graph).most_common()),
         patterns={},
@@ -209,6 +211,11 @@ def _kernel_times(folder: Path, file: str, options: RunOptions) -> tuple[NodeTim
         task = Profile(str(folder / file), str(feeds), scratch, threads=options.threads or 1)
         result = run_tasks((task,), Path(scratch), options.progress)[task]
     return tuple(node_times(result))
+
+
+def _type(value: ir.Value) -> str:
+    """Return the element type of a value as numpy calls it."""
+    return "of unknown type" if value.dtype is None else str(value.dtype.numpy())
 
 
 def _shape(shape: tuple[int | str | None, ...] | None) -> str:

@@ -13,7 +13,7 @@ from qtool.recipe.model import Recipe
 from qtool.recipe.overrides import make_absolute, override, put, use_data
 from qtool.recipe.validation import check_names, check_paths, check_this_version
 from qtool.recipe.yaml_loader import Document, parse
-from qtool.user_code import is_function_name
+from qtool.user_code import is_function_name, torch_network_needs
 
 
 def load_recipe(
@@ -91,11 +91,9 @@ def _check_is_file(model: str | Path) -> None:
         RecipeError: says what a recipe has to say of it.
     """
     if is_function_name(str(model)) and not Path(model).exists():
-        shown = f'{{torch: "{model}", weights: FILE.safetensors, input: {{x: [N, 3, 224, 224]}}}}'
         raise RecipeError(
-            f"--model {model}: found a function that makes a torch network, expected a file; write "
-            f"a recipe with model: {shown}, the names and sizes of its inputs, and add "
-            "--trust-code, since it runs code"
+            f"--model {model}: found a function that makes a torch network, expected a file; "
+            + torch_network_needs(str(model), "FILE.safetensors")
         )
 
 

@@ -23,7 +23,7 @@ def qtool(*words: object) -> subprocess.CompletedProcess[str]:
 def net(tmp_path_factory) -> Path:
     """A Conv of 3 to 4 channels on 8 x 8, a hard-swish in four operators, and a Gemm."""
     folder = tmp_path_factory.mktemp("inspect")
-    made = Net(opset=21)
+    made = Net(opset=17)
     x = made.conv(made.input("x", "N", 3, 8, 8), 3, 4)
     three, zero, six = (made.const(np.float32(number)) for number in (3, 0, 6))
     gate = made.add("Clip", made.add("Add", x, three), zero, six)
@@ -56,6 +56,8 @@ def test_counts_shapes_and_ranges_of_a_model(net):
     assert info.parameters == conv.parameters + gemm.parameters + 4  # constants of the hard-swish
     assert info.operators["Conv"] == 1 and info.operators["Clip"] == 1
     assert info.patterns["compose_hard_swish"] == 1
+    assert info.opset == 17  # of the file, not of the graph that is raised to the target's
+    assert info.outputs == {"y": "float32 [N, 5]"}
 
 
 def test_a_run_names_kernels_times_and_reasons(run):

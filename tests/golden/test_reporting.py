@@ -92,11 +92,25 @@ GOLDEN_TERMINAL = """\
 """
 
 
+@pytest.mark.parametrize("width", [60, 80, 160])
 @pytest.mark.parametrize("make", [sample, failing, diagnosed, hostile, bare])
-def test_terminal_fits_80_columns_and_carries_no_control_characters(make):
-    for text in (render(make(), "terminal"), render([make(), sample()], "terminal", sample())):
-        assert max(len(line) for line in text.splitlines()) <= 80
+def test_terminal_fits_its_columns_and_carries_no_control_characters(make, width):
+    alone = render(make(), "terminal", width=width)
+    for text in (alone, render([make(), sample()], "terminal", sample(), width=width)):
+        assert max(len(line) for line in text.splitlines()) <= width
         assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
+
+
+def test_a_narrow_terminal_breaks_no_words():
+    text = render(failing(), "terminal", width=60)
+    assert (
+        "✗ max_drop   " in text and "✓ parity_share_off  " in text and "✗ parity_max_lsb  " in text
+    )
+    board = render(several(), "terminal", width=60)
+    lines = [line.split() for line in board.splitlines() if line.split()]
+    assert lines[0] == ["run", "bits", "top-1", "(%)", "drop", "size", "speed"]
+    assert {("passed",), ("failed",)} <= set(map(tuple, lines))
+    assert ["net.onnx", "float", "91.73", "1.09", "MB", "1.00x"] in lines
 
 
 def test_terminal_shows_markup_in_names_as_it_is():
@@ -152,7 +166,7 @@ def test_html_escapes_names():
 
 def test_html_shows_each_layer_and_the_verdict():
     text = render(failing(), "html")
-    assert text.count("/Conv</code>") == 12 + 3
+    assert text.count("/<wbr>Conv</code>") == 12 + 3
     assert ">Failed</span>" in text
     assert "max_drop 1.7 (limit 1)" in text
 
@@ -410,6 +424,20 @@ def test_chart_marks_the_worst_and_keeps_within_its_box():
     assert layer_strips(bare()) == []
     unmeasured = sample(layers=[{"name": "a", "op": "Conv", "weight_bits": 4, "bytes": 9}])
     assert [strip.title for strip in layer_strips(unmeasured)] == ["Bits", "Bytes in the file"]
+    kinds = [(8, 8, 30.0), (8, "float", None), (4, "dynamic", 20.0)]
+    noise, bits, _ = layer_strips(
+        sample(
+            layers=[
+                {"name": f"{k}", "op": "Conv", "weight_bits": w, "activation_bits": a}
+                | ({} if db is None else {"sqnr_db": db})
+                for k, (w, a, db) in enumerate(kinds)
+            ]
+        )
+    )
+    assert ("none", "not measured") in noise.legend
+    assert [(tick.label, tick.at) for tick in bits.ticks[2:]] == [("8", 80.0), ("float", 100.0)]
+    assert [column.height for column in bits.columns] == [80.0, 80.0, 40.0]
+    assert bits.line == dashes([80.0, 100.0, 80.0])
     assert drop_strip(None, []) is None
 
 
@@ -432,6 +460,10 @@ def test_histograms_of_the_weakest_are_open_and_the_others_folded():
     chart = weakest[0].charts[1]
     assert (chart.grid, chart.box) == ((20.0, 100.0), (0.0, 80.0))
     assert (chart.note, chart.range) == ("1.23 % outside the grid", "−0.5 to 1.5")
+    layers[0]["inputs"] = {**shown, "outside": 1e-6}
+    assert (
+        layer_values(sample(layers=layers))[1][0].charts[1].note == "below 0.01 % outside the grid"
+    )
     page = html(sample(layers=layers))
     assert page.count('<details class="weight" open') == 3 == page.count(" open data-layer=")
     assert "2 other layers" in page and "output channel" in page
@@ -441,7 +473,7 @@ def test_times_by_kernel_and_changed_samples_stand_in_the_page():
     timing = json.loads(sample().to_json())["latency"] | {
         "kernels": [
             {"op": "QLinearConv", "nodes": 3, "ms": 0.9},
-            {"op": "Pool", "nodes": 1, "ms": 0.1},
+            *({"op": f"Pool{k}", "nodes": 1, "ms": 0.01} for k in range(10)),
         ],
         "nodes": [{"name": HOSTILE, "op": "QLinearConv", "ms": 0.5}],
     }
@@ -460,6 +492,7 @@ def test_times_by_kernel_and_changed_samples_stand_in_the_page():
     assert page.links == ["data:image/webp;base64,AAAA"]
     shown = " ".join(re.sub("<[^>]*>", " ", text).split())
     assert "QLinearConv 0.900 ms 90%" in shown and "1 of 160" in shown
+    assert "Pool8 0.010 ms 1% 1 more kernels Pool9 " in shown
     assert "label cat" in shown and "1.25 -0.5" in shown
 
 
@@ -489,35 +522,10 @@ def test_ticks_are_few_and_cover_the_top(top):
     assert 2 <= len(values) <= 8
 
 
-def test_names_are_cut_in_what_they_share():
-    names = [f"/features/features.{k}/conv/conv.2/Conv" for k in (1, 16, 2)]
-    assert formatting.short_names(names, 60) == names
-    assert formatting.short_names(names, 30) == [
-        f"…features.{k}/conv/conv.2/Conv" for k in (1, 16, 2)
-    ]
-    short = formatting.short_names(names, 16)
-    assert short == ["…features.1…", "…features.16…", "…features.2…"]
-    runs = [f"bits.weights={k},calibrate.count=16,evaluate.count=16" for k in (6, 8)]
-    assert formatting.short_names(runs, 16) == ["…weights=6,cal…", "…weights=8,cal…"]
-    assert formatting.short_names(["a" * 40], 16) == [formatting.shorten("a" * 40, 16)]
-    text = render(
-        sample(layers=[{"name": name, "op": "Conv", "sqnr_db": 9.0} for name in names]), "terminal"
-    )
-    assert all(f"features.{k}/" in text for k in (1, 16, 2))
-
-
-def test_names_that_a_cut_makes_equal_keep_what_tells_them_apart():
-    blocks = [f"/blocks/blocks.{k}/pointwise/pointwise.0/Conv" for k in (0, 3, 4)]
-    names = ["/stem/stem.0/Conv", *blocks, "/head/Gemm"]
-    short = formatting.short_names(names, 30)
-    assert len(set(short)) == 5 and max(map(len, short)) <= 31
-    assert all(f"blocks.{k}" in text for k, text in zip((0, 3, 4), short[1:4], strict=True))
-
-
-def test_names_of_gates_break_at_their_underscores_alone():
+def test_names_in_pages_break_behind_their_separators():
     text = render(sample(), "html")
     assert "<code>parity_<wbr>share_<wbr>off</code>" in text
-    assert str(breakable("<a_b>")) == "&lt;a_<wbr>b&gt;"
+    assert str(breakable("</a.b_c>")) == "&lt;/<wbr>a.<wbr>b_<wbr>c&gt;"
 
 
 @pytest.mark.parametrize(("speedup", "amber"), [(0.8, True), (1.0, False)])

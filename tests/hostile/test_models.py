@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,6 +30,20 @@ def refused(path, kind: type[Exception]) -> str:
 @pytest.mark.parametrize("name", ["missing.onnx", "."])
 def test_no_file(name, tmp_path):
     assert "no such file; expected an .onnx file" in refused(tmp_path / name, ModelError)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("net.pth", "weights of a torch network without its code, expected an .onnx, .pt2 or .pt"),
+        ("nets:resnet", 'write a recipe with model: {torch: "nets:resnet", weights: FILE.safeten'),
+    ],
+)
+def test_what_a_torch_network_needs_is_said(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.pth").write_bytes(RANDOM)
+    text = refused(Path(name), ModelError)
+    assert message in text and "--trust-code" in text
 
 
 @pytest.mark.parametrize("content", [RANDOM, bytes(64), b"model: resnet.onnx\n" * 9])

@@ -1,12 +1,11 @@
 """Text of numbers and names, the same in every format."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 from qtool.report.gates import gate_number
 from qtool.report.latency_schema import FastestPair, RuntimeLatency
+from qtool.report.names import clean, short_names
 from qtool.report.report import Accuracy, Finding, Gate, Latency, Layer, PtqStep, Report, Size
 from qtool.report.schema import Provenance
 
@@ -35,75 +34,6 @@ def origin(made: Provenance) -> str:
     digests = (("float model", made.model_sha256), ("recipe", made.recipe_sha256))
     listed = [f"{name} {clean(sha256)}" for name, sha256 in digests if sha256]
     return ", ".join([f"qtool {clean(made.qtool)}", *listed])
-
-
-def clean(text: str) -> str:
-    """Replace what a terminal or XML could act on (control, bidi and unassigned characters)."""
-    return "".join("\ufffd" if unicodedata.category(char)[0] == "C" else char for char in text)
-
-
-def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a long name, since layer names differ at both ends."""
-    text = clean(text)
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 3
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-
-
-def short_names(names: Sequence[str], width: int) -> list[str]:
-    """Cut names to a width in the parts that all of them share.
-
-    The common start goes first, then the common end, each up to a separator; what is still too
-    long is cut in the middle. Names that this makes equal are cut around the parts in which they
-    differ.
-
-    Args:
-        names: shown together.
-        width: of the longest result.
-    """
-    texts = [clean(name) for name in names]
-    if len(texts) < 2 or max(map(len, texts)) <= width:
-        return [shorten(text, width) for text in texts]
-    start = _shared_parts(texts)
-    texts = [f"…{text[start:]}" if start > 1 else text for text in texts]
-    if max(map(len, texts)) > width:
-        end = _shared_parts([text[::-1] for text in texts])
-        texts = [f"{text[: len(text) - end]}…" if end > 1 else text for text in texts]
-    short = [shorten(text, width) for text in texts]
-    for name in {name for name in short if short.count(name) > 1}:
-        places = [k for k, other in enumerate(short) if other == name]
-        for k, text in zip(
-            places, _around_differences([texts[k] for k in places], width), strict=True
-        ):
-            short[k] = text
-    return short
-
-
-def _around_differences(texts: Sequence[str], width: int) -> list[str]:
-    """Return the part of each text that differs, with as much before and behind it as fits."""
-    start = _shared_length(texts)
-    end = _shared_length([text[start:][::-1] for text in texts])
-    cut = []
-    for text in texts:
-        stop = len(text) - end
-        left = max(0, min(start, width - 2 - (stop - start)))
-        right = max(0, min(end, width - 2 - (stop - start) - left))
-        shown = text[start - left : stop + right]
-        shown = ("…" if left < start else "") + shown + ("…" if right < end else "")
-        cut.append(shorten(shown, width))
-    return cut
-
-
-def _shared_length(texts: Sequence[str]) -> int:
-    """Return the length of what all texts begin with."""
-    return len(list(takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))))
-
-
-def _shared_parts(texts: Sequence[str]) -> int:
-    """Return the length of what all texts begin with, up to its last separator."""
-    shared = texts[0][: _shared_length(texts)]
-    return next((shared.rfind(mark) + 1 for mark in "/._" if mark in shared), 0)
 
 
 def saturating(risk: bool | list[str]) -> str:

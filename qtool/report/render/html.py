@@ -1,5 +1,6 @@
 """The report as one HTML page: no network, light and dark, complete without its script."""
 
+import re
 from functools import cache
 from pathlib import PurePath
 
@@ -28,6 +29,9 @@ TONE: dict[Status, str] = {
     "failed": "poor",
 }
 
+# Kernels whose times are shown without opening the others.
+MOST_KERNELS = 10
+
 
 def html(report: Report) -> str:
     """Return one run's page; every name in it is escaped."""
@@ -55,6 +59,7 @@ def html(report: Report) -> str:
             costs=sensitivity.cost_strips(report),
             lowest=layers.marked(report),
             kernel_times=kernel_bars(report),
+            most=MOST_KERNELS,
         )
     )
 
@@ -83,8 +88,8 @@ def kernel_bars(report: Report) -> list[tuple[KernelTime, float, str]]:
 
 
 def breakable(name: str) -> Markup:
-    """Return a name as HTML that may break behind its underscores, and nowhere else."""
-    return Markup(str(escape(formatting.clean(name))).replace("_", "_<wbr>"))
+    """Return a name as HTML that breaks behind its separators before it breaks elsewhere."""
+    return Markup(re.sub(r"(?<=[/._])", "<wbr>", str(escape(formatting.clean(name)))))
 
 
 @cache

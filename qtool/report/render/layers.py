@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import qtool.report.render.formatting as formatting
 from qtool.report.layer_schema import Histogram, Layer
-from qtool.report.render.charts import Column, Strip, axis, dashes, line, plain, share, ticks
+from qtool.report.render.charts import (
+    Column,
+    Strip,
+    Tick,
+    axis,
+    dashes,
+    line,
+    plain,
+    share,
+    ticks,
+)
 from qtool.report.report import Report
 
 MARKED_LAYERS = 3
@@ -112,21 +122,26 @@ def _noise_strip(report: Report) -> Strip:
         ],
         ticks=axis(top),
         line=path,
-        legend=(*TONES, *((("line", "with all layers before it quantized"),) if path else ())),
+        legend=(
+            *TONES,
+            *((("none", "not measured"),) if any(x.sqnr_db is None for x in layers) else ()),
+            *((("line", "with all layers before it quantized"),) if path else ()),
+        ),
         tall=True,
     )
 
 
 def _bits_strip(layers: Sequence[Layer]) -> Strip:
-    """Place the bits of weights as bars, those of activations as a line; float is at the top."""
-    numbers = [bits for layer in layers for bits in (layer.weight_bits, layer.activation_bits)]
-    top = max((bits for bits in numbers if isinstance(bits, int)), default=8)
-    top = max(top, 8)
+    """Place the bits of weights as bars, those of activations as a line; float is above all."""
+    widths = [bits for layer in layers for bits in (layer.weight_bits, layer.activation_bits)]
+    top = max(8, *(bits for bits in widths if isinstance(bits, int)), 0)
+    floats = "float" in widths
+    whole = 1.25 * top if floats else top
 
     def height(bits: int | str | None) -> float | None:
-        if bits is None:
-            return None
-        return share(bits, top) if isinstance(bits, int) else 100.0
+        if isinstance(bits, str):  # codes of grids that are found at run time have 8 bits
+            return 100.0 if bits == "float" else share(8, whole)
+        return None if bits is None else share(bits, whole)
 
     path = dashes([height(layer.activation_bits) for layer in layers])
     return Strip(
@@ -139,7 +154,10 @@ def _bits_strip(layers: Sequence[Layer]) -> Strip:
             )
             for layer in layers
         ],
-        ticks=axis([0, top / 2, top]),
+        ticks=[
+            *(Tick(share(bits, whole), f"{bits:g}") for bits in (0, top / 2, top)),
+            *([Tick(100.0, "float")] if floats else ()),
+        ],
         line=path,
         legend=(("brandkey", "weights"), *((("line", "activations"),) if path else ())),
     )
@@ -170,7 +188,6 @@ def _histogram(title: str, shown: Histogram, channel: str) -> HistogramChart:
     box = (share(shown.low - left, width), share(shown.high - left, width))
     # Logarithmic: the few values in the tails are what widens a range.
     heights = [math.log1p(count) for count in shown.counts]
-    outside = "" if shown.outside is None else f"{100 * shown.outside:.2f} % outside the grid"
     return HistogramChart(
         title=title,
         shown=shown,
@@ -181,8 +198,13 @@ def _histogram(title: str, shown: Histogram, channel: str) -> HistogramChart:
         labels=(f"{left:.3g}".replace("-", "−"), f"{right:.3g}".replace("-", "−")),
         channels=bars(shown.channels, gap=0.15),
         channel_word=channel,
-        note=outside,
+        note="" if shown.outside is None else f"{_percent(shown.outside)} outside the grid",
     )
+
+
+def _percent(part: float) -> str:
+    """Return a share in %; one that is too small to show is not called 0."""
+    return "below 0.01 %" if 0 < part < 5e-5 else f"{100 * part:.2f} %"
 
 
 def bars(values: Sequence[float], gap: float = 0.0) -> str:

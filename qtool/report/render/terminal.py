@@ -1,4 +1,4 @@
-"""The report on a terminal: tables and bars that fit 80 columns."""
+"""The report on a terminal: tables and bars that fit 60 columns."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,12 +15,15 @@ import qtool.report.render.runtimes as runtimes
 import qtool.report.render.search as search
 import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
+from qtool.report.names import short_names, shorten
 from qtool.report.report import Gate, Report
 from qtool.report.schema import Status
 from qtool.report.verdict import drop_words, unit_word, verdict
 
 WORST_LAYERS = 8
 BAR_WIDTH = 16
+# Columns of the terminal below which bars are half as long and remarks are left out.
+NARROW = 76
 RUN_FILES = ("report.html", "report.json", "report.md", "plan.json", "recipe.yaml")
 STATUS_STYLE: dict[Status, str] = {
     "passed": "green",
@@ -44,21 +47,23 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console: rich's; it sets width, colour (`NO_COLOR`) and characters.
         folder: the run folder, whose files are then named at the end.
     """
-    room = max(16, min(60, console.width - 50))
+    narrow = console.width < NARROW
+    length = BAR_WIDTH // 2 if narrow else BAR_WIDTH
+    room = max(16, min(60, console.width - length - 34))
     parts = [
         _header(report),
         _section("Warnings", _warnings(report)),
         _section("What next", _diagnosis(report)),
-        _results(report),
+        _results(report, narrow),
         _section(runtimes.title(report), _runtimes(report)),
-        _section("Gates", _gates(report)),
+        _section("Gates", _gates(report, narrow)),
         _section("Steps (distance to the float output on holdout samples)", _steps(report)),
         _section("Kernels", _kernels(report)),
         _section("Outputs (signal to quantization noise)", _outputs(report, room)),
-        _section("Weakest layers (signal to quantization noise)", _layers(report, room)),
+        _section("Weakest layers (signal to quantization noise)", _layers(report, room, length)),
         _section("Search (calibration samples)", _search(report)),
         _section("Sites that cost most alone (calibration samples)", _sites(report, room)),
-        _section("Stages", _stages(report)),
+        _section("Stages", _stages(report, length)),
         _section("Notes", _notes(report)),
         _section("Made by (sha256)", _origin(report)),
         _section("Files", _files(report, folder)),
@@ -81,9 +86,9 @@ def _header(report: Report) -> RenderableType:
     result = verdict(report)
     style = STATUS_STYLE[result.status]
     line = Text.assemble(
-        (formatting.shorten(Path(report.model.path).name, 34), "bold"),
+        (shorten(Path(report.model.path).name, 34), "bold"),
         " → ",
-        (formatting.shorten(Path(report.output.path).name, 34), "bold"),
+        (shorten(Path(report.output.path).name, 34), "bold"),
     )
     facts = [f"{formatting.amount(report.model.parameters)} parameters"]
     if report.model.macs is not None:
@@ -126,7 +131,7 @@ def _diagnosis(report: Report) -> Table | None:
     return table if table.row_count else None
 
 
-def _results(report: Report) -> RenderableType:
+def _results(report: Report, narrow: bool) -> RenderableType:
     table = Table(box=None, padding=(0, 1), pad_edge=False, expand=False)
     table.add_column("", no_wrap=True)
     for title in ("float", "simulated", "quantized"):
@@ -146,7 +151,7 @@ def _results(report: Report) -> RenderableType:
     if report.size:
         size = report.size
         small = Text(formatting.ratio(size.compression, "smaller", "larger"))
-        if parts := formatting.file_parts_line(size):
+        if (parts := formatting.file_parts_line(size)) and not narrow:
             small.append(f"\n{parts}", "dim")
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
@@ -193,12 +198,12 @@ def _runtimes(report: Report) -> Table | None:
     return whole
 
 
-def _gates(report: Report) -> Table | None:
+def _gates(report: Report, narrow: bool) -> Table | None:
     table = _grid(4)
     for gate in report.gates:
         table.add_row(*_gate(gate), "")
     for gate in parity_gates(report):
-        table.add_row(*_gate(gate), Text("always on", "dim"))
+        table.add_row(*_gate(gate), Text("" if narrow else "always on", "dim"))
     return table if table.row_count else None
 
 
@@ -242,22 +247,22 @@ def _kernels(report: Report) -> Table | None:
     return table
 
 
-def _layers(report: Report, room: int) -> Table | None:
+def _layers(report: Report, room: int, length: int) -> Table | None:
     shown = formatting.worst(report, WORST_LAYERS)
     if not shown:
         return None
     top = max((layer.sqnr_db or 0.0 for layer in report.layers), default=0.0)
     table = _grid(5)
-    names = formatting.short_names([layer.name for layer in shown], room)
+    names = short_names([layer.name for layer in shown], room)
     for layer, name in zip(shown, names, strict=True):
         value = layer.sqnr_db or 0.0
         style = QUALITY_STYLE[formatting.quality(layer.sqnr_db)]
         table.add_row(
             Text(name),
-            Text(formatting.shorten(layer.op, 10), "dim"),
+            Text(shorten(layer.op, 10), "dim"),
             Text(formatting.bits(layer), "dim"),
             Text(f"{value:.1f} dB", style, justify="right"),
-            bar(value, top, BAR_WIDTH, style),
+            bar(value, top, length, style),
         )
     rest = sum(layer.sqnr_db is not None for layer in report.layers) - len(shown)
     if rest:
@@ -268,14 +273,14 @@ def _layers(report: Report, room: int) -> Table | None:
 def _outputs(report: Report, room: int) -> Table | None:
     table = _grid(4)
     rows = formatting.outputs(report)
-    names = formatting.short_names([row.name for row in rows], room)
+    names = short_names([row.name for row in rows], room)
     for row, name in zip(rows, names, strict=True):
         shown = "none lost" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
         table.add_row(
             Text(name),
             Text(shown, QUALITY_STYLE[formatting.quality(row.sqnr_db)], justify="right"),
             Text("worst" if row.worst else "", "yellow"),
-            Text(formatting.shorten(row.source, 24), "dim"),
+            Text(shorten(row.source, 24), "dim"),
         )
     return table if table.row_count else None
 
@@ -294,7 +299,7 @@ def _search(report: Report) -> Table | None:
 def _sites(report: Report, room: int) -> Table | None:
     table = _grid(3)
     sites = sensitivity.worst_sites(report)
-    names = formatting.short_names([site.name for site in sites], room)
+    names = short_names([site.name for site in sites], room)
     for site, name in zip(sites, names, strict=True):
         table.add_row(Text(name), Text(site.cost), Text(site.part and f"mostly {site.part}", "dim"))
     for row in sensitivity.groups(report):
@@ -304,16 +309,16 @@ def _sites(report: Report, room: int) -> Table | None:
     return table if table.row_count else None
 
 
-def _stages(report: Report) -> Table | None:
+def _stages(report: Report, length: int) -> Table | None:
     if not report.stages:
         return None
     table = _grid(4)
     top = max(stage.seconds for stage in report.stages)
     for stage in report.stages:
         table.add_row(
-            Text(formatting.shorten(stage.name, 20)),
+            Text(shorten(stage.name, 20)),
             Text(formatting.duration(stage.seconds), justify="right"),
-            bar(stage.seconds, top, BAR_WIDTH, "cyan"),
+            bar(stage.seconds, top, length, "cyan"),
             Text("cached" if stage.cached else formatting.memory(stage.peak_rss_mb or 0), "dim")
             if stage.cached or stage.peak_rss_mb is not None
             else "",

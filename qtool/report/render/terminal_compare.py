@@ -9,12 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 import qtool.report.render.formatting as formatting
+from qtool.report.names import short_names, shorten
 from qtool.report.render.compare import Cell, Comparison, FloatRow, Row
 from qtool.report.render.terminal import STATUS_STYLE, put
 
-# Columns of the terminal from which on the worst layer has room, and those of all but the names.
-WIDE = 100
-OTHERS, WORST = 64, 13
+# Columns of the terminal from which on the worst layer has room, and below which the verdict stands
+# under the name and the latency is left out; columns of all but the names in each case.
+WIDE, NARROW = 100, 76
+WORST, OTHERS, FEWEST = 13, 64, 48
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -22,49 +24,55 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
     With a baseline, the difference is below each value.
     """
-    wide = console.width >= WIDE
-    room = max(16, min(60, console.width - OTHERS - WORST * wide))
+    wide, narrow = console.width >= WIDE, console.width < NARROW
+    others = FEWEST if narrow else OTHERS + WORST * wide
+    room = max(12, min(60, console.width - others))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("run", overflow="fold", max_width=room)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("bits", no_wrap=True)
-    for title in (comparison.metric_title, "drop", "size", "speed", *["worst layer"] * wide):
-        table.add_column(Text(title), justify="right", overflow="fold")
+    for title in ("bits",) if narrow else ("verdict", "bits"):
+        table.add_column(title, no_wrap=True)
+    table.add_column(Text(comparison.metric_title), justify="right", overflow="fold")
+    for title in ("drop", "size", "speed", *["worst layer"] * wide):
+        table.add_column(title, justify="right", no_wrap=narrow)
     for model in comparison.floats:
-        table.add_row(*_float_cells(model, room), *[""] * wide, style="dim")
-    names = formatting.short_names([row.name for row in comparison.rows], room)
+        table.add_row(*_float_cells(model, room, narrow), *[""] * wide, style="dim")
+    names = short_names([row.name for row in comparison.rows], room)
     for name, row in zip(names, comparison.rows, strict=True):
-        table.add_row(*_cells(name, row), *[_cell(row.sqnr, "{:.1f} dB".format, "")] * wide)
+        table.add_row(*_cells(name, row, narrow), *[_cell(row.sqnr, "{:.1f} dB".format, "")] * wide)
     lines = [Text(formatting.clean(line), "yellow") for line in comparison.caveats]
     put(console, table, *(Padding(line, (0, 0, 0, 1)) for line in lines))
 
 
-def _float_cells(model: FloatRow, room: int) -> list[str]:
+def _float_cells(model: FloatRow, room: int, narrow: bool) -> list[str]:
     """Return the cells of a float model, its name in ``room`` columns."""
+    latency = "" if narrow else f"\n{formatting.milliseconds(model.latency or 0)}"
     return [
-        formatting.shorten(model.name, room),
-        "float",
-        "32",
+        shorten(model.name, room),
+        *(() if narrow else ("float",)),
+        "float" if narrow else "32",
         "–" if model.metric is None else f"{model.metric:.2f}",
         "",
         "–" if model.size is None else formatting.size(model.size),
-        "–" if model.latency is None else f"1.00x\n{formatting.milliseconds(model.latency)}",
+        "–" if model.latency is None else f"1.00x{latency}",
     ]
 
 
-def _cells(name: str, row: Row) -> list[Text]:
+def _cells(name: str, row: Row, narrow: bool) -> list[Text]:
     """Return the cells of a run."""
     shown = Text(name, "bold" if row.baseline else "")
+    status = Text(row.status, STATUS_STYLE[row.status])
     if row.baseline:
         shown.append("\nbaseline", "dim")
+    if narrow:
+        shown.append("\n").append_text(status)
     speed = _cell(row.speedup, "{:.2f}x".format, "")
     if row.speedup.value is not None and row.speedup.value < 1:
         speed.stylize("yellow")
-    if row.latency.value is not None:
+    if row.latency.value is not None and not narrow:
         speed.append(f"\n{formatting.milliseconds(row.latency.value)}", "dim")
     return [
         shown,
-        Text(row.status, STATUS_STYLE[row.status]),
+        *(() if narrow else (status,)),
         Text(row.bits or "–"),
         _cell(row.metric, "{:.2f}".format, ""),
         _cell(row.drop, formatting.drop, ""),
