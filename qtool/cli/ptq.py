@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qtool.pipeline.folders.choice import Request
     from qtool.progress import Progress
     from qtool.recipe.model import Recipe
+    from qtool.recipe.overrides import Override
     from qtool.report.report import Report
 
 
@@ -90,7 +91,7 @@ class Command:
     function: str
     sources: shorthands.Sources
     folder: Folder
-    settings: tuple[str, ...] = ()
+    settings: tuple["str | Override", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def quantize(command: Command, settings: Settings, output: Output) -> None:
     """
     with exit_codes(output.json):
         sources = command.sources
-        recipe = chosen_recipe(sources.recipe, sources.model, sources.data, [*command.settings])
+        recipe = chosen_recipe(sources.recipe, sources.model, sources.data, command.settings)
         check_options(settings.device, settings.plan)
         request = command.folder.request(default_out(sources.recipe, sources.model))
         pipeline = importlib.import_module("qtool.pipeline.run")  # late: wrong options fail fast
@@ -208,7 +209,10 @@ def show(report: "Report | None", folder: Path | None, output: Output) -> None:
 
 
 def chosen_recipe(
-    recipe: Path | None, model: Path | None, data: Path | None, settings: list[str]
+    recipe: Path | None,
+    model: Path | None,
+    data: Path | None,
+    settings: Sequence["str | Override"],
 ) -> "Recipe":
     """Load the recipe file, or make a recipe from model and data with the defaults.
 

@@ -41,8 +41,7 @@ def qat(
     """Calibrate a model, train it with quantization in the loop, write it, and report."""
     with exit_codes(json):
         named = shorthands.named_files(files, shorthands.Sources(recipe, model, data))
-        words = shorthands.overrides(bits, count, settings, memory)
-    words += [] if epochs is None else [f"qat.epochs={epochs}"]
+        words = shorthands.overrides(bits, count, settings, memory, epochs)
     quantize(
         Command("run_qat", named, Folder(out, overwrite), tuple(words)),
         Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),

@@ -297,7 +297,8 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Compute how often two models' highest output is the same class, in %.
 
     Args:
-        first: [N, classes, ...]; further axes, such as pixels, count one by one.
+        first: [N, classes, ...], or class probabilities [N, ..., classes]; further axes, such as
+            pixels or steps of a sequence, count one by one.
         second: the same shape.
 
     Raises:
@@ -311,9 +312,20 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
             f"the model's first output has shape {list(first.shape)}; expected [N, classes, ...] "
             "with at least 2 classes: agreement has no meaning for it"
         )
+    axis = _class_axis(first)
     rows = max(1, CHUNK // first[:1].size)
     same = total = 0
     for k in range(0, len(first), rows):
-        equal = first[k : k + rows].argmax(axis=1) == second[k : k + rows].argmax(axis=1)
+        equal = first[k : k + rows].argmax(axis) == second[k : k + rows].argmax(axis)
         same, total = same + int(np.count_nonzero(equal)), total + equal.size
     return 100 * (same / total)
+
+
+def _class_axis(outputs: np.ndarray) -> int:
+    """Return the axis of the classes: the second, or the last where only it adds up to 1.
+
+    Networks on sequences, such as recognizers of text, end in a Softmax over their last axis.
+    """
+    sample = np.asarray(outputs[:4], np.float64)
+    add_up = [np.allclose(sample.sum(axis), 1, atol=1e-3) for axis in (1, -1)]
+    return -1 if add_up == [False, True] else 1

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from qtool.errors import RecipeError
 from qtool.recipe.error_messages import explain
 from qtool.recipe.model import Recipe
-from qtool.recipe.overrides import make_absolute, override, put, use_data
+from qtool.recipe.overrides import Override, make_absolute, override, put, use_data
 from qtool.recipe.validation import check_names, check_paths, check_this_version
 from qtool.recipe.yaml_loader import Document, parse
 from qtool.user_code import is_function_name, torch_network_needs
@@ -18,7 +18,7 @@ from qtool.user_code import is_function_name, torch_network_needs
 
 def load_recipe(
     path: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | Override] = (),
     *,
     model: str | Path | None = None,
     data: str | Path | None = None,
@@ -51,7 +51,7 @@ def load_recipe(
 
 
 def recipe_from_options(
-    model: str | Path, data: str | Path, overrides: Sequence[str] = ()
+    model: str | Path, data: str | Path, overrides: Sequence[str | Override] = ()
 ) -> Recipe:
     """Return the default recipe: calibrate on one part of the data, evaluate on another.
 
@@ -70,7 +70,7 @@ def recipe_from_options(
 def _resolve(
     document: Document,
     folder: Path,
-    overrides: Sequence[str],
+    overrides: Sequence[str | Override],
     model: str | Path | None,
     data: str | Path | None,
 ) -> Recipe:
@@ -79,8 +79,8 @@ def _resolve(
         put(document, ("model",), os.path.abspath(model), f"--model {model}")
     if data is not None:
         use_data(document, Path(os.path.abspath(data)), f"--data {data}")
-    for text in overrides:
-        override(document, text)
+    for each in overrides:
+        override(document, Override(each) if isinstance(each, str) else each)
     return _validated(document, folder)
 
 

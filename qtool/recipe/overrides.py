@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -101,17 +102,31 @@ def _source(section: Any, data: FilePath, place: str) -> tuple[str | None, Sourc
         raise RecipeError(f"{place}: {error}") from error
 
 
-def override(document: Document, text: str) -> None:
-    """Apply one ``--set key.key=value``; a key with dots in it goes in double quotes.
+@dataclass(frozen=True)
+class Override:
+    """One key of the recipe that the command line sets.
+
+    Attributes:
+        text: ``key.key=value``, the value in YAML; a key with dots in it goes in double quotes.
+        option: as the user wrote it, for messages; "" where that is ``--set text``.
+    """
+
+    text: str
+    option: str = ""
+
+
+def override(document: Document, setting: Override) -> None:
+    """Apply one override.
 
     Args:
         document: changed in place.
-        text: ``key.key=value``, the value in YAML.
+        setting: a key and its value.
 
     Raises:
         RecipeError: not of that form, the value is not YAML, or a key is a list.
     """
-    place = f"--set {text}"
+    text = setting.text
+    place = setting.option or f"--set {text}"
     key, equals, value = text.partition("=")
     quoted = key.split('"')
     words: list[str] = []

@@ -486,6 +486,20 @@ def test_errors_of_options_name_the_option(pipeline):
     assert error["option"] == "--set bits.weights=33"
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("--bits 33", "bits.weights"),
+        ("--bits 8/33", "bits.activations"),
+        ("--memory many", "memory"),
+    ],
+)
+def test_errors_of_short_options_name_them(pipeline, words, key):
+    result = run("ptq", "--recipe", "int8.yaml", *words.split(), "--json")
+    error = json.loads(result.stdout)["error"]
+    assert (error["option"], error["key"]) == (words, key)
+
+
 def test_report_prints_the_schema_that_its_reports_fit(pipeline):
     result = run("report", "--schema")
     assert result.exit_code == 0

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qtool.recipe.overrides import Override
 
 RECIPES = (".yaml", ".yml")
 
@@ -65,24 +68,32 @@ def named_files(files: list[Path] | None, options: Sources) -> Sources:
 
 
 def overrides(
-    bits: str | None, count: int | None, settings: list[str] | None, memory: str | None = None
-) -> list[str]:
+    bits: str | None,
+    count: int | None,
+    settings: list[str] | None,
+    memory: str | None = None,
+    epochs: int | None = None,
+) -> list["str | Override"]:
     """Return options that stand for keys of the recipe as overrides of it; the last one wins.
 
-    These are ``--bits``, ``--count``, ``--memory`` and ``--set``.
+    These are ``--bits``, ``--count``, ``--memory``, ``--epochs`` and ``--set``.
 
     Raises:
         RecipeError: ``--bits`` is not of the form W or W/A.
     """
-    words = []
+    from qtool.recipe.overrides import Override
+
+    words: list[str | Override] = []
     if bits is not None:
         if not re.fullmatch(r"(\d+|float)(/(\d+|float|dynamic))?", bits):
             raise RecipeError(f"--bits: found {bits}, expected 4, or 4/8 (weights/activations)")
-        weights, _, activations = bits.partition("/")
-        words.append(f"bits.weights={weights}")
-        words += [f"bits.activations={activations}"] if activations else []
-    if count is not None:
-        words.append(f"calibrate.count={count}")
-    if memory is not None:
-        words.append(f"memory={memory}")
+        for key, width in zip(("weights", "activations"), bits.split("/"), strict=False):
+            words.append(Override(f"bits.{key}={width}", f"--bits {bits}"))
+    for option, key, value in (
+        ("--count", "calibrate.count", count),
+        ("--memory", "memory", memory),
+        ("--epochs", "qat.epochs", epochs),
+    ):
+        if value is not None:
+            words.append(Override(f"{key}={value}", f"{option} {value}"))
     return [*words, *(settings or ())]

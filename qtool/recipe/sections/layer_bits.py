@@ -90,9 +90,9 @@ def _widths(key: KeyPath, weights: int | str, activations: int | str, target: Ta
         lo, hi = target.widths[name]
         if not isinstance(width, str) and not lo <= int(width) <= hi:
             raise RecipeError(
-                f"{name}: {width}, but target {target.name} takes {lo} to {hi} bits (widths in its "
-                "file); choose one of these, float, or another target",
-                key,
+                f"{width}, but target {target.name} takes {lo} to {hi} bits (widths in its file); "
+                "choose one of these, float, or another target",
+                (*key, name),
             )
     return Widths(
         None if isinstance(weights, str) else weights,

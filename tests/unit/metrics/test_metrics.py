@@ -127,6 +127,19 @@ def test_agreement_counts_equal_winners():
         agreement(OUTPUTS, OUTPUTS[:2])
 
 
+def test_agreement_of_sequences_is_that_of_their_steps():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(5, 7, 11))
+    other = logits + 0.3 * rng.normal(size=logits.shape)
+    first, second = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits, other))
+    expected = 100 * np.mean(first.argmax(-1) == second.argmax(-1))
+    assert 50 < expected < 100
+    assert agreement(first, second) == pytest.approx(expected)
+    # The same with the classes on the second axis, as probabilities and as scores.
+    assert agreement(*(x.swapaxes(1, 2) for x in (first, second))) == pytest.approx(expected)
+    assert agreement(*(x.swapaxes(1, 2) for x in (logits, other))) == pytest.approx(expected)
+
+
 def test_sqnr_in_decibels():
     reference = np.array([3.0, 4.0], np.float32)
     assert sqnr_db(reference, reference + np.float32([0.5, 0])) == pytest.approx(20.0)  # 25 / 0.25

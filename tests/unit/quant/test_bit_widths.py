@@ -201,7 +201,7 @@ def test_patterns_resolve_to_widths():
     [
         ({"weights": "float"}, "bits: weights: float with activations: 8 has no kernel"),
         ({"layers": {"first": {"weights": "float"}}}, "bits.layers.first: weights: float with"),
-        ({"weights": 12}, "weights: 12, but target onnxruntime-cpu takes 1 to 8 bits"),
+        ({"weights": 12}, "bits.weights: 12, but target onnxruntime-cpu takes 1 to 8 bits"),
         ({"granularity": {"block": 8}}, "write activations: float, or granularity: channel"),
         ({"layers": {"name:zzz": 4}}, "zzz"),
     ],
