@@ -27,7 +27,7 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     """Cut names to a width, word by word, in what they share.
 
     From a name that is too long the words go that it repeats, then those that most names have, of
-    these first the ones far from what tells the name apart. From each other name it keeps a word
+    these first the ones far from its rarest words. From each other name it keeps a word
     that the other one has not, where there is one. What is still too long is cut in the middle.
 
     Args:
@@ -47,7 +47,7 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
 def _cut(
     text: str, width: int, counts: Mapping[str, int], others: Sequence[tuple[str, set[str]]]
 ) -> str:
-    """Leave words out of one name until it fits, or until only what tells it apart is left.
+    """Leave words out of one name until it fits, or until only its rarest words are left.
 
     Args:
         text: the name.
