@@ -125,6 +125,18 @@ def accuracy_lines(run: Path, report: dict[str, Any], recipe: dict[str, Any]) ->
         Line("accuracy.agreement", part["agreement"], agreement, 1e-4),
         Line("accuracy.drop_ci95[0]", part["drop_ci95"][0], lo, 1e-4),
         Line("accuracy.drop_ci95[1]", part["drop_ci95"][1], hi, 1e-4),
+        *share_lines("quantized_ci95", part, second, len(labels)),
+        *share_lines("agreement_ci95", part, agreement, len(labels)),
+    ]
+
+
+def share_lines(key: str, part: dict, share: float, n: int) -> list[Line]:
+    """Return the lines of Wilson's interval (1927): where |s - p| = z sqrt(p (1 - p) / n)."""
+    z2, s = 1.959963984540054**2 / n, share / 100
+    roots = np.roots([1 + z2, -(2 * s + z2), s * s])
+    return [
+        Line(f"accuracy.{key}[{k}]", part[key][k], 100 * float(root.real), 1e-3)
+        for k, root in enumerate(sorted(roots))
     ]
 
 

@@ -52,6 +52,24 @@ def paired_interval(
     return 100 * drop, 100 * lo, 100 * hi
 
 
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """Compute the 95 % interval of a share of samples, in %.
+
+    (s + z^2 / 2n -+ z sqrt(s (1 - s) / n + z^2 / 4n^2)) / (1 + z^2 / n), for the share s.
+
+    Args:
+        share: of n samples, in %.
+        n: number of samples, at least 1.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference",
+        J. Am. Stat. Assoc. 22(158), doi:10.1080/01621459.1927.10502953.
+    """
+    s, z2 = share / 100, Z95**2
+    centre, total = s + z2 / (2 * n), 1 + z2 / n
+    half = Z95 * math.sqrt(s * (1 - s) / n + z2 / (4 * n * n))
+    return 100 * max(0.0, centre - half) / total, 100 * min(total, centre + half) / total
+
+
 def bootstrap_interval(
     total: Callable[[np.ndarray, np.ndarray], float], first: np.ndarray, second: np.ndarray
 ) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ from qtool.metrics.classification import (
     overlaps,
     top_k,
 )
-from qtool.metrics.confidence import bootstrap_interval, paired_interval
+from qtool.metrics.confidence import bootstrap_interval, paired_interval, share_interval
 from qtool.metrics.detection import mean_average_precision
 from qtool.metrics.fidelity import cosine, decibels, powers, sqnr_db
 from qtool.metrics.image_quality import psnr, ssim
@@ -229,11 +229,13 @@ class MetricResult:
         values: model to value, in the metric's unit; infinite ones are left out.
         drop: the loss of the quantized file against float; positive is worse.
         interval: the drop's 95 % interval, where it has one.
+        quantized_interval: that of the quantized file's value, where it is a share of samples.
     """
 
     values: dict[str, float]
     drop: float | None
     interval: tuple[float, float] | None
+    quantized_interval: tuple[float, float] | None = None
 
 
 def score_outputs(
@@ -272,7 +274,8 @@ def score_outputs(
     first, second = scores["float"], scores["quantized"]
     if metric.binary:
         drop, lo, hi = paired_interval(first, second)
-        return MetricResult(finite, drop, (lo, hi))
+        own = share_interval(finite["quantized"], len(second))
+        return MetricResult(finite, drop, (lo, hi), own)
     drop = sign * (finite["float"] - finite["quantized"])
     if first.ndim == 0:
         return MetricResult(finite, drop, None)

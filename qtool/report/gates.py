@@ -65,12 +65,14 @@ class GateKind:
         need: the condition of the measurement, for messages.
         of_outputs: whether the value says how good the network's outputs are.
         whole: whether value and limit are whole numbers, which are shown in full.
+        interval: field of Accuracy with the value's 95 % interval.
     """
 
     measure: Callable[[Measured], float | None]
     need: str
     of_outputs: bool = False
     whole: bool = False
+    interval: str | None = None
 
 
 def _of_accuracy(name: str) -> Callable[[Measured], float | None]:
@@ -80,10 +82,15 @@ def _of_accuracy(name: str) -> Callable[[Measured], float | None]:
 LABELS = "needs an evaluate section with labels"
 
 GATES: dict[str, GateKind] = {
-    "max_drop": GateKind(_of_accuracy("drop"), LABELS, of_outputs=True),
-    "min_accuracy": GateKind(_of_accuracy("quantized"), LABELS, of_outputs=True),
+    "max_drop": GateKind(_of_accuracy("drop"), LABELS, of_outputs=True, interval="drop_ci95"),
+    "min_accuracy": GateKind(
+        _of_accuracy("quantized"), LABELS, of_outputs=True, interval="quantized_ci95"
+    ),
     "min_agreement": GateKind(
-        _of_accuracy("agreement"), "needs a first output with classes", of_outputs=True
+        _of_accuracy("agreement"),
+        "needs a first output with classes",
+        of_outputs=True,
+        interval="agreement_ci95",
     ),
     "max_regression": GateKind(lambda of: of.regression, BASELINE_NEED, of_outputs=True),
     "min_compression": GateKind(
@@ -122,7 +129,7 @@ def gate_number(gate: str, number: float, form: str = ".4g") -> str:
 def check_gates(limits: Mapping[str, float | None], measured: Measured) -> list[Gate]:
     """Compare each gate of the recipe with the measured value; a value on the limit passes.
 
-    A drop counts as it is, without its interval (see :func:`qtool.report.verdict.assess`).
+    A value counts as it is, without its interval (see :func:`unproven_gates`).
 
     Args:
         limits: by name; None means not set.
@@ -148,6 +155,29 @@ def check_gates(limits: Mapping[str, float | None], measured: Measured) -> list[
         passed = value <= limit if name.startswith("max_") else value >= limit
         checked.append(Gate(name=name, limit=limit, value=value, passed=passed))
     return checked
+
+
+def unproven_gates(gates: Iterable[Gate], accuracy: Accuracy | None) -> list[str]:
+    """Return a sentence for each gate whose limit lies inside the 95 % interval of its value.
+
+    Args:
+        gates: of a run.
+        accuracy: of the run, with the intervals.
+    """
+    sentences = []
+    for gate in gates:
+        kind = GATES.get(gate.name)
+        interval = getattr(accuracy, kind.interval, None) if kind and kind.interval else None
+        if interval is None:
+            continue
+        lo, hi = interval
+        upper = gate.name.startswith("max_")
+        if (lo <= gate.limit < hi) if upper else (lo < gate.limit <= hi):
+            sentences.append(
+                f"The limit {gate.name} {gate.limit:g} lies inside the 95 % interval of what was "
+                f"measured, {lo:.2f} to {hi:.2f}."
+            )
+    return sentences
 
 
 def output_gates(gates: Iterable[Gate]) -> list[Gate]:

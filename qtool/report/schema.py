@@ -180,9 +180,12 @@ class Accuracy(Part):
     simulated_samples: int | None = None
     """Samples that `simulated` was measured on, evenly spread over the evaluation samples."""
     quantized: Number | None = None
+    quantized_ci95: tuple[Number, Number] | None = None
+    """95 % interval of `quantized`, where it is a share of samples."""
     drop: Number | None = None
     drop_ci95: tuple[Number, Number] | None = None
     agreement: Number | None = None
+    agreement_ci95: tuple[Number, Number] | None = None
     lower_is_better: bool | None = None
     """True for error rates; absent for the others."""
     chance: Number | None = None

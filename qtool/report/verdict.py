@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qtool.report.gates import gate_number, output_gates, parity_gates
+from qtool.report.gates import gate_number, output_gates, parity_gates, unproven_gates
 from qtool.report.schema import Accuracy, Status, Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def assess(report: "Report") -> Verdict:
 
     1. failed: a gate failed.
     2. not judged: the data cannot show whether the file is good (:func:`doubts`).
-    3. not proven: the max_drop limit lies inside the drop's 95 % interval.
+    3. not proven: the limit of an accuracy gate lies inside the 95 % interval of its value.
     4. warning: no gate limits the drop, and it is above WARN_DROP.
     5. passed.
 
@@ -46,7 +46,7 @@ def assess(report: "Report") -> Verdict:
     """
     accuracy = report.accuracy
     limit = next((gate.limit for gate in report.gates if gate.name == "max_drop"), None)
-    unproven = _unproven(limit, accuracy)
+    unproven = unproven_gates(report.gates, accuracy)
     reasons = doubts(report)
     if report.passed is False:
         return _verdict("failed", " ".join([_failure(report), *unproven, *reasons]))
@@ -55,8 +55,8 @@ def assess(report: "Report") -> Verdict:
     if unproven:
         return _verdict(
             "not proven",
-            f"All gates pass, but this is not certain: {unproven[0]} More evaluation samples "
-            "narrow the interval.",
+            f"All gates pass, but this is not certain: {' '.join(unproven)} More evaluation "
+            "samples narrow the interval.",
         )
     drop = accuracy.drop if accuracy else None
     if limit is None and drop is not None and drop > WARN_DROP:
@@ -135,18 +135,6 @@ def _verdict(status: Status, reason: str) -> Verdict:
 def _at_chance(accuracy: Accuracy) -> bool:
     score, chance = accuracy.float, accuracy.chance
     return score is not None and chance is not None and score <= chance
-
-
-def _unproven(limit: float | None, accuracy: Accuracy | None) -> list[str]:
-    """Return a sentence where the interval has drops on both sides of the limit, else nothing."""
-    if limit is None or accuracy is None or accuracy.drop_ci95 is None:
-        return []
-    lo, hi = accuracy.drop_ci95
-    if not lo <= limit < hi:
-        return []
-    return [
-        f"The max_drop limit {limit:g} lies inside the drop's 95 % interval {lo:.2f} to {hi:.2f}."
-    ]
 
 
 def _failure(report: "Report") -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qtool.metrics.confidence import share_interval
 from qtool.metrics.registry import METRICS, Metric, MetricResult, score_outputs
 from qtool.metrics.registry import agreement as class_agreement
 from qtool.report.schema import Accuracy
@@ -50,23 +51,35 @@ def measure_accuracy(
     classes = metric is None or metric.metric.classes
     same = agreement(float_outputs, quantized) if classes else None
     if metric is None:
-        return Accuracy(samples=len(float_outputs), agreement=same)
+        return _with_agreement(Accuracy(samples=len(float_outputs)), same)
     result = score_outputs(metric.metric, outputs, labels)
-    interval = result.interval
     values = _values(metric, result)
-    return Accuracy(
+    measured = Accuracy(
         metric=metric.name,
         unit=metric.metric.unit or None,
         samples=len(float_outputs),
         float=values.get("float"),
         quantized=values.get("quantized"),
+        quantized_ci95=_rounded(result.quantized_interval),
         drop=None if result.drop is None else round(result.drop, 6),
-        drop_ci95=None if interval is None else (round(interval[0], 4), round(interval[1], 4)),
-        agreement=same,
+        drop_ci95=_rounded(result.interval),
         lower_is_better=metric.metric.lower_is_better or None,
         chance=chance(labels) if metric.metric.majority_baseline else None,
         classes=float_outputs.shape[1] if metric.metric.class_labels else None,
     )
+    return _with_agreement(measured, same)
+
+
+def _with_agreement(accuracy: Accuracy, same: float | None) -> Accuracy:
+    """Return the accuracy with an agreement in %, and its interval by the number of samples."""
+    if same is None:
+        return accuracy
+    interval = _rounded(share_interval(same, accuracy.samples))
+    return accuracy.model_copy(update={"agreement": same, "agreement_ci95": interval})
+
+
+def _rounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (round(interval[0], 4), round(interval[1], 4))
 
 
 def _values(metric: NamedMetric, result: MetricResult) -> dict[str, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qtool.errors import DataError
+from qtool.metrics.confidence import share_interval
 from qtool.metrics.registry import METRICS, Metric, agreement, mean, paired_interval, sqnr_db
 
 OUTPUTS = np.array(
@@ -108,6 +109,17 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
         _, lo, hi = paired_interval(*pair(n, lost, won))
         covered += lo <= 2.0 <= hi
     assert 930 <= covered <= 990  # 950 expected; 3 binomial deviations are 21, and it errs wide
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "lo", "hi"),
+    # Newcombe 1998, table I, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E
+    [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18)],
+)
+def test_the_interval_of_a_share_is_wilson_s(hits, n, lo, hi):
+    assert share_interval(100 * hits / n, n) == pytest.approx((lo, hi), abs=0.005)
+    mirrored = share_interval(100 * (n - hits) / n, n)
+    assert mirrored == pytest.approx((100 - hi, 100 - lo), abs=0.005)
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.array([0.5, 1.0])])

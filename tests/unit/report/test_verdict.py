@@ -70,6 +70,23 @@ def test_their_healthy_twins_pass(part, gates):
     assert (report.verdict.status, report.passed) == ("passed", True)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "interval", "status"),
+    [
+        ("min_agreement", "agreement_ci95", (94.3, 100.0), "not proven"),  # 64 of 64 samples
+        ("min_agreement", "agreement_ci95", (98.5, 100.0), "passed"),
+        ("min_accuracy", "quantized_ci95", (97.2, 99.4), "not proven"),
+        ("min_accuracy", "quantized_ci95", (98.0, 99.4), "passed"),
+        ("min_accuracy", "quantized_ci95", None, "passed"),  # a metric without an interval
+    ],
+)
+def test_too_few_samples_prove_no_lower_limit(name, field, interval, status):
+    gates = [Gate(name=name, limit=98, value=99, passed=True).model_dump()]
+    report = with_verdict(changed(accuracy=accuracy() | {field: interval}, gates=gates))
+    assert report.verdict.status == status
+    assert (name in report.verdict.reason) == (status == "not proven")
+
+
 def test_a_gate_on_the_size_is_no_substitute_for_labels():
     size = Gate(name="min_compression", limit=3, value=4, passed=True).model_dump()
     assert verdict(changed(accuracy=UNLABELLED, gates=[size])).status == "not judged"
