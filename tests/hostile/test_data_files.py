@@ -197,6 +197,21 @@ def test_a_link_that_leads_nowhere(tmp_path):
     refused(data.digests, tmp_path / "a.jpg", "cannot be read")
 
 
+def test_links_to_folders_are_followed_and_loops_refused(tmp_path):
+    inner = tmp_path / "images" / "a"
+    inner.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    jpeg(inner / "a.jpg")
+    jpeg(tmp_path / "elsewhere" / "b.jpg")
+    (inner / "more").symlink_to(tmp_path / "elsewhere")
+    section = DataSection(images=str(tmp_path / "images"), preprocess="cifar10")
+    assert open_dataset(section, SPEC).names == ("a/a.jpg", "a/more/b.jpg")
+    for loop, target in ((inner / "up", ".."), (tmp_path / "images" / "self", ".")):
+        loop.symlink_to(target)
+        refused(lambda: open_dataset(section, SPEC), loop, "which holds it")
+        loop.unlink()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

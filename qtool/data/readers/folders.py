@@ -125,12 +125,24 @@ def file_digest(path: Path) -> str:
 
 def _walk(root: Path, folder: str) -> Iterator[str]:
     """Yield files below root/folder that are not hidden, relative to root, with forward slashes."""
-    for place, inner, files in os.walk(root / folder, onerror=_unlisted):
+    _refuse_loop(root / folder)
+    for place, inner, files in os.walk(root / folder, onerror=_unlisted, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in inner:
+            _refuse_loop(Path(place, name))
         start = Path(place).relative_to(root).as_posix()
         for name in files:
             if not name.startswith("."):
                 yield f"{start}/{name}"
+
+
+def _refuse_loop(folder: Path) -> None:
+    """Raise DataError for a link to a folder that holds the link, which a walk never leaves."""
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{folder}: a link to {folder.resolve()}, which holds it; expected folders without "
+            "loops: remove the link"
+        )
 
 
 def _unlisted(error: OSError) -> None:
