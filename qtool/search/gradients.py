@@ -16,6 +16,7 @@ from qtool.runtime.tensors import from_numpy
 from qtool.search.partial_network import PartialNetwork
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
+from qtool.steps.distance import are_probabilities
 
 # Draws of a class from the network's own probabilities, for each sample.
 DRAWS = 4
@@ -134,14 +135,9 @@ def _random_score(output: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return logs.gather(1, drawn.to(logs.device)).sum()
 
 
-def _are_probabilities(output: torch.Tensor) -> bool:
-    sums = output.sum(1)
-    return float(output.min()) >= -1e-6 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
 def _log_probabilities(output: torch.Tensor) -> torch.Tensor:
     """Return the log-softmax, or the logarithm of rows that are probabilities already."""
-    if _are_probabilities(output.detach()):
+    if are_probabilities(output.detach().cpu().numpy()):
         return output.clamp_min(SMALLEST_PROBABILITY).log()
     return output.log_softmax(1)
 
@@ -213,7 +209,7 @@ def _root_of_curvature(output: torch.Tensor, generator: torch.Generator) -> torc
     signs = (torch.randint(0, 2, z.shape, generator=generator) * 2.0 - 1).to(z)
     if not _are_classes(z):
         return signs * (2 * len(z) / (z.numel() * z.square().mean())).sqrt()
-    if _are_probabilities(z):  # S = diag(p)^-1/2
+    if are_probabilities(z.cpu().numpy()):  # S = diag(p)^-1/2
         return torch.where(z > SMALLEST_PROBABILITY, signs / z.clamp_min(1e-30).sqrt(), 0.0)
     p = z.softmax(1)  # S = diag(p)^1/2 - p (p^1/2)^T,  S S^T = diag(p) - p p^T
     root = p.sqrt()
