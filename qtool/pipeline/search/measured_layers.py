@@ -117,7 +117,10 @@ def among(budget: Budget) -> Sequence[int | str]:
     """
     if budget.among is not None:
         if not [item for item in budget.among if item != "float"]:
-            raise RecipeError("found no width in integers", ("bits", "budget", "among"))
+            raise RecipeError(
+                "found no width in integers; give one beside float, such as 8",
+                ("bits", "budget", "among"),
+            )
         return budget.among
     ways = BOPS_WAYS if budget.bops is not None else WEIGHT_WAYS
     only_sizes = all(getattr(budget, name) is None for name in ("bops", "latency", "max_drop"))
