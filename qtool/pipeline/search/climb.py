@@ -108,7 +108,7 @@ class Climb:
     def _findings(self, rounded: Tried, drop: float) -> list[Finding]:
         plan, context = self.runner.quantized(rounded.recipe)
         settings = settings_of(rounded.recipe, context.calibration.count)
-        progress = partial(self.deadline.progress, "diagnose")
+        progress = partial(self.deadline, "diagnose")
         return diagnose(context, freeze(context.model, plan), plan, settings, drop, progress)
 
     # Steps that cost no bytes.
