@@ -40,7 +40,7 @@ class Sensitivity(Part):
 
 
 class SearchPoint(Part):
-    """One recipe that a search tried: with its `bits` and `ptq` in the user's recipe it can be run.
+    """One recipe that a search tried: with these keys in the user's recipe it can be run.
 
     Measured on calibration samples that ranges are not estimated from, where there are enough.
     """
@@ -49,6 +49,8 @@ class SearchPoint(Part):
     bits: dict[str, Any]
     ptq: list[Any] | None = None
     rewrite: list[str] | None = None
+    calibrate: dict[str, Any] | None = None
+    """The keys of `calibrate` that searches choose: `method`, and `count` where there is one."""
     kl: Divergence
     """As in `sensitivity`, of the whole network."""
     drop: Points | None = None

@@ -8,6 +8,9 @@ from qtool.recipe.model import Recipe
 from qtool.report.search_schema import SearchPoint
 from qtool.search.mixed_precision import pareto_front
 
+CHOSEN = ("method", "count")
+"""Keys of ``calibrate`` that searches choose."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -28,6 +31,7 @@ class Tried:
             bits=plain["bits"],
             ptq=plain.get("ptq"),
             rewrite=plain.get("rewrite"),
+            calibrate={k: plain["calibrate"][k] for k in CHOSEN if k in plain["calibrate"]},
             kl=self.result.kl,
             drop=self.result.drop,
             bytes=self.result.bytes,

@@ -64,6 +64,12 @@ def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
     assert again.output.sha256 == report.output.sha256
     data = json.loads(report.to_json())["search"]
     assert {"bits", "kl", "bytes", "name"} <= set(data["chosen"])
+    for point in data["front"]:
+        keys = {key: point[key] for key in ("bits", "ptq") if key in point}
+        keys |= {f"calibrate.{key}": value for key, value in point["calibrate"].items()}
+        pasted = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        pasted = load_recipe(digits / "int8.yaml", pasted)
+        assert point != data["chosen"] or pasted.bits.layers == plain.bits.layers
     for form in ("terminal", "markdown", "html"):
         assert "chosen" in render({"run": report}, form)
 

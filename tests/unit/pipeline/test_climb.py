@@ -66,6 +66,7 @@ def test_it_ends_as_soon_as_the_gate_holds(monkeypatch):
     assert recipe.calibrate.method.name == "auto" and recipe.ptq == ()
     assert part.rungs[1].gained == pytest.approx(9.9) and part.rungs[1].added_bytes == 0
     assert part.chosen.name == "ranges" and part.rungs[1].added_ms == 0
+    assert part.chosen.calibrate["method"] == "auto"
 
 
 def test_a_step_that_does_not_help_is_left_out(monkeypatch):
