@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import qtool
 from qtool.cli.console import exits
+from qtool.cli.console.progress import show_progress
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
 from qtool.pipeline.context import RunOptions
@@ -275,6 +276,25 @@ def test_progress_off_a_terminal_is_a_line_for_each_note_and_stage(pipeline):
     assert lines[0].endswith(" s; preprocess guessed: imagenet")
     assert lines[1].startswith("calibrate: 2/2, 0.")
     assert lines[2].startswith("emit: 1/1, ")
+
+
+def test_a_stage_that_another_interrupts_has_its_line_when_it_is_complete(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with show_progress(quiet=False) as progress:
+        for stage, done, total in (
+            ("diagnose", 6, 10),
+            ("bias_correction", 4, 4),
+            ("diagnose", 10, 10),
+            ("read", 7, None),
+            ("search", 1, 2),
+            ("emit", 1, 1),
+        ):
+            progress(stage, done, total)
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        *("bias_correction: 4/4", "diagnose: 10/10", "read: 7"),
+        *("search: 1/2", "emit: 1/1"),
+    ]
 
 
 def test_quiet_silences_progress(pipeline):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from models import Net
 from PIL import Image
+from scipy.io import wavfile
 
 from qtool.data import InputSpec, open_dataset
 from qtool.errors import DataError
@@ -228,6 +229,35 @@ def test_what_cannot_be_read_is_said_in_the_recipe(net, tmp_path):
     proposal = propose(net, tmp_path, "onnxruntime-cpu")
     assert proposal.runs and "metric" in proposal.unknown[0]
     assert "gates" not in proposal.sections
+
+
+def test_a_streaming_network_and_its_states_are_named(tmp_path):
+    made = Net(opset=21)
+    x, state = made.input("x", "N", 16), made.input("state", "N", 4)
+    joined = made.add("Concat", x, state, axis=1)
+    made.output(made.add("Gemm", joined, made.weight(20, 1), out="score"))
+    made.output(made.add("Gemm", joined, made.weight(20, 4), out="stateN"))
+    onnx.save(made.proto(), tmp_path / "net.onnx")
+    (tmp_path / "sounds").mkdir()
+    for k in range(4):
+        samples = np.random.default_rng(k).integers(-99, 99, 64).astype(np.int16)
+        wavfile.write(tmp_path / f"sounds/{k}.wav", 16000, samples)
+    proposal = propose(tmp_path / "net.onnx", tmp_path / "sounds", "onnxruntime-cpu")
+    assert "streaming network" in proposal.comments["model",]
+    assert "(state from stateN)" in proposal.comments["model",]
+    assert "loop: {stateN: state}" in proposal.unknown[0] and not proposal.runs
+
+
+def test_a_reader_of_text_is_named(tmp_path):
+    made = Net(opset=21)
+    x = made.add("Transpose", made.input("x", "N", 3, 8, 5), perm=[0, 3, 1, 2])
+    x = made.add("Reshape", x, made.const(np.array([0, 5, 24])))
+    made.output(made.add("MatMul", x, made.weight(24, 7), out="steps"), shape=("N", 5, 7))
+    onnx.save(made.proto(), tmp_path / "net.onnx")
+    np.savez(tmp_path / "words.npz", x=np.zeros((20, 8, 5, 3), np.uint8), y=["cat"] * 20)
+    proposal = propose(tmp_path / "net.onnx", tmp_path / "words.npz", "onnxruntime-cpu")
+    assert "7 classes at each step, such as a reader of text" in proposal.comments["model",]
+    assert "[20, 8, 5, 3]" in proposal.unknown[0] and "readers python" in proposal.unknown[0]
 
 
 def test_labels_that_no_preprocessing_explains_are_called_a_guess(net, tmp_path):

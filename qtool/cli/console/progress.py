@@ -71,32 +71,54 @@ class _Bars:
 
 
 @dataclass
-class _Lines:
-    """Progress lines: one for each note, such as an epoch's, at once, and one for each stage."""
+class _Stage:
+    """A stage of which a line is printed when it is complete, or when all work ends."""
 
-    stage: str = ""
+    started: float
     amount: str = ""
     note: str = ""
-    started: float = 0.0
-    printed: set[str] = field(default_factory=set)
+    complete: bool = False
+    printed: bool = False
+
+
+@dataclass
+class _Lines:
+    """Progress lines: one for each note, such as an epoch's, at once, and one for each stage.
+
+    A stage that others interrupt, as the diagnosis is by the steps that it tries, has its line when
+    it is complete.
+    """
+
+    stages: dict[str, _Stage] = field(default_factory=dict)
+    current: str = ""
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         """Record the progress of ``stage``; a new stage prints the line of the one before."""
-        if stage != self.stage:
-            self.close()
-            self.stage, self.note, self.started = stage, "", time.monotonic()
-        self.amount = f"{done}/{total}" if total is not None else f"{done}"
-        if note and note != self.note:
-            self.note = note
-            self._print(note)
+        if stage != self.current:
+            self._print_complete()
+            self.current = stage
+        state = self.stages.setdefault(stage, _Stage(time.monotonic()))
+        state.amount = f"{done}/{total}" if total is not None else f"{done}"
+        state.complete = total is None or done >= total
+        if note and note != state.note:
+            state.note = note
+            self._print(stage, note)
 
     def close(self) -> None:
-        """Print the line of the current stage, once."""
-        if self.stage and self.stage not in self.printed:
-            self.printed.add(self.stage)
-            self._print()
+        """Print the lines of all stages that have none yet."""
+        for stage in self.stages:
+            self._print_once(stage)
 
-    def _print(self, *notes: str) -> None:
-        seconds = f"{time.monotonic() - self.started:.1f} s"
-        parts = [f"{self.stage}: {self.amount}, {seconds}", *notes]
+    def _print_complete(self) -> None:
+        if self.current and self.stages[self.current].complete:
+            self._print_once(self.current)
+
+    def _print_once(self, stage: str) -> None:
+        if not self.stages[stage].printed:
+            self.stages[stage].printed = True
+            self._print(stage)
+
+    def _print(self, stage: str, *notes: str) -> None:
+        state = self.stages[stage]
+        parts = [f"{stage}: {state.amount}, {time.monotonic() - state.started:.1f} s", *notes]
         print(printable("; ".join(parts)), file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from qtool.pipeline.context import RunOptions
 from qtool.pipeline.inputs.specs import input_specs
 from qtool.pipeline.load_model import load_trusted
 from qtool.pipeline.proposal.trial import Trial, difference, run_trial
+from qtool.progress import Progress
 from qtool.recipe.data_folder import Source, data_sources
 from qtool.runtime.ort_session import OrtSession
 from qtool.steps.stage_cache import temporary_cache
@@ -74,7 +75,7 @@ def propose(model: Path, data: Path, target: str, options: RunOptions | None = N
         with OrtSession(loaded.model, level="basic") as session:
             readings = []
             for number, source in enumerate(sources, 1):
-                readings.append(_read(source, _Runner(session, inputs)))
+                readings.append(_read(source, _Runner(session, inputs, options.progress)))
                 options.progress("try the data", number, len(sources))
     reading = max(readings, key=lambda reading: reading.rank)
     return _proposal(model, target, loaded.model, inputs, reading)
@@ -86,6 +87,7 @@ class _Runner:
 
     session: OrtSession
     inputs: Mapping[str, InputSpec]
+    progress: Progress
 
     def trial(self, source: Source, settings: Preprocess | None, count: int = SAMPLES) -> Trial:
         """Run the model on calibration samples of a source."""
@@ -152,10 +154,11 @@ def _normalisations(source: Source, runner: _Runner) -> list[_Reading]:
     candidates = [(as_yaml(first), first), *usual_preprocess(first)]
     if first.dtype != "uint8":
         candidates.append((OWN, _standardized(first, paths)))
-    return [
-        _Reading(source, runner.trial(source, settings), settings, name)
-        for name, settings in candidates
-    ]
+    readings = []
+    for number, (name, settings) in enumerate(candidates, 1):
+        readings.append(_Reading(source, runner.trial(source, settings), settings, name))
+        runner.progress("try preprocessings", number, len(candidates))
+    return readings
 
 
 def _standardized(settings: Preprocess, paths: Sequence[Path]) -> Preprocess:
@@ -184,10 +187,12 @@ def _resized(reading: _Reading, runner: _Runner) -> _Reading:
     if reading.settings is None or not (ways := list(usual_resizes(reading.settings))):
         return reading
     best = replace(reading, trial=runner.trial(reading.source, reading.settings, MORE_SAMPLES))
-    for name, settings in ways:
+    for number, (name, settings) in enumerate(ways, 1):
+        runner.progress("try sizes", number, len(ways) + 1)
         trial = runner.trial(reading.source, settings, MORE_SAMPLES)
         if difference(trial, best.trial) > LIKELY:
             best = _Reading(reading.source, trial, settings, f"{reading.reason}; resized: {name}")
+    runner.progress("try sizes", len(ways) + 1, len(ways) + 1)
     return best
 
 
@@ -220,7 +225,10 @@ def _unknown(reading: _Reading) -> Iterator[str]:
     """Yield what could not be found out."""
     trial, key = reading.trial, reading.source.reader
     if trial.error:
-        yield f"how `{key}` feeds the model: {trial.error}"
+        yield (
+            f"how `{key}` feeds the model: {trial.error}; a function of your own can do what no "
+            "reader does (qtool list readers python)"
+        )
     elif trial.losses is None and trial.labelled:
         yield (
             "the metric: the labels are no class numbers of the model's first output; set "
@@ -238,16 +246,21 @@ def _unknown(reading: _Reading) -> Iterator[str]:
 
 def _family(graph: ir.Model, inputs: Mapping[str, InputSpec]) -> str:
     """Describe the model in a few words."""
-    output = graph.graph.outputs[0]
-    shape = dims(output) or ()
-    scores = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+    shape = dims(graph.graph.outputs[0]) or ()
+    classes = shape[-1] if len(shape) in (2, 3) and isinstance(shape[-1], int) else None
     first = next(iter(inputs.values()))
+    states = [spec for spec in inputs.values() if spec.next_state]
+    images = len(first.shape) == 4
     kind = "a model"
-    if scores and len(first.shape) == 4 and len(inputs) == 1:
-        kind = f"a classifier of images or spectrograms, {scores} classes"
-    elif scores and first.dtype.startswith("int"):
-        kind = f"a classifier of texts, {scores} classes"
-    elif len(graph.graph.outputs) > 1 and len(first.shape) == 4:
+    if 0 < len(states) < len(inputs):
+        fed = ", ".join(f"{spec.name} from {spec.next_state}" for spec in states)
+        kind = f"a streaming network, as it seems: the states are fed back ({fed})"
+    elif classes and images and len(inputs) == 1:
+        each = "" if len(shape) == 2 else " at each step, such as a reader of text"
+        kind = f"a classifier of images or spectrograms, {classes} classes{each}"
+    elif classes and len(shape) == 2 and first.dtype.startswith("int"):
+        kind = f"a classifier of texts, {classes} classes"
+    elif len(graph.graph.outputs) > 1 and images:
         kind = f"a network on images with {len(graph.graph.outputs)} outputs"
     listed = ", ".join(spec.describe() for spec in inputs.values())
     return f"{kind}: {listed}"
