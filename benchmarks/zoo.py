@@ -2,8 +2,8 @@
 
     python -m benchmarks.zoo [MODEL ...] [--fresh]
 
-Models of benchmarks/zoo_models.py, zoo_patterns.py and zoo_streams.py are ONNX files, those of
-benchmarks/zoo_torch.py go through each of torch's exporters. Needs no data. Writes
+Models of benchmarks/zoo_models.py, zoo_patterns.py, zoo_streams.py and zoo_networks.py are ONNX
+files, those of benchmarks/zoo_torch.py go through each of torch's exporters. Needs no data. Writes
 benchmarks/results/zoo.md; finished rows are saved in zoo.json, so a stopped run continues; named
 models, or all with --fresh, are measured again.
 """
@@ -25,6 +25,7 @@ import onnx
 import benchmarks.zoo_models as zoo_models
 from benchmarks.machine import heading, results_folder, table
 from benchmarks.zoo_models import MODELS, REFUSED, Built
+from benchmarks.zoo_networks import NETWORK_LOOPS, NETWORKS
 from benchmarks.zoo_patterns import PATTERNS
 from benchmarks.zoo_samples import Samples, first_output, run, samples_of
 from benchmarks.zoo_streams import LOOPS, STREAMS
@@ -35,6 +36,9 @@ from qtool.pipeline.run import run_ptq
 from qtool.recipe.loader import recipe_from_options
 
 Slices = tuple[tuple[int, int, int], ...]
+
+# The ONNX files, by name.
+FILES = {**MODELS, **PATTERNS, **STREAMS, **NETWORKS}
 
 LEAST_DB = 20.0
 COUNT = 512
@@ -110,7 +114,7 @@ def evaluate(path: Path, samples: Samples, expected: np.ndarray | None = None) -
 def built(name: str) -> Built:
     """Build one model of the ONNX zoo; its weights depend on its name alone."""
     zoo_models.rng = np.random.default_rng(list(name.encode()))
-    return {**MODELS, **PATTERNS, **STREAMS}[name]()
+    return FILES[name]()
 
 
 def prepared(name: str, folder: Path) -> tuple[Path, Samples]:
@@ -118,7 +122,10 @@ def prepared(name: str, folder: Path) -> tuple[Path, Samples]:
     model, inputs = built(name)
     path = folder / f"{name}.onnx"
     onnx.save(model, path)
-    loop = {model.graph.output[k].name: state for k, state in LOOPS.get(name, {}).items()}
+    loop = {
+        model.graph.output[k].name: state
+        for k, state in {**LOOPS, **NETWORK_LOOPS}.get(name, {}).items()
+    }
     return path, samples_of(inputs, COUNT, loop)
 
 
@@ -226,7 +233,7 @@ def main() -> None:
     results: dict[str, dict[str, list[object]]] = {}
     if store.is_file() and not arguments.fresh:
         results = json.loads(store.read_text())
-    models = {"onnx": [*MODELS, *PATTERNS, *STREAMS], **{key: list(MODULES) for key in EXPORTERS}}
+    models = {"onnx": list(FILES), **{key: list(MODULES) for key in EXPORTERS}}
     for kind, names in models.items():
         rows = results.setdefault(kind, {})
         for name in names:

@@ -115,9 +115,61 @@ def shuffle(n: Net, x: str) -> str:
     return n.conv(y, CHANNELS, CHANNELS, 1, 1)
 
 
+def grouped(n: Net, x: str) -> str:
+    """Groups of four channels, then groups of one channel with two outputs."""
+    y = n.op("Relu", n.conv(x, CHANNELS, CHANNELS, 3, 3, group=4, pads=[1] * 4))
+    y = n.op("Relu", n.conv(y, 2 * CHANNELS, CHANNELS, 3, 3, group=CHANNELS, pads=[1] * 4))
+    return n.conv(y, CHANNELS, 2 * CHANNELS, 1, 1)
+
+
+def transposed(n: Net, x: str) -> str:
+    """Down and up again, with a skip connection."""
+    y = n.op("LeakyRelu", n.conv(x, CHANNELS, CHANNELS, 4, 4, strides=[2, 2], pads=[1] * 4),
+             alpha=0.2)  # fmt: skip
+    w, b = n.const(weight(CHANNELS, CHANNELS, 4, 4)), n.const(0.1 * weight(CHANNELS))
+    up = n.op("ConvTranspose", y, w, b, strides=[2, 2], pads=[1] * 4)
+    return n.conv(n.op("Concat", x, up, axis=1), CHANNELS, 2 * CHANNELS, 1, 1)
+
+
+def pixel_shuffle(n: Net, x: str) -> str:
+    """Its upsampling as Reshape and Transpose, with sizes from Shape."""
+    y = n.conv(x, 4 * CHANNELS, CHANNELS, 3, 3, strides=[2, 2], pads=[1] * 4)
+    sizes = [n.op("Slice", n.op("Shape", y), ints(n, k), ints(n, k + 1)) for k in (2, 3)]
+    split = n.op("Concat", ints(n, 0, CHANNELS, 2, 2), *sizes, axis=0)
+    y = n.op("Transpose", n.op("Reshape", y, split), perm=[0, 1, 4, 2, 5, 3])
+    doubled = [n.op("Mul", size, ints(n, 2)) for size in sizes]
+    y = n.op("Reshape", y, n.op("Concat", ints(n, 0, CHANNELS), *doubled, axis=0))
+    return str(n.op("Relu", y))
+
+
+def channel_attention(n: Net, x: str) -> str:
+    """Attention between channels: normalized queries and keys, a learned temperature."""
+    heads = n.op("Split", n.conv(x, 3 * CHANNELS, CHANNELS, 1, 1), outputs=3, axis=1)
+    q, k, v = (n.op("Reshape", part, ints(n, 0, 2, CHANNELS // 2, -1)) for part in heads)
+    norms = [n.op("ReduceL2", part, axes=[-1], keepdims=1) for part in (q, k)]
+    q, k = (n.op("Div", part, n.op("Clip", norm, scalar(n, 1e-12)))
+            for part, norm in zip((q, k), norms, strict=True))  # fmt: skip
+    scores = n.op("MatMul", q, n.op("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = n.op("Softmax", n.op("Mul", scores, vector(n, 2, 1.0, 2, 1, 1)), axis=-1)
+    y = n.op("Reshape", n.op("MatMul", scores, v), n.op("Shape", x))
+    return str(n.op("Add", x, n.conv(y, CHANNELS, CHANNELS, 1, 1)))
+
+
+def layer_scale(n: Net, x: str) -> str:
+    """ConvNeXt's block: depthwise 7 x 7, LayerNormalization over channels, a small last scale."""
+    y = n.conv(x, CHANNELS, CHANNELS, 7, 7, group=CHANNELS, pads=[3] * 4)
+    y = n.op("Transpose", y, perm=[0, 2, 3, 1])
+    y = n.op("LayerNormalization", y, vector(n, CHANNELS, 1.0, CHANNELS),
+             vector(n, CHANNELS, 0.0, CHANNELS), axis=-1)  # fmt: skip
+    y = n.op("Relu", n.linear(y, 4 * CHANNELS, CHANNELS))
+    y = n.op("Mul", n.linear(y, CHANNELS, 4 * CHANNELS), vector(n, CHANNELS, 0.3, CHANNELS))
+    return str(n.op("Add", x, n.op("Transpose", y, perm=[0, 3, 1, 2])))
+
+
 IMAGE_BLOCKS: tuple[Block, ...] = (
     conv_relu, depthwise_pointwise, residual, hard_swish_clip, hard_swish_relu6, silu, silu_exp,
-    squeeze_excite, learnable_affine, group_norm, concat, pool_and_resize, shuffle,
+    squeeze_excite, learnable_affine, group_norm, concat, pool_and_resize, shuffle, grouped,
+    transposed, pixel_shuffle, channel_attention, layer_scale,
 )  # fmt: skip
 
 
@@ -203,8 +255,69 @@ def mask_causal(n: Net, x: str) -> str:
     return _attention(n, x, lambda scores: str(n.op("Add", scores, n.const(triangle))))
 
 
+def rotary(n: Net, x: str) -> str:
+    """Attention with rotary embeddings, angles from the length, and a mask made by Trilu."""
+    size = WIDTH // HEADS
+    parts = (n.op("Reshape", n.linear(x, WIDTH, WIDTH), ints(n, 0, 0, HEADS, size)) for _ in "qkv")
+    q, k, v = (n.op("Transpose", part, perm=[0, 2, 1, 3]) for part in parts)
+    length = n.op("Slice", n.op("Shape", x), ints(n, 1), ints(n, 2))
+    steps = (n.const(np.array(0)), n.op("Squeeze", length, ints(n, 0)), n.const(np.array(1)))
+    positions = n.op("Unsqueeze", n.op("Cast", n.op("Range", *steps), to=1), ints(n, 1))
+    rates = (10000.0 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
+    angles = n.op("MatMul", positions, n.const(rates[None]))
+    angles = n.op("Concat", angles, angles, axis=-1)
+
+    def rotated(part: str) -> str:
+        low, high = n.op("Split", part, outputs=2, axis=3)
+        turned = n.op("Concat", n.op("Neg", high), low, axis=-1)
+        return str(n.op("Add", n.op("Mul", part, n.op("Cos", angles)),
+                        n.op("Mul", turned, n.op("Sin", angles))))  # fmt: skip
+
+    scores = n.op("MatMul", rotated(q), n.op("Transpose", rotated(k), perm=[0, 1, 3, 2]))
+    lowest = n.op("Expand", scalar(n, -np.inf, 1, 1), n.op("Concat", length, length, axis=0))
+    masked = n.op("Add", n.op("Mul", scores, scalar(n, size**-0.5)),
+                  n.op("Trilu", lowest, n.const(np.array(1))))  # fmt: skip
+    mixed = n.op("MatMul", n.op("Softmax", masked, axis=-1), v)
+    joined = n.op("Reshape", n.op("Transpose", mixed, perm=[0, 2, 1, 3]), ints(n, 0, 0, WIDTH))
+    return str(n.op("Add", x, n.linear(joined, WIDTH, WIDTH)))
+
+
+def einsum_attention(n: Net, x: str) -> str:
+    """Attention whose projections and products are all Einsum."""
+    size = WIDTH // HEADS
+    q, k, v = (n.op("Einsum", x, n.const(weight(WIDTH, HEADS, size)), equation="bnd,dhk->bhnk")
+               for _ in range(3))  # fmt: skip
+    scores = n.op("Einsum", q, k, equation="bhid,bhjd->bhij")
+    mixed = n.op("Einsum", n.op("Softmax", scores, axis=-1), v, equation="bhij,bhjd->bhid")
+    out = n.const(weight(HEADS, size, WIDTH))
+    return str(n.op("Add", x, n.op("Einsum", mixed, out, equation="bhnk,hkd->bnd")))
+
+
+def causal_convolution(n: Net, x: str) -> str:
+    """Dilated convolutions over the tokens: padded in front, and padded around and cut off."""
+    y = n.op("Transpose", x, perm=[0, 2, 1])
+    padded = n.op("Pad", y, ints(n, 0, 0, 4, 0, 0, 0), scalar(n, 0.0))
+    z = n.op("Relu", n.conv(padded, WIDTH, WIDTH, 3, dilations=[2]))
+    z = n.conv(z, WIDTH, WIDTH, 3, pads=[2, 2])
+    z = n.op("Slice", z, ints(n, 0), ints(n, -2), ints(n, 2))
+    return str(n.op("Transpose", n.op("Add", y, n.op("Relu", z)), perm=[0, 2, 1]))
+
+
+def experts(n: Net, x: str) -> str:
+    """A mixture of four linear layers, two of them chosen for each token."""
+    shares = n.op("Softmax", n.linear(x, 4, WIDTH), axis=-1)
+    values, chosen = n.op("TopK", shares, ints(n, 2), outputs=2, axis=-1)
+    values = n.op("Div", values, n.op("ReduceSum", values, ints(n, -1), keepdims=1))
+    gates = n.op("ScatterElements", n.op("Mul", shares, scalar(n, 0.0)), chosen, values, axis=-1)
+    each = n.op("MatMul", n.op("Unsqueeze", x, ints(n, 1)), n.const(weight(WIDTH, WIDTH, 4).T))
+    gates = n.op("Unsqueeze", n.op("Transpose", gates, perm=[0, 2, 1]), ints(n, 3))
+    mixed = n.op("ReduceSum", n.op("Mul", each, gates), ints(n, 1), keepdims=0)
+    return str(n.op("Add", x, mixed))
+
+
 SEQUENCE_BLOCKS: tuple[Block, ...] = (
     feed_forward, feed_forward_tanh, gated, layer_norm, rms_norm, mask_add, mask_where, mask_causal,
+    rotary, einsum_attention, causal_convolution, experts,
 )  # fmt: skip
 
 
@@ -372,6 +485,11 @@ PATTERNS: dict[str, Callable[[], Built]] = {
         _of_blocks("mask_add", sequence_model, mask_add, gated),
         _of_blocks("mask_where", sequence_model, mask_where, feed_forward),
         _of_blocks("mask_causal", sequence_model, mask_causal, feed_forward),
+        _of_blocks("grouped_narrow", image_model, grouped, grouped),
+        _of_blocks("encoder_decoder", image_model, transposed, pixel_shuffle),
+        _of_blocks("layer_scale", image_model, layer_scale, channel_attention),
+        _of_blocks("rotary", sequence_model, rotary, einsum_attention),
+        _of_blocks("causal_convolution", sequence_model, causal_convolution, experts),
         *(_of_head(head) for head in IMAGE_HEADS[1:]),
     )
 }  # fmt: skip

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.zoo import LEAST_DB, of_onnx, of_torch
-from benchmarks.zoo_models import MODELS, REFUSED
-from benchmarks.zoo_patterns import PATTERNS
-from benchmarks.zoo_streams import STREAMS
+from benchmarks.zoo import FILES, LEAST_DB, of_onnx, of_torch
+from benchmarks.zoo_models import REFUSED
 from benchmarks.zoo_torch import MODULES
 from qtool.loading.pytorch.export import EXPORTERS
 
@@ -34,7 +32,7 @@ def marked(names, fast):
     return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", marked([*MODELS, *PATTERNS, *STREAMS], FAST))
+@pytest.mark.parametrize("name", marked(FILES, FAST))
 def test_an_onnx_file(name, tmp_path):
     found = of_onnx(name, tmp_path)
     assert not found.failed, found.verdict

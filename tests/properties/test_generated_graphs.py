@@ -23,8 +23,9 @@ from qtool.graph.output_groups import channel_groups
 
 GRAPHS = 200
 MOST_BLOCKS = 4
-# Rows that calibrate, and others on which the outputs are compared.
-CALIBRATION, COMPARED = 32, 16
+# Rows that calibrate, and others on which the outputs are compared. A pooled value has 32 numbers
+# in a row: one of 16 rows was a quarter above the range of 32 others, which cost 5 dB.
+CALIBRATION, COMPARED = 128, 16
 
 IMAGES = st.tuples(
     st.just(patterns.image_model),
@@ -70,7 +71,7 @@ def decibels(graph, seed: int, folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@settings(max_examples=GRAPHS, deadline=None, derandomize=True)
+@settings(max_examples=GRAPHS, deadline=None)
 @given(graph=IMAGES | SEQUENCES, seed=st.integers(0, 2**16))
 def test_a_generated_graph_is_quantized_or_refused_in_a_sentence(graph, seed):
     with tempfile.TemporaryDirectory() as folder:
