@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qtool.annotation.dynamic import add_dynamic
 from qtool.annotation.float_patterns import pattern_reasons
 from qtool.annotation.neighbors import Candidate, is_free_for_concat, positive_grids, without_fused
-from qtool.annotation.rules import bias_of, find_rule, is_absorbed
+from qtool.annotation.rules import bias_of, find_rule, is_absorbed, is_code_output
 from qtool.annotation.weight_only import add_weight_only
 from qtool.graph.queries import dims, is_constant, is_float, name_of, sole_reader, weight_axis
 from qtool.quant.bit_widths import Bits
@@ -122,7 +122,7 @@ def _available_values(model: ir.Model, nodes: Iterable[ir.Node], draft: _Draft) 
         operands = _operands(node, rule)
         computed = any(not is_constant(v) for v in operands)
         if rule.form == "weighted" or (computed and available.issuperset(operands)):
-            available.update(last.outputs)
+            available.update(filter(is_code_output, last.outputs))
     return available
 
 
@@ -198,7 +198,7 @@ def _assign_grids(
             draft.find(value)
         if rule.form == "same_grid":
             data_movement.add(name)
-            for out in node.outputs:
+            for out in filter(is_code_output, node.outputs):
                 draft.join(inputs[0], name_of(out))
             continue
         out = last.outputs[0]

@@ -41,7 +41,14 @@ def find_rule(node: ir.Node, target: Target, bits: Bits) -> tuple[OpRule | None,
         return None, f"{target.name}'s integer kernel {reason}"
     if any(v is not None and is_float(v) and v.dtype != ir.DataType.FLOAT for v in node.inputs):
         return None, "only float32 is quantized"
+    if any(not is_code_output(v) and (v.uses() or v.is_graph_output()) for v in node.outputs):
+        return None, "only its values can be codes, and its indices are read too"
     return rule, ""
+
+
+def is_code_output(value: ir.Value) -> bool:
+    """Return whether an output of an op that computes on codes is codes: not MaxPool's indices."""
+    return is_float(value) or value.dtype is None
 
 
 def is_absorbed(follower: ir.Node, rule: OpRule, bits: Bits) -> bool:
