@@ -87,6 +87,17 @@ class InputSpec:
         return f"`{self.name}` {self.dtype} {show_shape(self.shape)}{axis}"
 
 
+def constant_arrays(inputs: Mapping[str, InputSpec], count: int) -> dict[str, np.ndarray]:
+    """Return what a call feeds the inputs that are constant, by name.
+
+    Args:
+        inputs: of the model, by name.
+        count: samples of the call.
+    """
+    constants = {name: spec for name, spec in inputs.items() if spec.constant is not None}
+    return {name: spec.arrange(spec.constant_rows(count)) for name, spec in constants.items()}
+
+
 def fits(shape: Sequence[int | str | None], sizes: Sequence[int]) -> bool:
     """Return whether an array of these sizes has a shape; a dynamic dimension has any size."""
     return len(sizes) == len(shape) and all(

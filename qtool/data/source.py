@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qtool.data.inputs import InputSpec
+from qtool.data.inputs import InputSpec, constant_arrays
 from qtool.progress import Progress, silent
 
 Batch = dict[str, np.ndarray]
@@ -93,5 +93,8 @@ class ModelInputs:
                 yield {name: self.specs[name].arrange(array) for name, array in rows.items()}
 
     def digest(self, position: int) -> str:
-        """Return the sha256 of one sample's content."""
-        return self.source.digest(position)
+        """Return the sha256 of one sample's content, constant inputs included."""
+        own, constants = self.source.digest(position), constant_arrays(self.specs, 1)
+        for name, array in constants.items():
+            own = hashlib.sha256(f"{own} {name}".encode() + array.tobytes()).hexdigest()
+        return own

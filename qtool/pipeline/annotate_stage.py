@@ -9,7 +9,7 @@ from qtool.annotation.blocks import block_notes
 from qtool.annotation.integer_only import check_no_float_nodes
 from qtool.annotation.placement import placement_reasons
 from qtool.errors import UnsupportedError
-from qtool.graph.queries import WEIGHTED_OPS
+from qtool.graph.queries import WEIGHTED_OPS, nested
 from qtool.quant.plan import QuantPlan
 from qtool.rewrites.separate_widths import separate_widths
 from qtool.steps.context import Context
@@ -44,12 +44,26 @@ def make_plan(context: Context, islands: Mapping[str, str] | None = None) -> Qua
     if not any(site.weight is not None for site in plan.sites.values()):
         names = [n.name or "" for n in model.graph if n.op_type in WEIGHTED_OPS]
         reasons = [f"{n}: {plan.float_nodes[n]}" for n in names if n in plan.float_nodes]
-        reason = reasons[0] if reasons else "it has no Conv, Gemm or MatMul"
+        reason = reasons[0] if reasons else _why_no_layers(model)
         raise UnsupportedError(
             f"model {context.name}: there is nothing to quantize: {reason}; "
             "Conv, Gemm and MatMul with constant float32 weights are quantized"
         )
     return plan
+
+
+def _why_no_layers(model: ir.Model) -> str:
+    """Return why a graph has no layers with weights."""
+    for node in model.graph:
+        if any(
+            inner.op_type in WEIGHTED_OPS for body in nested(node) for inner in body.all_nodes()
+        ):
+            return (
+                f"its layers are in the bodies of {node.name} ({node.op_type}), which stay as they "
+                "are; where an input decides which branch runs, say what it is, such as "
+                "`model: {onnx: .., input: {sr: {constant: 16000}}}`"
+            )
+    return "it has no Conv, Gemm or MatMul"
 
 
 def annotated(context: Context) -> QuantPlan:

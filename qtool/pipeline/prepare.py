@@ -17,9 +17,10 @@ from qtool.data import (
     open_dataset,
     split,
 )
-from qtool.data.inputs import fixed_batch
+from qtool.data.inputs import constant_arrays, fixed_batch
 from qtool.errors import RecipeError, suggest
 from qtool.loading import Loaded, bind_shapes
+from qtool.loading.branches import choose_branches
 from qtool.loading.size_checks import check_sizes
 from qtool.metrics.registry import DEFAULT_METRIC
 from qtool.pipeline.checks.gate_needs import check_gate_needs
@@ -89,6 +90,7 @@ def prepare(
         _check_rewrites(recipe, target)
         loaded = load_from_recipe(recipe, target, cache, options)
         inputs, notes = recipe_inputs(recipe, loaded)
+        notes += choose_branches(loaded.model, constant_arrays(inputs, 1))
         record.notes += [*loaded.notes, *recipe.notes, *notes]
         recipe = adapt(recipe, loaded.model, inputs)
         recipe, calibration, evaluation = _open_data(recipe, loaded, inputs, cache, options, record)

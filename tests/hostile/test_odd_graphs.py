@@ -54,6 +54,17 @@ def shadowing():
     )  # fmt: skip
 
 
+def choosing():
+    """A number of rank 0 chooses one of two networks, and there are no layers outside."""
+    rate = helper.make_tensor_value_info("rate", TensorProto.INT64, [])
+    return model(
+        node("Equal", "rate sixteen", "c"),
+        helper.make_node("If", ["c"], ["y"], "choice", then_branch=branch("one"),
+                         else_branch=branch("two")),
+        inputs=(ROWS, rate), constants={"sixteen": np.array(16)},
+    )  # fmt: skip
+
+
 def functions(calls="local"):
     body = [node("MatMul", "a b", "t"), node("Relu", "t", "o")]
     if calls == "itself":
@@ -154,6 +165,15 @@ REFUSED = {
               outputs=[value("z")], more=[("mine", 1)]),
         3, "ONNX Runtime cannot load the model",
     ),
+    "layers in branches alone": (
+        model(
+            node("ReduceSum", "x", "s", keepdims=0), node("Greater", "s zero", "c"),
+            helper.make_node("If", ["c"], ["y"], "choice", then_branch=branch("one"),
+                             else_branch=branch("two")),
+            constants={"zero": np.float32(0)},
+        ),
+        3, "its layers are in the bodies of choice (If)",
+    ),
     "only a copy": (
         model(node("Identity", "x", "y"), constants={"w": W}), 3, "there is nothing to quantize",
     ),
@@ -197,10 +217,20 @@ WELL = {
             "columns": np.array([0, 2]),
         },
     ),
+    "indices of a pool": model(
+        node("MatMul", "x w", "h"),
+        node("Unsqueeze", "h one", "u"),
+        node("MaxPool", "u", "p i", kernel_shape=[2]),
+        node("Cast", "i", "f", to=1),
+        node("Concat", "p f", "j", axis=1),
+        node("Flatten", "j", "l"),
+        node("MatMul", "l v", "y"),
+        constants={"w": W, "v": W, "one": np.array([1])},
+    ),
     "a dead branch": model(MATMUL, node("MatMul", "x w", "dead")),
 }
 FAST = [*list(WELL)[:4], "an empty cache", "only boxes that NonMaxSuppression leaves"]
-FAST += ["a sequence as second output"]
+FAST += ["a sequence as second output", "indices of a pool"]
 
 
 def ptq(proto, folder):
@@ -213,6 +243,24 @@ def ptq(proto, folder):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_constant_input_says_which_branch_is_quantized(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(choosing().SerializeToString())
+    np.savez(tmp_path / "x.npz", x=X)
+    recipe = "model: {onnx: m.onnx, input: {rate: {constant: %d}}}\ncalibrate: {arrays: x.npz}\n"
+    (tmp_path / "r.yaml").write_text(recipe % 16)
+    words = ["ptq", "--recipe", "r.yaml", "--out", "o", "--threads", "1", "--quiet", "--json"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert "choice (If) takes its then_branch in every call" in found.stdout
+    graph = onnx.load(tmp_path / "o" / "model.onnx").graph
+    assert [each.name for each in graph.input] == ["x", "rate"]
+    assert {"QuantizeLinear", "If"} & {each.op_type for each in graph.node} == {"QuantizeLinear"}
+    expected = X[:2] @ (W + 1)
+    session = ort.InferenceSession(str(tmp_path / "o" / "model.onnx"))
+    test = session.run(None, {"x": X[:2], "rate": np.array(16)})[0]
+    assert np.abs(test - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", REFUSED)

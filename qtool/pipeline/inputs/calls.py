@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.data import READERS, DataSection, InputSpec
-from qtool.data.inputs import fixed_batch, samples_in
+from qtool.data.inputs import constant_arrays, fixed_batch, samples_in
 from qtool.graph.compared_output import evaluated_output
 from qtool.graph.queries import parameters
 from qtool.pipeline.input_checks import MAX_PARAMETERS, TOLERANCE
@@ -40,12 +40,8 @@ def feed_files_whole(
     count = samples_in(arrays, fed.values())
     if count < 2:
         return unchanged, ()
-    constants = {
-        name: spec.arrange(spec.constant_rows(count))
-        for name, spec in inputs.items()
-        if spec.constant is not None
-    }
-    if _computes_samples_apart(model, output, {**arrays, **constants}, inputs):
+    call = {**arrays, **constant_arrays(inputs, count)}
+    if _computes_samples_apart(model, output, call, inputs):
         return unchanged, ()
     note = "each file is one call, as the network does not compute the samples in it apart"
     return {name: replace(spec, batch_axis=None) for name, spec in inputs.items()}, (note,)

@@ -156,10 +156,14 @@ def test_a_constant_is_fed_without_data(tmp_path):
         "mask": InputSpec("mask", ("N", 3), "int64", constant=1),
         "bias": InputSpec("bias", (2, 2), "float32", None, ((1.0, 2.0), (3.0, 4.0))),
     }
-    (batch,) = rows(tmp_path, inputs, x=X).batches(6)
+    data = rows(tmp_path, inputs, x=X)
+    (batch,) = data.batches(6)
     assert batch["rate"] == 16000 and batch["rate"].dtype == np.int64
     np.testing.assert_array_equal(batch["mask"], np.ones((6, 3), np.int64))
     np.testing.assert_array_equal(batch["bias"], [[1, 2], [3, 4]])
+    slower = inputs | {"rate": InputSpec("rate", (), "int64", constant=8000)}
+    others = [rows(tmp_path, other, x=X).digest for other in (inputs, slower)]
+    assert others[0] == data.digest != others[1]  # what is cached for one is not for the other
 
 
 def test_data_that_feeds_nothing_is_refused(tmp_path):
