@@ -77,5 +77,10 @@ def front_of(tried: Sequence[Tried]) -> list[SearchPoint]:
     """
     points = [each.point for each in tried]
     timed = all(point.ms is not None for point in points)  # else times cannot be compared
-    keys = [(float(p.bytes), (p.ms or 0.0) if timed else 0.0, p.kl) for p in points]
+    keys = [(float(p.bytes), _rough(p.ms or 0.0) if timed else 0.0, p.kl) for p in points]
     return sorted((points[k] for k in pareto_front(keys)), key=lambda point: point.bytes)
+
+
+def _rough(milliseconds: float) -> float:
+    """Return a time to two digits: a difference of 1 % is noise, and no reason to be shown."""
+    return float(f"{milliseconds:.2g}")

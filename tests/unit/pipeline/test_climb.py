@@ -9,6 +9,7 @@ import pytest
 from qtool.pipeline.search import climb
 from qtool.pipeline.search.climb import Climb
 from qtool.pipeline.search.trial import TrialResult
+from qtool.pipeline.search.tried import Tried, front_of
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.search.auto import Auto, Deadline, seconds_of
 from qtool.steps.stage_cache import StageRecord
@@ -210,6 +211,16 @@ def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
     assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
     assert part.rungs[-1].used and part.rungs[-1].name == "3 layers 8 bits"
     assert any("the time of 61s is over" in note for note in notes)
+
+
+@pytest.mark.parametrize(("milliseconds", "front"), [(0.196, ["gptq"]), (0.15, ["gptq", "ranges"])])
+def test_noise_of_times_puts_nothing_on_the_front(milliseconds, front):
+    recipe, result = Runner({}).base, TrialResult(0.286, 0.6, 0.1, 30, 1.0, 1e10)
+    tried = [
+        Tried("gptq", recipe, result, 0.197),
+        Tried("ranges", recipe, replace(result, kl=0.307), milliseconds),
+    ]
+    assert [point.name for point in front_of(tried)] == front
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400)])
