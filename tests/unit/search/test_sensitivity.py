@@ -120,6 +120,8 @@ def test_rank_agreement_is_kendalls_tau():
     (note,) = rank_agreement(rows)
     assert "against the drops" in note
     assert "kl 0.67" in note and "sqnr_db 0.67" in note and "fisher -0.67" in note
-    (note,) = rank_agreement([row.model_copy(update={"drop": 0.0}) for row in rows])
-    assert "against the divergences" in note and "fisher -1.00" in note
+    for distinct in (1, 2):
+        drops = [row.model_copy(update={"drop": k % distinct}) for k, row in enumerate(rows)]
+        (note,) = rank_agreement(drops)
+        assert "against the divergences" in note and "fisher -1.00" in note
     assert rank_agreement(rows[:1]) == []
