@@ -15,7 +15,6 @@ from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
 from qtool.search import BUDGET_METHODS
-from qtool.search.integer_program import Program
 from qtool.search.mixed_precision import BudgetMethod, Problem, Solver, Way
 from qtool.search.partial import fewest_raised, with_one_quantized
 from qtool.steps.stage_cache import StageRecord
@@ -91,7 +90,7 @@ class BitSearch:
         measured, context = self._measured, self.runner.prepared.context
 
         def loss(solution: Sequence[int]) -> float:
-            return self._try("mixed", self._recipe(solution), self._time(solution)).result.kl
+            return self._mixed(solution).result.kl
 
         states = [layer.state(k) for k, layer in enumerate(measured.layers)]
         return Problem(measured.program, states, loss, context.seed, context.progress)
@@ -103,7 +102,7 @@ class BitSearch:
             solution = solve(limits)
             if solution is None:
                 return None
-            tried = self._try("mixed", self._recipe(solution), self._time(solution))
+            tried = self._mixed(solution)
             over = 0.0 if limit is None else tried.result.bytes - limit
             if over <= 0:
                 return tried
@@ -145,19 +144,15 @@ class BitSearch:
             and len({way for ways in free for way in ways}) == 2
         ):
             return self._fewest_layers()
-        solutions = self._by_size(self._measured.program, DROP_POINTS)
+        solutions = self._by_size()
         low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
         while low < high:
             middle = (low + high) // 2
-            tried = self._try(
-                "mixed", self._recipe(solutions[middle]), self._time(solutions[middle])
-            )
-            if self._keeps(tried):
+            if self._keeps(self._mixed(solutions[middle])):
                 high = middle
             else:
                 low = middle + 1
-        chosen = self._try("mixed", self._recipe(solutions[low]), self._time(solutions[low]))
-        return self._within_or_closest(chosen)
+        return self._within_or_closest(self._mixed(solutions[low]))
 
     def _fewest_layers(self) -> Tried:
         """Return the recipe that keeps the drop, the fewest layers on the better of two ways."""
@@ -176,8 +171,7 @@ class BitSearch:
                 len(ways) - 1 if layer.name in names else 0
                 for layer, ways in zip(measured.layers, measured.ways, strict=True)
             ]
-            title = f"{layer_count(len(names))} raised"
-            return self._try(title, self._recipe(solution), self._time(solution))
+            return self._mixed(solution, f"{layer_count(len(names))} raised")
 
         chosen = fewest_raised(ranked, lambda names: self._keeps(raised(names)))
         return self._within_or_closest(raised(frozenset(ranked) if chosen is None else chosen))
@@ -192,7 +186,7 @@ class BitSearch:
                 f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
                 f"{self.runner.reference.dataset.count} calibration samples; the closest is taken"
             )
-            return min(within, key=lambda tried: tried.result.drop or 0.0)
+            return min(within, key=lambda tried: (tried.result.drop or 0.0, tried.result.kl))
         return chosen
 
     def _is_within_bytes(self, tried: Tried) -> bool:
@@ -203,16 +197,16 @@ class BitSearch:
         limit = self.budget.max_drop
         return limit is None or tried.result.drop is None or tried.result.drop <= limit
 
-    def _by_size(self, program: Program, count: int) -> list[tuple[int, ...]]:
+    def _by_size(self) -> list[tuple[int, ...]]:
         """Return solutions from the smallest to the largest file within the limits."""
-        limits = self._measured.limits(self.budget)
+        program, limits = self._measured.program, self._measured.limits(self.budget)
         smallest, best = program.solve(limits, "bytes"), program.solve(limits)
         if smallest is None or best is None:
             raise self._impossible(limits)
         low, high = (program.amount(each, "bytes") for each in (smallest, best))
         solutions = [smallest]
-        for k in range(1, count):
-            size = low + (high - low) * k / (count - 1)
+        for k in range(1, DROP_POINTS):
+            size = low + (high - low) * k / (DROP_POINTS - 1)
             solution = program.solve({**limits, "bytes": min(size, limits.get("bytes", size))})
             if solution is not None and solution not in solutions:
                 solutions.append(solution)
@@ -226,7 +220,7 @@ class BitSearch:
         for k in range(1, FRONT_POINTS):
             solution = program.solve({"bytes": low + (high - low) * k / FRONT_POINTS})
             if solution is not None:
-                self._try("mixed", self._recipe(solution), self._time(solution))
+                self._mixed(solution)
 
     # Recipes.
 
@@ -249,7 +243,10 @@ class BitSearch:
             return None
         return round(self._measured.program.amount(solution, "latency") + table.rest, 4)
 
-    def _try(self, name: str, recipe: Recipe, milliseconds: float | None = None) -> Tried:
+    def _mixed(self, solution: Sequence[int], name: str = "mixed") -> Tried:
+        return self._try(name, self._recipe(solution), self._time(solution))
+
+    def _try(self, name: str, recipe: Recipe, milliseconds: float | None) -> Tried:
         if (earlier := find(self._tried, recipe)) is not None:
             return earlier
         tried = Tried(name, recipe, self.runner.measure(recipe), milliseconds)
