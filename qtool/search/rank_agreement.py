@@ -13,8 +13,8 @@ MEASURES = ("kl", "sqnr_db", "fisher", "hessian")
 def rank_agreement(rows: Sequence[Sensitivity]) -> list[str]:
     """Return sentences with Kendall's tau of each measure against the true cost.
 
-    The true cost is the drop of the metric where it tells more than half of the sites apart, else
-    the divergence: most sites of a network of 8 bits lose nothing on a few samples.
+    The true cost is the drop of the metric where it differs between more than half of the
+    sites, else the divergence: most sites of a network of 8 bits lose nothing on a few samples.
 
     Args:
         rows: costs of single sites alone; those of kind ``both`` are read.
