@@ -102,6 +102,18 @@ ROWS: dict[str, Row] = {
     ),
     "kmeans16": replace(_row("k-means, 16 levels, A8", (4, 8), "kmeans", (8, 10)), least=91.4),
     "kmeans4": replace(_row("k-means, 4 levels, A8", (2, 8), "kmeans", (10, 10)), least=90.0),
+    **{
+        f"kmeans{2**bits}_nearest": replace(
+            _row(
+                f"k-means, {2**bits} levels, nearest, A8",
+                (bits, 8),
+                {"kmeans": {"indices": "nearest"}},
+                (epochs, 10),
+            ),
+            least=least,
+        )
+        for bits, epochs, least in ((4, 8, 91.4), (2, 10, 90.0))
+    },
     "xnor": replace(_row("XNOR, W1A1", (1, 1), "xnor", (60, 60), lr=0.04), least=80.0),
     # The best of these on the validation images is the one that counts.
     **{
