@@ -111,7 +111,7 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], path: Path) -> None:
                     "export it again"
                 )
             for tensor in (attribute.t, *attribute.tensors):
-                if tensor.data_type or tensor.dims:
+                if attribute.type == AttributeProto.TENSOR or tensor.data_type or tensor.dims:
                     _check_tensor(tensor, f'the attribute "{attribute.name}" of {place}', path)
 
 

@@ -5,8 +5,10 @@ from math import prod
 import onnx_ir as ir
 
 from qtool.errors import ModelError
-from qtool.graph.queries import dims, is_constant, name_of
+from qtool.graph.queries import constant, dims, is_constant, name_of
 from qtool.runtime.memory import usable_memory
+
+MOST_PROPAGATED = 1 << 20
 
 
 def check_sizes(model: ir.Model, name: str) -> None:
@@ -35,6 +37,24 @@ def check_sizes(model: ir.Model, name: str) -> None:
                 f"[{', '.join(shape)}] is the largest part; this machine has {limit / 1e9:,.1f} "
                 "GB: export it with a smaller batch, or with an open one"
             )
+
+
+def has_large_fill(model: ir.Model) -> bool:
+    """Return whether a ConstantOfShape has more elements than shape inference should follow.
+
+    With data propagation ONNX keeps each of them as a possible size, in about 50 bytes.
+
+    Args:
+        model: any; constants may be external.
+    """
+    shapes = (
+        constant(node.inputs[0])
+        for node in model.graph.all_nodes()
+        if node.op_type == "ConstantOfShape" and node.inputs
+    )
+    return any(
+        shape is not None and prod(shape.ravel().tolist()) > MOST_PROPAGATED for shape in shapes
+    )
 
 
 def _bytes(value: ir.Value) -> int:

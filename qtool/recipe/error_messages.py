@@ -28,10 +28,11 @@ def explain(
     """
     expected: dict[KeyPath, list[str]] = {}
     problems: dict[KeyPath, RecipeError] = {}
-    for finding in error.errors():
-        path = at + _key_path(finding, _value_at(document.data, at))
-        if _is_of_other_branch(finding, path[len(at) :]):
-            continue
+    here = _value_at(document.data, at)
+    located = [(finding, at + _key_path(finding, here)) for finding in error.errors()]
+    # A mapping where no branch of a union takes one has findings of other branches only.
+    own = [each for each in located if not _is_of_other_branch(each[0], each[1][len(at) :])]
+    for finding, path in own or located:
         text = _own_text(finding, path, model)
         if text is None:
             expected.setdefault(path, []).append(_expected(finding))

@@ -31,6 +31,8 @@ from fuzz.state import load_state, save_state
 from models import BUILDERS, Net, feeds_for, residual
 
 LIMITS = Limits(seconds=60, memory_mb=1500)
+# Of a whole run. A mutant may need more than that (pads of 10^7), and then has to be refused.
+MEMORY = "1500M"
 WRITTEN = {
     "model.onnx", "plan.json", "plan.npz", "recipe.yaml", "log.jsonl",
     "report.json", "report.html", "report.md",
@@ -86,6 +88,7 @@ def command(folder: Path) -> int:
     os.environ["TMPDIR"] = str(folder / "tmp")
     tempfile.tempdir = None
     words = ("ptq", "--model", "m.onnx", "--data", "d.npz", "--out", "o", "--threads", "1")
+    words += ("--memory", MEMORY)
     return qtool_main(folder, *words, "--quiet")
 
 

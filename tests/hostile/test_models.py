@@ -327,6 +327,24 @@ def test_ten_thousand_nodes_are_read_in_linear_time(tmp_path):
     assert seconds[1] < 8 * seconds[0], seconds
 
 
+def test_a_filled_tensor_that_no_machine_holds(tmp_path):
+    """Data propagation of shape inference would keep each of its elements."""
+    net = Net()
+    x = net.input("x", "N", 4)
+    filled = net.add("ConstantOfShape", net.const(np.array([7 * 10**17], np.int64)))
+    proto = net.output(net.add("Add", x, net.add("ReduceSum", filled), out="y")).proto()
+    text = refused(saved(proto, tmp_path), ModelError)
+    assert "(ConstantOfShape) reads and writes" in text and "[700000000000000000]" in text
+
+
+def test_an_attribute_whose_type_its_content_lacks(tmp_path):
+    proto = two_layers()
+    proto.graph.node[0].attribute[0].type = onnx.AttributeProto.TENSOR
+    assert 'of node "first" has the unknown element type 0' in refused(
+        saved(proto, tmp_path), ModelError
+    )
+
+
 def test_a_batch_that_no_machine_holds(tmp_path):
     proto = two_layers()
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 10**9

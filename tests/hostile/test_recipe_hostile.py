@@ -136,3 +136,9 @@ def test_a_path_that_no_system_has(name, tmp_path):
     (tmp_path / "r.yaml").write_text(f'model: "{name}.onnx"\ncalibrate: {{images: train}}\n')
     with pytest.raises(RecipeError, match=r"r.yaml:\d"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_mapping_where_no_form_of_a_key_takes_one(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: {onnx: {}}\ncalibrate: {images: x}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:1: model.onnx: found {}, expected a path"):
+        load_recipe(tmp_path / "r.yaml")
