@@ -23,6 +23,7 @@ from qtool.targets.target import Target
 
 # Wider activations are multiplied in floats, which zeros make slower.
 EIGHT = 8
+SHOWN = 4  # convolutions that a note names
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,18 @@ def _count(groups: int, site: Site, plan: QuantPlan, channels: int) -> int:
         return round(abs(math.log(count * width / channels)), 6), -count
 
     return min((n for n in range(1, groups + 1) if groups % n == 0), key=distance)
+
+
+def joined_notes(model: ir.Model, emitted: ir.Model) -> list[str]:
+    """Return a note for the report on convolutions that a file has with fewer groups."""
+    groups = {node.name: attribute(node, "group", 1) for node in model.graph}
+    names = [
+        f"{node.name} {groups[node.name]} -> {attribute(node, 'group', 1)}"
+        for node in emitted.graph
+        if node.op_type in ("Conv", "QLinearConv")
+        and attribute(node, "group", 1) < groups.get(node.name, 1)
+    ]
+    if not names:
+        return []
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return [f"convolutions whose groups are joined by zero weights: {len(names)} ({shown})"]

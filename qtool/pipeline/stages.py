@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtool.emitters import emit_model
+from qtool.emitters.joined_groups import joined_notes
 from qtool.graph.queries import release_weight_pages
 from qtool.graph.save import save_model
 from qtool.loading import infer_shapes
@@ -152,7 +153,7 @@ def freeze_and_emit(recipe: Recipe, context: Context, plan: QuantPlan, path: Pat
         io = emitted.io
         if output.io == "quantized" and not io.inputs and not io.outputs:
             raise recipe.error(("output", "io"), f"quantized: {'; '.join(notes)}; write io: float")
-        record.notes += notes
+        record.notes += [*notes, *joined_notes(context.model, emitted.model)]
         if target.runtime != "onnxruntime":
             record.notes.append(
                 f"WARNING: kernels and latency in this report are those of ONNX Runtime, which "

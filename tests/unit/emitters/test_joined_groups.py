@@ -9,6 +9,7 @@ from models import Net, bind, cpu, feeds_for, make_grids, make_plan, optimized, 
 
 from qtool.calibration import MinMax
 from qtool.emitters import emit_model
+from qtool.emitters.joined_groups import joined_notes
 from qtool.graph.queries import attribute
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -90,6 +91,10 @@ def test_what_is_left_as_it_is():
     wide, narrow = (emitted(grouped(16, 4, 4), Bits(8, bits))[0] for bits in (16, 8))
     assert wide.graph.node("g").attributes["group"].value == 16
     assert narrow.graph.node("g").attributes["group"].value == 2
+    assert joined_notes(wide, wide) == []
+    assert joined_notes(wide, narrow) == [
+        "convolutions whose groups are joined by zero weights: 1 (g 16 -> 2)"
+    ]
     assert emitted(shared, Bits(8, 8))[0].graph.node("g").attributes["group"].value == 16
     others = ("onnxruntime-cpu-no-vnni", "integer-only", "openvino", "npu-u8")
     assert {load_target(name).group_channels for name in others} == {0}
