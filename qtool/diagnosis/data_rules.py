@@ -1,4 +1,4 @@
-"""Findings from results of the run: data that does not fit the model, and a file that is slower."""
+"""Findings from results of the run: data that does not fit the model, a slower or larger file."""
 
 from json import dumps
 
@@ -85,6 +85,35 @@ def latency_finding(results: Results) -> list[Finding]:
             finding=f"The file is slower than the float model, {1 / timing.speedup:.2f}-fold",
             evidence="; ".join(parts),
             recipe_lines=lines,
+        )
+    ]
+
+
+def size_finding(results: Results) -> list[Finding]:
+    """Return a finding where the file is larger than a gate allows, with the limit as a budget.
+
+    Args:
+        results: of the run.
+    """
+    size = results.size
+    if size is None:
+        return []
+    limits = [
+        gate.limit if gate.name == "max_bytes" else size.float_bytes / gate.limit
+        for gate in results.gates
+        if gate.name in ("max_bytes", "min_compression") and not gate.passed
+    ]
+    if not limits:
+        return []
+    limit = int(min(limits))
+    fixed = (size.graph_bytes or 0) + (size.scale_bytes or 0)
+    parts = [f"{size.quantized_bytes:,} bytes against {limit:,}"]
+    parts += [f"{fixed:,} of them are graph and scales, which no width changes"] if fixed else []
+    return [
+        Finding(
+            finding="The file is larger than the gate allows",
+            evidence="; ".join(parts),
+            recipe_lines=[f"bits: {{budget: {{bytes: {limit}}}}}"] if fixed < limit else [],
         )
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qtool.data import Dataset
-from qtool.diagnosis.data_rules import data_findings, latency_finding
+from qtool.diagnosis.data_rules import data_findings, latency_finding, size_finding
 from qtool.diagnosis.facts import Facts, Results, Settings
 from qtool.diagnosis.measurements import measure
 from qtool.diagnosis.rules import RULES, Rule
@@ -124,7 +124,7 @@ def findings_of_results(results: Results) -> list[Finding]:
     Args:
         results: of the run.
     """
-    return ranked([*data_findings(results), *latency_finding(results)])
+    return ranked([*data_findings(results), *latency_finding(results), *size_finding(results)])
 
 
 def _samples(context: Context, dataset: Dataset) -> Dataset:

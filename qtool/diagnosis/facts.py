@@ -12,7 +12,7 @@ from qtool.metrics.preprocessing_scores import PreprocessingCheck
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import PerTensor
 from qtool.report.latency_schema import Latency
-from qtool.report.schema import Accuracy, Kernels
+from qtool.report.schema import Accuracy, Gate, Kernels, Size
 from qtool.steps.context import Context
 
 
@@ -96,6 +96,8 @@ class Results:
         kernels: that the runtime executes.
         preprocessing: the float model's score with other preprocessings.
         label_order: an order of the classes that fits the outputs far better.
+        size: of both files.
+        gates: checked.
     """
 
     accuracy: Accuracy | None = None
@@ -103,3 +105,5 @@ class Results:
     kernels: Kernels | None = None
     preprocessing: PreprocessingCheck | None = None
     label_order: LabelOrder | None = None
+    size: Size | None = None
+    gates: tuple[Gate, ...] = ()

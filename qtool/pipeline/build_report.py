@@ -46,7 +46,7 @@ def build_report(
     gates = check_gates(recipe.gates.model_dump(), measured)
     gates += expectation_gates(prepared, evaluation.accuracy)
     kernels = _kernels(prepared, emitted, evaluation)
-    diagnosis = diagnosis_of(prepared, steps, emitted, evaluation, kernels, gates)
+    diagnosis = diagnosis_of(prepared, steps, emitted, evaluation, kernels, size, gates)
     report = Report(
         qtool=__version__,
         command="ptq" if steps.training is None else "qat",

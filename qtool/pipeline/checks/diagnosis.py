@@ -10,7 +10,7 @@ from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
 from qtool.recipe.model import Recipe
-from qtool.report.schema import Finding, Gate, Kernels
+from qtool.report.schema import Finding, Gate, Kernels, Size
 from qtool.steps.guard import AppliedSteps
 
 
@@ -33,6 +33,7 @@ def diagnosis_of(
     emitted: Emitted,
     evaluation: Evaluation,
     kernels: Kernels,
+    size: Size | None,
     gates: list[Gate],
 ) -> Diagnosis:
     """Return the findings of a run; without a noticeable loss no network is run for them.
@@ -43,6 +44,7 @@ def diagnosis_of(
         emitted: the plan that was written.
         evaluation: what was measured on the file.
         kernels: that the runtime executes.
+        size: of both files.
         gates: checked.
     """
     results = Results(
@@ -51,6 +53,8 @@ def diagnosis_of(
         kernels=kernels,
         preprocessing=prepared.preprocessing,
         label_order=evaluation.label_order,
+        size=size,
+        gates=tuple(gates),
     )
     findings, doubts = findings_of_results(results), data_doubts(results)
     drop, context = lost_points(evaluation.accuracy, gates), prepared.context

@@ -3,12 +3,17 @@
 import pytest
 import yaml
 
-from qtool.diagnosis.data_rules import data_doubts, data_findings, latency_finding
+from qtool.diagnosis.data_rules import (
+    data_doubts,
+    data_findings,
+    latency_finding,
+    size_finding,
+)
 from qtool.diagnosis.diagnose import findings_of_results
 from qtool.diagnosis.facts import Results
 from qtool.metrics.label_order import LabelOrder
 from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
-from qtool.report.report import Kernels, Latency
+from qtool.report.report import Gate, Kernels, Latency, Size
 
 
 def check(current: int, other: int) -> PreprocessingCheck:
@@ -75,3 +80,19 @@ def test_a_faster_file_has_no_finding_and_one_without_integers_has_lines():
     floats = Kernels(float={"Conv": 5})
     (finding,) = findings_of_results(Results(latency=timing(0.9), kernels=floats))
     assert finding.recipe_lines == ["bits: {activations: 8}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "budget"),
+    [("max_bytes", 60_000, 60_000), ("min_compression", 5.0, 66_240), ("max_bytes", 30_000, None)],
+)
+def test_a_file_above_its_limit_has_the_limit_as_a_budget(name, limit, budget):
+    size = Size(float_bytes=331_200, quantized_bytes=71_982, compression=4.6)
+    size = size.model_copy(update={"graph_bytes": 27_600, "scale_bytes": 2_730})
+    gate = Gate(name=name, limit=limit, value=0, passed=False)
+    (finding,) = findings_of_results(Results(size=size, gates=(gate,)))
+    lines = [] if budget is None else [{"bits": {"budget": {"bytes": budget}}}]
+    assert [yaml.safe_load(line) for line in finding.recipe_lines] == lines
+    assert "71,982 bytes against" in finding.evidence and "30,330 of them" in finding.evidence
+    passed = gate.model_copy(update={"passed": True})
+    assert size_finding(Results(size=size, gates=(passed,))) == []
