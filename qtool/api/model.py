@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qtool.data import InputSpec
+from qtool.data.inputs import constant_arrays
 from qtool.errors import ModelError, RecipeError
 from qtool.loading import Loaded
+from qtool.loading.branches import choose_branches
 from qtool.pipeline.inputs.specs import input_specs
 from qtool.pipeline.load_model import load_any
 from qtool.recipe.loader import recipe_from_keywords
@@ -131,12 +133,13 @@ def _with_temporary_file(
 def _model(loaded: Loaded, declared: Mapping[str, ModelInput] | None) -> Model:
     graph = loaded.model
     inputs, notes = input_specs(graph, loaded.shown, declared)
+    chosen = choose_branches(graph, constant_arrays(inputs, 1))
     return Model(
         loaded.shown,
         loaded.path,
         loaded.sha256,
         inputs,
         tuple(str(v.name) for v in graph.graph.outputs),
-        (*loaded.notes, *notes),
+        (*loaded.notes, *notes, *chosen),
         graph,
     )

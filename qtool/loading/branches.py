@@ -81,6 +81,7 @@ def _release(branch: ir.Graph) -> None:
 
 def _insert(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     """Put the nodes of a branch in the place of its If, under names that are new to the graph."""
+    node.attributes.clear()  # the names in its branches are free
     names, outputs = Names(graph), list(branch.outputs)
     branch.outputs.clear()  # a value belongs to one graph
     for value in list(branch.initializers.values()):

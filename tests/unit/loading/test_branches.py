@@ -6,6 +6,7 @@ import pytest
 from models import Net, run
 from onnx import TensorProto, helper, numpy_helper
 
+import qtool
 from qtool.loading.branches import choose_branches
 
 RNG = np.random.default_rng(5)
@@ -53,6 +54,14 @@ def test_a_constant_input_chooses_a_branch(rate, nested):
     assert list(test) == list(expected) == ["y", "z", "w"]
     for name in expected:
         np.testing.assert_array_equal(test[name], expected[name])
+
+
+def test_the_python_interface_chooses_too(tmp_path):
+    onnx.save(net().proto(), tmp_path / "net.onnx")
+    named = {"onnx": str(tmp_path / "net.onnx"), "input": {"rate": {"constant": 16}}}
+    model = qtool.load(named)
+    plan = qtool.quantize(model, [RNG.normal(0, 1, (32, 4)).astype(np.float32)], threads=1)
+    assert "takes its then_branch" in model.notes[-1] and "product_1" in plan.quantization.sites
 
 
 def test_a_condition_that_samples_decide_stays():
