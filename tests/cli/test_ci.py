@@ -125,6 +125,21 @@ def test_the_lines_that_install_in_a_job_run(registry):
     assert "torch qtool" in installed(registry, "\n".join(before))
 
 
+def test_the_action_caches_what_its_own_files_name(registry):
+    """The workspace of a job is another repository: nothing of qtool lies in it."""
+    output = registry / "output"
+    script = STEPS["Find cache"]["run"]
+    env = {"ACTION": str(ROOT), "GITHUB_OUTPUT": str(output), "LOG": str(registry / "log")}
+    done = bash(registry, script, **env)
+    assert done.returncode == 0, done.stderr
+    outputs = dict(line.split("=", 1) for line in output.read_text().splitlines())
+    assert set(outputs) == {"folder", "key"} and re.fullmatch("[0-9a-f]{40}", outputs["key"])
+    assert "pip cache dir" in (registry / "log").read_text()
+    text = json.dumps(ACTION["runs"]["steps"])
+    read = set(re.findall(r"steps\.pip\.outputs\.(\w+)", text))
+    assert read == set(outputs) and "cache-dependency-path" not in text
+
+
 @pytest.mark.slow
 def test_the_shell_lines_of_the_page_run(place):
     for script in blocks("sh"):
