@@ -3,10 +3,12 @@
 from json import dumps
 
 from qtool.diagnosis.facts import Results
-from qtool.report.schema import Finding
+from qtool.report.schema import Finding, Size
 
 # Classes whose names fit in a line of a recipe.
 LISTED_CLASSES = 20
+# The narrowest width that `bits.budget` tries without `among`.
+NARROWEST = 3
 # Operators named in the evidence of a slow file.
 LISTED_OPS = 4
 
@@ -105,17 +107,21 @@ def size_finding(results: Results) -> list[Finding]:
     ]
     if not limits:
         return []
-    limit = int(min(limits))
-    fixed = (size.graph_bytes or 0) + (size.scale_bytes or 0)
-    parts = [f"{size.quantized_bytes:,} bytes against {limit:,}"]
-    parts += [f"{fixed:,} of them are graph and scales, which no width changes"] if fixed else []
+    limit, least = int(min(limits)), _least_bytes(size)
     return [
         Finding(
             finding="The file is larger than the gate allows",
-            evidence="; ".join(parts),
-            recipe_lines=[f"bits: {{budget: {{bytes: {limit}}}}}"] if fixed < limit else [],
+            evidence=f"{size.quantized_bytes:,} bytes against {limit:,}; about {least:,} with all "
+            f"weights at {NARROWEST} bits",
+            recipe_lines=[f"bits: {{budget: {{bytes: {limit}}}}}"] if least <= limit else [],
         )
     ]
+
+
+def _least_bytes(size: Size) -> int:
+    """Estimate the bytes of the file with the narrowest weights that a budget tries by itself."""
+    weights, bits = size.weight_payload_bytes or 0, size.weight_bits_mean or NARROWEST
+    return int(size.quantized_bytes - weights * max(0.0, 1 - NARROWEST / bits))
 
 
 def _class_lines(order: tuple[int, ...], classes: tuple[str, ...]) -> list[str]:

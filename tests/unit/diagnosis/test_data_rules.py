@@ -84,15 +84,16 @@ def test_a_faster_file_has_no_finding_and_one_without_integers_has_lines():
 
 @pytest.mark.parametrize(
     ("name", "limit", "budget"),
-    [("max_bytes", 60_000, 60_000), ("min_compression", 5.0, 66_240), ("max_bytes", 30_000, None)],
+    [("max_bytes", 65_000, 65_000), ("min_compression", 5.0, 66_240), ("max_bytes", 60_000, None)],
 )
 def test_a_file_above_its_limit_has_the_limit_as_a_budget(name, limit, budget):
     size = Size(float_bytes=331_200, quantized_bytes=71_982, compression=4.6)
-    size = size.model_copy(update={"graph_bytes": 27_600, "scale_bytes": 2_730})
+    size = size.model_copy(update={"weight_payload_bytes": 39_000, "weight_bits_mean": 4.0})
     gate = Gate(name=name, limit=limit, value=0, passed=False)
     (finding,) = findings_of_results(Results(size=size, gates=(gate,)))
     lines = [] if budget is None else [{"bits": {"budget": {"bytes": budget}}}]
     assert [yaml.safe_load(line) for line in finding.recipe_lines] == lines
-    assert "71,982 bytes against" in finding.evidence and "30,330 of them" in finding.evidence
+    assert "71,982 bytes against" in finding.evidence
+    assert "about 62,232 with all weights at 3 bits" in finding.evidence
     passed = gate.model_copy(update={"passed": True})
     assert size_finding(Results(size=size, gates=(passed,))) == []
