@@ -153,7 +153,7 @@ def make_absolute(data: dict[str, Any], folder: FilePath) -> None:
         text = section.get(key) if isinstance(section, dict) else None
         is_file = _NAMED.get(key)
         if isinstance(text, str) and text and (is_file is None or is_file(text)):
-            section[key] = os.path.abspath(folder / FilePath(text).expanduser())
+            section[key] = os.path.abspath(folder / os.path.expanduser(text))
 
     for key in ("model", "target"):
         resolve(data, key)

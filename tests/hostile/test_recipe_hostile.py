@@ -131,6 +131,12 @@ def test_any_punctuation_gives_data_or_an_error_of_ours(text):
     test_any_text_gives_data_or_an_error_of_ours.hypothesis.inner_test(text)
 
 
+def test_the_home_of_nobody_is_a_name(tmp_path):
+    (tmp_path / "r.yaml").write_text('model: "~no body/m.onnx"\ncalibrate: {images: x}\n')
+    with pytest.raises(RecipeError, match=r"r.yaml:1: model: nothing at .*~no body/m.onnx"):
+        load_recipe(tmp_path / "r.yaml")
+
+
 @pytest.mark.parametrize("name", ["x" * 400, "x" * 5000, "a\\0b"])
 def test_a_path_that_no_system_has(name, tmp_path):
     (tmp_path / "r.yaml").write_text(f'model: "{name}.onnx"\ncalibrate: {{images: train}}\n')
