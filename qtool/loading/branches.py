@@ -43,11 +43,22 @@ def _first_decided(graph: ir.Graph, constants: Mapping[str, np.ndarray]) -> ir.N
     fixed: set[ir.Value | None] = {None, *(v for v in graph.inputs if v.name in constants)}
     fixed.update(v for v in graph.initializers.values() if is_constant(v))
     for node in graph:
-        if node.op_type == "If" and node.inputs[0] in fixed:
+        if node.op_type == "If" and node.inputs[0] in fixed and _is_whole(node):
             return node
         if fixed.issuperset(node.inputs) and not any(True for _ in nested(node)):
             fixed.update(node.outputs)
     return None
+
+
+def _is_whole(node: ir.Node) -> bool:
+    """Return whether an If is as ONNX defines it; ONNX Runtime refuses others, and says why."""
+    condition = node.inputs[0]
+    branches = [node.attributes.get(key) for key in ("then_branch", "else_branch")]
+    return (
+        condition is not None
+        and condition.dtype == ir.DataType.BOOL
+        and all(branch is not None and not branch.as_graph().inputs for branch in branches)
+    )
 
 
 def _condition(model: ir.Model, node: ir.Node, constants: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from models import Net, run
 from onnx import TensorProto, helper, numpy_helper
@@ -67,4 +68,20 @@ def test_the_python_interface_chooses_too(tmp_path):
 def test_a_condition_that_samples_decide_stays():
     model = net().model()
     assert choose_branches(model, {}) == [] == choose_branches(model, {"x": np.zeros((1, 4))})
+    assert "If" in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize("fault", ["no else", "a branch with inputs", "an integer condition"])
+def test_an_if_that_onnx_does_not_define_stays_for_the_runtime_to_refuse(fault):
+    made = net()
+    proto = made.proto()
+    choice = next(node for node in proto.graph.node if node.op_type == "If")
+    if fault == "no else":
+        del choice.attribute[1]
+    elif fault == "a branch with inputs":
+        choice.attribute[0].g.input.add(name="h")
+    else:
+        choice.input[0] = "rate"
+    model = ir.from_proto(proto)
+    assert choose_branches(model, {"rate": np.array(16)}) == []
     assert "If" in {node.op_type for node in model.graph}
