@@ -58,7 +58,7 @@ def test_it_trains_writes_and_remembers(folder):
     page = (folder / "a" / "report.html").read_text()
     assert (
         f"epoch {training['best']} was kept" in page
-        and "from which training and repair depart" in page
+        and "repair and training aim at its output" in page
     )
     assert report["parity"]["share_off"] == 0
     simulated, quantized = (report["accuracy"][k] for k in ("simulated", "quantized"))

@@ -140,10 +140,11 @@ def test_the_report_has_the_keys_of_the_contract(first):
             "simulated",
             "simulated_samples",
             "quantized",
+            "quantized_ci95",
             "drop",
             "drop_ci95",
         ),
-        "agreement",
+        *("agreement", "agreement_ci95"),
         *("chance", "classes", "label_classes"),
     }
     assert report["size"].keys() == {
@@ -271,7 +272,7 @@ def test_a_gate_that_fails_exits_1_with_all_files(recipe, tmp_path):
     assert run.report["passed"] is False
     gate = next(g for g in run.report["gates"] if g["name"] == "min_compression")
     assert (gate["limit"], gate["passed"]) == (100, False)
-    assert run.report["accuracy"].keys() == {"samples", "agreement"}
+    assert run.report["accuracy"].keys() == {"samples", "agreement", "agreement_ci95"}
     assert run.report["accuracy"]["samples"] == 12  # an eighth of the calibration images
     assert run.report["data"]["calibration"]["count"] == 84
     assert "evaluation" not in run.report["data"]

@@ -297,7 +297,7 @@ def test_without_labels_the_float_model_is_the_measure(tmp_path, channels):
         scores = {"simulated", "simulated_samples", "quantized"}
         assert set(accuracy) == {"metric", "unit", "samples"} | scores
     else:
-        assert set(accuracy) == {"samples", "agreement"}
+        assert set(accuracy) == {"samples", "agreement", "agreement_ci95"}
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
 
 

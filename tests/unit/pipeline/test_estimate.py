@@ -138,7 +138,7 @@ def test_the_batch_of_training_is_part_of_the_memory(folder, monkeypatch):
     recipe = str(write(folder, **sections))
     result = CliRunner().invoke(app, ["qat", "--recipe", recipe, "--memory", "451MB"])
     assert result.exit_code == 2 and "training on 8 samples at a time" in result.stderr
-    assert "--set memory=451MB" in result.stderr and "set qat.batch below 8" in result.stderr
+    assert "--memory 451MB" in result.stderr and "set qat.batch below 8" in result.stderr
 
 
 def test_the_gradients_of_sensitivities_are_part_of_the_memory(folder, monkeypatch):
