@@ -172,9 +172,9 @@ def write(results: dict[str, Any]) -> None:
     text += (
         "\n512 calibration samples (500 on the ImageNet sample, two folds pooled); quantize_static "
         "is onnxruntime's own: QDQ, uint8 activations, int8 per-channel weights, MinMax, the same "
-        "samples. Speeds are medians of 5 interleaved rounds; b = batch, t = threads. A limit is "
-        "met when the drop is within it, or when zero lies in the interval and agreement is at "
-        "least 97 %.\n\n"
+        "samples. The simulation ran on at most 512 samples. Speeds are medians of 5 interleaved "
+        "rounds; b = batch, t = threads. A limit is met when the drop is within it, or when zero "
+        "lies in the interval and agreement is at least 97 %.\n\n"
     )
     (results_folder() / "ptq_int8.md").write_text(text + table(header, rows))
 
