@@ -137,9 +137,14 @@ def workers(spread: Spread) -> Iterator[Workers]:
             answer.
     """
     if spread.cluster is None:
+        from joblib.externals.loky import get_reusable_executor
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        yield Workers(spread.jobs, spread.jobs, (TerminatedWorkerError,))
+        try:
+            yield Workers(spread.jobs, spread.jobs, (TerminatedWorkerError,))
+        finally:
+            # Idle ones live five minutes longer than this process and keep its stdout open.
+            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
         return
     scheme, address = read_address(spread.cluster)
     with ExitStack() as stack:
