@@ -152,9 +152,14 @@ def check_gates(limits: Mapping[str, float | None], measured: Measured) -> list[
                 f"gates.{name}: {limit:g} cannot be checked, as it {GATES[name].need}; add it, or "
                 "drop the gate"
             )
-        passed = value <= limit if name.startswith("max_") else value >= limit
+        passed = value <= limit if _is_upper(name) else value >= limit
         checked.append(Gate(name=name, limit=limit, value=value, passed=passed))
     return checked
+
+
+def _is_upper(gate: str) -> bool:
+    """Return whether the limit of a gate is the largest value that passes."""
+    return gate.startswith("max_")
 
 
 def unproven_gates(gates: Iterable[Gate], accuracy: Accuracy | None) -> list[str]:
@@ -171,8 +176,7 @@ def unproven_gates(gates: Iterable[Gate], accuracy: Accuracy | None) -> list[str
         if interval is None:
             continue
         lo, hi = interval
-        upper = gate.name.startswith("max_")
-        if (lo <= gate.limit < hi) if upper else (lo < gate.limit <= hi):
+        if (lo <= gate.limit < hi) if _is_upper(gate.name) else (lo < gate.limit <= hi):
             sentences.append(
                 f"The limit {gate.name} {gate.limit:g} lies inside the 95 % interval of what was "
                 f"measured, {lo:.2f} to {hi:.2f}."

@@ -50,32 +50,27 @@ def measure_accuracy(
     float_outputs, quantized = outputs["float"], outputs["quantized"]
     classes = metric is None or metric.metric.classes
     same = agreement(float_outputs, quantized) if classes else None
+    samples = len(float_outputs)
+    same_ci95 = None if same is None else _rounded(share_interval(same, samples))
     if metric is None:
-        return _with_agreement(Accuracy(samples=len(float_outputs)), same)
+        return Accuracy(samples=samples, agreement=same, agreement_ci95=same_ci95)
     result = score_outputs(metric.metric, outputs, labels)
     values = _values(metric, result)
-    measured = Accuracy(
+    return Accuracy(
         metric=metric.name,
         unit=metric.metric.unit or None,
-        samples=len(float_outputs),
+        samples=samples,
         float=values.get("float"),
         quantized=values.get("quantized"),
         quantized_ci95=_rounded(result.quantized_interval),
         drop=None if result.drop is None else round(result.drop, 6),
         drop_ci95=_rounded(result.interval),
+        agreement=same,
+        agreement_ci95=same_ci95,
         lower_is_better=metric.metric.lower_is_better or None,
         chance=chance(labels) if metric.metric.majority_baseline else None,
         classes=float_outputs.shape[1] if metric.metric.class_labels else None,
     )
-    return _with_agreement(measured, same)
-
-
-def _with_agreement(accuracy: Accuracy, same: float | None) -> Accuracy:
-    """Return the accuracy with an agreement in %, and its interval by the number of samples."""
-    if same is None:
-        return accuracy
-    interval = _rounded(share_interval(same, accuracy.samples))
-    return accuracy.model_copy(update={"agreement": same, "agreement_ci95": interval})
 
 
 def _rounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
