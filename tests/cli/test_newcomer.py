@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.search(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.search(r"^```console\n(.*?)^```", README, re.M | re.S)[1]
+SCREEN = re.search(r"^╭.*?^```", README, re.M | re.S)[0]
 # Seconds of a core, without the installation, which downloads torch.
 LONGEST = 120
 
@@ -45,6 +47,25 @@ def seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def line(label: str, screen: str) -> list[str]:
+    """Return the words behind a label of the terminal's report."""
+    return re.search(rf"^ +{re.escape(label)} +(.*)$", screen, re.M)[1].split()
+
+
+def assert_printed(screen: str) -> None:
+    """Fail where the screen that the README shows is not what its command printed."""
+    assert re.search(r"80\.6 k parameters.*", SCREEN)[0] in screen
+    for label in ("file size", "14 integer", "0 float", "0 stray Q/DQ"):
+        assert line(label, SCREEN) == line(label, screen)
+    for label in ("top-1 (%)", "agreement (%)"):
+        shown, printed = (
+            [float(w) for w in line(label, s) if re.fullmatch(r"[\d.]+", w)]
+            for s in (SCREEN, screen)
+        )
+        # One of 450 images either way: another CPU adds float sums in another order.
+        assert printed == pytest.approx(shown, abs=0.23)
+
+
 @pytest.mark.slow
 def test_at_most_five_commands_lead_to_a_report_of_ones_own(home):
     if not (ROOT / ".git").exists():
@@ -60,11 +81,14 @@ def test_at_most_five_commands_lead_to_a_report_of_ones_own(home):
     assert clone == "git clone https://github.com/OWNER/qtool && cd qtool"
     environment(folder)
     start = seconds_of_children()
+    screens = {}
     for command in commands:
         own = command.replace("/path/to/net.onnx", str(home.parent / "net.onnx"))
         own = own.replace("/path/to/data", str(home.parent / "stuff"))
         done = subprocess.run(own, shell=True, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        screens[command] = done.stdout
+    assert_printed(screens["make demo"])
     seconds = seconds_of_children() - start
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["verdict"]["status"] == "passed" and report["accuracy"]["float"] > 99
