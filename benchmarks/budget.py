@@ -1,10 +1,11 @@
 """An accuracy budget that acts: `ptq: auto`, `bits.budget`, partial quantization, diagnosis.
 
-    QTOOL_DATA=... python -m benchmarks.budget [ROW ...] [--work DIR] [--folds 1] [--fresh]
+    QTOOL_DATA=... python -m benchmarks.budget [ROW ...] [--work DIR] [--folds 1] [--nncf PYTHON]
 
 A row is KIND/NETWORK, such as auto/resnet20, or a KIND. Every run is a `qtool ptq` run in a folder
 of its own below --work; finished rows are kept in benchmarks/results. Writes
-benchmarks/results/budget.md.
+benchmarks/results/budget.md. Rows of NNCF's accuracy control need an interpreter whose environment
+has nncf and onnxruntime.
 """
 
 import datetime
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
+from benchmarks.accuracy_control import with_accuracy_control
 from benchmarks.command import run_qtool
 from benchmarks.machine import fold_options, heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import Network, data_folder, recipe
+from benchmarks.poison import poison
 from benchmarks.repair import NAMES, pooled
 
 Report = Mapping[str, Any]
@@ -31,8 +32,6 @@ WIDTHS = (6, 5, 4)
 # The largest drops of `ptq: auto` from W4A8: that of its gate, and where it says so.
 WITHIN, SAID = 1.0, 2.0
 AUTO = {"auto": {"time": "10m"}}
-# Every channel of the poisoned layer is scaled by exp(U(-SPREAD, SPREAD)), and back in the next.
-SPREAD = 6.0
 PERMUTATION_SEED = 0
 
 
@@ -43,10 +42,12 @@ class Bench:
     Attributes:
         work: folder of the run folders.
         threads: of every run.
+        nncf: an interpreter with NNCF; None: its rows are left out.
     """
 
     work: Path
     threads: str
+    nncf: str | None = None
 
     def run(self, name: str, plain: dict[str, Any]) -> dict[str, Any]:
         """Return what the tables need of one `qtool ptq` run."""
@@ -55,24 +56,28 @@ class Bench:
         report, seconds = run_qtool("ptq", plain, out, "--threads", self.threads, "--fresh")
         after = os.times()
         used = after.children_user + after.children_system
-        search = report.get("search") or {}
-        rungs = search.get("rungs") or []
-        return {
-            "accuracy": report["accuracy"],
-            "bytes": report["size"]["quantized_bytes"],
-            "float_bytes": report["size"]["float_bytes"],
-            "ms": report["latency"]["quantized_ms"],
-            "float_ms": report["latency"]["float_ms"],
-            "verdict": report["verdict"],
-            "findings": [row["finding"] for row in report.get("diagnosis") or []],
-            "rungs": [rung for rung in rungs if rung["used"]],
-            "causes": rungs[0].get("findings") or [] if rungs else [],
-            "chosen": search.get("chosen"),
-            "search_seconds": _seconds(report, "search"),
-            "seconds": seconds,
-            "cpu_seconds": used - before.children_user - before.children_system,
-            "date": str(datetime.date.today()),
-        }
+        cpu = used - before.children_user - before.children_system
+        return {**row_of(report), "seconds": seconds, "cpu_seconds": cpu}
+
+
+def row_of(report: Report) -> dict[str, Any]:
+    """Return what the tables need of a report."""
+    search = report.get("search") or {}
+    rungs = search.get("rungs") or []
+    return {
+        "accuracy": report["accuracy"],
+        "bytes": report["size"]["quantized_bytes"],
+        "float_bytes": report["size"]["float_bytes"],
+        "ms": report["latency"]["quantized_ms"],
+        "float_ms": report["latency"]["float_ms"],
+        "verdict": report["verdict"],
+        "findings": [row["finding"] for row in report.get("diagnosis") or []],
+        "rungs": [rung for rung in rungs if rung["used"]],
+        "causes": rungs[0].get("findings") or [] if rungs else [],
+        "chosen": search.get("chosen"),
+        "search_seconds": _seconds(report, "search"),
+        "date": str(datetime.date.today()),
+    }
 
 
 def _seconds(report: Report, stage: str) -> float:
@@ -98,6 +103,18 @@ def auto(bench: Bench, name: str, fold: int) -> dict[str, Any]:
 def uniform(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     """Quantize uniformly at 8 bits, with the default steps."""
     return bench.run(f"uniform-{name}-{fold}", _plain(name, fold))
+
+
+def nncf(bench: Bench, name: str, fold: int) -> dict[str, Any]:
+    """Let NNCF's accuracy control quantize to 8 bits, with the drop of the gate of `auto`."""
+    file = bench.work / f"nncf-{name}-{fold}.onnx"
+    kind = "transformer" if "transformer" in name else ""
+    settings = {"max_drop": str(WITHIN), "model_type": kind, "threads": bench.threads}
+    made = with_accuracy_control(str(bench.nncf), NAMES[name], fold, file, settings)
+    out = bench.work / f"nncf-{name}-{fold}"
+    plain = {**_plain(name, fold), "gates": {"max_drop": WITHIN}}
+    report, _ = run_qtool("verify", plain, out, str(file), "--threads", bench.threads)
+    return {**row_of(report), **made, "search_seconds": made["seconds"]}
 
 
 def mixed(bench: Bench, name: str, fold: int) -> dict[str, Any]:
@@ -163,45 +180,6 @@ def broken(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     }
 
 
-def poison(source: Path, target: Path) -> list[str]:
-    """Write a network in which the channels of one value have very different ranges.
-
-    The function stays: what a channel is scaled by, the next layer takes back. Returns the names of
-    the layers that make and read the value; both lose by it.
-    """
-    model = onnx.load(source)
-    weights = {each.name: each for each in model.graph.initializer}
-    first, second = _consecutive(model.graph.node)
-    rng = np.random.default_rng(0)
-    factors = np.exp(rng.uniform(-SPREAD, SPREAD, weights[first.input[1]].dims[0]))
-    for name, shape in ((first.input[1], (-1, 1, 1, 1)), (first.input[2], (-1,))):
-        _scale(weights[name], factors.reshape(shape))
-    _scale(weights[second.input[1]], 1 / factors.reshape(1, -1, 1, 1))
-    onnx.save(model, target)
-    return [str(first.name), str(second.name)]
-
-
-def _consecutive(nodes: Sequence[Any]) -> tuple[Any, Any]:
-    """Return two convolutions in the middle, of which one alone reads the other through a Relu."""
-    readers: dict[str, list[Any]] = {}
-    for node in nodes:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    pairs = []
-    for node in nodes:
-        following = readers.get(node.output[0], [])
-        if node.op_type == "Conv" and [n.op_type for n in following] == ["Relu"]:
-            behind = readers.get(following[0].output[0], [])
-            if [n.op_type for n in behind] == ["Conv"]:
-                pairs.append((node, behind[0]))
-    return pairs[len(pairs) // 2]
-
-
-def _scale(tensor: Any, factors: np.ndarray) -> None:
-    scaled = (numpy_helper.to_array(tensor) * factors).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of rows.
@@ -218,6 +196,7 @@ class Kind:
 KINDS = {
     "uniform": Kind(uniform, (*SMALL, *LARGE)),
     "auto": Kind(auto, (*SMALL, *LARGE)),
+    "nncf": Kind(nncf, (*SMALL, *LARGE)),
     "mixed": Kind(mixed, (*SMALL, *LARGE)),
     "badly_scaled": Kind(badly_scaled, ("resnet20_badly_scaled",)),
     "partial": Kind(partial, ("resnet20",)),
@@ -259,15 +238,22 @@ def section(title: str, header: Sequence[str], lines: Sequence[Sequence[object]]
     return f"\n## {title}\n\n{table(header, lines)}" if lines else ""
 
 
+SETTINGS = {
+    "uniform": "uniform 8 bits",
+    "auto": "auto from W4A8",
+    "nncf": "NNCF, accuracy control",
+}
+
+
 def auto_table(rows: Mapping[str, list[Report]]) -> str:
     """Return `ptq: auto` beside uniform 8 bits."""
     lines = []
     for name in KINDS["auto"].networks:
-        for kind, title in (("uniform", "uniform 8 bits"), ("auto", "auto from W4A8")):
+        for kind, title in SETTINGS.items():
             folds = rows.get(f"{kind}/{name}", [])
             if not folds:
                 continue
-            limit = WITHIN if kind == "auto" else None
+            limit = WITHIN if kind != "uniform" else None
             steps = "; ".join(", ".join(r["name"] for r in f["rungs"]) or "-" for f in folds)
             verdict = ", ".join(fold["verdict"]["status"] for fold in folds)
             lines.append([name, title, *figures(folds, limit), *minutes(folds), verdict, steps])
@@ -358,12 +344,14 @@ def _folds(name: str, limit: int) -> int:
 
 
 def main() -> None:
-    options = fold_options(__doc__, "runs/benchmark-budget").parse_args()
+    parser = fold_options(__doc__, "runs/benchmark-budget")
+    parser.add_argument("--nncf", help="interpreter with nncf and onnxruntime")
+    options = parser.parse_args()
     data_folder()
     options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work.absolute(), options.threads)
+    bench = Bench(options.work.absolute(), options.threads, options.nncf)
     store = results_folder() / "budget.json"
-    for row in options.rows or KINDS:
+    for row in options.rows or [kind for kind in KINDS if kind != "nncf" or options.nncf]:
         kind, _, network = row.partition("/")
         for name in (network,) if network else KINDS[kind].networks:
             for fold in range(_folds(name, options.folds)):

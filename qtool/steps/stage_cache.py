@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, make_folder, remove_temporaries
 from qtool.report.schema import Stage
 
 T = TypeVar("T")
+
+# Results that a process holds for the trials of a search.
+MOST_SHARED = 4
 
 
 @dataclass
@@ -45,12 +48,14 @@ class StageCache:
         fresh: ignore results of earlier runs; a search and the run of what it chose are one run.
         base: digested into every key besides a result's own parts (source, versions, threads).
         done: the stages that ended, in order.
+        shared: results in memory for the trials of a search, the latest ones; None: none are held.
     """
 
     folder: Path
     fresh: bool = False
     base: tuple[str, ...] = ()
     done: list[Stage] = field(default_factory=list)
+    shared: dict[str, Any] | None = None
     _made: set[Path] = field(default_factory=set, repr=False)
 
     @contextmanager
@@ -129,6 +134,22 @@ class StageCache:
         with atomic_path(path) as temporary:
             save(result, temporary)
         self._made.add(path)
+        return result
+
+    def remembered(self, key: Callable[[], str], make: Callable[[], T]) -> T:
+        """Return what another trial of this search made for the same key, or make it.
+
+        Args:
+            key: everything the result depends on; called where results are shared.
+            make: computes the result.
+        """
+        if self.shared is None:
+            return make()
+        name = key()
+        result: T = self.shared.pop(name) if name in self.shared else make()
+        self.shared[name] = result
+        for oldest in list(self.shared)[:-MOST_SHARED]:
+            del self.shared[oldest]
         return result
 
 

@@ -138,7 +138,7 @@ def make_grids(
     shares = CalibrationShares(
         observed, use_holdout, rows, calibrator.needs_histogram, calibrator.smoothing
     )
-    observations = shares.collect(context, on_batch)
+    observations = shares.shared(context, on_batch)
     stats = observations.stats
     for text in (
         *value_notes(model, stats),

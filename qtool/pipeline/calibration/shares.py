@@ -9,6 +9,7 @@ from qtool.calibration.collect import PassOptions, Shard, collect_shard, merge_e
 from qtool.calibration.statistics import Stats
 from qtool.data import Dataset
 from qtool.data.inputs import samples_in
+from qtool.graph.content_digest import content_digest
 from qtool.pipeline.processes.message import Worker
 from qtool.qat import distributed
 from qtool.steps.context import Context
@@ -69,6 +70,20 @@ class CalibrationShares:
         stats = merge_shards(context.model, self.observed, shards, self.smoothing)
         early_samples = (self._half(context) - 1) * self.rows
         return Pass(stats, merge_early(self.observed, shards), early_samples)
+
+    def shared(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Pass:
+        """Return what :meth:`collect` returns, once for all trials of one graph and its samples.
+
+        Args:
+            context: as for :meth:`collect`.
+            on_batch: as for :meth:`collect`.
+        """
+
+        def key() -> str:
+            parts = (content_digest(context.model), repr(self), self._data(context).digest)
+            return "\0".join(parts)
+
+        return context.cache.remembered(key, lambda: self.collect(context, on_batch))
 
     def shard(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Shard:
         """Return the statistics of this process's batches."""

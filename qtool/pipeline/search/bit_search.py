@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-from qtool.annotation.layer_patterns import name_pattern
 from qtool.errors import RecipeError
 from qtool.pipeline.search.layer_costs import uniform
 from qtool.pipeline.search.measured_layers import Measured, among, measure_layers, ways_of
-from qtool.pipeline.search.trial import TrialRunner, with_bits
+from qtool.pipeline.search.trial import TrialRunner
 from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
 from qtool.search import BUDGET_METHODS
-from qtool.search.mixed_precision import BudgetMethod, Problem, Solver, Way
+from qtool.search.mixed_precision import BudgetMethod, Problem, Solver
 from qtool.search.partial import fewest_raised, with_one_quantized
 from qtool.steps.stage_cache import StageRecord
 
@@ -49,7 +47,6 @@ class BitSearch:
         """
         self._check_method()
         chosen = self._within_drop() if self.budget.max_drop is not None else self._within_limits()
-        self._measure_front()
         self._note(chosen)
         return chosen.recipe, SearchPart(front=front_of(self._tried), chosen=chosen.point)
 
@@ -68,17 +65,20 @@ class BitSearch:
 
     @cached_property
     def _measured(self) -> Measured:
-        return measure_layers(self.runner, self.budget)
+        return measure_layers(self.runner, self.runner.base, self.budget)
 
     # Choosing.
 
     def _within_limits(self) -> Tried:
-        """Return the best measured recipe within the limits."""
+        """Return the best measured recipe within the limits, the widest uniform one among them."""
         limits = self._measured.limits(self.budget)
         candidates = [self._fitted(solve, limits) for solve in self._method.solvers(self._problem)]
-        fitting = [tried for tried in (*candidates, self._uniform_within(limits)) if tried]
+        if uniform := self._uniform_within(limits):
+            self.record.notes.append(f"{uniform.name} within the limits: {uniform.outcome}")
+        fitting = [tried for tried in (*candidates, uniform) if tried]
         if not fitting:
             raise self._impossible(limits)
+        fitting += [tried for tried in self._front(limits) if self._is_within_bytes(tried)]
         return min(fitting, key=lambda tried: tried.result.kl)
 
     @property
@@ -129,7 +129,7 @@ class BitSearch:
         return None
 
     def _within_drop(self) -> Tried:
-        """Return the smallest measured recipe whose drop is within max_drop; by bisection."""
+        """Return the smallest measured recipe whose drop is within max_drop."""
         if self.runner.reference.metric is None:
             raise RecipeError(
                 "the drop is estimated on calibration samples, which have no labels, and the "
@@ -137,14 +137,33 @@ class BitSearch:
                 "`evaluate: {metric: top1}`, or limit bytes",
                 ("bits", "budget", "max_drop"),
             )
+        limits = self._measured.limits(self.budget)
         # By their number alone layers would exceed other limits.
         free = (w for w in self._measured.ways if len(w) > 1)
-        if (
-            not self._measured.limits(self.budget)
-            and len({way for ways in free for way in ways}) == 2
-        ):
-            return self._fewest_layers()
-        solutions = self._by_size()
+        if not limits and len({way for ways in free for way in ways}) == 2:
+            chosen = self._fewest_layers()
+        else:
+            chosen = self._by_bisection()
+        earlier = list(self._tried)
+        front = self._front(limits)
+        within = [tried for tried in (*earlier, *front) if self._is_within_bytes(tried)]
+        if not within:
+            raise self._impossible(limits)
+        keeping = [tried for tried in (chosen, *front) if tried in within and self._keeps(tried)]
+        if keeping:
+            return min(keeping, key=lambda tried: tried.result.bytes)
+        self.record.notes.append(
+            f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
+            f"{self.runner.reference.dataset.count} calibration samples; the closest is taken"
+        )
+        return min(within, key=lambda tried: (tried.result.drop or 0.0, tried.result.kl))
+
+    def _by_bisection(self) -> Tried:
+        """Return the smallest recipe that keeps the drop, as if larger ones always kept it too."""
+        limits = self._measured.limits(self.budget)
+        solutions = self._measured.by_size(limits, DROP_POINTS)
+        if not solutions:
+            raise self._impossible(limits)
         low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
         while low < high:
             middle = (low + high) // 2
@@ -152,7 +171,7 @@ class BitSearch:
                 high = middle
             else:
                 low = middle + 1
-        return self._within_or_closest(self._mixed(solutions[low]))
+        return self._mixed(solutions[low])
 
     def _fewest_layers(self) -> Tried:
         """Return the recipe that keeps the drop, the fewest layers on the better of two ways."""
@@ -174,20 +193,7 @@ class BitSearch:
             return self._mixed(solution, f"{layer_count(len(names))} raised")
 
         chosen = fewest_raised(ranked, lambda names: self._keeps(raised(names)))
-        return self._within_or_closest(raised(frozenset(ranked) if chosen is None else chosen))
-
-    def _within_or_closest(self, chosen: Tried) -> Tried:
-        """Return a recipe that keeps max_drop; else the closest one, with a warning."""
-        within = [tried for tried in self._tried if self._is_within_bytes(tried)]
-        if not within:
-            raise self._impossible(self._measured.limits(self.budget))
-        if not self._keeps(chosen) or chosen not in within:
-            self.record.notes.append(
-                f"WARNING: no choice within the limits keeps max_drop {self.budget.max_drop:g} on "
-                f"{self.runner.reference.dataset.count} calibration samples; the closest is taken"
-            )
-            return min(within, key=lambda tried: (tried.result.drop or 0.0, tried.result.kl))
-        return chosen
+        return raised(frozenset(ranked) if chosen is None else chosen)
 
     def _is_within_bytes(self, tried: Tried) -> bool:
         """Return whether the file itself is within the limit; the program only adds up layers."""
@@ -197,45 +203,27 @@ class BitSearch:
         limit = self.budget.max_drop
         return limit is None or tried.result.drop is None or tried.result.drop <= limit
 
-    def _by_size(self) -> list[tuple[int, ...]]:
-        """Return solutions from the smallest to the largest file within the limits."""
-        program, limits = self._measured.program, self._measured.limits(self.budget)
-        smallest, best = program.solve(limits, "bytes"), program.solve(limits)
-        if smallest is None or best is None:
-            raise self._impossible(limits)
-        low, high = (program.amount(each, "bytes") for each in (smallest, best))
-        solutions = [smallest]
-        for k in range(1, DROP_POINTS):
-            size = low + (high - low) * k / (DROP_POINTS - 1)
-            solution = program.solve({**limits, "bytes": min(size, limits.get("bytes", size))})
-            if solution is not None and solution not in solutions:
-                solutions.append(solution)
-        return solutions
+    def _front(self, limits: dict[str, float]) -> list[Tried]:
+        """Measure solutions of other sizes: what more and fewer bytes would cost.
 
-    def _measure_front(self) -> None:
-        """Measure solutions of other sizes: what more and fewer bytes would cost."""
+        Args:
+            limits: of the amounts of the program.
+
+        Returns:
+            Those that are within the limits, but for the bytes of the written file.
+        """
         program = self._measured.program
         best, smallest = program.solve({}) or (), program.solve({}, "bytes") or ()
         high, low = (program.amount(each, "bytes") for each in (best, smallest))
+        within = []
         for k in range(1, FRONT_POINTS):
             solution = program.solve({"bytes": low + (high - low) * k / FRONT_POINTS})
             if solution is not None:
-                self._mixed(solution)
+                tried = self._mixed(solution)
+                within += [tried] if program.allows(solution, limits) else []
+        return within
 
     # Recipes.
-
-    def _recipe(self, solution: Sequence[int]) -> Recipe:
-        """Return the recipe of a solution: one pattern for each layer of another width."""
-        measured, base = self._measured, self.runner.base
-        own = Way(*_own_widths(base))
-        patterns: dict[str, Any] = {}
-        for layer, ways, k in zip(measured.layers, measured.ways, solution, strict=True):
-            way = ways[k]
-            if way == own or layer.name in measured.fixed:
-                continue
-            widths = {"weights": way.weights, "activations": way.activations}
-            patterns[name_pattern(layer.name)] = "float" if way.is_float else widths
-        return with_bits(base, patterns)
 
     def _time(self, solution: Sequence[int]) -> float | None:
         table = self._measured.table
@@ -244,7 +232,8 @@ class BitSearch:
         return round(self._measured.program.amount(solution, "latency") + table.rest, 4)
 
     def _mixed(self, solution: Sequence[int], name: str = "mixed") -> Tried:
-        return self._try(name, self._recipe(solution), self._time(solution))
+        recipe = self._measured.recipe(self.runner.base, solution)
+        return self._try(name, recipe, self._time(solution))
 
     def _try(self, name: str, recipe: Recipe, milliseconds: float | None) -> Tried:
         if (earlier := find(self._tried, recipe)) is not None:
@@ -273,11 +262,3 @@ class BitSearch:
             "layers were scored alone at each width, by the noise at the output after a repair of "
             "their own",
         ]
-
-
-def _own_widths(recipe: Recipe) -> tuple[int | None, int | None]:
-    weights, activations = recipe.bits.weights, recipe.bits.activations
-    return (
-        weights if isinstance(weights, int) else None,
-        activations if isinstance(activations, int) else None,
-    )

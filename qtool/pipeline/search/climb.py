@@ -4,17 +4,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from qtool.annotation.layer_patterns import name_pattern
 from qtool.diagnosis.diagnose import diagnose
 from qtool.pipeline.checks.diagnosis import settings_of
-from qtool.pipeline.search.layer_costs import fixed_layers
+from qtool.pipeline.search.layer_costs import NothingToChooseError, fixed_layers
+from qtool.pipeline.search.measured_layers import measure_layers
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.quant.freeze import freeze
 from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
+from qtool.recipe.sections.budget import Budget
 from qtool.report.schema import Finding
 from qtool.report.search_schema import Rung, SearchPart
 from qtool.search.auto import Auto, Deadline, OutOfTimeError
@@ -33,8 +34,11 @@ SAMPLES_PER_ITERATION = 32
 MIN_ITERATIONS, MAX_ITERATIONS = 50, 500
 # A trial is started where this many times that of the best recipe so far fits into the time.
 RESERVE = 1.1
-# Samples of the scan that ranks layers.
+# Samples of the scans that measure single layers.
 RANKING_SAMPLES = 32
+# Widths of weights that are tried where they are narrower, and sizes of the file between them.
+MORE_BITS = (4, 5, 6, 8)
+SIZES = 16
 # Causes of the loss of plain rounding that are named.
 SHOWN_FINDINGS = 3
 WIDE = 8
@@ -80,13 +84,15 @@ class Climb:
         """Try one step after the other; what is best so far stays in ``_best``."""
         for name, change in self._repairs():
             self._repair(name, change)
-        self._raise(WIDE)
+        self._add_bits()
+        if self._ranges_are_later:
+            self._repair("ranges", _with_ranges)
         # Later, since every trial behind it would learn again.
         iterations = self._iterations()
         if iterations >= MIN_ITERATIONS:
             step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})
             self._repair(RECONSTRUCTION, partial(_with_steps, ("gptq", step)))
-        self._raise("float")
+        self._add_float_layers()
 
     def _repair(self, name: str, change: Callable[[Recipe], Recipe]) -> None:
         """Try a step where the gate does not hold yet."""
@@ -116,16 +122,30 @@ class Climb:
     def _repairs(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
         """Yield the names of steps, and how each changes the best recipe so far."""
         gptq = "gptq", partial(_with_steps, ("gptq",))
-        weights = self.runner.base.bits.weights
-        narrow = isinstance(weights, int) and weights < WIDE
-        if narrow:  # where rounding costs most, its repair comes before all else in a short time
+        if self._is_narrow:  # where rounding costs most, its repair comes first in a short time
             yield gptq
-        yield "ranges", _with_ranges
+        if not self._ranges_are_later:
+            yield "ranges", _with_ranges
         yield "equalization", _with_equalization
         if not self._best.recipe.ptq:  # gptq corrects biases too
             yield "bias correction", partial(_with_steps, ("bias_correction",))
-        if not narrow:
+        if not self._is_narrow:
             yield gptq
+
+    @property
+    def _is_narrow(self) -> bool:
+        weights = self.runner.base.bits.weights
+        return isinstance(weights, int) and weights < WIDE
+
+    @property
+    def _ranges_are_later(self) -> bool:
+        """Return whether weights get more bits before ranges are chosen again.
+
+        Ranges repair activations alone, and dozens of simulations choose them: where weights are
+        narrower, what they gain is little of the loss.
+        """
+        activations = self.runner.base.bits.activations
+        return self._is_narrow and isinstance(activations, int) and activations >= WIDE
 
     def _iterations(self) -> int:
         """Return the iterations of a block's reconstruction for which there is time."""
@@ -144,42 +164,86 @@ class Climb:
         if used:
             self._take(tried)
 
-    # More bits for the fewest layers.
+    # More bits, and float layers.
 
-    def _raise(self, width: int | str) -> None:
-        """Give the fewest layers ``width`` bits, 8 or float, so that the accuracy holds."""
-        # Without a drop nothing says when there are bits enough: all layers would become float.
-        if self._holds(self._best) or self._best.result.drop is None:
+    def _add_bits(self) -> None:
+        """Give layers more bits, so that the accuracy holds, by an integer program."""
+        weights, activations = self.runner.base.bits.weights, self.runner.base.bits.activations
+        if not isinstance(weights, int) or not isinstance(activations, int):
+            return
+        if weights >= WIDE or self._needs_no_more:
             return
         start, before = time.perf_counter(), self._best
-        ranked = self._ranked(before.recipe, width)
+        self._check_time()
+        among = (weights, *(width for width in MORE_BITS if width > weights))
+        budget = Budget(max_drop=self._limit, among=among)
+        try:
+            measured = measure_layers(self.runner, before.recipe, budget, RANKING_SAMPLES)
+        except NothingToChooseError:
+            return
+        solutions = measured.by_size({}, SIZES)
+        if len(solutions) < 2:
+            return
+
+        def sized(k: int) -> Tried:
+            count = sum(way > 0 for way in solutions[k])
+            recipe = measured.recipe(before.recipe, solutions[k])
+            return self._measure(f"{layer_count(count)} more bits", recipe)
+
+        def smallest() -> Tried:
+            low, high = 1, len(solutions) - 1
+            while low < high:
+                middle = (low + high) // 2
+                if self._within(sized(middle)):
+                    high = middle
+                else:
+                    low = middle + 1
+            return sized(low)
+
+        self._use_smallest(before, start, smallest)
+
+    def _add_float_layers(self) -> None:
+        """Leave the fewest layers in float, so that the accuracy holds."""
+        if self._needs_no_more:
+            return
+        start, before = time.perf_counter(), self._best
+        ranked = self._ranked(before.recipe)
         if not ranked:
             return
-        enough: list[Tried] = []
 
-        def raised(names: frozenset[str]) -> Tried:
-            layers: dict[str, Any] = {
-                name_pattern(n): width if width == "float" else {"weights": width}
-                for n in ranked
-                if n in names
-            }
-            bits = "float" if width == "float" else f"{width} bits"
-            return self._measure(
-                f"{layer_count(len(names))} {bits}", with_bits(before.recipe, layers)
-            )
+        def floats(names: frozenset[str]) -> Tried:
+            layers = {name_pattern(name): "float" for name in ranked if name in names}
+            recipe = with_bits(before.recipe, layers)
+            return self._measure(f"{layer_count(len(names))} float", recipe)
 
-        def keeps(names: frozenset[str]) -> bool:
-            tried = raised(names)
-            enough.extend([tried] if self._within(tried) else [])
-            return self._within(tried)
+        def smallest() -> Tried:
+            trim = len(ranked) // 4
+            chosen = fewest_raised(ranked, lambda names: self._within(floats(names)), trim)
+            return floats(frozenset(ranked) if chosen is None else chosen)
 
+        self._use_smallest(before, start, smallest)
+
+    @property
+    def _needs_no_more(self) -> bool:
+        """Return whether the gate holds, or nothing says when there are bits enough."""
+        return self._holds(self._best) or self._best.result.drop is None
+
+    def _use_smallest(self, before: Tried, start: float, smallest: Callable[[], Tried]) -> None:
+        """Use what a search for the smallest recipe returns.
+
+        Where the time is over in it: the smallest so far that keeps half the limit, which may be
+        larger than it need be; else the one of the least divergence.
+        """
+        earlier = len(self._tried)
         try:
-            chosen = fewest_raised(ranked, keeps, trim=len(ranked) // 4)
+            self._use(before, smallest(), start)
         except OutOfTimeError:
-            if enough:  # the smallest so far, with more layers than it might need
-                self._use(before, min(enough, key=lambda tried: tried.result.bytes), start)
+            if tried := self._tried[earlier:]:
+                enough = [each for each in tried if self._within(each)]
+                best = min(tried, key=lambda each: each.result.kl)
+                chosen = min(enough, key=lambda each: each.result.bytes) if enough else best
+                self._use(before, chosen, start)
             raise
-        self._use(before, raised(frozenset(ranked) if chosen is None else chosen), start)
 
     def _take(self, tried: Tried) -> None:
         self._best, self._reserve = tried, tried.seconds
@@ -191,18 +255,16 @@ class Climb:
         if used:
             self._take(tried)
 
-    def _ranked(self, recipe: Recipe, width: int | str) -> list[str]:
-        """Return the layers that can have more bits, the most damaging for their bytes first."""
+    def _ranked(self, recipe: Recipe) -> list[str]:
+        """Return the layers that can become float, the most damaging first."""
         self._check_time()
         plan, context = self.runner.quantized(recipe)
         rows = self.runner.costs_alone(plan, context, RANKING_SAMPLES)
         costs = {row.site: row.kl for row in rows}
-        weighted = {n: s.weight for n, s in plan.sites.items() if s.weight is not None}
-        free = set(weighted) - fixed_layers(self.runner, self.runner.base, list(weighted))
-        if width != "float":
-            free = {n for n in free if plan.qparams(weighted[n]).spec.bits < int(width)}
+        weighted = [name for name, site in plan.sites.items() if site.weight is not None]
+        free = set(weighted) - fixed_layers(self.runner, self.runner.base, weighted)
         ranked = sorted(sorted(free), key=lambda name: -costs.get(name, 0.0))
-        return with_one_quantized(ranked, len(weighted)) if width == "float" else ranked
+        return with_one_quantized(ranked, len(weighted))
 
     # Measuring and deciding.
 

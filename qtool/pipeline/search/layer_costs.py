@@ -28,6 +28,10 @@ MIN_SCANNED, MAX_SCANNED = 32, 128
 DYNAMIC_BITS = 8
 
 
+class NothingToChooseError(RecipeError):
+    """Patterns set the width of every layer."""
+
+
 @dataclass(frozen=True)
 class OtherLayers:
     """The network outside the layers whose widths are chosen: layers that stay float, and the like.
@@ -76,7 +80,9 @@ def uniform(recipe: Recipe, way: Way) -> Recipe:
     return with_bits(recipe, {}, weights=way.weights, activations=way.activations)
 
 
-def score(runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]) -> tuple[list[Scored], Context]:
+def score(
+    runner: TrialRunner, recipe: Recipe, ways: Sequence[Way], samples: int = MAX_SCANNED
+) -> tuple[list[Scored], Context]:
     """Measure all layers at each width, alone, and after a repair of their own.
 
     What rounding to nearest costs says little about what is left after a repair, so weights are
@@ -87,6 +93,7 @@ def score(runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]) -> tuple[lis
         runner: of the search.
         recipe: the base.
         ways: the widths, narrowest first.
+        samples: that a scan reads, at most.
 
     Returns:
         The widths, and the context of the widest.
@@ -99,7 +106,7 @@ def score(runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]) -> tuple[lis
             # The first plan is the network around each layer.
             plans = Gptq().round_alone(plans[::-1], context)[::-1]
         for way, plan in zip(group, plans, strict=True):
-            scored.append(_scored(runner, way, plan, context))
+            scored.append(_scored(runner, way, plan, context, samples))
             context.progress("search: widths", len(scored), len(ways))
     scored.sort(key=lambda s: ways.index(s.way))
     return scored, context
@@ -114,7 +121,7 @@ def _plans(
     weighted = [name for name, site in calibrated.sites.items() if site.weight is not None]
     fixed = fixed_layers(runner, recipe, weighted)
     if fixed >= set(weighted):
-        raise RecipeError(
+        raise NothingToChooseError(
             "every layer's width is set in bits.layers, so that there is nothing to choose; "
             "remove the key, or a pattern",
             ("bits", "budget"),
@@ -143,10 +150,12 @@ def _narrowed(
     return constrain_scales(context, plan)
 
 
-def _scored(runner: TrialRunner, way: Way, plan: QuantPlan, context: Context) -> Scored:
+def _scored(
+    runner: TrialRunner, way: Way, plan: QuantPlan, context: Context, samples: int
+) -> Scored:
     layers = sum(site.weight is not None for site in plan.sites.values())
     work = max(total_macs(context.model), 1) * max(layers, 1) / 2
-    count = int(np.clip(SCANNED_MACS / work, MIN_SCANNED, MAX_SCANNED))
+    count = min(int(np.clip(SCANNED_MACS / work, MIN_SCANNED, MAX_SCANNED)), samples)
     rows = runner.costs_alone(plan, context, count)
     emitted = runner.emitted(plan, context, runner.folder / "scored.onnx")
     _, parts = file_parts(emitted.model)

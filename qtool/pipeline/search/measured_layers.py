@@ -1,19 +1,23 @@
 """The layers that widths are chosen for: their ways, and what each costs and uses."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
+from qtool.annotation.layer_patterns import name_pattern
 from qtool.errors import RecipeError
 from qtool.pipeline.search.latency_table import LatencyTable, measure_latency
 from qtool.pipeline.search.layer_costs import (
+    MAX_SCANNED,
     OtherLayers,
     fixed_layers,
     layer_costs,
     score,
     uniform,
 )
-from qtool.pipeline.search.trial import TrialRunner
+from qtool.pipeline.search.trial import TrialRunner, with_bits
+from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget, widths_of
 from qtool.search.integer_program import Program
 from qtool.search.mixed_precision import FLOAT_BITS, Layer, Way, program_of
@@ -77,6 +81,43 @@ class Measured:
         if latency is not None and table is not None:
             limits["latency"] = latency * table.total_float - table.rest
         return limits
+
+    def by_size(self, limits: Mapping[str, float], count: int) -> list[tuple[int, ...]]:
+        """Return solutions from the smallest to the most precise within limits; empty: none is.
+
+        Args:
+            limits: name of an amount -> its largest sum.
+            count: of the sizes between them, both included.
+        """
+        program = self.program
+        smallest, best = program.solve(limits, "bytes"), program.solve(limits)
+        if smallest is None or best is None:
+            return []
+        low, high = (program.amount(each, "bytes") for each in (smallest, best))
+        solutions = [smallest]
+        for k in range(1, count):
+            size = low + (high - low) * k / (count - 1)
+            solution = program.solve({**limits, "bytes": min(size, limits.get("bytes", size))})
+            if solution is not None and solution not in solutions:
+                solutions.append(solution)
+        return solutions
+
+    def recipe(self, base: Recipe, solution: Sequence[int]) -> Recipe:
+        """Return the recipe of a solution: one pattern for each layer of another width.
+
+        Args:
+            base: the recipe whose widths are chosen.
+            solution: position of the way of each layer.
+        """
+        own = [base.bits.weights, base.bits.activations]
+        patterns: dict[str, Any] = {}
+        for layer, ways, k in zip(self.layers, self.ways, solution, strict=True):
+            way = ways[k]
+            if [way.weights, way.activations] == own or layer.name in self.fixed:
+                continue
+            widths = {"weights": way.weights, "activations": way.activations}
+            patterns[name_pattern(layer.name)] = "float" if way.is_float else widths
+        return with_bits(base, patterns)
 
     def least(self, names: Iterable[str]) -> str:
         """Return the least value of each limit of the budget, as a recipe has it.
@@ -162,15 +203,23 @@ def ways_of(runner: TrialRunner, budget: Budget) -> list[Way]:
     return sorted(dict.fromkeys(ways), key=lambda w: (w.weights or 0, w.activations or 0))
 
 
-def measure_layers(runner: TrialRunner, budget: Budget) -> Measured:
+def measure_layers(
+    runner: TrialRunner, base: Recipe, budget: Budget, samples: int = MAX_SCANNED
+) -> Measured:
     """Return the layers and what they cost at each width.
 
     Args:
         runner: of the search.
-        budget: of the recipe.
+        base: the recipe whose widths are chosen.
+        budget: names the widths, and the limits.
+        samples: that a layer is measured on, at most.
+
+    Raises:
+        NothingToChooseError: patterns set the width of every layer.
+        RecipeError: the target lacks a width, or activations are no integers.
     """
-    base, uniform_ways = runner.base, ways_of(runner, budget)
-    scored, context = score(runner, base, uniform_ways)
+    uniform_ways = ways_of(runner, budget)
+    scored, context = score(runner, base, uniform_ways, samples)
     widest = scored[-1]
     names = [n for n, site in widest.plan.sites.items() if site.weight is not None]
     fixed = fixed_layers(runner, base, names)

@@ -97,6 +97,7 @@ class TrialRunner:
         Raises:
             QtoolError: model or data are wrong, or the samples are synthetic.
         """
+        cache = replace(cache, shared={})
         prepared = prepare(recipe, cache, options, partial(with_unused_samples, options=options))
         check_real_samples(prepared)
         count = prepared.recipe.calibrate.count

@@ -1,6 +1,7 @@
 """Mixed precision: within the budget, the recipe runs by itself, errors name what is possible."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ from qtool.steps.stage_cache import StageRecord
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
     monkeypatch.setattr(trial, "MAX_COMPARED", 64)
-    monkeypatch.setattr(layer_costs, "MAX_SCANNED", 32)
+    monkeypatch.setattr(layer_costs, "SCANNED_MACS", 0)
 
 
 SMALL = ("calibrate.count=64", "evaluate.count=48", "ptq=[]", "bits={weights: 8}")
@@ -127,6 +128,27 @@ def test_max_drop_exceeds_no_other_limit():
     assert any("no choice within the limits keeps max_drop" in note for note in search.record.notes)
     _, part = FewLayers({"max_drop": 1, "among": [4, 8]}).run()
     assert part.chosen.bytes == 200 and part.chosen.drop == 0
+
+
+def test_nothing_is_chosen_that_is_worse_than_what_was_tried_within_the_limits(monkeypatch):
+    search = FewLayers({"bytes": 160, "among": [4, 8]})
+    measure = search.measure
+
+    def measured(recipe):
+        """The uniform width comes closest, whatever the layers cost alone."""
+        result = measure(recipe)
+        return replace(result, bytes=100, kl=0.5) if recipe.bits.weights == 4 else result
+
+    search.runner.measure = measured
+    _, part = search.run()
+    assert part.chosen.name == "uniform 4/8" and part.chosen.bytes == 100
+    assert any("uniform 4/8 within the limits: 100 bytes" in n for n in search.record.notes)
+    # Of a method that finds the worst choice alone, a point of the front is better.
+    search = FewLayers({"bytes": 160, "among": [4, 8]})
+    worst = SimpleNamespace(solvers=lambda problem: [lambda limits: (0, 0)])
+    monkeypatch.setattr(FewLayers, "_method", worst)
+    _, part = search.run()
+    assert part.chosen.bytes == 150 and part.chosen.kl == 1
 
 
 def test_bops_count_layers_that_stay_float():

@@ -8,10 +8,13 @@ import pytest
 
 from qtool.pipeline.search import climb
 from qtool.pipeline.search.climb import Climb
+from qtool.pipeline.search.layer_costs import NothingToChooseError
+from qtool.pipeline.search.measured_layers import Measured
 from qtool.pipeline.search.trial import TrialResult
 from qtool.pipeline.search.tried import Tried, front_of
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.search.auto import Auto, Deadline, seconds_of
+from qtool.search.mixed_precision import Layer, Way, program_of
 from qtool.steps.stage_cache import StageRecord
 
 LAYERS = ("a", "b", "c")
@@ -24,7 +27,7 @@ class Runner:
         keywords = {
             "model": "net.onnx",
             "calibrate": {"images": "train"},
-            "bits": {"weights": bits},
+            "bits": {"weights": bits, "activations": 8},
         }
         if limit is not None:
             keywords["gates"] = {"max_drop": limit}
@@ -52,10 +55,29 @@ class Runner:
         return 2.0
 
 
+def measured(runner, base, budget, samples):
+    """Stands in for the costs of single layers: those whose factor is least lose most."""
+    ways = [Way(width, base.bits.activations) for width in budget.among]
+    layers = [
+        Layer(
+            name=name,
+            parameters=100,
+            macs=100,
+            costs={way: (1 - runner.float_layers.get(name, 1.0)) / 4**way.weights for way in ways},
+            bytes={way: 125.0 * way.weights for way in ways},
+            milliseconds={},
+        )
+        for name in LAYERS
+    ]
+    program = program_of(layers, dict.fromkeys(LAYERS, ways))
+    return Measured(layers, [ways] * len(layers), set(), program, None, 0)
+
+
 def searched(monkeypatch, runner, auto=None, macs=10**12, findings=()):
     monkeypatch.setattr(climb, "total_macs", lambda model: macs)
     search = Climb(runner, auto or Auto(), StageRecord(), runner.deadline)
-    monkeypatch.setattr(Climb, "_ranked", lambda self, recipe, width: list(LAYERS))
+    monkeypatch.setattr(Climb, "_ranked", lambda self, recipe: list(LAYERS))
+    monkeypatch.setattr(climb, "measure_layers", measured)
     monkeypatch.setattr(Climb, "_findings", lambda *args: findings)
     return (*search.run(), search.record.notes)
 
@@ -99,19 +121,21 @@ def test_narrow_weights_are_repaired_first(monkeypatch):
     """Biases are part of that repair."""
     runner = Runner({"auto": 0.5, "gptq": 0.05}, bits=4, limit=0.3)
     recipe, part, _ = searched(monkeypatch, runner)
-    assert [rung.name for rung in part.rungs[:4]] == ["rounding", "gptq", "ranges", "equalization"]
+    assert [rung.name for rung in part.rungs[:3]] == ["rounding", "gptq", "equalization"]
+    names = [rung.name for rung in part.rungs[3:]]
+    assert names == ["ranges", "3 layers float"], "no layer costs anything alone"
     assert recipe.calibrate.method.name == "auto"
     assert [step.name for step in recipe.ptq] == ["gptq"]
     _, part, _ = searched(monkeypatch, Runner({"gptq": 2.0}, bits=4))
     assert "bias correction" in [rung.name for rung in part.rungs]
 
 
-def test_the_fewest_layers_get_more_bits_at_last(monkeypatch):
+def test_the_fewest_bytes_of_more_bits_are_added(monkeypatch):
     runner = Runner({"gptq": 0.5}, bits=4, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
     recipe, part, _ = searched(monkeypatch, runner)
     assert set(recipe.bits.layers) == {"name:a"}
-    assert recipe.bits.layers["name:a"].weights == 8
-    assert part.rungs[-1].name == "1 layer 8 bits" and part.rungs[-1].added_bytes == 500
+    assert recipe.bits.layers["name:a"].weights == 5
+    assert part.rungs[-1].name == "1 layer more bits" and part.rungs[-1].added_bytes == 500
     assert all("auto" not in {step.name for step in r.ptq or ()} for r in runner.recipes)
 
 
@@ -206,11 +230,29 @@ def test_no_bits_are_added_without_labels(monkeypatch):
 def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
     _, slow = slow_runner(monkeypatch, 10)
     runner = slow({}, bits=4, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
-    # Six trials: five of the steps, and all layers at 8 bits; the bisection has no time.
-    recipe, part, notes = searched(monkeypatch, runner, Auto(time="61s"))
+    # Five trials: four of the steps, and the sixth of ten sizes; the bisection ends there.
+    recipe, part, notes = searched(monkeypatch, runner, Auto(time="51s"))
     assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
-    assert part.rungs[-1].used and part.rungs[-1].name == "3 layers 8 bits"
-    assert any("the time of 61s is over" in note for note in notes)
+    assert part.rungs[-1].used and part.rungs[-1].name == "3 layers more bits"
+    assert any("the time of 51s is over" in note for note in notes)
+
+
+def test_what_comes_closest_is_used_where_nothing_is_enough_in_time(monkeypatch):
+    _, slow = slow_runner(monkeypatch, 10)
+    runner = slow({}, bits=4, limit=0.1, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
+    recipe, part, _ = searched(monkeypatch, runner, Auto(time="51s"))
+    assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
+    assert part.rungs[-1].used and part.rungs[-1].drop == pytest.approx(0.81)
+
+
+def test_layers_of_a_fixed_width_get_no_bits(monkeypatch):
+    def nothing(*args):
+        raise NothingToChooseError("every layer's width is set")
+
+    runner = Runner({"gptq": 0.5}, bits=4, float_layers=dict.fromkeys(LAYERS, 0.1))
+    monkeypatch.setattr("test_climb.measured", nothing)
+    recipe, _, _ = searched(monkeypatch, runner)
+    assert {widths.weights for widths in recipe.bits.layers.values()} == {"float"}
 
 
 @pytest.mark.parametrize(("milliseconds", "front"), [(0.196, ["gptq"]), (0.15, ["gptq", "ranges"])])

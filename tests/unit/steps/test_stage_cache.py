@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from qtool.steps.stage_cache import StageCache, StageRecord, peak_rss_mb, source_digest
+from qtool.steps.stage_cache import (
+    MOST_SHARED,
+    StageCache,
+    StageRecord,
+    peak_rss_mb,
+    source_digest,
+)
 
 
 def write(text: str, path: Path) -> None:
@@ -165,3 +171,22 @@ def test_fresh_uses_what_the_same_run_made(tmp_path, work):
     )
     assert search.cached(StageRecord(), *arguments) == "result 2"
     assert stages.cached(StageRecord(), *arguments) == "result 2"
+
+
+def test_trials_share_the_latest_results(tmp_path, work):
+    search = StageCache(tmp_path, shared={})
+    first, second = (replace(search, done=[]) for _ in range(2))
+    assert first.remembered(lambda: "a", work) == second.remembered(lambda: "a", work) == "result 1"
+    for key in "bcd":
+        first.remembered(lambda key=key: key, work)
+    assert second.remembered(lambda: "a", work) == "result 1"  # now the latest
+    first.remembered(lambda: "e", work)
+    assert second.remembered(lambda: "a", work) == "result 1"
+    assert second.remembered(lambda: "b", work) == "result 6"
+    assert len(search.shared) == MOST_SHARED
+
+
+def test_a_run_of_its_own_holds_nothing(tmp_path, work):
+    stages = StageCache(tmp_path)
+    assert stages.remembered(lambda: 1 / 0, work) == "result 1"
+    assert stages.remembered(lambda: 1 / 0, work) == "result 2"
