@@ -156,12 +156,15 @@ class Context:
 
         return Simulation(self.model, freeze(self.model, plan), self.device)
 
-    def outputs(self, dataset: Dataset, plan: QuantPlan | None = None) -> np.ndarray:
+    def outputs(
+        self, dataset: Dataset, plan: QuantPlan | None = None, stage: str | None = None
+    ) -> np.ndarray:
         """Return the first output on all samples, float32 [samples, ...]; large ones in a file.
 
         Args:
             dataset: samples for this model.
             plan: of the quantized network; None: the float network.
+            stage: name under which progress is reported; None: it is not.
         """
         from qtool.runtime.chunk_threads import map_chunks
         from qtool.runtime.executor import Executor
@@ -173,7 +176,15 @@ class Context:
             result = run(feeds, outputs=[self.first_output])[self.first_output]
             return np.asarray(self.samples_of(result, valid).float().cpu().numpy())
 
-        return stack_rows(map_chunks(output, self.feeds(dataset), self.device), dataset.count)
+        def rows() -> Iterator[np.ndarray]:
+            done = 0
+            for chunk in map_chunks(output, self.feeds(dataset), self.device):
+                yield chunk
+                done += len(chunk)
+                if stage is not None:
+                    self.progress(stage, done, dataset.count)
+
+        return stack_rows(rows(), dataset.count)
 
     @cached_property
     def holdout_reference(self) -> np.ndarray:

@@ -221,7 +221,7 @@ class TrialRunner:
         plan, context = self.quantized(recipe)
         seconds = time.perf_counter() - start
         data, start = self.reference.dataset, time.perf_counter()
-        outputs = context.outputs(data, plan)
+        outputs = context.outputs(data, plan, stage="compare")
         speed = data.count * max(total_macs(context.model), 1) / (time.perf_counter() - start)
         effect = self.reference.effect(outputs)
         path = self.folder / TRIAL_FILE
