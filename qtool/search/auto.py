@@ -68,8 +68,8 @@ class Auto:
 
     Steps, in order: plain rounding, ranges by `auto`, equalization, bias correction, GPTQ,
     reconstruction where time is left, and at last float for the fewest layers. Where weights have
-    fewer than 8 bits, GPTQ comes first, and before the reconstruction layers get up to 8 bits, for
-    the fewest bytes; ranges follow then, unless activations are narrow too.
+    fewer than 8 bits, GPTQ comes first, and layers get up to 8 bits, for the fewest bytes, before
+    ranges, and equalization that no diagnosis names, are tried.
     A step is used where samples that nothing was fitted to say that the output came closer. The
     search ends when the drop on them, with one standard error, is within gates.max_drop (1 point
     where there is none), or the time is over. The run folder holds the recipe that was chosen,

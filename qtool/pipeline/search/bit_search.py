@@ -102,10 +102,13 @@ class BitSearch:
             solution = solve(limits)
             if solution is None:
                 return None
-            tried = self._mixed(solution)
-            over = 0.0 if limit is None else tried.result.bytes - limit
+            recipe = self._measured.recipe(self.runner.base, solution)
+            over = 0.0 if limit is None else self.runner.file_bytes(recipe) - limit
             if over <= 0:
-                return tried
+                tried = self._mixed(solution)
+                if self._is_within_bytes(tried):
+                    return tried
+                over = tried.result.bytes - (limit or 0.0)
             limits["bytes"] -= over
         return None
 

@@ -1,7 +1,7 @@
 """Climb from plain rounding to a recipe that keeps the accuracy, for ``ptq: auto``."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -38,7 +38,7 @@ RESERVE = 1.1
 RANKING_SAMPLES = 32
 # Widths of weights that are tried where they are narrower, and sizes of the file between them.
 MORE_BITS = (4, 5, 6, 8)
-SIZES = 16
+SIZES = 8
 # Causes of the loss of plain rounding that are named.
 SHOWN_FINDINGS = 3
 WIDE = 8
@@ -61,6 +61,7 @@ class Climb:
     deadline: Deadline
     _start: float = field(default_factory=lambda: time.perf_counter(), repr=False)
     _reserve: float = field(default=0.0, repr=False)  # seconds of the best recipe's trial
+    _is_equalization_advised: bool = field(default=True, repr=False)  # unless a diagnosis does not
     _tried: list[Tried] = field(default_factory=list, repr=False)
     _rungs: list[Rung] = field(default_factory=list, repr=False)
 
@@ -82,12 +83,13 @@ class Climb:
 
     def _climb(self) -> None:
         """Try one step after the other; what is best so far stays in ``_best``."""
-        for name, change in self._repairs():
-            self._repair(name, change)
+        first, later = self._repairs()
+        for name in first:
+            self._repair(name, REPAIRS[name])
         self._add_bits()
-        if self._ranges_are_later:
-            self._repair("ranges", _with_ranges)
-        # Later, since every trial behind it would learn again.
+        for name in later:
+            self._repair(name, REPAIRS[name])
+        # Last, since every trial behind it would learn again.
         iterations = self._iterations()
         if iterations >= MIN_ITERATIONS:
             step = Choice(name=RECONSTRUCTION, options={"iterations": iterations})
@@ -107,7 +109,10 @@ class Climb:
         drop = rounded.result.drop
         if self._holds(rounded) or drop is None or drop <= 0:
             return
-        causes = [finding.finding for finding in self._findings(rounded, drop)[:SHOWN_FINDINGS]]
+        findings = self._findings(rounded, drop)
+        lines = [line for finding in findings for line in finding.recipe_lines]
+        self._is_equalization_advised = any("equalize" in line for line in lines)
+        causes = [finding.finding for finding in findings[:SHOWN_FINDINGS]]
         self.record.notes += [f"rounding loses {drop:.2f} points: {cause}" for cause in causes]
         self._rungs[-1] = self._rungs[-1].model_copy(update={"findings": causes})
 
@@ -119,33 +124,21 @@ class Climb:
 
     # Steps that cost no bytes.
 
-    def _repairs(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
-        """Yield the names of steps, and how each changes the best recipe so far."""
-        gptq = "gptq", partial(_with_steps, ("gptq",))
-        if self._is_narrow:  # where rounding costs most, its repair comes first in a short time
-            yield gptq
-        if not self._ranges_are_later:
-            yield "ranges", _with_ranges
-        yield "equalization", _with_equalization
-        if not self._best.recipe.ptq:  # gptq corrects biases too
-            yield "bias correction", partial(_with_steps, ("bias_correction",))
-        if not self._is_narrow:
-            yield gptq
+    def _repairs(self) -> tuple[list[str], list[str]]:
+        """Return the names of the steps that are tried before layers get more bits, and after.
 
-    @property
-    def _is_narrow(self) -> bool:
-        weights = self.runner.base.bits.weights
-        return isinstance(weights, int) and weights < WIDE
-
-    @property
-    def _ranges_are_later(self) -> bool:
-        """Return whether weights get more bits before ranges are chosen again.
-
-        Ranges repair activations alone, and dozens of simulations choose them: where weights are
-        narrower, what they gain is little of the loss.
+        Where weights are narrow, their rounding comes first. Ranges repair activations alone, and
+        dozens of simulations choose them: beside narrow weights wide activations lose little. The
+        same holds for equalization where no diagnosis names it.
         """
-        activations = self.runner.base.bits.activations
-        return self._is_narrow and isinstance(activations, int) and activations >= WIDE
+        weights, activations = self.runner.base.bits.weights, self.runner.base.bits.activations
+        if not isinstance(weights, int) or weights >= WIDE:
+            return ["ranges", "equalization", "bias correction", "gptq"], []
+        first, later = ["gptq"], list[str]()
+        wide = isinstance(activations, int) and activations >= WIDE
+        (later if wide else first).append("ranges")
+        (first if self._is_equalization_advised else later).append("equalization")
+        return [*first, "bias correction"], later
 
     def _iterations(self) -> int:
         """Return the iterations of a block's reconstruction for which there is time."""
@@ -364,7 +357,21 @@ def _with_equalization(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"rewrite": (*names, "equalize")})
 
 
+def _with_bias_correction(recipe: Recipe) -> Recipe:
+    # GPTQ corrects biases too.
+    return recipe if recipe.ptq else _with_steps(("bias_correction",), recipe)
+
+
 def _with_steps(steps: Sequence[str | Choice], recipe: Recipe) -> Recipe:
     """Return the recipe with other post-training steps."""
     choices = [Choice(name=step) if isinstance(step, str) else step for step in steps]
     return recipe.model_copy(update={"ptq": tuple(choices)})
+
+
+REPAIRS: Mapping[str, Callable[[Recipe], Recipe]] = {
+    "ranges": _with_ranges,
+    "equalization": _with_equalization,
+    "bias correction": _with_bias_correction,
+    "gptq": partial(_with_steps, ("gptq",)),
+}
+"""Steps that cost no bytes, and how each changes a recipe."""

@@ -22,7 +22,7 @@ from qtool.verification.layers.table import total_macs
 from qtool.weights.grids import weight_grids
 
 # Samples of the scans: as many as this many multiply-accumulates allow, half the network a layer.
-SCANNED_MACS = 6e11
+SCANNED_MACS = 2e11
 MIN_SCANNED, MAX_SCANNED = 32, 128
 # DynamicQuantizeLinear makes uint8.
 DYNAMIC_BITS = 8

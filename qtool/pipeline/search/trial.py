@@ -123,6 +123,23 @@ class TrialRunner:
         Args:
             recipe: differs from ``base`` in bits, ranges, rewrites and steps alone.
         """
+        recipe, context = self._rewritten(recipe)
+        return quantize(recipe, context).plan, context
+
+    def file_bytes(self, recipe: Recipe) -> int:
+        """Return the bytes of a recipe's file, which no step changes, without the steps' work.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        recipe, context = self._rewritten(recipe)
+        plan = quantize(recipe.model_copy(update={"ptq": ()}), context).plan
+        path = self.folder / "weighed.onnx"
+        self.emitted(plan, context, path)
+        return file_bytes(path)
+
+    def _rewritten(self, recipe: Recipe) -> tuple[Recipe, Context]:
+        """Return the recipe with all its steps, and a context with the graph they need."""
         prepared = self.prepared
         model = prepared.loaded.model.clone()
         with recipe.locate_errors():
@@ -135,7 +152,7 @@ class TrialRunner:
             cache=replace(prepared.context.cache, done=[]),
         )
         rewrite(recipe, context)
-        return quantize(recipe, context).plan, context
+        return recipe, context
 
     def measure(self, recipe: Recipe) -> TrialResult:
         """Return the outcome of a recipe; that of an earlier run where it is finished.

@@ -104,6 +104,7 @@ class FewLayers(BitSearch):
                 base=base,
                 reference=reference,
                 measure=self.measure,
+                file_bytes=lambda recipe: self.measure(recipe).bytes,
                 prepared=SimpleNamespace(context=context),
             ),
             Budget.model_validate(budget),

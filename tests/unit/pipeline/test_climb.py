@@ -108,7 +108,7 @@ def test_a_step_that_does_not_help_is_left_out(monkeypatch):
 
 
 def test_the_causes_of_the_loss_are_named(monkeypatch):
-    findings = [SimpleNamespace(finding=f"Cause {k}") for k in range(5)]
+    findings = [SimpleNamespace(finding=f"Cause {k}", recipe_lines=[]) for k in range(5)]
     runner = Runner({"equalize": 0.001})
     _, part, notes = searched(monkeypatch, runner, findings=findings)
     assert part.rungs[0].findings == ["Cause 0", "Cause 1", "Cause 2"]
@@ -121,13 +121,26 @@ def test_narrow_weights_are_repaired_first(monkeypatch):
     """Biases are part of that repair."""
     runner = Runner({"auto": 0.5, "gptq": 0.05}, bits=4, limit=0.3)
     recipe, part, _ = searched(monkeypatch, runner)
-    assert [rung.name for rung in part.rungs[:3]] == ["rounding", "gptq", "equalization"]
-    names = [rung.name for rung in part.rungs[3:]]
-    assert names == ["ranges", "3 layers float"], "no layer costs anything alone"
+    # No layer costs anything alone, so none gets more bits.
+    names = [rung.name for rung in part.rungs]
+    assert names == ["rounding", "gptq", "ranges", "equalization", "3 layers float"]
     assert recipe.calibrate.method.name == "auto"
     assert [step.name for step in recipe.ptq] == ["gptq"]
     _, part, _ = searched(monkeypatch, Runner({"gptq": 2.0}, bits=4))
     assert "bias correction" in [rung.name for rung in part.rungs]
+
+
+def test_equalization_comes_before_bits_where_a_diagnosis_names_it(monkeypatch):
+    factors = {"gptq": 0.5, "equalize": 0.01}
+    finding = SimpleNamespace(finding="Channel ranges", recipe_lines=["rewrite: [equalize]"])
+    layers = dict.fromkeys(LAYERS, 0.9)
+    for findings, names in (
+        ([finding], ["rounding", "gptq", "equalization"]),
+        ([], ["rounding", "gptq", "3 layers more bits", "ranges", "equalization"]),
+    ):
+        runner = Runner(factors, bits=4, limit=0.2, float_layers=layers)
+        _, part, _ = searched(monkeypatch, runner, findings=findings)
+        assert [rung.name for rung in part.rungs] == names
 
 
 def test_the_fewest_bytes_of_more_bits_are_added(monkeypatch):
@@ -230,11 +243,11 @@ def test_no_bits_are_added_without_labels(monkeypatch):
 def test_what_keeps_the_drop_is_used_when_the_time_is_over(monkeypatch):
     _, slow = slow_runner(monkeypatch, 10)
     runner = slow({}, bits=4, limit=2.0, float_layers={"a": 0.1, "b": 0.9, "c": 0.9})
-    # Five trials: four of the steps, and the sixth of ten sizes; the bisection ends there.
-    recipe, part, notes = searched(monkeypatch, runner, Auto(time="51s"))
+    # Four trials: three of the steps, and the middle of eight sizes; the bisection ends there.
+    recipe, part, notes = searched(monkeypatch, runner, Auto(time="41s"))
     assert set(recipe.bits.layers) == {"name:a", "name:b", "name:c"}
     assert part.rungs[-1].used and part.rungs[-1].name == "3 layers more bits"
-    assert any("the time of 51s is over" in note for note in notes)
+    assert any("the time of 41s is over" in note for note in notes)
 
 
 def test_what_comes_closest_is_used_where_nothing_is_enough_in_time(monkeypatch):
