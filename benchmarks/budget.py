@@ -31,7 +31,6 @@ LOW = {"weights": 4, "activations": 8}
 WIDTHS = (6, 5, 4)
 # The largest drops of `ptq: auto` from W4A8: that of its gate, and where it says so.
 WITHIN, SAID = 1.0, 2.0
-AUTO = {"auto": {"time": "10m"}}
 PERMUTATION_SEED = 0
 
 
@@ -42,12 +41,19 @@ class Bench:
     Attributes:
         work: folder of the run folders.
         threads: of every run.
+        time: of `ptq: auto`.
         nncf: an interpreter with NNCF; None: its rows are left out.
     """
 
     work: Path
     threads: str
+    time: str = "10m"
     nncf: str | None = None
+
+    @property
+    def auto(self) -> dict[str, Any]:
+        """The step of a recipe."""
+        return {"auto": {"time": self.time}}
 
     def run(self, name: str, plain: dict[str, Any]) -> dict[str, Any]:
         """Return what the tables need of one `qtool ptq` run."""
@@ -97,7 +103,8 @@ def _plain(name: str, fold: int, **changes: Any) -> dict[str, Any]:
 def auto(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     """Let `ptq: auto` start from W4A8, with the gate max_drop 1.0."""
     gates = {"max_drop": WITHIN}
-    return bench.run(f"auto-{name}-{fold}", _plain(name, fold, bits=LOW, ptq=[AUTO], gates=gates))
+    plain = _plain(name, fold, bits=LOW, ptq=[bench.auto], gates=gates)
+    return {**bench.run(f"auto-{name}-{fold}", plain), "time": bench.time}
 
 
 def uniform(bench: Bench, name: str, fold: int) -> dict[str, Any]:
@@ -134,7 +141,7 @@ def badly_scaled(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     rows = {}
     for granularity in ("channel", "tensor"):
         bits = {"weights": 8, "activations": 8, "granularity": granularity}
-        plain = _plain(name, fold, bits=bits, ptq=[AUTO], gates={"max_drop": 0.3})
+        plain = _plain(name, fold, bits=bits, ptq=[bench.auto], gates={"max_drop": 0.3})
         rows[granularity] = bench.run(f"badly-{granularity}-{fold}", plain)
     return rows
 
@@ -345,11 +352,12 @@ def _folds(name: str, limit: int) -> int:
 
 def main() -> None:
     parser = fold_options(__doc__, "runs/benchmark-budget")
+    parser.add_argument("--time", default="10m", help="of ptq: auto")
     parser.add_argument("--nncf", help="interpreter with nncf and onnxruntime")
     options = parser.parse_args()
     data_folder()
     options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work.absolute(), options.threads, options.nncf)
+    bench = Bench(options.work.absolute(), options.threads, options.time, options.nncf)
     store = results_folder() / "budget.json"
     for row in options.rows or [kind for kind in KINDS if kind != "nncf" or options.nncf]:
         kind, _, network = row.partition("/")
