@@ -234,7 +234,8 @@ class BitSearch:
             return None
         return round(self._measured.program.amount(solution, "latency") + table.rest, 4)
 
-    def _mixed(self, solution: Sequence[int], name: str = "mixed") -> Tried:
+    def _mixed(self, solution: Sequence[int], name: str | None = None) -> Tried:
+        name = name or f"mixed, {self._measured.mean_bits(solution):.2f} bits"
         recipe = self._measured.recipe(self.runner.base, solution)
         return self._try(name, recipe, self._time(solution))
 

@@ -179,9 +179,8 @@ class Climb:
             return
 
         def sized(k: int) -> Tried:
-            count = sum(way > 0 for way in solutions[k])
-            recipe = measured.recipe(before.recipe, solutions[k])
-            return self._measure(f"{layer_count(count)} more bits", recipe)
+            name = f"weights of {measured.mean_bits(solutions[k]):.2f} bits"
+            return self._measure(name, measured.recipe(before.recipe, solutions[k]))
 
         def smallest() -> Tried:
             low, high = 1, len(solutions) - 1

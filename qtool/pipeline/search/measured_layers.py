@@ -119,6 +119,14 @@ class Measured:
             patterns[name_pattern(layer.name)] = "float" if way.is_float else widths
         return with_bits(base, patterns)
 
+    def mean_bits(self, solution: Sequence[int]) -> float:
+        """Return the mean bits of all weights of a solution, 32 for those of floats.
+
+        Args:
+            solution: position of the way of each layer.
+        """
+        return (self.program.amount(solution, "bits") + self.others.bits) / self.parameters
+
     def least(self, names: Iterable[str]) -> str:
         """Return the least value of each limit of the budget, as a recipe has it.
 

@@ -11,6 +11,9 @@ from qtool.search.mixed_precision import pareto_front
 CHOSEN = ("method", "count")
 """Keys of ``calibrate`` that searches choose."""
 
+# Share by which two measurements of one file's time differ.
+TIME_NOISE = 0.1
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -76,11 +79,17 @@ def front_of(tried: Sequence[Tried]) -> list[SearchPoint]:
         tried: all recipes.
     """
     points = [each.point for each in tried]
-    timed = all(point.ms is not None for point in points)  # else times cannot be compared
-    keys = [(float(p.bytes), _rough(p.ms or 0.0) if timed else 0.0, p.kl) for p in points]
+    times = [point.ms for point in points if point.ms is not None]
+    ranks = _time_ranks(times) if len(times) == len(points) else [0] * len(points)
+    keys = [(float(p.bytes), float(rank), p.kl) for p, rank in zip(points, ranks, strict=True)]
     return sorted((points[k] for k in pareto_front(keys)), key=lambda point: point.bytes)
 
 
-def _rough(milliseconds: float) -> float:
-    """Return a time to two digits: a difference of 1 % is noise, and no reason to be shown."""
-    return float(f"{milliseconds:.2g}")
+def _time_ranks(times: Sequence[float]) -> list[int]:
+    """Return the rank of each time; times that differ by noise have the same one."""
+    ranks, rank, first = dict[float, int](), -1, 0.0
+    for time in sorted(times):
+        if rank < 0 or time > first * (1 + TIME_NOISE):
+            rank, first = rank + 1, time
+        ranks[time] = rank
+    return [ranks[time] for time in times]
