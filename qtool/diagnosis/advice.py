@@ -78,7 +78,7 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
     stand_out = _spread(facts)
     if bits < 8 and not facts.settings.steps:
         return Advice(
-            f"{part}, and no step repairs it",
+            f"{part}, and the recipe has no step that repairs it",
             f"{shown}; {stand_out}",
             ("ptq: fast",),
             lambda: replacements.exact_weights(facts, facts.layers),

@@ -53,7 +53,7 @@ FAULTS = [
     Fault(
         "weight_channel_ranges", {"bits": TENSOR}, {}, "channel", {"spread": 3.0}, {"spread": 3.0}
     ),
-    Fault("weights", {"bits": Bits(2, 8)}, {}, "no step repairs it"),
+    Fault("weights", {"bits": Bits(2, 8)}, {}, "no step that repairs it"),
     Fault("activations", {"bits": Bits(8, 2)}, {}, "activations to 2 bits"),
     Fault("worst_layers", {"bits": narrow_layer(2)}, {}, "One layer is far noisier"),
     Fault("saturation", {"change": scaled_grid(0.1)}, {}, "saturate"),
