@@ -12,6 +12,7 @@ import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,13 @@ def nncf(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     return {**row_of(report), **made, "search_seconds": made["seconds"]}
 
 
-def mixed(bench: Bench, name: str, fold: int) -> dict[str, Any]:
-    """Compare uniform widths with mixed precision at the bytes of the uniform file."""
-    rows = {}
-    for width in WIDTHS:
-        bits: dict[str, Any] = {"weights": width, "activations": 8}
-        same = bench.run(f"uniform{width}-{name}-{fold}", _plain(name, fold, bits=bits))
-        bits = {**bits, "budget": {"bytes": str(same["bytes"])}}
-        best = bench.run(f"mixed{width}-{name}-{fold}", _plain(name, fold, bits=bits))
-        rows[str(width)] = {"uniform": same, "mixed": best}
-    return rows
+def mixed(bench: Bench, name: str, fold: int, width: int) -> dict[str, Any]:
+    """Compare a uniform width with mixed precision at the bytes of the uniform file."""
+    bits: dict[str, Any] = {"weights": width, "activations": 8}
+    same = bench.run(f"uniform{width}-{name}-{fold}", _plain(name, fold, bits=bits))
+    bits = {**bits, "budget": {"bytes": str(same["bytes"])}}
+    best = bench.run(f"mixed{width}-{name}-{fold}", _plain(name, fold, bits=bits))
+    return {"uniform": same, "mixed": best}
 
 
 def badly_scaled(bench: Bench, name: str, fold: int) -> dict[str, Any]:
@@ -146,7 +144,7 @@ def badly_scaled(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     return rows
 
 
-def partial(bench: Bench, name: str, fold: int) -> dict[str, Any]:
+def poisoned(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     """Poison one value in its ranges; rank the layers, and look for the fewest float ones."""
     file = bench.work / f"poisoned-{name}.onnx"
     pair = poison(data_folder() / NAMES[name].model, file)
@@ -204,9 +202,9 @@ KINDS = {
     "uniform": Kind(uniform, (*SMALL, *LARGE)),
     "auto": Kind(auto, (*SMALL, *LARGE)),
     "nncf": Kind(nncf, (*SMALL, *LARGE)),
-    "mixed": Kind(mixed, (*SMALL, *LARGE)),
+    **{f"mixed{w}": Kind(partial(mixed, width=w), (*SMALL, *LARGE)) for w in WIDTHS},
     "badly_scaled": Kind(badly_scaled, ("resnet20_badly_scaled",)),
-    "partial": Kind(partial, ("resnet20",)),
+    "partial": Kind(poisoned, ("resnet20",)),
     "broken": Kind(broken, ("resnet20",)),
 }
 
@@ -271,12 +269,13 @@ def auto_table(rows: Mapping[str, list[Report]]) -> str:
 def mixed_table(rows: Mapping[str, list[Report]]) -> str:
     """Return mixed precision beside uniform widths of the same bytes."""
     lines = []
-    for name in KINDS["mixed"].networks:
-        for width in map(str, WIDTHS):
-            folds = [fold[width] for fold in rows.get(f"mixed/{name}", [])]
+    for name in (*SMALL, *LARGE):
+        for width in WIDTHS:
+            folds = rows.get(f"mixed{width}/{name}", [])
             if not folds:
                 continue
             same, best = ([fold[key] for fold in folds] for key in ("uniform", "mixed"))
+            agreements = (pooled(part, "agreement") for part in (same, best))
             drops = [pooled(part, "float") - pooled(part, "quantized") for part in (same, best)]
             gain = drops[0] - drops[1]
             least = 3.0 if drops[0] > 5 else 0.0
@@ -289,11 +288,13 @@ def mixed_table(rows: Mapping[str, list[Report]]) -> str:
                     *(f"{drop:.2f}" for drop in drops),
                     f"{gain:.2f}",
                     f"{least:g} {'met' if gain >= least - 5e-3 else 'NOT MET'}",
+                    *(f"{agreement:.2f}" for agreement in agreements),
                     ", ".join(f"{fold['search_seconds'] / 60:.1f}" for fold in best),
                 ]
             )
     header: tuple[str, ...] = ("network", "uniform bits", "uniform bytes", "mixed bytes")
-    header = (*header, "uniform drop", "mixed drop", "gained points", "at least", "search min")
+    header = (*header, "uniform drop", "mixed drop", "gained points", "at least")
+    header = (*header, "uniform agrees %", "mixed agrees %", "search min")
     return section("Mixed precision at equal bytes (`bits.budget`)", header, lines)
 
 
