@@ -43,7 +43,7 @@ def _first_decided(graph: ir.Graph, constants: Mapping[str, np.ndarray]) -> ir.N
     fixed: set[ir.Value | None] = {None, *(v for v in graph.inputs if v.name in constants)}
     fixed.update(v for v in graph.initializers.values() if is_constant(v))
     for node in graph:
-        if node.op_type == "If" and node.inputs[0] in fixed and _is_whole(node):
+        if node.op_type == "If" and fixed.issuperset(node.inputs) and _is_whole(node):
             return node
         if fixed.issuperset(node.inputs) and not any(True for _ in nested(node)):
             fixed.update(node.outputs)
@@ -52,11 +52,9 @@ def _first_decided(graph: ir.Graph, constants: Mapping[str, np.ndarray]) -> ir.N
 
 def _is_whole(node: ir.Node) -> bool:
     """Return whether an If is as ONNX defines it; ONNX Runtime refuses others, and says why."""
-    condition = node.inputs[0]
     branches = [node.attributes.get(key) for key in ("then_branch", "else_branch")]
     return (
-        condition is not None
-        and condition.dtype == ir.DataType.BOOL
+        [v.dtype for v in node.inputs if v is not None] == [ir.DataType.BOOL]
         and all(branch is not None and not branch.as_graph().inputs for branch in branches)
     )
 

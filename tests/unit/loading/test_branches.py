@@ -71,7 +71,9 @@ def test_a_condition_that_samples_decide_stays():
     assert "If" in {node.op_type for node in model.graph}
 
 
-@pytest.mark.parametrize("fault", ["no else", "a branch with inputs", "an integer condition"])
+@pytest.mark.parametrize(
+    "fault", ["no else", "a branch with inputs", "an integer condition", "no condition"]
+)
 def test_an_if_that_onnx_does_not_define_stays_for_the_runtime_to_refuse(fault):
     made = net()
     proto = made.proto()
@@ -80,6 +82,8 @@ def test_an_if_that_onnx_does_not_define_stays_for_the_runtime_to_refuse(fault):
         del choice.attribute[1]
     elif fault == "a branch with inputs":
         choice.attribute[0].g.input.add(name="h")
+    elif fault == "no condition":
+        del choice.input[:]
     else:
         choice.input[0] = "rate"
     model = ir.from_proto(proto)
