@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ class Network:
         folds: (calibrate, evaluate) sections; several folds are pooled.
         max_drop: largest accepted drop in points.
         min_speed: smallest accepted speed over onnxruntime's quantize_static file.
+        extra: more keys of the recipe.
+        prepare: writes the data before a recipe names it.
     """
 
     model: str
     folds: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
-    max_drop: float | None
-    min_speed: float | None
+    max_drop: float | None = None
+    min_speed: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[], None] = lambda: None
 
 
 def _cifar(name: str, max_drop: float | None, min_speed: float | None) -> Network:
@@ -95,7 +99,8 @@ def absolute(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe(network: Network, fold: int, **changes: Any) -> dict[str, Any]:
-    """Return the recipe of one fold as a dict with absolute paths."""
+    """Return the recipe of one fold as a dict with absolute paths; its data is written."""
+    network.prepare()
     calibrate, evaluate = network.folds[fold]
     return {
         "model": str(data_folder() / network.model),

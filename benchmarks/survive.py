@@ -1,6 +1,6 @@
 """Real networks with the default recipe: metric, agreement, kernels and speed of the file.
 
-    QTOOL_DATA=... python -m benchmarks.survive [ROW ...] [--work DIR] [--samples N] [--fresh]
+    QTOOL_DATA=... python -m benchmarks.survive [ROW ...] [--work DIR] [--fresh]
     QTOOL_DATA=... python -m benchmarks.survive --times [ROW ...] [--work DIR] [--fresh]
 
 Every row is a `qtool ptq` run in its own folder below --work. --times wants a machine without other
@@ -15,33 +15,26 @@ import datetime
 import io
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
 from benchmarks.baseline import quantize as quantize_static
 from benchmarks.command import run_qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_row, table
-from benchmarks.networks import absolute, data_folder
+from benchmarks.networks import Network, data_folder, recipe
+from benchmarks.ocr import WORDS
 from benchmarks.timing import in_turn, inputs_of, session
 from qtool.data import DataSection, open_dataset
 from qtool.recipe.loader import load_recipe
 
-BATCH = 8
 # Rounds of the files in turn, seconds of each file in a round, and its fewest runs.
 ROUNDS, SECONDS, LEAST = 15, 0.5, 5
 # Samples that quantize_static calibrates with: its file is only timed.
 STATIC_SAMPLES = 64
 # Processes that run, on average, from which on times are called doubtful.
 BUSY = 0.5
-OCR_CALIBRATION = 200
-
-Predictions = Sequence[str] | np.ndarray
-Decode = Callable[[np.ndarray], Predictions]
 
 
 @dataclass(frozen=True)
@@ -49,16 +42,13 @@ class Row:
     """One network of the table.
 
     Attributes:
-        model: path below QTOOL_DATA.
-        calibrate, evaluate: sections of the recipe; None: :func:`words` prepares the arrays.
+        network: with its data.
         max_drop: points.
         min_speed: over the float file; None: no limit.
         min_static: over the file of quantize_static; None: no limit, or its file does not load.
     """
 
-    model: str
-    calibrate: Mapping[str, Any] | None
-    evaluate: Mapping[str, Any] | None
+    network: Network
     max_drop: float
     min_speed: float | None = None
     min_static: float | None = None
@@ -66,8 +56,8 @@ class Row:
 
 def _images(model: str, preprocess: Any, max_drop: float) -> Row:
     halves = [{"images": "imagenet_sample/val", "take": {"every": 2, "offset": k}} for k in (0, 1)]
-    sections = {**halves[0], "preprocess": preprocess}, halves[1]
-    return Row(model, *sections, max_drop, min_static=1.05)
+    fold = ({**halves[0], "preprocess": preprocess}, halves[1])
+    return Row(Network(model, (fold,)), max_drop, min_static=1.05)
 
 
 EFFICIENTNET = {
@@ -79,92 +69,18 @@ EFFICIENTNET = {
 }
 # What EfficientNet-Lite was trained with, by its accuracy: 10 points above the row before.
 MINUS_ONE_TO_ONE = {**EFFICIENTNET, "scale": 1 / 127.5, "mean": 1.0, "std": 1.0}
+MINILM = (
+    {"arrays": {"path": "sst2/minilm_train.npz"}, "count": 512},
+    {"arrays": {"path": "sst2/minilm_test.npz"}},
+)
 
 ROWS: dict[str, Row] = {
     "mobilenet_v2_float": _images("models/mobilenet_v2_float.onnx", "imagenet", 0.4),
     "efficientnet_lite0": _images("models/efficientnet_lite0.onnx", EFFICIENTNET, 0.6),
     "efficientnet_lite0_tf": _images("models/efficientnet_lite0.onnx", MINUS_ONE_TO_ONE, 0.6),
-    "minilm_l6_sst2": Row(
-        "built/minilm_l6_sst2.onnx",
-        {"arrays": {"path": "sst2/minilm_train.npz"}, "count": 512},
-        {"arrays": {"path": "sst2/minilm_test.npz"}},
-        0.3,
-        2.3,
-        1.3,
-    ),
-    "ppocr_v4_rec": Row("models/ppocr_v4_rec.onnx", None, None, 0.5, 1.8),
+    "minilm_l6_sst2": Row(Network("built/minilm_l6_sst2.onnx", (MINILM,)), 0.3, 2.3, 1.3),
+    "ppocr_v4_rec": Row(WORDS, 0.5, 1.8),
 }
-
-
-def words(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the words as the recognizer reads them: BGR, [-1, 1], NCHW; return both sections."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with np.load(data_folder() / "ocr" / "ocr_words.npz") as archive:
-        x, y = archive["x"], archive["y"]
-    x = x[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-    parts = {"calibrate": slice(0, OCR_CALIBRATION), "evaluate": slice(OCR_CALIBRATION, None)}
-    sections = []
-    for name, part in parts.items():
-        np.savez(folder / f"{name}.npz", x=x[part])
-        np.save(folder / f"{name}_words.npy", y[part])
-        sections.append({"arrays": {"path": str(folder / f"{name}.npz")}})
-    return sections[0], sections[1]
-
-
-def greedy_ctc(model: Path) -> Decode:
-    """Return the decoder of the recognizer: best class a step, no repeats, no blank (0)."""
-    properties = {p.key: p.value for p in onnx.load(model).metadata_props}
-    characters = ["", *properties["character"].split("\n"), " "]
-
-    def decode(outputs: np.ndarray) -> Predictions:
-        best = outputs.argmax(-1)
-        changed = np.diff(best, axis=1, prepend=0) != 0
-        return [
-            "".join(characters[k] for k in row[new & (row != 0)]).strip()
-            for row, new in zip(best, changed, strict=True)
-        ]
-
-    return decode
-
-
-def best_class(outputs: np.ndarray) -> Predictions:
-    """Return the class with the largest output."""
-    return np.asarray(outputs.argmax(-1))
-
-
-def recipe_of(name: str, work: Path) -> tuple[dict[str, Any], Decode]:
-    """Return the recipe of a row, with absolute paths, and its decoder."""
-    row = ROWS[name]
-    model = data_folder() / row.model
-    if row.calibrate is None or row.evaluate is None:
-        calibrate, evaluate = words(work / "words")
-        return {"model": str(model), "calibrate": calibrate}, greedy_ctc(model)
-    calibrate, evaluate = absolute(dict(row.calibrate)), absolute(dict(row.evaluate))
-    content = {"model": str(model), "calibrate": calibrate, "evaluate": evaluate}
-    return content, best_class
-
-
-def eval_section(name: str, out: Path, work: Path, samples: int | None) -> tuple[Any, Any]:
-    """Return the evaluation section as the run resolved it, and labels that are not in it."""
-    recipe = load_recipe(out / "recipe.yaml")
-    if recipe.evaluate is None:
-        evaluate = {"arrays": {"path": str(work / "words" / "evaluate.npz")}}
-        labels = np.load(work / "words" / "evaluate_words.npy")
-        return DataSection.model_validate({**evaluate, "count": samples}), labels
-    section = recipe.evaluate.model_dump(include=set(DataSection.model_fields))
-    section |= {"preprocess": recipe.calibrate.preprocess}
-    return DataSection.model_validate({**section, "count": samples or section["count"]}), None
-
-
-def predictions(path: Path, section: DataSection, decode: Decode) -> tuple[list[Any], Any]:
-    """Return a file's prediction of every sample, and the labels of the section."""
-    run = session(path, 2)
-    specs = inputs_of(run)
-    data = open_dataset(section, specs)
-    found: list[Any] = []
-    for batch in data.batches(BATCH):
-        found += list(decode(run.run(None, {n: batch[n] for n in specs})[0]))
-    return found, data.labels
 
 
 def calibration_section(out: Path) -> DataSection:
@@ -203,10 +119,9 @@ def measure_times(name: str, work: Path) -> dict[str, Any]:
         why that of quantize_static does not load, and the load of the machine before.
     """
     load = os.getloadavg()[0]
-    content, _ = recipe_of(name, work)
-    model, out = Path(content["model"]), work / name
+    model, out = data_folder() / ROWS[name].network.model, work / name
     if not (out / "model.onnx").is_file():
-        run_qtool("ptq", content, out)
+        quantize(name, work)
     section = calibration_section(out)
     failure = static_file(model, out, section)
     files = {"float": model, "int8": out / "model.onnx"}
@@ -230,39 +145,28 @@ def measure_times(name: str, work: Path) -> dict[str, Any]:
     }
 
 
-def measure(name: str, work: Path, samples: int | None) -> dict[str, Any]:
+def measure(name: str, work: Path) -> dict[str, Any]:
     """Quantize and evaluate one network; return its row."""
-    content, decode = recipe_of(name, work)
-    report, seconds = run_qtool("ptq", content, work / name)
-    section, labels = eval_section(name, work / name, work, samples)
-    files = {"float": Path(content["model"]), "int8": work / name / "model.onnx"}
-    found: dict[str, list[Any]] = {}
-    for key, path in files.items():
-        found[key], own = predictions(path, section, decode)
-        labels = own if labels is None else labels
-    if labels is not None and len(labels) != len(found["float"]):  # `count` spaces them evenly
-        index = [round(k) for k in np.linspace(0, len(labels) - 1, len(found["float"]))]
-        labels = np.asarray(labels)[index]
-    same = [a == b for a, b in zip(found["float"], found["int8"], strict=True)]
-    right = {
-        key: 100 * float(np.mean([p == y for p, y in zip(values, labels, strict=True)]))
-        for key, values in found.items()
-    }
+    report, seconds = quantize(name, work)
     return {
-        "metric": right,
-        "agreement": 100 * float(np.mean(same)),
-        "samples": len(same),
+        "accuracy": report["accuracy"],
+        "sqnr_db": [output["sqnr_db"] for output in report["outputs"]],
         "kernels": report["kernels"],
         "seconds": seconds,
         "date": str(datetime.date.today()),
     }
 
 
+def quantize(name: str, work: Path) -> tuple[Any, float]:
+    """Run `qtool ptq` on a network; return its report and the seconds."""
+    content = recipe(ROWS[name].network, 0)
+    return run_qtool("ptq", content, work / name, "--trust-code", "--fresh")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-survive"))
-    parser.add_argument("--samples", type=int, help="evaluate this many samples, evenly spaced")
     parser.add_argument("--times", action="store_true", help="time the files of finished rows")
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     arguments = parser.parse_args()
@@ -271,13 +175,13 @@ def main() -> None:
     store = results_folder() / "survive.json"
     for name in arguments.rows or ROWS:
         before = load_rows(store).get(name, {})
-        part = "times" if arguments.times else "metric"
+        part = "times" if arguments.times else "accuracy"
         if part in before and not arguments.fresh:
             continue
         if arguments.times:
             row = {**before, "times": measure_times(name, work)}
         else:
-            row = {**before, **measure(name, work, arguments.samples)}
+            row = {**before, **measure(name, work)}
         save_row(store, name, row)
         print(f"{name}: {row[part]}", flush=True)
     store.with_suffix(".md").write_text(page(load_rows(store)))
@@ -286,12 +190,12 @@ def main() -> None:
 def page(results: Mapping[str, Any]) -> str:
     """Return the results page."""
     header = ["network", "samples", "float %", "int8 %", "drop", "at most", "agreement %"]
-    header += ["kernels: integer, float", "speed over float", "at least"]
+    header += ["SQNR dB, by output", "kernels: integer, float", "speed over float", "at least"]
     header += ["speed over quantize_static", "at least", "met", "measured"]
     rows = [
         _line(name, row, results[name])
         for name, row in ROWS.items()
-        if "metric" in results.get(name, {})
+        if "accuracy" in results.get(name, {})
     ]
     text = heading("Real networks with the default recipe", "python -m benchmarks.survive")
     text += (
@@ -314,8 +218,8 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _line(name: str, row: Row, result: Mapping[str, Any]) -> list[object]:
-    metric, kernels, times = result["metric"], result["kernels"], result.get("times", {})
-    drop = metric["float"] - metric["int8"]
+    accuracy, kernels, times = result["accuracy"], result["kernels"], result.get("times", {})
+    drop = accuracy["drop"]
     over = times.get("over", {})
     counts = [sum(kernels[kind].values()) for kind in ("integer", "float")]
     failed = times.get("failure")
@@ -329,12 +233,13 @@ def _line(name: str, row: Row, result: Mapping[str, Any]) -> list[object]:
         speeds[1] = f"does not load ({failed.split(':')[0]})"
     return [
         name,
-        result["samples"],
-        f"{metric['float']:.2f}",
-        f"{metric['int8']:.2f}",
+        accuracy["samples"],
+        f"{accuracy['float']:.2f}",
+        f"{accuracy['quantized']:.2f}",
         f"{drop:+.2f}",
         row.max_drop,
-        f"{result['agreement']:.1f}",
+        f"{accuracy['agreement']:.1f}" if "agreement" in accuracy else "-",
+        ", ".join(f"{value:.1f}" for value in result["sqnr_db"]),
         f"{counts[0]}, {counts[1]}",
         speeds[0],
         row.min_speed or "-",
