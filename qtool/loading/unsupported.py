@@ -1,5 +1,6 @@
-"""Checks for graphs that cannot be quantized: random numbers and text."""
+"""Checks for graphs that cannot be quantized: random numbers, limits that are NaN, and text."""
 
+import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
@@ -18,7 +19,7 @@ RANDOM = {
 
 
 def check_supported(model: ir.Model, name: str) -> None:
-    """Check that a graph is deterministic and computes no text from its inputs.
+    """Check that a graph is deterministic, is limited by numbers, and makes no text of its inputs.
 
     Text that depends on no input is allowed, since constant folding removes it.
 
@@ -27,9 +28,11 @@ def check_supported(model: ir.Model, name: str) -> None:
         name: of the model, for messages.
 
     Raises:
-        UnsupportedError: names the first random node or the first that makes text.
+        UnsupportedError: names the first random node, Clip with a NaN, or node that makes text.
     """
     for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx"):
+            _check_limits(node, name)
         if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _is_random(node):
             advice = "export the network in eval mode"
             if node.op_type != "Dropout":
@@ -49,6 +52,18 @@ def check_supported(model: ir.Model, name: str) -> None:
                     f'model {name}: node "{node.name}" ({node.op_type}) makes text, '
                     f'"{value.name}"; expected numbers throughout: export the model without it'
                 )
+
+
+def _check_limits(node: ir.Node, name: str) -> None:
+    """Refuse a Clip whose limit is NaN: what it computes differs from one kernel to the next."""
+    limits = node.inputs[1:] if node.op_type == "Clip" else ()
+    for value in limits:
+        array = constant(value)
+        if array is not None and np.isnan(array.astype(np.float64)).any():
+            raise UnsupportedError(
+                f'model {name}: node "{node.name}" (Clip) has the limit "{value.name}", which is '
+                "NaN; expected a number: export the model again"
+            )
 
 
 def _is_random(node: ir.Node) -> bool:

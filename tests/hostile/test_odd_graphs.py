@@ -144,6 +144,11 @@ REFUSED = {
     ),
     "training mode": (HARD, 3, 'node "drop" (Dropout) is in training mode, where it drops values'),
     "noise": (LOUD, 3, 'node "noise" (RandomNormalLike) draws random numbers, so no two runs'),
+    "a limit that is NaN": (
+        model(MATMUL, helper.make_node("Clip", ["y", "", "w0"], ["z"], "clip"),
+              outputs=[value("z")], constants={"w": W, "w0": np.float32(np.nan)}),
+        3, 'node "clip" (Clip) has the limit "w0", which is NaN',
+    ),
     "constant first": (
         model(outputs=[value("w", 4, 3), value("y")]), 3, 'the first output, "w", is a constant',
     ),
