@@ -53,9 +53,8 @@ def _first_decided(graph: ir.Graph, constants: Mapping[str, np.ndarray]) -> ir.N
 def _is_whole(node: ir.Node) -> bool:
     """Return whether an If is as ONNX defines it; ONNX Runtime refuses others, and says why."""
     branches = [node.attributes.get(key) for key in ("then_branch", "else_branch")]
-    return (
-        [v.dtype for v in node.inputs if v is not None] == [ir.DataType.BOOL]
-        and all(branch is not None and not branch.as_graph().inputs for branch in branches)
+    return [v.dtype for v in node.inputs if v is not None] == [ir.DataType.BOOL] and all(
+        branch is not None and not branch.as_graph().inputs for branch in branches
     )
 
 

@@ -68,7 +68,7 @@ def check_file(proto: onnx.ModelProto, path: Path) -> None:
             )
     for function in proto.functions:
         _check_nodes(function.node, path)
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         for tensor in graph.initializer:
             _check_tensor(tensor, f'initializer "{tensor.name}"', path)
         _check_nodes(graph.node, path)
@@ -89,14 +89,14 @@ def _texts(message: Any) -> Iterator[str | bytes]:
                 yield from _texts(each)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and all bodies in it. Protobuf limits their depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 if body.node or body.initializer:
-                    yield from _graphs(body)
+                    yield from graphs(body)
 
 
 def _check_nodes(nodes: Iterable[onnx.NodeProto], path: Path) -> None:

@@ -23,7 +23,7 @@ from qtool.loading.file_checks import check_file, check_path
 from qtool.loading.float16 import widen
 from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
-from qtool.loading.size_checks import check_sizes, has_large_fill
+from qtool.loading.size_checks import check_sizes, has_long_vector
 from qtool.loading.unsupported import check_supported
 
 # DequantizeLinear per channel needs opset 13. Models from there on are used as they are if the
@@ -326,7 +326,9 @@ def infer_shapes(model: ir.Model) -> None:
             # Inference would keep an outdated shape instead of replacing it.
             proto.graph.value_info.remove(info)
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=not has_large_fill(model))
+            inferred = onnx.shape_inference.infer_shapes(proto)
+            if not has_long_vector(inferred):
+                inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
             return  # the last two: exceptions of C++'s library, where a node's body is damaged
     infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}

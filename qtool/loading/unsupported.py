@@ -57,7 +57,7 @@ def check_supported(model: ir.Model, name: str) -> None:
 def _check_limits(node: ir.Node, name: str) -> None:
     """Refuse a Clip whose limit is NaN: what it computes differs from one kernel to the next."""
     limits = node.inputs[1:] if node.op_type == "Clip" else ()
-    for value in limits:
+    for value in filter(None, limits):
         array = constant(value)
         if array is not None and np.isnan(array.astype(np.float64)).any():
             raise UnsupportedError(

@@ -11,6 +11,7 @@ from qtool.data.inputs import fixed_batch
 from qtool.errors import DataError, ModelError, QtoolError, UnsupportedError
 from qtool.graph.compared_output import evaluated_output
 from qtool.graph.queries import by_name, dims, parameters
+from qtool.loading.size_checks import check_sizes
 from qtool.metrics.classification import check_label_range
 from qtool.metrics.registry import METRICS, find_metric
 from qtool.recipe.model import Evaluate, Recipe
@@ -241,7 +242,8 @@ def probe_batch(
         for the report.
 
     Raises:
-        ModelError: its batch is fixed to far more samples than there are.
+        ModelError: its batch is fixed to far more samples than there are, or two samples need more
+            memory than there is.
         UnsupportedError: the model cannot run on a sample.
     """
     unchanged = dict(specs)
@@ -252,6 +254,7 @@ def probe_batch(
     if parameters(model.graph) > MAX_PARAMETERS or not specs:
         return unchanged, ()
     first = _rows(dataset, specs, [0])
+    check_sizes(model, name, samples=min(dataset.count, 2))
     with OrtSession(model, level="basic") as session:
         try:
             session(first)

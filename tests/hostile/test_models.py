@@ -10,6 +10,7 @@ import pytest
 from models import Net, big_conv, residual
 from onnx import TensorProto, helper, numpy_helper
 
+import qtool
 from qtool.errors import ModelError, UnsupportedError
 from qtool.loading import load_model
 from qtool.runtime.ort_session import OrtSession
@@ -327,14 +328,17 @@ def test_ten_thousand_nodes_are_read_in_linear_time(tmp_path):
     assert seconds[1] < 8 * seconds[0], seconds
 
 
-def test_a_filled_tensor_that_no_machine_holds(tmp_path):
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Reshape"])
+def test_a_vector_that_no_machine_holds(tmp_path, operator):
     """Data propagation of shape inference would keep each of its elements."""
     net = Net()
     x = net.input("x", "N", 4)
-    filled = net.add("ConstantOfShape", net.const(np.array([7 * 10**17], np.int64)))
-    proto = net.output(net.add("Add", x, net.add("ReduceSum", filled), out="y")).proto()
+    size = net.const(np.array([7 * 10**17], np.int64))
+    inputs = [net.add("Shape", x), size] if operator == "Reshape" else [size]
+    vector = net.add("Cast", net.add(operator, *inputs), to=onnx.TensorProto.FLOAT)
+    proto = net.output(net.add("Add", x, net.add("ReduceSum", vector), out="y")).proto()
     text = refused(saved(proto, tmp_path), ModelError)
-    assert "(ConstantOfShape) reads and writes" in text and "[700000000000000000]" in text
+    assert f"({operator}) reads and writes" in text and "[700000000000000000]" in text
 
 
 def test_an_attribute_whose_type_its_content_lacks(tmp_path):
@@ -343,6 +347,18 @@ def test_an_attribute_whose_type_its_content_lacks(tmp_path):
     assert 'of node "first" has the unknown element type 0' in refused(
         saved(proto, tmp_path), ModelError
     )
+
+
+def test_two_samples_that_no_memory_holds(tmp_path, monkeypatch):
+    net = Net()
+    wide = net.conv(net.input("x", "N", 3, 4, 4), 3, 4, pads=[500] * 4, name="wide")
+    onnx.save(net.output(net.add("GlobalAveragePool", wide, out="y")).proto(), tmp_path / "m.onnx")
+    np.save(tmp_path / "d.npy", np.ones((4, 3, 4, 4), np.float32))
+    monkeypatch.setattr("qtool.loading.size_checks.usable_memory", lambda: 20_000_000)
+    recipe = {"model": str(tmp_path / "m.onnx"), "calibrate": {"arrays": str(tmp_path / "d.npy")}}
+    words = r'"wide" \(Conv\) reads and writes .* a call of 2 samples, of which "\w+" \[N, 4'
+    with pytest.raises(ModelError, match=words):
+        qtool.run_ptq(recipe, tmp_path / "run")
 
 
 def test_a_batch_that_no_machine_holds(tmp_path):

@@ -81,7 +81,8 @@ def weight_histogram(array: np.ndarray, axis: int, plan: QuantPlan, name: str) -
     grid = plan.params(name)
     if grid is None:
         return None
-    counts, edges = np.histogram(array, BINS)
+    # float64 has numbers between any two of float32, so that the bins of equal weights differ.
+    counts, edges = np.histogram(array.astype(np.float64), BINS)
     limits = np.abs(array).max(axis=tuple(k for k in range(array.ndim) if k != axis))
     return Histogram(
         low=_rounded(edges[0]),

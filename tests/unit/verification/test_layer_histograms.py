@@ -39,6 +39,15 @@ def test_every_weight_is_counted_and_the_grid_reaches_the_largest(made):
         assert layer.inputs.grid == pytest.approx((grid.lo.item(), grid.hi.item()), rel=1e-5)
 
 
+def test_weights_that_float32_cannot_divide_have_a_histogram(made):
+    model, plan, layers, _ = made
+    name = plan.sites[layers[0].name].weight
+    array = np.full(plan.weight(name, by_name(model.graph)[name]).shape, 3e38, np.float32)
+    array.flat[0] = np.nextafter(array.flat[0], np.float32(0))
+    shown = histograms.weight_histogram(array, 0, plan, name)
+    assert shown.counts[0] == 1 and shown.counts[-1] == array.size - 1
+
+
 def test_weights_are_read_up_to_a_limit_the_weakest_first(made, monkeypatch):
     model, plan, layers, measures = made
     monkeypatch.setattr(histograms, "WEIGHTS", 1)
