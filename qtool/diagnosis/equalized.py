@@ -20,6 +20,9 @@ from qtool.quant.primitives import (
     params_from_range,
 )
 
+LARGEST_WEIGHT, LARGEST_SCALE = 1e18, 1e9
+"""Two scales times a weight within these limits are a float32."""
+
 
 def equalized(facts: Facts, values: Iterable[str]) -> dict[str, Replacement]:
     """Return activations, and the weights that make and read them, rounded as if equalized.
@@ -65,8 +68,23 @@ def _scale(facts: Facts, value: str) -> np.ndarray | None:
     before = facts.measured.sites[makes[0].name].weight_limits
     if before.shape != behind.shape or facts.measured.values[value].limits.shape != behind.shape:
         return None
+    return channel_scales(before, behind)
+
+
+def channel_scales(before: np.ndarray, behind: np.ndarray) -> np.ndarray | None:
+    """Return the scales that make the weight ranges before and behind an activation equal.
+
+    Args:
+        before: largest magnitude of each channel in the weights that make the activation, [C].
+        behind: largest magnitude of each channel in the weights that read it, [C].
+
+    Returns:
+        [C]; 1 where a range is 0. None where scaled weights may be too large for float32.
+    """
     used = (before > 0) & (behind > 0)
-    return np.where(used, np.sqrt(before / np.where(used, behind, 1.0)), 1.0)
+    scale = np.where(used, np.sqrt(before / np.where(used, behind, 1.0)), 1.0)
+    fits = max(before.max(), behind.max()) <= LARGEST_WEIGHT
+    return scale if fits and np.abs(np.log(scale)).max() <= np.log(LARGEST_SCALE) else None
 
 
 def _input_axis(node: ir.Node) -> int:
