@@ -1,16 +1,18 @@
-"""Range estimators without any repair: W8A8, W8A6, W8A4 of six networks; W4A4, W3A3 of ResNets.
+"""Range estimators without any repair: W8A8, W8A6, W8A4 of all networks; W4A4, W3A3 of ResNets.
 
     QTOOL_DATA=... python -m benchmarks.estimators [ROW ...] [--every N] [--only NAME ...] [--fresh]
 
-A row is a network and a width, such as `resnet20 W4A4`. One pass over the calibration images
-serves all estimators; the files are evaluated in ONNX Runtime. Rows are saved estimator by
-estimator, so a stopped run continues. Writes benchmarks/results/estimators.md.
+A row is a network and a width, such as `resnet20 W4A4`. One pass over the calibration samples
+serves all estimators and widths of a network; the files are evaluated in ONNX Runtime. Rows are
+saved estimator by estimator, so a stopped run continues. Writes benchmarks/results/estimators.md.
 """
 
 import argparse
 import datetime
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from scipy.stats import binomtest
 
 import qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_row, table
-from benchmarks.networks import NETWORKS, recipe
+from benchmarks.networks import recipe
+from benchmarks.repair import NAMES
 from qtool.annotation.annotator import annotate
 from qtool.calibration import (
     ACIQ,
@@ -34,23 +37,27 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
+from qtool.calibration.batch_size import pass_batch_size
 from qtool.calibration.collect import collect, observed_values
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.data import open_dataset
 from qtool.emitters import emit_qdq
 from qtool.loading import bind_shapes, infer_shapes
+from qtool.pipeline.calibration.grids import grids_from_statistics
 from qtool.ptq import SeqMSE
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
+from qtool.quant.plan import QuantPlan
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.rewrites import REWRITES
 from qtool.runtime.ort_session import OrtSession
 from qtool.steps.context import Context
-from qtool.steps.range_choice import best_ranges
 from qtool.steps.stage_cache import StageCache
 from qtool.targets.loader import load_target
 from qtool.weights.grids import weight_grids
 
+# Test samples of a batch.
+ROWS = 64
 ESTIMATORS: dict[str, Calibrator] = {
     "minmax": MinMax(),
     "moving_average": MovingAverage(),
@@ -78,14 +85,16 @@ SEARCHED: dict[str, Calibrator] = {
 WIDTHS = {f"W{n}A{n}": Bits(weights=n, activations=n) for n in (4, 3)}
 WIDTHS |= {f"W8A{n}": Bits(weights=8, activations=n) for n in (8, 6, 4)}
 LOW = [f"{network} {width}" for network in ("resnet20", "resnet56") for width in ("W4A4", "W3A3")]
-# Every so many test samples of each labelled network: 1000, 1000, 250, 250, 300 and 607 samples.
+# Every so many test samples of each labelled network; 300 (keywords) to 5,000 samples (CIFAR-10).
 EVERY = {
-    "resnet20": 10,
-    "resnet56": 10,
-    "mobilenet_v2": 2,
-    "squeezenet1_1": 2,
+    "resnet20": 2,
+    "resnet56": 2,
+    "mobilenet_v2_float": 1,
+    "efficientnet_lite0": 1,
+    "squeezenet1_1": 1,
     "fsdd_dscnn": 1,
-    "sst2_transformer2l": 3,
+    "sst2_transformer2l": 1,
+    "minilm_l6_sst2": 1,
 }
 WIDE = [f"{network} {width}" for network in EVERY for width in ("W8A8", "W8A6", "W8A4")]
 # Drops in points that the best estimator shall not exceed, on all test images.
@@ -98,10 +107,10 @@ PUBLISHED = (
 
 
 class Network:
-    """A network with its calibration statistics, collected once for each set of samples."""
+    """A network with its test samples and the statistics of each value, both made once."""
 
-    def __init__(self, name: str, every: int) -> None:
-        loaded = recipe_from_keywords(recipe(NETWORKS[name], 0), "here", Path("/"), files=True)
+    def __init__(self, name: str, every: int, threads: int | None) -> None:
+        loaded = recipe_from_keywords(recipe(NAMES[name], 0), "here", Path("/"), files=True)
         if loaded.evaluate is None:
             raise AssertionError(f"{name} has no labels")
         model = qtool.load(str(loaded.model))
@@ -110,7 +119,8 @@ class Network:
         self.data = data.take(list(range(0, data.count, every)))
         calibration = open_dataset(loaded.calibrate, model.inputs)
         target, graph = load_target("onnxruntime-cpu"), model._graph.clone()
-        self.inputs = list(model.inputs)
+        self.inputs, self.threads = list(model.inputs), threads
+        self.batches = [{n: b[n] for n in self.inputs} for b in self.data.batches(ROWS)]
         self.float = self.hits(model._graph)
         first = next(iter(calibration.batches(1)))
         bind_shapes(graph, {name: first[name].shape for name in self.inputs})
@@ -126,6 +136,7 @@ class Network:
             inputs=model.inputs,
             calibration=calibration,
             cache=StageCache(Path("unused")),
+            threads=threads,
         )
         self.stats: dict[tuple[str, int], Stats] = {}
 
@@ -133,16 +144,14 @@ class Network:
         """Return whether a file is right, for each sample."""
         out = file.graph.outputs[0].name or ""
         parts: list[np.ndarray] = []
-        with OrtSession(file, [out]) as session:
-            for batch in self.data.batches(64):
-                scores = session.stream({name: batch[name] for name in self.inputs})[out]
+        with OrtSession(file, [out], self.threads) as session:
+            for batch in self.batches:
+                scores = session.stream(batch)[out]
                 parts.append(scores.reshape(len(scores), -1).argmax(1))
         return np.asarray(np.concatenate(parts) == np.asarray(self.data.labels))
 
-    def quantized(
-        self, bits: Bits, calibrator: Calibrator, search: bool
-    ) -> tuple[np.ndarray, float, list[str]]:
-        """Return hits, distance on the held-out calibration samples, and the notes of the choice.
+    def quantized(self, bits: Bits, calibrator: Calibrator, search: bool) -> QuantPlan:
+        """Return the frozen plan with the grids of an estimator.
 
         Args:
             bits: of weights and activations.
@@ -155,40 +164,69 @@ class Network:
         names = observed_values(graph, plan)
         data = context.fit if calibrator.finalists else context.calibration
         if missing := tuple(n for n in names if (n, data.count) not in self.stats):
-            batches = ({n: batch[n] for n in self.inputs} for batch in data.batches(16))
-            stats = collect(graph, missing, batches, histograms=True)
+            rows = pass_batch_size(graph, names, data.count)
+            batches = ({n: batch[n] for n in self.inputs} for batch in data.batches(rows))
+            stats = collect(graph, missing, batches, histograms=True, threads=self.threads)
             self.stats |= {(n, data.count): part for n, part in stats.items()}
         stats = {n: self.stats[n, data.count] for n in names}
-        plan = best_ranges(context, plan, stats, calibrator, lambda plan: plan)
+        plan = grids_from_statistics(context, plan, stats, calibrator)
         if search:
             plan = SeqMSE()(plan, context).plan
-        file = emit_qdq(graph, freeze(graph, plan), target)
-        return self.hits(file), context.loss(plan), [*plan.log]
+        return freeze(graph, plan)
 
 
-def measure(row: str, every: int, store: Path, fresh: bool, only: list[str]) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and where it is saved.
+
+    Attributes:
+        store: saved rows.
+        fresh: measure saved rows again.
+        only: names of estimators; empty: all.
+        threads: of ONNX Runtime; None: the physical cores.
+    """
+
+    store: Path
+    fresh: bool
+    only: list[str]
+    threads: int | None
+
+
+@lru_cache(maxsize=1)
+def network_of(name: str, every: int, threads: int | None) -> Network:
+    """Return a network; the rows of one follow each other."""
+    return Network(name, every, threads)
+
+
+def measure(row: str, every: int, settings: Settings) -> None:
     """Measure the estimators of a row that are not saved yet."""
     name, width = row.split()
-    network: Network | None = None
-    searched = SEARCHED if row in LOW else {}
+    store, searched = settings.store, SEARCHED if row in LOW else {}
     for label, calibrator in {**ESTIMATORS, **searched}.items():
         key = f"{row}, {label}, every {every}"
-        if (key in load_rows(store) and not fresh) or (only and label not in only):
+        saved = key in load_rows(store) and not settings.fresh
+        if saved or (settings.only and label not in settings.only):
             continue
-        network = network or Network(name, every)
-        hits, distance, notes = network.quantized(WIDTHS[width], calibrator, label in searched)
+        start = time.process_time()
+        network = network_of(name, every, settings.threads)
+        plan = network.quantized(WIDTHS[width], calibrator, label in searched)
+        context = network.context
+        hits = network.hits(emit_qdq(context.model, plan, context.target))
         result = {
             "float": 100 * float(network.float.mean()),
             "quantized": 100 * float(hits.mean()),
-            "distance": distance,
             "hits": np.packbits(hits).tobytes().hex(),
             "images": network.data.count,
-            "calibration": network.context.calibration.count,
-            "notes": notes,
+            "calibration": context.calibration.count,
+            "notes": [*plan.log],
+            "cpu_seconds": time.process_time() - start,
             "date": str(datetime.date.today()),
         }
+        if row in LOW:
+            result["distance"] = context.loss(plan)
         save_row(store, key, result)
-        print(f"{key}: {result['float']:.2f} -> {result['quantized']:.2f}", flush=True)
+        accuracies = f"{result['float']:.2f} -> {result['quantized']:.2f}"
+        print(f"{key}: {accuracies}, {result['cpu_seconds']:.1f} s", flush=True)
 
 
 def _lines(results: Mapping[str, Any], row: str, every: int) -> list[list[object]]:
@@ -289,11 +327,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, help="of the test images; absent: 1, or as in EVERY")
     parser.add_argument("--only", nargs="*", default=[], help="names of estimators")
     parser.add_argument("--fresh", action="store_true", help="measure saved rows again")
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime")
     arguments = parser.parse_args()
     store = results_folder() / "estimators.json"
+    settings = Settings(store, arguments.fresh, arguments.only, arguments.threads)
     for row in arguments.rows or [*LOW, *WIDE]:
         every = arguments.every or (EVERY[row.split()[0]] if row in WIDE else 1)
-        measure(row, every, store, arguments.fresh, arguments.only)
+        measure(row, every, settings)
         store.with_suffix(".md").write_text(page(load_rows(store)))
 
 

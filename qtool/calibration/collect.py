@@ -18,14 +18,11 @@ from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.observation import Observation, observe
 from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
 from qtool.errors import DataError
-from qtool.graph.queries import by_name, constant, release_weight_pages, sample_elements
+from qtool.graph.queries import by_name, constant, release_weight_pages
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.quant.scale_formats import constrain_activation_scale
 from qtool.runtime.ort_session import OrtSession
-
-# Elements of all observed values together in one batch: bounds memory at about 4 bytes each.
-BATCH_ELEMENTS = 1 << 22
 
 
 def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
@@ -45,22 +42,6 @@ def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
         ):
             names.append(name)
     return tuple(names)
-
-
-def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
-    """Return the batch size with which the observed values stay within BATCH_ELEMENTS.
-
-    Args:
-        model: the rewritten graph, with shapes.
-        names: the observed values.
-        count: samples in the data set.
-
-    Returns:
-        1 to 64, at most ``count``.
-    """
-    values = by_name(model.graph)
-    each = sum(sample_elements(values[name]) for name in names)
-    return int(min(max(BATCH_ELEMENTS // max(each, 1), 1), 64, max(count, 1)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +136,7 @@ def collect_shard(
     pending: Future[None] | None = None
     release_weight_pages(model)  # the session maps them itself
     with (
-        OrtSession(reader.model, reader.outputs, options.threads) as session,
+        OrtSession(reader.model, reader.outputs, options.threads, in_order=True) as session,
         ThreadPoolExecutor(1) as pool,
     ):
         for number, batch in batches:

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from qtool.calibration.statistics import evenly_spread, limits
 from qtool.graph.edit import Names, add_initializer
-from qtool.graph.queries import by_name, clip_limits, dims
+from qtool.graph.queries import by_name, clip_limits, dims, sample_elements
 
 # Channels of a block; values of other numbers of channels are not computed in blocks.
 BLOCK = 16
@@ -142,11 +142,21 @@ def observe(
     if pooled:
         model = model.clone()
         values, unused = by_name(model.graph), Names(model.graph)
-        for name in pooled:
+        # ONNX Runtime walks the graph backwards, from the last node that nothing reads: with the
+        # first value's nodes last, they are numbered right behind the value's own node.
+        for name in reversed(pooled):
             high = _add(unused, values[name], "GlobalMaxPool")
             add = _add_sampling if histograms else _add_mean
             kinds[name] = Pooled(high, add(unused, values[name]), histograms)
     return model, kinds
+
+
+def returned_elements(value: ir.Value) -> int:
+    """Count the elements of one sample that a session returns of an observed value."""
+    if not _can_be_pooled(value):
+        return sample_elements(value)
+    channels = (dims(value) or ())[1]
+    return SAMPLED + (channels if isinstance(channels, int) else 0)
 
 
 def _can_be_pooled(value: ir.Value) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration.collect import batch_size, observed_values
+from qtool.calibration.batch_size import batch_size
+from qtool.calibration.collect import observed_values
 from qtool.errors import UnsupportedError
 from qtool.metrics.label_order import LabelOrder, find_label_order
 from qtool.metrics.registry import DEFAULT_METRIC, find_metric

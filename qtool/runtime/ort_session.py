@@ -41,6 +41,9 @@ class OrtSession:
         outputs: names of values to return; default the graph's outputs.
         threads: intra-op threads; default the physical cores.
         level: graph optimization, one of LEVELS.
+        in_order: run nodes in the order in which the runtime's optimizations number them. Its usual
+            order may run a node whose output nothing else reads long after its input was made,
+            which stays in memory until then.
 
     Raises:
         UnsupportedError: ONNX Runtime cannot load the model.
@@ -52,10 +55,13 @@ class OrtSession:
         outputs: Sequence[str] | None = None,
         threads: int | None = None,
         level: str = "all",
+        in_order: bool = False,
     ) -> None:
         import onnxruntime as ort
 
         options = session_options(threads or default_threads(), level)
+        if in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         try:
             with _returning(model, outputs), _source(model, options) as source:
                 self._session: Any = ort.InferenceSession(

@@ -46,7 +46,8 @@ class Auto(Calibrator):
 
     minimize over estimators: E[(x - fake_quantize(x))^2], on the histogram of the one pass
 
-    A difference of less than 1 % goes to the simpler estimator. In a run, the result is compared
+    A difference of less than 1 % goes to the simpler estimator. Clipped inputs of linear layers are
+    searched again by the error of the layers' outputs, as with `mse`. The result is compared
     with `minmax`, `mean_minmax`, `mse` and `mse` with p = 2.4 for all values, by the output of the
     network on up to 64 calibration samples from which no range was estimated; one that is 5 %
     nearer to the float network replaces it. Up to 32 single ranges are then replaced by those of
@@ -57,6 +58,7 @@ class Auto(Calibrator):
         compares estimators, and not the candidates of one search alone.
     """
 
+    by_output: ClassVar[bool] = True
     finalists: ClassVar[Mapping[str, Calibrator]] = FINALISTS
     _: KW_ONLY
 

@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.collect import (
-    batch_size,
-    choose_grids,
-    observed_values,
-)
-from qtool.calibration.statistics import Calibrator
+from qtool.calibration.batch_size import batch_size, pass_batch_size
+from qtool.calibration.collect import choose_grids, observed_values
+from qtool.calibration.statistics import Calibrator, Stats
 from qtool.calibration.supported import check_supported
 from qtool.calibration.synthetic import BATCH, check_batchnorm, collect_synthetic
 from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
@@ -125,9 +122,8 @@ def make_grids(
     check_supported(model, plan, observed, calibrator)
     if context.calibration.synthetic:
         return _grids_without_data(context, plan, calibrator, observed)
-    use_holdout = bool(calibrator.finalists) and context.calibration.count > 1
-    data = context.fit if use_holdout else context.calibration
-    rows = context.fixed_batch or batch_size(model, observed, data.count)
+    data = _estimation_data(context, calibrator)
+    rows = context.fixed_batch or pass_batch_size(model, observed, data.count)
     total, done = data.count, 0
 
     def on_batch(rows: int) -> None:
@@ -135,8 +131,9 @@ def make_grids(
         done = min(done + rows, total)
         context.progress("calibrate", done, total)
 
+    held_out = data is not context.calibration
     shares = CalibrationShares(
-        observed, use_holdout, rows, calibrator.needs_histogram, calibrator.smoothing
+        observed, held_out, rows, calibrator.needs_histogram, calibrator.smoothing
     )
     observations = shares.shared(context, on_batch)
     stats = observations.stats
@@ -146,21 +143,42 @@ def make_grids(
     ):
         plan = plan.note(text)
 
-    def finish(chosen: QuantPlan) -> QuantPlan:
-        if calibrator.by_output:
-            with closing(_calibration_batches(context, observed, data)) as batches:
-                chosen = widen_by_output(model, chosen, stats, batches, context.threads)
-        return constrain(chosen)
-
     def with_islands(base: QuantPlan, islands: Mapping[str, str]) -> QuantPlan | None:
         candidate = with_grids_of(base, make_plan(context, islands), stats, calibrator)
         return constrain_scales(context, candidate) if candidate is not None else None
 
+    best = grids_from_statistics(context, plan, stats, calibrator)
+    return choose_islands(context, best, with_islands)
+
+
+def grids_from_statistics(
+    context: Context, plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibrator
+) -> QuantPlan:
+    """Return the plan with the grids that an estimator computes of activations.
+
+    Args:
+        context: holds the graph and the calibration samples.
+        plan: its weights have grids.
+        stats: of ``context.fit`` where the estimator has finalists, else of all samples.
+        calibrator: estimates the grids.
+    """
+
     def constrain(chosen: QuantPlan) -> QuantPlan:
         return constrain_scales(context, chosen)
 
-    best = best_ranges(context, plan, stats, calibrator, finish, constrain)
-    return choose_islands(context, best, with_islands)
+    def finish(chosen: QuantPlan) -> QuantPlan:
+        if calibrator.by_output:
+            with closing(_estimation_batches(context, tuple(stats), calibrator)) as batches:
+                chosen = widen_by_output(context.model, chosen, stats, batches, context.threads)
+        return constrain(chosen)
+
+    return best_ranges(context, plan, stats, calibrator, finish, constrain)
+
+
+def _estimation_data(context: Context, calibrator: Calibrator) -> Dataset:
+    """Return the samples that ranges are estimated from: all, or those not held out."""
+    use_holdout = bool(calibrator.finalists) and context.calibration.count > 1
+    return context.fit if use_holdout else context.calibration
 
 
 def _grids_without_data(
@@ -182,11 +200,11 @@ def _grids_without_data(
     return constrain_scales(context, choose_grids(plan, stats, calibrator))
 
 
-def _calibration_batches(
-    context: Context, observed: tuple[str, ...], data: Dataset
+def _estimation_batches(
+    context: Context, observed: tuple[str, ...], calibrator: Calibrator
 ) -> Generator[Mapping[str, np.ndarray], None, None]:
-    """Yield the calibration data, as many samples at a time as fit in memory."""
-    fixed = context.fixed_batch
+    """Yield the samples of the estimation, as many at a time as fit in memory."""
+    data, fixed = _estimation_data(context, calibrator), context.fixed_batch
     rows = fixed or batch_size(context.model, observed, data.count)
     for batch, _ in data.calls(rows, fixed is not None):
         yield {name: batch[name] for name in context.inputs}

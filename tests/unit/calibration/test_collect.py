@@ -11,10 +11,9 @@ from models import Net, bind, cpu, feeds_for
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
+from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size
 from qtool.calibration.collect import (
-    BATCH_ELEMENTS,
     PassOptions,
-    batch_size,
     choose_grids,
     collect,
     collect_shard,

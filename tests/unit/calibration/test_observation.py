@@ -1,12 +1,18 @@
 """Values summarized inside ONNX Runtime: the limits and elements of the values themselves."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from models import Net, bind, feeds_for
 
+from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size, pass_batch_size
 from qtool.calibration.collect import collect
 from qtool.calibration.observation import SAMPLED, Pooled, Whole, observe
+from qtool.runtime import ort_session
+from qtool.runtime.ort_options import session_options
 from qtool.runtime.ort_session import OrtSession
 
 SIDE = 96
@@ -120,3 +126,38 @@ def test_the_model_is_not_changed():
     observed, _ = observe(model, ["a"], True)
     assert ([node.name for node in model.graph], list(model.graph.initializers)) == before
     assert len(list(observed.graph)) == len(before[0]) + 2
+
+
+def test_a_pooled_value_counts_in_a_batch_with_what_is_returned_of_it():
+    model, value, output = network(), 16 * SIDE * SIDE, 2 * SIDE * SIDE
+    assert batch_size(model, ["a", "y"], 100) == BATCH_ELEMENTS // (value + output)
+    # Its elements bound the batch where they are more than everything that is returned.
+    assert SAMPLED + 16 + output < value
+    assert pass_batch_size(model, ["a", "y"], 100) == BATCH_ELEMENTS // value
+    assert pass_batch_size(model, ["a", "c"], 100) == BATCH_ELEMENTS // (value + SAMPLED + 16)
+    assert pass_batch_size(model, ["a", "c"], 3) == 3
+
+
+def test_values_are_summarized_before_the_next_layer_runs(tmp_path, monkeypatch):
+    """The summaries of a value read it from the cache, and its memory is free afterwards."""
+    net = Net(opset=21)
+    x = net.conv(net.input("x", "N", 3, SIDE, SIDE), 3, 16)
+    for name in "abcd":
+        x = net.conv(net.add("Relu", x, out=name), 16, 16, out=f"{name}_next")
+    model = net.output(x).model()
+    bind(model, feeds_for(model))
+    observed, kinds = observe(model, "abcd", False)
+
+    def profiling(threads: int, level: str):
+        options = session_options(threads, level)
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        return options
+
+    monkeypatch.setattr(ort_session, "session_options", profiling)
+    names = [name for kind in kinds.values() for name in kind.outputs]
+    with OrtSession(observed, names, 1, in_order=True) as session:
+        session({"x": images(1)})
+        events = json.loads(Path(session._session.end_profiling()).read_text())
+    ran = [e["args"]["op_name"] for e in events if e["name"].endswith("kernel_time")]
+    letters = {"Conv": "C", "GlobalMaxPool": "p", "GlobalAveragePool": "p"}
+    assert "".join(letters.get(op, "") for op in ran) == "CppCppCppCppC"

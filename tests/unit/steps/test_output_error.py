@@ -94,5 +94,5 @@ def test_convolutions_and_full_ranges_are_left():
 
 def test_only_estimators_of_the_squared_error_are_refined():
     refined = [name for name, entry in CALIBRATORS.items() if getattr(entry, "by_output", False)]
-    # cross_entropy is mse but for the class scores.
-    assert refined == ["mse", "cross_entropy"]
+    # cross_entropy is mse but for the class scores; auto compares squared errors.
+    assert refined == ["mse", "cross_entropy", "auto"]
