@@ -24,12 +24,14 @@ from qtool.rewrites.global_pool import reduce_mean_to_global_average_pool
 from qtool.rewrites.linear import matmul_to_gemm, normalize_gemm
 from qtool.rewrites.reshape import make_reshapes_static
 from qtool.rewrites.rewrite import Rewrite, SampleRewrite
+from qtool.rewrites.rows import keep_rows
 from qtool.rewrites.scaling.equalize import equalize
 from qtool.rewrites.scaling.equalize_activations import equalize_activations
 from qtool.rewrites.scaling.normalize_weights import normalize_weights
 from qtool.rewrites.scaling.reparametrize_norm import reparametrize_norm
 from qtool.rewrites.scaling.scale_output_channels import scale_output_channels
 from qtool.rewrites.scaling.smooth import smooth
+from qtool.rewrites.sequence_first import sequence_first
 from qtool.rewrites.strided_slice import strided_slice_to_max_pool
 from qtool.rewrites.unfuse import unfuse_microsoft
 
@@ -51,6 +53,8 @@ REWRITES: dict[str, Rewrite] = {
     "fold_affine_into_next_conv": fold_affine_into_next_conv,
     "matmul_to_gemm": matmul_to_gemm,
     "normalize_gemm": normalize_gemm,
+    "keep_rows": keep_rows,
+    "sequence_first": sequence_first,
     "fold_pad": fold_pad,
     "strided_slice_to_max_pool": strided_slice_to_max_pool,
     "split_shared_constants": split_shared_constants,
