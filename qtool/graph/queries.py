@@ -103,7 +103,10 @@ def _rows_of_sample(rows: ir.Value) -> int:
         operand = node.inputs[0]
         if node.op_type == "Reshape":
             width = (dims(node.outputs[0]) or (None,))[-1]
-            total = math.prod(d for d in (dims(operand) or ())[1:] if isinstance(d, int))
+            shape = dims(operand) or ()
+            # The batch is the first axis, or the open one behind it (rows in the order s, n).
+            first = shape[:1] if any(not isinstance(d, int) for d in shape[1:2]) else ()
+            total = math.prod(d for d in (*first, *shape[1:]) if isinstance(d, int))
             return max(1, total // width) if isinstance(width, int) and width else 1
         if rank(operand) != 2:
             return 1

@@ -5,6 +5,8 @@ ONNX Runtime's product reads [S, N, H, D] as it is (FusedMatMul, transBatchA and
 where rows lie in the order (s, n), no Transpose is left.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +34,7 @@ def sequence_first(model: ir.Model, is_integer: IsInteger) -> int:
             continue
         part = _part(rows)
         seen |= part.rows
-        if part.sizes is not None and part.gain() > 0:
+        if part.gain() > 0:
             _reorder(part)
             done += len(part.heads)
     return done
@@ -44,7 +46,7 @@ class _Part:
 
     Attributes:
         rows: values [N * S, K].
-        sizes: (N, S); None where the rows cannot be reordered.
+        one_sample: whether N is 1.
         entries: Reshapes of [N, S, K] to rows.
         joined: Reshapes of [N, S, H, D] to rows, behind a Transpose of heads.
         exits: Reshapes of rows to [N, S, ...].
@@ -52,7 +54,7 @@ class _Part:
     """
 
     rows: set[ir.Value] = field(default_factory=set)
-    sizes: tuple[int | str, int] | None = None
+    one_sample: bool = False
     entries: list[ir.Node] = field(default_factory=list)
     joined: list[ir.Node] = field(default_factory=list)
     exits: list[ir.Node] = field(default_factory=list)
@@ -60,10 +62,8 @@ class _Part:
 
     def gain(self) -> int:
         """Return how many Transposes are saved."""
-        saved = sum(map(_reaches_product, self.heads))
-        # Those of one sample move nothing.
-        one = self.sizes is not None and self.sizes[0] == 1
-        return saved - (0 if one else len(self.entries) + len(self.exits))
+        added = 0 if self.one_sample else len(self.entries) + len(self.exits)
+        return sum(map(_reaches_product, self.heads)) - added
 
 
 def _is_heads(node: ir.Node) -> bool:
@@ -72,12 +72,9 @@ def _is_heads(node: ir.Node) -> bool:
     if shape is None or len(shape) != 4 or rank(node.inputs[0]) != 2:
         return False
     transpose = sole_reader(node.outputs[0])
-    inner = [d for d in shape[2:] if isinstance(d, int)]
-    # So each row is one of [N, S], and the rows of all layers that these rows connect are.
-    if len(inner) != 2 or inner[0] * inner[1] != width(node.inputs[0]) or transpose is None:
+    if transpose is None or transpose.op_type != "Transpose":
         return False
-    perm = attribute(transpose, "perm") if transpose.op_type == "Transpose" else None
-    return perm in (SPLIT, SPLIT_TRANSPOSED)
+    return attribute(transpose, "perm") in (SPLIT, SPLIT_TRANSPOSED)
 
 
 def _reaches_product(heads: ir.Node) -> bool:
@@ -98,9 +95,9 @@ def _is_number(value: ir.Value | None) -> bool:
 
 
 def _part(start: ir.Value) -> _Part:
-    """Return the part of the network that some rows belong to."""
+    """Return the part of the network that some rows belong to; empty where it cannot change."""
     part, waiting = _Part(), [start]
-    sizes: set[tuple[int | str | None, ...]] = set()
+    bounds: list[_Bound] = []
     while waiting:
         value = waiting.pop()
         if value in part.rows:
@@ -109,43 +106,70 @@ def _part(start: ir.Value) -> _Part:
         producer = value.producer()
         if producer is None or value.is_graph_output() or rank(value) != 2:
             return _Part(part.rows)
-        if producer.op_type == "Reshape":
-            shape = _entry(producer, part)
-        else:
-            shape = _row_op(producer, value, waiting)
-        shapes = [shape, *(_reader(node, value, part, waiting) for node in readers(value))]
-        if None in shapes:
-            return _Part(part.rows)
-        sizes.update(s for s in shapes if s)
-    if len(sizes) == 1:
-        batch, length = sizes.pop()
-        if isinstance(length, int) and batch is not None:
-            part.sizes = batch, length
-    return part
+        for node in (producer, *readers(value)):
+            bound = _bound(node, part) if node.op_type == "Reshape" else None
+            if bound is None and not _follow(node, value, waiting):
+                return _Part(part.rows)
+            bounds += [] if bound is None else [bound]
+    part.one_sample = any(bound.batch == 1 for bound in bounds)
+    return part if _agree(bounds) else _Part(part.rows)
 
 
-Sizes = tuple[int | str | None, ...]
+@dataclass(frozen=True)
+class _Bound:
+    """A value [N, S, ...] that becomes rows, or is made of rows.
+
+    Attributes:
+        batch: N, a name or None where it is unknown.
+        length: S.
+        whole: whether the sizes behind [N, S] are those of one row.
+    """
+
+    batch: int | str | None
+    length: int | str | None
+    whole: bool
 
 
-def _entry(node: ir.Node, part: _Part) -> Sizes | None:
-    """Add a Reshape that makes rows to a part; return [N, S] of its input, None where unfit."""
-    shape = dims(node.inputs[0])
-    if shape is None or constant(node.inputs[1]) is None:
+def _agree(bounds: Sequence[_Bound]) -> bool:
+    """Return whether all rows that are connected have the order (n, s) with one known S.
+
+    Connected rows are equally many, so where one value has N times S rows, all have; a value of
+    unknown last sizes is one of them where it has the same N.
+    """
+    lengths = {bound.length for bound in bounds}
+    batches = {bound.batch for bound in bounds if bound.whole} - {None}
+    fits = all(bound.whole or bound.batch in batches for bound in bounds)
+    return fits and len(lengths) == 1 and isinstance(lengths.pop(), int)
+
+
+def _bound(node: ir.Node, part: _Part) -> _Bound | None:
+    """Add a Reshape from or to rows to a part; return None where it cannot change."""
+    x, out = node.inputs[0], node.outputs[0]
+    makes_rows = rank(out) == 2
+    value, rows = (x, out) if makes_rows else (out, x)
+    shape = dims(value)
+    if value is None or shape is None or len(shape) < 3 or _sizes(node) is None:
         return None
-    if len(shape) == 3:
+    if not makes_rows:
+        (part.heads if _is_heads(node) else part.exits).append(node)
+    elif len(shape) == 3:
         part.entries.append(node)
-        return shape[:2]
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if len(shape) != 4 or before is None or sole_reader(before.outputs[0]) is not node:
+    else:
+        before = value.producer()
+        if before is None or sole_reader(value) is not node or before.op_type != "Transpose":
+            return None
+        if attribute(before, "perm") != SPLIT:
+            return None
+        part.joined.append(node)
+    inner = [d for d in shape[2:] if isinstance(d, int)]
+    known = len(inner) == len(shape) - 2
+    if known and math.prod(inner) != width(rows):
         return None
-    if before.op_type != "Transpose" or attribute(before, "perm") != SPLIT:
-        return None
-    part.joined.append(node)
-    return shape[:2]
+    return _Bound(shape[0], shape[1], known)
 
 
-def _row_op(node: ir.Node, value: ir.Value, waiting: list[ir.Value]) -> Sizes | None:
-    """Follow a node that computes each row alone; return (), None for another node.
+def _follow(node: ir.Node, value: ir.Value, waiting: list[ir.Value]) -> bool:
+    """Follow a layer, or a node that computes each row alone; return False for another node.
 
     Args:
         node: reads or makes rows.
@@ -154,23 +178,10 @@ def _row_op(node: ir.Node, value: ir.Value, waiting: list[ir.Value]) -> Sizes | 
     """
     layer = node.op_type == "Gemm" and all(is_constant(v) for v in node.inputs[1:])
     if attribute(node, "transA", 0) or not (layer or computes_rows_alone(node)):
-        return None
-    terms = [node.inputs[k] for k in row_terms(node)]
-    if value not in (*terms, node.outputs[0]):
-        return None
-    waiting += [v for v in (*terms, node.outputs[0]) if v is not None]
-    return ()
-
-
-def _reader(node: ir.Node, value: ir.Value, part: _Part, waiting: list[ir.Value]) -> Sizes | None:
-    """Follow a reader of rows; return [N, S] where it ends the part, (), or None where unfit."""
-    if node.op_type != "Reshape":
-        return _row_op(node, value, waiting)
-    shape = dims(node.outputs[0])
-    if shape is None or len(shape) < 3 or _sizes(node) is None:
-        return None
-    (part.heads if _is_heads(node) else part.exits).append(node)
-    return shape[:2]
+        return False
+    rows = [*(node.inputs[k] for k in row_terms(node)), node.outputs[0]]
+    waiting += [v for v in rows if v is not None]
+    return value in rows
 
 
 def _sizes(node: ir.Node) -> list[int] | None:
@@ -178,14 +189,14 @@ def _sizes(node: ir.Node) -> list[int] | None:
     array, shape = constant(node.inputs[1]), dims(node.outputs[0])
     if array is None or shape is None:
         return None
+    # A 0 copies a size.
     sizes = [d if isinstance(d, int) else int(a) for a, d in zip(array, shape, strict=True)]
     return sizes if sizes.count(-1) <= 1 and 0 not in sizes else None
 
 
 def _reorder(part: _Part) -> None:
     """Order the rows of a part by (s, n)."""
-    assert part.sizes is not None
-    if part.sizes[0] != 1:
+    if not part.one_sample:
         for node in part.entries:
             _transpose_entry(node)
         for node in part.joined:

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from models import Net, ops, rewritten, run
 
 REWRITES = ("fold_constants", "make_reshapes_static", "matmul_to_gemm")
+REWRITES += ("keep_rows", "sequence_first")
 FREE = 3  # size of an open axis that is not the batch
 WIDTHS = (4, 6, 12)
-KINDS = ("linear", "linear", "elementwise", "residual", "reshape")
+KINDS = ("linear", "linear", "elementwise", "residual", "reshape", "norm", "attention")
 SHAPES = (
     ("N", 12), ("N", 4, 12), ("N", 2, 3, 12), ("N", "T", 12), ("N", 2, "T", 6),
     (1, 4, 12), (8, 4, 6), (4, "N", 12), (3, 12),
@@ -40,6 +41,27 @@ class Layers:
     def residual(self, draw, x, shape):
         others = [name for name, other in self.values if other == shape]
         self.add(self.net.add("Add", x, draw(st.sampled_from(others))), shape)
+
+    def norm(self, draw, x, shape):
+        scale, shift = (self.net.weight(shape[-1]) for _ in range(2))
+        self.add(self.net.add("LayerNormalization", x, scale, shift, axis=-1), shape)
+
+    def attention(self, draw, x, shape):
+        """Add products of heads of two values that layers make of one, where it has three axes."""
+        if len(shape) != 3 or isinstance(shape[1], str):
+            return self.norm(draw, x, shape)
+        batch, length, width = (d if isinstance(d, int) else -1 for d in shape)
+        heads = self.net.const(np.array([batch, length, 2, width // 2]))
+        perms = (0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)
+        parts = [self.net.add("MatMul", x, self.net.weight(width, width)) for _ in perms]
+        parts = [
+            self.net.add("Transpose", self.net.add("Reshape", part, heads), perm=perm)
+            for part, perm in zip(parts, perms, strict=True)
+        ]
+        scores = self.net.add("Softmax", self.net.add("MatMul", *parts[:2]), axis=-1)
+        y = self.net.add("Transpose", self.net.add("MatMul", scores, parts[2]), perm=perms[0])
+        sizes = self.net.const(np.array([batch, length, width]))
+        self.add(self.net.add("Reshape", y, sizes), shape)
 
     def reshape(self, draw, x, shape):
         """Divide the last axis in two or join the last two, in one of three forms of the sizes."""

@@ -97,6 +97,20 @@ def decomposed_newer() -> Net:
     return net.output(net.add("Relu", x, out="y"))
 
 
+def rows_of_an_encoder() -> Net:
+    """Heads, and a normalization between two layers, as `matmul_to_gemm` leaves them."""
+    net = Net()
+    flat, whole = net.const(np.array([-1, 8])), net.const(np.array([1, 6, 8]))
+    rows = net.add("Reshape", net.input("x", 1, 6, 8), flat)
+    q, k, y = (net.add("Gemm", rows, net.weight(8, 8)) for _ in range(3))
+    sizes = net.const(np.array([1, 6, 2, 4]))
+    q = net.add("Transpose", net.add("Reshape", q, sizes), perm=(0, 2, 1, 3))
+    k = net.add("Transpose", net.add("Reshape", k, sizes), perm=(0, 2, 3, 1))
+    y = net.add("LayerNormalization", net.add("Reshape", y, whole), net.weight(8), axis=-1)
+    y = net.add("Gemm", net.add("Reshape", y, flat), net.weight(8, 8))
+    return net.output(net.add("MatMul", q, k), y)
+
+
 NETS = {
     **BUILDERS,
     **{
@@ -110,6 +124,7 @@ NETS = {
             strided_first_conv,
             decomposed,
             decomposed_newer,
+            rows_of_an_encoder,
         )
     },
 }
