@@ -1,10 +1,8 @@
-"""Residual sums and normalizations between linear layers compute on the layers' rows.
+"""Sums, products and normalizations between linear layers compute on the layers' rows.
 
 Linear layers are Gemm on rows [R, K] (:func:`qtool.rewrites.linear.matmul_to_gemm`), with a Reshape
 of [N, S, K] to rows in front and one back behind. Ops that compute each row alone need neither.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -16,34 +14,46 @@ from qtool.rewrites.linear import ELEMENTWISE
 from qtool.rewrites.rewrite import IsInteger
 
 NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
-
-RowsOf = Callable[[ir.Value | None], ir.Value | None]
+SUMS = frozenset({"Add", "Sub", "Mul"})
 
 
 def keep_rows(model: ir.Model, is_integer: IsInteger) -> int:
-    """Move sums and normalizations between linear layers from [N, S, K] to rows.
+    """Move sums, products and normalizations between linear layers from [N, S, K] to rows.
 
         norm(a + restore(r)) = restore(norm(rows(a) + r))
 
     The Reshape of a layer's output and that of the next layer's input then cancel. A sum is moved
-    where both terms have rows already, so that no Reshape is added.
+    where both terms have rows already, so that no Reshape is added; so is a product.
     """
     done = 0
     # A normalization that only layers read gets rows instead of making them: as many Reshapes, and
     # its input, which is a term of the next sum, has rows.
     for node in reversed(list(model.graph)):
-        if _can_move(node) and node.op_type != "Add" and _only_flattened(node.outputs[0]):
+        if _can_move(node) and node.op_type not in SUMS and _only_flattened(node.outputs[0]):
             done += _move(node)
-    for node in list(model.graph):
-        if not _can_move(node):
-            continue
-        terms = [node.inputs[k] for k in row_terms(node)]
-        if any(map(_restored, terms)) and all(_restored(v) or _flattened(v) for v in terms):
-            done += _move(node)
+    for node in _moving(model.graph):
+        done += _move(node)
     if done:
         model.graph.sort()  # rows that exist may be made behind their new reader
         remove_unused(model)
     return done
+
+
+def _moving(graph: ir.Graph) -> list[ir.Node]:
+    """Return the nodes that move to rows behind a layer, in order."""
+    moving: dict[ir.Node, None] = {}
+    for node in graph:
+        terms = [node.inputs[k] for k in row_terms(node)] if _can_move(node) else []
+        rows = [_restored(v) is not None or (v and v.producer() in moving) for v in terms]
+        if any(rows) and all(r or _flattened(v) for r, v in zip(rows, terms, strict=True)):
+            moving[node] = None
+    # At the end of a chain a Reshape comes behind the node; one in front must go for it.
+    for node in reversed(moving.copy()):
+        out, terms = node.outputs[0], [node.inputs[k] for k in row_terms(node)]
+        read = any(reader in moving for reader in readers(out)) or _flattened(out) is not None
+        if not read and not any(v and moving.keys() >= {*readers(v)} for v in terms):
+            del moving[node]
+    return list(moving)
 
 
 def computes_rows_alone(node: ir.Node) -> bool:
@@ -53,7 +63,7 @@ def computes_rows_alone(node: ir.Node) -> bool:
         return False
     if node.op_type in NORMS:
         return attribute(node, "axis", -1) in (-1, len(shape) - 1)
-    if node.op_type == "Add":
+    if node.op_type in SUMS:
         one_row = ((dims(v) or (0,))[:-1] for v in node.inputs if is_constant(v))
         terms = [dims(node.inputs[k]) for k in row_terms(node)]
         return all(set(sizes) <= {1} for sizes in one_row) and terms == [shape] * len(terms)
@@ -62,7 +72,7 @@ def computes_rows_alone(node: ir.Node) -> bool:
 
 def row_terms(node: ir.Node) -> list[int]:
     """Return the positions of the inputs whose rows become rows of the result."""
-    if node.op_type != "Add":
+    if node.op_type not in SUMS:
         return [0]
     return [k for k, value in enumerate(node.inputs) if not is_constant(value)]
 

@@ -39,7 +39,7 @@ RUNS = {
     "fire": "QLinearConv*5 NhwcMaxPool QLinearConcat Pad QuantizeLinear DequantizeLinear",
     "squeeze_excite": "QLinearConv*4 QLinearGlobalAveragePool QLinearSigmoid QLinearMul"
     " QuantizeLinear DequantizeLinear",
-    "transformer_mlp": "LayerNormalization QGemm*2 QLinearSigmoid QLinearMul Reshape*4 Add"
+    "transformer_mlp": "LayerNormalization QGemm*2 QLinearSigmoid QLinearMul Reshape*2 Add"
     " QuantizeLinear",
     "tied": "QLinearConv*2 QLinearGlobalAveragePool QGemm*2 Flatten QuantizeLinear",
 }
