@@ -69,7 +69,8 @@ def diagnose(
         drop: points that the file lost.
         on_rule: called with the number of finished rules, and of all.
     """
-    fit, holdout = _samples(context, context.fit), _samples(context, context.holdout)
+    fit = trial_samples(context, context.fit)
+    holdout = trial_samples(context, context.holdout)
     few = replace(context, calibration=fit)  # what a step is tried on
     facts = Facts(few, plan, calibrated, measure(context, plan, fit), settings)
     trials = Trials(context, plan, holdout, drop)
@@ -127,8 +128,8 @@ def findings_of_results(results: Results) -> list[Finding]:
     return ranked([*data_findings(results), *latency_finding(results), *size_finding(results)])
 
 
-def _samples(context: Context, dataset: Dataset) -> Dataset:
-    """Return evenly spread samples, as many as one trial can afford."""
+def trial_samples(context: Context, dataset: Dataset) -> Dataset:
+    """Return evenly spread samples of a dataset, as many as one trial can afford."""
     affordable = int(TRIAL_MACS / max(1, total_macs(context.model)))
     count = min(MAX_SAMPLES, max(MIN_SAMPLES, affordable), dataset.count)
     return dataset.take(dataset.choose(count))

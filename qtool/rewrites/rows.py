@@ -132,17 +132,17 @@ def _move(node: ir.Node) -> int:
     inputs = list(node.inputs)
     for k in row_terms(node):
         inputs[k] = _restored(inputs[k]) or _flattened(inputs[k]) or _rows(inputs[k], node)
-    kept = {key: a.value for key, a in node.attributes.items() if key != "axis"}
-    kept |= {"axis": -1} if node.op_type in NORMS else {}
-    y = add_node(node, node.op_type, inputs, kept, f"{node.name}/rows", (None, shape[-1]))
+    attributes = {key: a.value for key, a in node.attributes.items() if key != "axis"}
+    attributes |= {"axis": -1} if node.op_type in NORMS else {}
+    y = add_node(node, node.op_type, inputs, attributes, f"{node.name}/rows", (None, shape[-1]))
     sizes = np.array([d if isinstance(d, int) else -1 for d in shape])
     back = add_constant(graph, f"{node.name}.shape", sizes)
     restored = add_node(node, "Reshape", [y, back], name=f"{node.name}/restore", shape=shape)
     replace_value(node.outputs[0], restored)
-    name, moved = node.name, y.producer()
+    name, producer = node.name, y.producer()
     drop(node)
-    if moved is not None:  # the node keeps its name in the report
-        moved.name = name
+    if producer is not None:  # the node keeps its name in the report
+        producer.name = name
     for flattening in _flattenings(restored):
         replace_value(flattening.outputs[0], y)
         drop(flattening)

@@ -162,10 +162,10 @@ def _bound(node: ir.Node, part: _Part) -> _Bound | None:
             return None
         part.joined.append(node)
     inner = [d for d in shape[2:] if isinstance(d, int)]
-    known = len(inner) == len(shape) - 2
-    if known and math.prod(inner) != width(rows):
+    sized = len(inner) == len(shape) - 2
+    if sized and math.prod(inner) != width(rows):
         return None
-    return _Bound(shape[0], shape[1], known)
+    return _Bound(shape[0], shape[1], sized)
 
 
 def _follow(node: ir.Node, value: ir.Value, waiting: list[ir.Value]) -> bool:

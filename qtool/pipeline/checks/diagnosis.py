@@ -4,14 +4,24 @@ import json
 from dataclasses import dataclass
 
 from qtool.diagnosis.data_rules import data_doubts
-from qtool.diagnosis.diagnose import diagnose, findings_of_results, lost_points, ranked
+from qtool.diagnosis.diagnose import (
+    diagnose,
+    findings_of_results,
+    lost_points,
+    ranked,
+    trial_samples,
+)
 from qtool.diagnosis.facts import Results, Settings
+from qtool.diagnosis.positions import position_finding
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.evaluate import Evaluation
 from qtool.pipeline.stages import Emitted
 from qtool.recipe.model import Recipe
 from qtool.report.schema import Finding, Gate, Kernels, Size
 from qtool.steps.guard import AppliedSteps
+
+# Outputs of 8-bit networks have 30 to 50 dB.
+NOISY_DB = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,13 @@ def diagnosis_of(
     findings, doubts = findings_of_results(results), data_doubts(results)
     drop, context = lost_points(evaluation.accuracy, gates), prepared.context
     data = context.calibration
-    if drop > 0 and data.count > 1 and not data.synthetic and emitted.plan.grids:
+    if data.count < 2 or data.synthetic or not emitted.plan.grids:
+        return Diagnosis(ranked(findings), doubts)
+    noisy = [o.name for o in evaluation.outputs if o.compared and _is_noisy(o.sqnr_db)]
+    samples = trial_samples(context, context.holdout)
+    positions = position_finding(context, emitted.plan, samples, noisy)
+    findings += [] if positions is None else [positions]
+    if drop > 0:
         with context.cache.stage("diagnose") as record:
             findings += diagnose(
                 context,
@@ -74,6 +90,10 @@ def diagnosis_of(
                 "on held-out calibration samples"
             )
     return Diagnosis(ranked(findings), doubts)
+
+
+def _is_noisy(sqnr_db: float | None) -> bool:
+    return sqnr_db is not None and sqnr_db < NOISY_DB
 
 
 def settings_of(recipe: Recipe, samples: int) -> Settings:
