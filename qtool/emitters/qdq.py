@@ -14,7 +14,7 @@ from qtool.emitters.copy import copy_model
 from qtool.emitters.dynamic import write_dynamic
 from qtool.emitters.joined_groups import join_groups
 from qtool.emitters.packing import widen
-from qtool.emitters.simplify import compact
+from qtool.emitters.simplify import compact, separate_activations
 from qtool.emitters.weight_only import float_weights
 from qtool.emitters.weight_zero_point import shift_weight_codes
 from qtool.graph.edit import Names, add_initializer
@@ -50,6 +50,7 @@ class _Emitter:
         self.graph = graph
         self.plan = plan
         self.integer = plan.integer_nodes
+        self.target = target
         self.requantizes = target.requantizes
         opset = graph.opset_imports.get("", 0)
         self.packing = [form for form in target.packing if PACKING[form] <= opset]
@@ -94,6 +95,7 @@ class _Emitter:
             self._dequantize(value, code)
         if "scales" in self.packing:
             compact(self.graph)
+        separate_activations(self.graph, self.plan, self.target)
         self.graph.sort()
         self._drop_unread()
 

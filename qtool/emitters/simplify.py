@@ -1,9 +1,12 @@
-"""Remove redundant parts of a QDQ file: zero points of 0, and scales of biases."""
+"""Remove redundant parts of a QDQ file, and prevent fusions into float kernels."""
 
 import numpy as np
 import onnx_ir as ir
 
-from qtool.graph.queries import constant
+from qtool.graph.edit import add_constant, add_node, drop, replace_value
+from qtool.graph.queries import constant, nodes_by_name, sole_reader
+from qtool.quant.plan import QuantPlan
+from qtool.targets.target import Target
 
 # Ops whose weights need no zero point: onnxruntime 1.31 does not fuse a Gemm or MatMul without one.
 WITHOUT_ZERO_POINT = {"Conv"}
@@ -53,3 +56,35 @@ def _replace_bias_scale(graph: ir.Graph, x: ir.Node, w: ir.Node, bias: ir.Node) 
     graph.insert_before(bias, product)
     product.outputs[0].name, product.outputs[0].type = out.name, out.type
     bias.replace_input_with(1, product.outputs[0])
+
+
+def separate_activations(graph: ir.Graph, plan: QuantPlan, target: Target) -> None:
+    """Write a Relu or Clip behind a layer's float output as Max and Min, where the target says so.
+
+    Args:
+        graph: with Q and DQ, changed in place.
+        plan: of the graph.
+        target: its rules name what the runtime would fuse into a float kernel.
+    """
+    nodes = nodes_by_name(graph)
+    for site in plan.sites.values():
+        rule = target.ops.get(site.op)
+        if rule is None or site.output in plan.grid_of or site.name not in nodes:
+            continue
+        activation = sole_reader(nodes[site.name].outputs[0])
+        if activation is not None and activation.op_type in rule.unfused:
+            _write_as_max_and_min(graph, activation)
+
+
+def _write_as_max_and_min(graph: ir.Graph, activation: ir.Node) -> None:
+    """Replace Relu by Max(x, 0), Clip by Min(Max(x, low), high)."""
+    y, *limits = activation.inputs
+    if activation.op_type == "Relu":
+        limits = [add_constant(graph, f"{activation.name}.zero", np.array(0, np.float32))]
+    assert y is not None
+    shape = None if y.shape is None else [d if isinstance(d, int) else d.value for d in y.shape]
+    for op, limit in zip(("Max", "Min"), limits, strict=False):
+        if limit is not None:
+            y = add_node(activation, op, [y, limit], name=f"{activation.name}/{op}", shape=shape)
+    replace_value(activation.outputs[0], y)
+    drop(activation)

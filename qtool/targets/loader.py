@@ -259,7 +259,7 @@ def _rule(raw: Any, where: str) -> OpRule:
         raise RecipeError(f'target {where}: key "weight" is missing; form weighted needs it')
     lists = {
         key: _list(raw[key], kind, f"{where}.{key}")
-        for key, kind in (("inputs", int), ("absorbs", str), ("fused_into", str))
+        for key, kind in (("inputs", int), ("absorbs", str), ("unfused", str), ("fused_into", str))
         if key in raw
     }
     return OpRule(**{**raw, **lists})

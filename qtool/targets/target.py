@@ -31,6 +31,8 @@ class OpRule:
         weight, bias: positions of the constant operands of a weighted op.
         output: ``quantized`` when the kernel writes codes only, ``either`` when floats too.
         absorbs: activation functions that the kernel computes by clipping to its output grid.
+        unfused: activation functions that the runtime would fuse with a float output, into a float
+            kernel; they are written as Max and Min.
         on_codes: emitted between Q and DQ, directly on the codes (same_grid only).
         on_codes_bits: the widest codes it moves like this; wider ones keep Q and DQ around it.
         fused_into: weighted ops whose kernels add the other operand before they round: the last
@@ -44,6 +46,7 @@ class OpRule:
     bias: int | None = None
     output: str = "quantized"
     absorbs: tuple[str, ...] = ()
+    unfused: tuple[str, ...] = ()
     on_codes: bool = False
     on_codes_bits: int = 16
     fused_into: tuple[str, ...] = ()

@@ -72,3 +72,26 @@ def test_a_scale_that_is_not_the_product_stays():
     plan = replace(plan, grids={**plan.grids, plan.grid_of["b"]: odd})
     emitted = emit_qdq(model, plan, cpu())
     np.testing.assert_array_equal(constant(by_name(emitted.graph)["b_scale"]), odd.scale)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Clip", "Clip without a limit"])
+@pytest.mark.parametrize("shape", [("N", 16), ("N", 4, 16)])
+def test_an_activation_of_floats_leaves_the_layer_in_integers(op, shape, tmp_path):
+    """ONNX Runtime would fuse the two into a float Gemm."""
+    net = Net(opset=21, ir_version=10)
+    y = net.add("MatMul", net.input("x", *shape), net.weight(16, 32))
+    limits = [] if op == "Relu" else [net.const(np.float32(-1)), net.const(np.float32(1))]
+    y = net.add(op.split()[0], net.add("Add", y, net.weight(32)), *limits[: 1 + (op == "Clip")])
+    model = net.output(net.add("Exp", y, out="y")).model()
+    feeds = feeds_for(model)
+    bind(model, feeds)
+    rewritten(model)
+    plan = frozen_plan(model)
+    emitted = emit_qdq(model, plan, cpu())
+    kernels = [n.op_type for n in optimized(emitted, tmp_path).graph]
+    assert "QGemm" in kernels and "DequantizeLinear" not in kernels
+    want, got = run(net.proto(), feeds)["y"], run(emitted, feeds)["y"]
+    assert np.abs(want - got).max() < 0.1 * np.abs(want).max()
+    rules = {name: replace(rule, unfused=()) for name, rule in cpu().ops.items()}
+    fused = emit_qdq(model, plan, replace(cpu(), ops=rules))
+    assert "QGemm" not in [n.op_type for n in optimized(fused, tmp_path).graph]
