@@ -11,12 +11,14 @@ from qtool.loading.file_checks import graphs
 from qtool.runtime.memory import usable_memory
 
 MOST_PROPAGATED = 1 << 20
+# Copies of the outputs while those of two runs are compared.
+COMPARED_COPIES = 4
 
 
 def check_sizes(model: ir.Model, name: str, samples: int = 1) -> None:
-    """Check that the values that a node reads and writes fit into memory together.
+    """Check that the values that a node reads and writes fit into memory, and the outputs twice.
 
-    They are the least that any run needs.
+    They are the least that any run needs, and that comparing two of them needs.
 
     Args:
         model: with inferred shapes.
@@ -24,7 +26,7 @@ def check_sizes(model: ir.Model, name: str, samples: int = 1) -> None:
         samples: of a call; dimensions without a size count as so many.
 
     Raises:
-        ModelError: names the node and its largest value.
+        ModelError: names the node and its largest value; or the outputs are too large.
     """
     limit = usable_memory()
     call = "one call" if samples == 1 else f"a call of {samples} samples"
@@ -41,6 +43,13 @@ def check_sizes(model: ir.Model, name: str, samples: int = 1) -> None:
                 f"[{', '.join(shape)}] is the largest part; this machine has {limit / 1e9:,.1f} "
                 "GB: export it for smaller samples, or with a smaller batch"
             )
+    outputs = COMPARED_COPIES * sum(_bytes(value, samples) for value in model.graph.outputs)
+    if outputs > limit:
+        raise ModelError(
+            f"model {name}: comparing its outputs takes {outputs / 1e9:,.1f} GB for {call}; this "
+            f"machine has {limit / 1e9:,.1f} GB: export it for smaller samples, or with a smaller "
+            "batch"
+        )
 
 
 def has_long_vector(proto: onnx.ModelProto) -> bool:

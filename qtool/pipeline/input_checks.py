@@ -339,14 +339,17 @@ def _mixing(pair: np.ndarray, alone: tuple[np.ndarray, np.ndarray], axes: Iterab
         parts = [np.moveaxis(each, axis, 0) for each in alone]
         if any(len(part) != 1 for part in parts) or parts[0].shape != parts[1].shape:
             continue
-        joined, both = np.concatenate(parts), np.moveaxis(pair, axis, 0)
-        if not np.isfinite(joined).all():
+        both = np.moveaxis(pair, axis, 0)
+        if not all(np.isfinite(part).all() for part in parts):
             return ""  # calibration refuses NaN and infinity, by name
-        if joined.shape != both.shape:
+        if both.shape != (2, *parts[0].shape[1:]):
             reason = reason or "has no row for each sample of a batch"
             continue
-        scale = float(np.abs(joined).max()) if joined.size else 0.0
-        if np.allclose(both, joined, rtol=0, atol=TOLERANCE * scale + 1e-6, equal_nan=True):
+        scale = max(float(max(part.max(), -part.min())) if part.size else 0.0 for part in parts)
+        if all(
+            (np.abs(row - part[0]) <= TOLERANCE * scale + 1e-6).all()
+            for row, part in zip(both, parts, strict=True)
+        ):
             return ""
         reason = "of a sample depends on the rest of its batch"
     return reason

@@ -349,14 +349,20 @@ def test_an_attribute_whose_type_its_content_lacks(tmp_path):
     )
 
 
-def test_two_samples_that_no_memory_holds(tmp_path, monkeypatch):
+NODE = r'"wide" \(Conv\) reads and writes .* a call of 2 samples, of which "\w+" \[N, 4'
+COMPARED = "comparing its outputs takes 0.1 GB for one call"
+
+
+@pytest.mark.parametrize(
+    ("last", "limit", "words"), [("GlobalAveragePool", 20e6, NODE), ("Relu", 33e6, COMPARED)]
+)
+def test_two_samples_that_no_memory_holds(tmp_path, monkeypatch, last, limit, words):
     net = Net()
     wide = net.conv(net.input("x", "N", 3, 4, 4), 3, 4, pads=[500] * 4, name="wide")
-    onnx.save(net.output(net.add("GlobalAveragePool", wide, out="y")).proto(), tmp_path / "m.onnx")
+    onnx.save(net.output(net.add(last, wide, out="y")).proto(), tmp_path / "m.onnx")
     np.save(tmp_path / "d.npy", np.ones((4, 3, 4, 4), np.float32))
-    monkeypatch.setattr("qtool.loading.size_checks.usable_memory", lambda: 20_000_000)
+    monkeypatch.setattr("qtool.loading.size_checks.usable_memory", lambda: limit)
     recipe = {"model": str(tmp_path / "m.onnx"), "calibrate": {"arrays": str(tmp_path / "d.npy")}}
-    words = r'"wide" \(Conv\) reads and writes .* a call of 2 samples, of which "\w+" \[N, 4'
     with pytest.raises(ModelError, match=words):
         qtool.run_ptq(recipe, tmp_path / "run")
 
