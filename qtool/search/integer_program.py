@@ -7,7 +7,7 @@
 Source: Yao et al. 2021, HAWQ-V3, sec. 3.4, arXiv:2011.10680; solved exactly by HiGHS (scipy).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,7 +101,12 @@ class Program:
         ]
         return Program(sites, self.conversions)
 
-    def solve(self, limits: Mapping[str, float], objective: str = COST) -> tuple[int, ...] | None:
+    def solve(
+        self,
+        limits: Mapping[str, float],
+        objective: str = COST,
+        among: Sequence[Collection[int]] | None = None,
+    ) -> tuple[int, ...] | None:
         """Return the choice of each site with the least objective; None where none is allowed.
 
         See :meth:`allows`.
@@ -109,14 +114,21 @@ class Program:
         Args:
             limits: name of an amount -> its largest sum.
             objective: name of the amount to minimize.
+            among: positions of the choices that each site may take; None: all.
         """
         columns = [(i, way) for i, choices in enumerate(self.sites) for way in choices]
         costs = _scaled(self._row(objective, columns))[0]
+        largest = np.ones(len(costs))
+        if among is not None:
+            free = [
+                k in own for c, own in zip(self.sites, among, strict=True) for k in range(len(c))
+            ]
+            largest[: len(columns)] = free
         result = milp(
             costs,
             constraints=self._constraints(columns, limits),
             integrality=np.ones(len(costs)),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0, largest),
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:

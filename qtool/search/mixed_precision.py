@@ -1,5 +1,6 @@
 """Choose the bits of each layer within a budget, from costs that were measured layer by layer."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -128,6 +129,8 @@ class Problem:
         loss: quantizes the network so, and returns how far it is from the float one.
         seed: of random choices.
         progress: of methods that try many networks.
+        neighbors: positions of the ways of each layer that are at most one step from the widest
+            uniform width within the limits; None: no uniform width is.
     """
 
     program: Program
@@ -135,6 +138,7 @@ class Problem:
     loss: Callable[[Sequence[int]], float]
     seed: int = 0
     progress: Progress = silent
+    neighbors: Sequence[Sequence[int]] | None = None
 
 
 class BudgetMethod(Protocol):
@@ -158,7 +162,8 @@ class BudgetMethod(Protocol):
 class IntegerProgram:
     """Add up what each layer costs alone, and solve exactly for the least sum within the limits.
 
-    Two solutions are compared as whole networks, that of the costs and that of their roots::
+    Three solutions are compared as whole networks: that of the costs, that of their roots, and one
+    of widths next to the uniform one, whose file has fewer ways to unpack weights::
 
         minimize sum_i x_ib cost_ib   subject to   sum_b x_ib = 1,  sum_i x_ib use_ib <= limit
 
@@ -169,12 +174,15 @@ class IntegerProgram:
     minimizes_size: ClassVar[bool] = True
 
     def solvers(self, problem: Problem) -> Sequence[Solver]:
-        """Return the program's solver with the costs and with their roots.
+        """Return the program's solver with the costs, with their roots, and near uniform widths.
 
         Args:
             problem: the layers and their ways.
         """
-        return [problem.program.rooted(power).solve for power in POWERS]
+        solvers: list[Solver] = [problem.program.rooted(power).solve for power in POWERS]
+        if problem.neighbors is not None:
+            solvers.append(functools.partial(problem.program.solve, among=problem.neighbors))
+        return solvers
 
 
 def monotonic(costs: Mapping[Way, float]) -> dict[Way, float]:

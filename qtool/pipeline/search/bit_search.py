@@ -72,10 +72,12 @@ class BitSearch:
     def _within_limits(self) -> Tried:
         """Return the best measured recipe within the limits, the widest uniform one among them."""
         limits = self._measured.limits(self.budget)
-        candidates = [self._fitted(solve, limits) for solve in self._method.solvers(self._problem)]
-        if uniform := self._uniform_within(limits):
+        uniform, neighbors = self._uniform_within(limits)
+        solvers = self._method.solvers(self._problem(neighbors))
+        fitting = [tried for solve in solvers if (tried := self._fitted(solve, limits))]
+        if uniform is not None:
             self.record.notes.append(f"{uniform.name} within the limits: {uniform.outcome}")
-        fitting = [tried for tried in (*candidates, uniform) if tried]
+            fitting.append(uniform)
         if not fitting:
             raise self._impossible(limits)
         fitting += [tried for tried in self._front(limits) if self._is_within_bytes(tried)]
@@ -85,15 +87,14 @@ class BitSearch:
     def _method(self) -> BudgetMethod:
         return self.budget.method.build(BUDGET_METHODS)
 
-    @property
-    def _problem(self) -> Problem:
+    def _problem(self, neighbors: Sequence[Sequence[int]] | None) -> Problem:
         measured, context = self._measured, self.runner.prepared.context
 
         def loss(solution: Sequence[int]) -> float:
             return self._mixed(solution).result.kl
 
         states = [layer.state(k) for k, layer in enumerate(measured.layers)]
-        return Problem(measured.program, states, loss, context.seed, context.progress)
+        return Problem(measured.program, states, loss, context.seed, context.progress, neighbors)
 
     def _fitted(self, solve: Solver, limits: dict[str, float]) -> Tried | None:
         """Return a solution, measured; its file is within the limit of bytes."""
@@ -112,8 +113,10 @@ class BitSearch:
             limits["bytes"] -= over
         return None
 
-    def _uniform_within(self, limits: dict[str, float]) -> Tried | None:
-        """Return the widest uniform recipe within the limits, measured."""
+    def _uniform_within(
+        self, limits: dict[str, float]
+    ) -> tuple[Tried | None, list[list[int]] | None]:
+        """Return the widest uniform recipe within the limits, measured, and the ways next to it."""
         program, measured = self._measured.program, self._measured
         free = [
             ways
@@ -123,13 +126,17 @@ class BitSearch:
         for way in reversed(ways_of(self.runner, self.budget)):
             if not all(way in ways for ways in free):
                 continue
-            chosen = [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
+            chosen = [ways.index(way) if way in ways else 0 for ways in measured.ways]
             if program.allows(chosen, limits):
                 recipe = uniform(self.runner.base, way)
                 tried = self._try(f"uniform {way}", recipe, self._time(chosen))
                 if self._is_within_bytes(tried):
-                    return tried
-        return None
+                    near = [
+                        [k for k in range(len(ways)) if abs(k - own) <= 1]
+                        for ways, own in zip(measured.ways, chosen, strict=True)
+                    ]
+                    return tried, near
+        return None, None
 
     def _within_drop(self) -> Tried:
         """Return the smallest measured recipe whose drop is within max_drop."""

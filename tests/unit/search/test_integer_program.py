@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.search.integer_program import Choice, Conversion, Program
+from qtool.search.mixed_precision import IntegerProgram, Problem
 
 
 def test_the_known_answer():
@@ -94,3 +95,25 @@ def test_one_site_at_least_computes_in_integers():
     assert program.solve({}) == (1, 0, 1)
     assert not program.allows((1, 1, 1), {}) and program.allows((1, 0, 1), {"cost": 0.5})
     assert Program([sites[0][1:]]).solve({}) is None
+
+
+def test_one_of_the_solutions_lies_next_to_the_uniform_width():
+    """Its choices are the best of those next to it; the other solutions take any."""
+    rng = np.random.default_rng(2)
+    sites = [
+        [
+            Choice({"cost": c / s**2, "size": s})
+            for c, s in zip(rng.random(4), (2, 4, 6, 8), strict=True)
+        ]
+        for _ in range(5)
+    ]
+    neighbors = [(0, 1)] * 5
+    problem = Problem(Program(sites), [], lambda chosen: 0.0, neighbors=neighbors)
+    limits = {"size": 18.0}
+    *others, near = (solve(limits) for solve in IntegerProgram().solvers(problem))
+    fits = [c for c in product(*neighbors) if problem.program.allows(c, limits)]
+    best = min(problem.program.amount(each, "cost") for each in fits)
+    assert problem.program.amount(near, "cost") == pytest.approx(best)
+    assert max(near) == 1 < max(max(chosen) for chosen in others)
+    without = Problem(problem.program, [], problem.loss)
+    assert len(IntegerProgram().solvers(without)) == len(others)
