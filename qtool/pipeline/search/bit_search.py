@@ -21,7 +21,7 @@ from qtool.steps.stage_cache import StageRecord
 FRONT_POINTS = 4
 DROP_POINTS = 16
 # Solutions that are tried again with a limit lowered by what their file exceeded it.
-ATTEMPTS = 4
+ATTEMPTS = 8
 
 
 @dataclass

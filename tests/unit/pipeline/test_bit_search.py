@@ -30,7 +30,7 @@ from qtool.recipe.loader import load_recipe, recipe_from_keywords
 from qtool.recipe.sections.budget import Budget
 from qtool.report.render import render
 from qtool.search.mixed_precision import Layer, Way, monotonic, pareto_front, program_of
-from qtool.steps.stage_cache import StageRecord
+from qtool.steps.stage_cache import StageCache, StageRecord
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,14 @@ def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
         assert point != data["chosen"] or pasted.bits.layers == plain.bits.layers
     for form in ("terminal", "markdown", "html"):
         assert "chosen" in render({"run": report}, form)
+
+
+def test_files_are_weighed_without_the_work_of_the_steps(digits, tmp_path):
+    changes = ["calibrate.count=24", "evaluate.count=8", "ptq=[gptq]", "bits={weights: 4}"]
+    recipe = load_recipe(digits / "int8.yaml", changes)
+    cache = StageCache(tmp_path, fresh=True)
+    runner = trial.TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
+    assert runner.file_bytes(runner.base) == runner.measure(runner.base).bytes
 
 
 def test_a_budget_below_the_least_says_what_is_possible(digits, tmp_path):
