@@ -175,4 +175,11 @@ def page(kept: Mapping[str, Any]) -> str:
     for label, result in sorted(kept.items()):
         rows.setdefault(label.rsplit("/", 1)[0], []).append(result)
     text = heading("An accuracy budget that acts", "python -m benchmarks.budget") + NOTE
+    versions = {
+        ", ".join(f"{name} {version}" for name, version in fold["versions"].items())
+        for label, folds in rows.items()
+        for fold in folds
+        if label.startswith("nncf/")
+    }
+    text += f"\nRows of NNCF: {'; '.join(sorted(versions))}.\n" if versions else ""
     return text + auto_table(rows) + mixed_table(rows) + other_tables(rows)
