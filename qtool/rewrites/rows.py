@@ -61,12 +61,15 @@ def computes_rows_alone(node: ir.Node) -> bool:
     shape = dims(node.outputs[0]) or ()
     if any(v.name and (readers(v) or v.is_graph_output()) for v in node.outputs[1:]):
         return False
+    # Constants of more axes would give the rows as many.
+    constants = [dims(v) or () for v in node.inputs if is_constant(v)]
+    if any(len(sizes) > 2 or set(sizes[:-1]) - {1} for sizes in constants):
+        return False
     if node.op_type in NORMS:
         return attribute(node, "axis", -1) in (-1, len(shape) - 1)
     if node.op_type in SUMS:
-        one_row = ((dims(v) or (0,))[:-1] for v in node.inputs if is_constant(v))
         terms = [dims(node.inputs[k]) for k in row_terms(node)]
-        return all(set(sizes) <= {1} for sizes in one_row) and terms == [shape] * len(terms)
+        return terms == [shape] * len(terms)
     return node.op_type in ELEMENTWISE
 
 

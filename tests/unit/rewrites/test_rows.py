@@ -114,12 +114,14 @@ def test_a_sum_with_rows_of_one_term_only_stays():
     assert encoded(net, ALL[:-1])[1] == 0
 
 
-@pytest.mark.parametrize("term", ["position", "another size", "another axis"])
+@pytest.mark.parametrize("term", ["position", "three axes", "another size", "another axis"])
 def test_what_does_not_compute_each_row_alone_stays(term):
     net = Encoder()
     y = net.linear(net.x)
     if term == "position":
         y = net.add("Add", y, net.weight(LENGTH, WIDTH))
+    elif term == "three axes":
+        y = net.add("Mul", y, net.weight(1, 1, WIDTH))
     elif term == "another size":
         one = net.add("ReduceMean", net.x, net.const(np.array([0, 1])))
         y = net.add("Add", y, net.linear(one))
