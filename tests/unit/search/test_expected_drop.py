@@ -68,6 +68,16 @@ def test_labels_calibrate_an_overconfident_network():
     )
 
 
+@pytest.mark.parametrize(("factor", "corrected"), [(0.5, True), (0.85, False)])
+def test_labels_sharpen_a_network_that_was_made_unsure_alone(factor, corrected):
+    """A little too unsure is what labels of training samples show of any network."""
+    scores = RNG.normal(0, 2, (4000, 10))
+    labels = drawn(softmax(scores), 1)[0]
+    unsure = ClassProbabilities.of(factor * scores, labels).probabilities
+    expected = softmax(scores if corrected else factor * scores)
+    np.testing.assert_allclose(unsure, expected, atol=0.02)
+
+
 def test_a_network_that_ends_in_a_softmax_is_the_same():
     scores = RNG.normal(0, 2, (50, 6)).astype(np.float32)
     labels = drawn(softmax(scores), 1)[0]
