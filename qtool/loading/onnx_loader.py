@@ -19,8 +19,9 @@ from qtool.errors import ModelError, UnsupportedError
 from qtool.graph.queries import captured
 from qtool.loading.cast_like import replace_cast_like
 from qtool.loading.external_data import SMALL_BYTES, resolve_external_data
-from qtool.loading.file_checks import check_file, check_path
+from qtool.loading.file_checks import check_file, check_path, graphs
 from qtool.loading.float16 import widen
+from qtool.loading.names import assign_node_names, rename_repeated_values
 from qtool.loading.open_dimensions import EMPTY, had_empty_sizes, release_open_dimensions
 from qtool.loading.opset_upgrade import restore_semantics
 from qtool.loading.size_checks import check_sizes, has_long_vector
@@ -185,6 +186,7 @@ def normalize(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, list[s
     # After the upgrade, whose adapters add Constant nodes, such as axes that became inputs.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     assign_node_names(model)
+    rename_repeated_values(model)
     if model.opset_imports.get("", 1) > before:
         restore_semantics(model, before, path)
     if count := widen(model):
@@ -303,22 +305,6 @@ def _upgrade_opset(model: ir.Model, opset: int, path: Path) -> tuple[ir.Model, l
     return upgraded, [f"opset raised from {current} to {opset}"]
 
 
-def assign_node_names(model: ir.Model) -> None:
-    """Give every node of every graph a unique name; existing unique names stay."""
-    nodes = list(model.graph.all_nodes())
-    taken = {node.name for node in nodes}
-    seen: set[str] = set()
-    for node in nodes:
-        if not node.name or node.name in seen:
-            base = node.name or f"{node.op_type}_{next(o.name for o in node.outputs)}"
-            name, k = base, 1
-            while name in taken:
-                name, k = f"{base}_{k}", k + 1
-            node.name = name
-            taken.add(name)
-        seen.add(node.name)
-
-
 def infer_shapes(model: ir.Model) -> None:
     """Set the types and shapes of values, in place, where ONNX shape inference determines them."""
     with _proto_without_weights(model) as proto:
@@ -331,8 +317,12 @@ def infer_shapes(model: ir.Model) -> None:
                 inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
             return  # the last two: exceptions of C++'s library, where a node's body is damaged
-    infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
-    for node in model.graph:
+    infos = {
+        info.name: info
+        for graph in graphs(inferred.graph)
+        for info in (*graph.value_info, *graph.output)
+    }
+    for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.name in infos:
                 _set_type(value, infos[value.name])

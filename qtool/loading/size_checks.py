@@ -30,7 +30,7 @@ def check_sizes(model: ir.Model, name: str, samples: int = 1) -> None:
     """
     limit = usable_memory()
     call = "one call" if samples == 1 else f"a call of {samples} samples"
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         values = {value for value in (*node.inputs, *node.outputs) if value is not None}
         sizes = {value: _bytes(value, samples) for value in values if not is_constant(value)}
         total = sum(sizes.values())

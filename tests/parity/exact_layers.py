@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qtool.annotation.annotator import annotate
 from qtool.emitters import emit_qdq
 from qtool.loading import infer_shapes
-from qtool.loading.onnx_loader import assign_node_names
+from qtool.loading.names import assign_node_names
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan

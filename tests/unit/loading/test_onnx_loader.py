@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 from qtool import files
 from qtool.graph.queries import dims, is_constant, release_weight_pages
 from qtool.loading import bind_shapes, load_model
-from qtool.loading.onnx_loader import SMALL_BYTES, assign_node_names
+from qtool.loading.names import assign_node_names
+from qtool.loading.onnx_loader import SMALL_BYTES
 
 X = np.random.default_rng(0).normal(size=(2, 2, 4, 5)).astype(np.float32)
 # Two float32 orders of the same short sums.
@@ -106,6 +107,24 @@ def test_nodes_get_unique_names_and_keep_good_ones(tmp_path):
     model = ir.from_proto(proto)
     assign_node_names(model)
     assert [n.name for n in model.graph] == ["r", "r_2", "r_1", "only", "Relu_y"]
+
+
+def test_names_used_again_in_bodies_do_not_end_shape_inference(tmp_path):
+    """Weights of bodies have the name of other weights outside: ONNX's inference takes those."""
+    net = Net()
+    x = net.conv(net.input("x", "N", 3, 8, 8), 3, 4)
+    condition = net.add("Greater", net.add("ReduceMax", x, keepdims=0), net.const(100.0))
+    body = Net(seed=1)
+    body.output(body.conv(x, 4, 6, out="b"))
+    graph = helper.make_graph(body.nodes, "body", [], body.outputs, body.constants)
+    y = net.add("If", condition, then_branch=graph, else_branch=graph)
+    path = tmp_path / "m.onnx"
+    onnx.save(net.output(net.add("Relu", y, out="y")).proto(), path)
+    model = load_model(path).model
+    values = {v.name for g in model.graphs() for v in (*g.initializers.values(), *g.inputs)}
+    assert sum(len(g.initializers) + len(g.inputs) for g in model.graphs()) == len(values)
+    shapes = {node.op_type: dims(node.outputs[0]) for node in model.graph.all_nodes()}
+    assert shapes["If"] == shapes["Relu"] == shapes["Conv"] == ("N", 6, 8, 8)
 
 
 def branch(k: int, names: tuple[str, str]) -> onnx.GraphProto:
