@@ -196,6 +196,10 @@ class Context:
 
         No labels are read. See :func:`qtool.steps.distance.distance`.
         """
-        from qtool.steps.distance import distance
+        return float(self.losses(plan).mean())
 
-        return distance(self.holdout_reference, self.outputs(self.holdout, plan))
+    def losses(self, plan: QuantPlan) -> np.ndarray:
+        """Return what each sample of ``holdout`` adds to :meth:`loss`, float64 [samples]."""
+        from qtool.steps.distance import distances
+
+        return distances(self.holdout_reference, self.outputs(self.holdout, plan))

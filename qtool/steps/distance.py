@@ -22,15 +22,26 @@ def distance(reference: np.ndarray, outputs: np.ndarray) -> float:
         reference: of the float network, [N, ...].
         outputs: of the quantized network, the same shape.
     """
+    return float(distances(reference, outputs).mean())
+
+
+def distances(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Return what each sample adds to :func:`distance`, whose mean it is; float64 [N].
+
+    Args:
+        reference: of the float network, [N, ...].
+        outputs: of the quantized network, the same shape.
+    """
     if reference.ndim == 2 and reference.shape[1] > 1:
         reference, outputs = (np.asarray(array, np.float64) for array in (reference, outputs))
-        return float(np.mean(np.sum(_probabilities(reference) * _log_ratio(reference, outputs), 1)))
-    error = power = 0.0
+        return np.asarray(np.sum(_probabilities(reference) * _log_ratio(reference, outputs), 1))
+    errors: list[np.ndarray] = []
+    powers: list[np.ndarray] = []
     for part, other in _parts(reference, outputs):
-        share = part.size / reference.size
-        power += share * float(np.mean(part**2))
-        error += share * float(np.mean((part - other) ** 2))
-    return error / (power or 1.0)
+        rows = (len(part), -1)
+        errors.append(((part - other) ** 2).reshape(rows).mean(1))
+        powers.append((part**2).reshape(rows).mean(1))
+    return np.asarray(np.concatenate(errors) / (np.concatenate(powers).mean() or 1.0))
 
 
 def _parts(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from qtool.calibration.collect import choose_grids
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams
 from qtool.steps.context import Context
 
-# Share by which another choice must lower the distance to replace the one before.
-MARGIN = 0.05
+# Share by which another choice must lower the distance to replace the one before, and standard
+# errors of the difference sample by sample that it must lower it by: a few samples decide much.
+MARGIN, DEVIATIONS = 0.05, 2.0
 
 # Single ranges tried at most; each costs a simulation of the held-out samples.
 TRIALS = 32
@@ -49,16 +52,26 @@ def best_ranges(
         name: finish(choose_grids(plan, stats, entry))
         for name, entry in calibrator.finalists.items()
     }
-    losses = {name: context.loss(each) for name, each in plans.items()}
-    best = min(losses, key=lambda name: losses[name])
-    if losses[best] >= losses["value by value"] * (1 - MARGIN):
-        best = "value by value"
-    distances = ", ".join(f"{name} {loss:.3g}" for name, loss in losses.items())
+    losses = {name: context.losses(each) for name, each in plans.items()}
+    nearer = [name for name in losses if _nearer(losses[name], losses["value by value"])]
+    best = min(nearer, key=lambda name: losses[name].mean(), default="value by value")
+    distances = ", ".join(f"{name} {loss.mean():.3g}" for name, loss in losses.items())
     compared = f"distance to the float network on {context.holdout.count} held-out samples"
     title = "estimators value by value" if plans[best] is first else f"{best} for all values"
     chosen = plans[best].note(f"{title}; {compared}: {distances}")
     grids = dict.fromkeys(plan.grid_of[name] for name in stats)
     return _refined(context, chosen, losses[best], _alternatives(chosen, plans, grids), constrain)
+
+
+def _nearer(losses: np.ndarray, before: np.ndarray) -> bool:
+    """Return whether distances of samples are lower by more than chance, [samples] each.
+
+    mean(d) > DEVIATIONS * std(d) / sqrt(samples)   with d = before - losses
+    """
+    gains = before - losses
+    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    least = max(MARGIN * before.mean(), DEVIATIONS * error)
+    return bool(gains.mean() > least)
 
 
 def _alternatives(
@@ -90,19 +103,21 @@ def _key(params: QuantParams) -> bytes:
 def _refined(
     context: Context,
     plan: QuantPlan,
-    loss: float,
+    losses: np.ndarray,
     alternatives: list[tuple[str, str, QuantParams]],
     constrain: Callable[[QuantPlan], QuantPlan],
 ) -> QuantPlan:
     """Return the plan after coordinate descent over single ranges, at most TRIALS of them."""
-    start, changed = loss, dict[str, str]()
+    start, changed = losses.mean(), dict[str, str]()
     for number, (grid, name, params) in enumerate(alternatives[:TRIALS], 1):
         trial = constrain(replace(plan, grids={**plan.grids, grid: params}))
-        error = context.loss(trial)
-        if error < loss * (1 - MARGIN):
-            plan, loss, changed[grid] = trial, error, name
+        errors = context.losses(trial)
+        if _nearer(errors, losses):
+            plan, losses, changed[grid] = trial, errors, name
         context.progress("ranges", number, min(TRIALS, len(alternatives)))
     if not changed:
         return plan
     listed = ", ".join(f"{grid} ({name})" for grid, name in changed.items())
-    return plan.note(f"single ranges by the same distance, {start:.3g} -> {loss:.3g}: {listed}")
+    return plan.note(
+        f"single ranges by the same distance, {start:.3g} -> {losses.mean():.3g}: {listed}"
+    )

@@ -53,10 +53,10 @@ class Auto(Calibrator):
     searched again by the error of the layers' outputs, as with `mse`. The result is compared with
     single estimators for all values (`minmax`, `mean_minmax`, `mse`, `mse` with p = 2.4, `aciq`,
     `percentile` with q = 0.99), by the output of the network on up to 64 calibration samples from
-    which no range was estimated; one that is 5 % nearer to the float network replaces it. Up to 32
-    single ranges are then replaced by those of another of these where that lowers the distance by
-    5 %, the values first on which the estimators differ most. The report says which estimator was
-    chosen where.
+    which no range was estimated; one that is nearer to the float network replaces it, where the
+    difference is 5 % and twice its standard error over the samples. Up to 32 single ranges are then
+    replaced by those of another of these where that lowers the distance as much, the values first
+    on which the estimators differ most. The report says which estimator was chosen where.
 
     Source: the criterion is that of Nagel et al. 2021, sec. 3.1, arXiv:2106.08295. Departure: it
         compares estimators, and not the candidates of one search alone.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qtool.steps.distance import distance
+from qtool.steps.distance import distance, distances
 
 
 def test_equal_outputs_have_distance_0():
@@ -31,3 +31,4 @@ def test_other_outputs_are_compared_by_their_relative_squared_error():
     reference = np.array([[2.0], [2.0]])
     assert distance(reference, np.array([[1.0], [2.0]])) == pytest.approx(0.5 / 4)
     assert distance(np.zeros((2, 1)), np.ones((2, 1))) == 1
+    assert distances(reference, np.array([[1.0], [2.0]])) == pytest.approx([1 / 4, 0])
