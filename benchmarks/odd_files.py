@@ -136,7 +136,8 @@ def refusal(content: dict[str, Any], out: Path) -> str | None:
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode != 3:
         return None
-    return done.stderr.strip().replace(f"model {content['model']}: ", "")
+    sentence = done.stderr.partition("qtool: error: ")[2].strip()
+    return sentence.replace(f"model {content['model']}: ", "")
 
 
 def measure(file: File, out: Path) -> list[str]:
