@@ -33,6 +33,8 @@ from qtool.recipe.loader import load_recipe
 ROUNDS, SECONDS, LEAST = 15, 0.5, 5
 # Samples that quantize_static calibrates with: its file is only timed.
 STATIC_SAMPLES = 64
+# What is kept of a report's accuracy.
+ACCURACY = ("metric", "samples", "float", "simulated", "quantized", "drop", "agreement")
 # Processes that run, on average, from which on times are called doubtful.
 BUSY = 0.5
 
@@ -149,7 +151,7 @@ def measure(name: str, work: Path) -> dict[str, Any]:
     """Quantize and evaluate one network; return its row."""
     report, seconds = quantize(name, work)
     return {
-        "accuracy": report["accuracy"],
+        "accuracy": {k: v for k, v in report["accuracy"].items() if k in ACCURACY},
         "sqnr_db": [output["sqnr_db"] for output in report["outputs"]],
         "kernels": report["kernels"],
         "seconds": seconds,
