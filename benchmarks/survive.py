@@ -104,7 +104,8 @@ def static_file(model: Path, out: Path, section: DataSection) -> str:
                 quantize_static(model, feeds, path)
         session(path)
     except Exception as error:  # any failure of the other tool is a result
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        text = str(error).splitlines()[0].replace(str(path), path.name)
+        return f"{type(error).__name__}: {text[:120]}"
     return ""
 
 
