@@ -36,7 +36,7 @@ from benchmarks.networks import data_folder
 from benchmarks.resnet import write
 from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.batch_size import pass_batch_size
+from qtool.calibration.batch_size import batch_size, pass_elements
 from qtool.calibration.collect import collect, observed_values
 from qtool.loading import bind_shapes, infer_shapes
 from qtool.quant.bit_widths import Bits
@@ -86,7 +86,7 @@ class Pass:
             infer_shapes(self.graph)
         self.plan: QuantPlan = weight_grids(self.graph, annotate(self.graph, target, Bits()))
         self.names = observed_values(self.graph, self.plan)
-        self.rows = pass_batch_size(self.graph, self.names, samples)
+        self.rows = batch_size(pass_elements(self.graph, self.names), samples)
         self.feeds = {key: array[: self.rows] for key, array in feeds.items()}
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:

@@ -37,7 +37,7 @@ from qtool.calibration import (
     MovingAverage,
     Percentile,
 )
-from qtool.calibration.batch_size import pass_batch_size
+from qtool.calibration.batch_size import batch_size, pass_elements
 from qtool.calibration.collect import collect, observed_values
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.data import open_dataset
@@ -164,7 +164,7 @@ class Network:
         names = observed_values(graph, plan)
         data = context.fit if calibrator.finalists else context.calibration
         if missing := tuple(n for n in names if (n, data.count) not in self.stats):
-            rows = pass_batch_size(graph, names, data.count)
+            rows = batch_size(pass_elements(graph, names), data.count)
             batches = ({n: batch[n] for n in self.inputs} for batch in data.batches(rows))
             stats = collect(graph, missing, batches, histograms=True, threads=self.threads)
             self.stats |= {(n, data.count): part for n, part in stats.items()}

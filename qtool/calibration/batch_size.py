@@ -11,19 +11,28 @@ from qtool.graph.queries import by_name, sample_elements
 BATCH_ELEMENTS = 1 << 22
 
 
-def batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
-    """Return the batch size with which the observed values stay within BATCH_ELEMENTS.
+def batch_size(elements: int, count: int) -> int:
+    """Return the batch size with which values stay within BATCH_ELEMENTS.
 
     Args:
-        model: the rewritten graph, with shapes.
-        names: the observed values.
+        elements: of one sample, of all values that are held together.
         count: samples in the data set.
 
     Returns:
         1 to 64, at most ``count``.
     """
+    return int(min(max(BATCH_ELEMENTS // max(elements, 1), 1), 64, max(count, 1)))
+
+
+def held_elements(model: ir.Model, names: Iterable[str]) -> int:
+    """Count the elements of one sample of all observed values.
+
+    Args:
+        model: the rewritten graph, with shapes.
+        names: the observed values.
+    """
     values = by_name(model.graph)
-    return _batch_size(sum(sample_elements(values[name]) for name in names), count)
+    return sum(sample_elements(values[name]) for name in names)
 
 
 def pass_elements(model: ir.Model, names: Iterable[str]) -> int:
@@ -40,22 +49,3 @@ def pass_elements(model: ir.Model, names: Iterable[str]) -> int:
     observed = [values[name] for name in names]
     returned = sum(map(returned_elements, observed))
     return max(returned, *map(sample_elements, observed), 0)
-
-
-def pass_batch_size(model: ir.Model, names: Iterable[str], count: int) -> int:
-    """Return the batch size of a calibration pass; see :func:`pass_elements`.
-
-    Args:
-        model: the rewritten graph, with shapes.
-        names: the observed values.
-        count: samples in the data set.
-
-    Returns:
-        1 to 64, at most ``count``.
-    """
-    return _batch_size(pass_elements(model, names), count)
-
-
-def _batch_size(elements: int, count: int) -> int:
-    """Return how many samples of so many elements stay within BATCH_ELEMENTS."""
-    return int(min(max(BATCH_ELEMENTS // max(elements, 1), 1), 64, max(count, 1)))

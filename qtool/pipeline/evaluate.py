@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration.batch_size import batch_size
+from qtool.calibration.batch_size import batch_size, held_elements
 from qtool.calibration.collect import observed_values
 from qtool.errors import UnsupportedError
 from qtool.metrics.label_order import LabelOrder, find_label_order
@@ -315,7 +315,8 @@ class Evaluator:
 
         context, plan = self.prepared.context, emitted.plan
         simulation = Simulation(context.model, plan, context.device)
-        rows = batch_size(context.model, observed_values(context.model, plan), len(chosen))
+        observed = observed_values(context.model, plan)
+        rows = batch_size(held_elements(context.model, observed), len(chosen))
         rows = context.fixed_batch or (1 if plan.dynamic else rows)
         if plan.dynamic:
             why = "grids computed at run time cover a whole batch: outputs depend on what is in it"

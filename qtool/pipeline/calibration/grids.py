@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qtool.calibration import CALIBRATORS
-from qtool.calibration.batch_size import batch_size, pass_batch_size
+from qtool.calibration.batch_size import batch_size, held_elements, pass_elements
 from qtool.calibration.collect import choose_grids, observed_values
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.calibration.supported import check_supported
@@ -123,7 +123,7 @@ def make_grids(
     if context.calibration.synthetic:
         return _grids_without_data(context, plan, calibrator, observed)
     data = _estimation_data(context, calibrator)
-    rows = context.fixed_batch or pass_batch_size(model, observed, data.count)
+    rows = context.fixed_batch or batch_size(pass_elements(model, observed), data.count)
     total, done = data.count, 0
 
     def on_batch(rows: int) -> None:
@@ -205,7 +205,7 @@ def _estimation_batches(
 ) -> Generator[Mapping[str, np.ndarray], None, None]:
     """Yield the samples of the estimation, as many at a time as fit in memory."""
     data, fixed = _estimation_data(context, calibrator), context.fixed_batch
-    rows = fixed or batch_size(context.model, observed, data.count)
+    rows = fixed or batch_size(held_elements(context.model, observed), data.count)
     for batch, _ in data.calls(rows, fixed is not None):
         yield {name: batch[name] for name in context.inputs}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration.batch_size import pass_batch_size, pass_elements
+from qtool.calibration.batch_size import batch_size, pass_elements
 from qtool.calibration.collect import observed_values
 from qtool.graph.queries import by_name, nodes_by_name, sample_elements
 from qtool.pipeline.context import Prepared
@@ -106,8 +106,9 @@ def memory_need(prepared: Prepared, plan: QuantPlan, more: Sequence[MemoryPart] 
     lasting = MemoryPart("the program and the weights", START_BYTES + copies * weights)
     observed = observed_values(context.model, plan)
     fixed = context.fixed_batch
-    rows = fixed or pass_batch_size(context.model, observed, context.calibration.count)
-    size = BATCH_BYTES * rows * pass_elements(context.model, observed)
+    elements = pass_elements(context.model, observed)
+    rows = fixed or batch_size(elements, context.calibration.count)
+    size = BATCH_BYTES * rows * elements
     smaller = "export the model with an open batch" if fixed else "take smaller samples"
     parts = [MemoryPart(f"calibrating on {rows} samples at a time", size, smaller)]
     return MemoryNeed(lasting, (*parts, *_step_parts(prepared, plan), *more))

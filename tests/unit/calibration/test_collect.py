@@ -11,7 +11,7 @@ from models import Net, bind, cpu, feeds_for
 
 from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS, MSE, MinMax, Percentile
-from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size
+from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size, held_elements
 from qtool.calibration.collect import (
     PassOptions,
     choose_grids,
@@ -202,13 +202,14 @@ def test_weights_that_are_not_finite_are_named(model):
 def test_batches_are_as_large_as_memory_allows(model):
     names = ("a", "b", "y")
     each = 2 * 4 * 64 + 2 * 16
-    assert batch_size(model, names, 10_000) == 64
-    assert batch_size(model, names, 5) == 5
-    assert batch_size(model, names, 0) == 1
+    assert held_elements(model, names) == each
+    assert batch_size(each, 10_000) == 64
+    assert batch_size(each, 5) == 5
+    assert batch_size(each, 0) == 1
     wide = Net(opset=21)
     x = wide.input("x", 1, 3, 512, 512)
     wide.output(wide.add("Relu", wide.conv(x, 3, 8), out="y"))
-    rows = batch_size(wide.model(), ("y",), 100)
+    rows = batch_size(held_elements(wide.model(), ("y",)), 100)
     assert rows == BATCH_ELEMENTS // (8 * 512 * 512) == 2
     assert each * 64 < BATCH_ELEMENTS
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from models import Net, bind, feeds_for
 
-from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size, pass_batch_size
+from qtool.calibration.batch_size import BATCH_ELEMENTS, batch_size, held_elements, pass_elements
 from qtool.calibration.collect import collect
 from qtool.calibration.observation import SAMPLED, Pooled, Whole, observe
 from qtool.runtime import ort_session
@@ -130,12 +130,14 @@ def test_the_model_is_not_changed():
 
 def test_a_pooled_value_counts_in_a_batch_with_what_is_returned_of_it():
     model, value, output = network(), 16 * SIDE * SIDE, 2 * SIDE * SIDE
-    assert batch_size(model, ["a", "y"], 100) == BATCH_ELEMENTS // (value + output)
+    assert batch_size(held_elements(model, ["a", "y"]), 100) == BATCH_ELEMENTS // (value + output)
     # Its elements bound the batch where they are more than everything that is returned.
     assert SAMPLED + 16 + output < value
-    assert pass_batch_size(model, ["a", "y"], 100) == BATCH_ELEMENTS // value
-    assert pass_batch_size(model, ["a", "c"], 100) == BATCH_ELEMENTS // (value + SAMPLED + 16)
-    assert pass_batch_size(model, ["a", "c"], 3) == 3
+    assert batch_size(pass_elements(model, ["a", "y"]), 100) == BATCH_ELEMENTS // value
+    assert batch_size(pass_elements(model, ["a", "c"]), 100) == BATCH_ELEMENTS // (
+        value + SAMPLED + 16
+    )
+    assert batch_size(pass_elements(model, ["a", "c"]), 3) == 3
 
 
 def test_values_are_summarized_before_the_next_layer_runs(tmp_path, monkeypatch):
