@@ -1,5 +1,6 @@
 """Choose the widths of all layers within the recipe's budget."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -174,14 +175,9 @@ class BitSearch:
         solutions = self._measured.by_size(limits, DROP_POINTS)
         if not solutions:
             raise self._impossible(limits)
-        low, high = 0, len(solutions) - 1  # the largest is taken where none keeps the limit
-        while low < high:
-            middle = (low + high) // 2
-            if self._keeps(self._mixed(solutions[middle])):
-                high = middle
-            else:
-                low = middle + 1
-        return self._mixed(solutions[low])
+        smaller = range(len(solutions) - 1)  # the largest is taken where none keeps the limit
+        first = bisect_left(smaller, True, key=lambda k: self._keeps(self._mixed(solutions[k])))
+        return self._mixed(solutions[first])
 
     def _fewest_layers(self) -> Tried:
         """Return the recipe that keeps the drop, the fewest layers on the better of two ways."""

@@ -1,6 +1,7 @@
 """Climb from plain rounding to a recipe that keeps the accuracy, for ``ptq: auto``."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -183,14 +184,8 @@ class Climb:
             return self._measure(name, measured.recipe(before.recipe, solutions[k]))
 
         def smallest() -> Tried:
-            low, high = 1, len(solutions) - 1
-            while low < high:
-                middle = (low + high) // 2
-                if self._within(sized(middle)):
-                    high = middle
-                else:
-                    low = middle + 1
-            return sized(low)
+            sizes = range(len(solutions) - 1)
+            return sized(bisect_left(sizes, True, 1, key=lambda k: self._within(sized(k))))
 
         self._use_smallest(before, start, smallest)
 
