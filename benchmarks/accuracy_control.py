@@ -1,7 +1,6 @@
 """Quantize with NNCF's accuracy control, and verify its ONNX file with qtool."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import children_cpu
 from benchmarks.networks import Network, absolute, data_folder
 from benchmarks.timing import inputs_of, session
 from qtool.data import DataSection, Dataset, open_dataset
@@ -68,17 +68,15 @@ def with_accuracy_control(
     samples = target.with_suffix(".npz")
     _save_samples(network, fold, source, samples)
     words = [*map(str, (source, samples, target)), settings["model_type"]]
-    before = os.times()
+    before = children_cpu()
     done = subprocess.run(
         [python, "-c", PROGRAM, *words, settings["max_drop"], settings["threads"]],
         capture_output=True,
         text=True,
     )
-    after = os.times()
     if done.returncode:
         sys.exit(f"{target.name}: NNCF failed with {done.returncode}: {done.stderr[-2000:]}")
-    used = after.children_user + after.children_system
-    cpu = used - before.children_user - before.children_system
+    cpu = children_cpu() - before
     return {**json.loads(done.stdout.splitlines()[-1]), "cpu_seconds": cpu}
 
 

@@ -9,7 +9,6 @@ has nncf and onnxruntime.
 """
 
 import datetime
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ import numpy as np
 from benchmarks.accuracy_control import with_accuracy_control
 from benchmarks.budget_page import LARGE, SMALL, WIDTHS, WITHIN, Report, page
 from benchmarks.command import run_qtool
-from benchmarks.machine import fold_options, load_rows, results_folder, save_row
+from benchmarks.machine import children_cpu, fold_options, load_rows, results_folder, save_row
 from benchmarks.networks import Network, data_folder, recipe
 from benchmarks.poison import poison
 from benchmarks.repair import NAMES
@@ -53,12 +52,10 @@ class Bench:
 
     def run(self, name: str, plain: dict[str, Any]) -> dict[str, Any]:
         """Return what the tables need of one `qtool ptq` run."""
-        before = os.times()
+        before = children_cpu()
         out = self.work / name.replace("/", "-")
         report, seconds = run_qtool("ptq", plain, out, "--threads", self.threads, "--fresh")
-        after = os.times()
-        used = after.children_user + after.children_system
-        cpu = used - before.children_user - before.children_system
+        cpu = children_cpu() - before
         return {**row_of(report), "seconds": seconds, "cpu_seconds": cpu}
 
 
@@ -169,16 +166,14 @@ def scan(bench: Bench, name: str, fold: int) -> dict[str, Any]:
     """Time a sensitivity scan of all sites on 64 images."""
     plain = _plain(name, fold, ptq=[])
     plain["calibrate"]["count"] = 64
-    before = os.times()
+    before = children_cpu()
     options = ("--threads", bench.threads, "--samples", "64", "--fresh")
     report, seconds = run_qtool("sensitivity", plain, bench.work / f"scan-{name}-{fold}", *options)
-    after = os.times()
-    used = after.children_user + after.children_system
     return {
         "sites": len({row["site"] for row in report["sensitivity"] if row["kind"] == "cumulative"}),
         "scan_seconds": _seconds(report, "sensitivity"),
         "seconds": seconds,
-        "cpu_seconds": used - before.children_user - before.children_system,
+        "cpu_seconds": children_cpu() - before,
         "date": str(datetime.date.today()),
     }
 

@@ -130,11 +130,6 @@ def other_tables(rows: Mapping[str, list[Report]]) -> str:
     ]
     header = ("poisoned between", "most damaging sites", "ranked first", "float layers", *FILE)
     text += section("Partial quantization of a network with one poisoned value", header, lines)
-    lines = [
-        [title, row["verdict"]["status"], row["verdict"]["reason"], "; ".join(row["findings"])]
-        for fold in rows.get("broken/resnet20", [])
-        for title, row in fold.items()
-    ]
     header = ("network", "sites", "images", "s", "CPU s of the command", "CPU s / 2", "at most")
     scans = [
         [
@@ -151,6 +146,11 @@ def other_tables(rows: Mapping[str, list[Report]]) -> str:
         for row in folds
     ]
     text += section("Time of `qtool sensitivity`, 2 cores", header, scans)
+    lines = [
+        [title, row["verdict"]["status"], row["verdict"]["reason"], "; ".join(row["findings"])]
+        for fold in rows.get("broken/resnet20", [])
+        for title, row in fold.items()
+    ]
     header = ("fault", "verdict", "reason", "findings")
     return text + section("Broken pipelines", header, lines)
 

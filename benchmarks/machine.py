@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ def heading(title: str, command: str) -> str:
         f"# {title}\n\n`{command}`, {datetime.date.today()}\n\n"
         f"Machine: {facts['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}; {versions}.\n"
     )
+
+
+def children_cpu() -> float:
+    """Return the CPU seconds of all finished child processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

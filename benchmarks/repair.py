@@ -8,14 +8,21 @@ benchmarks/results/repair.md.
 """
 
 import datetime
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.command import run_qtool
-from benchmarks.machine import fold_options, heading, load_rows, results_folder, save_row, table
+from benchmarks.machine import (
+    children_cpu,
+    fold_options,
+    heading,
+    load_rows,
+    results_folder,
+    save_row,
+    table,
+)
 from benchmarks.networks import NETWORKS, Network, data_folder, recipe
 from benchmarks.ocr import WORDS
 
@@ -228,9 +235,9 @@ def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
 
 def quantize(plain: dict[str, Any], out: Path, threads: str) -> dict[str, Any]:
     """Return what the table needs of one `qtool ptq` run; a failure ends the program."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_cpu()
     report, seconds = run_qtool("ptq", plain, out, "--threads", threads, "--fresh", "--trust-code")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = children_cpu() - before
     steps = [row["step"] for row in report.get("ptq") or []]
     return {
         "accuracy": report["accuracy"],
@@ -240,7 +247,7 @@ def quantize(plain: dict[str, Any], out: Path, threads: str) -> dict[str, Any]:
         "step_seconds": sum(s["seconds"] for s in report["stages"] if s["name"] in steps),
         "step_mb": max([s["peak_rss_mb"] for s in report["stages"] if s["name"] in steps] or [0]),
         "seconds": seconds,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_seconds": cpu,
         "date": str(datetime.date.today()),
     }
 
