@@ -31,9 +31,10 @@ def check_supported(model: ir.Model, name: str) -> None:
         UnsupportedError: names the first random node, Clip with a NaN, or node that makes text.
     """
     for node in model.graph.all_nodes():
-        if node.domain in ("", "ai.onnx"):
-            _check_limits(node, name)
-        if node.domain in ("", "ai.onnx") and node.op_type in RANDOM and _is_random(node):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        _check_limits(node, name)
+        if node.op_type in RANDOM and _is_random(node):
             advice = "export the network in eval mode"
             if node.op_type != "Dropout":
                 advice += ", or make the random numbers an input"
