@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from qtool.graph.queries import WEIGHTED_OPS, is_constant, name_of
+from qtool.graph.queries import WEIGHTED_OPS, attribute, dims, is_constant, name_of
 
 # Nodes of one block, the last one first.
 Block = tuple[ir.Node, ...]
@@ -15,6 +15,9 @@ GATE_OPS = {*WEIGHTED_OPS} | {
     *("Reshape", "Squeeze", "Unsqueeze", "Flatten"),
 }
 MAX_GATE = 12
+
+# Activations between a depthwise and a pointwise convolution; a product is that of a SiLU.
+ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul"})
 
 
 def block_notes(nodes: Sequence[ir.Node], integer: frozenset[str]) -> list[str]:
@@ -80,7 +83,7 @@ def _rms_norm(node: ir.Node) -> Iterator[Block]:
     for x, scale in (node.inputs, node.inputs[::-1]):
         steps: list[ir.Node] = []
         behind = _producer(scale)
-        while behind is not None and behind.op_type in ("Reciprocal", "Sqrt", "Add"):
+        while behind is not None and behind.op_type in ("Reciprocal", "Div", "Pow", "Sqrt", "Add"):
             steps.append(behind)
             behind = _producer(_computed(behind))
         square = _producer(_computed(behind)) if behind is not None else None
@@ -91,11 +94,30 @@ def _rms_norm(node: ir.Node) -> Iterator[Block]:
             return
 
 
+def _separable(node: ir.Node) -> Iterator[Block]:
+    """Yield a convolution of one tap that reads a depthwise one, and what lies between them."""
+    if node.op_type != "Conv" or set((dims(node.inputs[1]) or ())[2:]) != {1} or _group(node) != 1:
+        return
+    path: list[ir.Node] = []
+    behind = _producer(node.inputs[0])
+    while behind is not None and behind.op_type in ACTIVATIONS:
+        path.append(behind)
+        behind = _producer(behind.inputs[0])
+    shape = dims(behind.inputs[1]) if behind is not None and behind.op_type == "Conv" else None
+    if behind is not None and shape is not None and shape[1] == 1 < _group(behind):
+        yield node, *path, behind
+
+
+def _group(conv: ir.Node) -> int:
+    return int(attribute(conv, "group", 1))
+
+
 BLOCKS: Mapping[str, Callable[[ir.Node], Iterator[Block]]] = {
     "SiLU": _silu,
     "squeeze-excite": _squeeze_excite,
     "GroupNorm": _group_norm,
     "RMSNorm": _rms_norm,
+    "depthwise-separable convolution": _separable,
 }
 
 

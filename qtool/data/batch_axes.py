@@ -48,7 +48,7 @@ def axes_of_model(
 def _open_axis(spec: InputSpec, batch: int | str | None) -> int | None:
     """Return the axis named as the batch, or the only open one behind a fixed first axis."""
     named = [a for a, size in enumerate(spec.shape) if isinstance(batch, str) and size == batch]
-    free = [axis for axis, size in enumerate(spec.shape) if size is None]
+    free = [axis for axis, size in enumerate(spec.shape) if _is_open(size)]
     if len(named) == 1:
         return named[0]
     first = spec.shape[0]

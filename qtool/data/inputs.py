@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 
 from qtool.errors import DataError
+
+# An input of so many numbers a sample may be one that never changes: a rate, the size of an image.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,23 @@ def samples_in(batch: Mapping[str, np.ndarray], specs: Iterable[InputSpec]) -> i
     return 1
 
 
-def loop_hint(specs: Iterable[InputSpec]) -> str:
-    """Return the end of a message about inputs without data, where they may be states."""
-    pairs = ", ".join(f"{spec.next_state}: {spec.name}" for spec in specs if spec.next_state)
-    return f"; or, if it is a state, feed outputs back: `loop: {{{pairs}}}`" if pairs else ""
+def unfed_hint(specs: Iterable[InputSpec]) -> str:
+    """Return the end of a message about inputs without data: they may be states, or constants."""
+    inputs = list(specs)
+    pairs = ", ".join(f"{spec.next_state}: {spec.name}" for spec in inputs if spec.next_state)
+    text = f"; or, if it is a state, feed outputs back: `loop: {{{pairs}}}`" if pairs else ""
+    small = ", ".join(
+        f"{spec.name}: {{constant: ..}}"
+        for spec in inputs
+        if not spec.next_state and prod(_size(size) for size in spec.sample) <= FEW
+    )
+    if small:
+        text += f"; or, if it never changes: `model: {{onnx: .., input: {{{small}}}}}`"
+    return text
+
+
+def _size(size: int | str | None) -> float:
+    return size if isinstance(size, int) else inf
 
 
 def show_shape(shape: Sequence[int | str | None]) -> str:

@@ -1,5 +1,7 @@
 """Metrics of class scores: the label's rank, macro F1, intersection over union."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qtool.errors import DataError
@@ -50,14 +52,27 @@ def classes_last(outputs: np.ndarray) -> np.ndarray:
     Raises:
         DataError: they are no class scores.
     """
-    if outputs.ndim > 2 and all(size == 1 for size in outputs.shape[2:]):
-        outputs = outputs.reshape(outputs.shape[:2])
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
+    check_scores_shape(outputs.shape)
+    return outputs.reshape(outputs.shape[:2])
+
+
+def check_scores_shape(shape: Sequence[int | str | None]) -> None:
+    """Refuse an output that holds no class scores; cheap enough to check before a run.
+
+    Args:
+        shape: of the model's first output; sizes that are no numbers are unknown.
+
+    Raises:
+        DataError: it is not [N, classes], also with axes of size 1 behind.
+    """
+    behind = [size for size in shape[2:] if isinstance(size, int)]
+    if len(shape) < 2 or shape[1] in (0, 1) or any(size != 1 for size in behind):
+        shown = ", ".join("?" if size is None else str(size) for size in shape)
         raise DataError(
-            f"the model's first output has shape {list(outputs.shape)}; expected [N, classes] with "
-            "at least 2 classes: class metrics do not apply; leave out `evaluate` labels"
+            f"the model's first output has shape [{shown}]; expected [N, classes] with at least 2 "
+            "classes: give a `metric` that fits it (cosine and sqnr compare with the float model), "
+            "or leave out the labels"
         )
-    return outputs
 
 
 def check_class_labels(outputs: np.ndarray, labels: np.ndarray, k: int) -> None:

@@ -12,7 +12,7 @@ from qtool.errors import DataError, ModelError, QtoolError, UnsupportedError
 from qtool.graph.compared_output import evaluated_output
 from qtool.graph.queries import by_name, dims, parameters
 from qtool.loading.size_checks import check_sizes
-from qtool.metrics.classification import check_label_range
+from qtool.metrics.classification import check_label_range, check_scores_shape
 from qtool.metrics.registry import METRICS, find_metric
 from qtool.recipe.model import Evaluate, Recipe
 from qtool.runtime.ort_session import OrtSession
@@ -96,13 +96,13 @@ def is_relative(metric: str | None) -> bool:
 def check_labels(
     evaluate: Evaluate | None, evaluation: Dataset, model: ir.Model
 ) -> tuple[str, ...]:
-    """Refuse class numbers outside the model's classes before minutes of work, not after.
+    """Refuse labels that are no classes of the model before minutes of work, not after.
 
     Returns:
         Notes for the report.
 
     Raises:
-        DataError: there are such labels.
+        DataError: the output holds no class scores, or class numbers lie outside its classes.
     """
     labels, output = evaluation.labels, evaluated_output(model)
     shape = None if output is None else dims(by_name(model.graph)[output])
@@ -110,10 +110,13 @@ def check_labels(
         return ()
     if evaluate.metric is not None and not has_class_labels(evaluate.metric):
         return ()
-    if shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 1:
-        check_label_range(labels, shape[1])
-        return _missing_classes(evaluate, evaluation.classes, shape[1])
-    return ()
+    if shape is None:
+        return ()
+    check_scores_shape(shape)
+    if not isinstance(shape[1], int):
+        return ()
+    check_label_range(labels, shape[1])
+    return _missing_classes(evaluate, evaluation.classes, shape[1])
 
 
 def _missing_classes(

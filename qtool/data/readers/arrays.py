@@ -16,8 +16,8 @@ from qtool.data.inputs import (
     cast,
     check_sample_shapes,
     fits,
-    loop_hint,
     show_shape,
+    unfed_hint,
 )
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import Arrays
@@ -269,7 +269,7 @@ def _match(
         raise DataError(
             f"{options.path}: no array for the model's input {described}; found "
             f"{_listing(columns)}: set `arrays: {{path: .., inputs: {{{missing[0]}: ARRAY}}}}`"
-            f"{loop_hint(inputs[name] for name in missing)}"
+            f"{unfed_hint(inputs[name] for name in missing)}"
         )
     for name, array in zip(missing, spare, strict=False):
         mapping[name] = array

@@ -12,7 +12,7 @@ import numpy as np
 from qtool.data.class_names import ordered_classes
 from qtool.data.dataset import Dataset
 from qtool.data.default_preprocess import guess
-from qtool.data.inputs import InputSpec, cast, show_shape
+from qtool.data.inputs import InputSpec, cast, show_shape, unfed_hint
 from qtool.data.labels import read_labels, read_maps
 from qtool.data.preprocess import Preprocess, load_preprocess, normalise
 from qtool.data.reader import Reader, Section
@@ -139,7 +139,7 @@ class ImageReader(Reader):
         if len(inputs) != 1:
             raise DataError(
                 f"{root}: images feed one input, the model has {len(inputs)} ({', '.join(inputs)});"
-                " save all inputs as .npz and use `arrays`"
+                f" save all inputs as .npz and use `arrays`{unfed_hint(inputs.values())}"
             )
         (spec,) = inputs.values()
         label_file = Path(section.labels) if section.labels is not None else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from qtool.data.class_names import ordered_classes
 from qtool.data.dataset import Dataset
-from qtool.data.inputs import InputSpec, cast, loop_hint, show_shape
+from qtool.data.inputs import InputSpec, cast, show_shape, unfed_hint
 from qtool.data.labels import read_labels
 from qtool.data.reader import Reader, Section
 from qtool.data.reader_options import LogMel, Wav
@@ -137,7 +137,7 @@ class WavReader(Reader):
             raise DataError(
                 f"{root}: recordings feed one input, the model has {len(inputs)} "
                 f"({', '.join(inputs)}); expected one: save all inputs as .npz and use `arrays`"
-                f"{loop_hint(inputs.values())}"
+                f"{unfed_hint(inputs.values())}"
             )
         (spec,) = inputs.values()
         label_file = Path(section.labels) if section.labels is not None else None

@@ -111,13 +111,18 @@ def initial_state(spec: InputSpec) -> np.ndarray:
     Raises:
         DataError: it has open sizes, or a batch of several samples.
     """
-    open_sizes = [size for size in spec.sample if not isinstance(size, int)]
-    if open_sizes or spec.batch not in (None, 1):
+    if spec.batch not in (None, 1):
+        raise DataError(
+            f"loop: the model's input {spec.describe()} holds the states of {spec.batch} streams "
+            f"in axis {spec.batch_axis}; expected that of one: export the model with a batch of 1 "
+            "or an open one, or name the axis that counts the samples: "
+            f"`model: {{.., input: {{{spec.name}: {{batch_axis: 1}}}}}}`"
+        )
+    if not all(isinstance(size, int) for size in spec.sample):
         sizes = [size if isinstance(size, int) else 1 for size in spec.shape]
         raise DataError(
-            f"loop: the model's input {spec.describe()} has "
-            f"{'open sizes' if open_sizes else f'a batch of {spec.batch}'}; expected the sizes of "
-            "one stream's state: write them into the recipe, such as "
+            f"loop: the model's input {spec.describe()} has open sizes; expected the sizes of one "
+            "stream's state: write them into the recipe, such as "
             f"`model: {{.., input: {{{spec.name}: {show_shape(sizes)}}}}}`"
         )
     start = replace(spec, constant=0) if spec.constant is None else spec

@@ -11,6 +11,7 @@ from qtool.data import Dataset, open_dataset
 from qtool.data.usual_preprocess import as_yaml, usual_preprocess
 from qtool.errors import DataError
 from qtool.graph.queries import dims, macs, parameters
+from qtool.metrics.classification import classes_last
 from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
 from qtool.metrics.registry import DEFAULT_METRIC, find_metric
 from qtool.pipeline.context import Prepared
@@ -108,7 +109,6 @@ def _is_comparable(prepared: Prepared) -> bool:
         and labels.dtype.kind in "iu"
         and prepared.context.evaluated_output == graph.outputs[0].name
         and shape is not None
-        and len(shape) == 2
         and parameters(graph) <= MAX_PARAMETERS
     )
 
@@ -133,7 +133,7 @@ class _Scorer:
         for batch, valid in samples.calls(fixed or FIRST, fixed is not None):
             feeds = {name: batch[name] for name in self.context.inputs}
             (scores,) = self.session(feeds).values()
-            guesses += scores[:valid].argmax(1).tolist()
+            guesses += classes_last(scores[:valid]).argmax(1).tolist()
         return tuple(bool(hit) for hit in np.array(guesses) == samples.labels)
 
     def others(self, current: PreprocessingScore) -> list[PreprocessingScore]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.rewrites.cleanup import remove_unused
+from qtool.rewrites.decomposed.layer_norm import square_input
 from qtool.rewrites.decomposed.match import close, divided, scalar, scalar_operand, source
 from qtool.rewrites.rewrite import IsInteger
 
@@ -94,13 +95,33 @@ def _erf_input(value: ir.Value | None) -> ir.Value | None:
 def _tanh_input(value: ir.Value | None) -> ir.Value | None:
     """Return ``x`` of ``1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))`` that one node reads."""
     tanh = source(scalar_operand(source(value, "Add"), "Add", 1.0), "Tanh")
-    total = source(_scaled(tanh.inputs[0] if tanh is not None else None, sqrt(2 / pi)), "Add")
+    if tanh is None:
+        return None
+    for first, second in _factors(source(tanh.inputs[0], "Mul")):
+        # sqrt(2 / pi) x (1 + 0.044715 x^2)
+        x = _scaled(first, sqrt(2 / pi))
+        square = scalar_operand(source(second, "Add"), "Add", 1.0)
+        if x is not None and _is_square(square, x):
+            return x
+    total = source(_scaled(tanh.inputs[0], sqrt(2 / pi)), "Add")
     if total is None:
         return None
     for x, other in (total.inputs, total.inputs[::-1]):
         if x is not None and _cube_root(_scaled(other, CUBIC)) is x:
             return x
     return None
+
+
+def _is_square(value: ir.Value | None, x: ir.Value) -> bool:
+    """Return whether a value is 0.044715 x^2, the factor applied to x or to its square."""
+    square = _scaled(value, CUBIC)
+    if square is not None:
+        power = square.producer()
+        return power is not None and square_input(power) is x
+    return any(
+        second is x and _scaled(first, CUBIC) is x
+        for first, second in _factors(source(value, "Mul"))
+    )
 
 
 def _scaled(value: ir.Value | None, factor: float) -> ir.Value | None:

@@ -8,12 +8,22 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from qtool.graph.edit import add_node, drop, replace_value
-from qtool.graph.queries import attribute
+from qtool.graph.queries import attribute, sole_reader
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.decomposed.match import clipped_between, close, divided, scalar_operand, source
+from qtool.rewrites.decomposed.match import (
+    clipped_between,
+    close,
+    divided,
+    scalar_operand,
+    scalar_term,
+    source,
+)
 from qtool.rewrites.rewrite import IsInteger
 
 Match = Callable[[ir.Value | None], ir.Value | None]
+
+# Layers that take in what follows them alone.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 # HardSwish became an operator in this opset.
 OPSET = 14
@@ -25,7 +35,8 @@ def compose_hard_swish(model: ir.Model, is_integer: IsInteger) -> int:
     hard_sigmoid(x) = min(max(x + 3, 0), 6) / 6, hard_swish(x) = x * hard_sigmoid(x)
 
     The division stands in front of the product or behind it, as Div or as Mul by 1/6; Relu, Max and
-    Min may stand for the Clip.
+    Min may stand for the Clip. min(max(alpha x + beta, 0), 1) is a HardSigmoid too, but where a
+    convolution could take in the factor, the offset and the limits.
     """
     has_hard_swish = model.opset_imports.get("", 1) >= OPSET
     done = 0
@@ -36,10 +47,11 @@ def compose_hard_swish(model: ir.Model, is_integer: IsInteger) -> int:
         if x is not None:
             y = add_node(node, "HardSwish", [x], name=f"{node.name}/hard_swish")
         else:
-            x = _hard_sigmoid_input(node)
-            if x is None:
+            match = _hard_sigmoid(node)
+            if match is None:
                 continue
-            slope = {"alpha": 1 / 6, "beta": 0.5}
+            x, alpha, beta = match
+            slope = {"alpha": alpha, "beta": beta}
             y = add_node(node, "HardSigmoid", [x], slope, f"{node.name}/hard_sigmoid")
         replace_value(node.outputs[0], y)
         drop(node)
@@ -49,9 +61,25 @@ def compose_hard_swish(model: ir.Model, is_integer: IsInteger) -> int:
     return done
 
 
-def _hard_sigmoid_input(node: ir.Node) -> ir.Value | None:
-    """Return ``x`` of a node that computes relu6(x + 3) / 6."""
-    return _relu6_input(divided(node, 6.0))
+def _hard_sigmoid(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+    """Return (x, alpha, beta) of a node that computes min(max(alpha x + beta, 0), 1)."""
+    x = _relu6_input(divided(node, 6.0))
+    if x is not None:
+        return x, 1 / 6, 0.5
+    shifted = scalar_term(source(clipped_between(node, 0.0, 1.0), "Add"), "Add")
+    if shifted is None:
+        return None
+    product, beta = shifted
+    scaled = scalar_term(source(product, "Mul"), "Mul")
+    if scaled is None:
+        divided_by = scalar_term(source(product, "Div"), "Div")
+        if divided_by is None or divided_by[1] == 0:
+            return None
+        scaled = divided_by[0], 1 / divided_by[1]
+    x, alpha = scaled
+    layer = x.producer()
+    is_folded = layer is not None and layer.op_type in LAYERS and sole_reader(x) is not None
+    return None if is_folded else (x, alpha, beta)
 
 
 def _relu6_input(value: ir.Value | None) -> ir.Value | None:
@@ -80,7 +108,7 @@ def _gate_input(value: ir.Value | None) -> ir.Value | None:
     producer = value.producer() if value is not None else None
     if producer is None or source(value, producer.op_type) is None:
         return None
-    return _hard_sigmoid_input(producer)
+    return _relu6_input(divided(producer, 6.0))
 
 
 def _factor(product: ir.Node, gate_input: Match) -> ir.Value | None:

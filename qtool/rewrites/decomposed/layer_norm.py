@@ -3,6 +3,7 @@
 Source: Ba et al. 2016, Layer Normalization, sec. 3, arXiv:1607.06450.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from qtool.graph.edit import add_constant, add_node, drop, replace_value
 from qtool.graph.queries import attribute, constant, dims, sole_reader
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.decomposed.match import close, scalar, source, split_constant
+from qtool.rewrites.decomposed.match import close, keeps_shape, scalar, source, split_constant
 from qtool.rewrites.rewrite import IsInteger
 
 # LayerNormalization became an operator in this opset.
@@ -94,11 +95,15 @@ def constant_vector(node: ir.Node | None, op: str, width: object) -> ir.Value | 
 
 def _centered_first(node: ir.Node) -> Normalization | None:
     """Match (x - mean) / deviation * gamma + beta at its Div; scale and shift may be absent."""
-    if node.op_type != "Div":
-        return None
-    centered, deviation = node.inputs
-    moments = _moments(source(deviation, "Sqrt"))
-    if moments is None or moments.centered is not centered:
+    moments = next(
+        (
+            moments
+            for centered, variance in divided_by_root(node)
+            if (moments := _moments(variance)) is not None and moments.centered is centered
+        ),
+        None,
+    )
+    if moments is None:
         return None
     width = (dims(moments.x) or (None,))[-1]
     last, scaled = node, sole_reader(node.outputs[0])
@@ -138,21 +143,57 @@ def _inverse_deviation(value: ir.Value | None) -> tuple[Moments | None, ir.Value
     node = value.producer() if value is not None else None
     if node is None:
         return None, None
-    if node.op_type == "Reciprocal":
-        return _moments(source(node.inputs[0], "Sqrt")), None
+    variance = _inverse_root(node)
+    if variance is not None:
+        return _moments(variance), None
     if node.op_type == "Div" and constant(node.inputs[0]) is not None:
-        return _moments(source(node.inputs[1], "Sqrt")), node.inputs[0]
+        return _moments(_root_input(node.inputs[1])), node.inputs[0]
     operands = split_constant(node) if node.op_type == "Mul" else None
-    inverse = source(operands[0], "Reciprocal") if operands is not None else None
-    if operands is None or inverse is None:
+    inverse = operands[0].producer() if operands is not None else None
+    if operands is None or inverse is None or source(operands[0], inverse.op_type) is None:
         return None, None
-    return _moments(source(inverse.inputs[0], "Sqrt")), operands[1]
+    return _moments(_inverse_root(inverse)), operands[1]
 
 
-def _moments(root: ir.Node | None) -> Moments | None:
-    """Return the moments whose deviation a Sqrt computes: sqrt(variance + epsilon)."""
-    total = source(root.inputs[0], "Add") if root is not None else None
-    operands = split_constant(total) if total is not None else None
+def divided_by_root(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value]]:
+    """Yield (x, v) where a node may compute x / sqrt(v), by Div or by a product."""
+    if node.op_type == "Div":
+        root = _root_input(node.inputs[1])
+        if root is not None:
+            yield node.inputs[0], root
+        return
+    for x, factor in (node.inputs, node.inputs[::-1]) if node.op_type == "Mul" else ():
+        inverse = factor.producer() if factor is not None else None
+        if inverse is not None and source(factor, inverse.op_type) is not None:
+            root = _inverse_root(inverse)
+            if root is not None:
+                yield x, root
+
+
+def _root_input(value: ir.Value | None) -> ir.Value | None:
+    """Return ``v`` of sqrt(v) that one node reads."""
+    root = source(value, "Sqrt")
+    return root.inputs[0] if root is not None else None
+
+
+def _inverse_root(node: ir.Node) -> ir.Value | None:
+    """Return ``v`` of a node that computes 1 / sqrt(v): by Reciprocal, Div or Pow."""
+    if node.op_type == "Reciprocal":
+        return _root_input(node.inputs[0])
+    if node.op_type not in ("Div", "Pow"):
+        return None
+    x, number = node.inputs if node.op_type == "Pow" else node.inputs[::-1]
+    if x is None or number is None or not keeps_shape(x, number):
+        return None
+    if node.op_type == "Pow":
+        return x if close(scalar(number), -0.5) else None
+    return _root_input(x) if close(scalar(number), 1.0) else None
+
+
+def _moments(total: ir.Value | None) -> Moments | None:
+    """Return the moments whose squared deviation is variance + epsilon."""
+    node = source(total, "Add")
+    operands = split_constant(node) if node is not None else None
     if operands is None:
         return None
     variance, epsilon = operands[0], scalar(operands[1])

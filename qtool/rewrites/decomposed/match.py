@@ -41,12 +41,19 @@ def scalar_operand(node: ir.Node | None, op: str, expected: float) -> ir.Value |
 
     The constant must not widen the result: its rank is at most that of ``x``.
     """
+    term = scalar_term(node, op)
+    return term[0] if term is not None and close(term[1], expected) else None
+
+
+def scalar_term(node: ir.Node | None, op: str) -> tuple[ir.Value, float] | None:
+    """Return the computed operand and the number of ``op(x, number)``; None for another node."""
     if node is None or node.op_type != op or node.domain not in ("", "ai.onnx"):
         return None
     operands = split_constant(node)
-    if operands is None or not close(scalar(operands[1]), expected):
+    number = scalar(operands[1]) if operands is not None else None
+    if operands is None or number is None or not keeps_shape(*operands):
         return None
-    return operands[0] if keeps_shape(*operands) else None
+    return operands[0], number
 
 
 def divided(node: ir.Node | None, by: float) -> ir.Value | None:

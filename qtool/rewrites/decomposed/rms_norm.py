@@ -8,7 +8,12 @@ import onnx_ir as ir
 from qtool.graph.edit import add_node, drop, replace_value
 from qtool.graph.queries import dims, sole_reader
 from qtool.rewrites.cleanup import remove_unused
-from qtool.rewrites.decomposed.layer_norm import constant_vector, mean_input, square_input
+from qtool.rewrites.decomposed.layer_norm import (
+    constant_vector,
+    divided_by_root,
+    mean_input,
+    square_input,
+)
 from qtool.rewrites.decomposed.match import scalar, source, split_constant
 from qtool.rewrites.rewrite import IsInteger
 
@@ -21,7 +26,7 @@ def compose_rms_norm(model: ir.Model, is_integer: IsInteger) -> int:
 
     y = x / sqrt(mean(x^2) + epsilon) * gamma
 
-    The root is divided by, or its Reciprocal multiplied with.
+    The root is divided by, or its inverse multiplied with (Reciprocal, Div, or Pow by -1/2).
     """
     if model.opset_imports.get("", 1) < OPSET:
         return 0
@@ -47,24 +52,17 @@ def compose_rms_norm(model: ir.Model, is_integer: IsInteger) -> int:
 
 def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:
     """Return (x, epsilon) of a node that computes x / sqrt(mean(x^2) + epsilon)."""
-    if node.op_type == "Div":
-        pairs = [(node.inputs[0], node.inputs[1])]
-    elif node.op_type == "Mul":
-        inverse = [source(value, "Reciprocal") for value in node.inputs]
-        pairs = [(node.inputs[1 - k], n.inputs[0]) for k, n in enumerate(inverse) if n is not None]
-    else:
-        return None
-    for x, deviation in pairs:
-        epsilon = _epsilon(x, source(deviation, "Sqrt"))
+    for x, total in divided_by_root(node):
+        epsilon = _epsilon(x, total)
         if x is not None and epsilon is not None:
             return x, epsilon
     return None
 
 
-def _epsilon(x: ir.Value | None, root: ir.Node | None) -> float | None:
-    """Return epsilon of sqrt(mean(x^2) + epsilon); None for another function."""
-    total = source(root.inputs[0], "Add") if root is not None else None
-    operands = split_constant(total) if total is not None else None
+def _epsilon(x: ir.Value | None, total: ir.Value) -> float | None:
+    """Return epsilon of mean(x^2) + epsilon; None for another function."""
+    node = source(total, "Add")
+    operands = split_constant(node) if node is not None else None
     if operands is None:
         return None
     square = mean_input(source(operands[0], "ReduceMean"))

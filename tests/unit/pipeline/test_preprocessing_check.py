@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from qtool.cli.main import app
 from qtool.data import Preprocess, load_preprocess
 from qtool.data.usual_preprocess import as_yaml, usual_preprocess, usual_resizes
+from qtool.errors import DataError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.recipe.loader import load_recipe
@@ -28,8 +29,11 @@ COLORS = {
 PER_CLASS = 24
 
 
-def save_net(path, settings, colors=None, spare=0):
-    """A net that names the nearest color, for inputs preprocessed by ``settings``."""
+def save_net(path, settings, colors=None, spare=0, maps=False):
+    """A net that names the nearest color, for inputs preprocessed by ``settings``.
+
+    ``maps``: its scores are maps of one pixel.
+    """
     pixels = np.array(colors or [*COLORS.values()], np.float64)
     if settings.color == "bgr":
         pixels = pixels[:, ::-1]
@@ -38,7 +42,8 @@ def save_net(path, settings, colors=None, spare=0):
     rows, bias = np.pad(rows, ((0, spare), (0, 0))), np.pad(bias, (0, spare), constant_values=-1e9)
     net = Net()
     x = net.add("Flatten", net.add("GlobalAveragePool", net.input("x", "N", 3, 8, 8)))
-    net.output(net.add("Gemm", x, net.const(rows), net.const(bias), transB=1, out="y"))
+    x = net.add("Gemm", x, net.const(rows), net.const(bias), transB=1, out="" if maps else "y")
+    net.output(net.add("Unsqueeze", x, net.const(np.array([2, 3])), out="y") if maps else x)
     onnx.save(net.proto(), path)
 
 
@@ -101,7 +106,7 @@ def test_right_preprocessing_leaves_nothing_to_try(folder):
     ],
 )
 def test_the_preprocessing_of_the_training_is_named(folder, wrong, trained, settings):
-    save_net(folder / "net.onnx", load_preprocess(trained))
+    save_net(folder / "net.onnx", load_preprocess(trained), maps=wrong == "unit")
     run = prepared(write(folder, wrong))
     assert run.preprocessing.current.accuracy < 80
     assert run.preprocessing.better.accuracy == 100
@@ -119,6 +124,14 @@ def test_a_network_of_any_size_is_compared_at_the_size_of_the_samples(folder):
     onnx.save(net.proto(), folder / "net.onnx")
     run = prepared(write(folder, "imagenet"))
     assert run.preprocessing.current.accuracy < 50 and run.preprocessing.better is None
+
+
+def test_labels_of_an_output_without_classes_are_refused_before_the_run(folder):
+    net = Net()
+    x = net.add("Flatten", net.add("GlobalAveragePool", net.input("x", "N", 3, 8, 8)))
+    onnx.save(net.output(net.add("Gemm", x, net.weight(3, 1), out="y")).proto(), "net.onnx")
+    with pytest.raises(DataError, match=r"shape \[N, 1\]; expected \[N, classes\].*`metric`"):
+        prepared(write(folder))
 
 
 def test_exchanged_channels_are_named(folder):

@@ -93,17 +93,37 @@ def test_gelu_needs_its_opset():
     assert changed(net, "compose_gelu")[1] == 0
 
 
-@pytest.mark.parametrize("square", ["Pow", "Mul"])
-@pytest.mark.parametrize("beta", [True, False])
-def test_layer_norm_from_its_reductions(square, beta):
+def over_root(net: Net, x: str, total: str, inverse: str | None) -> str:
+    """x / sqrt(total), with or without an inverse of the root."""
+    if inverse == "Pow":
+        return net.add("Mul", x, net.add("Pow", total, net.const(np.float32(-0.5))))
+    root = net.add("Sqrt", total)
+    if inverse is None:
+        return net.add("Div", x, root)
+    if inverse == "Reciprocal":
+        return net.add("Mul", net.add("Reciprocal", root), x)
+    return net.add("Mul", x, net.add("Div", net.const(np.float32(1)), root))
+
+
+@pytest.mark.parametrize(
+    ("square", "inverse", "beta"),
+    [
+        ("Pow", None, True),
+        ("Mul", None, False),
+        ("Mul", "Reciprocal", True),
+        ("Pow", "one over", True),
+        ("Mul", "Pow", False),
+    ],
+)
+def test_layer_norm_from_its_reductions(square, inverse, beta):
     net = Net(opset=17)
     x = net.add("MatMul", net.input("x", "N", 5, 8), net.weight(8, 12))
     centered = net.add("Sub", x, net.add("ReduceMean", x, axes=[-1]))
     two = net.const(np.float32(2))
     squared = net.add(square, centered, two if square == "Pow" else centered)
     variance = net.add("ReduceMean", squared, axes=[2])
-    deviation = net.add("Sqrt", net.add("Add", variance, net.const(np.float32(1e-5))))
-    y = net.add("Mul", net.add("Div", centered, deviation), net.weight(12))
+    total = net.add("Add", variance, net.const(np.float32(1e-5)))
+    y = net.add("Mul", over_root(net, centered, total, inverse), net.weight(12))
     y = net.add("Add", y, net.weight(12)) if beta else y
     model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_layer_norm")
     assert count == 1 and ops(model) == ["MatMul", "LayerNormalization", "Relu"]
@@ -200,6 +220,25 @@ def test_one_limit_is_no_hard_swish(form):
     assert changed(net, "compose_hard_swish")[1] == 0
 
 
+@pytest.mark.parametrize("factor", [0.044715, 0.05])
+@pytest.mark.parametrize("square", ["factor first", "square first"])
+def test_gelu_from_tanh_of_a_product(square, factor):
+    """x (1 + 0.044715 x^2), as transformers' gelu_fast."""
+    net, x = net_of()
+    number = net.const(np.float32(factor))
+    if square == "factor first":
+        squared = net.add("Mul", net.add("Mul", x, number), x)
+    else:
+        squared = net.add("Mul", number, net.add("Mul", x, x))
+    scaled = net.add("Mul", x, net.const(np.float32((2 / np.pi) ** 0.5)))
+    inner = net.add("Mul", scaled, net.add("Add", squared, net.const(np.float32(1))))
+    gate = net.add("Add", net.add("Tanh", inner), net.const(np.float32(1)))
+    y = net.add("Mul", net.add("Mul", x, net.const(np.float32(0.5))), gate)
+    model, count = changed(net.output(net.add("Relu", y, out="y")), "compose_gelu")
+    assert count == (factor == 0.044715)
+    assert not count or ops(model) == ["Conv", "Gelu", "Relu"]
+
+
 @pytest.mark.parametrize("cube", ["Pow", "Mul"])
 @pytest.mark.parametrize("factor", [0.044715, 0.05])
 def test_gelu_from_tanh(cube, factor):
@@ -248,17 +287,16 @@ def test_another_denominator_is_no_sigmoid():
     assert changed(net, "compose_sigmoid")[1] == 0
 
 
-def rms_norm(opset: int, form: str = "Reciprocal", axis: int = -1) -> Net:
+def rms_norm(opset: int, form: str | None = "Reciprocal", axis: int = -1) -> Net:
     net = Net(opset=opset, ir_version=10)
     x = net.add("MatMul", net.input("x", "N", 12, 8), net.weight(8, 12))
     square = net.add("Pow", x, net.const(np.float32(2)))
     mean = net.add("ReduceMean", square, net.const(np.array([axis])))
-    root = net.add("Sqrt", net.add("Add", mean, net.const(np.float32(1e-6))))
-    y = net.add("Div", x, root) if form == "Div" else net.add("Mul", x, net.add(form, root))
+    y = over_root(net, x, net.add("Add", mean, net.const(np.float32(1e-6))), form)
     return net.output(net.add("Relu", net.add("Mul", net.weight(12), y), out="y"))
 
 
-@pytest.mark.parametrize("form", ["Div", "Reciprocal"])
+@pytest.mark.parametrize("form", [None, "Reciprocal", "one over", "Pow"])
 def test_rms_norm_from_its_reduction(form):
     model, count = changed(rms_norm(23, form), "compose_rms_norm")
     assert count == 1 and ops(model) == ["MatMul", "RMSNormalization", "Relu"]
@@ -267,3 +305,30 @@ def test_rms_norm_from_its_reduction(form):
 @pytest.mark.parametrize(("opset", "axis"), [(21, -1), (23, 1)])
 def test_rms_norm_needs_its_opset_and_the_last_axis(opset, axis):
     assert changed(rms_norm(opset, axis=axis), "compose_rms_norm")[1] == 0
+
+
+def line(net: Net, x: str, slope: float, form: str) -> str:
+    """min(max(slope x + 0.5, 0), 1)"""
+    scaled = net.add(form, x, net.const(np.float32(slope if form == "Mul" else 1 / slope)))
+    shifted = net.add("Add", net.const(np.float32(0.5)), scaled)
+    return net.add("Min", net.add("Relu", shifted), net.const(np.float32(1)))
+
+
+@pytest.mark.parametrize("form", ["Mul", "Div"])
+@pytest.mark.parametrize("slope", [0.2, 1 / 6])
+def test_a_clipped_line_is_a_hard_sigmoid(slope, form):
+    net, x = net_of()
+    y = net.add("Mul", x, line(net, x, slope, form))
+    model, _ = changed(net.output(net.add("Relu", y, out="y")), "compose_hard_swish")
+    if slope == 1 / 6:
+        assert ops(model) == ["Conv", "HardSwish", "Relu"]
+        return
+    assert ops(model) == ["Conv", "HardSigmoid", "Mul", "Relu"]
+    node = next(n for n in model.graph if n.op_type == "HardSigmoid")
+    assert attribute(node, "alpha") == pytest.approx(slope)
+
+
+def test_a_clipped_line_behind_a_convolution_alone_is_its_own():
+    """The convolution takes in the factor and the offset, and its grid the limits."""
+    net, x = net_of()
+    assert changed(net.output(line(net, x, 0.2, "Mul")), "compose_hard_swish")[1] == 0
