@@ -3,12 +3,14 @@
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic.dataclasses import dataclass
 
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.row_weights import row_power, row_weights, typical_power
 from qtool.steps.step import StepResult
 
 
@@ -24,6 +26,8 @@ class BiasCorrection:
     the shift from rounded weights and from rounded activations. No labels are read.
 
     Source: Nagel et al. 2019, sec. 4.2 and appendix D (empirical form), arXiv:1906.04721.
+    Departure: positions of more than the median power weigh less, since their errors are
+        large and mostly cut off by the activation function.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
@@ -52,12 +56,14 @@ class BiasCorrection:
 
 
 def _mean_shift(run: LayerwiseRun, site: Site) -> np.ndarray | None:
-    """Return mean(y_float - y_quantized) per output channel, float64 [C]; None without rows."""
-    total, rows = None, 0
+    """Return E[y_float - y_quantized] per output channel, float64 [C]; None without rows."""
+    total, rows, typical = torch.zeros(1), 0.0, torch.empty(0)
+    axis = 1 if site.op == "Conv" else -1
     for y_float, y_quantized in run.outputs(site):
-        difference = (y_float - y_quantized).double()
-        channel = 1 if site.op == "Conv" else -1
-        difference = difference.movedim(channel, 0).flatten(1)
-        total = difference.sum(1) + (0 if total is None else total)
-        rows += difference.shape[1]
-    return None if total is None or not rows else (total / rows).cpu().numpy()
+        power = row_power(y_float, axis)
+        typical = typical if rows else typical_power(power)
+        weights = row_weights(power, typical).double()
+        difference = weights * (y_float - y_quantized).double()
+        total = total + difference.movedim(axis, 0).flatten(1).sum(1)
+        rows += float(weights.sum())
+    return (total / rows).cpu().numpy() if rows else None

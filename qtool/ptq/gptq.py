@@ -55,7 +55,8 @@ class Gptq:
     Source: Frantar et al. 2022, arXiv:2210.17323 (rounding); Frantar and Alistarh 2022,
         arXiv:2208.11580 (convolutions); Li et al. 2025, "GPTAQ", arXiv:2504.02692 (asymmetric
         calibration).
-    Departure: centred moments, so that the bias takes up the means; T is solved before rounding.
+    Departure: centred moments, so that the bias takes up the means; T is solved before rounding;
+        rows of more than the median power weigh less.
     """
 
     _: KW_ONLY

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from qtool.ptq.reconstruction.block_network import BlockNetwork
-from qtool.ptq.reconstruction.output_weights import channel_axis
 from qtool.ptq.reconstruction.rounding import Annealing
-from qtool.ptq.reconstruction.samples import Batch
+from qtool.ptq.reconstruction.samples import Batch, channel_axis
 
 T = torch.Tensor
 
@@ -48,10 +47,12 @@ def learn_block(
 
     ::
 
-        loss = mean over samples and positions of sum_c w_c (y_c - y_float_c)^2  +  lambda R(V)
+        loss = mean over samples and positions of v sum_c w_c (y_c - y_float_c)^2  +  lambda R(V)
 
-    y is the output of the quantized block. Where activations are left unrounded at random, so are
-    the elements of the entry: those take their value in the float network.
+    y is the output of the quantized block; v are the weights of positions, by their power in the
+    float network (:func:`qtool.steps.row_weights.row_weights`). Where activations are left
+    unrounded at random, so are the elements of the entry: those take their value in the float
+    network.
 
     Args:
         network: the block.
@@ -91,7 +92,7 @@ def block_loss(network: BlockNetwork, batch: Batch, weight: T | None = None) -> 
     entry = batch.entry_quantized
     if entry is not None and batch.entry_float is not None:
         entry = network.drop(entry, batch.entry_float)
-    error = (network(batch.feeds(entry))[batch.part] - batch.target).square()
+    error = (network(batch.feeds(entry))[batch.part] - batch.target).square() * batch.weights
     if weight is not None:
         error = error * weight
     return error.sum(channel_axis(error)).mean() if error.dim() else error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from qtool.ptq.reconstruction.samples import Batch, unrounded_output
+from qtool.ptq.reconstruction.samples import Batch, channel_axis, unrounded_output
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.distance import are_probabilities
@@ -96,11 +96,6 @@ def least_squares(gradients: Gradients) -> Iterator[T]:
     weight = (diagonal + LEAST_SHARE * diagonal.mean()).float().reshape(shape)
     for _ in range(count):
         yield weight
-
-
-def channel_axis(value: T) -> int:
-    """Return the axis of the channels: 1 of images and of [N, C], the last one of sequences."""
-    return value.dim() - 1 if value.dim() == 3 else min(1, value.dim() - 1)
 
 
 WEIGHTINGS: dict[str, Callable[[Gradients], Iterator[T]]] = {

@@ -15,6 +15,7 @@ from qtool.ptq.reconstruction.blocks import Block, Region
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
+from qtool.steps.row_weights import row_power, row_weights, typical_power
 from qtool.steps.value_store import ValueStore, value_quota
 
 T = torch.Tensor
@@ -34,6 +35,7 @@ class Batch:
             None for a block that is computed from the graph's inputs.
         target: the block's output in the float network.
         part: of the block's output that the target is compared with.
+        typical: power of a typical position of the target; infinity: all weigh the same.
     """
 
     block: Block
@@ -42,10 +44,16 @@ class Batch:
     entry_quantized: T | None
     target: T
     part: tuple[slice, ...] = ()
+    typical: T = torch.tensor(torch.inf)
 
     def feeds(self, entry: T | None) -> dict[str, T]:
         """Return what a network computes the block's output from, with this entry."""
         return _feeds(self.inputs, self.block.entry, entry)
+
+    @property
+    def weights(self) -> T:
+        """Weights of the positions of the target, which broadcast over the channels."""
+        return row_weights(row_power(self.target, channel_axis(self.target)), self.typical)
 
 
 class BlockSamples:
@@ -90,6 +98,7 @@ class BlockSamples:
         for k in self._all:
             self._region_store.put(k, {}, {})
         self._block: Block | None = None
+        self._typical = torch.ones(())
 
     def __enter__(self) -> "BlockSamples":
         return self
@@ -143,6 +152,8 @@ class BlockSamples:
                 if block.entry is not None and block.entry != region.entry:
                     entries = self._values(k, block.entry, simulation)
                 store.put(k, {**entries[0], block.exit: target}, entries[1])
+                if k == 0:
+                    self._typical = typical_power(row_power(target, channel_axis(target)))
 
     def batch(self, k: int) -> Batch:
         """Return batch ``k`` of the block that was entered last."""
@@ -156,6 +167,7 @@ class BlockSamples:
             in_float.get(entry),
             in_quantized.get(entry),
             in_float[block.exit],
+            typical=self._typical,
         )
 
     def leave(self, region: Region, simulation: Simulation) -> None:
@@ -178,7 +190,9 @@ class BlockSamples:
         return made, {name: rounded}
 
     def relative_error(self, simulation: Simulation, batches: range) -> float:
-        """Return sum (y_q - y)^2 / sum y^2 of the block's output y over batches.
+        """Return sum w (y_q - y)^2 / sum w y^2 of the block's output y over batches.
+
+        w: of positions, see :func:`qtool.steps.row_weights.row_weights`.
 
         Args:
             simulation: of the quantized network.
@@ -189,8 +203,9 @@ class BlockSamples:
             for batch in self.each(batches):
                 feeds = batch.feeds(batch.entry_quantized)
                 output = unrounded_output(simulation, feeds, batch.block.exit)
-                error += float((output - batch.target).double().square().sum())
-                power += float(batch.target.double().square().sum())
+                weights = batch.weights.double()
+                error += float((weights * (output - batch.target).double().square()).sum())
+                power += float((weights * batch.target.double().square()).sum())
         return error / (power or 1.0)
 
     @property
@@ -219,6 +234,11 @@ class BlockSamples:
 
 def _feeds(inputs: Mapping[str, T], entry: str | None, value: T | None) -> dict[str, T]:
     return dict(inputs) if entry is None or value is None else {**inputs, entry: value}
+
+
+def channel_axis(value: T) -> int:
+    """Return the axis of the channels: 1 of images and of [N, C], the last one of sequences."""
+    return value.dim() - 1 if value.dim() == 3 else min(1, value.dim() - 1)
 
 
 def unrounded_output(simulation: Simulation, feeds: Mapping[str, T], name: str) -> T:

@@ -11,6 +11,7 @@ from qtool.ptq.second_order.im2col import MatrixLayer
 from qtool.quant.plan import Site
 from qtool.runtime.chunk_threads import map_chunks
 from qtool.steps.layerwise import LayerwiseRun, Pair
+from qtool.steps.row_weights import row_power, row_weights, typical_power
 
 # Rows read of a layer: so many for each unknown (more no longer change the rounding), at least
 # enough for the means of small kernels, at most what keeps a wide layer's product affordable.
@@ -35,7 +36,7 @@ class Moments:
     """Means and covariances of input rows, one for each group of the layer, float64.
 
     Attributes:
-        rows: that were read.
+        rows: the sum of the weights of those that were read.
         mean_float: E[x_float], [groups, unknowns].
         mean_quantized: E[x_q], [groups, unknowns].
         hessian: H = cov(x_q), [groups, unknowns, unknowns]; about zero where not centred.
@@ -43,7 +44,7 @@ class Moments:
             about zero where not centred.
     """
 
-    rows: int
+    rows: float
     mean_float: np.ndarray
     mean_quantized: np.ndarray
     hessian: np.ndarray
@@ -77,7 +78,7 @@ def layer_moments(
 
         H = E[x_q x_q'] - E[x_q] E[x_q]',   W (C - H) with C = E[x_float x_q'] - E[x_float] E[x_q]'
 
-    over im2col rows. A layer with more rows than its unknowns need is subsampled: the same share
+    over im2col rows x, with weights (:func:`qtool.steps.row_weights.row_weights`). A layer with more rows than its unknowns need is subsampled: the same share
     of rows, chosen at random, of every batch.
 
     Args:
@@ -133,35 +134,40 @@ class _Batch:
         shift: the provisional mean of x_q, of all batches, [groups, 1, unknowns].
         x: x_q less the shift.
         error: x_float - x_q.
+        weights: of the rows, [1, rows, 1].
     """
 
     half: int
     shift: torch.Tensor
     x: torch.Tensor
     error: torch.Tensor
+    weights: torch.Tensor
 
 
 def _batches(inputs: Iterable[Pair]) -> Iterator[_Batch]:
     """Yield the rows of each half of the chunks, enough of them for a product."""
-    waiting: tuple[list[Pair], ...] = ([], [])
-    shift: torch.Tensor | None = None
+    waiting: tuple[list[tuple[torch.Tensor, ...]], ...] = ([], [])
+    shift = typical = torch.empty(0)
 
-    def batch(half: int, shift: torch.Tensor) -> _Batch:
+    def batch(half: int) -> _Batch:
         rows = waiting[half]
-        x, error = (
+        x, error, weights = (
             part[0] if len(rows) == 1 else torch.cat(part, 1) for part in zip(*rows, strict=True)
         )
         rows.clear()
-        return _Batch(half, shift, x, error)
+        return _Batch(half, shift, x, error, weights)
 
     for k, (x_float, x_quantized) in enumerate(inputs):
-        shift = x_quantized.mean(1, keepdim=True) if shift is None else shift
-        waiting[k % 2].append((x_quantized - shift, x_float - x_quantized))
-        if sum(rows.numel() for rows, _ in waiting[k % 2]) >= PRODUCT_ELEMENTS:
-            yield batch(k % 2, shift)
+        power = row_power(x_float, 0, 2)
+        if k == 0:
+            shift, typical = x_quantized.mean(1, keepdim=True), typical_power(power)
+        weights = row_weights(power, typical)
+        waiting[k % 2].append((x_quantized - shift, x_float - x_quantized, weights))
+        if sum(rows[0].numel() for rows in waiting[k % 2]) >= PRODUCT_ELEMENTS:
+            yield batch(k % 2)
     for half in range(2):
-        if waiting[half] and shift is not None:
-            yield batch(half, shift)
+        if waiting[half]:
+            yield batch(half)
 
 
 @dataclass(frozen=True)
@@ -170,15 +176,15 @@ class _Product:
 
     Attributes:
         half, shift: of the batch.
-        rows: of the batch.
-        mean, rest: mean of x in float32, and the sum of what it leaves.
-        error, left: sums of x_float - x_q and of the left factor.
-        second: products of x and of the left factor with x.
+        rows: the sum of their weights.
+        mean, rest: weighted mean of x in float32, and the sum of what it leaves.
+        error, left: weighted sums of x_float - x_q and of the left factor.
+        second: weighted products of x and of the left factor with x.
     """
 
     half: int
     shift: torch.Tensor
-    rows: int
+    rows: float
     mean: torch.Tensor
     rest: torch.Tensor
     error: torch.Tensor
@@ -193,12 +199,14 @@ def _product(weights: torch.Tensor, batch: _Batch) -> _Product:
         weights: W, [groups, outputs, unknowns]; W e is the left factor where it is smaller than e.
         batch: the rows.
     """
-    centre = batch.x.mean(1, keepdim=True)
-    x, error = batch.x - centre, batch.error
+    rows = batch.weights.sum(1, keepdim=True)
+    centre = (batch.weights * batch.x).sum(1, keepdim=True) / rows
+    x, error = batch.x - centre, batch.weights * batch.error
     left = error @ weights.to(x.device).mT if _through_outputs(weights) else error
-    rest, errors, lefts = (part.sum(1).double() for part in (x, error, left))
-    mean, second = centre[:, 0].double(), (x.mT @ x, left.mT @ x)
-    return _Product(batch.half, batch.shift, x.shape[1], mean, rest, errors, lefts, second)
+    weighted = batch.weights * x
+    rest, errors, lefts = (part.sum(1).double() for part in (weighted, error, left))
+    mean, second = centre[:, 0].double(), (weighted.mT @ x, left.mT @ x)
+    return _Product(batch.half, batch.shift, float(rows), mean, rest, errors, lefts, second)
 
 
 def _through_outputs(weights: torch.Tensor) -> bool:
@@ -219,8 +227,8 @@ class _Sums:
         left = outputs if _through_outputs(weights) else size
         self.first = [_zeros(shift, groups, size) for _ in range(2)]
         self.second = [_zeros(shift, groups, rows, size) for rows in (size, left)]
-        self.rows = 0
-        self._products: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.rows = 0.0
+        self._products: list[tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, product: _Product) -> None:
         """Add the sums of one batch."""
@@ -251,7 +259,7 @@ class _Sums:
 
     def moments(self, centred: bool) -> Moments:
         """Return means and covariances."""
-        rows, weights = max(self.rows, 1), self._weights.double()
+        rows, weights = self.rows or 1.0, self._weights.double()
         offset, mean_error = (total / rows for total in self.first)
         mean = offset + self._shift.double()[:, 0]
         second, product = (total / rows for total in self.second)

@@ -34,8 +34,13 @@ def moments_and_rows(net, name, centred=True):
                 for pair in run.inputs(site)
             ]
             rows = [torch.cat(part, 1).double().numpy() for part in zip(*every, strict=True)]
+            # The typical power is that of the first batch.
+            power, first = (np.square(x).sum((0, 2)) for x in (rows[0], every[0][0].numpy()))
+            typical = np.sort(first)[(len(first) - 1) // 2]
+            share = np.minimum(1, typical / np.maximum(power, 1e-30))[None, :, None]
             weights = layer.matrices(constant(nodes[name].inputs[1]).astype(np.float64))
-            return layer_moments(run, site, layer, weights, centred), rows, weights
+            moments = layer_moments(run, site, layer, weights, centred)
+            return moments, (*rows, share), weights
     raise AssertionError(name)
 
 
@@ -44,14 +49,18 @@ def moments_and_rows(net, name, centred=True):
 @pytest.mark.parametrize("elements", [1, 1 << 20])
 def test_moments_are_those_of_all_rows(name, centred, elements, monkeypatch):
     monkeypatch.setattr(covariance, "PRODUCT_ELEMENTS", elements)
-    found, (a, b), weights = moments_and_rows(network(), name, centred)
+    found, (a, b, share), weights = moments_and_rows(network(), name, centred)
     total = found.total
-    assert total.rows == a.shape[1] == sum(half.rows for half in found.halves)
-    np.testing.assert_allclose(total.mean_float, a.mean(1), atol=1e-6)
-    np.testing.assert_allclose(total.mean_quantized, b.mean(1), atol=1e-6)
+    assert share.min() < 1
+    np.testing.assert_allclose(total.rows, share.sum(), rtol=1e-6)
+    np.testing.assert_allclose(total.rows, sum(half.rows for half in found.halves), rtol=1e-12)
+    share = share / share.sum()
+    means = [(share * x).sum(1) for x in (a, b)]
+    np.testing.assert_allclose(total.mean_float, means[0], atol=1e-6)
+    np.testing.assert_allclose(total.mean_quantized, means[1], atol=1e-6)
     if centred:
-        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    hessian, cross = (left.swapaxes(1, 2) @ b / a.shape[1] for left in (b, a))
+        a, b = (x - mean[:, None] for x, mean in zip((a, b), means, strict=True))
+    hessian, cross = ((share * left).swapaxes(1, 2) @ b for left in (b, a))
     np.testing.assert_allclose(total.hessian, hessian, atol=1e-5)
     np.testing.assert_allclose(total.error, weights @ (cross - hessian), atol=1e-5)
     assert np.abs(total.error).max() > 1e-4
@@ -61,8 +70,8 @@ def test_a_large_offset_costs_no_digits(monkeypatch):
     net = Net()
     x = net.add("Add", net.input("x", "N", 4, 9, 9), net.const(np.full((1, 4, 1, 1), 3000.0)))
     net.output(net.conv(x, 4, 6, k=1, name="only", out="y"))
-    found, (_, b), _ = moments_and_rows(net, "only")
-    want = np.cov(b[0], rowvar=False, bias=True)
+    found, (_, b, share), _ = moments_and_rows(net, "only")
+    want = np.cov(b[0], rowvar=False, ddof=0, aweights=share[0, :, 0])
     np.testing.assert_allclose(found.total.hessian[0], want, atol=1e-4 * np.abs(want).max())
 
 
@@ -71,14 +80,15 @@ def test_an_input_that_varies_in_few_samples_has_a_positive_definite_hessian():
     shift, weights = torch.full((1, 1, 9), 3.7), torch.ones(1, 1, 9)
     sums = covariance._Sums(weights, shift)
     for _ in range(40):
-        error = 1e-6 * torch.rand(1, 400, 9)
-        batch = covariance._Batch(0, shift, torch.zeros(1, 400, 9) - shift, error)
+        error, ones = 1e-6 * torch.rand(1, 400, 9), torch.ones(1, 400, 1)
+        batch = covariance._Batch(0, shift, torch.zeros(1, 400, 9) - shift, error, ones)
         sums.add(covariance._product(weights, batch))
     sums.close()
     np.linalg.cholesky(sums.moments(True).hessian)
 
 
 def test_rows_of_a_large_layer_are_a_sample(monkeypatch):
+    monkeypatch.setattr(covariance, "row_weights", lambda power, _: torch.ones_like(power))
     full, *_ = moments_and_rows(network(), "first")
     monkeypatch.setattr(covariance, "MIN_ROWS", 1000)
     part, *_ = moments_and_rows(network(), "first")
