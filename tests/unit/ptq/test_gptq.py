@@ -54,9 +54,9 @@ def test_the_bias_removes_the_mean_error():
     plan, context = calibrated(net.output(net.conv(x, 8, 6, out="y")), FOUR)
     before, scale = mean_shift(plan, context, "y")
     after, _ = mean_shift(Gptq()(plan, context).plan, context, "y")
-    # The bias has a grid of its own, and the last input is rounded.
+    # The bias has a grid of its own, the last input is rounded, and large rows weigh less.
     assert before.max() > 0.01 * scale
-    assert after.max() < 0.002 * scale
+    assert after.max() < 0.004 * scale
 
 
 def test_only_biases_change_at_eight_bits_unless_all_are_rounded():
