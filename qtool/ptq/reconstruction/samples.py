@@ -35,7 +35,7 @@ class Batch:
             None for a block that is computed from the graph's inputs.
         target: the block's output in the float network.
         part: of the block's output that the target is compared with.
-        typical: power of a typical position of the target; infinity: all weigh the same.
+        typical: power of a typical position of the target; None: all positions weigh the same.
     """
 
     block: Block
@@ -44,7 +44,7 @@ class Batch:
     entry_quantized: T | None
     target: T
     part: tuple[slice, ...] = ()
-    typical: T = torch.tensor(torch.inf)
+    typical: T | None = None
 
     def feeds(self, entry: T | None) -> dict[str, T]:
         """Return what a network computes the block's output from, with this entry."""
@@ -53,7 +53,8 @@ class Batch:
     @property
     def weights(self) -> T:
         """Weights of the positions of the target, which broadcast over the channels."""
-        return row_weights(row_power(self.target, channel_axis(self.target)), self.typical)
+        power = row_power(self.target, channel_axis(self.target))
+        return torch.ones_like(power) if self.typical is None else row_weights(power, self.typical)
 
 
 class BlockSamples:
@@ -98,7 +99,7 @@ class BlockSamples:
         for k in self._all:
             self._region_store.put(k, {}, {})
         self._block: Block | None = None
-        self._typical = torch.ones(())
+        self._typical: T | None = None
 
     def __enter__(self) -> "BlockSamples":
         return self

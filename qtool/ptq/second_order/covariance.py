@@ -78,8 +78,9 @@ def layer_moments(
 
         H = E[x_q x_q'] - E[x_q] E[x_q]',   W (C - H) with C = E[x_float x_q'] - E[x_float] E[x_q]'
 
-    over im2col rows x, with weights (:func:`qtool.steps.row_weights.row_weights`). A layer with more rows than its unknowns need is subsampled: the same share
-    of rows, chosen at random, of every batch.
+    over im2col rows x, weighted by :func:`qtool.steps.row_weights.row_weights`. A layer with more
+    rows than its unknowns need is subsampled: the same share of rows, chosen at random, of every
+    batch.
 
     Args:
         run: whose current layer is ``site``.
