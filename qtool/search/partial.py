@@ -1,5 +1,6 @@
 """Find the fewest layers that must be more precise: float, 16 or 8 bits."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 
@@ -26,16 +27,12 @@ def fewest_raised(
         return frozenset()
     if not ranked or not keeps(frozenset(ranked)):
         return None
-    low, high = 0, len(ranked)  # the prefix of `low` fails, that of `high` keeps
-    while high - low > 1:
-        middle = (low + high) // 2
-        if keeps(frozenset(ranked[:middle])):
-            high = middle
-        else:
-            low = middle
-    raised = frozenset(ranked[:high])
+    # No prefix and the whole ranking are measured: the shortest one lies between them.
+    lengths = range(len(ranked))
+    length = bisect_left(lengths, True, 1, key=lambda k: keeps(frozenset(ranked[:k])))
+    raised = frozenset(ranked[:length])
     # The last of the prefix is needed: without it the accuracy was not kept.
-    for name in list(ranked[: high - 1])[::-1][:trim]:
+    for name in list(ranked[: length - 1])[::-1][:trim]:
         if keeps(raised - {name}):
             raised -= {name}
     return raised

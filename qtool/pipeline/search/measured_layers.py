@@ -172,8 +172,8 @@ def among(budget: Budget) -> Sequence[int | str]:
             )
         return budget.among
     ways = BOPS_WAYS if budget.bops is not None else WEIGHT_WAYS
-    only_sizes = all(getattr(budget, name) is None for name in ("bops", "latency", "max_drop"))
-    return ways if only_sizes or budget.bops is not None else (*ways, "float")
+    sizes_alone = budget.latency is None and budget.max_drop is None
+    return ways if sizes_alone else (*ways, "float")
 
 
 def ways_of(runner: TrialRunner, budget: Budget) -> list[Way]:

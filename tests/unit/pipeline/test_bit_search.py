@@ -20,7 +20,7 @@ from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.layer_costs import OtherLayers, other_layers
-from qtool.pipeline.search.measured_layers import Measured
+from qtool.pipeline.search.measured_layers import Measured, among
 from qtool.pipeline.search.sensitivity import run_sensitivity
 from qtool.pipeline.search.trial import TrialResult, with_bits
 from qtool.progress import silent
@@ -167,6 +167,18 @@ def test_bops_count_layers_that_stay_float():
         assert search._measured.limits(search.budget) == {"bops": pytest.approx(limit)}
     with pytest.raises(RecipeError, match=r"the least that each limit alone allows: bops 57\.8%"):
         FewLayers({**budget, "bops": "50%"}, others).run()
+
+
+def test_float_is_a_way_where_a_limit_is_about_time_or_accuracy():
+    """Beside other limits too: widths alone buy no time."""
+    for limits, is_way in (
+        ({"bytes": "1MB"}, False),
+        ({"bops": "50%"}, False),
+        ({"latency": "80%"}, True),
+        ({"bops": "50%", "latency": "80%"}, True),
+        ({"bops": "50%", "max_drop": 1}, True),
+    ):
+        assert ("float" in among(Budget.model_validate(limits))) is is_way
 
 
 def test_other_layers_cost_32_by_32_bits(tmp_path):
