@@ -12,7 +12,8 @@ from qtool.steps.distance import are_probabilities
 
 LARGEST_TEMPERATURE = 10.0
 # By how much the accuracy exceeds the mean probability of the chosen class where a network was made
-# unsure, as by label smoothing: 0.15 for EfficientNet-Lite0; others 0.05 at most.
+# unsure, as by label smoothing: on calibration samples of EfficientNet-Lite0 to Lite2 0.16 to 0.31,
+# of six other networks 0.06 at most (docs/budget.md).
 UNSURE = 0.1
 SMALLEST_TEMPERATURE = 0.3
 SMALLEST_PROBABILITY = 1e-12

@@ -83,6 +83,21 @@ def test_files_are_weighed_without_the_work_of_the_steps(digits, tmp_path):
     assert runner.file_bytes(runner.base) == runner.measure(runner.base).bytes
 
 
+def test_a_search_that_was_interrupted_goes_on_from_its_finished_trials(
+    digits, tmp_path, monkeypatch
+):
+    recipe = load_recipe(digits / "int8.yaml", [*SMALL, "calibrate.count=8"])
+
+    def measured():
+        cache = StageCache(tmp_path)  # a new process has nothing in memory
+        runner = trial.TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
+        return runner.measure(runner.base)
+
+    first = measured()
+    monkeypatch.setattr(trial.TrialRunner, "_measure", lambda *args: pytest.fail("it ran again"))
+    assert measured() == first
+
+
 def test_a_budget_below_the_least_says_what_is_possible(digits, tmp_path):
     recipe = load_recipe(digits / "int8.yaml", [*SMALL, "bits.budget={bits: 2, among: [4, 8]}"])
     with pytest.raises(RecipeError, match=r"the least that each limit alone allows: bits 4\.00"):
