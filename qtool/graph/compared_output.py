@@ -10,9 +10,7 @@ VALUE_SIZED = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
 
 def evaluated_output(model: ir.Model) -> str | None:
     """Return the first output whose size does not depend on values; None where there is none."""
-    sized = _value_sized(model.graph)
-    names = [name_of(value) for value in model.graph.outputs if value not in sized]
-    return next(iter(names), None)
+    return next((name_of(value) for value in _sized_outputs(model.graph)), None)
 
 
 def decisive_value(model: ir.Model) -> str:
@@ -22,23 +20,44 @@ def decisive_value(model: ir.Model) -> str:
     such output of integers; without outputs of a fixed size, what their size depends on: the boxes
     that NonMaxSuppression reads.
     """
-    graph, sized = model.graph, _value_sized(model.graph)
-    outputs = [value for value in graph.outputs if value not in sized]
+    outputs = _sized_outputs(model.graph)
     floats = [value for value in outputs if is_float(value)]
-    read = [
-        value
-        for node in graph
-        if node.op_type in VALUE_SIZED
-        for value in node.inputs
-        if value is not None and is_float(value) and not is_constant(value)
-    ]
-    return name_of(next(iter([*floats, *outputs, *read, *graph.outputs])))
+    return name_of(
+        next(iter([*floats, *outputs, *_deciding_sizes(model.graph), *model.graph.outputs]))
+    )
+
+
+def compared_values(model: ir.Model) -> tuple[str, ...]:
+    """Return the values by which all results of a network are compared, element by element.
+
+    They are the outputs of floats whose size does not depend on values; without any, the floats
+    that such sizes depend on: the boxes and scores that NonMaxSuppression reads.
+    """
+    floats = [value for value in _sized_outputs(model.graph) if is_float(value)]
+    return tuple(dict.fromkeys(map(name_of, floats or _deciding_sizes(model.graph))))
 
 
 def has_probabilities(model: ir.Model) -> bool:
     """Return whether the value by which plans are compared comes from a Softmax."""
     producer = by_name(model.graph)[decisive_value(model)].producer()
     return producer is not None and producer.op_type == "Softmax"
+
+
+def _sized_outputs(graph: ir.Graph) -> list[ir.Value]:
+    """Return the outputs whose size does not depend on values."""
+    unsized = _value_sized(graph)
+    return [value for value in graph.outputs if value not in unsized]
+
+
+def _deciding_sizes(graph: ir.Graph) -> list[ir.Value]:
+    """Return the computed floats on which sizes depend."""
+    return [
+        value
+        for node in graph
+        if node.op_type in VALUE_SIZED
+        for value in node.inputs
+        if value is not None and is_float(value) and not is_constant(value)
+    ]
 
 
 def _value_sized(graph: ir.Graph) -> set[ir.Value]:

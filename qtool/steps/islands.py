@@ -10,6 +10,7 @@ from qtool.annotation.placement import computes_without_weights
 from qtool.calibration.collect import choose_grids
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.data import Dataset
+from qtool.graph.compared_output import compared_values
 from qtool.graph.output_groups import channel_groups
 from qtool.graph.queries import macs
 from qtool.metrics.fidelity import finite_powers
@@ -146,14 +147,14 @@ class _Search:
 
     @cached_property
     def reference(self) -> list[dict[str, np.ndarray]]:
-        """All outputs of the float network, batch by batch."""
+        """The compared values of the float network, batch by batch."""
         from qtool.runtime.executor import Executor
 
         return self._outputs(Executor(self.context.model, self.context.device))
 
     @cached_property
     def parts(self) -> list[tuple[str, tuple[slice, ...]]]:
-        """The float outputs, or the quantities that they carry, as (output, index)."""
+        """The compared values, or the quantities that they carry, as (name, index)."""
         groups = channel_groups(self.context.model)
         parts: list[tuple[str, tuple[slice, ...]]] = []
         for name in self.reference[0]:
@@ -202,19 +203,18 @@ class _Search:
         return self.remake(self.plan, dict.fromkeys(nodes, reason))
 
     def _outputs(self, run: Callable[..., Mapping[str, object]]) -> list[dict[str, np.ndarray]]:
-        """Return the float outputs of a network, batch by batch."""
+        """Return the compared values of a network, batch by batch."""
         import torch
 
-        names = [v.name for v in self.context.model.graph.outputs if v.name]
-        batches = []
+        names, batches = list(compared_values(self.context.model)), []
         with torch.inference_mode():
             for feeds, _ in self.context.feeds(self.samples):
-                tensors = run(feeds, outputs=names)
+                tensors = run(feeds, outputs=names) if names else {}
                 batches.append(
                     {
                         name: tensor.float().cpu().numpy()
                         for name, tensor in tensors.items()
-                        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+                        if isinstance(tensor, torch.Tensor)
                     }
                 )
         return batches

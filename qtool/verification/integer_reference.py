@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from qtool.graph.compared_output import evaluated_output
 from qtool.quant.plan import QuantPlan
 from qtool.report.schema import IntegerOnly
 from qtool.weights.int16_saturation import simulate
@@ -25,7 +26,7 @@ def integer_only(
         plan: frozen.
         folder: holds the captures ``0.npz`` ..., see :func:`qtool.verification.parity.compare`.
         names: captured value of the file -> value of the plan.
-        outputs: the file's first output for each capture, [rows, ...].
+        outputs: the file's evaluated output for each capture, [rows, ...].
 
     Returns:
         The largest difference of codes, the share that differ, and how often both choose the same
@@ -36,9 +37,9 @@ def integer_only(
 
     counts = compare(model, plan, folder, names, len(outputs), IntegerKernels).integer
     network, same = IntegerNetwork(model, plan), []
-    first = model.graph.outputs[0].name or ""
+    evaluated = evaluated_output(model) or ""
     for (inputs, _), expected in zip(_captures(folder, names, len(outputs)), outputs, strict=True):
-        actual = network(inputs)[first][: len(expected)]  # without the rows that fill the batch
+        actual = network(inputs)[evaluated][: len(expected)]  # without the rows that fill the batch
         if actual.ndim > 1 and actual.shape[1] > 1:
             same.append(np.mean(actual.argmax(1) == expected.argmax(1)))
     return IntegerOnly(

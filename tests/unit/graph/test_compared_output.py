@@ -5,7 +5,7 @@ import pytest
 from models import Net
 from onnx import TensorProto, helper
 
-from qtool.graph.compared_output import decisive_value, evaluated_output
+from qtool.graph.compared_output import compared_values, decisive_value, evaluated_output
 
 
 def detector(*outputs: str):
@@ -28,16 +28,19 @@ def detector(*outputs: str):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "evaluated", "decisive"),
+    ("outputs", "evaluated", "decisive", "compared"),
     [
-        (("boxes", "scores"), "boxes", "boxes"),
-        (("count", "chosen", "scores"), "scores", "scores"),
-        (("classes", "scores"), "classes", "scores"),
-        (("classes",), "classes", "classes"),
-        (("selected",), None, "boxes"),
-        (("chosen", "count"), None, "boxes"),
+        (("boxes", "scores"), "boxes", "boxes", ["boxes", "scores"]),
+        (("count", "chosen", "scores"), "scores", "scores", ["scores"]),
+        (("classes", "scores"), "classes", "scores", ["scores"]),
+        (("classes",), "classes", "classes", ["boxes", "scores"]),
+        (("selected",), None, "boxes", ["boxes", "scores"]),
+        (("chosen", "count"), None, "boxes", ["boxes", "scores"]),
     ],
 )
-def test_outputs_whose_size_depends_on_values_are_passed_over(outputs, evaluated, decisive):
+def test_outputs_whose_size_depends_on_values_are_passed_over(
+    outputs, evaluated, decisive, compared
+):
     model = detector(*outputs)
     assert evaluated_output(model) == evaluated and decisive_value(model) == decisive
+    assert list(compared_values(model)) == compared

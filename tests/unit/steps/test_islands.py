@@ -15,10 +15,11 @@ from qtool.steps import islands
 from qtool.steps.islands import choose_islands, island_reasons, with_grids_of
 
 
-def residual(blocks: int, tmp_path) -> tuple:
+def residual(blocks: int, tmp_path, compress: bool = False) -> tuple:
     """A sum that every block adds a little to, and a context with 32 samples.
 
-    Codes of the sum are rounded once a block; in float it is not rounded at all.
+    Codes of the sum are rounded once a block; in float it is not rounded at all. ``compress``: only
+    positive numbers are the output, so that its size depends on the values.
     """
     net = Net(opset=21)
     x = net.input("x", "N", 16)
@@ -26,7 +27,11 @@ def residual(blocks: int, tmp_path) -> tuple:
         y = net.add("Relu", net.add("Gemm", x, net.weight(16, 16), net.weight(16)))
         y = net.add("Gemm", y, net.const(0.05 * net.rng.normal(0, 1, (16, 16))))
         x = net.add("Add", x, y)
-    net.output(net.add("Gemm", x, net.weight(16, 4), out="y"))
+    y = net.add("Gemm", x, net.weight(16, 256 if compress else 4))
+    if compress:
+        y = net.add("Compress", y, net.add("Reshape", net.add("Greater", y, net.const(0.0)),
+                                           net.const(np.array([-1]))))  # fmt: skip
+    net.output(net.add("Identity", y, out="y"))
     model = net.load(tmp_path)
     bind(model, feeds_for(model))
     rng = np.random.default_rng(3)
@@ -60,6 +65,12 @@ def test_kinds_that_gain_enough_stay_float_and_the_note_says_how_much(tmp_path):
     integer = grids(replace(context, placement="all"))
     assert context.loss(plan) < context.loss(integer)
     assert "Add" in {site.op for site in integer.sites.values()}
+
+
+def test_an_output_of_any_size_is_compared_by_what_decides_its_size(tmp_path):
+    """Numbers near 0 are above it in one plan and below it in another."""
+    _, context = residual(6, tmp_path, compress=True)
+    assert island_reasons(grids(demanding(context, 1.0)))
 
 
 def test_a_gain_below_the_minimum_changes_nothing_and_is_said(tmp_path):

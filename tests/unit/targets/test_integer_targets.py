@@ -77,15 +77,21 @@ def ran(folder: Path, net: Net, target: str) -> Report:
     )
 
 
-def classifier() -> Net:
+def classifier(positive_first: bool = False) -> Net:
+    """A small network; ``positive_first``: its positive scores are an output in front of all."""
     net = Net()
     x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 8))
     x = net.add("Flatten", net.add("GlobalAveragePool", net.add("Relu", net.conv(x, 8, 8))))
-    return net.output(net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="out"))
+    y = net.add("Gemm", x, net.weight(5, 8), net.weight(5), transB=1, out="out")
+    if positive_first:
+        above = net.add("Greater", y, net.const(0.0))
+        rows = net.add("Reshape", above, net.const(np.array([-1])))
+        net.output(net.add("Compress", y, rows, out="positive"))
+    return net.output(y)
 
 
 def test_the_report_says_how_the_reference_compares(tmp_path):
-    report = ran(tmp_path, classifier(), "integer-only")
+    report = ran(tmp_path, classifier(positive_first=True), "integer-only")
     reference = report.parity.integer_only
     assert (reference.max_lsb, reference.share_off, reference.agreement) == (0, 0.0, 100.0)
     assert "integers" in [stage.name for stage in report.stages]
