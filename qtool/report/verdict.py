@@ -81,6 +81,8 @@ def doubts(report: "Report") -> list[str]:
             f"No data was read: ranges come from {samples.synthetic} statistics, and the accuracy "
             "is unknown; add `evaluate` to measure it, calibration samples to improve it."
         ]
+    if report.sensitivity:
+        return ["Costs of sites are measured on calibration samples; nothing is evaluated."]
     if accuracy is None:
         return ["Nothing was measured on evaluation samples."]
     if accuracy.samples < 2:

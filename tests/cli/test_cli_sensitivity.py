@@ -24,6 +24,7 @@ def test_costs_stand_in_the_report(digits, tmp_path):
     kinds = {row["kind"] for row in rows}
     assert {"both", "weights", "activations", "cumulative"} <= kinds
     assert report["command"] == "sensitivity" and "accuracy" not in report
+    assert report["passed"] is None and "nothing is evaluated" in report["verdict"]["reason"]
     assert all(row["kl"] >= 0 and "drop" in row for row in rows)
     whole = {row["kind"]: row["kl"] for row in rows if row["site"] == "all"}
     assert whole["both"] > 0
