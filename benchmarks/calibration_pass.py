@@ -38,6 +38,7 @@ from qtool.annotation.annotator import annotate
 from qtool.calibration import CALIBRATORS
 from qtool.calibration.batch_size import batch_size, pass_elements
 from qtool.calibration.collect import collect, observed_values
+from qtool.calibration.statistics import estimate
 from qtool.loading import bind_shapes, infer_shapes
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan
@@ -108,7 +109,7 @@ class Pass:
         stats = collect(self.graph, self.names, batches, histograms=histograms, threads=THREADS)
         for value, part in stats.items():
             for name in names:
-                CALIBRATORS[name]()(part, self.plan.spec(value))
+                estimate(CALIBRATORS[name](), part, self.plan.spec(value))
 
     def onnxruntime(self, method: str, folder: Path) -> None:
         """Calibrate the file with a calibrator of onnxruntime."""

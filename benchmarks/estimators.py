@@ -236,7 +236,7 @@ def _lines(results: Mapping[str, Any], row: str, every: int) -> list[list[object
     drops = {n: r["float"] - r["quantized"] for n, r in measured.items() if r is not None}
     lines: list[list[object]] = []
     for label, drop in sorted(drops.items(), key=lambda item: item[1]):
-        least = None if lines else LARGEST[row]
+        least = LARGEST[row] if every == 1 and not lines else None
         limit = ["", ""] if least is None else [f"{least:.1f}", "yes" if drop <= least else "NO"]
         result = measured[label] or {}
         distance = f"{result['distance']:.3g}" if "distance" in result else ""

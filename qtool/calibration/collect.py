@@ -16,7 +16,7 @@ from qtool.calibration.estimators.batchnorm import channel_normals
 from qtool.calibration.extremes import SMOOTHING, Extremes
 from qtool.calibration.histogram_error import squared_error
 from qtool.calibration.observation import Observation, observe
-from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, summarize
+from qtool.calibration.statistics import Calibrator, ChannelNormals, Stats, estimate, summarize
 from qtool.errors import DataError
 from qtool.graph.queries import by_name, constant, release_weight_pages
 from qtool.quant.plan import QuantPlan
@@ -193,22 +193,38 @@ class _Reader:
 
     def add(self, arrays: Mapping[str, np.ndarray], number: int, rows: int) -> None:
         """Add the statistics of one batch."""
-        batch = np.full((2, len(self.observations), rows), np.nan)
-        for k, (name, observation) in enumerate(self.observations.items()):
-            each = observation.limits(arrays, rows)
-            lo, hi = float(each[0].min()), float(each[1].max())
-            if not (np.isfinite(lo) and np.isfinite(hi)):
-                raise self._not_finite(name, number, each)
-            batch[:, k, : each.shape[1]] = each
+        limits = self._limits(arrays, number, rows)
+        for name, observation, lo, hi in zip(
+            self.observations, self.observations.values(), *limits, strict=True
+        ):
             stats = self.stats[name]
             if self.options.histograms:
                 stats = stats.counting(observation.elements(arrays, rows, number), lo, hi)
-            else:
+            elif lo < stats.lo or hi > stats.hi:
                 stats = replace(stats, lo=min(stats.lo, lo), hi=max(stats.hi, hi))
             if name in self.scored:
                 stats = replace(stats, scores=stats.scores + ClassScores.of(arrays[name]))
             self.stats[name] = stats
+
+    def _limits(
+        self, arrays: Mapping[str, np.ndarray], number: int, rows: int
+    ) -> tuple[list[float], list[float]]:
+        """Keep the limits of each sample of a batch, and return those of each value."""
+        batch = np.full((2, len(self.observations), rows), np.nan)
+        present = np.zeros((len(self.observations), rows), bool)
+        for k, observation in enumerate(self.observations.values()):
+            each = observation.limits(arrays, rows)
+            batch[:, k, : each.shape[1]] = each
+            present[k, : each.shape[1]] = True
+        # All values at once: on small batches, calls of numpy cost more than the numbers.
+        low = batch[0].min(1, initial=np.inf, where=present)
+        high = batch[1].max(1, initial=-np.inf, where=present)
+        finite = np.isfinite(low) & np.isfinite(high)
+        if not finite.all():
+            k = int(np.argmin(finite))
+            raise self._not_finite([*self.observations][k], number, batch[:, k, present[k]])
         self.limits[number] = batch
+        return low.tolist(), high.tolist()
 
     def _not_finite(self, name: str, number: int, limits: np.ndarray) -> DataError:
         """Return the error that names a value and the first sample that it is not finite for."""
@@ -314,7 +330,7 @@ def choose_grids(plan: QuantPlan, stats: Mapping[str, Stats], calibrator: Calibr
             continue
         try:
             if select is None:
-                params = calibrator(observed, spec)
+                params = estimate(calibrator, observed, spec)
             else:
                 winner, params = select(observed, spec)
                 chosen.setdefault(winner, []).append(grid)

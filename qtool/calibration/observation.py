@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from qtool.calibration.statistics import evenly_spread, limits
+from qtool.calibration.statistics import evenly_spread, limits, samples_of
 from qtool.graph.edit import Names, add_initializer
 from qtool.graph.queries import by_name, clip_limits, dims, sample_elements
 
@@ -31,8 +31,9 @@ BLOCK = 16
 # Elements of each sample that enter the histogram of a value.
 SAMPLED = 1 << 12
 
-# Elements of a sample below which converting the value costs less than two more nodes.
-LARGE = 1 << 16
+# Elements of a sample below which converting the value costs less than two more nodes, where these
+# sample it, and where they only read its limits.
+LARGE, LARGE_UNSAMPLED = 1 << 16, 1 << 14
 
 # Multiples of these, modulo 1, are evenly spread over the square. Source: M. Roberts 2018, "The
 # unreasonable effectiveness of quasirandom sequences", R2.
@@ -115,11 +116,11 @@ class Pooled:
 
     def limits(self, arrays: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
         """Return the limits of each sample, NaN where a sampled element is not finite."""
-        high = limits(arrays[self.high], rows)[1]
-        low = limits(arrays[self.sample], rows)[0] if self.sampled else np.zeros_like(high)
-        finite = np.isfinite(arrays[self.sample]).reshape(len(high), -1).all(1)
-        high[~finite] = np.nan
-        return np.stack([low, high])
+        high = samples_of(arrays[self.high], rows).max(1)
+        sample = arrays[self.sample].reshape(len(high), -1)
+        low = sample.min(1) if self.sampled else np.zeros_like(high)
+        high[~np.isfinite(sample).all(1)] = np.nan
+        return np.array([low, high], np.float64)
 
     def elements(self, arrays: Mapping[str, np.ndarray], rows: int, seed: int) -> np.ndarray:
         """Return all sampled elements; their places are the same in every batch."""
@@ -138,7 +139,8 @@ def observe(
     """
     values = by_name(model.graph)
     kinds: dict[str, Observation] = {name: Whole(name) for name in names}
-    pooled = [name for name in kinds if _can_be_pooled(values[name])]
+    large = LARGE if histograms else LARGE_UNSAMPLED
+    pooled = [name for name in kinds if _can_be_pooled(values[name], large)]
     if pooled:
         model = model.clone()
         values, unused = by_name(model.graph), Names(model.graph)
@@ -153,13 +155,13 @@ def observe(
 
 def returned_elements(value: ir.Value) -> int:
     """Count the elements of one sample that a session returns of an observed value."""
-    if not _can_be_pooled(value):
+    if not _can_be_pooled(value, LARGE):
         return sample_elements(value)
     channels = (dims(value) or ())[1]
     return SAMPLED + (channels if isinstance(channels, int) else 0)
 
 
-def _can_be_pooled(value: ir.Value) -> bool:
+def _can_be_pooled(value: ir.Value, large: int) -> bool:
     """Return whether a value is a large map of at least 0 that is computed in blocks."""
     shape, producer = (dims(value) or ())[1:], value.producer()
     if producer is None or producer.op_type not in ("Relu", "Clip") or producer.domain:
@@ -167,7 +169,7 @@ def _can_be_pooled(value: ir.Value) -> bool:
     if value.dtype != ir.DataType.FLOAT or clip_limits(producer)[0] != 0:
         return False
     sizes = [d for d in shape if isinstance(d, int)]
-    return len(sizes) == len(shape) == 3 and sizes[0] % BLOCK == 0 and prod(sizes) >= LARGE
+    return len(sizes) == len(shape) == 3 and sizes[0] % BLOCK == 0 and prod(sizes) >= large
 
 
 def _add_mean(unused: Names, value: ir.Value) -> str:

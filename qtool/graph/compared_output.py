@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qtool.graph.queries import by_name, is_constant, is_float, name_of
+from qtool.graph.queries import by_name, dims, is_constant, is_float, name_of
 
 # The size of their results depends on the values that they read.
 VALUE_SIZED = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
@@ -11,6 +11,19 @@ VALUE_SIZED = frozenset({"NonMaxSuppression", "NonZero", "Unique", "Compress"})
 def evaluated_output(model: ir.Model) -> str | None:
     """Return the first output whose size does not depend on values; None where there is none."""
     return next((name_of(value) for value in _sized_outputs(model.graph)), None)
+
+
+def class_count(model: ir.Model) -> int:
+    """Return the classes that the output by which files are compared scores; 0: it scores none.
+
+    Scores are [N, classes], also with axes of size 1 behind.
+    """
+    output = evaluated_output(model)
+    shape = None if output is None else dims(by_name(model.graph)[output])
+    if shape is None or len(shape) < 2 or any(size != 1 for size in shape[2:]):
+        return 0
+    classes = shape[1]
+    return classes if isinstance(classes, int) and classes > 1 else 0
 
 
 def decisive_value(model: ir.Model) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qtool.pipeline.annotate_stage import annotated
+from qtool.pipeline.calibration.grids import data_notes
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.estimate.memory import check_memory
 from qtool.pipeline.estimate.run_time import Estimate, estimate_run
@@ -24,7 +25,7 @@ class CheckResult:
     Attributes:
         rows: (node, bits, reason) in graph order.
         estimate: of the run's time and memory and of its file.
-        notes: of the stages before calibration.
+        notes: of the stages before calibration, and on the calibration samples.
         search: that comes before all this, in words; None where the recipe asks for none.
     """
 
@@ -68,10 +69,11 @@ def check(recipe: Recipe, options: RunOptions | None = None) -> CheckResult:
         plan = annotated(prepared.context)
         check_memory(prepared, plan)
         estimate = estimate_run(prepared, plan)
+        notes = data_notes(prepared.recipe, prepared.context, plan)
     model = prepared.context.model
     rows = [(node.name or "", *row) for node in model.graph if (row := _row(plan, node))]
-    notes = tuple(note for stage in cache.done for note in stage.notes)
-    return CheckResult(tuple(rows), estimate, notes, request.words)
+    notes = [*(note for stage in cache.done for note in stage.notes), *notes]
+    return CheckResult(tuple(rows), estimate, tuple(notes), request.words)
 
 
 def _row(plan: QuantPlan, node: ir.Node) -> tuple[str, str] | None:

@@ -1,9 +1,10 @@
 """Choose the estimator of each value by its expected squared error."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, replace
 from typing import ClassVar
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qtool.calibration.estimators.aciq import ACIQ
@@ -14,7 +15,7 @@ from qtool.calibration.estimators.moving_average import MovingAverage
 from qtool.calibration.estimators.mse import MSE
 from qtool.calibration.estimators.percentile import Percentile
 from qtool.calibration.histogram_error import squared_error
-from qtool.calibration.statistics import Calibrator, Stats
+from qtool.calibration.statistics import Calibrator, Stats, estimate
 from qtool.quant.primitives import QuantParams, QuantSpec
 
 CANDIDATES: dict[str, Calibrator] = {
@@ -38,6 +39,9 @@ FINALISTS: dict[str, Calibrator] = {
     "percentile 99": Percentile(q=0.99),
 }
 """The last two clip more than any squared error allows, which narrow mobile networks need."""
+
+# What differs between the grids of one value.
+FIELDS = ("scale", "zero_point")
 
 # A candidate must lower the error by this share to win over a simpler one.
 TIE = 0.01
@@ -72,13 +76,14 @@ class Auto(Calibrator):
 
     def select(self, stats: Stats, spec: QuantSpec) -> tuple[str, QuantParams]:
         """Return the name of the chosen estimator, and its grid."""
-        (best, params), *others = [(n, c(stats, spec)) for n, c in CANDIDATES.items()]
-        score = squared_error(stats)
-        if score is None:
-            return best, params
-        least = score(params)
-        for name, candidate in others:
-            error = score(candidate)
-            if error < least * (1 - TIE):
-                best, params, least = name, candidate, error
-        return best, params
+        names, params = [*CANDIDATES], [estimate(c, stats, spec) for c in CANDIDATES.values()]
+        score, best = squared_error(stats), 0
+        if score is not None:
+            scale, zero_point = (
+                np.stack([p.scale for p in params]),
+                [p.zero_point for p in params],
+            )
+            errors = score(replace(params[0], scale=scale, zero_point=np.stack(zero_point)))
+            for k, error in enumerate(errors):
+                best = k if error < errors[best] * (1 - TIE) else best
+        return names[best], params[best]

@@ -16,9 +16,11 @@ from qtool.calibration.synthetic import BATCH, check_batchnorm, collect_syntheti
 from qtool.calibration.weight_ranges import WeightRange, check_weights_supported
 from qtool.data import Dataset
 from qtool.errors import RecipeError
+from qtool.graph.compared_output import class_count
 from qtool.pipeline.annotate_stage import make_plan
 from qtool.pipeline.calibration.shares import CalibrationShares
 from qtool.pipeline.checks.calibration_data import half_notes, sample_notes, value_notes
+from qtool.pipeline.input_checks import has_class_labels
 from qtool.quant.plan import QuantPlan, same_structure
 from qtool.quant.plan_archive import load_plan_archive, save_plan_archive
 from qtool.quant.plan_io import read_plan
@@ -56,8 +58,7 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             "synthetic: batchnorm",
         )
     with context.cache.stage("calibrate") as record:
-        if names and options is None:
-            record.notes += sample_notes(context.calibration)
+        record.notes += data_notes(recipe, context, plan)
         parts = (
             context.sha256,
             str(dict(context.inputs)),
@@ -83,6 +84,21 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             save_plan_archive,
             lambda path: load_plan_archive(path)[0],
         )
+
+
+def data_notes(recipe: Recipe, context: Context, plan: QuantPlan) -> list[str]:
+    """Return notes on the calibration samples; none where they are made up, or nothing reads them.
+
+    Args:
+        recipe: its metric says whether labels are classes.
+        context: holds the graph and the calibration samples.
+        plan: annotated.
+    """
+    if recipe.calibrate.synthetic is not None or not observed_values(context.model, plan):
+        return []
+    metric = recipe.evaluate.metric if recipe.evaluate is not None else None
+    are_classes = metric is None or has_class_labels(metric)
+    return sample_notes(context.calibration, class_count(context.model) if are_classes else 0)
 
 
 def weight_scheme(recipe: Recipe, plan: QuantPlan) -> WeightScheme:

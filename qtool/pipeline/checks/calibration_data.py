@@ -14,6 +14,8 @@ from qtool.graph.queries import by_name, readers
 FEW = 32
 # Samples a class on average from which an uneven share is called out, and the smallest share of it.
 EXPECTED, LEAST = 8, 0.25
+# With fewer samples a class: standard deviations above chance from which absent classes are named.
+DEVIATIONS = 3
 # Samples from which half of them may be enough; largest change of a range that does not matter:
 # by that much the rounding error grows by 0.4 dB.
 MANY, SAME = 64, 0.05
@@ -27,11 +29,12 @@ LARGE, PIXEL = 32.0, 255.0
 SCALING = {"Sub", "Mul", "Div", "Cast", "BatchNormalization", "LayerNormalization"}
 
 
-def sample_notes(data: Dataset) -> list[str]:
+def sample_notes(data: Dataset, outputs: int = 0) -> list[str]:
     """Return notes on calibration samples: few, repeated, or of few of the classes.
 
     Args:
         data: the calibration samples; their labels, where there are any, are only counted.
+        outputs: classes that the network has scores for; 0: it has no class scores.
     """
     notes = []
     if data.count < FEW:
@@ -47,25 +50,30 @@ def sample_notes(data: Dataset) -> list[str]:
             f"WARNING: {repeated} of {data.count} calibration samples repeat another one (first: "
             f"{first}); they add nothing to the ranges: remove them"
         )
-    return notes + _class_notes(data)
+    return notes + _class_notes(data, outputs)
 
 
-def _class_notes(data: Dataset) -> list[str]:
-    labels = data.labels
+def _class_notes(data: Dataset, outputs: int) -> list[str]:
+    labels, names = data.labels, data.classes or ()
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
         return []
-    classes = max(int(labels.max()) + 1, len(data.classes or ()))
+    # The last classes may have no sample at all, which the labels themselves do not show.
+    listed = max(len(names), outputs)
+    classes = max(int(labels.max()) + 1, listed)
     expected = data.count / classes
-    if classes < 2 or expected < EXPECTED:
-        return []
+    has_many = expected >= EXPECTED
+    if classes < 2 or not (has_many or classes == listed):
+        return []  # perhaps these are numbers, not classes
     counts = np.bincount(labels.astype(np.int64), minlength=classes)
-    rare = [k for k in range(classes) if counts[k] < LEAST * expected]
-    if not rare:
+    rare = np.flatnonzero(counts < (LEAST * expected if has_many else 1))
+    by_chance = classes * np.exp(-expected)  # absent classes, were the samples drawn at random
+    if len(rare) <= (0 if has_many else by_chance + DEVIATIONS * by_chance**0.5):
         return []
-    names = [data.classes[k] if data.classes else f"class {k}" for k in rare]
+    share = f"fewer than {LEAST * expected:.0f}" if has_many else "none"
+    shown = [names[k] if k < len(names) else f"class {k}" for k in rare]
     return [
-        f"WARNING: {len(rare)} of {classes} classes have fewer than {LEAST * expected:.0f} of "
-        f"{data.count} calibration samples ({_listed(names)}): ranges are those of the others"
+        f"WARNING: {len(rare)} of {classes} classes have {share} of {data.count} calibration "
+        f"samples ({_listed(shown)}): ranges are those of the others"
     ]
 
 

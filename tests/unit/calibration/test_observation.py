@@ -120,6 +120,12 @@ def test_other_values_are_returned_whole(model, name):
     assert observed is model
 
 
+def test_maps_of_medium_size_are_summarized_where_only_limits_are_read():
+    _, with_histograms = observe(network(side=32), ["a"], True)
+    _, limits_alone = observe(network(side=32), ["a"], False)
+    assert isinstance(with_histograms["a"], Whole) and isinstance(limits_alone["a"], Pooled)
+
+
 def test_the_model_is_not_changed():
     model = network()
     before = [node.name for node in model.graph], list(model.graph.initializers)

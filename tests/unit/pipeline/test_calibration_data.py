@@ -47,6 +47,26 @@ def test_missing_classes_are_named():
     assert "2 of 3 classes have fewer than 5 of 64 calibration samples (dog, eel)" in note
 
 
+def test_the_last_classes_are_missed_by_the_scores_of_the_network():
+    """As in arrays sorted by class, of which only the first samples were given."""
+    labels = np.arange(64) % 2
+    assert sample_notes(dataset(labels=labels)) == []
+    (note,) = sample_notes(dataset(labels=labels), outputs=4)
+    assert "2 of 4 classes have fewer than 4 of 64 calibration samples (class 2, class 3)" in note
+
+
+@pytest.mark.parametrize(("classes", "absent"), [(40, 0), (36, 0), (2, 38)])
+def test_absent_classes_are_named_where_there_are_more_than_by_chance(classes, absent):
+    """64 samples of 40 classes drawn at random leave out 8."""
+    notes = sample_notes(dataset(labels=np.arange(64) % classes), outputs=40)
+    assert len(notes) == bool(absent)
+    assert not notes or f"{absent} of 40 classes have none of 64 calibration samples" in notes[0]
+
+
+def test_numbers_that_may_be_no_classes_are_not_counted():
+    assert sample_notes(dataset(labels=np.arange(64) * 10**9), outputs=2) == []
+
+
 def test_dead_and_constant_values_are_named():
     net = Net()
     x = net.add("Relu", net.input("x", "N", 4), out="alive")

@@ -71,6 +71,14 @@ def test_bytes_of_the_file_are_within_five_percent(folder, name):
     assert estimate.file_bytes == pytest.approx(written, rel=0.05)
 
 
+def test_faults_of_the_samples_are_named_before_a_run(folder):
+    few = {"arrays": "x.npz", "count": 8}
+    for bits, is_named in ({}, True), ({"activations": "float"}, False):  # without calibration
+        recipe = load_recipe(write(folder, calibrate=few, bits=bits))
+        notes = check(recipe, RunOptions(threads=1)).notes
+        assert any("with fewer than 32 the ranges depend" in note for note in notes) == is_named
+
+
 def test_a_plan_that_the_format_cannot_hold_has_no_file_size(folder):
     onnx.save(conv_bn_relu().proto(), folder / "net.onnx")
     recipe = write(folder, bits={"weights": 4}, output={"format": "qoperator"})
