@@ -275,6 +275,10 @@ class Calibrator(Protocol):
         """Averaging constant with which the moving average of extremes is collected."""
         return SMOOTHING
 
+    def __hash__(self) -> int:
+        """Return a hash; an entry's, which is a frozen dataclass, is that of its options."""
+        return object.__hash__(self)
+
     def supports(self, spec: QuantSpec) -> None:
         """Check that the estimator is defined for a grid.
 
