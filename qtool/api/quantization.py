@@ -16,6 +16,7 @@ from qtool.data.spool import spool_batches
 from qtool.data.streams.recorded_states import samples_first
 from qtool.errors import DataError, ModelError, RecipeError, suggest
 from qtool.loading import bind_shapes
+from qtool.pipeline.input_checks import probe_batch
 from qtool.pipeline.inputs.streams import StreamRecorder, check_loop
 from qtool.pipeline.stages import quantize as quantize_graph
 from qtool.pipeline.stages import rewrite
@@ -108,6 +109,7 @@ def quantize(
     graph = model._graph.clone()
     with temporary_cache() as cache:
         dataset = _dataset(data, recipe, model, options, cache)
+        inputs, mixing = probe_batch(model._graph, model.inputs, dataset, model.name)
         first = next(iter(dataset.take([0]).batches(1)))
         axes = {name: spec.batch_axis for name, spec in model.inputs.items()}
         bind_shapes(graph, {name: first[name].shape for name in model.inputs}, axes)
@@ -120,7 +122,7 @@ def quantize(
             sha256=model.sha256,
             target=target,
             bits=bits,
-            inputs=model.inputs,
+            inputs=inputs,
             calibration=dataset,
             cache=cache,
             placement=recipe.placement,
@@ -133,7 +135,7 @@ def quantize(
         names = {row.step for row in steps.rows}
         stages = [note for stage in cache.done for note in stage.notes if stage.name in names]
         plan = freeze(graph, steps.plan)
-    return Plan(model, plan, target, (*notes, *stages, *plan.log), graph)
+    return Plan(model, plan, target, (*mixing, *notes, *stages, *plan.log), graph)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

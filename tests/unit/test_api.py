@@ -31,6 +31,20 @@ def test_batches_of_different_sizes_are_refused(tmp_path):
     assert "leaves T open" in str(error.value) and "batch 2" in str(error.value)
 
 
+def test_a_network_that_takes_one_sample_gets_one_sample(tmp_path):
+    """Its tracer wrote a batch of 1 into a Reshape."""
+    net = Net(opset=17)
+    x = net.add("Reshape", net.input("x", "N", 6, 8), net.const(np.array([1, -1, 8])))
+    x = net.add("ReduceMean", net.add("Relu", net.add("MatMul", x, net.weight(8, 16))), axes=[1])
+    net.output(net.add("MatMul", x, net.weight(16, 3), out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    rows = np.random.default_rng(0).normal(size=(16, 6, 8)).astype(np.float32)
+    plan = qtool.quantize(qtool.load(tmp_path / "net.onnx"), [rows], threads=1)
+    assert any("samples are computed one by one" in note for note in plan.notes)
+    scale = plan.quantization.qparams("x").scale
+    assert 255 * float(scale) == pytest.approx(np.ptp(rows), rel=0.1)
+
+
 def test_the_example_of_training_runs_in_a_fresh_process(tmp_path):
     _, code, _ = examples()
     done = fresh(code, tmp_path)
