@@ -105,12 +105,14 @@ def check_labels(
         DataError: the output holds no class scores, or class numbers lie outside its classes.
     """
     labels, output = evaluation.labels, evaluated_output(model)
-    shape = None if output is None else dims(by_name(model.graph)[output])
     if evaluate is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return ()
     if evaluate.metric is not None and not has_class_labels(evaluate.metric):
         return ()
-    if shape is None:
+    value = None if output is None else by_name(model.graph)[output]
+    shape = None if value is None else dims(value)
+    # Numbers of classes are no scores; what reads scores says so, and names the output.
+    if value is None or shape is None or (value.dtype is not None and value.dtype.is_integer()):
         return ()
     check_scores_shape(shape)
     if not isinstance(shape[1], int):
