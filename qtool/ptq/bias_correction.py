@@ -57,7 +57,8 @@ class BiasCorrection:
 
 def _mean_shift(run: LayerwiseRun, site: Site) -> np.ndarray | None:
     """Return E[y_float - y_quantized] per output channel, float64 [C]; None without rows."""
-    total, rows, typical = torch.zeros(1), 0.0, torch.empty(0)
+    # Without axes, so that it can be added to sums on any device.
+    total, rows, typical = torch.zeros(()), 0.0, torch.empty(0)
     axis = 1 if site.op == "Conv" else -1
     for y_float, y_quantized in run.outputs(site):
         power = row_power(y_float, axis)
