@@ -40,9 +40,6 @@ FINALISTS: dict[str, Calibrator] = {
 }
 """The last two clip more than any squared error allows, which narrow mobile networks need."""
 
-# What differs between the grids of one value.
-FIELDS = ("scale", "zero_point")
-
 # A candidate must lower the error by this share to win over a simpler one.
 TIE = 0.01
 
@@ -80,10 +77,9 @@ class Auto(Calibrator):
         score, best = squared_error(stats), 0
         if score is not None:
             scale, zero_point = (
-                np.stack([p.scale for p in params]),
-                [p.zero_point for p in params],
+                np.stack([getattr(p, field) for p in params]) for field in ("scale", "zero_point")
             )
-            errors = score(replace(params[0], scale=scale, zero_point=np.stack(zero_point)))
+            errors = score(replace(params[0], scale=scale, zero_point=zero_point))
             for k, error in enumerate(errors):
                 best = k if error < errors[best] * (1 - TIE) else best
         return names[best], params[best]

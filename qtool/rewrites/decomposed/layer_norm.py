@@ -95,14 +95,8 @@ def constant_vector(node: ir.Node | None, op: str, width: object) -> ir.Value | 
 
 def _centered_first(node: ir.Node) -> Normalization | None:
     """Match (x - mean) / deviation * gamma + beta at its Div; scale and shift may be absent."""
-    moments = next(
-        (
-            moments
-            for centered, variance in divided_by_root(node)
-            if (moments := _moments(variance)) is not None and moments.centered is centered
-        ),
-        None,
-    )
+    pairs = ((centered, _moments(variance)) for centered, variance in divided_by_root(node))
+    moments = next((m for centered, m in pairs if m is not None and m.centered is centered), None)
     if moments is None:
         return None
     width = (dims(moments.x) or (None,))[-1]
