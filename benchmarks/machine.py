@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import resource
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,44 @@ from typing import Any
 from qtool.verification.environment import environment
 
 
-def heading(title: str, command: str) -> str:
-    """Return title, command, machine and versions of a results page."""
+# The key of a store that names the machine of each row.
+MACHINES = "machines"
+
+
+def machine() -> str:
+    """Return the processor, the cores and the instruction sets that a row is measured on."""
     facts = environment()
     isa = facts["isa"]
     names = ", ".join(isa) if isinstance(isa, list) else str(isa)
+    return f"{facts['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}"
+
+
+def heading(title: str, command: str) -> str:
+    """Return title, command, machines and versions of a results page.
+
+    Args:
+        title: of the page.
+        command: `python -m benchmarks.NAME`, whose rows are saved in NAME.json.
+    """
+    facts = environment()
     versions = ", ".join(
         f"{k} {facts[k]}" for k in ("python", "onnxruntime", "torch", "onnx", "numpy")
     )
+    name = command.split()[2].rpartition(".")[2]
+    machines = _machines(results_folder() / f"{name}.json")
     return (
         f"# {title}\n\n`{command}`, {datetime.date.today()}\n\n"
-        f"Machine: {facts['cpu']}, {len(os.sched_getaffinity(0))} cores, {names}; {versions}.\n"
+        f"Machine: {'; '.join(machines) or machine()}; {versions}.\n"
     )
+
+
+def _machines(store: Path) -> list[str]:
+    """Return the machines of all saved rows, each but the commonest with its rows."""
+    rows = defaultdict(list)
+    for label, name in _saved(store).get(MACHINES, {}).items():
+        rows[name].append(label)
+    ordered = sorted(rows, key=lambda name: -len(rows[name]))
+    return [*ordered[:1], *(f"{name} ({'; '.join(rows[name])})" for name in ordered[1:])]
 
 
 def children_cpu() -> float:
@@ -39,14 +66,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load_rows(store: Path) -> dict[str, Any]:
-    """Return the rows saved by :func:`save_rows`; empty where there are none."""
+def _saved(store: Path) -> dict[str, Any]:
     return json.loads(store.read_text()) if store.is_file() else {}
 
 
+def load_rows(store: Path) -> dict[str, Any]:
+    """Return the rows saved by :func:`save_rows`; empty where there are none."""
+    return {label: row for label, row in _saved(store).items() if label != MACHINES}
+
+
 def save_rows(store: Path, rows: dict[str, Any]) -> None:
-    """Save finished rows, so that a stopped benchmark continues with the next one."""
-    store.write_text(json.dumps(rows, indent=1))
+    """Save finished rows, so that a stopped benchmark continues with the next one.
+
+    New and changed rows are noted as measured on this machine.
+    """
+    before = _saved(store)
+    machines = before.pop(MACHINES, {})
+    changed = [label for label, row in rows.items() if before.get(label) != row]
+    machines |= dict.fromkeys(changed, machine())
+    store.write_text(json.dumps({**rows, MACHINES: machines}, indent=1))
 
 
 def save_row(store: Path, label: str, row: Any) -> None:
