@@ -12,7 +12,6 @@ from typing import Any
 
 from qtool.verification.environment import environment
 
-
 # The key of a store that names the machine of each row.
 MACHINES = "machines"
 
