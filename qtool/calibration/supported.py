@@ -10,7 +10,6 @@ from qtool.calibration.statistics import Calibrator
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import QuantSpec
 
 
 def check_supported(
@@ -28,15 +27,8 @@ def check_supported(
         RecipeError: it is not defined for a width, or the model has no BatchNorm or class scores
             that it needs.
     """
-    values = by_name(model.graph)
-    for name in names:
-        spec = plan.grids[plan.grid_of[name]]
-        if isinstance(spec, QuantSpec):
-            try:
-                calibrator.supports(spec)
-            except ValueError as error:
-                text = f'the value "{name}": {error}'
-                raise RecipeError(text, ("calibrate", "method")) from error
+    values, names = by_name(model.graph), tuple(names)
+    _check_widths(plan, names, calibrator)
     if calibrator.needs_batchnorm and all(channel_normals(values[n]) is None for n in names):
         raise RecipeError(
             "batchnorm reads its ranges from BatchNormalization nodes, and this model has none "
@@ -49,3 +41,30 @@ def check_supported(
             "has a grid here; write output: {io: quantized}, or choose another method",
             ("calibrate", "method"),
         )
+
+
+def has_supported_widths(plan: QuantPlan, names: Iterable[str], calibrator: Calibrator) -> bool:
+    """Return whether a calibrator is defined for the grids of all these values.
+
+    Args:
+        plan: annotated.
+        names: the observed values.
+        calibrator: any entry.
+    """
+    try:
+        _check_widths(plan, names, calibrator)
+    except RecipeError:
+        return False
+    return True
+
+
+def _check_widths(plan: QuantPlan, names: Iterable[str], calibrator: Calibrator) -> None:
+    for name in names:
+        spec = plan.spec(name)
+        if spec is None:
+            continue
+        try:
+            calibrator.supports(spec)
+        except ValueError as error:
+            text = f'the value "{name}": {error}'
+            raise RecipeError(text, ("calibrate", "method")) from error

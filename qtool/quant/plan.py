@@ -104,6 +104,15 @@ class QuantPlan:
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
 
+    def with_float_weights(self) -> "QuantPlan":
+        """Return the plan in which activations alone are rounded: weights and biases are floats."""
+        names = {name for site in self.sites.values() for name in (site.weight, site.bias) if name}
+        names |= self.weight_only
+        weights = {self.grid_of[name] for name in names if name in self.grid_of}
+        grids = {grid: params for grid, params in self.grids.items() if grid not in weights}
+        codes = {name: codes for name, codes in self.codes.items() if name not in names}
+        return replace(self, grids=grids, codes=codes)
+
     def params(self, value: str) -> QuantParams | None:
         """Return the grid of a value; None when the value is float or has only a QuantSpec."""
         grid = self.grids.get(self.grid_of.get(value, ""))

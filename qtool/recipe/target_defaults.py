@@ -13,6 +13,8 @@ NARROW_PRESET, WIDE_PRESET = "fast", "int8"
 # Rewrites besides the target's own, of layers whose inputs have fewer than 8 bits.
 NARROW_REWRITES = ("equalize_activations",)
 DEFAULT_SCHEME = "uniform"
+# Distance to the float network, by ranges, above which `auto` is tried too.
+AUTO_ABOVE = 0.01
 # Fewer calibration samples say too little about a layer's inputs to compensate errors by.
 MIN_SAMPLES = 32
 
@@ -47,12 +49,13 @@ def apply_target_defaults(recipe: Recipe, target: Target) -> Recipe:
 
 
 def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
-    """Return the recipe with the repairs that it leaves to the tool: ``ptq`` and ``rewrite``.
+    """Return the recipe with the repairs that it leaves to the tool.
 
-    Integer weights with equal steps are repaired by the preset ``fast`` where a layer has fewer
-    than 8 bits or is pruned, else by ``int8``. Where their inputs have fewer than 8 bits, the
-    ranges of activations are equalized first, unless ``ptq: []`` asks for plain rounding.
-    Everything else is rounded as it is.
+    These are ``ptq``, ``rewrite`` and ``calibrate.auto_above``. Integer weights with equal steps
+    are repaired by the preset ``fast`` where a layer has fewer than 8 bits or is pruned, else by
+    ``int8``. Where their inputs have fewer than 8 bits, the ranges of activations are equalized
+    first; else ranges by the default method are checked. ``ptq: []`` asks for plain rounding, and
+    everything else is rounded as it is.
 
     Args:
         recipe: with the target's defaults.
@@ -71,8 +74,13 @@ def add_default_steps(recipe: Recipe, scale_kind: str, samples: int) -> Recipe:
         steps = read_preset(name) if repaired else []
         changes["ptq"] = tuple(read_choice(step, "ptq", f"configs/ptq/{name}") for step in steps)
     narrow = any(activations < 8 for _, activations in integer)
-    if recipe.rewrite is None and recipe.ptq != () and repaired and narrow:
-        changes["rewrite"] = NARROW_REWRITES
+    if recipe.ptq != () and repaired:
+        named = {"method", "auto_above"} & recipe.calibrate.model_fields_set
+        if narrow and recipe.rewrite is None:
+            changes["rewrite"] = NARROW_REWRITES
+        if not narrow and not named:
+            checked = {"auto_above": AUTO_ABOVE}
+            changes["calibrate"] = recipe.calibrate.model_copy(update=checked)
     return recipe.model_copy(update=changes)
 
 

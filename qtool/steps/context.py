@@ -146,18 +146,24 @@ class Context:
         padded = value.ndim and len(value) == self.fixed_batch
         return value[:valid] if padded else value
 
-    def simulate(self, plan: QuantPlan) -> "Simulation":
+    def simulate(self, plan: QuantPlan, float_weights: bool = False) -> "Simulation":
         """Return the fake-quantized network of a plan, rounded as the file will be.
 
         Args:
             plan: every grid is calibrated; it need not be frozen.
+            float_weights: leave weights and biases unrounded.
         """
         from qtool.simulation.fake_quant import Simulation
 
-        return Simulation(self.model, freeze(self.model, plan), self.device)
+        rounded = plan.with_float_weights() if float_weights else freeze(self.model, plan)
+        return Simulation(self.model, rounded, self.device)
 
     def outputs(
-        self, dataset: Dataset, plan: QuantPlan | None = None, stage: str | None = None
+        self,
+        dataset: Dataset,
+        plan: QuantPlan | None = None,
+        stage: str | None = None,
+        float_weights: bool = False,
     ) -> np.ndarray:
         """Return the first output on all samples, float32 [samples, ...]; large ones in a file.
 
@@ -165,11 +171,16 @@ class Context:
             dataset: samples for this model.
             plan: of the quantized network; None: the float network.
             stage: name under which progress is reported; None: it is not.
+            float_weights: of the quantized network, leave weights and biases unrounded.
         """
         from qtool.runtime.chunk_threads import map_chunks
         from qtool.runtime.executor import Executor
 
-        run = Executor(self.model, self.device) if plan is None else self.simulate(plan)
+        run = (
+            Executor(self.model, self.device)
+            if plan is None
+            else self.simulate(plan, float_weights)
+        )
 
         def output(batch: tuple[dict, int]) -> np.ndarray:
             feeds, valid = batch
@@ -198,8 +209,14 @@ class Context:
         """
         return float(self.losses(plan).mean())
 
-    def losses(self, plan: QuantPlan) -> np.ndarray:
-        """Return what each sample of ``holdout`` adds to :meth:`loss`, float64 [samples]."""
+    def losses(self, plan: QuantPlan, float_weights: bool = False) -> np.ndarray:
+        """Return what each sample of ``holdout`` adds to :meth:`loss`, float64 [samples].
+
+        Args:
+            plan: every grid is calibrated.
+            float_weights: leave weights and biases unrounded.
+        """
         from qtool.steps.distance import distances
 
-        return distances(self.holdout_reference, self.outputs(self.holdout, plan))
+        outputs = self.outputs(self.holdout, plan, float_weights=float_weights)
+        return distances(self.holdout_reference, outputs)

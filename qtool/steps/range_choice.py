@@ -7,6 +7,7 @@ import numpy as np
 
 from qtool.calibration.collect import choose_grids
 from qtool.calibration.statistics import Calibrator, Stats
+from qtool.calibration.supported import has_supported_widths
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantParams
 from qtool.steps.context import Context
@@ -34,7 +35,7 @@ def best_ranges(
     """Return the plan with the calibrator's grids, or those of the best of its finalists.
 
     A finalist is one estimator for all values. Plans are compared by the distance of the network's
-    first output to the float network's on ``context.holdout`` (see :meth:`Context.loss`). Single
+    first output to the float network's on ``context.holdout`` (see :func:`range_losses`). Single
     values of the best plan then take the grid of another one where that lowers the distance.
 
     Args:
@@ -51,9 +52,10 @@ def best_ranges(
     plans = {"value by value": first} | {
         name: finish(choose_grids(plan, stats, entry))
         for name, entry in calibrator.finalists.items()
+        if has_supported_widths(plan, stats, entry)
     }
-    losses = {name: context.losses(each) for name, each in plans.items()}
-    nearer = [name for name in losses if _nearer(losses[name], losses["value by value"])]
+    losses = {name: range_losses(context, each) for name, each in plans.items()}
+    nearer = [name for name in losses if is_nearer(losses[name], losses["value by value"])]
     best = min(nearer, key=lambda name: losses[name].mean(), default="value by value")
     distances = ", ".join(f"{name} {loss.mean():.3g}" for name, loss in losses.items())
     compared = f"distance to the float network on {context.holdout.count} held-out samples"
@@ -63,7 +65,26 @@ def best_ranges(
     return _refined(context, chosen, losses[best], _alternatives(chosen, plans, grids), constrain)
 
 
-def _nearer(losses: np.ndarray, before: np.ndarray) -> bool:
+def range_losses(context: Context, plan: QuantPlan) -> np.ndarray:
+    """Return what ranges cost each sample of ``context.holdout``; see :meth:`Context.losses`.
+
+    Weights stay unrounded where some have fewer than 8 bits: steps repair what they cost, and it
+    would hide what the ranges cost.
+
+    Args:
+        context: holds the holdout samples.
+        plan: every grid is calibrated.
+
+    Returns:
+        float64 [samples].
+    """
+    weights = plan.weight_only.union(site.weight or "" for site in plan.sites.values())
+    specs = [plan.spec(name) for name in weights]
+    narrow = any(spec is not None and spec.bits < 8 for spec in specs)
+    return context.losses(plan, float_weights=narrow)
+
+
+def is_nearer(losses: np.ndarray, before: np.ndarray) -> bool:
     """Return whether distances of samples are lower by more than chance, [samples] each.
 
     mean(d) > DEVIATIONS * std(d) / sqrt(samples)   with d = before - losses
@@ -111,8 +132,8 @@ def _refined(
     start, changed = losses.mean(), dict[str, str]()
     for number, (grid, name, params) in enumerate(alternatives[:TRIALS], 1):
         trial = constrain(replace(plan, grids={**plan.grids, grid: params}))
-        errors = context.losses(trial)
-        if _nearer(errors, losses):
+        errors = range_losses(context, trial)
+        if is_nearer(errors, losses):
             plan, losses, changed[grid] = trial, errors, name
         context.progress("ranges", number, min(TRIALS, len(alternatives)))
     if not changed:

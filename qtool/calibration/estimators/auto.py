@@ -8,6 +8,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qtool.calibration.estimators.aciq import ACIQ
+from qtool.calibration.estimators.entropy import Entropy
 from qtool.calibration.estimators.histogram import Histogram
 from qtool.calibration.estimators.mean_minmax import MeanMinMax
 from qtool.calibration.estimators.minmax import MinMax
@@ -37,8 +38,10 @@ FINALISTS: dict[str, Calibrator] = {
     "mse p=2.4": MSE(p=2.4),
     "aciq": ACIQ(),
     "percentile 99": Percentile(q=0.99),
+    "histogram": Histogram(),
+    "entropy n2d2": Entropy(form="n2d2"),
 }
-"""The last two clip more than any squared error allows, which narrow mobile networks need."""
+"""Those from `aciq` on clip more than the squared error does, as some networks need."""
 
 # A candidate must lower the error by this share to win over a simpler one.
 TIE = 0.01
@@ -53,11 +56,13 @@ class Auto(Calibrator):
     A difference of less than 1 % goes to the simpler estimator. Clipped inputs of linear layers are
     searched again by the error of the layers' outputs, as with `mse`. The result is compared with
     single estimators for all values (`minmax`, `mean_minmax`, `mse`, `mse` with p = 2.4, `aciq`,
-    `percentile` with q = 0.99), by the output of the network on up to 64 calibration samples from
-    which no range was estimated; one that is nearer to the float network replaces it, where the
-    difference is 5 % and twice its standard error over the samples. Up to 32 single ranges are then
-    replaced by those of another of these where that lowers the distance as much, the values first
-    on which the estimators differ most. The report says which estimator was chosen where.
+    `percentile` with q = 0.99, `histogram`, up to 8 bits `entropy` in N2D2's form), by the output
+    of the network on up to 64 calibration samples from which no range was estimated; one that is
+    nearer to the float network replaces it, where the difference is 5 % and twice its standard
+    error over the samples. Up to 32 single ranges are then replaced by those of another of these
+    where that lowers the distance as much, the values first on which the estimators differ most.
+    Weights of fewer than 8 bits stay unrounded meanwhile. The report says which estimator was
+    chosen where.
 
     Source: the criterion is that of Nagel et al. 2021, sec. 3.1, arXiv:2106.08295. Departure: it
         compares estimators, and not the candidates of one search alone.

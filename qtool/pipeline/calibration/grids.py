@@ -28,7 +28,7 @@ from qtool.recipe.model import Recipe
 from qtool.steps.context import Context
 from qtool.steps.islands import choose_islands, island_reasons, with_grids_of
 from qtool.steps.output_error import widen_by_output
-from qtool.steps.range_choice import best_ranges
+from qtool.steps.range_choice import best_ranges, is_nearer, range_losses
 from qtool.weights import SCHEMES
 from qtool.weights.estimated import EstimatedRanges
 from qtool.weights.grids import weight_grids
@@ -75,15 +75,42 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
             record,
             "grids",
             parts,
-            lambda: make_grids(
-                context,
-                plan,
-                recipe.calibrate.method.build(CALIBRATORS),
-                weight_scheme(recipe, plan),
-            ),
+            lambda: _chosen_grids(recipe, context, plan),
             save_plan_archive,
             lambda path: load_plan_archive(path)[0],
         )
+
+
+def _chosen_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
+    """Return the plan with grids by the recipe's method, or by ``auto`` where those cost too much.
+
+    What ranges cost is told by :func:`qtool.steps.range_choice.range_losses`.
+    """
+    scheme = weight_scheme(recipe, plan)
+    calibrator = recipe.calibrate.method.build(CALIBRATORS)
+    first = make_grids(context, plan, calibrator, scheme)
+    limit = recipe.calibrate.auto_above
+    comparable = context.calibration.count > 1 and not context.calibration.synthetic
+    if (
+        limit is None
+        or calibrator.finalists
+        or not comparable
+        or not observed_values(context.model, plan)
+    ):
+        return first
+    before = range_losses(context, first)
+    if before.mean() <= limit:
+        return first
+    second = make_grids(context, plan, CALIBRATORS["auto"](), scheme)
+    after = range_losses(context, second)
+    name = recipe.calibrate.method.name
+    distances = (
+        f"distance to the float network on {context.holdout.count} held-out samples: "
+        f"{before.mean():.3g} with ranges by {name}, {after.mean():.3g} by auto"
+    )
+    if is_nearer(after, before):
+        return second.note(f"{distances}; auto is used")
+    return first.note(f"{distances}, not significantly nearer; {name} is used")
 
 
 def data_notes(recipe: Recipe, context: Context, plan: QuantPlan) -> list[str]:

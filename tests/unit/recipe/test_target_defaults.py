@@ -111,6 +111,26 @@ def test_narrow_activations_are_equalized_first(parts, names, tmp_path):
     assert add_default_steps(resolved, "float", 31).rewrite in (None, ("equalize",))
 
 
+@pytest.mark.parametrize(
+    ("parts", "limit"),
+    [
+        ({}, 0.01),
+        ({"bits": {"weights": 4}}, 0.01),
+        ({"ptq": ["bias_correction"]}, 0.01),
+        ({"bits": {"activations": 4}}, None),
+        ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, None),
+        ({"ptq": []}, None),
+        ({"calibrate": {"images": "train", "method": "mse"}}, None),
+        ({"calibrate": {"images": "train", "auto_above": 0.5}}, 0.5),
+        ({"calibrate": {"images": "train", "method": "minmax", "auto_above": 0.5}}, 0.5),
+    ],
+)
+def test_ranges_by_the_default_method_are_checked(parts, limit, tmp_path):
+    target = load_target("onnxruntime-cpu")
+    resolved = apply_target_defaults(recipe(tmp_path, "onnxruntime-cpu", **parts), target)
+    assert add_default_steps(resolved, "float", 100).calibrate.auto_above == limit
+
+
 def test_the_default_needs_samples_and_free_scales(tmp_path):
     narrow = {"bits": {"weights": 4}}
     assert steps(tmp_path, samples=31, **narrow) == []

@@ -47,7 +47,7 @@ def test_a_far_better_finalist_is_chosen(tmp_path, monkeypatch):
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
     # Value by value, then the finalists in their order, then single ranges.
     losses = chain([1.0, 0.5, 0.2, 0.4, 0.3], repeat(1.0))
-    monkeypatch.setattr(type(context), "losses", lambda self, plan: np.full(4, next(losses)))
+    monkeypatch.setattr(type(context), "losses", lambda self, *_, **__: np.full(4, next(losses)))
     plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert plan.log[-1].startswith("mean_minmax for all values; distance to")
 
@@ -58,7 +58,7 @@ def test_a_finalist_that_is_nearer_by_chance_is_not_chosen(tmp_path, monkeypatch
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
     luck = [np.ones(4), np.array([0.0, 0.0, 1.0, 1.0]) * 1.2 - 0.1]
     losses = chain(luck, repeat(np.ones(4)))
-    monkeypatch.setattr(type(context), "losses", lambda self, plan: next(losses))
+    monkeypatch.setattr(type(context), "losses", lambda self, *_, **__: next(losses))
     plan = grids.make_grids(context, annotate(model, cpu(), BITS), Auto())
     assert plan.log[-1].startswith("estimators value by value; distance to")
 
@@ -69,7 +69,7 @@ def test_single_ranges_are_replaced_where_that_lowers_the_distance(tmp_path, mon
     context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
     tried = []
 
-    def loss(self, plan):
+    def loss(self, plan, float_weights):
         tried.append([float(plan.params(name).scale) for name in ("a", "x")])
         return np.full(4, np.exp(20 * (tried[-1][1] - tried[-1][0])))
 
@@ -94,3 +94,17 @@ def test_one_sample_is_not_compared(tmp_path):
 def test_other_calibrators_are_not_compared(tmp_path):
     model = network(tmp_path)
     assert not make_grids(model, annotate(model, cpu(), BITS), batches(), MSE()).log
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ranges_are_judged_without_the_error_of_narrow_weights(bits, tmp_path):
+    """Steps repair what weights of fewer than 8 bits cost."""
+    model = network(tmp_path)
+    context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
+    plan = grids.make_grids(context, annotate(model, cpu(), Bits(weights=bits)), MSE())
+    losses = range_choice.range_losses(context, plan)
+    assert losses.shape == (4,)
+    if bits == 8:
+        assert losses.mean() == context.loss(plan)
+    else:
+        assert losses.mean() < 0.1 * context.loss(plan)
