@@ -47,7 +47,7 @@ class Setting:
         ptq: steps, or the name of a preset, as in a recipe.
         rewrite: optional rewrites.
         granularity: of the weights' scales.
-        method: of the activations' ranges.
+        method: of the activations' ranges; None: the default.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Setting:
     ptq: str | Sequence[str | Mapping[str, Any]]
     rewrite: tuple[str, ...] = ()
     granularity: str = "channel"
-    method: str | Mapping[str, Any] = "mse"
+    method: str | Mapping[str, Any] | None = None
 
 
 # What each part of gptq contributes at 3 and 2 bits.
@@ -225,7 +225,8 @@ def full_recipe(name: str, setting: Setting, fold: int) -> dict[str, Any]:
     bits["granularity"] = setting.granularity
     ptq = setting.ptq if isinstance(setting.ptq, str) else list(setting.ptq)
     plain = recipe(NAMES[name], fold, bits=bits, ptq=ptq)
-    plain["calibrate"] = {**plain["calibrate"], "method": setting.method}
+    if setting.method is not None:
+        plain["calibrate"] = {**plain["calibrate"], "method": setting.method}
     if setting.rewrite:
         plain["rewrite"] = list(setting.rewrite)
     # The table reads the file's accuracy; the simulated one only confirms it.
@@ -288,7 +289,7 @@ HEADER = [
 ]
 NOTE = """
 First and last layer 8 bits below W8A8; one weight scale per output channel; activations uint8 by
-`mse`. At most 512 calibration samples without labels, 64 of which decide whether a step is kept
+the default method. At most 512 calibration samples without labels, 64 of which decide whether a step is kept
 (holdout distance: before and after). ImageNet networks: calibrated on one half of 1000 images and
 evaluated on the other; both halves where the row has 1000 samples. gptq reads 256 of the samples
 unless the row says all. Minutes of the step for each
