@@ -107,10 +107,12 @@ def settings_of(recipe: Recipe, samples: int) -> Settings:
         pattern: json.dumps(widths.model_dump(exclude_none=True))
         for pattern, widths in recipe.bits.layers.items()
     }
+    # With auto_above, auto was tried wherever ranges cost more than that.
+    has_tried = recipe.calibrate.auto_above is not None
     return Settings(
         rewrites=recipe.rewrite or (),
         steps=tuple(step.name for step in recipe.ptq or ()),
-        calibrator=recipe.calibrate.method.name,
+        calibrator="auto" if has_tried else recipe.calibrate.method.name,
         samples=samples,
         layers=layers,
     )
