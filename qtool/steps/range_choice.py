@@ -29,7 +29,7 @@ def best_ranges(
     plan: QuantPlan,
     stats: Mapping[str, Stats],
     calibrator: Calibrator,
-    finish: Callable[[QuantPlan], QuantPlan],
+    finish: Callable[[QuantPlan, Calibrator], QuantPlan],
     constrain: Callable[[QuantPlan], QuantPlan] = _unchanged,
 ) -> QuantPlan:
     """Return the plan with the calibrator's grids, or those of the best of its finalists.
@@ -43,14 +43,14 @@ def best_ranges(
         plan: its weights have grids.
         stats: of ``context.fit``, where the calibrator has finalists.
         calibrator: of the recipe.
-        finish: completes the ranges of a plan and constrains its scales.
+        finish: completes the ranges of a plan by an estimator, and constrains its scales.
         constrain: constrains the scales after one range has changed.
     """
-    first = finish(choose_grids(plan, stats, calibrator))
+    first = finish(choose_grids(plan, stats, calibrator), calibrator)
     if not calibrator.finalists or context.calibration.count < 2:
         return first
     plans = {"value by value": first} | {
-        name: finish(choose_grids(plan, stats, entry))
+        name: finish(choose_grids(plan, stats, entry), entry)
         for name, entry in calibrator.finalists.items()
         if has_supported_widths(plan, stats, entry)
     }

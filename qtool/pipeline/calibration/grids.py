@@ -209,8 +209,8 @@ def grids_from_statistics(
     def constrain(chosen: QuantPlan) -> QuantPlan:
         return constrain_scales(context, chosen)
 
-    def finish(chosen: QuantPlan) -> QuantPlan:
-        if calibrator.by_output:
+    def finish(chosen: QuantPlan, entry: Calibrator) -> QuantPlan:
+        if entry.by_output:
             with closing(_estimation_batches(context, tuple(stats), calibrator)) as batches:
                 chosen = widen_by_output(context.model, chosen, stats, batches, context.threads)
         return constrain(chosen)
