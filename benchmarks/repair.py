@@ -289,12 +289,12 @@ HEADER = [
 ]
 NOTE = """
 First and last layer 8 bits below W8A8; one weight scale per output channel; activations uint8, by
-the default method unless the row names another. At most 512 calibration samples without labels,
-64 of which decide whether a step is kept (holdout distance: before and after). ImageNet networks: calibrated on one half of 1000 images and
-evaluated on the other; both halves where the row has 1000 samples. gptq reads 256 of the samples
-unless the row says all. Minutes of the step for each
-fold, of the whole command with its verification, and of all its threads, measured on a machine
-with other work: not a measurement of speed.
+the default method unless the row names another. At most 512 calibration samples without labels, 64
+of which decide whether a step is kept (holdout distance: before and after). ImageNet networks:
+calibrated on one half of 1000 images and evaluated on the other; both halves where the row has 1000
+samples. gptq reads 256 of the samples unless the row says all. Minutes of the step for each fold,
+of the whole command with its verification, and of all its threads, measured on a machine with other
+work: not a measurement of speed.
 
 """
 
