@@ -66,8 +66,8 @@ class Calibrate(DataSection):
     """A calibrator, or one with options: {percentile: {q: 0.9999}}; absent: mse, or batchnorm
     where the samples are synthetic."""
     auto_above: Annotated[float, Field(ge=0)] | None = None
-    """Distance of the network's output to the float network's above which `auto` is tried too;
-    absent: 0.01 where no method is named and activations have 8 bits or more, else never."""
+    """Distance of the network's output to the float network's, by rounded activations, above which
+    `auto` is tried too; absent: 0.01 where no method is named and they have 8 bits or more."""
     weights: NamedChoice | None = None
     """A calibrator for the ranges of weights with equal steps; absent: that of bits.scheme."""
 

@@ -66,22 +66,18 @@ def best_ranges(
 
 
 def range_losses(context: Context, plan: QuantPlan) -> np.ndarray:
-    """Return what ranges cost each sample of ``context.holdout``; see :meth:`Context.losses`.
+    """Return what the ranges of activations cost each sample of ``context.holdout``.
 
-    Weights stay unrounded where some have fewer than 8 bits: steps repair what they cost, and it
-    would hide what the ranges cost.
+    Weights stay unrounded: steps repair what they cost, and it would hide what the ranges cost.
 
     Args:
         context: holds the holdout samples.
         plan: every grid is calibrated.
 
     Returns:
-        float64 [samples].
+        float64 [samples], see :meth:`Context.losses`.
     """
-    weights = plan.weight_only.union(site.weight or "" for site in plan.sites.values())
-    specs = [plan.spec(name) for name in weights]
-    narrow = any(spec is not None and spec.bits < 8 for spec in specs)
-    return context.losses(plan, float_weights=narrow)
+    return context.losses(plan, float_weights=True)
 
 
 def is_nearer(losses: np.ndarray, before: np.ndarray) -> bool:

@@ -61,7 +61,7 @@ class Auto(Calibrator):
     nearer to the float network replaces it, where the difference is 5 % and twice its standard
     error over the samples. Up to 32 single ranges are then replaced by those of another of these
     where that lowers the distance as much, the values first on which the estimators differ most.
-    Weights of fewer than 8 bits stay unrounded meanwhile. The report says which estimator was
+    Weights stay unrounded meanwhile. The report says which estimator was
     chosen where.
 
     Source: the criterion is that of Nagel et al. 2021, sec. 3.1, arXiv:2106.08295. Departure: it

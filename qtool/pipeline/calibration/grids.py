@@ -84,7 +84,7 @@ def calibrated(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
 def _chosen_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPlan:
     """Return the plan with grids by the recipe's method, or by ``auto`` where those cost too much.
 
-    What ranges cost is told by :func:`qtool.steps.range_choice.range_losses`.
+    What ranges cost: :func:`qtool.steps.range_choice.range_losses`.
     """
     scheme = weight_scheme(recipe, plan)
     calibrator = recipe.calibrate.method.build(CALIBRATORS)
@@ -105,8 +105,8 @@ def _chosen_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPla
     after = range_losses(context, second)
     name = recipe.calibrate.method.name
     distances = (
-        f"distance to the float network on {context.holdout.count} held-out samples: "
-        f"{before.mean():.3g} with ranges by {name}, {after.mean():.3g} by auto"
+        f"distance to the float network on {context.holdout.count} held-out samples, weights "
+        f"unrounded: {before.mean():.3g} with ranges by {name}, {after.mean():.3g} by auto"
     )
     if is_nearer(after, before):
         return second.note(f"{distances}; auto is used")
