@@ -25,18 +25,27 @@ class Batches(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def quantize(model: Path, batches: Iterator[dict[str, np.ndarray]], out: Path, **more: Any) -> None:
-    """quant_pre_process, then quantize_static: QDQ, uint8 activations, int8 per-channel, MinMax."""
+def prepare(model: Path, out: Path) -> Path:
+    """Write what quant_pre_process makes of a model beside the file to write; return its path."""
     prepared = out.with_suffix(".pre.onnx")
     quant_pre_process(model, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        out,
-        Batches(batches),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        calibrate_method=CalibrationMethod.MinMax,
-        **more,
-    )
+    return prepared
+
+
+def quantize(model: Path, batches: Iterator[dict[str, np.ndarray]], out: Path, **more: Any) -> None:
+    """quant_pre_process, then quantize_static: QDQ, uint8 activations, int8 per-channel, MinMax."""
+    quantize_prepared(prepare(model, out), batches, out, **more)
+
+
+def quantize_prepared(
+    prepared: Path, batches: Iterator[dict[str, np.ndarray]], out: Path, **more: Any
+) -> None:
+    """Quantize what :func:`prepare` wrote; ``more`` replaces options of quantize_static."""
+    options: dict[str, Any] = {
+        "quant_format": QuantFormat.QDQ,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+        "calibrate_method": CalibrationMethod.MinMax,
+    }
+    quantize_static(prepared, out, Batches(batches), **options | more)

@@ -1,0 +1,89 @@
+"""Read what a peer's program quantizes, and print what it took.
+
+A program is run as `python -m benchmarks.peer_programs.NAME SETTING SOURCE SAMPLES TARGET THREADS
+NETWORK` by an interpreter that has the tool, onnx and numpy; nothing of qtool is imported here.
+"""
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+Feed = dict[str, np.ndarray]
+
+# The transformers among the networks; some tools ask for the kind of network.
+TRANSFORMERS = ("sst2_transformer2l", "minilm_l6_sst2")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network that a tool quantizes.
+
+    Attributes:
+        source: the float model.
+        feeds: calibration samples, each a batch of one.
+        target: the file to write.
+        threads: of every session.
+        network: its name.
+    """
+
+    source: Path
+    feeds: Sequence[Feed]
+    target: Path
+    threads: int
+    network: str
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the network is a transformer."""
+        return self.network in TRANSFORMERS
+
+
+def read_samples(path: str, kind: str = "") -> list[Feed]:
+    """Return the samples of an archive, each a batch of one.
+
+    Args:
+        path: of the archive; every array is [samples, ...].
+        kind: prefix of the arrays' names; arrays of another prefix are left out.
+    """
+    with np.load(path) as archive:
+        arrays = {n[len(kind) :]: archive[n] for n in archive.files if n.startswith(kind)}
+    count = len(next(iter(arrays.values())))
+    return [{n: a[k : k + 1] for n, a in arrays.items()} for k in range(count)]
+
+
+def outer_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the constant weights of the first and of the last Conv, Gemm or MatMul."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    weights = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants
+    ]
+    return [weights[0], weights[-1]]
+
+
+def run_program(settings: Mapping[str, Callable[[Task], None]], packages: Sequence[str]) -> None:
+    """Quantize as the command line says; print seconds and versions as the last line, JSON.
+
+    Args:
+        settings: a function that writes the target, for each name of a setting.
+        packages: whose versions are printed.
+    """
+    setting, source, samples, target, threads, network = sys.argv[1:]
+    task = Task(Path(source), read_samples(samples), Path(target), int(threads), network)
+    start = time.perf_counter()
+    settings[setting](task)
+    print_result(time.perf_counter() - start, packages)
+
+
+def print_result(seconds: float, packages: Sequence[str]) -> None:
+    """Print seconds and the packages' versions as one line of JSON."""
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    print("\n" + json.dumps({"seconds": seconds, "versions": versions}))
