@@ -23,7 +23,7 @@ def stored_layers(source: Path, file: Path) -> dict[str, Any]:
     Returns:
         ``layers`` of the float model (Conv, ConvTranspose, Gemm, MatMul with a constant weight),
         ``types`` of the weights in the file ({"int8": 3, "float": 1}; a float weight behind
-        QuantizeLinear is "float, Q"), and the number of ``quantize_linear`` nodes.
+        QuantizeLinear is "float, Q"; "int8 of 4 bits" has codes from -8 to 7), and the number of ``quantize_linear`` nodes.
     """
     model = onnx.load(file)
     nodes = list(model.graph.node)
@@ -37,13 +37,13 @@ def stored_layers(source: Path, file: Path) -> dict[str, Any]:
 
 def _weight_types(model: onnx.ModelProto) -> list[str | None]:
     """Return how each layer's weight is stored; None: it is not constant."""
-    constants = {t.name: _type_name(t.data_type) for t in model.graph.initializer}
+    constants = {t.name: _stored_type(t) for t in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
         if node.op_type == "Constant":
             value = next((a.t for a in node.attribute if a.name == "value"), None)
             if value is not None:
-                constants[node.output[0]] = _type_name(value.data_type)
+                constants[node.output[0]] = _stored_type(value)
 
     def stored(name: str) -> str | None:
         if name in constants:
@@ -65,5 +65,11 @@ def _weight_types(model: onnx.ModelProto) -> list[str | None]:
     ]
 
 
-def _type_name(data_type: int) -> str:
-    return str(onnx.TensorProto.DataType.Name(data_type)).lower()
+def _stored_type(tensor: onnx.TensorProto) -> str:
+    """Return the type of a constant; INT8 whose codes all fit 4 bits is named so."""
+    name = str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+    if name == "int8":
+        codes = onnx.numpy_helper.to_array(tensor)
+        if codes.ndim > 1 and codes.min() >= -8 and codes.max() <= 7:
+            return "int8 of 4 bits"
+    return name

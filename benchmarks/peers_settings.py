@@ -26,11 +26,34 @@ PEERS = {
     "onnxruntime/documented": Setting("W8A8", "pre-processed, U8S8, one scale per channel"),
     "nncf/default": Setting("W8A8", "quantize, all defaults"),
     "nncf/accurate": Setting("W8A8", "accurate bias correction, preset mixed"),
+    "aimet/default": Setting("W8A8", "batch norms folded, minimum and maximum"),
+    "aimet/equalized": Setting("W8A8", "cross-layer equalization, ranges by SQNR"),
+    "quark/default": Setting("W8A8", "preset INT8_CNN_DEFAULT or INT8_TRANSFORMER_DEFAULT"),
+    "quark/equalized": Setting(
+        "W8A8", "cross-layer equalization, percentile, one scale per channel, bias correction"
+    ),
+    "quark/accurate": Setting("W8A8", "preset INT8_..._ACCURATE: percentile, AdaRound"),
+    "onnxsim/default": Setting("W8A8", "quantize_full_qdq, all defaults"),
+    "onnxsim/equalized": Setting("W8A8", "cross-layer equalization, bias correction"),
+    "onnxsim/adaround": Setting("W8A8", "cross-layer equalization, AdaRound"),
     "onnxruntime/w4a8": Setting("W4A8", "INT4 weights rounded to nearest, ends INT8"),
     "nncf/w4a8": Setting(
         "W4A8",
         "-",
         cannot="its post-training quantization writes 8-bit weights only; 4 bits exist for the "
         "weights of MatMul alone, with float activations",
+    ),
+    "aimet/seqmse": Setting("W4A8", "cross-layer equalization, SeqMSE, ends INT8"),
+    "aimet/adaround": Setting("W4A8", "cross-layer equalization, AdaRound, ends INT8"),
+    "quark/w4a8": Setting(
+        "W4A8",
+        "-",
+        cannot="given INT4 as the type of the weights it stops with 'Only INT8, UINT8, INT16, and "
+        "UINT16 are supported'; its GPTQ of 4 bits writes MatMulNBits with float activations",
+    ),
+    "onnxsim/gptq4": Setting(
+        "W4A8",
+        "cross-layer equalization, GPTQ to 4-bit codes stored as INT8, ends INT8; it leaves "
+        "depthwise layers at 8 bits",
     ),
 }

@@ -44,6 +44,11 @@ class Task:
         """Whether the network is a transformer."""
         return self.network in TRANSFORMERS
 
+    def batches(self, size: int) -> list[Feed]:
+        """Return the calibration samples in batches of a size; the last may be smaller."""
+        parts = [self.feeds[k : k + size] for k in range(0, len(self.feeds), size)]
+        return [{n: np.concatenate([f[n] for f in part]) for n in part[0]} for part in parts]
+
 
 def read_samples(path: str, kind: str = "") -> list[Feed]:
     """Return the samples of an archive, each a batch of one.

@@ -1,0 +1,60 @@
+"""Quantize with onnxsim: the whole graph, with equalization, AdaRound, GPTQ and bias correction."""
+
+import onnx
+import onnxsim
+from onnxsim.full_qdq import quantize_full_qdq
+from onnxsim.quark_weight_rounding import adaround_int8, gptq_int8
+
+from benchmarks.peer_programs.task import Task, outer_weights, run_program
+
+
+def default(task: Task) -> None:
+    """Leave every option as it is: UINT8 activations by minimum and maximum, per channel."""
+    onnx.save(quantize_full_qdq(onnx.load(task.source), task.feeds), task.target)
+
+
+def equalized(task: Task) -> None:
+    """Equalize layers, and correct biases of the quantized graph."""
+    model = onnxsim.cross_layer_equalize(onnx.load(task.source))
+    quantized = quantize_full_qdq(model, task.feeds)
+    onnx.save(onnxsim.correct_bias(model, quantized, task.feeds), task.target)
+
+
+def adaround(task: Task) -> None:
+    """Equalize layers, and learn the rounding of the INT8 weights layer by layer."""
+    model = onnxsim.cross_layer_equalize(onnx.load(task.source))
+    quantized = quantize_full_qdq(model, task.feeds)
+    onnx.save(adaround_int8(model, quantized, task.feeds)[0], task.target)
+
+
+def gptq4(task: Task) -> None:
+    """Equalize layers, and round weights to 4 bits in INT8 by GPTQ, but for the ends."""
+    model = onnxsim.cross_layer_equalize(onnx.load(task.source))
+    quantized = quantize_full_qdq(model, task.feeds)
+    lower, _ = gptq_int8(model, quantized, task.feeds, bits=4, per_channel=True)
+    _restore(lower, quantized, outer_weights(model))
+    onnx.save(lower, task.target)
+
+
+def _restore(changed: onnx.ModelProto, before: onnx.ModelProto, weights: list[str]) -> None:
+    """Copy codes, scales and zero points of these weights as they were before."""
+    nodes = [n for n in before.graph.node if n.op_type == "DequantizeLinear"]
+    names = {
+        x for n in nodes if n.input[0].startswith(tuple(f"{w}/" for w in weights)) for x in n.input
+    }
+    kept = {t.name: t for t in before.graph.initializer if t.name in names}
+    if len(kept) < 2 * len(weights):
+        raise ValueError(f"the quantized weights of {weights} are not found")
+    for tensor in changed.graph.initializer:
+        if tensor.name in kept:
+            tensor.CopyFrom(kept[tensor.name])
+
+
+if __name__ == "__main__":
+    settings = {
+        "default": default,
+        "equalized": equalized,
+        "adaround": adaround,
+        "gptq4": gptq4,
+    }
+    run_program(settings, ("onnxsim", "onnxruntime", "onnx"))
