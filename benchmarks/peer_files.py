@@ -23,7 +23,8 @@ def stored_layers(source: Path, file: Path) -> dict[str, Any]:
     Returns:
         ``layers`` of the float model (Conv, ConvTranspose, Gemm, MatMul with a constant weight),
         ``types`` of the weights in the file ({"int8": 3, "float": 1}; a float weight behind
-        QuantizeLinear is "float, Q"; "int8 of 4 bits" has codes from -8 to 7), and the number of ``quantize_linear`` nodes.
+        QuantizeLinear is "float, Q"; "int8 of 4 bits" has codes from -8 to 7), and the number of
+        ``quantize_linear`` nodes.
     """
     model = onnx.load(file)
     nodes = list(model.graph.node)
