@@ -37,17 +37,20 @@ def gptq4(task: Task) -> None:
 
 
 def _restore(changed: onnx.ModelProto, before: onnx.ModelProto, weights: list[str]) -> None:
-    """Copy codes, scales and zero points of these weights as they were before."""
-    nodes = [n for n in before.graph.node if n.op_type == "DequantizeLinear"]
-    names = {
-        x for n in nodes if n.input[0].startswith(tuple(f"{w}/" for w in weights)) for x in n.input
-    }
-    kept = {t.name: t for t in before.graph.initializer if t.name in names}
-    if len(kept) < 2 * len(weights):
+    """Store these weights as they were before; GPTQ stores its scales under other names."""
+    codes = tuple(f"{name}/" for name in weights)
+    old = {n.output[0]: n for n in before.graph.node if n.op_type == "DequantizeLinear"}
+    old = {output: node for output, node in old.items() if node.input[0].startswith(codes)}
+    if len(old) != len(weights):
         raise ValueError(f"the quantized weights of {weights} are not found")
-    for tensor in changed.graph.initializer:
-        if tensor.name in kept:
-            tensor.CopyFrom(kept[tensor.name])
+    for node in changed.graph.node:
+        if node.output[0] in old:
+            node.CopyFrom(old[node.output[0]])
+    names = {name for node in old.values() for name in node.input}
+    kept = [t for t in changed.graph.initializer if t.name not in names]
+    kept += [t for t in before.graph.initializer if t.name in names]
+    del changed.graph.initializer[:]
+    changed.graph.initializer.extend(kept)
 
 
 if __name__ == "__main__":
