@@ -31,7 +31,7 @@ from benchmarks.networks import absolute, data_folder, recipe
 from benchmarks.peer_files import stored_layers
 from benchmarks.peer_process import PeerError, run_peer, write_samples
 from benchmarks.peers_page import page
-from benchmarks.peers_settings import PEERS, Setting
+from benchmarks.peers_settings import PEERS, SAMPLES, Setting
 from benchmarks.repair import NAMES
 from benchmarks.timing import inputs_of, session
 from qtool.data import DataSection, open_dataset
@@ -79,7 +79,8 @@ def _samples(bench: Bench, setting: Setting, name: str) -> tuple[Path, int]:
     """Write the calibration samples, unless they are written; return their file and number."""
     network = NAMES[name]
     section = absolute(network.folds[FOLD][0])
-    count = min(section.get("count", setting.samples), setting.samples)
+    wanted = setting.fewer.get(name, SAMPLES)
+    count = min(section.get("count", wanted), wanted)
     specs = inputs_of(session(data_folder() / network.model))
     data = open_dataset(DataSection.model_validate({**section, "count": count}), specs)
     path = bench.work / f"{name}-{count}.npz"

@@ -1,6 +1,20 @@
 """The settings of benchmarks.peers: what each tool is asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SAMPLES = 512
+# SeqMSE and AdaRound keep the inputs of a layer for all samples, and run it many times.
+FEW = {
+    name: 64
+    for name in (
+        "mobilenet_v2_float",
+        "efficientnet_lite0",
+        "squeezenet1_1",
+        "minilm_l6_sst2",
+        "ppocr_v4_rec",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -10,14 +24,14 @@ class Setting:
     Attributes:
         width: bits of weights and activations, as in the table.
         title: in the table.
-        samples: calibration samples, at most.
         cannot: why the tool has nothing at this width; empty: it is run.
+        fewer: calibration samples of the networks that get less than SAMPLES.
     """
 
     width: str
     title: str
-    samples: int = 512
     cannot: str = ""
+    fewer: Mapping[str, int] = field(default_factory=dict)
 
 
 # TOOL/SETTING; a setting that is run is a name in the tool's program in benchmarks.peer_programs.
@@ -43,8 +57,8 @@ PEERS = {
         cannot="its post-training quantization writes 8-bit weights only; 4 bits exist for the "
         "weights of MatMul alone, with float activations",
     ),
-    "aimet/seqmse": Setting("W4A8", "cross-layer equalization, SeqMSE, ends INT8"),
-    "aimet/adaround": Setting("W4A8", "cross-layer equalization, AdaRound, ends INT8"),
+    "aimet/seqmse": Setting("W4A8", "cross-layer equalization, SeqMSE, ends INT8", fewer=FEW),
+    "aimet/adaround": Setting("W4A8", "cross-layer equalization, AdaRound, ends INT8", fewer=FEW),
     "quark/w4a8": Setting(
         "W4A8",
         "-",
