@@ -5,16 +5,10 @@ from dataclasses import dataclass, field
 
 SAMPLES = 512
 # SeqMSE and AdaRound keep the inputs of a layer for all samples, and run it many times.
-FEW = {
-    name: 64
-    for name in (
-        "mobilenet_v2_float",
-        "efficientnet_lite0",
-        "squeezenet1_1",
-        "minilm_l6_sst2",
-        "ppocr_v4_rec",
-    )
-}
+FEW = dict.fromkeys(
+    ("mobilenet_v2_float", "efficientnet_lite0", "squeezenet1_1", "minilm_l6_sst2", "ppocr_v4_rec"),
+    64,
+)
 
 
 @dataclass(frozen=True)
