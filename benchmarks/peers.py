@@ -72,7 +72,15 @@ def measure(bench: Bench, key: str, name: str) -> dict[str, Any]:
         row |= run_peer(bench.pythons[tool], tool, [choice, *words], bench.limit)
         return row | _verified(bench, name, file)
     except PeerError as error:
-        return row | {"failed": _last_line(str(error))}
+        return row | {"failed": _last_line(str(error)), **_versions(bench.pythons[tool], tool)}
+
+
+def _versions(python: str, tool: str) -> dict[str, Any]:
+    """Return the versions that a program prints; nothing where even that fails."""
+    try:
+        return {"versions": run_peer(python, tool, ["versions"])["versions"]}
+    except PeerError:
+        return {}
 
 
 def _samples(bench: Bench, setting: Setting, name: str) -> tuple[Path, int]:
@@ -113,9 +121,9 @@ def _verified(bench: Bench, name: str, file: Path) -> dict[str, Any]:
 
 
 def _last_line(text: str) -> str:
-    """Return the last line that says something, without the folders of this machine."""
+    """Return the last line that says something, without folders and modules."""
     lines = [line.strip() for line in text.splitlines() if re.search(r"\w{3}", line)]
-    return re.sub(r"(?:/[\w.+-]+)+/", "", lines[-1])[:240]
+    return re.sub(r"(?:/[\w.+-]+)+/|(?:\w+\.)+(?=[A-Z]\w+: )", "", lines[-1])[:240]
 
 
 def _parse() -> argparse.Namespace:

@@ -1,15 +1,17 @@
 """The page of benchmarks.peers: every tool's file beside qtool's on the same samples."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.machine import heading, load_rows, results_folder, table
 from benchmarks.peers_settings import PEERS
 from benchmarks.repair import NAMES, SETTINGS
 
+Own = Mapping[str, Any]
+
 # qtool's own rows of benchmarks.repair at each width.
-OWN = {"W8A8": ("w8a8_default",), "W4A8": ("w4a8_gptq", "w4a8_fast")}
+OWN = {"W8A8": ("w8a8_default", "w8a8_equalize"), "W4A8": ("w4a8_gptq", "w4a8_fast")}
 
 NOTE = """
 All tools: the same calibration samples without labels (at most 512 of fold 0), the same evaluation
@@ -26,7 +28,7 @@ standard error of the difference of their accuracies is at most sqrt(d / samples
 """
 HEADER = [
     *("network", "tool", "setting", "calibrated on", "evaluated on", "float %", "file %", "drop"),
-    *("layers", "bytes", "min", "versions", "qtool % (bytes)", "qtool"),
+    *("layers, or what failed", "bytes", "min", "versions", "qtool % (bytes)", "qtool"),
 ]
 
 
@@ -43,7 +45,7 @@ def page(kept: Mapping[str, Any]) -> str:
             if setting.width == width and setting.cannot
         )
         rows = [
-            _line(key, name, kept[f"{key}/{name}"], [own.get(f"{name}/{s}/0") for s in settings])
+            _line(key, name, kept[f"{key}/{name}"], _own_rows(own, name, settings))
             for name in NAMES
             for key, setting in PEERS.items()
             if setting.width == width and f"{key}/{name}" in kept
@@ -52,7 +54,13 @@ def page(kept: Mapping[str, Any]) -> str:
     return text
 
 
-def _line(key: str, name: str, row: Mapping[str, Any], own: list[Any]) -> list[object]:
+def _own_rows(own: Own, name: str, settings: Sequence[str]) -> Own:
+    """Return qtool's rows of a network, by setting."""
+    rows = {key: own.get(f"{name}/{key}/0") for key in settings}
+    return {key: row for key, row in rows.items() if row is not None}
+
+
+def _line(key: str, name: str, row: Mapping[str, Any], own: Own) -> list[object]:
     tool = key.partition("/")[0]
     start: list[object] = [name, tool, PEERS[key].title, row["samples"]]
     versions = ", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items()) or "-"
@@ -86,20 +94,24 @@ def is_quantized(row: Mapping[str, Any]) -> bool:
     return any(not kind.startswith("float") or "Q" in kind for kind in row["layers"]["types"])
 
 
-def _own_cell(own: list[Any], row: Mapping[str, Any]) -> str:
+def _own_cell(own: Own, row: Mapping[str, Any]) -> str:
+    """Return accuracy and bytes of each of qtool's files."""
     cells = []
-    for each in own:
-        if each is None:
-            cells.append("-")
-            continue
+    for key, each in own.items():
         size = row.get("float_bytes")
         of_bytes = f" ({size / each['compression']:.0f})" if size else ""
-        cells.append(f"{each['accuracy']['quantized']:.2f}{of_bytes}")
-    return "; ".join(cells)
+        cells.append(f"{_step(key)} {each['accuracy']['quantized']:.2f}{of_bytes}")
+    return "; ".join(cells) or "-"
 
 
-def _verdicts(own: list[Any], row: Mapping[str, Any]) -> str:
-    return "; ".join("-" if each is None else verdict(each["accuracy"], row) for each in own)
+def _verdicts(own: Own, row: Mapping[str, Any]) -> str:
+    cells = (f"{_step(key)} {verdict(each['accuracy'], row)}" for key, each in own.items())
+    return "; ".join(cells) or "-"
+
+
+def _step(key: str) -> str:
+    """Return a setting's name without its width."""
+    return key.partition("_")[2]
 
 
 def verdict(own: Mapping[str, float], row: Mapping[str, Any]) -> str:

@@ -77,10 +77,14 @@ def outer_weights(model: onnx.ModelProto) -> list[str]:
 def run_program(settings: Mapping[str, Callable[[Task], None]], packages: Sequence[str]) -> None:
     """Quantize as the command line says; print seconds and versions as the last line, JSON.
 
+    The only word "versions" quantizes nothing.
+
     Args:
         settings: a function that writes the target, for each name of a setting.
         packages: whose versions are printed.
     """
+    if sys.argv[1:] == ["versions"]:
+        return print_result(0.0, packages)
     setting, source, samples, target, threads, network = sys.argv[1:]
     task = Task(Path(source), read_samples(samples), Path(target), int(threads), network)
     start = time.perf_counter()
