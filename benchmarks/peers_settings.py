@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 SAMPLES = 512
 # SeqMSE and AdaRound keep the inputs of a layer for all samples, and run it many times.
-FEW = dict.fromkeys(
-    ("mobilenet_v2_float", "efficientnet_lite0", "squeezenet1_1", "minilm_l6_sst2", "ppocr_v4_rec"),
-    64,
-)
+FEW = {
+    **dict.fromkeys(("resnet20", "resnet56", "resnet20_badly_scaled"), 128),
+    **dict.fromkeys(("mobilenet_v2_float", "efficientnet_lite0", "squeezenet1_1"), 64),
+    **dict.fromkeys(("minilm_l6_sst2", "ppocr_v4_rec"), 64),
+}
 
 
 @dataclass(frozen=True)
