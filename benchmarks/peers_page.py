@@ -18,7 +18,8 @@ All tools: the same calibration samples without labels (at most 512 of fold 0), 
 samples, accuracy of the written file in ONNX Runtime by `qtool verify`. W4A8: first and last layer
 8 bits. Layers: those whose weight is stored as integers, of all with a constant weight; a file
 without any is called not quantized, whatever its accuracy. Minutes are of the tool alone, on a
-machine with other work: not a measurement of speed.
+machine with other work: not a measurement of speed. A network without a row of a setting was not
+run with it.
 
 The last column compares qtool's file with the tool's. The share of samples on which two files
 differ is at most d = (1 - a) + (1 - b), with a and b their agreement with the float network, so the
