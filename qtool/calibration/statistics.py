@@ -275,6 +275,11 @@ class Calibrator(Protocol):
         """Averaging constant with which the moving average of extremes is collected."""
         return SMOOTHING
 
+    @property
+    def trials(self) -> int:
+        """Single ranges that are replaced one after the other, at most, behind the finalists."""
+        return 0
+
     def __hash__(self) -> int:
         """Return a hash; an entry's, which is a frozen dataclass, is that of its options."""
         return object.__hash__(self)

@@ -16,9 +16,6 @@ from qtool.steps.context import Context
 # errors of the difference sample by sample that it must lower it by: a few samples decide much.
 MARGIN, DEVIATIONS = 0.05, 2.0
 
-# Single ranges tried at most; each costs a simulation of the held-out samples.
-TRIALS = 32
-
 
 def _unchanged(plan: QuantPlan) -> QuantPlan:
     return plan
@@ -62,7 +59,8 @@ def best_ranges(
     title = "estimators value by value" if plans[best] is first else f"{best} for all values"
     chosen = plans[best].note(f"{title}; {compared}: {distances}")
     grids = dict.fromkeys(plan.grid_of[name] for name in stats)
-    return _refined(context, chosen, losses[best], _alternatives(chosen, plans, grids), constrain)
+    others = _alternatives(chosen, plans, grids)[: calibrator.trials]
+    return _refined(context, chosen, losses[best], others, constrain)
 
 
 def range_losses(context: Context, plan: QuantPlan) -> np.ndarray:
@@ -124,14 +122,14 @@ def _refined(
     alternatives: list[tuple[str, str, QuantParams]],
     constrain: Callable[[QuantPlan], QuantPlan],
 ) -> QuantPlan:
-    """Return the plan after coordinate descent over single ranges, at most TRIALS of them."""
+    """Return the plan after coordinate descent over single ranges."""
     start, changed = losses.mean(), dict[str, str]()
-    for number, (grid, name, params) in enumerate(alternatives[:TRIALS], 1):
+    for number, (grid, name, params) in enumerate(alternatives, 1):
         trial = constrain(replace(plan, grids={**plan.grids, grid: params}))
         errors = range_losses(context, trial)
         if is_nearer(errors, losses):
             plan, losses, changed[grid] = trial, errors, name
-        context.progress("ranges", number, min(TRIALS, len(alternatives)))
+        context.progress("ranges", number, len(alternatives))
     if not changed:
         return plan
     listed = ", ".join(f"{grid} ({name})" for grid, name in changed.items())

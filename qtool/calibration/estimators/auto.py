@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, replace
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qtool.calibration.estimators.aciq import ACIQ
@@ -59,10 +60,12 @@ class Auto(Calibrator):
     `percentile` with q = 0.99, `histogram`, up to 8 bits `entropy` in N2D2's form), by the output
     of the network on up to 64 calibration samples from which no range was estimated; one that is
     nearer to the float network replaces it, where the difference is 5 % and twice its standard
-    error over the samples. Up to 32 single ranges are then replaced by those of another of these
-    where that lowers the distance as much, the values first on which the estimators differ most.
-    Weights stay unrounded meanwhile. The report says which estimator was
-    chosen where.
+    error over the samples. Some single ranges are then replaced by those of another of these where
+    that lowers the distance as much, the values first on which the estimators differ most. Weights
+    stay unrounded meanwhile. The report says which estimator was chosen where.
+
+    Args:
+        single_ranges: ranges that are tried one after the other, at most; each costs a simulation.
 
     Source: the criterion is that of Nagel et al. 2021, sec. 3.1, arXiv:2106.08295. Departure: it
         compares estimators, and not the candidates of one search alone.
@@ -71,6 +74,12 @@ class Auto(Calibrator):
     by_output: ClassVar[bool] = True
     finalists: ClassVar[Mapping[str, Calibrator]] = FINALISTS
     _: KW_ONLY
+    single_ranges: int = Field(default=32, ge=0)
+
+    @property
+    def trials(self) -> int:
+        """Single ranges that are tried at most."""
+        return self.single_ranges
 
     def __call__(self, stats: Stats, spec: QuantSpec) -> QuantParams:
         """Return the grid of the chosen estimator."""

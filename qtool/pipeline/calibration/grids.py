@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.calibration import CALIBRATORS
+from qtool.calibration import CALIBRATORS, Auto
 from qtool.calibration.batch_size import batch_size, held_elements, pass_elements
 from qtool.calibration.collect import choose_grids, observed_values
 from qtool.calibration.statistics import Calibrator, Stats
@@ -101,7 +101,7 @@ def _chosen_grids(recipe: Recipe, context: Context, plan: QuantPlan) -> QuantPla
     before = range_losses(context, first)
     if before.mean() <= limit:
         return first
-    second = make_grids(context, plan, CALIBRATORS["auto"](), scheme)
+    second = make_grids(context, plan, Auto(single_ranges=0), scheme)
     after = range_losses(context, second)
     name = recipe.calibrate.method.name
     distances = (

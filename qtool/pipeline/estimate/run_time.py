@@ -25,7 +25,6 @@ from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import QuantSpec
 from qtool.runtime.ort_session import OrtSession
 from qtool.steps.context import MAX_HOLDOUT
-from qtool.steps.range_choice import TRIALS as RANGE_TRIALS
 from qtool.verification.captured_outputs import sample_count
 from qtool.weights.grids import scheme_for
 from qtool.weights.scheme import WeightScheme
@@ -114,7 +113,7 @@ def _sample_work(prepared: Prepared, plan: QuantPlan) -> float:
     simulated = evaluated if limit == "all" else min(int(limit), evaluated)
     observed = observed_values(context.model, plan)
     passes = 0 if not observed else 1 + calibrator.by_output
-    plans = len(calibrator.finalists) + RANGE_TRIALS if calibrator.finalists else 0
+    plans = len(calibrator.finalists) + calibrator.trials
     held_out = plans * min(MAX_HOLDOUT, context.calibration.count // 4)
     return (
         context.calibration.count * (passes * CALIBRATE + STEP * len(ptq_steps(recipe)))

@@ -79,7 +79,7 @@ def test_single_ranges_are_replaced_where_that_lowers_the_distance(tmp_path, mon
     assert plans[:, 0].argmax() != plans[:, 1].argmin()  # no estimator is best for both
     assert float(plan.params("a").scale) == pytest.approx(plans[:, 0].max(), abs=0.003)
     assert float(plan.params("x").scale) == pytest.approx(plans[:, 1].min(), abs=0.003)
-    assert len(tried) <= len(plans) + range_choice.TRIALS
+    assert len(tried) <= len(plans) + Auto().trials
     note = plan.log[-1]
     assert note.startswith("single ranges by the same distance, ")
     assert "a (" in note or "x (" in note
