@@ -73,10 +73,4 @@ def _save(sim: aimet_onnx.QuantizationSimModel, task: Task) -> None:
 
 
 if __name__ == "__main__":
-    settings = {
-        "default": default,
-        "equalized": equalized,
-        "seqmse": seqmse,
-        "adaround": adaround,
-    }
-    run_program(settings, ("aimet-onnx", "onnxruntime", "onnx"))
+    run_program((default, equalized, seqmse, adaround), ("aimet-onnx", "onnxruntime", "onnx"))

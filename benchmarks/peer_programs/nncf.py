@@ -27,4 +27,4 @@ def accurate(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    run_program({"default": default, "accurate": accurate}, ("nncf", "onnxruntime", "onnx"))
+    run_program((default, accurate), ("nncf", "onnxruntime", "onnx"))

@@ -42,5 +42,4 @@ def _int8_per_channel(model: onnx.ModelProto, weight: str) -> list[dict[str, Any
 
 
 if __name__ == "__main__":
-    settings = {"default": default, "documented": documented, "w4a8": w4a8}
-    run_program(settings, ("onnxruntime", "onnx"))
+    run_program((default, documented, w4a8), ("onnxruntime", "onnx"))

@@ -54,10 +54,4 @@ def _restore(changed: onnx.ModelProto, before: onnx.ModelProto, weights: list[st
 
 
 if __name__ == "__main__":
-    settings = {
-        "default": default,
-        "equalized": equalized,
-        "adaround": adaround,
-        "gptq4": gptq4,
-    }
-    run_program(settings, ("onnxsim", "onnxruntime", "onnx"))
+    run_program((default, equalized, adaround, gptq4), ("onnxsim", "onnxruntime", "onnx"))

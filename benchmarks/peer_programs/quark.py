@@ -36,5 +36,4 @@ def _quantize(task: Task, config: Config | quark.QConfig) -> None:
 
 
 if __name__ == "__main__":
-    settings = {"default": default, "accurate": accurate, "equalized": equalized}
-    run_program(settings, ("amd-quark", "onnxruntime", "onnx"))
+    run_program((default, accurate, equalized), ("amd-quark", "onnxruntime", "onnx"))

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,21 +74,22 @@ def outer_weights(model: onnx.ModelProto) -> list[str]:
     return [weights[0], weights[-1]]
 
 
-def run_program(settings: Mapping[str, Callable[[Task], None]], packages: Sequence[str]) -> None:
+def run_program(settings: Sequence[Callable[[Task], None]], packages: Sequence[str]) -> None:
     """Quantize as the command line says; print seconds and versions as the last line, JSON.
 
     The only word "versions" quantizes nothing.
 
     Args:
-        settings: a function that writes the target, for each name of a setting.
+        settings: functions that write the target, named as the settings are.
         packages: whose versions are printed.
     """
     if sys.argv[1:] == ["versions"]:
         return print_result(0.0, packages)
     setting, source, samples, target, threads, network = sys.argv[1:]
+    chosen = {each.__name__: each for each in settings}[setting]
     task = Task(Path(source), read_samples(samples), Path(target), int(threads), network)
     start = time.perf_counter()
-    settings[setting](task)
+    chosen(task)
     print_result(time.perf_counter() - start, packages)
 
 
