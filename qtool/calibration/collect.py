@@ -32,9 +32,7 @@ def observed_values(model: ir.Model, plan: QuantPlan) -> tuple[str, ...]:
     """
     values = by_name(model.graph)
     names = []
-    weights = {
-        v for site in plan.sites.values() for v in (site.weight, site.bias)
-    } | plan.weight_only
+    weights = plan.weight_only.union(plan.weight_uses())
     for name in plan.grid_of:
         producer = values[name].producer()
         if name not in weights and (

@@ -106,8 +106,7 @@ class QuantPlan:
 
     def with_float_weights(self) -> "QuantPlan":
         """Return the plan in which activations alone are rounded: weights and biases are floats."""
-        names = {name for site in self.sites.values() for name in (site.weight, site.bias) if name}
-        names |= self.weight_only
+        names = self.weight_only.union(self.weight_uses())
         weights = {self.grid_of[name] for name in names if name in self.grid_of}
         grids = {grid: params for grid, params in self.grids.items() if grid not in weights}
         codes = {name: codes for name, codes in self.codes.items() if name not in names}
