@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from command import qtool
 from models import Net
 
 from qtool.quant.plan_io import read_plan
@@ -20,8 +21,7 @@ def ptq(folder: Path, recipe: dict, *words: str) -> subprocess.CompletedProcess[
     folder.mkdir()
     path = folder / "r.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    line = [sys.executable, "-m", "qtool", "ptq", "--recipe", path, "--out", folder / "run", *words]
-    return subprocess.run([str(w) for w in line], capture_output=True, text=True, timeout=300)
+    return qtool("ptq", "--recipe", path, "--out", folder / "run", *words)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """``qtool init``: what it makes of folders and models whose right reading is known."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command import qtool
 from models import Net
 from PIL import Image
 from scipy.io import wavfile
@@ -20,11 +19,6 @@ from qtool.recipe.data_folder import data_sources
 from qtool.recipe.loader import load_recipe
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}  # class folder -> bright channel
-
-
-def qtool(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 def images(folder: Path, each: int, size: int = 8) -> None:

@@ -1,22 +1,16 @@
 """``qtool inspect``: a float model and the run of one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command import qtool
 from models import Net
 
 from qtool.errors import ModelError, RecipeError
 from qtool.pipeline.inspection import inspect_model, inspect_run
-
-
-def qtool(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

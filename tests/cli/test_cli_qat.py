@@ -10,12 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from command import qtool
 from models import Net
-
-
-def qtool(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
 
 
 @pytest.fixture(scope="module")

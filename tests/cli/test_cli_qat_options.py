@@ -1,13 +1,16 @@
 """``qtool qat``: its options and its report, from the command line."""
 
 import json
-import os
 
 import numpy as np
 import onnx
 import pytest
+from command import qtool
 from PIL import Image
-from test_cli_qat import folder, qtool
+from test_cli_qat import folder
+from typer.testing import CliRunner
+
+from qtool.cli.main import app
 
 assert folder  # a fixture
 
@@ -267,15 +270,12 @@ def test_tensorboard_changes_nothing_else(folder):
     assert b"loss/epoch" in events.read_bytes() and b"score" in events.read_bytes()
 
 
-def test_tensorboard_is_missed_before_any_work(folder):
-    (folder / "hidden").mkdir(exist_ok=True)
-    hide = "import importlib.util as u; f = u.find_spec\n"
-    hide += "u.find_spec = lambda name, *a: None if name == 'tensorboard' else f(name, *a)\n"
-    (folder / "hidden" / "sitecustomize.py").write_text(hide)
-    env = os.environ | {"PYTHONPATH": str(folder / "hidden")}
-    words = ("--out", folder / "no", "--set", "qat.tensorboard=true")
-    done = qtool("qat", "--recipe", folder / "r.yaml", *words, env=env)
-    assert done.returncode == 2 and "pip install 'qtool[tensorboard]'" in done.stderr, done.stderr
+def test_tensorboard_is_missed_before_any_work(folder, monkeypatch):
+    monkeypatch.setattr("qtool.pipeline.training.checks.find_spec", lambda name: None)
+    words = ["qat", "--recipe", folder / "r.yaml", "--out", folder / "no"]
+    words += ["--set", "qat.tensorboard=true"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 2 and "pip install 'qtool[tensorboard]'" in done.stderr
     assert not (folder / "no").exists()
 
 

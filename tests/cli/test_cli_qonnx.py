@@ -1,13 +1,12 @@
 """QONNX files of networks whose first convolution changed its form are evaluated correctly."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
 import yaml
+from command import qtool
 from models import Net
 
 
@@ -35,10 +34,7 @@ def test_the_first_convolution_is_compared_with_its_own_inputs(weights, kernel, 
         "output": {"format": "qonnx"},
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    words = ["ptq", "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "o"), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "qtool", *words], capture_output=True, text=True, timeout=300
-    )
+    done = qtool("ptq", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o", "--json")
     assert done.returncode == 0, done.stderr
     parity = json.loads(done.stdout)["parity"]
     # Floats before rounding: a tie may fall either way, nothing else differs.

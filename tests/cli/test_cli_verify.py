@@ -2,17 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
-
-
-def qtool(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
+from command import qtool
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from command import qtool
 from report_fields import empty_fields
 
 from qtool.report.report import Report
@@ -44,12 +45,6 @@ class Run:
 
     def notes(self, stage: str) -> list[str]:
         return next(s for s in self.report["stages"] if s["name"] == stage)["notes"]
-
-
-def qtool(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    line = [sys.executable, "-m", "qtool", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 def ptq(folder: Path, *words: object) -> Run:
