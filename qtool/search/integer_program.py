@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from qtool.native_output import discard_native_stdout
+
 COST = "cost"
 
 
@@ -124,13 +126,14 @@ class Program:
                 k in own for c, own in zip(self.sites, among, strict=True) for k in range(len(c))
             ]
             largest[: len(columns)] = free
-        result = milp(
-            costs,
-            constraints=self._constraints(columns, limits),
-            integrality=np.ones(len(costs)),
-            bounds=Bounds(0, largest),
-            options={"mip_rel_gap": 0.0},
-        )
+        with discard_native_stdout():
+            result = milp(
+                costs,
+                constraints=self._constraints(columns, limits),
+                integrality=np.ones(len(costs)),
+                bounds=Bounds(0, largest),
+                options={"mip_rel_gap": 0.0},
+            )
         if result.x is None:
             return None
         picked = [k for k in range(len(columns)) if result.x[k] > 0.5]

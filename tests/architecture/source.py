@@ -29,7 +29,7 @@ FLOORS = {  # imports go downwards only; a room is a package, or a module at the
     4: "targets calibration weights rewrites loading",
     3: "quant runtime",
     2: "graph data metrics report",
-    1: "files user_code",
+    1: "files native_output user_code",
     0: "errors version progress",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -9,7 +9,6 @@ import ast
 import contextlib
 import io
 import logging
-import os
 import sys
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from torch import nn
 
 from qtool.errors import UnsupportedError
 from qtool.loading.pytorch.example_inputs import TensorInput
+from qtool.native_output import discard_native_stdout
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata with the path of the module
 TRACED_OPSET = 20  # the newest that the tracing exporter supports
@@ -44,31 +44,13 @@ def quiet(swallow: bool = False) -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(target))
         if swallow:
             stack.enter_context(contextlib.redirect_stderr(target))
-            stack.enter_context(_discard_native_stdout())
+            stack.enter_context(discard_native_stdout())
             before = logging.root.manager.disable
             logging.disable(logging.CRITICAL)
             stack.callback(logging.disable, before)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def _discard_native_stdout() -> Iterator[None]:
-    """Discard what C++ code writes to file descriptor 1; torch prints graphs there."""
-    try:
-        stdout = os.dup(1)
-    except OSError:  # there is no stdout
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 1)
-        yield
-    finally:
-        os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(null)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The integer program is exact: as enumeration says, and never above a limit."""
 
+import ctypes
 from itertools import pairwise, product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qtool.search import integer_program
 from qtool.search.integer_program import Choice, Conversion, Program
 from qtool.search.mixed_precision import IntegerProgram, Problem
 
@@ -117,3 +119,18 @@ def test_one_of_the_solutions_lies_next_to_the_uniform_width():
     assert max(near) == 1 < max(max(chosen) for chosen in others)
     without = Problem(problem.program, [], problem.loss)
     assert len(IntegerProgram().solvers(without)) == len(others)
+
+
+def test_what_the_solver_prints_stays_off_stdout(monkeypatch, capfd):
+    solve, libc = integer_program.milp, ctypes.CDLL(None)
+
+    def printing(*words, **options):
+        libc.puts(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();")
+        return solve(*words, **options)
+
+    monkeypatch.setattr(integer_program, "milp", printing)
+    way = Choice({"cost": 1.0, "bytes": 1.0})
+    assert Program([[way]]).solve({"bytes": 1.0}) == (0,)
+    print("result", flush=True)
+    libc.fflush(None)
+    assert capfd.readouterr().out == "result\n"
