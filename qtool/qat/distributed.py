@@ -21,6 +21,8 @@ R = TypeVar("R")
 # detected at once, by its closed connection; the timeout is only for one that hangs.
 GROUP_TIMEOUT = timedelta(days=1)
 
+_alone = False
+
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -115,10 +117,23 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process do what is inside as a single one does, whatever the group."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def count() -> int:
     """Return the number of processes that train together."""
     import torch.distributed as dist
 
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

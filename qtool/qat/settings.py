@@ -96,6 +96,7 @@ class Settings:
     oscillation: Oscillation | None = None  # None: oscillations are not counted
     ema: float | None = None  # decay of the moving average of the network
     pruning: GradualMasks | None = None  # None: masks stay as the plan has them
+    patience: int | None = None  # epochs without a better one after which training ends
 
 
 @dataclass(frozen=True)

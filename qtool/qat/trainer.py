@@ -59,7 +59,8 @@ def train(
 
     The plan before training competes too, so that training never makes the validation score worse.
     Stops, with the best parameters so far, at a loss that is not finite, or at one twice that of
-    the first epoch with a score below that of the plan before training.
+    the first epoch with a score below that of the plan before training; also after
+    ``settings.patience`` epochs without a better one.
 
     With ``settings.ema`` the moving average is evaluated and returned in place of the network.
 
@@ -93,7 +94,7 @@ def train(
         tensorboard_log(files.tensorboard, loop.history, steps, settings) as loop.log,
     ):
         for number in range(len(loop.history), settings.epochs + 1):
-            if loop.diverged or not loop.epoch(number):
+            if loop.diverged or loop.exhausted or not loop.epoch(number):
                 break
             if distributed.rank() == 0:
                 loop.save(files.checkpoint)
@@ -134,6 +135,14 @@ class _Loop:
         self.float_score: float | None = None
         self.log: TensorBoardLog | None = None
         self.diverged = False
+
+    @property
+    def exhausted(self) -> bool:
+        """True where no epoch has been better for as many as the settings allow."""
+        patience = self.settings.patience
+        if patience is None or not self.history:
+            return False
+        return self.history[-1].number - best_epoch(self.history) >= patience
 
     def epoch(self, number: int) -> bool:
         """Train one epoch (none for 0) and evaluate it; return False if training has diverged."""

@@ -75,7 +75,8 @@ def guarded(
 
     The network's first output is compared with the float network's before and after the step
     (:meth:`Context.loss`) and must fall, or fall below the share ``at_most`` of a step that has
-    this option; a step whose ``guarded`` is False decides for itself.
+    this option; a step with the option ``above`` does not run where it is at most that before. A
+    step whose ``guarded`` is False decides for itself.
 
     Returns:
         The result whose plan is to be used, and the row of the report (None if not guarded).
@@ -86,9 +87,12 @@ def guarded(
             result = _masked(named.step(plan, context))
             record.notes += result.notes
             return result, None
-        digest = plan_digest(plan)
-        result = _cached(named, plan, digest, context, record)
-        before = context.loss(plan)
+        digest, before = plan_digest(plan), context.loss(plan)
+        above = getattr(named.step, "above", None)
+        if above is not None and before <= above:
+            result = StepResult(plan, (f"not run: the distance is not above {above:g}",))
+        else:
+            result = _cached(named, plan, digest, context, record)
         unchanged = plan_digest(result.plan) == digest
         after = before if unchanged else context.loss(result.plan)
         share = getattr(named.step, "at_most", 1.0)

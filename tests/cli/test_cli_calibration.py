@@ -185,7 +185,8 @@ def test_calibrated_runs_need_one(recipe, tmp_path):
 @pytest.mark.parametrize("method", ["mse", "moving_average", "auto"])
 def test_two_processes_write_the_file_of_one(recipe, tmp_path, method):
     calibrate = {**recipe["calibrate"], "count": 200, "method": method}
-    words = {**recipe, "calibrate": calibrate, "ptq": ["gptq"]}
+    steps = ["gptq", {"distillation": {"epochs": 1}}]
+    words = {**recipe, "calibrate": calibrate, "ptq": steps, "bits": {"weights": 4}}
     one = ptq(tmp_path / "one", words, "--json", "--threads", "1")
     assert one.returncode == 0, one.stderr
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

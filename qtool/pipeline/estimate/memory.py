@@ -146,6 +146,8 @@ def _step_parts(prepared: Prepared, plan: QuantPlan) -> Iterator[MemoryPart]:
         batch = getattr(step.step, "batch", None)
         if batch is None:
             continue
+        if hasattr(step.step, "rows"):
+            batch = step.step.rows(context.model)
         rows = context.fixed_batch or min(batch, context.calibration.count)
         blockwise = getattr(step.step, "blockwise", False)
         elements = _largest_block(graph, plan) if blockwise else _elements(_computed(graph))

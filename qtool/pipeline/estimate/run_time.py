@@ -115,8 +115,11 @@ def _sample_work(prepared: Prepared, plan: QuantPlan) -> float:
     passes = 0 if not observed else 1 + calibrator.by_output
     plans = len(calibrator.finalists) + calibrator.trials
     held_out = plans * min(MAX_HOLDOUT, context.calibration.count // 4)
+    # A step that waits for a loss seldom runs.
+    expected = [s.step for s in ptq_steps(recipe) if getattr(s.step, "above", None) is None]
+    steps = sum(getattr(step, "inferences", STEP) for step in expected)
     return (
-        context.calibration.count * (passes * CALIBRATE + STEP * len(ptq_steps(recipe)))
+        context.calibration.count * (passes * CALIBRATE + steps)
         + (simulated + held_out) * SIMULATE
         + evaluated * EVALUATE
         + sample_count(context.model, evaluated) * CAPTURE

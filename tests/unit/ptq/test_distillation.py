@@ -9,6 +9,7 @@ from models import BUILDERS, cpu, run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import UnsupportedError
+from qtool.graph.queries import sample_elements
 from qtool.ptq import Distillation, Gptq, distillation
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -69,10 +70,12 @@ def test_labels_are_not_read_and_bytes_are_equal(tmp_path, monkeypatch):
 def test_images_are_changed_where_they_are_colour_images(tmp_path):
     _, context = setup("conv_bn_relu", tmp_path)  # [N, 3, 12, 12]
     settings = Distillation()._settings(context, 96)
-    assert settings.flip and settings.crop == 0 and settings.batch == 32
+    assert settings.flip and settings.crop == 0 and settings.batch == 16
+    assert settings.cutmix == 0.5
     specs = {"x": replace(context.inputs["x"], shape=("N", 3, 224, 224))}
     assert Distillation()._settings(replace(context, inputs=specs), 96).crop == 14
-    assert not Distillation(augment=False)._settings(context, 96).flip
+    plain = Distillation(augment=False)._settings(context, 96)
+    assert not plain.flip and plain.cutmix == 0
     _, gray = setup("residual", tmp_path)  # [N, 4, 8, 8]
     assert not Distillation()._settings(gray, 96).flip
 
@@ -85,14 +88,34 @@ def test_grids_that_cannot_be_trained_are_refused(tmp_path):
         else grid
         for name, grid in plan.grids.items()
     }
+    fixed = replace(plan, grids=grids)
     with pytest.raises(
         UnsupportedError, match=r"distillation cannot train .*expected bits\.scheme"
     ):
-        STEP(replace(plan, grids=grids), context)
+        STEP(fixed, context)
+    result = replace(STEP, required=False)(fixed, context)
+    assert result.plan is fixed and "code book or a scale of a fixed form" in result.notes[0]
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_large_samples_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
+    _, context = setup("residual", tmp_path)
+    elements = sum(sample_elements(v) for node in context.model.graph for v in node.outputs)
+    for rows, expected in ((0.5, 1), (3.5, 3), (99, 16)):
+        monkeypatch.setattr(distillation, "MAX_ELEMENTS", int(rows * elements))
+        settings = STEP._settings(context, 96)
+        assert settings.batch == expected
+        assert settings.lr == pytest.approx(STEP.lr * expected / STEP.batch)
+
+
+def test_it_ends_three_epochs_after_the_best(tmp_path, monkeypatch):
     plan, context = setup("residual", tmp_path)
-    monkeypatch.setattr(distillation.distributed, "count", lambda: 2)
-    with pytest.raises(UnsupportedError, match="found 2; run the command without torchrun"):
-        STEP(plan, context)
+    histories, original = [], distillation.train
+
+    def recorded(*words):
+        histories.append(original(*words)[0])
+        return histories[-1], None
+
+    monkeypatch.setattr(distillation, "train", recorded)
+    result = Distillation(epochs=6, lr=0.3, batch=16)(plan, context)  # far too large a rate
+    assert [epoch.number for epoch in histories[0]] == [0, 1, 2, 3]
+    assert result.metrics["epoch"] == 0
