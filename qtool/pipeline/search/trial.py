@@ -1,7 +1,8 @@
 """Try recipes that differ in bits and steps: quantize, compare with the float network, weigh.
 
 The model is read and the data opened once; every trial starts from a copy of the graph as it was
-read, so that the same recipe in a run of its own gives the same plan.
+read, so that the same recipe in a run of its own gives the same plan. Steps that wait for a loss
+(``above``) are left out.
 """
 
 import json
@@ -145,6 +146,9 @@ class TrialRunner:
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, model, prepared.context.target)
         recipe = add_default_steps(recipe, bits.scale, prepared.context.calibration.count)
+        # Minutes in each trial; the run of the chosen recipe, which can only gain, has them.
+        steps = [step for step in recipe.ptq or () if step.options.get("above") is None]
+        recipe = recipe.model_copy(update={"ptq": tuple(steps)})
         context = replace(
             prepared.context,
             model=model,
