@@ -59,7 +59,7 @@ class Setting:
     method: str | Mapping[str, Any] | None = None
 
 
-# What each part of gptq contributes at 3 and 2 bits.
+# What each step, and each part of gptq, contributes at 3 and 2 bits.
 ABLATION: dict[str, tuple[str, tuple[str | Mapping[str, Any], ...]]] = {
     "rounding": ("rounding", ()),
     "bias": ("bias correction", ("bias_correction",)),
@@ -71,6 +71,8 @@ ABLATION: dict[str, tuple[str, tuple[str | Mapping[str, Any], ...]]] = {
     ),
     "gptq_unrefined": ("gptq without refinement", ({"gptq": {"refine": 0}},)),
     "gptq": ("gptq", ("gptq",)),
+    "distilled": ("gptq, distillation", ("gptq", "distillation")),
+    "learned": ("gptq, brecq, distillation", ("gptq", "brecq", "distillation")),
 }
 
 SETTINGS = {
