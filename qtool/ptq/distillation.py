@@ -90,6 +90,7 @@ class Distillation:
         try:
             _check(plan)
             network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
+            _check_gradient(network, context)
         except (RecipeError, UnsupportedError) as error:
             if self.required:
                 raise
@@ -134,13 +135,13 @@ class Distillation:
         image = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 3
         height = shapes[0][2] if image else 0
         changes = self.augment and isinstance(height, int) and image
-        rows = self.rows(context.model)
+        rows = context.fixed_batch or min(self.rows(context.model), samples)
         return Settings(
             epochs=self.epochs,
-            batch=context.fixed_batch or min(rows, samples),
+            batch=rows,
             fixed=context.fixed_batch is not None,
             probabilities=has_probabilities(context.model),
-            lr=self.lr * rows / self.batch,
+            lr=self.lr * min(rows / self.batch, 1.0),
             crop=height // CROP_SHARE if changes and isinstance(height, int) else 0,
             flip=changes,
             cutmix=CUTMIX if changes else 0.0,
@@ -164,4 +165,16 @@ def _check(plan: QuantPlan) -> None:
         raise UnsupportedError(
             "ptq: distillation cannot train grids that are computed at run time; found "
             "activations: dynamic, expected a number of bits; leave the step out"
+        )
+
+
+def _check_gradient(network: QatNetwork, context: Context) -> None:
+    """Refuse a network whose compared output is of integers, or does not change with weights."""
+    feeds, _ = next(context.feeds(context.holdout, 1))
+    device = torch.device(context.device)
+    inputs = {name: torch.as_tensor(array).to(device) for name, array in feeds.items()}
+    if not network(inputs, (network.compared,))[network.compared].requires_grad:
+        raise UnsupportedError(
+            f'ptq: distillation cannot train towards "{network.compared}": found an output without '
+            "gradients, expected floats that change with the weights; leave the step out"
         )

@@ -21,7 +21,7 @@ R = TypeVar("R")
 # detected at once, by its closed connection; the timeout is only for one that hangs.
 GROUP_TIMEOUT = timedelta(days=1)
 
-_alone = False
+_alone = False  # inside of alone()
 
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from contexts import calibrated
-from models import BUILDERS, cpu, run
+from models import BUILDERS, Net, cpu, run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import UnsupportedError
@@ -95,6 +95,16 @@ def test_grids_that_cannot_be_trained_are_refused(tmp_path):
         STEP(fixed, context)
     result = replace(STEP, required=False)(fixed, context)
     assert result.plan is fixed and "code book or a scale of a fixed form" in result.notes[0]
+
+
+def test_an_output_without_gradients_is_refused(tmp_path):
+    net = Net(opset=17)
+    x = net.add("Relu", net.conv(net.input("x", "N", 3, 8, 8), 3, 4))
+    x = net.add("ArgMax", net.add("Flatten", net.add("GlobalAveragePool", x)), axis=1, keepdims=0)
+    plan, context = calibrated(net.output(net.add("Cast", x, to=1, out="y")), FOUR, folder=tmp_path)
+    with pytest.raises(UnsupportedError, match='cannot train towards "y"'):
+        STEP(plan, context)
+    assert replace(STEP, required=False)(plan, context).plan is plan
 
 
 def test_large_samples_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
