@@ -1,7 +1,7 @@
 """Distillation: train the whole quantized network to give the float network's output."""
 
 from dataclasses import KW_ONLY, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.compared_output import has_probabilities
 from qtool.graph.queries import sample_elements
+from qtool.ptq.reconstruction.blocks import has_narrow_activations
 from qtool.qat import distributed
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import float_teacher
@@ -57,6 +58,8 @@ class Distillation:
         lr: of SGD with momentum, falling to 0 along a cosine; scales learn at a hundredth.
         batch: samples of an iteration; fewer where they do not fit in 700 MB, and lr as much lower.
         augment: change inputs that are colour images [N, 3, H, W].
+        activations: from_8: leave networks alone in which an activation has fewer bits, which brecq
+            repairs.
         above: distance of the output to the float one, on holdout samples, up to which a network
             is left as it is.
         required: refuse a network with grids that training cannot learn; false leaves it as it is.
@@ -71,6 +74,7 @@ class Distillation:
     lr: float = Field(default=0.004, gt=0)
     batch: int = Field(default=16, ge=1)
     augment: bool = True
+    activations: Literal["any", "from_8"] = "any"
     above: float | None = Field(default=None, ge=0)
     required: bool = True
 
@@ -87,6 +91,8 @@ class Distillation:
         Raises:
             UnsupportedError: the plan has grids that cannot be trained, and the step is required.
         """
+        if self.activations == "from_8" and has_narrow_activations(context.model.graph, plan):
+            return StepResult(plan, ("an activation has fewer than 8 bits: nothing changed",))
         try:
             _check(plan)
             network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)

@@ -107,6 +107,13 @@ def test_an_output_without_gradients_is_refused(tmp_path):
     assert replace(STEP, required=False)(plan, context).plan is plan
 
 
+def test_narrow_activations_may_be_left_to_other_steps(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    assert replace(STEP, activations="from_8")(plan, context).plan is plan
+    eight, context = calibrated(BUILDERS["residual"](), Bits(3, 8), rows=128, folder=tmp_path)
+    assert replace(STEP, activations="from_8")(eight, context).metrics["epoch"] > 0
+
+
 def test_large_samples_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
     _, context = setup("residual", tmp_path)
     elements = sum(sample_elements(v) for node in context.model.graph for v in node.outputs)
