@@ -33,7 +33,7 @@ demo-qat: $(READY) recipes/digits/data  ## train the digits network at 2-bit wei
 	$(BIN)/qtool qat --recipe recipes/digits/qat_w2a4.yaml --epochs 5 --out runs/digits-w2a4
 	@echo "HTML report: $(abspath runs/digits-w2a4)/report.html"
 
-test: $(READY)              ## the fast tests (about five minutes on two cores)
+test: $(READY)              ## the fast tests (five to eight minutes on two cores)
 	$(BIN)/python -m pytest
 
 slow: $(READY)              ## the tests that take minutes
