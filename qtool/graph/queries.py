@@ -96,6 +96,11 @@ def sample_elements(value: ir.Value) -> int:
     return own * rows
 
 
+def computed_elements(graph: ir.Graph) -> int:
+    """Count the elements of all values that a graph computes for one sample."""
+    return sum(sample_elements(value) for node in graph for value in node.outputs)
+
+
 def _rows_of_sample(rows: ir.Value) -> int:
     """Return how many rows one sample has; 1 where that is unknown."""
     node = rows.producer()

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.compared_output import has_probabilities
-from qtool.graph.queries import sample_elements
+from qtool.graph.queries import computed_elements
 from qtool.ptq.reconstruction.blocks import has_narrow_activations
 from qtool.qat import distributed
 from qtool.qat.fake_quant_model import QatNetwork
@@ -132,7 +132,7 @@ class Distillation:
 
     def rows(self, model: ir.Model) -> int:
         """Return the samples of an iteration: ``batch``, or as many as fit in memory."""
-        elements = sum(sample_elements(value) for node in model.graph for value in node.outputs)
+        elements = computed_elements(model.graph)
         return int(np.clip(MAX_ELEMENTS // max(elements, 1), 1, self.batch))
 
     def _settings(self, context: Context, samples: int) -> Settings:

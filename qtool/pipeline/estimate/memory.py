@@ -7,7 +7,7 @@ batches of 8), 1,020 and 900 MB (96), 600 and 460 MB (training on batches of 16)
 ends.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qtool.calibration.batch_size import batch_size, pass_elements
 from qtool.calibration.collect import observed_values
-from qtool.graph.queries import by_name, nodes_by_name, sample_elements
+from qtool.graph.queries import by_name, computed_elements, nodes_by_name, sample_elements
 from qtool.pipeline.context import Prepared
 from qtool.pipeline.stages import ptq_steps
 from qtool.quant.plan import QuantPlan
@@ -81,14 +81,14 @@ class MemoryNeed:
 
 def training_part(prepared: Prepared, rows: int) -> MemoryPart:
     """Return the memory of training on batches of so many samples."""
-    size = NETWORK_BYTES * rows * _elements(_computed(prepared.context.model.graph))
+    size = NETWORK_BYTES * rows * computed_elements(prepared.context.model.graph)
     return MemoryPart(f"training on {rows} samples at a time", size, f"set qat.batch below {rows}")
 
 
 def gradient_part(prepared: Prepared, samples: int) -> MemoryPart:
     """Return the memory of the gradients of all values on so many samples, for sensitivities."""
     rows = min(prepared.context.usual_rows, samples)
-    size = GRADIENT_BYTES * rows * _elements(_computed(prepared.context.model.graph))
+    size = GRADIENT_BYTES * rows * computed_elements(prepared.context.model.graph)
     return MemoryPart(f"gradients on {rows} samples at a time", size, "take smaller samples")
 
 
@@ -150,7 +150,7 @@ def _step_parts(prepared: Prepared, plan: QuantPlan) -> Iterator[MemoryPart]:
             batch = step.step.rows(context.model)
         rows = context.fixed_batch or min(batch, context.calibration.count)
         blockwise = getattr(step.step, "blockwise", False)
-        elements = _largest_block(graph, plan) if blockwise else _elements(_computed(graph))
+        elements = _largest_block(graph, plan) if blockwise else computed_elements(graph)
         size = (BLOCK_BYTES if blockwise else NETWORK_BYTES) * rows * elements
         remedy = f"set batch of {step.name} below {rows}"
         yield MemoryPart(f"{step.name} on {rows} samples at a time", size, remedy)
@@ -180,17 +180,8 @@ def _largest_block(graph: ir.Graph, plan: QuantPlan) -> int:
         for block in region.blocks:
             places = [position[name] for site in block.sites for name in site.nodes]
             inside = nodes[min(places) : max(places) + 1]
-            sizes.append(_elements(value for node in inside for value in node.outputs))
+            sizes.append(sum(sample_elements(v) for node in inside for v in node.outputs))
     return max(sizes)
-
-
-def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
-    return (value for node in graph for value in node.outputs)
-
-
-def _elements(values: Iterable[ir.Value]) -> int:
-    """Count the elements of values for one sample."""
-    return sum(map(sample_elements, values))
 
 
 def megabytes(size: int) -> str:

@@ -9,7 +9,7 @@ from models import BUILDERS, Net, cpu, run
 
 from qtool.emitters import emit_qdq
 from qtool.errors import UnsupportedError
-from qtool.graph.queries import sample_elements
+from qtool.graph.queries import computed_elements
 from qtool.ptq import Distillation, Gptq, distillation
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
@@ -116,7 +116,7 @@ def test_narrow_activations_may_be_left_to_other_steps(tmp_path):
 
 def test_large_samples_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
     _, context = setup("residual", tmp_path)
-    elements = sum(sample_elements(v) for node in context.model.graph for v in node.outputs)
+    elements = computed_elements(context.model.graph)
     for rows, expected in ((0.5, 1), (3.5, 3), (99, 16)):
         monkeypatch.setattr(distillation, "MAX_ELEMENTS", int(rows * elements))
         settings = STEP._settings(context, 96)
