@@ -29,6 +29,12 @@ class NamedStep:
     step: Step
     key: str = ""
 
+    @property
+    def above(self) -> float | None:
+        """Distance on holdout samples up to which the step does not run; None: it always runs."""
+        above: float | None = getattr(self.step, "above", None)
+        return above
+
 
 @dataclass(frozen=True)
 class AppliedSteps:
@@ -88,9 +94,8 @@ def guarded(
             record.notes += result.notes
             return result, None
         digest, before = plan_digest(plan), context.loss(plan)
-        above = getattr(named.step, "above", None)
-        if above is not None and before <= above:
-            result = StepResult(plan, (f"not run: the distance is not above {above:g}",))
+        if named.above is not None and before <= named.above:
+            result = StepResult(plan, (f"not run: the distance is not above {named.above:g}",))
         else:
             result = _cached(named, plan, digest, context, record)
         unchanged = plan_digest(result.plan) == digest

@@ -116,7 +116,7 @@ def _sample_work(prepared: Prepared, plan: QuantPlan) -> float:
     plans = len(calibrator.finalists) + calibrator.trials
     held_out = plans * min(MAX_HOLDOUT, context.calibration.count // 4)
     # A step that waits for a loss seldom runs.
-    expected = [s.step for s in ptq_steps(recipe) if getattr(s.step, "above", None) is None]
+    expected = [named.step for named in ptq_steps(recipe) if named.above is None]
     steps = sum(getattr(step, "inferences", STEP) for step in expected)
     return (
         context.calibration.count * (passes * CALIBRATE + steps)

@@ -23,7 +23,7 @@ from qtool.pipeline.search.reference import (
     unused_reference,
     with_unused_samples,
 )
-from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
+from qtool.pipeline.stages import Emitted, emit, ptq_steps, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.choice import Choice
@@ -147,8 +147,9 @@ class TrialRunner:
             bits = resolve_bits(recipe.bits, model, prepared.context.target)
         recipe = add_default_steps(recipe, bits.scale, prepared.context.calibration.count)
         # Minutes in each trial; the run of the chosen recipe, which can only gain, has them.
-        steps = [step for step in recipe.ptq or () if step.options.get("above") is None]
-        recipe = recipe.model_copy(update={"ptq": tuple(steps)})
+        named = zip(recipe.ptq or (), ptq_steps(recipe), strict=True)
+        steps = tuple(choice for choice, step in named if step.above is None)
+        recipe = recipe.model_copy(update={"ptq": steps})
         context = replace(
             prepared.context,
             model=model,
