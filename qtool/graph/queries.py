@@ -192,6 +192,12 @@ def _collect_outer(graph: ir.Graph, local: set[int], seen: dict[str, ir.Value]) 
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+# Their outputs differ from run to run.
+RANDOM_OPS = (
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Multinomial", "Bernoulli"),
+)
+
 
 def producer_behind(value: ir.Value | None, passed: Collection[str]) -> ir.Node | None:
     """Return the node that computes a value, in front of ops of some types; None for an input.

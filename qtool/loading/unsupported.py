@@ -4,16 +4,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.errors import UnsupportedError
-from qtool.graph.queries import captured, constant
+from qtool.graph.queries import RANDOM_OPS, captured, constant
 
 # Operator -> the reason, as it completes the error message.
 RANDOM = {
-    "RandomNormal": "draws random numbers",
-    "RandomNormalLike": "draws random numbers",
-    "RandomUniform": "draws random numbers",
-    "RandomUniformLike": "draws random numbers",
-    "Multinomial": "draws random numbers",
-    "Bernoulli": "draws random numbers",
+    **dict.fromkeys(RANDOM_OPS, "draws random numbers"),
     "Dropout": "is in training mode, where it drops values at random",
 }
 

@@ -4,14 +4,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qtool.graph.edit import add_constant, drop, replace_value
-from qtool.graph.queries import WEIGHTED_OPS, attribute, constant, is_constant, weight_axis
+from qtool.graph.queries import (
+    RANDOM_OPS,
+    WEIGHTED_OPS,
+    attribute,
+    constant,
+    is_constant,
+    weight_axis,
+)
 from qtool.rewrites.rewrite import IsInteger
 from qtool.rewrites.strided_slice import slice_steps
 from qtool.runtime.ort_session import OrtSession
-
-# Outputs differ from run to run, so no constant can replace them.
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
-_RANDOM |= {"Bernoulli"}
 
 
 def fold_constants(model: ir.Model, is_integer: IsInteger) -> int:
@@ -59,7 +62,7 @@ def fold_constants(model: ir.Model, is_integer: IsInteger) -> int:
 
 def _foldable(node: ir.Node) -> bool:
     """Return whether a node is deterministic, makes tensors only, and none is a graph output."""
-    if any(v.is_graph_output() for v in node.outputs) or node.op_type in _RANDOM:
+    if any(v.is_graph_output() for v in node.outputs) or node.op_type in RANDOM_OPS:
         return False
     return "Sequence" not in node.op_type and "Optional" not in node.op_type
 

@@ -305,11 +305,16 @@ def prediction(finding: Finding, unit: str) -> str:
     return ", ".join(parts)
 
 
+def is_unchanged(step: PtqStep) -> bool:
+    """Return whether a step did not run, or gave the plan that it started from."""
+    return not step.kept and step.before == step.after
+
+
 def outcome(step: PtqStep) -> str:
     """Return whether a step's plan is used, and why not."""
     if step.kept:
         return "kept"
-    if step.before == step.after:
+    if is_unchanged(step):
         return "changed nothing"
     if step.before is not None and step.after is not None and step.after < step.before:
         return "gains too little, rolled back"

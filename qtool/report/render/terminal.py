@@ -17,7 +17,7 @@ import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.names import short_names, shorten
 from qtool.report.report import Gate, Report
-from qtool.report.schema import Status
+from qtool.report.schema import PtqStep, Status
 from qtool.report.verdict import drop_words, unit_word, verdict
 
 WORST_LAYERS = 8
@@ -217,14 +217,20 @@ def _steps(report: Report) -> Table | None:
     table = _grid(4)
     whole = [step for step in report.ptq or () if not step.block]  # blocks: the other reports
     for step in whole:
-        mark = Text("✓", "green") if step.kept else Text("✗", "yellow")
+        mark = _step_mark(step)
         table.add_row(
             Text.assemble(mark, " ", formatting.clean(step.step)),
             formatting.before_after(step),
             Text(formatting.duration(step.seconds), justify="right"),
-            Text(formatting.outcome(step), "dim" if step.kept else "yellow"),
+            Text(formatting.outcome(step), "yellow" if mark.plain == "✗" else "dim"),
         )
     return table if table.row_count else None
+
+
+def _step_mark(step: PtqStep) -> Text:
+    if step.kept:
+        return Text("✓", "green")
+    return Text("–", "dim") if formatting.is_unchanged(step) else Text("✗", "yellow")
 
 
 def _kernels(report: Report) -> Table | None:

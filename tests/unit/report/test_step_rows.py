@@ -25,9 +25,14 @@ def test_the_terminal_has_the_steps_alone():
 
 
 @pytest.mark.parametrize(
-    ("after", "words"),
-    [(0.375, "no better, rolled back"), (0.125, "changed nothing"), (0.1, "gains too little")],
+    ("after", "mark", "words"),
+    [
+        (0.375, "✗", "no better, rolled back"),
+        (0.125, "–", "changed nothing"),
+        (0.1, "✗", "gains too little"),
+    ],
 )
-def test_a_step_that_is_not_used_says_why(after, words):
+def test_a_step_that_is_not_used_says_why(after, mark, words):
     step = {**STEPS[1], "after": after}
-    assert words in render(changed(ptq=[step]), "terminal", width=120)
+    text = render(changed(ptq=[step]), "terminal", width=120)
+    assert words in text and f"{mark} qdrop" in text
