@@ -8,13 +8,18 @@ import numpy as np
 from qtool.calibration.collect import choose_grids
 from qtool.calibration.statistics import Calibrator, Stats
 from qtool.calibration.supported import has_supported_widths
+from qtool.graph.content_digest import content_digest
 from qtool.quant.plan import QuantPlan
+from qtool.quant.plan_archive import plan_digest
 from qtool.quant.primitives import QuantParams
 from qtool.steps.context import Context
 
 # Share by which another choice must lower the distance to replace the one before, and standard
 # errors of the difference sample by sample that it must lower it by: a few samples decide much.
 MARGIN, DEVIATIONS = 0.05, 2.0
+
+# Losses that are held for the trials of a search, a few hundred bytes each.
+MOST_LOSSES = 10_000
 
 
 def _unchanged(plan: QuantPlan) -> QuantPlan:
@@ -67,6 +72,7 @@ def range_losses(context: Context, plan: QuantPlan) -> np.ndarray:
     """Return what the ranges of activations cost each sample of ``context.holdout``.
 
     Weights stay unrounded: steps repair what they cost, and it would hide what the ranges cost.
+    Trials of a search that differ in weights alone compute it once.
 
     Args:
         context: holds the holdout samples.
@@ -75,7 +81,14 @@ def range_losses(context: Context, plan: QuantPlan) -> np.ndarray:
     Returns:
         float64 [samples], see :meth:`Context.losses`.
     """
-    return context.losses(plan, float_weights=True)
+
+    def key() -> str:
+        digest = plan_digest(plan.with_float_weights())
+        return "\0".join((content_digest(context.model), context.holdout.digest, digest))
+
+    return context.cache.remembered(
+        "range losses", key, lambda: context.losses(plan, float_weights=True), MOST_LOSSES
+    )
 
 
 def is_nearer(losses: np.ndarray, before: np.ndarray) -> bool:

@@ -20,7 +20,7 @@ from qtool.report.schema import Stage
 
 T = TypeVar("T")
 
-# Results that a process holds for the trials of a search.
+# Large results of one kind that a process holds for the trials of a search.
 MOST_SHARED = 4
 
 
@@ -48,14 +48,15 @@ class StageCache:
         fresh: ignore results of earlier runs; a search and the run of what it chose are one run.
         base: digested into every key besides a result's own parts (source, versions, threads).
         done: the stages that ended, in order.
-        shared: results in memory for the trials of a search, the latest ones; None: none are held.
+        shared: kind -> key -> result, in memory for the trials of a search, the latest ones; None:
+            none are held.
     """
 
     folder: Path
     fresh: bool = False
     base: tuple[str, ...] = ()
     done: list[Stage] = field(default_factory=list)
-    shared: dict[str, Any] | None = None
+    shared: dict[str, dict[str, Any]] | None = None
     _made: set[Path] = field(default_factory=set, repr=False)
 
     @contextmanager
@@ -136,20 +137,24 @@ class StageCache:
         self._made.add(path)
         return result
 
-    def remembered(self, key: Callable[[], str], make: Callable[[], T]) -> T:
+    def remembered(
+        self, kind: str, key: Callable[[], str], make: Callable[[], T], most: int = MOST_SHARED
+    ) -> T:
         """Return what another trial of this search made for the same key, or make it.
 
         Args:
+            kind: of the result.
             key: everything the result depends on; called where results are shared.
             make: computes the result.
+            most: results of this kind that are held.
         """
         if self.shared is None:
             return make()
-        name = key()
-        result: T = self.shared.pop(name) if name in self.shared else make()
-        self.shared[name] = result
-        for oldest in list(self.shared)[:-MOST_SHARED]:
-            del self.shared[oldest]
+        results, name = self.shared.setdefault(kind, {}), key()
+        result: T = results.pop(name) if name in results else make()
+        results[name] = result
+        for oldest in list(results)[:-most]:
+            del results[oldest]
         return result
 
 

@@ -83,7 +83,7 @@ class CalibrationShares:
             parts = (content_digest(context.model), repr(self), self._data(context).digest)
             return "\0".join(parts)
 
-        return context.cache.remembered(key, lambda: self.collect(context, on_batch))
+        return context.cache.remembered("statistics", key, lambda: self.collect(context, on_batch))
 
     def shard(self, context: Context, on_batch: Callable[[int], None] = lambda rows: None) -> Shard:
         """Return the statistics of this process's batches."""

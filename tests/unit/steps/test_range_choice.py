@@ -1,5 +1,6 @@
 """The choice of ranges by the network's output: what decides, on which samples, and its note."""
 
+from dataclasses import replace
 from itertools import chain, repeat
 
 import numpy as np
@@ -107,3 +108,18 @@ def test_ranges_are_judged_without_the_error_of_weights(tmp_path):
         exact = exact if exact.any() else losses
         assert bits == 8 or losses.mean() < 0.1 * context.loss(plan)
         np.testing.assert_array_equal(losses, exact)  # whatever the weights' width
+
+
+def test_trials_that_differ_in_weights_alone_share_the_losses(tmp_path):
+    """The shared result is the one that each would compute, and other ranges are computed anew."""
+    model = network(tmp_path)
+    context = graph_context(model, dataset=spool_batches(batches(), tmp_path))
+    search = replace(context, cache=replace(context.cache, shared={}))
+    losses = {}
+    for name, widths in {"8": (8, 3), "4": (4, 3), "narrow": (4, 2)}.items():
+        bits = Bits(weights=widths[0], activations=widths[1])
+        plan = grids.make_grids(context, annotate(model, cpu(), bits), MSE())
+        losses[name] = range_choice.range_losses(search, plan)
+        alone = range_choice.range_losses(context, plan)
+        np.testing.assert_array_equal(losses[name], alone)
+    assert losses["4"] is losses["8"] and losses["narrow"] is not losses["8"]

@@ -176,17 +176,30 @@ def test_fresh_uses_what_the_same_run_made(tmp_path, work):
 def test_trials_share_the_latest_results(tmp_path, work):
     search = StageCache(tmp_path, shared={})
     first, second = (replace(search, done=[]) for _ in range(2))
-    assert first.remembered(lambda: "a", work) == second.remembered(lambda: "a", work) == "result 1"
+    assert (
+        first.remembered("x", lambda: "a", work)
+        == second.remembered("x", lambda: "a", work)
+        == "result 1"
+    )
     for key in "bcd":
-        first.remembered(lambda key=key: key, work)
-    assert second.remembered(lambda: "a", work) == "result 1"  # now the latest
-    first.remembered(lambda: "e", work)
-    assert second.remembered(lambda: "a", work) == "result 1"
-    assert second.remembered(lambda: "b", work) == "result 6"
-    assert len(search.shared) == MOST_SHARED
+        first.remembered("x", lambda key=key: key, work)
+    assert second.remembered("x", lambda: "a", work) == "result 1"  # now the latest
+    first.remembered("x", lambda: "e", work)
+    assert second.remembered("x", lambda: "a", work) == "result 1"
+    assert second.remembered("x", lambda: "b", work) == "result 6"
+    assert len(search.shared["x"]) == MOST_SHARED
+
+
+def test_trials_hold_the_results_of_each_kind(tmp_path, work):
+    search = StageCache(tmp_path, shared={})
+    for key in ("a", "b", "c"):
+        search.remembered("small", lambda key=key: key, work, most=2)
+    assert search.remembered("small", lambda: "b", work, most=2) == "result 2"
+    assert search.remembered("large", lambda: "b", work, most=2) == "result 4"
+    assert search.remembered("small", lambda: "a", work, most=2) == "result 5"
 
 
 def test_a_run_of_its_own_holds_nothing(tmp_path, work):
     stages = StageCache(tmp_path)
-    assert stages.remembered(lambda: 1 / 0, work) == "result 1"
-    assert stages.remembered(lambda: 1 / 0, work) == "result 2"
+    assert stages.remembered("x", lambda: 1 / 0, work) == "result 1"
+    assert stages.remembered("x", lambda: 1 / 0, work) == "result 2"
