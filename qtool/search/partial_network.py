@@ -16,7 +16,6 @@ from qtool.runtime.chunk_threads import map_chunks
 from qtool.runtime.executor import Executor, Observe
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
-from qtool.steps.layerwise import rounded_value
 
 Part = Literal["weights", "activations", "both"]
 """The part of a site that is quantized."""
@@ -160,7 +159,7 @@ class PartialNetwork:
         def observe(value: ir.Value, tensor: Any) -> Any:
             is_own = value.name in own
             rounded = part in ("activations", "both") if is_own else part in ("weights", "both")
-            return rounded_value(self._simulation, value, tensor) if rounded else tensor
+            return self._simulation.observe(value, tensor) if rounded else tensor
 
         return observe
 

@@ -14,6 +14,7 @@ from qtool.runtime.executor import Executor
 from qtool.runtime.tensor_cache import TensorCache
 from qtool.runtime.tensors import from_numpy
 from qtool.simulation.dynamic import dynamic_functions
+from qtool.simulation.one_scale import has_one_scale, rounded
 
 
 class Simulation:
@@ -84,7 +85,9 @@ class Simulation:
         if name in self.plan.weight_overrides:
             tensor = from_numpy(self.plan.weight_overrides[name]).to(tensor)
         params = self.plan.params(name)
-        return tensor if params is None else fake_quantize(tensor, params)
+        if params is None:
+            return tensor
+        return (rounded if has_one_scale(params, tensor) else fake_quantize)(tensor, params)
 
 
 def constant_tensor(plan: QuantPlan, name: str) -> torch.Tensor:

@@ -23,7 +23,7 @@ from qtool.runtime.chunk_threads import map_chunks
 from qtool.runtime.executor import Executor
 from qtool.runtime.memory import reused_memory
 from qtool.simulation.fake_quant import Simulation
-from qtool.steps.byte_codes import ByteCodes, has_byte_codes, rounded
+from qtool.steps.byte_codes import ByteCodes
 from qtool.steps.context import MAX_ROWS, Context
 from qtool.steps.value_store import Values, ValueStore
 
@@ -135,7 +135,7 @@ class LayerwiseRun:
                 x_float, x_quantized = select(k, (x_float, x_quantized))
             # A value that float ops read too is stored as it was before rounding.
             if value is not None and not self._codes.are_rounded(self.plan, name):
-                x_quantized = rounded_value(simulation, value, x_quantized)
+                x_quantized = simulation.observe(value, x_quantized)
             return x_float, x_quantized
 
         yield from map_chunks(pair, range(self._chunks), self._context.device)
@@ -205,7 +205,7 @@ class LayerwiseRun:
                 return tensor
             if name in self._raw_names:
                 raw[name] = tensor
-            return rounded_value(simulation, value, tensor)
+            return simulation.observe(value, tensor)
 
         feeds = self._codes.decode(stored)
         values = simulation.executor(feeds, observe, names, simulation.raw)
@@ -230,14 +230,6 @@ class Lifetimes:
     def alive(self, cut: int) -> list[str]:
         """Return values that are made before position ``cut`` and read there or later."""
         return [self._names[k] for k in np.flatnonzero((self._made < cut) & (self._last >= cut))]
-
-
-def rounded_value(simulation: Simulation, value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a value as readers in the quantized network see it; activations without copies."""
-    params = simulation.plan.params(value.name or "")
-    if params is None or value.is_initializer() or not has_byte_codes(params, tensor):
-        return simulation.observe(value, tensor)
-    return rounded(tensor, params)
 
 
 def _chunk_rows(context: Context) -> int | None:
