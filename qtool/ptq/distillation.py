@@ -1,7 +1,7 @@
 """Distillation: train the whole quantized network to give the float network's output."""
 
 from dataclasses import KW_ONLY, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.errors import RecipeError, UnsupportedError
+from qtool.errors import UnsupportedError
 from qtool.graph.compared_output import has_probabilities
 from qtool.graph.queries import computed_elements
-from qtool.ptq.reconstruction.blocks import has_narrow_activations
 from qtool.qat import distributed
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import float_teacher
@@ -58,11 +57,6 @@ class Distillation:
         lr: of SGD with momentum, falling to 0 along a cosine; scales learn at a hundredth.
         batch: samples of an iteration; fewer where they do not fit in 700 MB, and lr as much lower.
         augment: change inputs that are colour images [N, 3, H, W].
-        activations: from_8: leave networks alone in which an activation has fewer bits, which brecq
-            repairs.
-        above: distance of the output to the float one, on holdout samples, up to which a network
-            is left as it is.
-        required: refuse a network with grids that training cannot learn; false leaves it as it is.
 
     Source: Hinton et al. 2015, arXiv:1503.02531 (the loss); Finkelstein et al. 2022, "QFT",
         arXiv:2212.02634 (all parameters jointly, without labels); Yun et al. 2019, "CutMix",
@@ -74,9 +68,6 @@ class Distillation:
     lr: float = Field(default=0.004, gt=0)
     batch: int = Field(default=16, ge=1)
     augment: bool = True
-    activations: Literal["any", "from_8"] = "any"
-    above: float | None = Field(default=None, ge=0)
-    required: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
     guarded: ClassVar[bool] = True
@@ -89,18 +80,13 @@ class Distillation:
             context: the ``fit`` samples are learned from, ``holdout`` chooses the epoch.
 
         Raises:
-            UnsupportedError: the plan has grids that cannot be trained, and the step is required.
+            RecipeError: a weight has a width or a code book that training cannot learn.
+            UnsupportedError: scales have a fixed form or are computed at run time, or the output
+                has no gradient.
         """
-        if self.activations == "from_8" and has_narrow_activations(context.model.graph, plan):
-            return StepResult(plan, ("an activation has fewer than 8 bits: nothing changed",))
-        try:
-            _check(plan)
-            network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
-            _check_gradient(network, context)
-        except (RecipeError, UnsupportedError) as error:
-            if self.required:
-                raise
-            return StepResult(plan, (f"left as it is: {error}",))
+        _check(plan)
+        network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
+        _check_gradient(network, context)
         # Labels, where the samples have them, are not read.
         data, validation = (replace(part, labels=None) for part in context.parts)
         torch.manual_seed(context.seed)

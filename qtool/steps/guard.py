@@ -29,12 +29,6 @@ class NamedStep:
     step: Step
     key: str = ""
 
-    @property
-    def above(self) -> float | None:
-        """Distance on holdout samples up to which the step does not run; None: it always runs."""
-        above: float | None = getattr(self.step, "above", None)
-        return above
-
 
 @dataclass(frozen=True)
 class AppliedSteps:
@@ -81,8 +75,7 @@ def guarded(
 
     The network's first output is compared with the float network's before and after the step
     (:meth:`Context.loss`) and must fall, or fall below the share ``at_most`` of a step that has
-    this option; a step with the option ``above`` does not run where it is at most that before. A
-    step whose ``guarded`` is False decides for itself.
+    this option. A step whose ``guarded`` is False decides for itself.
 
     Returns:
         The result whose plan is to be used, and the row of the report (None if not guarded).
@@ -94,10 +87,7 @@ def guarded(
             record.notes += result.notes
             return result, None
         digest, before = plan_digest(plan), context.loss(plan)
-        if named.above is not None and before <= named.above:
-            result = StepResult(plan, (f"not run: the distance is not above {named.above:g}",))
-        else:
-            result = _cached(named, plan, digest, context, record)
+        result = _cached(named, plan, digest, context, record)
         unchanged = plan_digest(result.plan) == digest
         after = before if unchanged else context.loss(result.plan)
         share = getattr(named.step, "at_most", 1.0)

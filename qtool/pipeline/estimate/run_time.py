@@ -115,9 +115,7 @@ def _sample_work(prepared: Prepared, plan: QuantPlan) -> float:
     passes = 0 if not observed else 1 + calibrator.by_output
     plans = len(calibrator.finalists) + calibrator.trials
     held_out = plans * min(MAX_HOLDOUT, context.calibration.count // 4)
-    # A step that waits for a loss seldom runs.
-    expected = [named.step for named in ptq_steps(recipe) if named.above is None]
-    steps = sum(getattr(step, "inferences", STEP) for step in expected)
+    steps = sum(getattr(named.step, "inferences", STEP) for named in ptq_steps(recipe))
     return (
         context.calibration.count * (passes * CALIBRATE + steps)
         + (simulated + held_out) * SIMULATE

@@ -1,8 +1,7 @@
 """Try recipes that differ in bits and steps: quantize, compare with the float network, weigh.
 
 The model is read and the data opened once; every trial starts from a copy of the graph as it was
-read, so that the same recipe in a run of its own gives the same plan. Steps that wait for a loss
-(``above``) are left out.
+read, so that the same recipe in a run of its own gives the same plan.
 """
 
 import json
@@ -23,7 +22,7 @@ from qtool.pipeline.search.reference import (
     unused_reference,
     with_unused_samples,
 )
-from qtool.pipeline.stages import Emitted, emit, ptq_steps, quantize, rewrite
+from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.choice import Choice
@@ -146,10 +145,6 @@ class TrialRunner:
         with recipe.locate_errors():
             bits = resolve_bits(recipe.bits, model, prepared.context.target)
         recipe = add_default_steps(recipe, bits.scale, prepared.context.calibration.count)
-        # Minutes in each trial; the run of the chosen recipe, which can only gain, has them.
-        named = zip(recipe.ptq or (), ptq_steps(recipe), strict=True)
-        steps = tuple(choice for choice, step in named if step.above is None)
-        recipe = recipe.model_copy(update={"ptq": steps})
         context = replace(
             prepared.context,
             model=model,

@@ -83,16 +83,6 @@ def test_files_are_weighed_without_the_work_of_the_steps(digits, tmp_path):
     assert runner.file_bytes(runner.base) == runner.measure(runner.base).bytes
 
 
-def test_trials_leave_out_steps_that_wait_for_a_loss(digits, tmp_path):
-    changes = ["calibrate.count=64", "ptq=fast", "bits={weights: 2}"]
-    recipe = load_recipe(digits / "int8.yaml", changes)
-    cache = StageCache(tmp_path, fresh=True)
-    runner = trial.TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
-    _, context = runner.quantized(runner.base)
-    ran = [stage.name for stage in context.cache.done]
-    assert "gptq" in ran and "distillation" not in ran
-
-
 def test_a_search_that_was_interrupted_goes_on_from_its_finished_trials(
     digits, tmp_path, monkeypatch
 ):

@@ -93,8 +93,6 @@ def test_grids_that_cannot_be_trained_are_refused(tmp_path):
         UnsupportedError, match=r"distillation cannot train .*expected bits\.scheme"
     ):
         STEP(fixed, context)
-    result = replace(STEP, required=False)(fixed, context)
-    assert result.plan is fixed and "code book or a scale of a fixed form" in result.notes[0]
 
 
 def test_an_output_without_gradients_is_refused(tmp_path):
@@ -104,14 +102,6 @@ def test_an_output_without_gradients_is_refused(tmp_path):
     plan, context = calibrated(net.output(net.add("Cast", x, to=1, out="y")), FOUR, folder=tmp_path)
     with pytest.raises(UnsupportedError, match='cannot train towards "y"'):
         STEP(plan, context)
-    assert replace(STEP, required=False)(plan, context).plan is plan
-
-
-def test_narrow_activations_may_be_left_to_other_steps(tmp_path):
-    plan, context = setup("residual", tmp_path)
-    assert replace(STEP, activations="from_8")(plan, context).plan is plan
-    eight, context = calibrated(BUILDERS["residual"](), Bits(3, 8), rows=128, folder=tmp_path)
-    assert replace(STEP, activations="from_8")(eight, context).metrics["epoch"] > 0
 
 
 def test_large_samples_are_taken_fewer_at_a_time(tmp_path, monkeypatch):

@@ -75,8 +75,8 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
     ("parts", "names"),
     [
         ({}, ["gptq"]),
-        ({"bits": {"weights": 4}}, ["gptq", "brecq", "distillation"]),
-        ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq", "brecq", "distillation"]),
+        ({"bits": {"weights": 4}}, ["gptq", "brecq"]),
+        ({"bits": {"layers": {"op:Conv": 4}}}, ["gptq", "brecq"]),
         ({"bits": {"layers": {"op:Conv": {"activations": 4}}}}, ["gptq"]),
         ({"bits": {"layers": {"op:Conv": "float"}}}, ["gptq"]),
         ({"bits": {"weights": "float", "activations": "float"}}, []),
@@ -86,7 +86,7 @@ def steps(folder, samples=100, scale_kind="float", **parts) -> list[str]:
         ({"bits": {"weights": 4, "scheme": "kmeans"}}, []),
         ({"bits": {"weights": 4}, "ptq": []}, []),
         ({"bits": {"weights": 4}, "ptq": ["bias_correction"]}, ["bias_correction"]),
-        ({"ptq": "fast"}, ["gptq", "brecq", "distillation"]),
+        ({"ptq": "fast"}, ["gptq", "brecq"]),
     ],
 )
 def test_the_default_repairs_integer_weights(parts, names, tmp_path):

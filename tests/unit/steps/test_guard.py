@@ -115,21 +115,6 @@ def test_a_plan_survives_its_archive_and_its_digest_says_what_changed(run, tmp_p
     assert plan_digest(replace(plan, weight_overrides={})) != plan_digest(plan)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_step_may_leave_a_network_that_is_near_enough(run, share):
-    plan, context = run
-    distance = context.loss(plan)
-
-    @dataclass(frozen=True)
-    class Sparing(AddToBias):
-        above: ClassVar[float] = share * distance
-
-    (row,) = apply_steps((NamedStep("sparing", Sparing(-3.0)),), plan, context).rows
-    assert row.kept == (share < 1) and bool(AddToBias.calls) == row.kept
-    notes = context.cache.done[-1].notes
-    assert any("not above" in note for note in notes) != row.kept
-
-
 @pytest.mark.parametrize(("at_most", "kept"), [(1.0, True), (0.5, True), (0.1, False)])
 def test_a_step_may_demand_a_larger_fall(run, at_most, kept):
     """Two thirds of the wrong shift taken back leave a ninth of the squared error."""
