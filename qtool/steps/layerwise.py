@@ -116,7 +116,7 @@ class LayerwiseRun:
     def inputs(
         self, site: Site, select: Callable[[int, Pair], Pair] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the layer's input in the float and in the quantized network, chunk by chunk.
+        """Return an iterator over the layer's input in both networks, chunk by chunk.
 
         Args:
             site: the one that :meth:`sites` yielded last.
@@ -138,10 +138,10 @@ class LayerwiseRun:
                 x_quantized = simulation.observe(value, x_quantized)
             return x_float, x_quantized
 
-        yield from map_chunks(pair, range(self._chunks), self._context.device)
+        return map_chunks(pair, range(self._chunks), self._context.device)
 
     def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the layer's output before its activation in both networks, chunk by chunk.
+        """Return an iterator over both networks' output of the layer before its activation.
 
         The quantized layer has rounded weights and inputs; its output is not rounded.
 
@@ -163,7 +163,7 @@ class LayerwiseRun:
             y_float = self._float(float_values, None, [out])[out]
             return y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
 
-        yield from map_chunks(pair, range(self._chunks), self._context.device)
+        return map_chunks(pair, range(self._chunks), self._context.device)
 
     def _simulation(self) -> Simulation:
         return Simulation(self._context.model, self.plan, self._context.device, self._first)

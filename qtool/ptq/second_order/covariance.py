@@ -133,38 +133,32 @@ class _Batch:
     Attributes:
         half: 0 or 1, of the samples.
         shift: the provisional mean of x_q, of all batches, [groups, 1, unknowns].
-        x: x_q less the shift.
-        error: x_float - x_q.
-        weights: of the rows, [1, rows, 1].
+        typical: the power of rows with weight 1, of all batches.
+        pairs: (x_float, x_q) of each chunk.
     """
 
     half: int
     shift: torch.Tensor
-    x: torch.Tensor
-    error: torch.Tensor
-    weights: torch.Tensor
+    typical: torch.Tensor
+    pairs: tuple[Pair, ...]
 
 
 def _batches(inputs: Iterable[Pair]) -> Iterator[_Batch]:
     """Yield the rows of each half of the chunks, enough of them for a product."""
-    waiting: tuple[list[tuple[torch.Tensor, ...]], ...] = ([], [])
+    waiting: tuple[list[Pair], list[Pair]] = ([], [])
     shift = typical = torch.empty(0)
 
     def batch(half: int) -> _Batch:
-        rows = waiting[half]
-        x, error, weights = (
-            part[0] if len(rows) == 1 else torch.cat(part, 1) for part in zip(*rows, strict=True)
-        )
-        rows.clear()
-        return _Batch(half, shift, x, error, weights)
+        pairs = tuple(waiting[half])
+        waiting[half].clear()
+        return _Batch(half, shift, typical, pairs)
 
     for k, (x_float, x_quantized) in enumerate(inputs):
-        power = row_power(x_float, 0, 2)
         if k == 0:
-            shift, typical = x_quantized.mean(1, keepdim=True), typical_power(power)
-        weights = row_weights(power, typical)
-        waiting[k % 2].append((x_quantized - shift, x_float - x_quantized, weights))
-        if sum(rows[0].numel() for rows in waiting[k % 2]) >= PRODUCT_ELEMENTS:
+            shift = x_quantized.mean(1, keepdim=True)
+            typical = typical_power(row_power(x_float, 0, 2))
+        waiting[k % 2].append((x_float, x_quantized))
+        if sum(pair[0].numel() for pair in waiting[k % 2]) >= PRODUCT_ELEMENTS:
             yield batch(k % 2)
     for half in range(2):
         if waiting[half]:
@@ -200,11 +194,16 @@ def _product(weights: torch.Tensor, batch: _Batch) -> _Product:
         weights: W, [groups, outputs, unknowns]; W e is the left factor where it is smaller than e.
         batch: the rows.
     """
-    rows = batch.weights.sum(1, keepdim=True)
-    centre = (batch.weights * batch.x).sum(1, keepdim=True) / rows
-    x, error = batch.x - centre, batch.weights * batch.error
+    x_float, x = (
+        part[0] if len(part) == 1 else torch.cat(part, 1) for part in zip(*batch.pairs, strict=True)
+    )
+    of_rows = row_weights(row_power(x_float, 0, 2), batch.typical)  # [1, rows, 1]
+    rows = of_rows.sum(1, keepdim=True)
+    error, x = (x_float - x).mul_(of_rows), x - batch.shift
+    centre = (of_rows * x).sum(1, keepdim=True) / rows
+    x -= centre
     left = error @ weights.to(x.device).mT if _through_outputs(weights) else error
-    weighted = batch.weights * x
+    weighted = of_rows * x
     rest, errors, lefts = (part.sum(1).double() for part in (weighted, error, left))
     mean, second = centre[:, 0].double(), (weighted.mT @ x, left.mT @ x)
     return _Product(batch.half, batch.shift, float(rows), mean, rest, errors, lefts, second)

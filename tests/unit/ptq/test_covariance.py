@@ -80,8 +80,8 @@ def test_an_input_that_varies_in_few_samples_has_a_positive_definite_hessian():
     shift, weights = torch.full((1, 1, 9), 3.7), torch.ones(1, 1, 9)
     sums = covariance._Sums(weights, shift)
     for _ in range(40):
-        error, ones = 1e-6 * torch.rand(1, 400, 9), torch.ones(1, 400, 1)
-        batch = covariance._Batch(0, shift, torch.zeros(1, 400, 9) - shift, error, ones)
+        pair = (1e-6 * torch.rand(1, 400, 9), torch.zeros(1, 400, 9))
+        batch = covariance._Batch(0, shift, torch.tensor(1.0), (pair,))
         sums.add(covariance._product(weights, batch))
     sums.close()
     np.linalg.cholesky(sums.moments(True).hessian)
