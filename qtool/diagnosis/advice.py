@@ -71,9 +71,12 @@ def per_channel(facts: Facts, suspects: Values) -> Advice:
 
 def repair_weights(facts: Facts, suspects: Values) -> Advice:
     """Advise on rounded weights: repair steps where none ran, else more bits."""
-    bits = min(facts.weight_bits(name) for name in facts.layers)
+    narrow = [name for name in facts.layers if facts.weight_bits(name) < 8]
+    widths = sorted({facts.weight_bits(name) for name in narrow or facts.layers})
+    bits = widths[0]
+    width = f"{bits} bits" if len(widths) == 1 else f"{bits} to {widths[-1]} bits"
     cause = "Pruning the weights and rounding them" if facts.plan.masks else "Rounding the weights"
-    part = f"{cause} to {bits} bits costs {_percent(suspects)} of the loss"
+    part = f"{cause} to {width} costs {_percent(suspects)} of the loss"
     shown = f"with exact weights and the same activations {_percent(suspects)} of it is gone"
     stand_out = _spread(facts)
     if bits < 8 and not facts.settings.steps:
@@ -85,12 +88,11 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
             bound=True,
         )
     if bits < 8:
-        narrow = [name for name in facts.layers if facts.weight_bits(name) < 8]
         extra = sum((8 - facts.weight_bits(n)) * facts.weight_count([n]) for n in narrow)
         return Advice(
             f"{part}, repair included",
             f"{shown}; {stand_out}",
-            ("bits: {weights: 8}",),
+            facts.settings.lines_of_8_bits(),
             lambda: replacements.weights_per_channel(facts, narrow, bits=8),
             bytes=ceil(extra / 8),
         )

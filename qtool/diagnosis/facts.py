@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from json import dumps
+from json import dumps, loads
 from math import prod
 
 from qtool.diagnosis.measurements import Measurements
@@ -33,6 +33,23 @@ class Settings:
     calibrator: str = "mse"
     samples: int = 0
     layers: Mapping[str, str] = field(default_factory=dict)
+
+    def lines_of_8_bits(self) -> tuple[str, ...]:
+        """Return the lines of ``bits`` that give all integer weights 8 bits.
+
+        Patterns with fewer bits are raised too: they win over the width of all layers.
+        """
+        widths = {pattern: loads(text) for pattern, text in self.layers.items()}
+        narrow = {
+            pattern: dumps({**width, "weights": 8})
+            for pattern, width in widths.items()
+            if isinstance(width, dict)
+            and isinstance(width.get("weights"), int)
+            and width["weights"] < 8
+        }
+        if not narrow:
+            return ("bits: {weights: 8}",)
+        return ("bits:", "  weights: 8", f"  layers: {self.layer_line(narrow)}")
 
     def layer_line(self, widths: Mapping[str, str]) -> str:
         """Return ``bits.layers`` with more patterns; later ones win.

@@ -186,6 +186,24 @@ def test_names_with_quotes_and_brackets_stand_in_recipe_lines():
     assert fnmatchcase('a"[0]', list(widths)[1].removeprefix("name:"))
 
 
+def test_eight_bits_for_all_weights_hold_for_layers_that_the_recipe_names():
+    mixed = {
+        "first": '{"weights": 8}',
+        "name:a": '{"weights": 5, "activations": 16}',
+        "name:b": '{"weights": "float", "activations": "float"}',
+        "name:c": '{"activations": 4}',
+    }
+    bits = yaml.safe_load("\n".join(Settings(layers=mixed).lines_of_8_bits()))["bits"]
+    assert bits["weights"] == 8
+    assert bits["layers"] == {
+        "first": {"weights": 8},
+        "name:a": {"weights": 8, "activations": 16},
+        "name:b": {"weights": "float", "activations": "float"},
+        "name:c": {"activations": 4},
+    }
+    assert Settings(layers={"first": '{"weights": 8}'}).lines_of_8_bits() == ("bits: {weights: 8}",)
+
+
 def test_every_gate_of_the_outputs_asks_for_a_diagnosis():
     accuracy = Accuracy(samples=100, drop=0.3)
     for name in ("min_accuracy", "max_regression", "max_drop"):
