@@ -20,7 +20,6 @@ from qtool.qat.settings import RunFiles, Settings, best_epoch
 from qtool.qat.trainer import train
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
-from qtool.quant.primitives import Codebook, QuantParams
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
 
@@ -50,7 +49,7 @@ class Distillation:
     mirrored, and every second one gets a box of another image, at random, since a network overfits
     a few hundred samples soon. The epoch of least loss on holdout samples is used, the plan before
     training among them; three epochs without a better one are the last. Weights of 8 bits follow
-    their range. A run that was stopped goes on from its last epoch.
+    their range; scales of a fixed form keep it. A run that was stopped goes on from its last epoch.
 
     Args:
         epochs: over the samples.
@@ -80,11 +79,10 @@ class Distillation:
             context: the ``fit`` samples are learned from, ``holdout`` chooses the epoch.
 
         Raises:
-            RecipeError: a weight has a width or a code book that training cannot learn.
-            UnsupportedError: scales have a fixed form or are computed at run time, or the output
-                has no gradient.
+            RecipeError: a weight has a width or a code book that training cannot learn, or grids
+                are computed at run time.
+            UnsupportedError: the output has no gradient.
         """
-        _check(plan)
         network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
         _check_gradient(network, context)
         # Labels, where the samples have them, are not read.
@@ -139,24 +137,6 @@ class Distillation:
             cutmix=CUTMIX if changes else 0.0,
             patience=PATIENCE,
             seed=context.seed,
-        )
-
-
-def _check(plan: QuantPlan) -> None:
-    """Refuse a plan whose grids training cannot learn, in the words of a step."""
-    for name, grid in plan.grids.items():
-        if isinstance(grid, Codebook) or (
-            isinstance(grid, QuantParams) and grid.spec.scale_kind != "float"
-        ):
-            raise UnsupportedError(
-                f'ptq: distillation cannot train the grid of "{name}": found a code book or a '
-                "scale of a fixed form, expected bits.scheme: uniform and bits.scale: float; "
-                "leave the step out"
-            )
-    if plan.dynamic:
-        raise UnsupportedError(
-            "ptq: distillation cannot train grids that are computed at run time; found "
-            "activations: dynamic, expected a number of bits; leave the step out"
         )
 
 

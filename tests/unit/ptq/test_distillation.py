@@ -8,12 +8,13 @@ from contexts import calibrated
 from models import BUILDERS, Net, cpu, run
 
 from qtool.emitters import emit_qdq
-from qtool.errors import UnsupportedError
+from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.queries import computed_elements
 from qtool.ptq import Distillation, Gptq, distillation
 from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.plan_archive import plan_digest
+from qtool.quant.primitives import Codebook, QuantParams
 from qtool.simulation.fake_quant import Simulation
 
 FOUR = Bits(weights=4, activations=4)
@@ -80,19 +81,32 @@ def test_images_are_changed_where_they_are_colour_images(tmp_path):
     assert not Distillation()._settings(gray, 96).flip
 
 
-def test_grids_that_cannot_be_trained_are_refused(tmp_path):
+def test_code_books_are_refused(tmp_path):
     plan, context = setup("residual", tmp_path)
-    grids = {
-        name: replace(grid, spec=replace(grid.spec, scale_kind="power_of_two"))
-        if hasattr(grid, "scale")
-        else grid
-        for name, grid in plan.grids.items()
-    }
+    name = next(site.weight for site in plan.sites.values() if site.weight)
+    grid = plan.qparams(name)
+    book = Codebook(grid.spec, grid.scale, grid.zero_point, np.arange(-3, 4, dtype=np.float32))
+    with pytest.raises(RecipeError, match=r"code book.*expected bits\.scheme: uniform"):
+        STEP(replace(plan, grids={**plan.grids, plan.grid_of[name]: book}), context)
+
+
+def test_scales_of_a_fixed_form_are_trained_in_it(tmp_path):
+    plan, context = setup("residual", tmp_path)
+    grids = {name: in_form(grid) for name, grid in plan.grids.items()}
     fixed = replace(plan, grids=grids)
-    with pytest.raises(
-        UnsupportedError, match=r"distillation cannot train .*expected bits\.scheme"
-    ):
-        STEP(fixed, context)
+    result = STEP(fixed, context)
+    assert result.metrics["epoch"] > 0 and context.loss(result.plan) < context.loss(fixed)
+    scales = [np.ravel(grid.scale) for grid in result.plan.grids.values() if hasattr(grid, "scale")]
+    mantissas = np.frexp(np.concatenate(scales))[0]
+    assert (mantissas == 0.5).all()
+
+
+def in_form(grid):
+    """Return a grid whose scales are powers of two; a spec as it is."""
+    if not isinstance(grid, QuantParams):
+        return grid
+    scale = np.exp2(np.round(np.log2(grid.scale))).astype(np.float32)
+    return replace(grid, spec=replace(grid.spec, scale_kind="power_of_two"), scale=scale)
 
 
 def test_an_output_without_gradients_is_refused(tmp_path):
