@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.errors import UnsupportedError
+from qtool.errors import RecipeError, UnsupportedError
 from qtool.graph.compared_output import has_probabilities
 from qtool.graph.queries import computed_elements
 from qtool.qat import distributed
@@ -83,7 +83,10 @@ class Distillation:
                 are computed at run time.
             UnsupportedError: the output has no gradient.
         """
-        network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
+        try:
+            network = QatNetwork(context.model, plan, LSQ(), "folded", context.device)
+        except RecipeError as error:
+            raise RecipeError(f"ptq: distillation: {error}; or leave the step out") from error
         _check_gradient(network, context)
         # Labels, where the samples have them, are not read.
         data, validation = (replace(part, labels=None) for part in context.parts)

@@ -86,7 +86,9 @@ def test_code_books_are_refused(tmp_path):
     name = next(site.weight for site in plan.sites.values() if site.weight)
     grid = plan.qparams(name)
     book = Codebook(grid.spec, grid.scale, grid.zero_point, np.arange(-3, 4, dtype=np.float32))
-    with pytest.raises(RecipeError, match=r"code book.*expected bits\.scheme: uniform"):
+    with pytest.raises(
+        RecipeError, match=r"ptq: distillation: .* code book.*expected bits\.scheme: uniform"
+    ):
         STEP(replace(plan, grids={**plan.grids, plan.grid_of[name]: book}), context)
 
 
