@@ -73,13 +73,12 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
     """Advise on rounded weights: repair steps where none ran, else more bits."""
     narrow = [name for name in facts.layers if facts.weight_bits(name) < 8]
     widths = sorted({facts.weight_bits(name) for name in narrow or facts.layers})
-    bits = widths[0]
-    width = f"{bits} bits" if len(widths) == 1 else f"{bits} to {widths[-1]} bits"
+    width = " to ".join(str(bits) for bits in dict.fromkeys((widths[0], widths[-1]))) + " bits"
     cause = "Pruning the weights and rounding them" if facts.plan.masks else "Rounding the weights"
     part = f"{cause} to {width} costs {_percent(suspects)} of the loss"
     shown = f"with exact weights and the same activations {_percent(suspects)} of it is gone"
     stand_out = _spread(facts)
-    if bits < 8 and not facts.settings.steps:
+    if narrow and not facts.settings.steps:
         return Advice(
             f"{part}, and the recipe has no step that repairs it",
             f"{shown}; {stand_out}",
@@ -87,7 +86,7 @@ def repair_weights(facts: Facts, suspects: Values) -> Advice:
             lambda: replacements.exact_weights(facts, facts.layers),
             bound=True,
         )
-    if bits < 8:
+    if narrow:
         extra = sum((8 - facts.weight_bits(n)) * facts.weight_count([n]) for n in narrow)
         return Advice(
             f"{part}, repair included",

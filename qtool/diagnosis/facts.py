@@ -43,9 +43,7 @@ class Settings:
         narrow = {
             pattern: dumps({**width, "weights": 8})
             for pattern, width in widths.items()
-            if isinstance(width, dict)
-            and isinstance(width.get("weights"), int)
-            and width["weights"] < 8
+            if width.get("weights") in range(8)  # not float, not absent
         }
         if not narrow:
             return ("bits: {weights: 8}",)

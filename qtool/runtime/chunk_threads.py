@@ -18,7 +18,8 @@ def map_chunks(
 
     A chunk fits in a cache, so its operators are too small to be worth several threads each. As
     many chunks as torch has threads are computed at once, and each result is that of one thread,
-    whatever their number. Results can be the chunks of another call.
+    whatever their number. Results can be the chunks of another call. The number of threads is read
+    when this is called: while results of another call are read, torch has one.
 
     Args:
         compute: called in other threads, in inference mode; it does not change what others read.

@@ -217,20 +217,23 @@ def _steps(report: Report) -> Table | None:
     table = _grid(4)
     whole = [step for step in report.ptq or () if not step.block]  # blocks: the other reports
     for step in whole:
-        mark = _step_mark(step)
+        mark, style = _step_mark(step)
         table.add_row(
             Text.assemble(mark, " ", formatting.clean(step.step)),
             formatting.before_after(step),
             Text(formatting.duration(step.seconds), justify="right"),
-            Text(formatting.outcome(step), "yellow" if mark.plain == "✗" else "dim"),
+            Text(formatting.outcome(step), style),
         )
     return table if table.row_count else None
 
 
-def _step_mark(step: PtqStep) -> Text:
+def _step_mark(step: PtqStep) -> tuple[Text, str]:
+    """Return the mark of a step and the style of its outcome."""
     if step.kept:
-        return Text("✓", "green")
-    return Text("–", "dim") if formatting.is_unchanged(step) else Text("✗", "yellow")
+        return Text("✓", "green"), "dim"
+    if formatting.is_unchanged(step):
+        return Text("–", "dim"), "dim"
+    return Text("✗", "yellow"), "yellow"
 
 
 def _kernels(report: Report) -> Table | None:
