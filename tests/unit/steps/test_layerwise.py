@@ -1,5 +1,6 @@
 """Inputs of layers in both networks are those of whole runs, rounded as everywhere else."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from models import BUILDERS, Net
 
 from qtool.quant.bit_widths import Bits
 from qtool.runtime import executor, schedule
+from qtool.runtime.chunk_threads import map_chunks
 from qtool.runtime.executor import Executor
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps import value_store
@@ -47,6 +49,24 @@ def test_a_selection_is_rounded_as_the_whole():
                 for select in (None, lambda chunk, pair: tuple(x[:, :2] for x in pair))
             )
             assert torch.equal(whole[:, :2], part) and run.chunks == 1
+
+
+def test_inputs_are_selected_on_all_threads_also_as_chunks_of_another_call():
+    plan, context = calibrated(BUILDERS["residual"](), Bits(weights=4), rows=20)
+    names, before = [], torch.get_num_threads()
+
+    def select(chunk, pair):
+        names.append(threading.current_thread().name)
+        return pair
+
+    torch.set_num_threads(2)
+    try:
+        with LayerwiseRun(context, plan, "test") as run:
+            site = next(run.sites())
+            list(map_chunks(lambda pair: pair, run.inputs(site, select)))
+    finally:
+        torch.set_num_threads(before)
+    assert names and all(name.startswith("qtool-chunk") for name in names)
 
 
 @pytest.mark.parametrize(("samples", "count"), [(None, 15), (100, 15), (5, 5), (1, 1)])
