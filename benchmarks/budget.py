@@ -22,6 +22,7 @@ from benchmarks.budget_page import LARGE, SMALL, WIDTHS, WITHIN, Report, page
 from benchmarks.command import run_qtool
 from benchmarks.machine import children_cpu, fold_options, load_rows, results_folder, save_row
 from benchmarks.networks import Network, data_folder, recipe
+from benchmarks.paired import hits, only_one_right
 from benchmarks.poison import poison
 from benchmarks.repair import NAMES
 
@@ -120,10 +121,12 @@ def nncf(bench: Bench, name: str, fold: int) -> dict[str, Any]:
 def mixed(bench: Bench, name: str, fold: int, width: int) -> dict[str, Any]:
     """Compare a uniform width with mixed precision at the bytes of the uniform file."""
     bits: dict[str, Any] = {"weights": width, "activations": 8}
-    same = bench.run(f"uniform{width}-{name}-{fold}", _plain(name, fold, bits=bits))
+    folders = [f"{kind}{width}-{name}-{fold}" for kind in ("uniform", "mixed")]
+    same = bench.run(folders[0], _plain(name, fold, bits=bits))
     bits = {**bits, "budget": {"bytes": str(same["bytes"])}}
-    best = bench.run(f"mixed{width}-{name}-{fold}", _plain(name, fold, bits=bits))
-    return {"uniform": same, "mixed": best}
+    best = bench.run(folders[1], _plain(name, fold, bits=bits))
+    right = [hits(_plain(name, fold), bench.work / out / "model.onnx") for out in folders]
+    return {"uniform": same, "mixed": best, "only_one_right": only_one_right(*right)}
 
 
 def badly_scaled(bench: Bench, name: str, fold: int) -> dict[str, Any]:

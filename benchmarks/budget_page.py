@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import heading, table
+from benchmarks.paired import mcnemar
 from benchmarks.repair import pooled
 
 Report = Mapping[str, Any]
@@ -90,6 +91,9 @@ def mixed_table(rows: Mapping[str, list[Report]]) -> str:
             drops = [pooled(part, "float") - pooled(part, "quantized") for part in (same, best)]
             gain = drops[0] - drops[1]
             least = 3.0 if drops[0] > 5 else 0.0
+            pairs = [fold["only_one_right"] for fold in folds if "only_one_right" in fold]
+            losses, wins = (sum(pair[k] for pair in pairs) for k in (0, 1))
+            paired = [f"{wins} : {losses}", f"{mcnemar(wins, losses):.2g}"]
             lines.append(
                 [
                     name,
@@ -99,12 +103,14 @@ def mixed_table(rows: Mapping[str, list[Report]]) -> str:
                     *(f"{drop:.2f}" for drop in drops),
                     f"{gain:.2f}",
                     f"{least:g} {'met' if gain >= least - 5e-3 else 'NOT MET'}",
+                    *(paired if len(pairs) == len(folds) else ("", "")),
                     *(f"{agreement:.2f}" for agreement in agreements),
                     ", ".join(f"{fold['search_seconds'] / 60:.1f}" for fold in best),
                 ]
             )
     header: tuple[str, ...] = ("network", "uniform bits", "uniform bytes", "mixed bytes")
     header = (*header, "uniform drop", "mixed drop", "gained points", "at least")
+    header = (*header, "only mixed right : only uniform right", "p")
     header = (*header, "uniform agrees %", "mixed agrees %", "search min")
     return section("Mixed precision at equal bytes (`bits.budget`)", header, lines)
 

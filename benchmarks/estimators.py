@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from scipy.stats import binomtest
 
 import qtool
 from benchmarks.machine import heading, load_rows, results_folder, save_row, table
 from benchmarks.networks import recipe
+from benchmarks.paired import evaluation_samples, mcnemar, only_one_right
 from benchmarks.repair import NAMES
 from qtool.annotation.annotator import annotate
 from qtool.calibration import (
@@ -111,11 +111,8 @@ class Network:
 
     def __init__(self, name: str, every: int, threads: int | None) -> None:
         loaded = recipe_from_keywords(recipe(NAMES[name], 0), "here", Path("/"), files=True)
-        if loaded.evaluate is None:
-            raise AssertionError(f"{name} has no labels")
         model = qtool.load(str(loaded.model))
-        same = {"preprocess": loaded.evaluate.preprocess or loaded.calibrate.preprocess}
-        data = open_dataset(loaded.evaluate.model_copy(update=same), model.inputs)
+        data = evaluation_samples(loaded, model.inputs)
         self.data = data.take(list(range(0, data.count, every)))
         calibration = open_dataset(loaded.calibrate, model.inputs)
         target, graph = load_target("onnxruntime-cpu"), model._graph.clone()
@@ -264,10 +261,10 @@ def _hits(result: Mapping[str, Any]) -> np.ndarray:
     return np.unpackbits(packed)[: result["images"]].astype(np.int64)
 
 
-def _mcnemar(first: np.ndarray, second: np.ndarray) -> list[object]:
+def _compared(first: np.ndarray, second: np.ndarray) -> list[object]:
     """Return on how many samples only one of two is right, p of the exact test, and a verdict."""
-    wins, losses = int(np.sum(first > second)), int(np.sum(first < second))
-    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    wins, losses = only_one_right(first, second)
+    p = mcnemar(wins, losses)
     verdict = "" if p >= 0.05 else "worse" if losses > wins else "better"
     return [f"{wins} : {losses}", f"{p:.2g}", verdict]
 
@@ -295,7 +292,7 @@ def _tests(results: Mapping[str, Any], rows: list[str]) -> list[list[object]]:
         best = max(each, key=lambda name: int(each[name].sum()))
         names, other = _best_of_other_half(each)
         accuracies = [f"{100 * hits.mean():.2f}" for hits in (auto, each[best])]
-        tests = [best, *_mcnemar(auto, each[best]), names, *_mcnemar(auto, other)]
+        tests = [best, *_compared(auto, each[best]), names, *_compared(auto, other)]
         lines.append([row, len(auto), *accuracies, *tests])
     return lines
 
