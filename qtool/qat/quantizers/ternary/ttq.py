@@ -39,7 +39,9 @@ class TTQ(NarrowWeightQuantizer):
     Args:
         threshold: t.
     Source: Zhu et al. 2017, "Trained Ternary Quantization", sec. 3, arXiv:1612.01064. Departures:
-        max |w| of a channel, where the paper normalizes layers; u; dL/dn has the sign of -n.
+        max |w| of a channel, where the paper normalizes layers; u; dL/dn has the sign of -n; p and
+        n, relative to u, learn at `scale_lr`: short training of ResNet-20 diverges at the paper's
+        rate, that of the weights for p u and n u.
     """
 
     _: KW_ONLY
