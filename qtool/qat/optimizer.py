@@ -22,15 +22,20 @@ def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Opti
     """Return an optimizer with four groups: weights; biases and norms; scales; decaying scales.
 
     Weights and the grid modules that ask for it (PACT) take weight decay, all others none.
+    Parameters of grid modules that learn at the rate of the weights (centroids) are in the second.
 
     Args:
         network: that is trained.
         settings: with optimizer, rate and decay.
     """
     grids: list[Any] = [*network.weight_grids.values(), *network.activation_grids.values()]
-    decaying = [p for grid in grids if grid.decays for p in grid.parameters()]
-    scales = [p for grid in grids if not grid.decays for p in grid.parameters()]
+    decaying: list[Any] = []
+    scales: list[Any] = []
     others = [*network.biases.parameters(), *network.norms.parameters()]
+    for grid in grids:
+        for name, parameter in grid.named_parameters():
+            at_scale_rate = decaying if grid.decays else scales
+            (others if name in grid.at_weight_rate else at_scale_rate).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": list(network.weights.parameters()), "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -26,12 +26,14 @@ class GridModule(Protocol):
         params: grid that training starts from.
         scale: current scale: shape [] or [C] of weights, [1] of activations.
         decays: the module's parameters take the weight decay of the weights.
+        at_weight_rate: names of its parameters that learn at the rate of the weights.
         scale_tensor: name of the tensor that holds the scale; None: several tensors do.
         steps_of_scale: how many scales that tensor holds: a range is so many steps.
     """
 
     params: QuantParams
     decays: bool
+    at_weight_rate: frozenset[str]
     scale_tensor: str | None
     steps_of_scale: float
 
@@ -46,8 +48,8 @@ class GridModule(Protocol):
     def __call__(self, x: T) -> T:
         """Return ``x`` rounded to the grid, differentiable."""
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that training learns."""
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters that training learns, with their names."""
 
     def project(self) -> None:
         """Clamp the parameters to their domain; called after every optimizer step."""
@@ -138,6 +140,7 @@ class GridBase(nn.Module):
     """Defaults of a :class:`GridModule` without parameters."""
 
     decays = False
+    at_weight_rate: frozenset[str] = frozenset()
     scale_tensor: str | None = "scale"
     steps_of_scale = 1.0
 
@@ -213,6 +216,7 @@ class ZeroLevel(CodebookBase):
         super().__init__(module.params)
         self.module = module
         self.decays, self.follows_range = module.decays, module.follows_range
+        self.at_weight_rate = frozenset(f"module.{name}" for name in module.at_weight_rate)
 
     @property
     def scale(self) -> T:
@@ -268,15 +272,13 @@ def module_with_zero(plain: WeightModule, weight: T, name: str) -> WeightModule:
         RecipeError: all levels of a learned code book are taken, and none stays 0.
     """
     module = plain.with_zero_level()
-    if module is plain:
+    if not isinstance(module, ZeroLevel):
         return module
-    book = cast(Codebook, plain.freeze(weight)[1])
-    room = 2**book.spec.bits
-    is_learned = isinstance(module, ZeroLevel) or isinstance(module.params, Codebook)
-    if is_learned and len(book.levels) >= room:
+    room = 2**module.params.spec.bits
+    if len(cast(Codebook, plain.freeze(weight)[1]).levels) >= room:
         raise RecipeError(
             f'the weights "{name}" have {room} learned levels, of which none stays 0 for pruned '
-            "weights; train them with lsq, or prune without training",
+            "weights; train them with lsq or kmeans, or prune without training",
             ("qat", "quantizer"),
         )
     return module

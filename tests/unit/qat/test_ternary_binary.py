@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from qtool.qat.quantizers.base import module_with_zero
 from qtool.qat.quantizers.binary import BWN, BinaryConnect
 from qtool.qat.quantizers.binary.binaryconnect import hard_sigmoid
 from qtool.qat.quantizers.nonuniform import KMeansCentroids
@@ -138,26 +139,38 @@ def test_gradients_of_centroids_are_summed_over_their_weights():
     weight = torch.tensor([-0.9, 0.1, 0.2, 0.8, 1.0], requires_grad=True)
     module = KMeansCentroids().weight(codebook([-127, 0, 64, 127]), weight)
     module(weight).backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-    expected = 100 * torch.tensor([1.0, 5.0, 0.0, 9.0])  # a hundredth is the rate of scales
-    torch.testing.assert_close(module.centroids.grad, expected)
+    torch.testing.assert_close(module.centroids.grad, torch.tensor([1.0, 5.0, 0.0, 9.0]))
     assert weight.grad is None
     with torch.no_grad():
-        module.centroids.copy_(torch.tensor([-0.5, 0.6, 0.5, 0.9]))
+        module.centroids.copy_(torch.tensor([-0.5, 0.6, 0.5, 2.0]))
     codes, params = module.freeze(torch.zeros(5))  # weights no longer count
-    assert codes.tolist() == [-64, 76, 76, 114, 114] and params.levels.tolist() == [
-        -64,
-        64,
-        76,
-        114,
-    ]
+    assert codes.tolist() == [-32, 38, 38, 127, 127]
+    assert params.levels.tolist() == [-32, 32, 38, 127]
+    assert float(params.scale) == pytest.approx(2 / 127)  # a centroid may grow beyond its start
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+def test_the_centroid_nearest_to_zero_is_that_of_pruned_weights(nearest):
+    weight = torch.tensor([-0.9, 0.0, 0.2, 0.8, 1.0])
+    book, quantizer = codebook([-127, 20, 64, 127]), "nearest" if nearest else "fixed"
+    plain = KMeansCentroids(indices=quantizer).weight(book, weight)
+    module = module_with_zero(plain, weight, "w")
+    module(weight).sum().backward()
+    with torch.no_grad():
+        module.centroids += 0.01  # as an optimizer that has momentum would
+    module.project()
+    rounded, (codes, params) = module(weight), module.freeze(weight)
+    assert rounded[1] == 0 and codes[1] == 0 and (rounded[[0, 3, 4]] != 0).all()
+    assert 0 in params.levels and len(params.levels) == 4
+    torch.testing.assert_close(rounded, codes * float(params.scale))
 
 
 def test_weights_that_take_the_nearest_centroid_learn_too():
     weight = torch.tensor([-0.9, 0.1, 0.2, 0.8, 1.0], requires_grad=True)
     module = KMeansCentroids(indices="nearest").weight(codebook([-127, 0, 64, 127]), weight)
     module(weight).backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-    torch.testing.assert_close(module.centroids.grad, 100 * torch.tensor([1.0, 5.0, 0.0, 9.0]))
+    torch.testing.assert_close(module.centroids.grad, torch.tensor([1.0, 5.0, 0.0, 9.0]))
     torch.testing.assert_close(weight.grad, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     with torch.no_grad():
-        module.centroids.copy_(torch.tensor([-0.5, 0.9, 0.0, 0.5]))  # in another order
-    assert module.freeze(weight)[0].tolist() == [-64, 0, 0, 114, 114]
+        module.centroids.copy_(torch.tensor([-0.5, 1.0, 0.0, 0.5]))  # in another order
+    assert module.freeze(weight)[0].tolist() == [-64, 0, 0, 127, 127]

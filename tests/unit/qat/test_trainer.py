@@ -17,8 +17,10 @@ from qtool.progress import silent
 from qtool.qat.augmentation.augment import random_crop_flip
 from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import Loss, distillation
-from qtool.qat.optimizer import default_clip, rates
+from qtool.qat.optimizer import build_optimizer, default_clip, rates
+from qtool.qat.quantizers.gradual import Regularization
 from qtool.qat.quantizers.lsq import LSQ
+from qtool.qat.quantizers.nonuniform import KMeansCentroids
 from qtool.qat.quantizers.ste import STE
 from qtool.qat.settings import Epoch, Oscillation, RunFiles, Settings
 from qtool.qat.trainer import train
@@ -127,6 +129,44 @@ def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
     assert [e.score for e in four[:3]] == [e.score for e in two] and len(four) == 5
     with pytest.raises(RecipeError, match="found 4 epochs in the checkpoint"):
         run(tmp_path, 1)
+
+
+def test_the_stages_of_a_quantizer_follow_training(tmp_path, monkeypatch):
+    """Grids of 4 bits of which 3 are requested: the last extra bit goes in the first half."""
+    bits, step = [], loop._Loop._step
+
+    def observed(self, *args):
+        result = step(self, *args)
+        bits.append({module.finer for module in self.network.weight_grids.values()})
+        return result
+
+    monkeypatch.setattr(loop._Loop, "_step", observed)
+    run(tmp_path, 4, quantizer=LSQ(extra_bits=1))
+    assert bits == [{2}] * (len(bits) // 2) + [{1}] * (len(bits) // 2)
+
+
+def test_the_penalty_of_a_quantizer_is_part_of_the_loss(tmp_path):
+    """The exponent o has no other gradient than that of e^o R - o."""
+    network, _ = run(tmp_path, 1, quantizer=Regularization())
+    exponents = [module.exponent.item() for module in network.weight_grids.values()]
+    assert min(exponents) > 0.01  # all start at 0
+
+
+def test_centroids_learn_at_the_rate_of_weights_and_scales_at_their_own():
+    model, plan = planned(normed_net(), Bits(3, 4))
+    network = QatNetwork(model, plan, KMeansCentroids(), "live")
+    settings = Settings(epochs=2, batch=4, lr=0.1, scale_lr=0.001)
+    optimizer = build_optimizer(network, settings)
+    rate_of = {
+        id(parameter): rate
+        for group, rate in zip(optimizer.param_groups, rates(settings, 1), strict=True)
+        for parameter in group["params"]
+    }
+    top = rates(settings, 1)[0]
+    for module in network.weight_grids.values():
+        assert rate_of[id(module.centroids)] == top
+    for module in network.activation_grids.values():
+        assert rate_of[id(module.scale)] == pytest.approx(top / 100)
 
 
 def test_without_labels_the_float_network_teaches(tmp_path):

@@ -15,10 +15,6 @@ from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
-# Scales learn at a hundredth of the rate of weights; the exponent takes steps a hundred times as
-# large where its parameter is a tenth of it.
-EXPONENT_UNIT = 10.0
-
 
 @dataclass(frozen=True)
 class Regularization(NarrowWeightQuantizer):
@@ -46,8 +42,10 @@ class RegularizedWeight(LSQWeight):
     """Weights that train in float, with a penalty on their distance to the grid.
 
     Attributes:
-        exponent: o / 10, learned, shape [].
+        exponent: o, learned, shape [].
     """
+
+    at_weight_rate = frozenset({"exponent"})
 
     def __init__(self, params: QuantParams, weight: T, start: float) -> None:
         """Make the module.
@@ -58,7 +56,7 @@ class RegularizedWeight(LSQWeight):
             start: weight of the penalty when training starts.
         """
         super().__init__(params, weight, LSQGradient())
-        self.exponent = nn.Parameter(torch.tensor(float(np.log(start)) / EXPONENT_UNIT))
+        self.exponent = nn.Parameter(torch.tensor(float(np.log(start))))
 
     def forward(self, x: T) -> T:
         """Return the weights as they are in training, rounded in evaluation."""
@@ -69,5 +67,5 @@ class RegularizedWeight(LSQWeight):
         spec = self.params.spec
         scale = broadcast_scale(self.scale, weight, self.params)
         codes = (weight / scale).detach().clamp(spec.qmin, spec.qmax).round()
-        exponent = EXPONENT_UNIT * self.exponent
-        return exponent.exp() * (weight - codes * scale).square().mean() - exponent
+        error = (weight - codes * scale).square().mean()
+        return self.exponent.exp() * error - self.exponent

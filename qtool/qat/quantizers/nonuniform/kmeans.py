@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
+from qtool.qat.quantizers.base import CodebookBase, WeightModule
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale
 from qtool.qat.quantizers.ste import straight_through
@@ -18,10 +18,10 @@ from qtool.weights.kmeans import KMeans
 
 T = torch.Tensor
 
-# A centroid of 1 is this level of the int8 code book.
+# The centroid of largest magnitude is this level of the int8 code book.
 TOP_LEVEL = 127
-# Parameters of grids learn at a hundredth of the rate of weights, centroids as weights do.
-GRADIENT_FACTOR = 100.0
+# That magnitude counts as no less, so that all centroids may become 0.
+LEAST_TOP = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class KMeansCentroids(NarrowWeightQuantizer):
     """w = s c[index of w]: the centroids c of a layer learn; dL/dc[k] = sum of s g over index k.
 
     The code book starts as that of bits.scheme: kmeans, with a fixed scale s per channel. Levels of
-    the file are 127 c, rounded; training computes with these. Centroids learn at the rate of the
-    weights: their gradient is multiplied by 100. Activations learn as in lsq.
+    the file are 127 c / max |c|, rounded; training computes with these (scales of a fixed form do
+    not follow max |c|: there centroids end at 1). Centroids learn at the rate of the weights. Where
+    weights are pruned, the centroid nearest to 0 is 0. Activations learn as in lsq.
 
     Args:
         indices: ``fixed``: weights keep the centroid they have as training starts, and only
@@ -58,12 +59,15 @@ class CentroidWeight(CodebookBase):
     Attributes:
         centroids: learned, ascending as training starts, [levels].
         unit: factor of the centroids, shape [] or [C].
+        free: 1 for each centroid that learns, 0 for the one that is 0, [levels].
         indices: centroid of each weight as training starts, int64, the weights' shape.
     """
 
+    at_weight_rate = frozenset({"centroids"})
     scale_tensor: str | None = "unit"
     steps_of_scale = float(TOP_LEVEL)
     unit: T
+    free: T
     indices: T
 
     def __init__(self, params: QuantParams, weight: T, nearest: bool) -> None:
@@ -77,11 +81,12 @@ class CentroidWeight(CodebookBase):
         super().__init__(params)
         if not isinstance(params, Codebook):
             params, _ = KMeans()(weight.detach().cpu().numpy(), params.spec)
-        self.nearest = nearest
+        self.nearest, self.keeps_scale = nearest, params.spec.scale_kind != "float"
         # Levels of binary and ternary code books are -1 to 1.
         top = float(np.abs(params.levels).max())
         self.centroids = nn.Parameter(torch.tensor(params.levels / top, dtype=torch.float32))
         self.register_buffer("unit", torch.tensor(params.scale * top, dtype=torch.float32))
+        self.register_buffer("free", torch.ones_like(self.centroids))
         self.register_buffer("indices", self.nearest_index(weight), persistent=not nearest)
 
     @torch.no_grad()
@@ -93,36 +98,50 @@ class CentroidWeight(CodebookBase):
         return order[between]
 
     @property
+    def top(self) -> T:
+        """Centroid whose level is 127, shape []."""
+        top = self.centroids.detach().abs().max().clamp(min=LEAST_TOP)
+        return torch.ones_like(top) if self.keeps_scale else top
+
+    @property
     def scale(self) -> T:
         """Difference between neighbouring levels of the file, shape [] or [C]."""
-        return self.unit / TOP_LEVEL
+        return self.unit * (self.top / TOP_LEVEL)
 
     def levels(self) -> T:
         """Return the centroids as levels of the file, whole numbers, differentiable [levels]."""
-        zero = self.centroids - self.centroids.detach()  # with the gradient of the centroids
-        centroids = self.centroids + (GRADIENT_FACTOR - 1) * zero
-        return straight_through(centroids * TOP_LEVEL)
+        return straight_through(self.centroids * self.free / self.top * TOP_LEVEL)
 
     def forward(self, x: T) -> T:
         """Return each weight's centroid."""
         indices = self.nearest_index(x) if self.nearest else self.indices
         # The gradient of an embedding is pooled over equal indices.
         levels = F.embedding(indices, self.levels().unsqueeze(1)).squeeze(-1)
-        values = levels * broadcast_scale(self.scale, x, self.params)
+        values = self._pruned(levels, x) * broadcast_scale(self.scale, x, self.params)
         return values + (x - x.detach()) if self.nearest else values
 
+    def _pruned(self, levels: T, weight: T) -> T:
+        """Return the levels, 0 for weights that are exactly 0, where one level is 0."""
+        return levels if self.free.all() else levels * (weight != 0)
+
     def project(self) -> None:
-        """Clamp the centroids to the range of int8."""
+        """Clamp the centroids to the range of int8, where the scale does not follow them."""
         with torch.no_grad():
-            self.centroids.clamp_(-1, 1)
+            self.centroids.mul_(self.free)
+            if self.keeps_scale:
+                self.centroids.clamp_(-1, 1)
 
     @torch.no_grad()
     def freeze(self, weight: T) -> tuple[T, QuantParams]:
         """Return the level of each weight, as floats, and the code book."""
         levels = self.levels()
         indices = self.nearest_index(weight) if self.nearest else self.indices
-        return levels[indices], self.codebook(self.scale, levels.cpu().numpy())
+        codes = self._pruned(levels[indices], weight)
+        return codes, self.codebook(self.scale, levels.cpu().numpy())
 
+    @torch.no_grad()
     def with_zero_level(self) -> WeightModule:
-        """Return a module with the level 0 for weights that are exactly 0."""
-        return ZeroLevel(self)
+        """Return this module with the centroid nearest to 0 fixed at 0."""
+        self.free[self.centroids.abs().argmin()] = 0
+        self.project()
+        return self
