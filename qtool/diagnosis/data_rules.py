@@ -73,8 +73,14 @@ def latency_finding(results: Results) -> list[Finding]:
     timing, kernels = results.latency, results.kernels
     if timing is None or kernels is None or timing.speedup >= 1:
         return []
-    ranked = sorted(kernels.float.items(), key=lambda item: (-item[1], item[0]))
-    floats = ", ".join(f"{op} x{count}" for op, count in ranked[:LISTED_OPS])
+    times = {kernel.op: kernel.ms for kernel in timing.kernels or ()}
+    ranked = sorted(
+        kernels.float.items(), key=lambda item: (-times.get(item[0], 0), -item[1], item)
+    )
+    floats = ", ".join(
+        f"{op} x{count} ({times[op]:.3g} ms)" if op in times else f"{op} x{count}"
+        for op, count in ranked[:LISTED_OPS]
+    )
     integer = sum(kernels.integer.values())
     parts = [f"{timing.quantized_ms:.3g} ms against {timing.float_ms:.3g} ms"]
     parts.append(f"{integer} integer kernels" if integer else "no integer kernel runs")

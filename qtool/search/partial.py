@@ -2,15 +2,23 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import chain, combinations
+
+# Of so few layers all sets are tried, smallest first: 64 at most.
+FEW = 6
 
 
 def fewest_raised(
-    ranked: Sequence[str], keeps: Callable[[frozenset[str]], bool], trim: int = 8
+    ranked: Sequence[str],
+    keeps: Callable[[frozenset[str]], bool],
+    trim: int = 8,
+    few: int = FEW,
 ) -> frozenset[str] | None:
     """Return a small set of layers with which the accuracy is kept.
 
     The shortest prefix of the ranking that keeps it is found by bisection; then layers are taken
-    out one by one, the cheapest ones first, where the accuracy is kept without them.
+    out one by one, the cheapest ones first, where the accuracy is kept without them. Of up to six
+    layers it is a smallest set.
 
     Source: Wu et al. 2020, sec. 4.2 ("partial quantization"), arXiv:2004.09602.
     Departure: layers of the prefix that turn out not to be needed are quantized again.
@@ -19,13 +27,18 @@ def fewest_raised(
         ranked: layers, the most damaging first.
         keeps: whether the accuracy is kept with these layers raised; called on held-out samples.
         trim: how many layers to try to take out.
+        few: layers of which all sets are tried.
 
     Returns:
-        The layers to raise; None where raising all of them does not keep the accuracy.
+        The layers to raise; None where raising all of them (of few layers: no set) keeps the
+        accuracy.
     """
+    if len(ranked) <= few:
+        sets = chain.from_iterable(combinations(ranked, n) for n in range(len(ranked) + 1))
+        return next((s for s in map(frozenset, sets) if keeps(s)), None)
     if keeps(frozenset()):
         return frozenset()
-    if not ranked or not keeps(frozenset(ranked)):
+    if not keeps(frozenset(ranked)):
         return None
     # No prefix and the whole ranking are measured: the shortest one lies between them.
     lengths = range(len(ranked))

@@ -129,8 +129,7 @@ class BitSearch:
                 continue
             chosen = [ways.index(way) if way in ways else 0 for ways in measured.ways]
             if program.allows(chosen, limits):
-                recipe = uniform(self.runner.base, way)
-                tried = self._try(f"uniform {way}", recipe, self._time(chosen))
+                tried = self._try(f"uniform {way}", uniform(self.runner.base, way))
                 if self._is_within_bytes(tried):
                     near = [
                         [k for k in range(len(ways)) if abs(k - own) <= 1]
@@ -231,21 +230,15 @@ class BitSearch:
 
     # Recipes.
 
-    def _time(self, solution: Sequence[int]) -> float | None:
-        table = self._measured.table
-        if table is None:
-            return None
-        return round(self._measured.program.amount(solution, "latency") + table.rest, 4)
-
     def _mixed(self, solution: Sequence[int], name: str | None = None) -> Tried:
         name = name or f"mixed, {self._measured.mean_bits(solution):.2f} bits"
         recipe = self._measured.recipe(self.runner.base, solution)
-        return self._try(name, recipe, self._time(solution))
+        return self._try(name, recipe)
 
-    def _try(self, name: str, recipe: Recipe, milliseconds: float | None) -> Tried:
+    def _try(self, name: str, recipe: Recipe) -> Tried:
         if (earlier := find(self._tried, recipe)) is not None:
             return earlier
-        tried = Tried(name, recipe, self.runner.measure(recipe), milliseconds)
+        tried = Tried(name, recipe, self.runner.measure(recipe))
         self._tried.append(tried)
         return tried
 
@@ -269,3 +262,11 @@ class BitSearch:
             "layers were scored alone at each width, by the noise at the output after a repair of "
             "their own",
         ]
+        limit, table = self.budget.share("latency"), self._measured.table
+        if limit is not None and table is not None:
+            share = chosen.result.ms / table.total_float
+            warning = "WARNING: " if share > limit else ""
+            self.record.notes.append(
+                f"{warning}the chosen file's kernels take {100 * share:.0f} % of the float file's "
+                f"time, the limit is {100 * limit:.0f} % of it as added up layer by layer"
+            )

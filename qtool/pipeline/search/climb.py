@@ -260,10 +260,10 @@ class Climb:
             return earlier
         self._check_time()
         start = time.perf_counter()
-        result, milliseconds = self.runner.measure(recipe), self.runner.milliseconds()
+        result = self.runner.measure(recipe)
         # A trial that was finished in an earlier run says how long the next one takes, too.
         seconds = max(time.perf_counter() - start, result.seconds)
-        tried = Tried(name, recipe, result, milliseconds, seconds)
+        tried = Tried(name, recipe, result, seconds)
         self._tried.append(tried)
         self.deadline.progress(
             "search", min(int(self._elapsed), int(self.auto.seconds)), int(self.auto.seconds)
@@ -306,11 +306,11 @@ class Climb:
                 kl=new.kl,
                 drop=new.drop,
                 bytes=new.bytes,
-                ms=tried.milliseconds,
+                ms=new.ms,
                 seconds=round(seconds, 2),
                 gained=_difference(old.drop, new.drop),
                 added_bytes=new.bytes - old.bytes,
-                added_ms=_difference(tried.milliseconds, before.milliseconds),
+                added_ms=round(new.ms - old.ms, 4),
             )
         )
 

@@ -53,6 +53,7 @@ class TrialResult:
     Attributes:
         kl, drop, drop_error: against the float network, see :class:`qtool.search.effects.Effect`.
         bytes: of the file.
+        ms: of one sample in the file on one thread, the sum over its kernels.
         seconds: that quantizing took; those of an earlier run where it was cached.
         macs_per_second: speed of the quantized network's simulation.
     """
@@ -61,6 +62,7 @@ class TrialResult:
     drop: float | None
     drop_error: float | None
     bytes: int
+    ms: float
     seconds: float
     macs_per_second: float
 
@@ -174,18 +176,6 @@ class TrialRunner:
             StageRecord(), "trial", parts, lambda: self._measure(recipe), _save, _load
         )
 
-    def milliseconds(self) -> float | None:
-        """Return the time of one sample in the file of the last trial, the sum over its kernels.
-
-        None where the trial was finished in an earlier run.
-        """
-        path = self.folder / TRIAL_FILE
-        if not path.is_file():
-            return None
-        (result,) = self.profiled([path], PROFILED_RUNS)
-        path.unlink()
-        return round(sum(result.milliseconds.values()), 4)
-
     def profiled(self, files: Sequence[Path], runs: int) -> list[ProfileResult]:
         """Return the times of the kernels of files, on one calibration sample.
 
@@ -243,8 +233,16 @@ class TrialRunner:
         effect = self.reference.effect(outputs)
         path = self.folder / TRIAL_FILE
         self.emitted(plan, context, path)
-        size, seconds = file_bytes(path), round(seconds, 2)
-        return TrialResult(effect.kl, effect.drop, effect.drop_error, size, seconds, speed)
+        (profile,) = self.profiled([path], PROFILED_RUNS)
+        return TrialResult(
+            kl=effect.kl,
+            drop=effect.drop,
+            drop_error=effect.drop_error,
+            bytes=file_bytes(path),
+            ms=round(sum(profile.milliseconds.values()), 4),
+            seconds=round(seconds, 2),
+            macs_per_second=speed,
+        )
 
 
 def with_bits(recipe: Recipe, layers: Mapping[str, object], **widths: object) -> Recipe:

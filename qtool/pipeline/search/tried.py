@@ -1,5 +1,6 @@
 """Hold what a search tried, and describe it for the report."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,11 @@ TIME_NOISE = 0.1
 
 @dataclass(frozen=True)
 class Tried:
-    """A recipe that was tried, with its outcome, its time a sample, and seconds of the trial."""
+    """A recipe that was tried, with its outcome and the seconds of the trial."""
 
     name: str
     recipe: Recipe
     result: TrialResult
-    milliseconds: float | None = None
     seconds: float = 0.0
 
     @property
@@ -38,7 +38,7 @@ class Tried:
             kl=self.result.kl,
             drop=self.result.drop,
             bytes=self.result.bytes,
-            ms=self.milliseconds,
+            ms=self.result.ms,
         )
 
     @property
@@ -78,18 +78,30 @@ def front_of(tried: Sequence[Tried]) -> list[SearchPoint]:
     Args:
         tried: all recipes.
     """
-    points = [each.point for each in tried]
-    times = [point.ms for point in points if point.ms is not None]
-    ranks = _time_ranks(times) if len(times) == len(points) else [0] * len(points)
+    points, ranks = [each.point for each in tried], _time_ranks(tried)
     keys = [(float(p.bytes), float(rank), p.kl) for p, rank in zip(points, ranks, strict=True)]
     return sorted((points[k] for k in pareto_front(keys)), key=lambda point: point.bytes)
 
 
-def _time_ranks(times: Sequence[float]) -> list[int]:
-    """Return the rank of each time; times that differ by noise have the same one."""
-    ranks, rank, first = dict[float, int](), -1, 0.0
-    for time in sorted(times):
+def _time_ranks(tried: Sequence[Tried]) -> list[int]:
+    """Return the rank of each file's time; times that differ by noise have the same one.
+
+    Files that execute the same layers in the same types have one time, the median of all.
+    """
+    times: dict[object, list[float]] = {}
+    for each in tried:
+        times.setdefault(_placement(each.recipe), []).append(each.result.ms)
+    medians = {placement: statistics.median(own) for placement, own in times.items()}
+    ranks, rank, first = dict[object, int](), -1, 0.0
+    for placement, time in sorted(medians.items(), key=lambda item: item[1]):
         if rank < 0 or time > first * (1 + TIME_NOISE):
             rank, first = rank + 1, time
-        ranks[time] = rank
-    return [ranks[time] for time in times]
+        ranks[placement] = rank
+    return [ranks[_placement(each.recipe)] for each in tried]
+
+
+def _placement(recipe: Recipe) -> object:
+    """Return what decides which kernels execute: layers in float, and the widths of activations."""
+    bits = recipe.bits
+    layers = {name: (own.weights == "float", own.activations) for name, own in bits.layers.items()}
+    return bits.weights == "float", bits.activations, tuple(sorted(layers.items(), key=str))

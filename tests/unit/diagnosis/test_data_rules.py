@@ -13,6 +13,7 @@ from qtool.diagnosis.diagnose import findings_of_results
 from qtool.diagnosis.facts import Results
 from qtool.metrics.label_order import LabelOrder
 from qtool.metrics.preprocessing_scores import PreprocessingCheck, PreprocessingScore
+from qtool.report.latency_schema import KernelTime
 from qtool.report.report import Gate, Kernels, Latency, Size
 
 
@@ -73,6 +74,14 @@ def test_a_slower_file_names_the_operators(speedup):
     for words in ("2 integer kernels", "Conv x5", "2 Q/DQ"):
         assert words in finding.evidence
     assert finding.predicted_gain_points is None
+
+
+def test_operators_are_ordered_by_the_time_they_take():
+    times = [KernelTime(op=op, nodes=n, ms=ms) for op, n, ms in (("Erf", 1, 3.0), ("Conv", 5, 0.5))]
+    slow = timing(0.5).model_copy(update={"kernels": times})
+    kernels = KERNELS.model_copy(update={"float": {"Conv": 5, "Erf": 1, "Tanh": 1}})
+    (finding,) = latency_finding(Results(latency=slow, kernels=kernels))
+    assert "in floats: Erf x1 (3 ms), Conv x5 (0.5 ms), Tanh x1" in finding.evidence
 
 
 def test_a_faster_file_has_no_finding_and_one_without_integers_has_lines():

@@ -59,6 +59,7 @@ def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
     sizes = [point.bytes for point in search.front]
     divergences = [point.kl for point in search.front]
     assert sizes == sorted(sizes) and divergences == sorted(divergences, reverse=True)
+    assert all(point.ms for point in search.front)
     plain = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert plain.bits.budget is None
     again = run_ptq(plain, tmp_path / "again", RunOptions(threads=1))
@@ -69,8 +70,12 @@ def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
         keys = {key: point[key] for key in ("bits", "ptq") if key in point}
         keys |= {f"calibrate.{key}": value for key, value in point["calibrate"].items()}
         pasted = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
-        pasted = load_recipe(digits / "int8.yaml", pasted)
-        assert point != data["chosen"] or pasted.bits.layers == plain.bits.layers
+        pasted = load_recipe(digits / "int8.yaml", [*SMALL, *pasted])
+        if point == data["chosen"]:
+            assert pasted.bits.layers == plain.bits.layers
+        else:
+            run = run_ptq(pasted, tmp_path / point["name"], RunOptions(threads=1))
+            assert run.size.quantized_bytes == point["bytes"]
     for form in ("terminal", "markdown", "html"):
         assert "chosen" in render({"run": report}, form)
 
@@ -142,7 +147,7 @@ class FewLayers(BitSearch):
 
     def measure(self, recipe):
         narrow = len(recipe.bits.layers)
-        return TrialResult(narrow, 5.0 * narrow, 0.1, 200 - 50 * narrow, 1.0, 1e10)
+        return TrialResult(narrow, 5.0 * narrow, 0.1, 200 - 50 * narrow, 2.0, 1.0, 1e10)
 
 
 def test_max_drop_exceeds_no_other_limit():

@@ -10,7 +10,7 @@ from qtool.pipeline.search import climb
 from qtool.pipeline.search.climb import Climb
 from qtool.pipeline.search.layer_costs import NothingToChooseError
 from qtool.pipeline.search.measured_layers import Measured
-from qtool.pipeline.search.trial import TrialResult
+from qtool.pipeline.search.trial import TrialResult, with_bits
 from qtool.pipeline.search.tried import Tried, front_of
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.search.auto import Auto, Deadline, seconds_of
@@ -49,10 +49,7 @@ class Runner:
         raised = [pattern.removeprefix("name:") for pattern in recipe.bits.layers]
         for layer, factor in self.float_layers.items():
             kl *= factor if layer in raised else 1
-        return TrialResult(kl, 10 * kl, 0.1, 1000 + 500 * len(raised), 0.5, 1e10)
-
-    def milliseconds(self):
-        return 2.0
+        return TrialResult(kl, 10 * kl, 0.1, 1000 + 500 * len(raised), 2.0, 0.5, 1e10)
 
 
 def measured(runner, base, budget, samples):
@@ -272,12 +269,14 @@ def test_layers_of_a_fixed_width_get_no_bits(monkeypatch):
     ("milliseconds", "front"), [(0.196, ["gptq"]), (0.181, ["gptq"]), (0.15, ["gptq", "ranges"])]
 )
 def test_noise_of_times_puts_nothing_on_the_front(milliseconds, front):
-    recipe, result = Runner({}).base, TrialResult(0.286, 0.6, 0.1, 30, 1.0, 1e10)
-    tried = [
-        Tried("gptq", recipe, result, 0.197),
-        Tried("ranges", recipe, replace(result, kl=0.307), milliseconds),
-    ]
+    recipe, result = Runner({}).base, TrialResult(0.286, 0.6, 0.1, 30, 0.197, 1.0, 1e10)
+    other = replace(result, kl=0.307, ms=milliseconds)
+    floats = with_bits(recipe, {"name:a": "float"})
+    tried = [Tried("gptq", recipe, result), Tried("ranges", floats, other)]
     assert [point.name for point in front_of(tried)] == front
+    # The same kernels, whatever the clock says.
+    wider = with_bits(recipe, {}, weights=6)
+    assert [p.name for p in front_of([tried[0], Tried("wider", wider, other)])] == ["gptq"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400)])
