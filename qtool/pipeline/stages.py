@@ -78,6 +78,8 @@ def rewrite(
             times = REWRITES[name](model, bits.integer)
         if times:
             notes.append(f"{name} x{times}")
+        elif name not in _own_rewrites(context):
+            notes.append(f"{name} applies nowhere in this model")
         notes += [f"{name}: {model.meta.pop(name)}"] if name in model.meta else []
         if name == "fold_constants":
             # Shapes that depended on computed constants are known only now.

@@ -41,7 +41,7 @@ class AnalyticBiasCorrection:
     over the kernel and the input channels. Behind a sum of branches both moments add up; a layer
     without BatchNorm passes its input's moments on. Reads no data; does not see the rounding of
     activations, which ``bias_correction`` does. A shift that ``high_bias_absorption`` made is
-    taken into account.
+    taken into account; layers whose bias ``gptq`` chose with their codes are left as they are.
 
     Source: Nagel et al. 2019, sec. 4.2.1 and appendix C, arXiv:1906.04721.
     Departure: Relu and Clip behind a sum of branches get a closed form too, as of one normal
@@ -70,11 +70,13 @@ class AnalyticBiasCorrection:
             )
         original = moments(graph, {}, {})
         shifted = moments(graph, plan.weight_overrides, original)
-        nodes, values = nodes_by_name(graph), by_name(graph)
+        nodes, values, uses = nodes_by_name(graph), by_name(graph), plan.weight_uses()
         result, corrected = plan, 0
         for site in plan.sites.values():
             x = shifted.get(site.inputs[0])
-            if site.weight is None or site.bias is None or x is None:
+            if site.weight is None or site.bias not in values or x is None:
+                continue
+            if uses[site.bias] > 1 or _is_repaired(plan, site):
                 continue
             error = _error(plan, site, nodes[site.name])
             if error is None or x.mean.size != error.shape[0] * error.shape[2]:
@@ -84,6 +86,11 @@ class AnalyticBiasCorrection:
             corrected += 1
         note = f"the biases of {corrected} layers corrected from BatchNorm, without data"
         return StepResult(result, (note,), {"layers": corrected})
+
+
+def _is_repaired(plan: QuantPlan, site: Site) -> bool:
+    """Return whether a step chose the codes of a layer and its bias together, as gptq does."""
+    return site.weight in plan.codes and site.bias in plan.weight_overrides
 
 
 def _error(plan: QuantPlan, site: Site, node: ir.Node) -> np.ndarray | None:

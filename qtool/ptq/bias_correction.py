@@ -40,11 +40,11 @@ class BiasCorrection:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        values = by_name(context.model.graph)
+        values, uses = by_name(context.model.graph), plan.weight_uses()
         corrected = 0
         with LayerwiseRun(context, plan, "bias_correction") as run:
             for site in run.sites():
-                if site.bias is None or site.bias not in values:
+                if site.bias not in values or uses[site.bias] > 1:
                     continue
                 shift = _mean_shift(run, site)
                 if shift is None:

@@ -108,8 +108,12 @@ class HighBiasAbsorption:
 
     def _pairs(self, plan: QuantPlan, model: ir.Model) -> Iterator[_Pair]:
         """Yield the layers whose bias can move, in graph order."""
-        nodes, seen = nodes_by_name(model.graph), False
-        biases = {site.name: site.bias for site in plan.sites.values() if site.weight and site.bias}
+        nodes, uses, seen = nodes_by_name(model.graph), plan.weight_uses(), False
+        biases = {
+            site.name: site.bias
+            for site in plan.sites.values()
+            if site.weight and site.bias and uses[site.bias] == 1
+        }
         for name, bias in biases.items():
             node = nodes[name]
             moments = node.outputs[0].meta.get("batchnorm")

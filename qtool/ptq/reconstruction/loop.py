@@ -88,6 +88,8 @@ class Reconstruction:
             count = samples.count
         changed = sum(row.kept for row in rows)
         note = f"{changed} of {len(rows)} blocks changed, learned on {count} samples"
+        if not rows:
+            note = "no block has weights or activations of less than 8 bits, which it could learn"
         return StepResult(plan, (note, *run.notes), {"blocks": changed}, rows=tuple(rows))
 
 

@@ -10,6 +10,7 @@ from models import Net
 import qtool
 from qtool.calibration import MinMax
 from qtool.data.spool import spool_batches
+from qtool.graph.queries import nodes_by_name
 from qtool.loading import bind_shapes
 from qtool.pipeline.calibration.grids import make_grids
 from qtool.pipeline.stages import annotated, rewrite
@@ -90,3 +91,12 @@ def plan_for(context: Context, bits: int = 8) -> QuantPlan:
 def recipe() -> Recipe:
     data = {"model": "net.onnx", "calibrate": {"arrays": "in memory", "method": "minmax"}}
     return recipe_from_keywords(data, "here", Path.cwd(), files=False)
+
+
+def share_bias(context: Context, plan: QuantPlan) -> tuple[QuantPlan, str]:
+    """Let the last layer read the bias of the one before it; return the plan and the bias."""
+    nodes = nodes_by_name(context.model.graph)
+    second, last = [site for site in plan.sites.values() if site.weight][-2:]
+    nodes[last.name].replace_input_with(2, nodes[second.name].inputs[2])
+    sites = {**plan.sites, last.name: replace(last, bias=second.bias)}
+    return replace(plan, sites=sites), second.bias or ""

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from batchnorm_nets import chain, context_for, plan_for
+from batchnorm_nets import chain, context_for, plan_for, share_bias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name, constant
 from qtool.ptq.analytic_bias_correction import AnalyticBiasCorrection, Moments, clipped, moments
+from qtool.ptq.bias_correction import BiasCorrection
+from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
 from qtool.quant.primitives import fake_quantize
 
@@ -76,3 +78,25 @@ def test_a_model_without_batchnorm_is_refused(tmp_path):
     context = context_for(chain(norm=False), tmp_path)
     with pytest.raises(RecipeError, match="use bias_correction"):
         AnalyticBiasCorrection()(plan_for(context), context)
+
+
+@pytest.mark.parametrize(
+    "step", [AnalyticBiasCorrection(), BiasCorrection(), HighBiasAbsorption(padded=True)]
+)
+def test_a_bias_that_two_layers_share_is_left_as_it_is(step, tmp_path):
+    """What one layer needs is wrong for the other."""
+    context = context_for(chain(gamma=0.2, beta=5.0), tmp_path)
+    alone = plan_for(context, bits=4)
+    plan, shared = share_bias(context, alone)
+    assert shared in step(alone, context).plan.weight_overrides
+    assert shared not in step(plan, context).plan.weight_overrides
+
+
+def test_a_bias_that_was_chosen_with_the_codes_is_not_corrected_again(tmp_path):
+    context = context_for(chain(gamma=1.0, beta=0.0), tmp_path)
+    plan = plan_for(context, bits=4)
+    rounded = Gptq()(plan, context).plan
+    done = AnalyticBiasCorrection()(rounded, context)
+    assert rounded.weight_overrides and done.metrics == {"layers": 0}
+    for name, array in rounded.weight_overrides.items():
+        np.testing.assert_array_equal(done.plan.weight_overrides[name], array)
