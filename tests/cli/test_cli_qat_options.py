@@ -60,6 +60,27 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
             "qat.oscillation.freeze: frozen weights follow their scale",
         ),
         (["bits.activations=dynamic"], "bits.activations: dynamic: grids found at run time"),
+        (
+            ["bits={weights: 8}", "qat.quantizer={lsq: {extra_bits: 2}}"],
+            "qat.quantizer.lsq.extra_bits: has no effect without layers of less than 8 bits",
+        ),
+        (
+            ["bits={weights: 8, activations: 4}", "qat.quantizer={nice: {share: 0.1}}"],
+            "qat.quantizer.nice.share: has no effect without weights of less than 8 bits",
+        ),
+        (
+            ["bits={weights: 1}", "qat.quantizer={xnor: {gradient: approx_sign}}"],
+            "qat.quantizer.xnor.gradient: has no effect without activations of 1 bit",
+        ),
+        (
+            ["qat.quantizer={ste: {momentum: 0.1}}"],
+            "qat.quantizer.ste.momentum: has no effect without ranges: ema",
+        ),
+        (
+            ["bits={weights: 2, scheme: {ternary: {exact: true}}}", "qat.quantizer=twn"],
+            "bits.scheme: ternary: quantizer twn computes its levels from the weights",
+        ),
+        (["qat.quantizer=faq", "qat.scale_lr=0.01"], "qat.scale_lr: no scale of quantizer faq"),
     ],
 )
 def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folder, settings, said):

@@ -1,7 +1,7 @@
 """Refuse training that cannot work: most of it before any work."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import onnx_ir as ir
@@ -73,12 +73,39 @@ def _check_grids(recipe: Recipe) -> None:
         widths = (layer.weights or bits.weights, layer.activations or bits.activations)
         places["bits", "layers", pattern] = widths
     _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
+    if recipe.qat is not None:
+        _check_unread(recipe, recipe.qat, list(places.values()))
     for place, (_weights, activations) in places.items():
         if activations == "dynamic":
             raise recipe.error((*place, "activations"), f"dynamic: {UNTRAINABLE_DYNAMIC}")
     integers = any("float" not in widths for widths in places.values())
     if integers and has_restricted_scales(recipe) and recipe.qat is not None:
         _check_scales(recipe, recipe.qat)
+
+
+def _check_unread(recipe: Recipe, section: Qat, widths: Sequence[tuple[object, object]]) -> None:
+    """Refuse options that the quantizer does not read.
+
+    Args:
+        recipe: with the scheme of its quantizer where it names none.
+        section: its ``qat``.
+        widths: of weights and activations, of all layers.
+    """
+    from qtool.qat.quantizers import QAT_QUANTIZERS
+    from qtool.qat.quantizers.base import Widths
+
+    name, options = section.quantizer.name, section.quantizer.options
+    entry, scheme = QAT_QUANTIZERS[name], recipe.bits.scheme
+    sets = (frozenset(w for w in side if isinstance(w, int)) for side in zip(*widths, strict=True))
+    for option, reader in entry.unread(options, Widths(*sets)).items():
+        why = f"has no effect without {reader}; leave it out"
+        raise recipe.error(("qat", "quantizer", name, option), why)
+    if scheme.options and not entry.reads_scheme:
+        why = f"quantizer {name} computes its levels from the weights and reads no options of it"
+        raise recipe.error(("bits", "scheme"), f"{scheme.name}: {why}; leave them out")
+    if section.scale_lr is not None and not entry.learns_scales:
+        why = f"no scale of quantizer {name} learns; leave it out"
+        raise recipe.error(("qat", "scale_lr"), why)
 
 
 def scale_kind(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ tensor, or all tensors that share one grid, while the network trains.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -101,6 +101,18 @@ class WeightModule(GridModule, Protocol):
         """Return a module whose grid holds 0, for weights of which some must stay 0."""
 
 
+class Widths(NamedTuple):
+    """The bits of the layers that a recipe trains; floats are left out.
+
+    Attributes:
+        weights: of all layers.
+        activations: of all layers.
+    """
+
+    weights: frozenset[int]
+    activations: frozenset[int]
+
+
 class QatQuantizer(ABC):
     """An entry of QAT_QUANTIZERS: a frozen dataclass whose fields are the method's options."""
 
@@ -117,6 +129,20 @@ class QatQuantizer(ABC):
     """Scales can have the form of bits.scale."""
     schedule: ClassVar[str] = "cosine"
     """Schedule of the rates of recipes that name none."""
+    learns_scales: ClassVar[bool] = True
+    """Some scale is a parameter, which learns at the rate of scales."""
+    reads_scheme: ClassVar[bool] = True
+    """Training starts from the grid of the scheme, so that the scheme's options matter."""
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return the options that have no effect, with what would give them one.
+
+        Args:
+            options: that a recipe names.
+            widths: of its layers.
+        """
+        return {}
 
     @abstractmethod
     def weight(self, params: QuantParams, weight: T) -> WeightModule:

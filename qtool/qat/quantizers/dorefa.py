@@ -34,6 +34,7 @@ class DoReFa(QatQuantizer):
     """
 
     starts_from_codes: ClassVar[bool] = False
+    learns_scales: ClassVar[bool] = False
     trains_binary: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:

@@ -2,7 +2,9 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from qtool.qat.quantizers.base import (
     QatQuantizer,
     WeightBase,
     WeightModule,
+    Widths,
 )
 from qtool.qat.quantizers.learned_step import RoundedStep, StepGradient, learned_step
 from qtool.qat.quantizers.scales import (
@@ -38,6 +41,12 @@ class NarrowWeightQuantizer(QatQuantizer):
 
     Activations learn as in lsq.
     """
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return all options where no weights have less than 8 bits."""
+        is_read = any(bits < 8 for bits in widths.weights)
+        return {} if is_read else dict.fromkeys(options, "weights of less than 8 bits")
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
@@ -80,6 +89,13 @@ class LSQ(QatQuantizer):
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
     extra_bits: int = Field(default=0, ge=0, le=6)
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return ``extra_bits`` where no layer has less than 8 bits."""
+        is_read = any(bits < 8 for bits in widths.weights | widths.activations)
+        unread = "extra_bits" in options and not is_read
+        return {"extra_bits": "layers of less than 8 bits"} if unread else {}
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

@@ -1,7 +1,8 @@
 """STE: gradients pass a rounding as if it were the identity."""
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +15,7 @@ from qtool.qat.quantizers.base import (
     QatQuantizer,
     WeightBase,
     WeightModule,
+    Widths,
 )
 from qtool.qat.quantizers.learned_step import StepGradient, learned_step
 from qtool.qat.quantizers.scales import (
@@ -43,6 +45,14 @@ class STE(QatQuantizer):
     _: KW_ONLY
     ranges: Literal["fixed", "ema"] = "fixed"
     momentum: float = Field(default=0.01, gt=0, le=1)
+
+    learns_scales: ClassVar[bool] = False
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return ``momentum`` where ranges are fixed."""
+        is_read = options.get("ranges") == "ema" or "momentum" not in options
+        return {} if is_read else {"momentum": "ranges: ema"}
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

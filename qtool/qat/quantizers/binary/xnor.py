@@ -1,14 +1,15 @@
 """XNOR: weights and activations of 1 bit, and the approximate gradient of a step."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, WeightModule, Widths
 from qtool.qat.quantizers.binary.bwn import BWNWeight
 from qtool.qat.quantizers.learned_step import RoundedStep
 from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, NarrowWeightQuantizer
@@ -40,6 +41,11 @@ class XNOR(NarrowWeightQuantizer):
     starts_from_codes: ClassVar[bool] = False
     scheme: ClassVar[str] = "binary"
     trains_binary: ClassVar[bool] = True
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return ``gradient`` where no activations have 1 bit."""
+        return {} if 1 in widths.activations else dict.fromkeys(options, "activations of 1 bit")
 
     def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights of less than 8 bits."""

@@ -42,6 +42,7 @@ class LQNets(NarrowWeightQuantizer):
     starts_from_codes: ClassVar[bool] = False
     restricts_scales: ClassVar[bool] = False
     scheme: ClassVar[str] = "kmeans"
+    reads_scheme: ClassVar[bool] = False
     trains_binary: ClassVar[bool] = True
 
     def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:

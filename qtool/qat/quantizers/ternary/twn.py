@@ -42,6 +42,7 @@ class TWN(NarrowWeightQuantizer):
 
     starts_from_codes: ClassVar[bool] = False
     scheme: ClassVar[str] = "ternary"
+    reads_scheme: ClassVar[bool] = False
 
     def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights of less than 8 bits."""
