@@ -65,6 +65,7 @@ ABLATION: dict[str, tuple[str, tuple[str | Mapping[str, Any], ...]]] = {
     "bias": ("bias correction", ("bias_correction",)),
     "seqmse": ("sequential MSE, bias correction", ("seqmse", "bias_correction")),
     "ridge": ("ridge compensation", ("ridge_compensation",)),
+    "comq": ("comq", ("comq",)),
     "gptq_symmetric": (
         "gptq towards W, without refinement",
         ({"gptq": {"asymmetric": False, "refine": 0}},),

@@ -10,6 +10,7 @@ from qtool.ptq.batchnorm_reestimation import BatchNormReestimation
 from qtool.ptq.bias_correction import BiasCorrection
 from qtool.ptq.brecq import Brecq
 from qtool.ptq.channel_affine_compensation import ChannelAffineCompensation
+from qtool.ptq.comq import Comq
 from qtool.ptq.distillation import Distillation
 from qtool.ptq.gptq import Gptq
 from qtool.ptq.high_bias_absorption import HighBiasAbsorption
@@ -25,6 +26,7 @@ PTQ_STEPS: dict[str, type[Step]] = {
     "bias_correction": BiasCorrection,
     "brecq": Brecq,
     "channel_affine_compensation": ChannelAffineCompensation,
+    "comq": Comq,
     "distillation": Distillation,
     "gptq": Gptq,
     "high_bias_absorption": HighBiasAbsorption,

@@ -1,71 +1,77 @@
-"""Improve codes one coordinate at a time, and the steps between codes in closed form."""
+"""Round weights by coordinate descent on the error of a layer's output, without gradients."""
 
-import numpy as np
+from dataclasses import KW_ONLY
+from typing import ClassVar
 
-from qtool.ptq.second_order.hessian_rounding import Rounded
-from qtool.quant.primitives import SMALLEST_SCALE, round_half_even
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qtool.ptq.second_order.coordinate_descent import coordinate_descent
+from qtool.ptq.second_order.hessian_rounding import Rounded, damped
+from qtool.ptq.second_order.layer_rounding import LayerRounding, Visit
+from qtool.quant.plan import QuantPlan
+from qtool.steps.context import Context
+from qtool.steps.step import StepResult
 
 
-def coordinate_descent(
-    rounded: Rounded,
-    target: np.ndarray,
-    hessian: np.ndarray,
-    limits: tuple[int, int],
-    sweeps: int = 3,
-    shared: bool = False,
-    mask: np.ndarray | None = None,
-) -> Rounded:
-    """Return codes and scales with an error E H E', E = T - s q, that is no larger.
+@dataclass(frozen=True)
+class Comq:
+    """Round weights by coordinate descent: one code at a time, then the steps, all else fixed.
 
-    ::
+    Layer by layer, with the layers before it quantized and repaired. From the nearest codes, with
+    E = W - s q and H = cov(x_q) + lam I over calibration samples and positions::
 
-        q_i <- clip(round(q_i + (E H)_i / (s H_ii)))   for every column i, all others fixed
-        s   <- (T H q') / (q H q')                     after each sweep, codes fixed
+        q_i <- clip(round(q_i + (E H)_i / (s H_ii)))   column after column, large H_ii first
+        s   <- (W H q') / (q H q')                     after each sweep
+        b   <- b + W E[x_float] - s q E[x_q]
 
-    Each update is the exact minimum along its coordinate.
+    Every change is the minimum along its coordinate, so the error E H E' never grows. `gptq` rounds
+    each column once and compensates, then takes the same sweeps (`refine`). Weights that `gptq`
+    leaves are left here too. No labels are read.
 
     Args:
-        rounded: where to start.
-        target: T, [groups, outputs, unknowns].
-        hessian: damped second moments, [groups, unknowns, unknowns].
-        limits: smallest and largest code.
+        damping: lam, as a share of the mean diagonal of cov(x_q).
         sweeps: over all columns, at most; none after one that changed no code.
-        shared: one step for all rows.
-        mask: 0 for weights whose code stays 0, else 1, the shape of the target; None: all 1.
+        samples: of the calibration data, at most.
 
     Source: Zhang et al. 2024, "COMQ: A Backpropagation-Free Algorithm for Post-Training
         Quantization", alg. 2, arXiv:2403.07134.
+    Departure: centred moments, so that the bias takes up the means; the first steps are those of
+        least error on H; rows of more than the median power weigh less.
     """
-    codes, scale = rounded.codes.copy(), rounded.scale
-    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
-    for _ in range(sweeps):
-        scale = _refit(codes, scale, target, hessian, shared)
-        gradient = (target - codes * scale) @ hessian
-        changed = 0
-        for i in np.argsort(-diagonal.mean(0), kind="stable"):
-            step = gradient[:, :, i] / (scale[:, :, 0] * diagonal[:, None, i])
-            better = round_half_even(codes[:, :, i] + step).clip(*limits)
-            better = better if mask is None else better * mask[:, :, i]
-            change = better - codes[:, :, i]
-            group, row = np.nonzero(change)
-            if len(row):
-                codes[group, row, i] = better[group, row]
-                values = (change * scale[:, :, 0])[group, row]
-                gradient[group, row] -= values[:, None] * hessian[group, i]
-                changed += len(row)
-        if not changed:
-            break
-    return Rounded(codes, _refit(codes, scale, target, hessian, shared))
 
+    _: KW_ONLY
+    damping: float = Field(default=0.01, gt=0, le=1)
+    sweeps: int = Field(default=3, ge=1)
+    samples: int = Field(default=256, ge=1)
 
-def _refit(
-    codes: np.ndarray, scale: np.ndarray, target: np.ndarray, hessian: np.ndarray, shared: bool
-) -> np.ndarray:
-    """Return the steps of least error for fixed codes; the old one where no code is left."""
-    product = codes @ hessian
-    above = np.sum(product * target, 2, keepdims=True)
-    below = np.sum(product * codes, 2, keepdims=True)
-    if shared:
-        above, below = (np.full_like(part, part.sum()) for part in (above, below))
-    refit = np.divide(above, below, out=scale.copy(), where=below > 0)
-    return np.asarray(np.where(refit > SMALLEST_SCALE, refit, scale))
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "samples"})
+    guarded: ClassVar[bool] = True
+    second_order: ClassVar[bool] = True
+
+    def __call__(self, plan: QuantPlan, context: Context) -> StepResult:
+        """Return the plan with new codes, scales and biases.
+
+        Args:
+            plan: every grid is calibrated.
+            context: the ``fit`` samples are read.
+        """
+        plan, rounded = LayerRounding("comq", self.samples)(plan, context, self._round)
+        count = min(self.samples, context.fit.count)
+        note = f"the weights of {rounded} layers rounded on {count} samples"
+        return StepResult(plan, (note,), {"layers": rounded})
+
+    def _round(self, visit: Visit) -> Rounded:
+        """Return the codes and scales of one layer."""
+        spec, weights = visit.params.spec, visit.layer.weights
+        hessian = damped(visit.moments.total.hessian, self.damping)
+        result = coordinate_descent(
+            visit.nearest(weights, hessian),
+            weights,
+            hessian,
+            (spec.qmin, spec.qmax),
+            self.sweeps,
+            visit.steps,
+            visit.mask,
+        )
+        return visit.better(result, weights, hessian)

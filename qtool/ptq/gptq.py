@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.ptq.comq import coordinate_descent
+from qtool.ptq.second_order.coordinate_descent import coordinate_descent
 from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
     damped,
@@ -17,7 +17,7 @@ from qtool.ptq.second_order.hessian_rounding import (
 )
 from qtool.ptq.second_order.layer_rounding import LayerRounding, Visit
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import SMALLEST_SCALE, PerTensor
+from qtool.quant.primitives import SMALLEST_SCALE
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
 
@@ -103,16 +103,15 @@ class Gptq:
         share = None if self.asymmetric == "auto" else float(self.asymmetric)
         target = visit.target(self.damping, share)
         hessian = damped(visit.moments.total.hessian, self.damping)
-        shared = isinstance(spec.granularity, PerTensor)
-        free, limits = spec.scale_kind == "float", (spec.qmin, spec.qmax)
+        free, limits = visit.steps != "fixed", (spec.qmin, spec.qmax)
         if free and self.ranges:
-            scale = search_scale(target, hessian, spec, shared).astype(np.float32)
+            scale = search_scale(target, hessian, spec, visit.steps == "shared").astype(np.float32)
         scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
         result = round_with_compensation(
             target, hessian, scale, limits, self.act_order, self.block, visit.mask
         )
         if self.refine and free:
             result = coordinate_descent(
-                result, target, hessian, limits, self.refine, shared, visit.mask
+                result, target, hessian, limits, self.refine, visit.steps, visit.mask
             )
         return visit.better(result, target, hessian)

@@ -3,14 +3,12 @@
 from dataclasses import KW_ONLY
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.ptq.second_order.hessian_rounding import Rounded, damped, search_scale
+from qtool.ptq.second_order.hessian_rounding import Rounded, damped
 from qtool.ptq.second_order.layer_rounding import LayerRounding, Visit
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import SMALLEST_SCALE, PerTensor, round_half_even
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
 
@@ -61,13 +59,6 @@ class RidgeCompensation:
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the nearest codes of T."""
-        spec, target = visit.params.spec, visit.target(self.damping, None)
+        target = visit.target(self.damping, None)
         hessian = damped(visit.moments.total.hessian, self.damping)
-        scale = visit.start
-        if spec.scale_kind == "float":
-            shared = isinstance(spec.granularity, PerTensor)
-            scale = search_scale(target, hessian, spec, shared).astype(np.float32)
-        scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
-        codes = round_half_even(target / scale).clip(spec.qmin, spec.qmax)
-        codes = codes if visit.mask is None else codes * visit.mask
-        return visit.better(Rounded(codes, scale), target, hessian)
+        return visit.better(visit.nearest(target, hessian), target, hessian)

@@ -6,18 +6,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qtool.graph.queries import by_name, constant, nodes_by_name
+from qtool.ptq.second_order.coordinate_descent import Steps
 from qtool.ptq.second_order.covariance import LayerMoments, Moments, layer_moments
 from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
     asymmetric_target,
     row_errors,
+    search_scale,
     shrinkage,
 )
 from qtool.ptq.second_order.im2col import MatrixLayer, matrix_layer
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import (
+    SMALLEST_SCALE,
     Codebook,
     PerBlock,
+    PerTensor,
     QuantParams,
     dequantize,
     round_half_even,
@@ -82,6 +86,27 @@ class Visit:
         rows = (*self.layer.weights.shape[:2], 1)
         scale = self.params.scale.astype(np.float64).reshape(-1)
         return np.broadcast_to(scale, rows[0] * rows[1]).reshape(rows)
+
+    @property
+    def steps(self) -> Steps:
+        """Freedom that the steps of the grid have, for :func:`coordinate_descent`."""
+        if self.params.spec.scale_kind != "float":
+            return "fixed"
+        return "shared" if isinstance(self.params.spec.granularity, PerTensor) else "rows"
+
+    def nearest(self, target: np.ndarray, hessian: np.ndarray) -> Rounded:
+        """Return the nearest codes of T, on the steps of least error on H where steps are free.
+
+        Args:
+            target: T, see :meth:`target`.
+            hessian: damped H.
+        """
+        spec, scale = self.params.spec, self.start
+        if self.steps != "fixed":
+            scale = search_scale(target, hessian, spec, self.steps == "shared").astype(np.float32)
+        scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
+        codes = round_half_even(target / scale).clip(spec.qmin, spec.qmax)
+        return Rounded(codes if self.mask is None else codes * self.mask, scale)
 
     def better(self, result: Rounded, target: np.ndarray, hessian: np.ndarray) -> Rounded:
         """Return the result, or the nearest codes of W on the present grid where these err less."""

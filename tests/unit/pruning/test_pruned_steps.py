@@ -36,7 +36,7 @@ OTHERS = (
     "qdrop",
     "distillation",
 )
-CODE_STEPS = ["adaround", "brecq", "gptq", "ridge_compensation"]
+CODE_STEPS = ["adaround", "brecq", "comq", "gptq", "ridge_compensation"]
 
 
 def net() -> Net:

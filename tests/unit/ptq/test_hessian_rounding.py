@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from qtool.ptq.comq import coordinate_descent
+from qtool.ptq.second_order.coordinate_descent import coordinate_descent
 from qtool.ptq.second_order.covariance import LayerMoments, Moments
 from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
@@ -94,7 +94,9 @@ def test_coordinate_descent_never_loses(shared):
         start = round_with_compensation(weights, hessian, scale, (-7, 7))
         errors = [row_errors(weights - start.values, hessian)]
         for sweeps in (1, 3):
-            result = coordinate_descent(start, weights, hessian, (-7, 7), sweeps, shared)
+            result = coordinate_descent(
+                start, weights, hessian, (-7, 7), sweeps, "shared" if shared else "rows"
+            )
             errors.append(row_errors(weights - result.values, hessian))
             assert np.abs(result.codes).max() <= 7
             assert np.array_equal(result.codes, np.rint(result.codes))
