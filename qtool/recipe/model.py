@@ -19,7 +19,7 @@ from qtool.data import DataSection, Synthetic
 from qtool.errors import KeyPath, RecipeError
 from qtool.recipe.choice import Choice, NamedChoice
 from qtool.recipe.error_messages import describe
-from qtool.recipe.presets import read_preset
+from qtool.recipe.presets import read_preset, with_preset
 from qtool.recipe.sections.budget import Budget
 from qtool.recipe.sections.gates import Bytes, Gates
 from qtool.recipe.sections.latency import Latency
@@ -177,8 +177,8 @@ class Recipe(_Part):
         Annotated[tuple[NamedChoice, ...], Field(strict=False)] | None,
         BeforeValidator(_expand_preset),
     ] = None
-    """Post-training steps in order, a preset (fast, best, int8), or auto, which chooses them; [] is
-    plain rounding. Absent: fast where layers have integer weights of fewer than 8 bits or are
+    """Post-training steps in order, a preset (fast, best, int8, n2d2), or auto, which chooses them;
+    [] is plain rounding. Absent: fast where layers have integer weights of fewer than 8 bits or are
     pruned, else int8."""
     pruning: Pruning | None = None
     """Weights that become 0, or channels that are removed; absent: none."""
@@ -199,9 +199,10 @@ class Recipe(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _train_on_calibration_samples(cls, value: Any) -> Any:
-        """Let ``qat`` without a reader take the data of ``calibrate``."""
+    def _with_derived_keys(cls, value: Any) -> Any:
+        """Add the keys of a preset; let ``qat`` without a reader take the data of ``calibrate``."""
         if isinstance(value, Mapping):
+            value = with_preset(value)
             qat, calibrate = value.get("qat"), value.get("calibrate")
             if isinstance(qat, Mapping) and isinstance(calibrate, Mapping):
                 return {**value, "qat": with_calibration_samples(qat, calibrate)}

@@ -1,5 +1,10 @@
-"""Read named lists of post-training steps from ``configs/ptq/*.yaml``."""
+"""Read named lists of post-training steps from ``configs/ptq/*.yaml``.
 
+A file is a list of steps, or a mapping of ``ptq`` and of keys that a recipe with the preset has
+where it has none of its own: ``rewrite``, ``calibrate``.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -30,5 +35,33 @@ def read_preset(name: str) -> list[Any]:
             f'found "{name}", expected a list of steps, or a preset: {", ".join(names)}'
             f"{suggest(name, names)}"
         )
-    steps: list[Any] = yaml.safe_load((config_folder(FOLDER) / f"{name}.yaml").read_text())
+    steps: list[Any] = _content(name)["ptq"]
     return steps
+
+
+def with_preset(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a recipe, as YAML holds it, with the other keys of its preset where it has none.
+
+    Args:
+        recipe: whose ``ptq`` may be the name of a preset.
+    """
+    name = recipe.get("ptq")
+    if not isinstance(name, str) or name not in preset_names():
+        return recipe
+    return _filled(recipe, {key: value for key, value in _content(name).items() if key != "ptq"})
+
+
+def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping with the defaults for keys that it lacks; of sections, where they exist."""
+    result = dict(own)
+    for key, value in defaults.items():
+        if not isinstance(value, Mapping):
+            result.setdefault(key, value)
+        elif isinstance(own.get(key), Mapping):
+            result[key] = _filled(own[key], value)
+    return result
+
+
+def _content(name: str) -> dict[str, Any]:
+    content = yaml.safe_load((config_folder(FOLDER) / f"{name}.yaml").read_text())
+    return content if isinstance(content, dict) else {"ptq": content}

@@ -150,4 +150,22 @@ def test_a_preset_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_list_of_steps_that_are_there(name, tmp_path):
     data = {"model": "net.onnx", "calibrate": {"images": "train"}, "ptq": name}
-    assert recipe_from_keywords(data, "here", tmp_path, files=False).ptq
+    steps = recipe_from_keywords(data, "here", tmp_path, files=False).ptq
+    assert steps if name != "n2d2" else steps == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "rewrite", "method"),
+    [
+        ({}, ("normalize_weights",), "mse"),
+        ({"rewrite": ["equalize"]}, ("equalize",), "mse"),
+        (
+            {"calibrate": {"images": "train", "method": {"entropy": {"form": "n2d2"}}}},
+            ("normalize_weights",),
+            "entropy",
+        ),
+    ],
+)
+def test_a_preset_adds_the_keys_that_the_recipe_lacks(own, rewrite, method, tmp_path):
+    made = recipe(tmp_path, "onnxruntime-cpu", ptq="n2d2", **own)
+    assert made.rewrite == rewrite and made.calibrate.method.name == method and made.ptq == ()
