@@ -105,6 +105,7 @@ SETTINGS = {
             "analytic": ("high_bias_absorption", "analytic_bias_correction"),
             "bias": ("high_bias_absorption", "bias_correction"),
             "gptq": ("high_bias_absorption", "gptq"),
+            "adaround": ("high_bias_absorption", "bias_correction", "adaround"),
         }.items()
     },
     # N2D2's three steps: normalized weights, thresholds of activations, rounding.

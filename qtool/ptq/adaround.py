@@ -1,7 +1,7 @@
 """AdaRound: learn for every weight whether it is rounded down or up."""
 
 from dataclasses import KW_ONLY
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,7 +15,7 @@ from qtool.steps.step import StepResult
 
 @dataclass(frozen=True)
 class AdaRound:
-    """Learn the rounding of weights below 8 bits, layer by layer, against the float layer's output.
+    """Learn the rounding of weights, layer by layer, against the float layer's output.
 
     Inputs are those of the quantized network, f is the layer's activation function::
 
@@ -30,6 +30,7 @@ class AdaRound:
         iterations: for each layer.
         lr: of Adam, on V.
         regularization: lambda.
+        bits: below_8 | all: which weights.
         warm_start: 0 starts at the float weights, 1 at the plan's codes.
         batch: samples of an iteration.
         samples: of the calibration data, at most.
@@ -45,6 +46,7 @@ class AdaRound:
     iterations: int = Field(default=1000, ge=1)
     lr: float = Field(default=0.01, gt=0)
     regularization: float = Field(default=0.01, ge=0)
+    bits: Literal["below_8", "all"] = "all"
     warm_start: float = Field(default=0.5, ge=0, le=1)
     batch: int = Field(default=32, ge=1)
     samples: int = Field(default=512, ge=1)
@@ -67,6 +69,7 @@ class AdaRound:
             whole=False,
             rounding="soft",
             warm=self.warm_start,
+            narrow_only=self.bits == "below_8",
             steps=False,
             drop=0.0,
             weighting="none",

@@ -89,6 +89,7 @@ class Brecq:
             whole=True,
             rounding=self.rounding,
             warm=self.warm_start,
+            narrow_only=True,
             steps=True,
             drop=self.drop_probability,
             weighting=self.weighting,

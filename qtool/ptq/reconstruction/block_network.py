@@ -52,11 +52,13 @@ class Learned:
             both in units of codes, and the grid.
         steps: the steps of activations below 8 bits learn, the scales of weights, and biases.
         drop: leaves activations unrounded at random.
+        widest: bits that weights have at most whose rounding learns; wider ones keep their codes.
     """
 
     weight: Callable[[T, T, QuantParams], LearnedWeight]
     steps: bool
     drop: Drop
+    widest: int
 
 
 class LearnedBias(nn.Module):
@@ -160,10 +162,7 @@ class BlockNetwork(nn.Module):
             self._rounded |= dict.fromkeys(within, module)
 
     def _add_weight(self, name: str, values: Mapping[str, ir.Value]) -> None:
-        """Add the weights of a site, where the grid has equal steps around 0.
-
-        The codes of 8 bits and more stay: the rounding of so fine a grid does not matter.
-        """
+        """Add the weights of a site, where the grid has equal steps around 0."""
         params, weights = self._plan.params(name), constant(values[name])
         if params is None or weights is None or isinstance(params, Codebook):
             return
@@ -172,7 +171,7 @@ class BlockNetwork(nn.Module):
             return
         codes = torch.from_numpy(self._frozen.codes[name].astype(np.float32))
         exact = torch.from_numpy(weights.astype(np.float32)) / align(params, codes)[0]
-        fine = spec.bits >= 8
+        fine = spec.bits > self._learned.widest
         module = self._learned.weight(codes if fine else exact, codes, params)
         module.v.requires_grad_(not fine)
         if name in self._plan.masks:

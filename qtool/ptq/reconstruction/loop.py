@@ -36,6 +36,9 @@ from qtool.steps.step import StepResult
 
 T = torch.Tensor
 
+# Weights have at most so many bits where those of 8 and more keep their codes, and in any case.
+NARROW_BITS, WIDEST_BITS = 7, 16
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -46,6 +49,7 @@ class Reconstruction:
         whole: blocks of several layers, else one layer after the other.
         rounding: name in ROUNDINGS.
         warm: where rounding starts, 0 (float weights) to 1 (the plan's codes).
+        narrow_only: the codes of weights of 8 bits and more stay.
         steps: steps of activations, scales of weights and biases learn too.
         drop: probability that an activation stays unrounded in a step.
         weighting: name in WEIGHTINGS, or none.
@@ -60,6 +64,7 @@ class Reconstruction:
     whole: bool
     rounding: str
     warm: float
+    narrow_only: bool
     steps: bool
     drop: float
     weighting: str
@@ -89,7 +94,7 @@ class Reconstruction:
         changed = sum(row.kept for row in rows)
         note = f"{changed} of {len(rows)} blocks changed, learned on {count} samples"
         if not rows:
-            note = "no block has weights or activations of less than 8 bits, which it could learn"
+            note = "no block has anything to learn: all weights and activations have 8 bits or more"
         return StepResult(plan, (note, *run.notes), {"blocks": changed}, rows=tuple(rows))
 
 
@@ -188,10 +193,13 @@ class _Run:
     def _network(self, plan: QuantPlan, block: Block) -> BlockNetwork:
         method, context = self._method, self._context
         rounding = ROUNDINGS[method.rounding]
+        # Scales that keep pairs of 8-bit products in int16 count on the nearest codes.
+        narrow = method.narrow_only or context.target.int16_pairs
         learned = Learned(
             weight=lambda exact, codes, params: rounding(exact, codes, params, method.warm),
             steps=method.steps,
             drop=Drop(method.drop, context.seed),
+            widest=NARROW_BITS if narrow else WIDEST_BITS,
         )
         return BlockNetwork(context.model, plan, block, learned)
 

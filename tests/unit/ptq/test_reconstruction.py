@@ -82,7 +82,7 @@ def test_blocks_are_learned_on_the_cpu(tmp_path):
 
 def test_the_step_of_an_entry_that_others_read_is_fixed():
     plan, context = calibrated(auxiliary_output(), FOUR)
-    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0))
+    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0), 7)
     regions = find_regions(context.model.graph, plan, whole=False)
     learns = {}
     for block in (block for region in regions for block in region.blocks):
@@ -110,6 +110,15 @@ def test_adaround_rounds_to_neighbours_and_changes_nothing_else(tmp_path):
     for name, grid in plan.grids.items():
         if hasattr(grid, "scale"):
             np.testing.assert_array_equal(result.plan.grids[name].scale, grid.scale)
+
+
+@pytest.mark.parametrize(("bits", "blocks"), [("all", True), ("below_8", False)])
+def test_adaround_of_8_bits_where_it_is_wanted(bits, blocks, tmp_path):
+    wide = Bits(8, 8, granularity="tensor")
+    plan, context = calibrated(BUILDERS["residual"](), wide, rows=64, folder=tmp_path)
+    result = AdaRound(iterations=150, lr=0.1, regularization=1e-4, bits=bits)(plan, context)
+    assert bool(result.metrics["blocks"]) == blocks == bool(result.plan.codes)
+    assert blocks or "no block has anything to learn" in result.notes[0]
 
 
 def test_it_starts_from_the_codes_of_the_step_before(tmp_path):
@@ -219,7 +228,7 @@ def entered(tmp_path, number):
         def weight(exact, codes, params):
             return rounding(exact, codes, params, warm)
 
-        learned = Learned(weight, True, Drop(drop, 0))
+        learned = Learned(weight, True, Drop(drop, 0), 7)
         return BlockNetwork(context.model, plan, block, learned)
 
     with BlockSamples(context, 48, 16) as samples:
