@@ -57,6 +57,11 @@ def readers(value: ir.Value) -> tuple[ir.Node, ...]:
     return tuple(seen.values())
 
 
+def has_one_use(value: ir.Value) -> bool:
+    """Return whether a value is read once, by one node."""
+    return len(value.uses()) == 1
+
+
 def sole_reader(value: ir.Value) -> ir.Node | None:
     """Return the only reader of a value; None for several, none, or a graph output."""
     nodes = readers(value)

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from qtool.errors import RecipeError
 from qtool.graph.layers import channel_sums, is_layer, oriented
-from qtool.graph.queries import by_name, clip_limits, constant, dims, nodes_by_name
+from qtool.graph.queries import by_name, clip_limits, constant, dims, has_one_use, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
@@ -70,13 +70,13 @@ class AnalyticBiasCorrection:
             )
         original = moments(graph, {}, {})
         shifted = moments(graph, plan.weight_overrides, original)
-        nodes, values, uses = nodes_by_name(graph), by_name(graph), plan.weight_uses()
+        nodes, values = nodes_by_name(graph), by_name(graph)
         result, corrected = plan, 0
         for site in plan.sites.values():
             x = shifted.get(site.inputs[0])
             if site.weight is None or site.bias not in values or x is None:
                 continue
-            if uses[site.bias] > 1 or _is_repaired(plan, site):
+            if not has_one_use(values[site.bias]) or _is_repaired(plan, site):
                 continue
             error = _error(plan, site, nodes[site.name])
             if error is None or x.mean.size != error.shape[0] * error.shape[2]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from qtool.graph.queries import by_name
+from qtool.graph.queries import by_name, has_one_use
 from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
@@ -40,11 +40,11 @@ class BiasCorrection:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        values, uses = by_name(context.model.graph), plan.weight_uses()
+        values = by_name(context.model.graph)
         corrected = 0
         with LayerwiseRun(context, plan, "bias_correction") as run:
             for site in run.sites():
-                if site.bias not in values or uses[site.bias] > 1:
+                if site.bias not in values or not has_one_use(values[site.bias]):
                     continue
                 shift = _mean_shift(run, site)
                 if shift is None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qtool.graph.queries import by_name
+from qtool.graph.queries import by_name, has_one_use
 from qtool.quant.chunked import codes_of
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import Codebook, PerChannel, QuantParams, dequantize
@@ -141,7 +141,7 @@ def compensate(
     changed = channels = 0
     with LayerwiseRun(context, plan, name) as run:
         for site in run.sites():
-            own_bias = site.bias in values and uses[site.bias or ""] == 1
+            own_bias = site.bias in values and has_one_use(values[site.bias])
             if site.name not in layers or not own_bias:
                 continue
             outputs = output_moments(run, site)

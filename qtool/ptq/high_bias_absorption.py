@@ -18,6 +18,7 @@ from qtool.graph.queries import (
     attribute,
     by_name,
     clip_limits,
+    has_one_use,
     nodes_by_name,
     readers,
     sole_reader,
@@ -108,11 +109,11 @@ class HighBiasAbsorption:
 
     def _pairs(self, plan: QuantPlan, model: ir.Model) -> Iterator[_Pair]:
         """Yield the layers whose bias can move, in graph order."""
-        nodes, uses, seen = nodes_by_name(model.graph), plan.weight_uses(), False
+        nodes, values, seen = nodes_by_name(model.graph), by_name(model.graph), False
         biases = {
             site.name: site.bias
             for site in plan.sites.values()
-            if site.weight and site.bias and uses[site.bias] == 1
+            if site.weight and site.bias in values and has_one_use(values[site.bias])
         }
         for name, bias in biases.items():
             node = nodes[name]

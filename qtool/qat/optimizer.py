@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.quantizers.base import learned_parameters
 from qtool.qat.settings import Settings
 
 # An exponential rate ends at this share of the first: from 1.5e-3 to 1e-6.
@@ -29,13 +30,10 @@ def build_optimizer(network: QatNetwork, settings: Settings) -> torch.optim.Opti
         settings: with optimizer, rate and decay.
     """
     grids: list[Any] = [*network.weight_grids.values(), *network.activation_grids.values()]
-    decaying: list[Any] = []
-    scales: list[Any] = []
+    decaying = [p for grid in grids if grid.decays for p in learned_parameters(grid, False)]
+    scales = [p for grid in grids if not grid.decays for p in learned_parameters(grid, False)]
     others = [*network.biases.parameters(), *network.norms.parameters()]
-    for grid in grids:
-        for name, parameter in grid.named_parameters():
-            at_scale_rate = decaying if grid.decays else scales
-            (others if name in grid.at_weight_rate else at_scale_rate).append(parameter)
+    others += [p for grid in grids for p in learned_parameters(grid, True)]
     groups: list[dict[str, Any]] = [
         {"params": list(network.weights.parameters()), "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},

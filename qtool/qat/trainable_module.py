@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qtool.qat.fake_quant_model import QatNetwork
+from qtool.qat.quantizers.base import learned_parameters
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.module import bind_inputs
 
@@ -59,9 +60,10 @@ class TrainableModule(nn.Module):
         return self.network.penalty()
 
     def scales(self) -> list[nn.Parameter]:
-        """List the parameters of grids, which learn at 1/100 of the weights' rate or less."""
-        grids = (self.network.weight_grids, self.network.activation_grids)
-        return [p for part in grids for p in part.parameters()]
+        """List the scales of grids, which learn at 1/100 of the weights' rate or less."""
+        network = self.network
+        grids: list[Any] = [*network.weight_grids.values(), *network.activation_grids.values()]
+        return [p for grid in grids for p in learned_parameters(grid, at_weight_rate=False)]
 
     def plan(self) -> Any:
         """Return the learned plan, for ``qtool.emit`` and ``qtool.simulate``; changes nothing."""

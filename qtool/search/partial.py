@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import chain, combinations
 
-# Of so few layers all sets are tried, smallest first: 64 at most.
+# Of so few layers all sets that are smaller by two and more are tried too.
 FEW = 6
 
 
@@ -18,7 +18,8 @@ def fewest_raised(
 
     The shortest prefix of the ranking that keeps it is found by bisection; then layers are taken
     out one by one, the cheapest ones first, where the accuracy is kept without them. Of up to six
-    layers it is a smallest set.
+    layers all sets that are smaller by two and more are tried too, so that the result has at most
+    one layer more than the smallest set.
 
     Source: Wu et al. 2020, sec. 4.2 ("partial quantization"), arXiv:2004.09602.
     Departure: layers of the prefix that turn out not to be needed are quantized again.
@@ -27,18 +28,14 @@ def fewest_raised(
         ranked: layers, the most damaging first.
         keeps: whether the accuracy is kept with these layers raised; called on held-out samples.
         trim: how many layers to try to take out.
-        few: layers of which all sets are tried.
+        few: layers of which smaller sets are tried too.
 
     Returns:
-        The layers to raise; None where raising all of them (of few layers: no set) keeps the
-        accuracy.
+        The layers to raise; None where raising all of them does not keep the accuracy.
     """
-    if len(ranked) <= few:
-        sets = chain.from_iterable(combinations(ranked, n) for n in range(len(ranked) + 1))
-        return next((s for s in map(frozenset, sets) if keeps(s)), None)
     if keeps(frozenset()):
         return frozenset()
-    if not keeps(frozenset(ranked)):
+    if not ranked or not keeps(frozenset(ranked)):
         return None
     # No prefix and the whole ranking are measured: the shortest one lies between them.
     lengths = range(len(ranked))
@@ -48,7 +45,10 @@ def fewest_raised(
     for name in list(ranked[: length - 1])[::-1][:trim]:
         if keeps(raised - {name}):
             raised -= {name}
-    return raised
+    if len(ranked) > few:
+        return raised
+    smaller = chain.from_iterable(combinations(ranked, n) for n in range(1, len(raised) - 1))
+    return next((some for some in map(frozenset, smaller) if keeps(some)), raised)
 
 
 def with_one_quantized(ranked: Sequence[str], layers: int) -> list[str]:

@@ -53,7 +53,7 @@ class TrialResult:
     Attributes:
         kl, drop, drop_error: against the float network, see :class:`qtool.search.effects.Effect`.
         bytes: of the file.
-        ms: of one sample in the file on one thread, the sum over its kernels.
+        ms: of one sample in the file, the sum over its kernels, on the threads of the run.
         seconds: that quantizing took; those of an earlier run where it was cached.
         macs_per_second: speed of the quantized network's simulation.
     """

@@ -101,7 +101,12 @@ def _time_ranks(tried: Sequence[Tried]) -> list[int]:
 
 
 def _placement(recipe: Recipe) -> object:
-    """Return what decides which kernels execute: layers in float, and the widths of activations."""
+    """Return what a recipe says about kernels: layers in float, and the widths of activations."""
     bits = recipe.bits
-    layers = {name: (own.weights == "float", own.activations) for name, own in bits.layers.items()}
-    return bits.weights == "float", bits.activations, tuple(sorted(layers.items(), key=str))
+    base = (bits.weights == "float", bits.activations)
+    layers = {
+        name: ((own.weights or bits.weights) == "float", own.activations or bits.activations)
+        for name, own in bits.layers.items()
+    }
+    others = {name: kernel for name, kernel in layers.items() if kernel != base}
+    return base, tuple(sorted(others.items(), key=str))

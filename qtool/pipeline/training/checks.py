@@ -73,7 +73,8 @@ def _check_grids(recipe: Recipe) -> None:
         widths = (layer.weights or bits.weights, layer.activations or bits.activations)
         places["bits", "layers", pattern] = widths
     _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
-    if recipe.qat is not None:
+    is_searched = recipe.bits.budget is not None or any(s.name == "auto" for s in recipe.ptq or ())
+    if recipe.qat is not None and not is_searched:  # its widths are not known yet
         _check_unread(recipe, recipe.qat, list(places.values()))
     for place, (_weights, activations) in places.items():
         if activations == "dynamic":

@@ -94,7 +94,7 @@ class Reconstruction:
         changed = sum(row.kept for row in rows)
         note = f"{changed} of {len(rows)} blocks changed, learned on {count} samples"
         if not rows:
-            note = "no block has anything to learn: all weights and activations have 8 bits or more"
+            note = "no block has anything to learn: 8-bit codes, code books and blocks stay"
         return StepResult(plan, (note, *run.notes), {"blocks": changed}, rows=tuple(rows))
 
 

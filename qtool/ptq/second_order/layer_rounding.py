@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qtool.graph.queries import by_name, constant, nodes_by_name
+from qtool.graph.queries import by_name, constant, has_one_use, nodes_by_name
 from qtool.ptq.second_order.coordinate_descent import Steps
 from qtool.ptq.second_order.covariance import LayerMoments, Moments, layer_moments
 from qtool.ptq.second_order.hessian_rounding import (
@@ -222,7 +222,7 @@ def matrix_layers(
         form = None if weight is None else matrix_layer(nodes[site.name], weight)
         if weight is None or form is None:
             continue
-        own = site.bias in values and uses[site.bias or ""] == 1
+        own = site.bias in values and has_one_use(values[site.bias])
         bias = constant(values[site.bias or ""]) if own else None
         weights = form.matrices(weight.astype(np.float64))
         yield site, Layer(form, weights, bias, uses[site.weight or ""] > 1)

@@ -286,6 +286,17 @@ class ZeroLevel(CodebookBase):
         self.module.project()
 
 
+def learned_parameters(grid: GridModule, at_weight_rate: bool) -> list[nn.Parameter]:
+    """Return the parameters of a module that learn at the rate of weights, or at that of scales.
+
+    Args:
+        grid: the module.
+        at_weight_rate: which of the two.
+    """
+    named = grid.named_parameters()
+    return [p for name, p in named if (name in grid.at_weight_rate) == at_weight_rate]
+
+
 def module_with_zero(plain: WeightModule, weight: T, name: str) -> WeightModule:
     """Return a module whose grid holds 0, in no more levels than its bits have.
 

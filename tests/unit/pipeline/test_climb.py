@@ -275,8 +275,11 @@ def test_noise_of_times_puts_nothing_on_the_front(milliseconds, front):
     tried = [Tried("gptq", recipe, result), Tried("ranges", floats, other)]
     assert [point.name for point in front_of(tried)] == front
     # The same kernels, whatever the clock says.
-    wider = with_bits(recipe, {}, weights=6)
-    assert [p.name for p in front_of([tried[0], Tried("wider", wider, other)])] == ["gptq"]
+    for wider in (
+        with_bits(recipe, {}, weights=6),
+        with_bits(recipe, {"name:a": {"weights": 4, "activations": recipe.bits.activations}}),
+    ):
+        assert [p.name for p in front_of([tried[0], Tried("wider", wider, other)])] == ["gptq"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400)])

@@ -165,6 +165,15 @@ def test_the_centroid_nearest_to_zero_is_that_of_pruned_weights(nearest):
     torch.testing.assert_close(rounded, codes * float(params.scale))
 
 
+def test_a_layer_of_zeros_and_two_centroids_stay_numbers():
+    weight = torch.zeros(5)
+    plain = KMeansCentroids().weight(SCHEMES["kmeans"]()(weight.numpy(), grid(2).spec)[0], weight)
+    assert not plain.with_zero_level()(weight).any()
+    module = KMeansCentroids().weight(SCHEMES["binary"]()(np.ones(4), grid(1).spec)[0], weight + 1)
+    rounded = module.with_zero_level()(torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0]))
+    assert rounded[0] == 0 and rounded[1] != 0 and len(module.levels()) == 2
+
+
 def test_weights_that_take_the_nearest_centroid_learn_too():
     weight = torch.tensor([-0.9, 0.1, 0.2, 0.8, 1.0], requires_grad=True)
     module = KMeansCentroids(indices="nearest").weight(codebook([-127, 0, 64, 127]), weight)

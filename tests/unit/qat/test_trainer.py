@@ -23,6 +23,7 @@ from qtool.qat.quantizers.lsq import LSQ
 from qtool.qat.quantizers.nonuniform import KMeansCentroids
 from qtool.qat.quantizers.ste import STE
 from qtool.qat.settings import Epoch, Oscillation, RunFiles, Settings
+from qtool.qat.trainable_module import TrainableModule
 from qtool.qat.trainer import train
 from qtool.quant.bit_widths import Bits
 from qtool.runtime.executor import Executor
@@ -162,6 +163,8 @@ def test_centroids_learn_at_the_rate_of_weights_and_scales_at_their_own():
         for group, rate in zip(optimizer.param_groups, rates(settings, 1), strict=True)
         for parameter in group["params"]
     }
+    listed = {id(p) for p in TrainableModule(network, ("x",), lambda plan: plan).scales()}
+    assert listed == {id(m.scale) for m in network.activation_grids.values()}
     top = rates(settings, 1)[0]
     for module in network.weight_grids.values():
         assert rate_of[id(module.centroids)] == top

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import CodebookBase, WeightModule
+from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
 from qtool.qat.quantizers.scales import broadcast_scale
 from qtool.qat.quantizers.ste import straight_through
@@ -83,10 +83,11 @@ class CentroidWeight(CodebookBase):
             params, _ = KMeans()(weight.detach().cpu().numpy(), params.spec)
         self.nearest, self.keeps_scale = nearest, params.spec.scale_kind != "float"
         # Levels of binary and ternary code books are -1 to 1.
-        top = float(np.abs(params.levels).max())
+        top = max(float(np.abs(params.levels).max()), 1.0)
         self.centroids = nn.Parameter(torch.tensor(params.levels / top, dtype=torch.float32))
         self.register_buffer("unit", torch.tensor(params.scale * top, dtype=torch.float32))
-        self.register_buffer("free", torch.ones_like(self.centroids))
+        self.has_zero = False
+        self.register_buffer("free", torch.ones(len(self.centroids)), persistent=False)
         self.register_buffer("indices", self.nearest_index(weight), persistent=not nearest)
 
     @torch.no_grad()
@@ -122,7 +123,7 @@ class CentroidWeight(CodebookBase):
 
     def _pruned(self, levels: T, weight: T) -> T:
         """Return the levels, 0 for weights that are exactly 0, where one level is 0."""
-        return levels if self.free.all() else levels * (weight != 0)
+        return levels * (weight != 0) if self.has_zero else levels
 
     def project(self) -> None:
         """Clamp the centroids to the range of int8, where the scale does not follow them."""
@@ -141,7 +142,10 @@ class CentroidWeight(CodebookBase):
 
     @torch.no_grad()
     def with_zero_level(self) -> WeightModule:
-        """Return this module with the centroid nearest to 0 fixed at 0."""
+        """Return this module with the centroid nearest to 0 fixed at 0; two centroids both stay."""
+        if self.params.spec.bits == 1:
+            return ZeroLevel(self)
+        self.has_zero = True
         self.free[self.centroids.abs().argmin()] = 0
         self.project()
         return self

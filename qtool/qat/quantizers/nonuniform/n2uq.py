@@ -35,6 +35,7 @@ class N2UQ(NarrowWeightQuantizer):
     """
 
     starts_from_codes: ClassVar[bool] = False
+    reads_scheme: ClassVar[bool] = False
     trains_binary: ClassVar[bool] = True
 
     def narrow_weight(self, params: QuantParams, weight: T) -> WeightModule:
