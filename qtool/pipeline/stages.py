@@ -64,7 +64,8 @@ def rewrite(
         How often each rewrite applied, for the report.
     """
     model, bits = context.model, context.bits
-    names = rewrite_names(recipe.rewrite, _own_rewrites(context))
+    own = _own_rewrites(context)
+    names = rewrite_names(recipe.rewrite, own)
     notes, pending = [], recipe.pruning is not None
     for name in names:
         if pending and name in LATER:  # they change weights, or the form of the first convolution
@@ -78,7 +79,7 @@ def rewrite(
             times = REWRITES[name](model, bits.integer)
         if times:
             notes.append(f"{name} x{times}")
-        elif name not in _own_rewrites(context):
+        elif name not in own:
             notes.append(f"{name} applies nowhere in this model")
         notes += [f"{name}: {model.meta.pop(name)}"] if name in model.meta else []
         if name == "fold_constants":

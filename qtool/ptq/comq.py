@@ -56,17 +56,14 @@ class Comq:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        plan, rounded = LayerRounding("comq", self.samples)(plan, context, self._round)
-        count = min(self.samples, context.fit.count)
-        note = f"the weights of {rounded} layers rounded on {count} samples"
-        return StepResult(plan, (note,), {"layers": rounded})
+        return LayerRounding("comq", self.samples)(plan, context, self._round)
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the codes and scales of one layer."""
         spec, weights = visit.params.spec, visit.layer.weights
         hessian = damped(visit.moments.total.hessian, self.damping)
         result = coordinate_descent(
-            visit.nearest(weights, hessian),
+            visit.nearest(weights, visit.scale(weights, hessian)),
             weights,
             hessian,
             (spec.qmin, spec.qmax),

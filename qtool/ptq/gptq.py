@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -13,11 +12,9 @@ from qtool.ptq.second_order.hessian_rounding import (
     Rounded,
     damped,
     round_with_compensation,
-    search_scale,
 )
 from qtool.ptq.second_order.layer_rounding import LayerRounding, Visit
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import SMALLEST_SCALE
 from qtool.steps.context import Context
 from qtool.steps.step import StepResult
 
@@ -81,11 +78,7 @@ class Gptq:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        pass_over = LayerRounding("gptq", self.samples, self.bits == "below_8")
-        plan, rounded = pass_over(plan, context, self._round)
-        count = min(self.samples, context.fit.count)
-        note = f"the weights of {rounded} layers rounded on {count} samples"
-        return StepResult(plan, (note,), {"layers": rounded})
+        return self._pass(plan, context, self._round)
 
     def round_alone(self, plans: Sequence[QuantPlan], context: Context) -> list[QuantPlan]:
         """Return plans in which each layer is rounded alone.
@@ -94,23 +87,23 @@ class Gptq:
             plans: see :meth:`LayerRounding.alone`.
             context: the ``fit`` samples are read.
         """
-        pass_over = LayerRounding("gptq", self.samples, self.bits == "below_8")
-        return pass_over.alone(plans, context, self._round)
+        return self._pass.alone(plans, context, self._round)
+
+    @property
+    def _pass(self) -> LayerRounding:
+        return LayerRounding("gptq", self.samples, self.bits == "below_8")
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the codes and scales of one layer: never a larger error on H than nearest ones."""
-        spec, scale = visit.params.spec, visit.start
+        spec = visit.params.spec
         share = None if self.asymmetric == "auto" else float(self.asymmetric)
         target = visit.target(self.damping, share)
         hessian = damped(visit.moments.total.hessian, self.damping)
-        free, limits = visit.steps != "fixed", (spec.qmin, spec.qmax)
-        if free and self.ranges:
-            scale = search_scale(target, hessian, spec, visit.steps == "shared").astype(np.float32)
-        scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
+        scale, limits = visit.scale(target, hessian, self.ranges), (spec.qmin, spec.qmax)
         result = round_with_compensation(
             target, hessian, scale, limits, self.act_order, self.block, visit.mask
         )
-        if self.refine and free:
+        if self.refine and visit.steps != "fixed":
             result = coordinate_descent(
                 result, target, hessian, limits, self.refine, visit.steps, visit.mask
             )

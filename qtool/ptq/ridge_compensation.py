@@ -51,14 +51,12 @@ class RidgeCompensation:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        pass_over = LayerRounding("ridge_compensation", self.samples)
-        plan, refitted = pass_over(plan, context, self._round)
-        count = min(self.samples, context.fit.count)
-        note = f"the weights of {refitted} layers refitted on {count} samples"
-        return StepResult(plan, (note,), {"layers": refitted})
+        pass_over = LayerRounding("ridge_compensation", self.samples, done="refitted")
+        return pass_over(plan, context, self._round)
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the nearest codes of T."""
         target = visit.target(self.damping, None)
         hessian = damped(visit.moments.total.hessian, self.damping)
-        return visit.better(visit.nearest(target, hessian), target, hessian)
+        result = visit.nearest(target, visit.scale(target, hessian))
+        return visit.better(result, target, hessian)

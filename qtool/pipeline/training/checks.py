@@ -10,6 +10,7 @@ from qtool.data import Dataset, split
 from qtool.errors import DataError, KeyPath
 from qtool.graph.queries import is_float
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.search.requested import requested_search
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.qat.settings import UNTRAINABLE_DYNAMIC
 from qtool.recipe.model import Recipe
@@ -73,8 +74,8 @@ def _check_grids(recipe: Recipe) -> None:
         widths = (layer.weights or bits.weights, layer.activations or bits.activations)
         places["bits", "layers", pattern] = widths
     _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
-    is_searched = recipe.bits.budget is not None or any(s.name == "auto" for s in recipe.ptq or ())
-    if recipe.qat is not None and not is_searched:  # its widths are not known yet
+    # The widths of a recipe that a search completes are not known yet.
+    if recipe.qat is not None and requested_search(recipe).key is None:
         _check_unread(recipe, recipe.qat, list(places.values()))
     for place, (_weights, activations) in places.items():
         if activations == "dynamic":

@@ -52,13 +52,13 @@ class Learned:
             both in units of codes, and the grid.
         steps: the steps of activations below 8 bits learn, the scales of weights, and biases.
         drop: leaves activations unrounded at random.
-        widest: bits that weights have at most whose rounding learns; wider ones keep their codes.
+        narrow_only: weights of 8 bits and more keep their codes.
     """
 
     weight: Callable[[T, T, QuantParams], LearnedWeight]
     steps: bool
     drop: Drop
-    widest: int
+    narrow_only: bool
 
 
 class LearnedBias(nn.Module):
@@ -171,7 +171,7 @@ class BlockNetwork(nn.Module):
             return
         codes = torch.from_numpy(self._frozen.codes[name].astype(np.float32))
         exact = torch.from_numpy(weights.astype(np.float32)) / align(params, codes)[0]
-        fine = spec.bits > self._learned.widest
+        fine = self._learned.narrow_only and spec.bits >= 8
         module = self._learned.weight(codes if fine else exact, codes, params)
         module.v.requires_grad_(not fine)
         if name in self._plan.masks:

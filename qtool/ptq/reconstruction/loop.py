@@ -36,9 +36,6 @@ from qtool.steps.step import StepResult
 
 T = torch.Tensor
 
-# Weights have at most so many bits where those of 8 and more keep their codes, and in any case.
-NARROW_BITS, WIDEST_BITS = 7, 16
-
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -193,13 +190,12 @@ class _Run:
     def _network(self, plan: QuantPlan, block: Block) -> BlockNetwork:
         method, context = self._method, self._context
         rounding = ROUNDINGS[method.rounding]
-        # Scales that keep pairs of 8-bit products in int16 count on the nearest codes.
-        narrow = method.narrow_only or context.target.int16_pairs
         learned = Learned(
             weight=lambda exact, codes, params: rounding(exact, codes, params, method.warm),
             steps=method.steps,
             drop=Drop(method.drop, context.seed),
-            widest=NARROW_BITS if narrow else WIDEST_BITS,
+            # Scales that keep pairs of 8-bit products in int16 count on the nearest codes.
+            narrow_only=method.narrow_only or context.target.int16_pairs,
         )
         return BlockNetwork(context.model, plan, block, learned)
 

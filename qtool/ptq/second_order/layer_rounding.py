@@ -28,6 +28,7 @@ from qtool.quant.primitives import (
 )
 from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.step import StepResult
 
 
 @dataclass(frozen=True)
@@ -94,25 +95,33 @@ class Visit:
             return "fixed"
         return "shared" if isinstance(self.params.spec.granularity, PerTensor) else "rows"
 
-    def nearest(self, target: np.ndarray, hessian: np.ndarray) -> Rounded:
-        """Return the nearest codes of T, on the steps of least error on H where steps are free.
+    def scale(self, target: np.ndarray, hessian: np.ndarray, search: bool = True) -> np.ndarray:
+        """Return steps to round T with, float64 [groups, outputs, 1].
 
         Args:
             target: T, see :meth:`target`.
             hessian: damped H.
+            search: those of least error on H, where steps are free; else those of the grid.
         """
-        spec, scale = self.params.spec, self.start
-        if self.steps != "fixed":
-            scale = search_scale(target, hessian, spec, self.steps == "shared").astype(np.float32)
-        scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
+        scale, shared = self.start, self.steps == "shared"
+        if search and self.steps != "fixed":
+            scale = search_scale(target, hessian, self.params.spec, shared).astype(np.float32)
+        return np.maximum(scale, SMALLEST_SCALE).astype(np.float64)
+
+    def nearest(self, target: np.ndarray, scale: np.ndarray) -> Rounded:
+        """Return the nearest codes of T; those of pruned weights are 0.
+
+        Args:
+            target: T, see :meth:`target`.
+            scale: the steps.
+        """
+        spec = self.params.spec
         codes = round_half_even(target / scale).clip(spec.qmin, spec.qmax)
         return Rounded(codes if self.mask is None else codes * self.mask, scale)
 
     def better(self, result: Rounded, target: np.ndarray, hessian: np.ndarray) -> Rounded:
         """Return the result, or the nearest codes of W on the present grid where these err less."""
-        start, limits = self.start, (self.params.spec.qmin, self.params.spec.qmax)
-        codes = round_half_even(self.layer.weights / start).clip(*limits)
-        nearest = Rounded(codes if self.mask is None else codes * self.mask, start)
+        nearest = self.nearest(self.layer.weights, self.start)
         errors = [row_errors(target - r.values, hessian).sum() for r in (result, nearest)]
         return result if errors[0] <= errors[1] else nearest
 
@@ -125,16 +134,18 @@ class LayerRounding:
         name: of the step, for progress.
         samples: of the calibration data, at most.
         narrow_only: leave weights of 8 bits and more as they are.
+        done: what happens to weights, for the note.
     """
 
     name: str
     samples: int
     narrow_only: bool = False
+    done: str = "rounded"
 
     def __call__(
         self, plan: QuantPlan, context: Context, rounding: Callable[[Visit], Rounded]
-    ) -> tuple[QuantPlan, int]:
-        """Return the plan with new codes, scales and biases, and the number of rounded layers.
+    ) -> StepResult:
+        """Return the plan with new codes, scales and biases.
 
         Each layer is visited with the layers before it quantized and repaired.
 
@@ -158,7 +169,9 @@ class LayerRounding:
                     rounded += 1
                 if layer.bias is not None:
                     run.plan = _with_bias(run.plan, site, layer, moments.total)
-            return run.plan, rounded
+            count = min(self.samples, context.fit.count)
+            note = f"the weights of {rounded} layers {self.done} on {count} samples"
+            return StepResult(run.plan, (note,), {"layers": rounded})
 
     def alone(
         self,

@@ -28,7 +28,10 @@ def test_a_layer_errs_less_than_by_nearest_codes(kind):
     hessian = mixing @ hessian @ mixing
     total = replace(layer.moments.total, hessian=hessian)
     layer = replace(layer, moments=replace(layer.moments, total=total))
-    result, start = Comq()._round(layer), layer.nearest(weights, damped(hessian, 0.01))
+    result, start = (
+        Comq()._round(layer),
+        layer.nearest(weights, layer.scale(weights, damped(hessian, 0.01))),
+    )
     errors = [row_errors(weights - r.values, damped(hessian, 0.01)).sum() for r in (result, start)]
     assert errors[0] < errors[1]
     assert result.codes.min() >= spec.qmin and result.codes.max() <= spec.qmax

@@ -82,7 +82,7 @@ def test_blocks_are_learned_on_the_cpu(tmp_path):
 
 def test_the_step_of_an_entry_that_others_read_is_fixed():
     plan, context = calibrated(auxiliary_output(), FOUR)
-    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0), 7)
+    learned = Learned(lambda *parts: SoftRounding(*parts, 0.5), True, Drop(0.0, 0), True)
     regions = find_regions(context.model.graph, plan, whole=False)
     learns = {}
     for block in (block for region in regions for block in region.blocks):
@@ -228,7 +228,7 @@ def entered(tmp_path, number):
         def weight(exact, codes, params):
             return rounding(exact, codes, params, warm)
 
-        learned = Learned(weight, True, Drop(drop, 0), 7)
+        learned = Learned(weight, True, Drop(drop, 0), True)
         return BlockNetwork(context.model, plan, block, learned)
 
     with BlockSamples(context, 48, 16) as samples:
