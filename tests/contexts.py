@@ -1,5 +1,6 @@
 """A calibrated plan of a small network with the context that steps read."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,17 @@ def samples(model: ir.Model, rows: int, seed: int = 3) -> dict[str, np.ndarray]:
 
 
 def calibrated(
-    net: Net, bits: Bits | None = None, rows: int = 64, folder: Path = Path("unused")
+    net: Net,
+    bits: Bits | None = None,
+    rows: int = 64,
+    folder: Path = Path("unused"),
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[QuantPlan, Context]:
-    """Return a plan with grids, min-max, and a context over random samples."""
+    """Return a plan with grids, min-max, and a context over random samples, changed or not."""
     model = net.model()
     feeds = samples(model, rows)
+    if change is not None:
+        feeds = {name: change(array) for name, array in feeds.items()}
     bind(model, {name: array[:4] for name, array in feeds.items()})
     rewritten(model)
     add_bias(model, lambda node: True)

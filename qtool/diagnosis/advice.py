@@ -1,6 +1,6 @@
 """The words of each finding: what it is, its evidence, the recipe lines, and the change to try."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -31,6 +31,7 @@ class Advice:
         trial: what is replaced in the simulated network; or a plan that a step changed.
         bytes: that the change adds to the file.
         bound: whether the trial shows the most that the lines can gain.
+        over: what the trial is compared with; by default the plan itself.
     """
 
     finding: str
@@ -39,6 +40,7 @@ class Advice:
     trial: Callable[[], Mapping[str, Replacement] | QuantPlan]
     bytes: int = 0
     bound: bool = False
+    over: Callable[[], Mapping[str, Replacement]] = dict
 
 
 def equalize(facts: Facts, suspects: Values) -> Advice:
@@ -203,27 +205,44 @@ def clip_outliers(facts: Facts, suspects: Values) -> Advice:
 
 
 def separate_grids(facts: Facts, suspects: Values) -> Advice:
-    """Advise on values of different size on one grid: the op that joins them in floats."""
+    """Advise on values of different size on one grid: what joins and reads them in floats."""
     place, ratio = _first(suspects)
-    grid = facts.plan.grid_of[place]
-    members = [n for n in facts.plan.members()[grid] if n in facts.measured.values]
     measured = facts.measured.values
-    widest = max(members, key=lambda name: max(-measured[name].lo, measured[name].hi))
-    joins = [
-        name_of(node)
-        for node in facts.context.model.graph
-        if node.op_type == "Concat" and any(v.name in members for v in node.inputs if v is not None)
+    members = facts.plan.members()[facts.plan.grid_of[place]]
+    widest = max(
+        (name for name in members if name in measured),
+        key=lambda name: max(-measured[name].lo, measured[name].hi),
+    )
+    joins, joined = _joined(facts, members)
+    readers = [
+        site
+        for site in facts.plan.sites.values()
+        if not joined.isdisjoint(site.inputs) and site.output not in joined
     ]
-    producer = by_name(facts.context.model.graph)[place].producer()
-    layer = joins[0] if joins else name_of(producer) if producer is not None else place
+    layers = [*joins, *(site.name for site in readers)]
+    if not joins:
+        producer = by_name(facts.context.model.graph)[place].producer()
+        layers = [place if producer is None else name_of(producer)]
+    weighted = [site.name for site in readers if site.weight is not None]
+    extra = sum((32 - facts.weight_bits(name)) * facts.weight_count([name]) for name in weighted)
+    separate = {
+        name: (measured[name].lo, measured[name].hi)
+        for name in members
+        if name in measured and name not in joined
+    }
     return Advice(
         f"Values whose ranges differ {ratio:.0f}-fold share one grid",
         f"{place} reaches {max(-measured[place].lo, measured[place].hi):.4g}, {widest} "
         f"{max(-measured[widest].lo, measured[widest].hi):.4g}",
-        ("bits:", f"  layers: {facts.settings.layer_line({name_pattern(layer): 'float'})}"),
-        lambda: replacements.on_limits(
-            facts, {name: (measured[name].lo, measured[name].hi) for name in members}
+        (
+            "bits:",
+            f"  layers: {facts.settings.layer_line({name_pattern(n): 'float' for n in layers})}",
         ),
+        lambda: {
+            **replacements.on_limits(facts, separate),
+            **replacements.exact_weights(facts, weighted),
+        },
+        bytes=ceil(extra / 8),
     )
 
 
@@ -235,12 +254,29 @@ def more_samples(facts: Facts, suspects: Values) -> Advice:
         "Ranges have not converged: there are too few calibration samples",
         f"from half of the samples to all of them the range of {place} grows {factor:.2f}-fold; "
         f"{len(suspects)} of {len(measured)} ranges grow by a quarter or more; "
-        f"{facts.settings.samples} samples",
+        f"{facts.settings.samples} samples; the gain is what the second half of them gained",
         (f"calibrate: {{count: {max(256, 4 * facts.settings.samples)}}}",),
         lambda: replacements.on_limits(
             facts, {name: (measured[name].lo, measured[name].hi) for name in suspects}
         ),
+        over=lambda: replacements.on_limits(
+            facts, {name: measured[name].first for name in suspects}
+        ),
     )
+
+
+def _joined(facts: Facts, members: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the Concats that write values of a grid, and these values with those behind them."""
+    joins, joined = [], set[str]()
+    for node in facts.context.model.graph:
+        read = {value.name for value in node.inputs if value is not None}
+        written = {value.name or "" for value in node.outputs}.intersection(members)
+        if node.op_type == "Concat" and written:
+            joins.append(name_of(node))
+            joined |= written
+        elif not read.isdisjoint(joined):
+            joined |= written
+    return joins, joined
 
 
 def _first(suspects: Values) -> tuple[str, float]:

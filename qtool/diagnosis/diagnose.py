@@ -92,7 +92,10 @@ def _finding(rule: Rule, facts: Facts, trials: Trials) -> Finding | None:
         return None
     advice = rule.advise(facts, suspects)
     change = advice.trial()
-    gain = trials.gain_of_plan(change) if isinstance(change, QuantPlan) else trials.gain(change)
+    if isinstance(change, QuantPlan):
+        gain = trials.gain_of_plan(change)
+    else:
+        gain = trials.gain(change, advice.over())
     if gain < max(MIN_GAIN, MIN_SHARE * trials.drop):
         return None
     return Finding(

@@ -41,9 +41,11 @@ class Trials:
     plan: QuantPlan
     samples: Dataset
     drop: float
-    _gains: dict[frozenset[tuple[str, Replacement]], float] = field(default_factory=dict)
+    _shares: dict[frozenset[tuple[str, Replacement]], float] = field(default_factory=dict)
 
-    def gain(self, replacements: Mapping[str, Replacement]) -> float:
+    def gain(
+        self, replacements: Mapping[str, Replacement], over: Mapping[str, Replacement] | None = None
+    ) -> float:
         """Return the points that a change would gain: the drop times the share it recovers.
 
         The share is that of the samples which change their class under the plan but not in the
@@ -52,13 +54,9 @@ class Trials:
 
         Args:
             replacements: value, weight or bias -> its form in the trial; nothing: no gain.
+            over: another change, whose share is subtracted; None: the plan itself, of share 0.
         """
-        if not replacements:
-            return 0.0
-        key = frozenset(replacements.items())
-        if key not in self._gains:
-            self._gains[key] = self._points(self._run(replacements))
-        return self._gains[key]
+        return self._points(self._share(replacements) - self._share(over or {}))
 
     def gain_of_plan(self, plan: QuantPlan) -> float:
         """Return the points that another plan would gain, measured as in :meth:`gain`.
@@ -66,16 +64,26 @@ class Trials:
         Args:
             plan: every grid is calibrated.
         """
-        return self._points(self.context.outputs(self.samples, plan))
+        return self._points(self._share_of(self.context.outputs(self.samples, plan)))
 
-    def _points(self, outputs: np.ndarray) -> float:
+    def _points(self, share: float) -> float:
+        return round(self.drop * min(max(share, 0.0), 1.0), 4)
+
+    def _share(self, replacements: Mapping[str, Replacement]) -> float:
+        """Return the share of the error that a change recovers; negative where it adds to it."""
+        if not replacements:
+            return 0.0
+        key = frozenset(replacements.items())
+        if key not in self._shares:
+            self._shares[key] = self._share_of(self._run(replacements))
+        return self._shares[key]
+
+    def _share_of(self, outputs: np.ndarray) -> float:
         before, after = self._changed(self._base), self._changed(outputs)
         if before is not None and after is not None and before >= MIN_CHANGED:
-            share = (before - after) / before
-        else:
-            old, new = (distance(self._reference, each) for each in (self._base, outputs))
-            share = (old - new) / old if old > 0 else 0.0
-        return round(self.drop * min(max(share, 0.0), 1.0), 4)
+            return (before - after) / before
+        old, new = (distance(self._reference, each) for each in (self._base, outputs))
+        return (old - new) / old if old > 0 else 0.0
 
     @cached_property
     def _reference(self) -> np.ndarray:

@@ -26,7 +26,7 @@ def chain(spread: float = 0.0, branches: float = 0.0) -> Net:
 
     Args:
         spread: channels between the first two are scaled by exp(U(-spread, spread)), and back.
-        branches: factor between the two inputs of a Concat in front of the pool; 0: no Concat.
+        branches: factor between the two inputs of a Concat behind the pools; 0: no Concat.
     """
     net = Net(seed=5)
     rng = np.random.default_rng(1)
@@ -42,9 +42,12 @@ def chain(spread: float = 0.0, branches: float = 0.0) -> Net:
     if branches:
         wide = rng.normal(0, 0.12, (CHANNELS, CHANNELS, 3, 3)) * branches
         other = net.add("Conv", x, net.const(wide), net.const(np.zeros(CHANNELS)), pads=[1] * 4)
-        x = net.add("Concat", net.conv(x, CHANNELS, CHANNELS), other, axis=1, name="join")
+        both = [net.add("GlobalAveragePool", y) for y in (net.conv(x, CHANNELS, CHANNELS), other)]
+        x = net.add("Concat", *both, axis=1, name="join")
         width = 2 * CHANNELS
-    x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    else:
+        x = net.add("GlobalAveragePool", x)
+    x = net.add("Flatten", x)
     head = rng.normal(0, 1, (CLASSES, width))
     if branches:
         head[:, CHANNELS:] /= 1000 * branches  # what the narrow branch says decides
@@ -54,7 +57,13 @@ def chain(spread: float = 0.0, branches: float = 0.0) -> Net:
 
 
 def facts_of(
-    net: Net, bits: Bits | None = None, change=None, samples: int = 512, feeds=None, **settings
+    net: Net,
+    bits: Bits | None = None,
+    change=None,
+    samples: int = 512,
+    feeds=None,
+    data=None,
+    **settings,
 ) -> tuple[Facts, Trials]:
     """Return the facts of a calibrated network, and trials on its holdout samples.
 
@@ -64,18 +73,19 @@ def facts_of(
         change: made to the plan before it is frozen.
         samples: the number that the recipe is said to have.
         feeds: changes the samples that statistics are measured on.
+        data: changes all samples.
         settings: of the recipe.
     """
-    plan, context = calibrated(net, bits, ROWS, Path("unused"))
+    plan, context = calibrated(net, bits, ROWS, Path("unused"), data)
     if change is not None:
         plan = change(plan, context)
     unfrozen, plan = plan, freeze(context.model, plan)
-    data = context.fit
+    measured = context.fit
     if feeds is not None:
-        arrays = {"x": feeds(next(iter(data.batches(data.count)))["x"].copy())}
-        data = Dataset(data.names, ArraySource(arrays), tuple(range(data.count)))
+        arrays = {"x": feeds(next(iter(measured.batches(measured.count)))["x"].copy())}
+        measured = Dataset(measured.names, ArraySource(arrays), tuple(range(measured.count)))
     made = Settings(samples=samples, **settings)
-    facts = Facts(context, plan, unfrozen, measure(context, plan, data), made)
+    facts = Facts(context, plan, unfrozen, measure(context, plan, measured), made)
     return facts, Trials(context, plan, context.holdout, DROP)
 
 
