@@ -1,12 +1,14 @@
 """Measure the time of each layer in floats and in integers, and of conversions between them."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qtool.annotation.layer_patterns import name_pattern
-from qtool.graph.queries import by_name, nodes_by_name, sample_elements
+from qtool.graph.queries import by_name, is_constant, nodes_by_name, sample_elements
 from qtool.graph.save import save_model
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.quant.plan import QuantPlan
@@ -101,9 +103,13 @@ def _by_layer(result: ProfileResult, labels: Mapping[str, Sequence[str]]) -> dic
 
 
 def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str, float]:
-    """Return milliseconds for each element that is converted to codes, and to floats."""
-    integer = plan.integer_nodes
-    counts = {QUANTIZE: 0, DEQUANTIZE: 0}
+    """Return milliseconds for each element that is converted to codes, and to floats.
+
+    Layouts are converted where types are: kernels of codes keep channels last, float convolutions
+    have a layout of their own.
+    """
+    integer, nodes = plan.integer_nodes, nodes_by_name(context.model.graph)
+    counts, dequantized = {QUANTIZE: 0, DEQUANTIZE: 0}, set[str]()
     for name, value in by_name(context.model.graph).items():
         producer, users = value.producer(), [node for node, _ in value.uses()]
         if name not in plan.grid_of or value.is_initializer():
@@ -114,28 +120,42 @@ def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str
         in_floats = value.is_graph_output() or any(node.name not in integer for node in users)
         if in_codes and in_floats:
             counts[DEQUANTIZE] += sample_elements(value)
-    times = dict.fromkeys(counts, 0.0)
+            dequantized.add(name)
+    times, elements = dict.fromkeys(counts, 0.0), max(1, sum(counts.values()))
     for kernel, operator in result.operators.items():
-        if operator in times:
-            times[operator] += result.milliseconds[kernel]
+        milliseconds = result.milliseconds[kernel]
+        if operator in (QUANTIZE, "ReorderOutput"):
+            times[QUANTIZE] += milliseconds
+        elif (
+            operator in (DEQUANTIZE, "ReorderInput")
+            or kernel.rpartition("/")[0] in dequantized  # Cast, Sub and Mul in its place
+        ):
+            times[DEQUANTIZE] += milliseconds
+        elif operator == "Transpose" and kernel not in nodes:
+            for op in counts:
+                times[op] += milliseconds * counts[op] / elements
     return {op: times[op] / counts[op] if counts[op] else 0.0 for op in counts}
 
 
 def _conversions(
     context: Context, plan: QuantPlan, names: Sequence[str], rates: Mapping[str, float]
 ) -> list[Conversion]:
-    """Return the pairs of layers of which one reads what the other makes, with their times."""
+    """Return the pairs of layers of which one reads what the other makes, with their times.
+
+    An addition between layers computes on codes only where the layers in front of it do and one
+    behind it does: its readers read from all of these, each for its share of the conversion.
+    """
     position = {name: k for k, name in enumerate(names)}
     makers = {plan.sites[name].output: name for name in names}
     pairs, values = [], by_name(context.model.graph)
     for name in names:
         for value in plan.sites[name].inputs:
-            maker = makers.get(_source_of(context, plan, value))
-            if maker is not None:
-                size = sample_elements(values[value])
+            sources = _sources_of(values[value], plan, makers)
+            for source in sources:
+                size = sample_elements(values[value]) / len(sources)
                 pairs.append(
                     Conversion(
-                        position[maker],
+                        position[makers[source]],
                         position[name],
                         to_codes={"latency": rates[QUANTIZE] * size},
                         to_floats={"latency": rates[DEQUANTIZE] * size},
@@ -144,11 +164,25 @@ def _conversions(
     return pairs
 
 
-def _source_of(context: Context, plan: QuantPlan, name: str) -> str:
-    """Return the value that a value's codes are moved from, which may be itself."""
-    values = by_name(context.model.graph)
-    while (producer := values[name].producer()) is not None:
-        if producer.name not in plan.data_movement_ops:
-            return name
-        name = producer.inputs[0].name or "" if producer.inputs[0] is not None else name
-    return name
+def _sources_of(
+    value: ir.Value, plan: QuantPlan, makers: Collection[str], joined: bool = False
+) -> list[str]:
+    """Return the layers' outputs that a value is computed from on codes, through one join at most.
+
+    Args:
+        value: that a layer reads.
+        plan: of the network in integers.
+        makers: outputs of the layers.
+        joined: an op with several operands was passed already.
+    """
+    if value.name in makers:
+        return [value.name or ""]
+    producer = value.producer()
+    if producer is None or producer.name not in plan.integer_nodes:
+        return []
+    read = [v for v in producer.inputs if v is not None and not is_constant(v)]
+    several = len(read) > 1
+    if several and joined:
+        return []
+    parts = (_sources_of(v, plan, makers, several or joined) for v in read)
+    return list(dict.fromkeys(source for sources in parts for source in sources))

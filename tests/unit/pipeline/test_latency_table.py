@@ -16,6 +16,8 @@ def test_every_layer_has_its_time_in_both_files(digits, tmp_path):
         plan, _ = runner.quantized(recipe)
         names = [name for name, site in plan.sites.items() if site.weight is not None]
         table = measure_latency(runner, recipe, names)
+        pairs = {(names[edge.source], names[edge.reader]): edge for edge in table.conversions}
+        _check_conversions(pairs, names, plan)
     for times, total in (
         (table.float_ms, table.total_float),
         (table.integer_ms, table.total_integer),
@@ -23,3 +25,25 @@ def test_every_layer_has_its_time_in_both_files(digits, tmp_path):
         assert all(times[name] > 0 for name in names)
         assert total / 2 < sum(times.values()) <= total
     assert table.rest == pytest.approx(table.total_integer - sum(table.integer_ms.values()))
+
+
+def _check_conversions(pairs, names, plan):
+    """Check the layers that read from one another, through sums too, and that elements take time.
+
+    The digits network has three sums, of which one is read by the next block alone.
+    """
+    assert all(names.index(source) < names.index(reader) for source, reader in pairs)
+    direct = {plan.sites[name].output: name for name in names}
+    for name in names:
+        for value in plan.sites[name].inputs:
+            if value in direct:
+                assert (direct[value], name) in pairs
+    adds = {"/blocks/blocks.0/pointwise/pointwise.0/Conv", "/reduce/reduce.0/Conv"}
+    behind = "/blocks/blocks.1/conv/conv.0/Conv"
+    assert {source for source, reader in pairs if reader == behind} == adds
+    readers = {reader for _, reader in pairs}
+    assert set(names) - readers <= {names[0]}  # the first reads the image
+    amounts = [(e.to_codes["latency"], e.to_floats["latency"]) for e in pairs.values()]
+    assert min(map(min, amounts)) > 0
+    ratios = [to_codes / to_floats for to_codes, to_floats in amounts]
+    assert max(ratios) == pytest.approx(min(ratios))  # both grow with the elements
