@@ -12,10 +12,10 @@ RNG = np.random.default_rng(2)
 BITS = range(2, 9)
 
 
-def convex_problem(layers=5, seed=0):
+def convex_problem(layers=5, seed=0, rng=RNG):
     """Layers of other sizes whose cost falls by four with every bit, and adds up."""
-    sizes = np.round(RNG.uniform(50, 200, layers))
-    noises = RNG.uniform(0.2, 5, layers)
+    sizes = np.round(rng.uniform(50, 200, layers))
+    noises = rng.uniform(0.2, 5, layers)
     sites = [
         [Choice({COST: noise * 4.0**-b, "bits": size * b}) for b in BITS]
         for noise, size in zip(noises, sizes, strict=True)
@@ -42,6 +42,15 @@ def test_it_comes_close_to_the_integer_program_within_the_limit():
     assert best <= problem.loss(chosen) <= 1.05 * best
     # As many random networks do not come so close.
     assert problem.loss(Haq(episodes=100, warmup=100).search(problem, limits)) > 1.05 * best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", [100, 101, 102])
+def test_its_defaults_come_close_on_any_draw(draw):
+    problem, sizes = convex_problem(rng=np.random.default_rng(draw))
+    limits = {"bits": 4.5 * sizes.sum()}
+    best = problem.loss(problem.program.solve(limits))
+    assert best <= problem.loss(Haq().search(problem, limits)) <= 1.05 * best
 
 
 def test_a_seed_gives_the_same_networks_and_leaves_others_alone():
