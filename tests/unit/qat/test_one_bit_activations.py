@@ -25,6 +25,29 @@ def test_known_answer_of_a_popcount():
     assert popcount_dot(np.array([1, -1, 1, 1]), np.array([1, 1, -1, 1])) == 0
 
 
+def test_the_file_multiplies_as_popcounts_do(tmp_path):
+    """y = a s (w t + sum w) / 2 + b, signs w and t = 2 codes - 1, b a multiple of a s."""
+    net = Net(opset=21)
+    weight, bias = RNG.normal(size=(8, 20)), RNG.normal(size=8)
+    x = net.input("x", "N", 20)
+    constants = net.const(weight, "w"), net.const(bias, "b")
+    net.output(net.add("Gemm", x, *constants, transB=1, out="y"))
+    onnx.save(net.proto(), tmp_path / "net.onnx")
+    model = qtool.load(tmp_path / "net.onnx")
+    samples = RNG.uniform(size=(32, 20)).astype(np.float32)
+    bits = {"weights": 1, "activations": 1, "scheme": "binary"}
+    plan = qtool.quantize(model, [samples], bits=bits, ptq=[])
+    qtool.emit(model, plan, tmp_path / "q.onnx")
+    grid, signs = plan.quantization.qparams("x"), np.sign(weight)
+    assert grid.spec.bits == 1 and int(grid.zero_point) == 0
+    codes = np.where(samples > grid.scale / 2, 1, -1)
+    sums = [[popcount_dot(w, t) + w.sum() for w in signs] for t in codes]
+    step = np.abs(weight).mean(1) * float(grid.scale)
+    expected = step * (np.array(sums) / 2 + np.round(bias / step))
+    written = run(onnx.load(tmp_path / "q.onnx"), {"x": samples})["y"]
+    np.testing.assert_allclose(written, expected, atol=2e-3 * np.abs(expected).max())
+
+
 def test_known_gradients_of_the_approximate_sign():
     """v = 2 x / s - 1 is -0.5, 0, 0.5 and 1.2; dx is that of sign(v) times s / 2 times 2 / s."""
     x = torch.tensor([0.5, 1.0, 1.5, 2.2], requires_grad=True)
