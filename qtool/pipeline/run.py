@@ -21,7 +21,7 @@ from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.pruning.checks import check_pruning_request
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
-from qtool.pipeline.training.checks import check_early, has_restricted_scales
+from qtool.pipeline.training.checks import check_early, check_rewrites, has_restricted_scales
 from qtool.pipeline.training.stage import Training
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
@@ -74,6 +74,7 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
     with distributed.joined(options.device), memory_limit(recipe.memory):
         if distributed.rank() == 0:
             check_pruning_request(recipe, train)
+            check_rewrites(recipe, train)
             if train:
                 check_early(recipe, options)
             report = _run(recipe, out, options, train)

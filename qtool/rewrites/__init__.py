@@ -6,6 +6,7 @@ After the rewrites the graph is read-only.
 
 from collections.abc import Sequence
 
+from qtool.rewrites.bireal_shortcuts import bireal_shortcuts
 from qtool.rewrites.cleanup import fold_constants, remove_identities, split_shared_constants
 from qtool.rewrites.decomposed.gelu import compose_gelu
 from qtool.rewrites.decomposed.hard_swish import compose_hard_swish
@@ -65,6 +66,7 @@ REWRITES: dict[str, Rewrite] = {
 }
 
 SAMPLE_REWRITES: dict[str, SampleRewrite] = {
+    "bireal_shortcuts": bireal_shortcuts,
     "equalize_activations": equalize_activations,
     "reparametrize_norm": reparametrize_norm,
     "scale_output_channels": scale_output_channels,

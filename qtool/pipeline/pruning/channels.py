@@ -2,12 +2,13 @@
 
 import onnx_ir as ir
 
+from qtool.graph.original import store_original
 from qtool.pipeline.pruning.masks import sparsity_by_node
 from qtool.recipe.model import Recipe
 from qtool.report.sparsity_schema import ChannelSparsity
 from qtool.steps.context import Context
 
-_BEFORE, _REMOVED = "before_pruning", "removed_channels"
+_REMOVED = "removed_channels"
 
 
 def shrink(recipe: Recipe, context: Context) -> list[str]:
@@ -34,18 +35,13 @@ def shrink(recipe: Recipe, context: Context) -> list[str]:
     with recipe.locate_errors():
         choice = choose_channels(context, channels, section.share)
     counts = choice.counts
-    model.meta[_BEFORE], model.meta[_REMOVED] = model.clone(), counts
+    store_original(model)
+    model.meta[_REMOVED] = counts
     remove_channels(model, channels, choice.stays)
     return [
         f"channels: {counts.removed} of {counts.channels} removed, "
         f"{1 - counts.macs / counts.float_macs:.1%} of the multiply-accumulates"
     ]
-
-
-def model_before(model: ir.Model) -> ir.Model:
-    """Return the float network before channels were removed; the model itself where none were."""
-    before: ir.Model = model.meta.get(_BEFORE, model)
-    return before
 
 
 def removed_channels(model: ir.Model) -> ChannelSparsity | None:

@@ -52,6 +52,28 @@ def check_early(recipe: Recipe, options: RunOptions) -> None:
         custom_loss(section.loss, section.code, options.trust_code)
 
 
+def check_rewrites(recipe: Recipe, train: bool) -> None:
+    """Raise where a rewrite that only training makes good is requested without it.
+
+    Args:
+        recipe: as it was read.
+        train: the command trains.
+
+    Raises:
+        RecipeError: there is no training, or it compares blocks, of which the network has more than
+            the teacher.
+    """
+    if "bireal_shortcuts" not in (recipe.rewrite or ()):
+        return
+    if not train:
+        why = "found bireal_shortcuts, which changes the network; expected training to follow"
+        raise recipe.error(("rewrite",), f"{why}: use `qtool qat`, or leave it out")
+    distill = recipe.qat.distill if recipe.qat is not None else None
+    if distill is not None and distill.blocks:
+        why = "compares outputs of blocks, of which the teacher lacks those of bireal_shortcuts"
+        raise recipe.error(("qat", "distill", "blocks"), f"{distill.blocks:g} {why}; write 0")
+
+
 def _check_custom_loss(recipe: Recipe, section: Qat) -> None:
     if section.distill is not None and section.distill.weight == 1:
         why = "the teacher has all of the loss, and qat.loss none; lower it, or remove qat.loss"

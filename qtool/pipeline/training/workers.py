@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from qtool.data import Dataset, open_dataset
 from qtool.errors import RecipeError
+from qtool.graph.original import original
 from qtool.pipeline.inputs.streams import StreamRecorder
 from qtool.pipeline.prepare import with_shared
 from qtool.pipeline.processes.message import Worker
-from qtool.pipeline.pruning.channels import model_before
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
@@ -121,7 +121,7 @@ def build_network(
 
     quantizer = section.quantizer.build(QAT_QUANTIZERS)
     network = QatNetwork(context.model, plan, quantizer, section.batchnorm, context.device)
-    return network, float_teacher(model_before(context.model), context.device)
+    return network, float_teacher(original(context.model), context.device)
 
 
 def check_shares(recipe: Recipe, batch: int, fixed: int | None) -> None:
