@@ -53,7 +53,7 @@ class Emitted:
 def rewrite(
     recipe: Recipe, context: Context, on_folded: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Rewrite the graph in place; the float function stays equal.
+    """Rewrite the graph in place; the float function stays equal where no training must follow.
 
     Args:
         recipe: names the rewrites, or leaves them to the target.

@@ -1,4 +1,4 @@
-"""Graph rewrites that keep the float function of a model.
+"""Graph rewrites; all but ``bireal_shortcuts`` keep the float function of a model.
 
 A target lists the rewrites it needs in the order in which they run; a recipe may choose others.
 After the rewrites the graph is read-only.

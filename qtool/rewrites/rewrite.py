@@ -48,7 +48,10 @@ class Samples:
 
 
 class SampleRewrite(Protocol):
-    """A change of a graph that keeps the graph's float function and reads calibration samples."""
+    """A change of a graph that reads calibration samples or widths.
+
+    It keeps the graph's float function, but for ``bireal_shortcuts``.
+    """
 
     def __call__(self, model: ir.Model, is_integer: IsInteger, samples: Samples) -> int:
         """Apply the rewrite wherever its pattern occurs.
