@@ -1,5 +1,6 @@
 """A calibrated plan of a small network with the context that steps read."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from qtool.data.spool import ArraySource
 from qtool.quant.bit_widths import Bits
 from qtool.quant.plan import QuantPlan
 from qtool.rewrites.folding.add_bias import add_bias
+from qtool.steps import layer_guard
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache
 from qtool.weights.grids import weight_grids
+
+_CACHES = tempfile.TemporaryDirectory(prefix="qtool-test-")
 
 
 def samples(model: ir.Model, rows: int, seed: int = 3) -> dict[str, np.ndarray]:
@@ -34,14 +38,22 @@ def samples(model: ir.Model, rows: int, seed: int = 3) -> dict[str, np.ndarray]:
     return feeds
 
 
+def keep_every_layer(monkeypatch) -> None:
+    """Let every layer-wise step keep each layer's change, whatever ``holdout`` says."""
+    monkeypatch.setattr(layer_guard, "relative_errors", lambda run, site, plans: [1.0, 0.0])
+
+
 def calibrated(
     net: Net,
     bits: Bits | None = None,
     rows: int = 64,
-    folder: Path = Path("unused"),
+    folder: Path | None = None,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[QuantPlan, Context]:
-    """Return a plan with grids, min-max, and a context over random samples, changed or not."""
+    """Return a plan with grids, min-max, and a context over random samples, changed or not.
+
+    Its cache is in ``folder``, or in one of its own.
+    """
     model = net.model()
     feeds = samples(model, rows)
     if change is not None:
@@ -63,6 +75,6 @@ def calibrated(
         bits=bits or Bits(),
         inputs=specs,
         calibration=data,
-        cache=StageCache(folder),
+        cache=StageCache(folder or Path(tempfile.mkdtemp(dir=_CACHES.name))),
     )
     return plan, context

@@ -48,7 +48,7 @@ class BatchNormReestimation:
 
         Args:
             plan: every grid is calibrated.
-            context: the ``fit`` samples are read.
+            context: the samples are read.
 
         Raises:
             RecipeError: no BatchNorm was folded into a layer.
@@ -69,12 +69,12 @@ class BatchNormReestimation:
         def change(site: Site, outputs: OutputMoments, free: bool) -> ChannelAffine:
             return self._change(normals[site.name], outputs, free)
 
-        done = compensate(plan, context, "batchnorm_reestimation", normals.keys(), change)
-        note = (
+        name, layers = "batchnorm_reestimation", normals.keys()
+        done = compensate(plan, context, name, repr(self), layers, change)
+        return done.result(
             f"the BatchNorm of {done.layers} layers estimated again on {done.samples} samples, the "
             f"deviation of {done.channels} channels"
         )
-        return StepResult(done.plan, (note,), {"layers": done.layers, "channels": done.channels})
 
     def _change(self, norm: ChannelNormals, outputs: OutputMoments, free: bool) -> ChannelAffine:
         """Return the BatchNorm with the moments of its input as they are now."""

@@ -1,14 +1,17 @@
 """Correct the mean of every layer's output through its bias."""
 
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from pydantic.dataclasses import dataclass
 
 from qtool.graph.queries import by_name, has_one_use
 from qtool.quant.plan import QuantPlan, Site
 from qtool.steps.context import Context
+from qtool.steps.layer_guard import LayerGuard
 from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.row_weights import row_power, row_weights, typical_power
 from qtool.steps.step import StepResult
@@ -23,7 +26,8 @@ class BiasCorrection:
         b[c] <- b[c] + mean(y_float[c] - y_quantized[c])
 
     over calibration samples and positions, y the output before the activation function. Absorbs
-    the shift from rounded weights and from rounded activations. No labels are read.
+    the shift from rounded weights and from rounded activations. A layer keeps its bias where the
+    error on held-out samples does not fall. No labels are read.
 
     Source: Nagel et al. 2019, sec. 4.2 and appendix D (empirical form), arXiv:1906.04721.
     Departure: positions of more than the median power weigh less, since their errors are
@@ -38,21 +42,23 @@ class BiasCorrection:
 
         Args:
             plan: every grid is calibrated.
-            context: the ``fit`` samples are read.
+            context: the samples are read.
         """
         values = by_name(context.model.graph)
-        corrected = 0
-        with LayerwiseRun(context, plan, "bias_correction") as run:
+        with LayerwiseRun(context, plan, "bias_correction", holdout=True) as run:
+            guard = LayerGuard(run, context, "bias_correction", repr(self))
             for site in run.sites():
-                if site.bias not in values or not has_one_use(values[site.bias]):
-                    continue
-                shift = _mean_shift(run, site)
-                if shift is None:
-                    continue
-                run.plan = run.plan.with_bias_shift(site.bias, values[site.bias], shift)
-                corrected += 1
-            note = f"the biases of {corrected} layers corrected on {context.fit.count} samples"
-            return StepResult(run.plan, (note,), {"layers": corrected})
+                if site.bias in values and has_one_use(values[site.bias]):
+                    guard.visit(site, partial(_corrected, run, site, values[site.bias]))
+            note = f"the biases of {guard.changed} layers corrected on {context.fit.count} samples"
+            notes, rows = (note, *guard.notes), tuple(guard.rows)
+            return StepResult(run.plan, notes, {"layers": guard.changed}, rows=rows)
+
+
+def _corrected(run: LayerwiseRun, site: Site, bias: ir.Value) -> QuantPlan | None:
+    """Return the plan of a run with the bias of a layer corrected; None without rows."""
+    shift = _mean_shift(run, site)
+    return None if shift is None else run.plan.with_bias_shift(site.bias or "", bias, shift)
 
 
 def _mean_shift(run: LayerwiseRun, site: Site) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -11,8 +12,11 @@ from qtool.graph.queries import by_name, has_one_use
 from qtool.quant.chunked import codes_of
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import Codebook, PerChannel, QuantParams, dequantize
+from qtool.report.schema import PtqStep
 from qtool.steps.context import Context
+from qtool.steps.layer_guard import LayerGuard
 from qtool.steps.layerwise import LayerwiseRun
+from qtool.steps.step import StepResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +75,6 @@ class ChannelAffine:
     gain: np.ndarray
     shift: np.ndarray
 
-    @property
-    def channels(self) -> int:
-        """Number of channels whose gain changes."""
-        return int(np.sum(self.gain != 1))
-
     def applied(self, plan: QuantPlan, site: Site, values: Mapping[str, ir.Value]) -> QuantPlan:
         """Return the plan with the gain in the layer's scales, and gain and shift in its bias.
 
@@ -112,43 +111,79 @@ class Compensation:
         layers: number of layers that were changed.
         channels: number of channels whose gain was changed.
         samples: that the moments were taken over.
+        rows: for the report, one for each layer.
+        notes: for the report.
     """
 
     plan: QuantPlan
     layers: int
     channels: int
     samples: int
+    rows: tuple[PtqStep, ...]
+    notes: tuple[str, ...]
+
+    def result(self, note: str) -> StepResult:
+        """Return the result of a step.
+
+        Args:
+            note: says what was done.
+        """
+        metrics = {"layers": self.layers, "channels": self.channels}
+        return StepResult(self.plan, (note, *self.notes), metrics, rows=self.rows)
 
 
 def compensate(
     plan: QuantPlan,
     context: Context,
     name: str,
+    options: str,
     layers: Collection[str],
     change: Callable[[Site, OutputMoments, bool], ChannelAffine],
 ) -> Compensation:
     """Change the outputs of layers in order, with the layers before them quantized and changed.
 
+    A layer stays as it is where its output comes no closer on ``holdout``, see :class:`LayerGuard`.
+
     Args:
         plan: every grid is calibrated.
-        context: the ``fit`` samples are read.
-        name: of the step, for progress.
+        context: the samples are read.
+        name: of the step, for progress and the report.
+        options: of the step, as text; finished layers are stored by it.
         layers: names of the sites to change.
         change: returns the change of a layer from the moments of its outputs and whether its gains
             are free; where they are not, the gain must be 1.
     """
     values, uses = by_name(context.model.graph), plan.weight_uses()
-    changed = channels = 0
-    with LayerwiseRun(context, plan, name) as run:
+
+    def changed(run: LayerwiseRun, site: Site) -> QuantPlan | None:
+        outputs = output_moments(run, site)
+        if outputs is None:
+            return None
+        free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
+        return change(site, outputs, free).applied(run.plan, site, values)
+
+    with LayerwiseRun(context, plan, name, holdout=True) as run:
+        guard = LayerGuard(run, context, name, options)
         for site in run.sites():
             own_bias = site.bias in values and has_one_use(values[site.bias])
-            if site.name not in layers or not own_bias:
-                continue
-            outputs = output_moments(run, site)
-            if outputs is None:
-                continue
-            free = uses[site.weight or ""] == 1 and has_free_scales(run.plan, site)
-            affine = change(site, outputs, free)
-            run.plan = affine.applied(run.plan, site, values)
-            changed, channels = changed + 1, channels + affine.channels
-        return Compensation(run.plan, changed, channels, run.dataset.count)
+            if site.name in layers and own_bias:
+                guard.visit(site, partial(changed, run, site))
+        return Compensation(
+            plan=run.plan,
+            layers=guard.changed,
+            channels=_changed_scales(plan, run.plan),
+            samples=run.dataset.count,
+            rows=tuple(guard.rows),
+            notes=tuple(guard.notes),
+        )
+
+
+def _changed_scales(old: QuantPlan, new: QuantPlan) -> int:
+    """Return the number of scales of weights that differ."""
+    grids = new.changes_since(old).grids
+    pairs = ((old.grids[name], grid) for name, grid in grids.items())
+    return sum(
+        int(np.sum(a.scale != b.scale))
+        for a, b in pairs
+        if isinstance(a, QuantParams) and isinstance(b, QuantParams)
+    )

@@ -44,16 +44,14 @@ class ChannelAffineCompensation:
 
         Args:
             plan: every grid is calibrated.
-            context: the ``fit`` samples are read.
+            context: the samples are read.
         """
-        done = compensate(
-            plan, context, "channel_affine_compensation", plan.sites.keys(), self._change
-        )
-        note = (
+        name, layers = "channel_affine_compensation", plan.sites.keys()
+        done = compensate(plan, context, name, repr(self), layers, self._change)
+        return done.result(
             f"{done.layers} layers compensated on {done.samples} samples, the gain of "
             f"{done.channels} channels"
         )
-        return StepResult(done.plan, (note,), {"layers": done.layers, "channels": done.channels})
 
     def _change(self, site: Site, outputs: OutputMoments, free: bool) -> ChannelAffine:
         """Return the regression of the float outputs on the quantized ones."""

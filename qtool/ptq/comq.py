@@ -56,7 +56,7 @@ class Comq:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        return LayerRounding("comq", self.samples)(plan, context, self._round)
+        return LayerRounding("comq", repr(self), self.samples)(plan, context, self._round)
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the codes and scales of one layer."""

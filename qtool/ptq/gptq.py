@@ -91,7 +91,7 @@ class Gptq:
 
     @property
     def _pass(self) -> LayerRounding:
-        return LayerRounding("gptq", self.samples, self.bits == "below_8")
+        return LayerRounding("gptq", repr(self), self.samples, self.bits == "below_8")
 
     def _round(self, visit: Visit) -> Rounded:
         """Return the codes and scales of one layer: never a larger error on H than nearest ones."""

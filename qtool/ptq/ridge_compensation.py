@@ -51,7 +51,8 @@ class RidgeCompensation:
             plan: every grid is calibrated.
             context: the ``fit`` samples are read.
         """
-        pass_over = LayerRounding("ridge_compensation", self.samples, done="refitted")
+        name = "ridge_compensation"
+        pass_over = LayerRounding(name, repr(self), self.samples, done="refitted")
         return pass_over(plan, context, self._round)
 
     def _round(self, visit: Visit) -> Rounded:

@@ -1,6 +1,7 @@
 """Choose the range of each weight by the error of its layer's output, layer by layer."""
 
 from dataclasses import KW_ONLY, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from qtool.quant.primitives import (
     params_from_range,
 )
 from qtool.steps.context import Context
+from qtool.steps.layer_guard import LayerGuard
 from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.step import StepResult
 
@@ -32,11 +34,12 @@ class SeqMSE:
     minimize over k: E |W x_float - fake_quantize(W; k / candidates * range) x_q|^2, each channel
 
     x_q is the input as the layers before, quantized and searched already, compute it. The plan's
-    own range is one of the candidates, so on the moments of the inputs no layer gets worse. It
-    works for weights of 2 to 16 bits with equal steps, symmetric or not, per tensor and per
-    channel. Scales per block and of a fixed form (`bits.scale`), code books, weights with codes
-    (a step such as `gptq` came before), and 8-bit weights whose scales keep pairs of products in
-    int16 stay as they are; a note counts them.
+    own range is one of the candidates, so on the moments of the inputs no layer gets worse; a layer
+    keeps its range where the error on held-out samples does not fall too. It works for weights of 2
+    to 16 bits with equal steps, symmetric or not, per tensor and per channel. Scales per block and
+    of a fixed form (`bits.scale`), code books, weights with codes (a step such as `gptq` came
+    before), and 8-bit weights whose scales keep pairs of products in int16 stay as they are; a note
+    counts them.
 
     Args:
         candidates: factors on the full range, from 1 down to 1 / candidates.
@@ -59,12 +62,13 @@ class SeqMSE:
 
         Args:
             plan: every grid is calibrated.
-            context: the ``fit`` samples are read.
+            context: the samples are read.
         """
         values, nodes = by_name(context.model.graph), nodes_by_name(context.model.graph)
         searched: set[str] = set()
         others: set[str] = set()
-        with LayerwiseRun(context, plan, "seqmse", self.samples) as run:
+        with LayerwiseRun(context, plan, "seqmse", self.samples, holdout=True) as run:
+            guard = LayerGuard(run, context, "seqmse", repr(self))
             for site in run.sites():
                 name = site.weight or ""
                 if name in searched:
@@ -74,19 +78,25 @@ class SeqMSE:
                     others.add(name)
                     continue
                 weight = run.plan.weight(name, values[name])
-                matrices = layer.matrices(weight.astype(np.float64))
-                moments = layer_moments(run, site, layer, matrices, False, context.seed).total
-                if moments.rows:
-                    grid = best_grid(
-                        weight, run.plan.qparams(name), layer, moments, self.candidates
-                    )
-                    grids = {**run.plan.grids, run.plan.grid_of[name]: grid}
-                    run.plan = replace(run.plan, grids=grids)
+                guard.visit(site, partial(self._searched, run, site, layer, weight, context.seed))
                 searched.add(name)
             notes = [f"ranges of {len(searched)} weights searched on {run.dataset.count} samples"]
         if others - searched:
             notes.append(f"{len(others - searched)} weights have no range to search")
-        return StepResult(run.plan, tuple(notes), {"layers": len(searched)})
+        notes, rows = [*notes, *guard.notes], tuple(guard.rows)
+        return StepResult(run.plan, tuple(notes), {"layers": len(searched)}, rows=rows)
+
+    def _searched(
+        self, run: LayerwiseRun, site: Site, layer: MatrixLayer, weight: np.ndarray, seed: int
+    ) -> QuantPlan | None:
+        """Return the plan of a run with the best grid of a weight; None without rows of inputs."""
+        plan, name = run.plan, site.weight or ""
+        matrices = layer.matrices(weight.astype(np.float64))
+        moments = layer_moments(run, site, layer, matrices, False, seed).total
+        if not moments.rows:
+            return None
+        grid = best_grid(weight, plan.qparams(name), layer, moments, self.candidates)
+        return replace(plan, grids={**plan.grids, plan.grid_of[name]: grid})
 
 
 def _layer(

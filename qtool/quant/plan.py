@@ -11,6 +11,7 @@ plan. Three words are used throughout qtool; papers and tools call them
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -181,6 +182,31 @@ class QuantPlan:
         overrides = {**self.weight_overrides, name: new.astype(np.float32)}
         return replace(self, weight_overrides=overrides)
 
+    def with_changes(self, changes: "QuantPlan") -> "QuantPlan":
+        """Return the plan with the grids, codes and float arrays of ``changes``.
+
+        Args:
+            changes: holds the changed ones alone.
+        """
+        return replace(
+            self,
+            grids={**self.grids, **changes.grids},
+            codes={**self.codes, **changes.codes},
+            weight_overrides={**self.weight_overrides, **changes.weight_overrides},
+        )
+
+    def changes_since(self, before: "QuantPlan") -> "QuantPlan":
+        """Return the grids, codes and float arrays that are not the very objects of ``before``.
+
+        Args:
+            before: the plan that this one was made from, without removing anything.
+        """
+        return QuantPlan(
+            grids=_replaced(self.grids, before.grids),
+            codes=_replaced(self.codes, before.codes),
+            weight_overrides=_replaced(self.weight_overrides, before.weight_overrides),
+        )
+
     def masked(self) -> "QuantPlan":
         """Return the plan with 0 in place of every pruned weight, in codes and float arrays."""
         if not self.masks:
@@ -214,6 +240,13 @@ class QuantPlan:
     def note(self, line: str) -> "QuantPlan":
         """Return the plan with one more line in its log."""
         return replace(self, log=(*self.log, line))
+
+
+T = TypeVar("T")
+
+
+def _replaced(new: Mapping[str, T], old: Mapping[str, T]) -> dict[str, T]:
+    return {name: value for name, value in new.items() if old.get(name) is not value}
 
 
 def same_structure(a: QuantPlan, b: QuantPlan) -> bool:

@@ -76,6 +76,12 @@ class Context:
         return fixed_batch(self.inputs.values())
 
     @property
+    def cache_parts(self) -> tuple[str, ...]:
+        """Parts of every step's cache key, besides its options and the plan that it starts from."""
+        digest = self.calibration.digest
+        return (self.sha256, repr(self.target), repr(self.bits), digest, str(self.seed))
+
+    @property
     def first_output(self) -> str:
         """Name of the value by which plans are compared: the first output of floats, as a rule.
 

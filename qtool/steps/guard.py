@@ -125,10 +125,7 @@ def _cached(
     named: NamedStep, plan: QuantPlan, digest: str, context: Context, record: StageRecord
 ) -> StepResult:
     """Return the step's result, of an earlier run where one was made from the same parts."""
-    parts = (
-        *(context.sha256, repr(context.target), repr(context.bits), context.calibration.digest),
-        *(named.key, digest, str(context.seed)),
-    )
+    parts = (*context.cache_parts, named.key, digest)
 
     def save(result: StepResult, path: Path) -> None:
         rows = [row.model_dump(exclude_none=True) for row in result.rows]

@@ -8,7 +8,7 @@ Those of the quantized network are stored as codes where one byte holds them.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qtool.data import Dataset
 from qtool.graph.queries import captured, dims, nodes_by_name
 from qtool.quant.plan import QuantPlan, Site
 from qtool.runtime.chunk_threads import map_chunks
@@ -38,6 +39,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class LayerwiseRun:
     """The layers with weights of a plan, in order, with their inputs on the ``fit`` samples.
 
+    Their outputs on the ``holdout`` samples can be compared too, where a run reads these.
+
     >>> with LayerwiseRun(context, plan, "gptq") as run:             # doctest: +SKIP
     ...     for site in run.sites():
     ...         for x_float, x_quantized in run.inputs(site): ...
@@ -49,7 +52,12 @@ class LayerwiseRun:
     """
 
     def __init__(
-        self, context: Context, plan: QuantPlan, name: str, samples: int | None = None
+        self,
+        context: Context,
+        plan: QuantPlan,
+        name: str,
+        samples: int | None = None,
+        holdout: bool = False,
     ) -> None:
         """Prepare a run.
 
@@ -58,11 +66,13 @@ class LayerwiseRun:
             plan: every grid is calibrated.
             name: of the step, for progress.
             samples: of ``fit``, evenly spaced, at most; None: all.
+            holdout: read the ``holdout`` samples too, for :meth:`held_out`.
         """
         self.plan, self.dataset = plan, context.fit
         count = self.dataset.count
         if samples is not None and samples < count:
             self.dataset = self.dataset.take([k * count // samples for k in range(samples)])
+        self._holdout = context.holdout if holdout else None
         self._context, self._name = context, name
         self._nodes = nodes_by_name(context.model.graph)
         self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}
@@ -74,7 +84,7 @@ class LayerwiseRun:
         self._resources = ExitStack()
         folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="qtool-"))
         self._store = ValueStore(Path(folder))
-        self._chunks = 0
+        self._fit = self._held = range(0)
 
     def __enter__(self) -> "LayerwiseRun":
         self._resources.enter_context(reused_memory())
@@ -93,15 +103,24 @@ class LayerwiseRun:
         """Yield the integer sites with weights, in graph order."""
         sites = [site for site in self.plan.sites.values() if site.weight is not None]
         sites.sort(key=lambda site: self._order[site.name])
-        # A model of a fixed batch reads the repeated samples of the last one too.
-        for feeds, _ in self._context.feeds(self.dataset, _chunk_rows(self._context)):
-            values = {name: torch.as_tensor(array) for name, array in feeds.items()}
-            self._store.put(self._chunks, values, self._codes.encode(self.plan, values))
-            self._chunks += 1
+        self._fit = self._read(self.dataset, 0)
+        self._held = self._fit[len(self._fit) :]
+        if self._holdout is not None:
+            self._held = self._read(self._holdout, self._fit.stop)
         for k, site in enumerate(sites):
             self._advance(self._order[site.name])
             yield site
             self._context.progress(self._name, k + 1, len(sites))
+
+    def _read(self, dataset: Dataset, first: int) -> range:
+        """Store the chunks of a dataset; return their numbers, from ``first`` on."""
+        end = first
+        # A model of a fixed batch reads the repeated samples of the last one too.
+        for feeds, _ in self._context.feeds(dataset, _chunk_rows(self._context)):
+            values = {name: torch.as_tensor(array) for name, array in feeds.items()}
+            self._store.put(end, values, self._codes.encode(self.plan, values))
+            end += 1
+        return range(first, end)
 
     @property
     def device(self) -> str:
@@ -110,8 +129,8 @@ class LayerwiseRun:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks that the samples are read in."""
-        return self._chunks
+        """Number of chunks that the ``fit`` samples are read in."""
+        return len(self._fit)
 
     def inputs(
         self, site: Site, select: Callable[[int, Pair], Pair] | None = None
@@ -125,7 +144,7 @@ class LayerwiseRun:
                 as much as a small layer.
         """
         name = site.inputs[0]
-        simulation = self._simulation()
+        simulation = self._simulation(self.plan)
         value = self._nodes[site.name].inputs[0]
 
         def pair(k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +157,7 @@ class LayerwiseRun:
                 x_quantized = simulation.observe(value, x_quantized)
             return x_float, x_quantized
 
-        return map_chunks(pair, range(self._chunks), self._context.device)
+        return map_chunks(pair, self._fit, self._context.device)
 
     def outputs(self, site: Site) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Return an iterator over both networks' output of the layer before its activation.
@@ -148,30 +167,51 @@ class LayerwiseRun:
         Args:
             site: the one that :meth:`sites` yielded last.
         """
+        return ((y, each) for y, (each,) in self._outputs(site, (self.plan,), self._fit))
+
+    def held_out(
+        self, site: Site, plans: Sequence[QuantPlan]
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+        """Return an iterator over a layer's output on ``holdout``, float and with each plan.
+
+        As in :meth:`outputs`; what lies before the layer is that of the run's plan.
+
+        Args:
+            site: the one that :meth:`sites` yielded last.
+            plans: which differ in this layer alone.
+        """
+        return self._outputs(site, plans, self._held)
+
+    def _outputs(
+        self, site: Site, plans: Sequence[QuantPlan], chunks: range
+    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
         node = self._nodes[site.name]
         out = node.outputs[0].name or ""
-        simulation = self._simulation()
+        simulations = [self._simulation(plan) for plan in plans]
 
-        def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
-            if value.name == out or self._codes.are_rounded(self.plan, value.name or ""):
-                return tensor
-            return simulation.observe(value, tensor)
+        def output(simulation: Simulation, feeds: Values) -> torch.Tensor:
+            def observe(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+                if value.name == out or self._codes.are_rounded(self.plan, value.name or ""):
+                    return tensor
+                return simulation.observe(value, tensor)
 
-        def pair(k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return simulation.executor(feeds, observe, [out], simulation.raw)[out]
+
+        def all_outputs(k: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             float_values, stored = self._store.get(k)
-            quantized = self._codes.decode(stored)
+            feeds = self._codes.decode(stored)
             y_float = self._float(float_values, None, [out])[out]
-            return y_float, simulation.executor(quantized, observe, [out], simulation.raw)[out]
+            return y_float, tuple(output(simulation, feeds) for simulation in simulations)
 
-        return map_chunks(pair, range(self._chunks), self._context.device)
+        return map_chunks(all_outputs, chunks, self._context.device)
 
-    def _simulation(self) -> Simulation:
-        return Simulation(self._context.model, self.plan, self._context.device, self._first)
+    def _simulation(self, plan: QuantPlan) -> Simulation:
+        return Simulation(self._context.model, plan, self._context.device, self._first)
 
     def _advance(self, cut: int) -> None:
         """Compute the values alive in front of the node at position ``cut``, for all samples."""
         alive = self._lives.alive(cut)
-        simulation = self._simulation()
+        simulation = self._simulation(self.plan)
 
         def advance(k: int) -> None:
             float_values, stored = self._store.get(k)
@@ -186,7 +226,8 @@ class LayerwiseRun:
                 {n: (codes if n in codes else stored)[n] for n in alive},
             )
 
-        for _ in map_chunks(advance, range(self._chunks), self._context.device):
+        chunks = range(self._held.stop)
+        for _ in map_chunks(advance, chunks, self._context.device):
             pass
 
     def _observed(self, simulation: Simulation, stored: Values, names: list[str]) -> Values:

@@ -217,6 +217,7 @@ NOT_OURS = {  # (module or room, name): the reason why a private word stands the
     ("runtime.ops.shape", "ends"): "ONNX's attribute of Slice before opset 10",
     ("report", "kept"): "a key of report.json",
     ("steps.guard", "kept"): "a key of report.json",
+    ("steps.layer_guard", "kept"): "a key of report.json",
     ("ptq.reconstruction.loop", "kept"): "a key of report.json",
 }
 

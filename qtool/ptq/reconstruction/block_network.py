@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -31,16 +31,6 @@ T = torch.Tensor
 
 # A change of 1 of a bias in training is this share of the range of the layer's output.
 BIAS_UNIT = 1 / 2
-
-
-def with_changes(plan: QuantPlan, changes: QuantPlan) -> QuantPlan:
-    """Return the plan with the grids, codes and float arrays of ``changes`` in place of its own."""
-    return replace(
-        plan,
-        grids={**plan.grids, **changes.grids},
-        codes={**plan.codes, **changes.codes},
-        weight_overrides={**plan.weight_overrides, **changes.weight_overrides},
-    )
 
 
 @dataclass(frozen=True)

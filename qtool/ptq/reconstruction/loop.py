@@ -11,7 +11,7 @@ import torch
 
 from qtool.graph.queries import by_name, macs, nodes_by_name
 from qtool.ptq.reconstruction.activations import Drop
-from qtool.ptq.reconstruction.block_network import BlockNetwork, Learned, with_changes
+from qtool.ptq.reconstruction.block_network import BlockNetwork, Learned
 from qtool.ptq.reconstruction.blocks import Block, Region, find_regions
 from qtool.ptq.reconstruction.learning import (
     Draw,
@@ -140,7 +140,7 @@ class _Run:
         self._context.progress(self._method.name, round(1000 * self._done), 1000, block.name)
         if changes is None:
             return plan, None
-        changed = with_changes(plan, changes)
+        changed = plan.with_changes(changes)
         new = samples.relative_error(self.simulation(changed), samples.holdout)
         row = PtqStep(
             step=self._method.name,
@@ -178,10 +178,7 @@ class _Run:
                 return QuantPlan().note("diverged")
             return network.changes().note(f"{schedule.iterations} iterations")
 
-        parts = (
-            *(context.sha256, repr(context.target), repr(method), context.calibration.digest),
-            *(plan_digest(plan), block.name, str(context.seed)),
-        )
+        parts = (*context.cache_parts, repr(method), plan_digest(plan), block.name)
         record, name = StageRecord(), f"{method.name}-block"
         changes = context.cache.cached(record, name, parts, learned, save_plan_archive, _load)
         self.notes += record.notes

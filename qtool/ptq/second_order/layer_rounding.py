@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from qtool.quant.primitives import (
     round_half_even,
 )
 from qtool.steps.context import Context
+from qtool.steps.layer_guard import LayerGuard
 from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.step import StepResult
 
@@ -131,13 +133,15 @@ class LayerRounding:
     """Settings of one pass over all layers.
 
     Attributes:
-        name: of the step, for progress.
+        name: of the step, for progress and the report.
+        options: of the step, as text; finished layers are stored by it.
         samples: of the calibration data, at most.
         narrow_only: leave weights of 8 bits and more as they are.
         done: what happens to weights, for the note.
     """
 
     name: str
+    options: str
     samples: int
     narrow_only: bool = False
     done: str = "rounded"
@@ -147,31 +151,23 @@ class LayerRounding:
     ) -> StepResult:
         """Return the plan with new codes, scales and biases.
 
-        Each layer is visited with the layers before it quantized and repaired.
+        Each layer is visited with the layers before it quantized and repaired, and keeps its
+        change where its output comes closer on ``holdout``, see :class:`LayerGuard`.
 
         Args:
             plan: every grid is calibrated.
-            context: the ``fit`` samples are read.
+            context: the samples are read.
             rounding: returns the codes and scales of one layer.
         """
-        rounded = 0
-        with LayerwiseRun(context, plan, self.name, self.samples) as run:
+        with LayerwiseRun(context, plan, self.name, self.samples, holdout=True) as run:
+            guard = LayerGuard(run, context, self.name, self.options)
             for site, layer in matrix_layers(run, plan, context):
-                centred = layer.bias is not None
-                moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
-                if not moments.total.rows:
-                    continue
-                params = self._grid(run.plan, site, layer, context)
-                if params is not None:
-                    mask = _mask(run.plan, site, layer)
-                    result = rounding(Visit(layer, moments, params, mask))
-                    run.plan = _with_codes(run.plan, site, layer.form, params, result)
-                    rounded += 1
-                if layer.bias is not None:
-                    run.plan = _with_bias(run.plan, site, layer, moments.total)
+                guard.visit(site, partial(self._visit, run, site, layer, context, rounding))
+            rounded = len(run.plan.changes_since(plan).codes)
             count = min(self.samples, context.fit.count)
             note = f"the weights of {rounded} layers {self.done} on {count} samples"
-            return StepResult(run.plan, (note,), {"layers": rounded})
+            notes, rows = (note, *guard.notes), tuple(guard.rows)
+            return StepResult(run.plan, notes, {"layers": rounded}, rows=rows)
 
     def alone(
         self,
@@ -192,20 +188,41 @@ class LayerRounding:
         rounded = list(plans)
         with LayerwiseRun(context, plans[0], self.name, self.samples) as run:
             for site, layer in matrix_layers(run, plans[0], context):
-                centred = layer.bias is not None
-                moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
-                if not moments.total.rows:
-                    continue
-                for k, plan in enumerate(rounded):
-                    params = self._grid(plan, site, layer, context)
-                    if params is not None:
-                        mask = _mask(plan, site, layer)
-                        result = rounding(Visit(layer, moments, params, mask))
-                        plan = _with_codes(plan, site, layer.form, params, result)
-                    if layer.bias is not None:
-                        plan = _with_bias(plan, site, layer, moments.total)
-                    rounded[k] = plan
+                moments = _moments(run, site, layer, context)
+                if moments is not None:
+                    change = partial(self._changed, site, layer, moments, context, rounding)
+                    rounded = list(map(change, rounded))
         return rounded
+
+    def _visit(
+        self,
+        run: LayerwiseRun,
+        site: Site,
+        layer: Layer,
+        context: Context,
+        rounding: Callable[[Visit], Rounded],
+    ) -> QuantPlan | None:
+        """Return the plan of a run with its current layer changed; None without rows of inputs."""
+        moments = _moments(run, site, layer, context)
+        if moments is None:
+            return None
+        return self._changed(site, layer, moments, context, rounding, run.plan)
+
+    def _changed(
+        self,
+        site: Site,
+        layer: Layer,
+        moments: LayerMoments,
+        context: Context,
+        rounding: Callable[[Visit], Rounded],
+        plan: QuantPlan,
+    ) -> QuantPlan:
+        """Return a plan with new codes and the new bias of one layer."""
+        params = self._grid(plan, site, layer, context)
+        if params is not None:
+            result = rounding(Visit(layer, moments, params, _mask(plan, site, layer)))
+            plan = _with_codes(plan, site, layer.form, params, result)
+        return plan if layer.bias is None else _with_bias(plan, site, layer, moments.total)
 
     def _grid(
         self, plan: QuantPlan, site: Site, layer: Layer, context: Context
@@ -239,6 +256,13 @@ def matrix_layers(
         bias = constant(values[site.bias or ""]) if own else None
         weights = form.matrices(weight.astype(np.float64))
         yield site, Layer(form, weights, bias, uses[site.weight or ""] > 1)
+
+
+def _moments(run: LayerwiseRun, site: Site, layer: Layer, context: Context) -> LayerMoments | None:
+    """Return moments of a layer's inputs, about their means if it has a bias; None: no rows."""
+    centred = layer.bias is not None
+    moments = layer_moments(run, site, layer.form, layer.weights, centred, context.seed)
+    return moments if moments.total.rows else None
 
 
 def _mask(plan: QuantPlan, site: Site, layer: Layer) -> np.ndarray | None:

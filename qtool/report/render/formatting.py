@@ -321,6 +321,20 @@ def outcome(step: PtqStep) -> str:
     return "no better, rolled back"
 
 
+def blocks_of(steps: Sequence[PtqStep]) -> dict[str, list[PtqStep]]:
+    """Return the rows of layers and blocks by step, in the order of the run."""
+    blocks: dict[str, list[PtqStep]] = {}
+    for step in steps:
+        if step.block:
+            blocks.setdefault(step.step, []).append(step)
+    return blocks
+
+
+def used_blocks(blocks: Sequence[PtqStep]) -> str:
+    """Return how many layers and blocks of a step are used as it changed them."""
+    return f"{sum(block.kept for block in blocks)} of {len(blocks)} layers or blocks kept"
+
+
 def before_after(step: PtqStep) -> str:
     """Return the distance to the float output before and after a step."""
     return f"{step.before:.4g} → {step.after:.4g}"

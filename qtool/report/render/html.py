@@ -118,7 +118,9 @@ def _environment() -> Environment:
         "sparsity_lines",
         "saturating",
         "prediction",
+        "blocks_of",
         "outcome",
+        "used_blocks",
         "slow_reason",
     ):
         environment.filters[name] = getattr(formatting, name)

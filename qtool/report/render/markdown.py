@@ -11,7 +11,7 @@ import qtool.report.render.sensitivity as sensitivity
 from qtool.report.gates import parity_gates
 from qtool.report.render.compare import Cell, Comparison
 from qtool.report.report import Report
-from qtool.report.schema import Status
+from qtool.report.schema import PtqStep, Status
 from qtool.report.verdict import drop_words, unit_word, verdict
 
 MARK: dict[Status, str] = {
@@ -214,17 +214,20 @@ def _gates(report: Report) -> str:
 
 
 def _steps(report: Report) -> str:
-    rows = [
-        [
-            MARK["passed" if step.kept else "warning"],
-            code(step.step),
-            code(step.block) if step.block else "",
-            formatting.before_after(step),
-            formatting.outcome(step),
-        ]
-        for step in report.ptq or ()
-    ]
-    return _table(["", "step", "block", "distance to float", ""], rows, right=3) if rows else ""
+    steps = report.ptq or []
+    whole = [_step_row(step, step.step) for step in steps if not step.block]
+    head = ["", "step", "distance to float", ""]
+    parts = [_table(head, whole, right=2)] if whole else []
+    for name, blocks in formatting.blocks_of(steps).items():
+        rows = [_step_row(step, step.block or "") for step in blocks]
+        table = _table(["", "layer or block", "error of its output", ""], rows, right=2)
+        parts.append(_fold(f"{text(name)}: {formatting.used_blocks(blocks)}", table))
+    return "\n\n".join(parts)
+
+
+def _step_row(step: PtqStep, name: str) -> list[str]:
+    mark = MARK["passed" if step.kept else "warning"]
+    return [mark, code(name), formatting.before_after(step), formatting.outcome(step)]
 
 
 def _kernels(report: Report) -> str:

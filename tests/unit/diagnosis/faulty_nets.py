@@ -1,7 +1,6 @@
 """Small calibrated networks, each healthy or with one fault."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from contexts import calibrated
@@ -76,7 +75,7 @@ def facts_of(
         data: changes all samples.
         settings: of the recipe.
     """
-    plan, context = calibrated(net, bits, ROWS, Path("unused"), data)
+    plan, context = calibrated(net, bits, ROWS, change=data)
     if change is not None:
         plan = change(plan, context)
     unfrozen, plan = plan, freeze(context.model, plan)

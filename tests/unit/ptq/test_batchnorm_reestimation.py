@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from batchnorm_nets import chain, context_for, plan_for
+from contexts import keep_every_layer
 
 from qtool.errors import RecipeError
 from qtool.graph.queries import by_name
@@ -23,7 +24,8 @@ def weights(plan) -> list[str]:
     return [site.weight for site in plan.sites.values() if site.weight is not None]
 
 
-def test_channels_have_the_mean_and_deviation_of_their_batchnorm(tmp_path):
+def test_channels_have_the_mean_and_deviation_of_their_batchnorm(tmp_path, monkeypatch):
+    keep_every_layer(monkeypatch)
     context = context_for(chain(gamma=0.5, beta=0.3), tmp_path, scale=0.25)
     plan = plan_for(context, bits=3)
     result = BatchNormReestimation(limit=100)(plan, context)
@@ -38,7 +40,8 @@ def test_channels_have_the_mean_and_deviation_of_their_batchnorm(tmp_path):
         assert np.array_equal(first.codes[name], second.codes[name])
 
 
-def test_a_second_estimation_changes_nothing(tmp_path):
+def test_a_second_estimation_changes_nothing(tmp_path, monkeypatch):
+    keep_every_layer(monkeypatch)
     context = context_for(chain(gamma=0.5, beta=0.3), tmp_path, scale=0.25)
     once = BatchNormReestimation(limit=100)(plan_for(context, bits=3), context).plan
     twice = BatchNormReestimation(limit=100)(once, context).plan

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from contexts import keep_every_layer
 from models import Net, feeds_for, graph_context, make_grids, make_plan, rewritten
 
 from qtool.calibration import MinMax, Percentile
@@ -50,7 +51,8 @@ def mean_errors(plan, context) -> list[float]:
     return errors
 
 
-def test_mean_outputs_are_those_of_the_float_network(tmp_path):
+def test_mean_outputs_are_those_of_the_float_network(tmp_path, monkeypatch):
+    keep_every_layer(monkeypatch)
     plan, context, added = prepared(tmp_path)
     assert added == 0
     before = mean_errors(plan, context)
@@ -62,7 +64,8 @@ def test_mean_outputs_are_those_of_the_float_network(tmp_path):
     assert context.loss(result.plan) < context.loss(plan)
 
 
-def test_layers_without_a_bias_get_one(tmp_path):
+def test_layers_without_a_bias_get_one(tmp_path, monkeypatch):
+    keep_every_layer(monkeypatch)
     plan, context, added = prepared(tmp_path, bias=False)
     assert added == 3
     assert max(mean_errors(BiasCorrection()(plan, context).plan, context)) < 1e-4

@@ -18,12 +18,13 @@ from qtool.steps import value_store
 from qtool.steps.layerwise import LayerwiseRun, Lifetimes
 
 
+@pytest.mark.parametrize("holdout", [False, True])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_inputs_are_those_of_whole_runs(name):
+def test_inputs_are_those_of_whole_runs(name, holdout):
     plan, context = calibrated(BUILDERS[name](), Bits(weights=4), rows=70)
     float_network, quantized = Executor(context.model), Simulation(context.model, plan)
     seen = 0
-    with LayerwiseRun(context, plan, "test") as run:
+    with LayerwiseRun(context, plan, "test", holdout=holdout) as run:
         for site in run.sites():
             read = site.inputs[0]
             pairs = list(run.inputs(site))
