@@ -7,7 +7,7 @@ import pytest
 from contexts import calibrated
 from models import BUILDERS, Net
 
-from qtool.graph.queries import by_name, constant, nodes_by_name
+from qtool.graph.queries import by_name, constant
 from qtool.ptq import SeqMSE
 from qtool.ptq.second_order.covariance import Moments
 from qtool.ptq.second_order.im2col import matrix_layer
@@ -127,4 +127,3 @@ def test_fixed_scales_codes_and_int16_pairs_stay():
     paired = replace(context, target=replace(context.target, int16_pairs=True))
     assert SeqMSE()(plan, paired).metrics["layers"] == 0
     assert SeqMSE()(plan, context).metrics["layers"] == len(weights)
-    assert set(nodes_by_name(context.model.graph))

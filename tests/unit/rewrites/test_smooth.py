@@ -69,6 +69,41 @@ def test_the_function_stays_and_outliers_go(norm):
     assert peaks.max() / np.median(peaks) < 20
 
 
+def rounded(x, low, high, codes):
+    """Values on a grid of ``codes`` steps over a range with 0 in it; the zero point is a code."""
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = (high - low) / codes
+    zero = np.round(-low / scale)
+    return (np.clip(np.round(x / scale) + zero, 0, codes) - zero) * scale
+
+
+def test_alpha_is_the_minimum_of_the_measured_error_over_the_grid():
+    model = ready(block())
+    samples = samples_of(model)
+    readers = [n for n in model.graph if n.op_type == "MatMul"]
+    name, weights = readers[0].inputs[0].name, [constant(n.inputs[1]) for n in readers]
+    assert [n.inputs[0].name for n in readers] == [name] * 2
+    fit, held_out = (
+        next(iter(samples.observe([name], part)))[name].reshape(-1, 8).astype(float)
+        for part in (False, True)
+    )
+    w_peak = np.abs(np.concatenate(weights, 1)).max(1)
+    errors = {}
+    for alpha in np.round(np.arange(0, 1.01, 0.05), 2):
+        s = np.abs(fit).max(0) ** alpha / w_peak ** (1 - alpha)
+        x = rounded(held_out / s, (fit / s).min(), (fit / s).max(), 255)
+        errors[f"{alpha:g}"] = 0.0
+        for w in weights:
+            scale = np.abs(w * s[:, None]).max(0) / 127
+            y = held_out @ w
+            error = x @ (np.round(w * s[:, None] / scale) * scale) - y
+            errors[f"{alpha:g}"] += (error**2).sum() / (y**2).sum()
+    assert smooth(model, lambda node: True, samples) == 1
+    best = min(errors, key=errors.__getitem__)
+    assert model.meta["smooth"].startswith(f"alpha {best} ")
+    assert sorted(errors.values())[1] > 1.001 * errors[best]  # no tie that rounding decides
+
+
 @pytest.mark.parametrize("op", ["other reader", "float layer"])
 def test_channels_that_others_read_are_left(op):
     model = ready(block(other_reader=op == "other reader"))
