@@ -40,6 +40,8 @@ class RunKeywords(TypedDict, total=False):
         requantize: turn a quantized ONNX file back to floats first.
         fresh: do finished stages again.
         baseline: folder or report.json of an earlier run, for the gate ``max_regression``.
+        jobs: processes that a search (``bits.budget``, ``ptq: auto``) is spread over; default 1.
+        cluster: ``dask://HOST:PORT`` or ``ray://HOST:PORT``, whose workers are used instead.
     """
 
     seed: int
@@ -49,6 +51,8 @@ class RunKeywords(TypedDict, total=False):
     requantize: bool
     fresh: bool
     baseline: str | Path | None
+    jobs: int
+    cluster: str | None
 
 
 class VerifyKeywords(TypedDict, total=False):
@@ -153,6 +157,7 @@ def _run(
 def _options(function: str, kind: type, options: Mapping[str, Any]) -> Any:
     """Return the options of the pipeline; those that ``kind`` does not name are refused."""
     from qtool.pipeline.context import RunOptions
+    from qtool.pipeline.search.spread.cluster import Spread
 
     expected = kind.__annotations__
     for name in options:
@@ -164,7 +169,8 @@ def _options(function: str, kind: type, options: Mapping[str, Any]) -> Any:
     words = dict(options)
     if words.get("baseline") is not None:
         words["baseline"] = Report.read(Path(words["baseline"]))
-    return RunOptions(**words)
+    spread = Spread(words.pop("jobs", 1), words.pop("cluster", None))
+    return RunOptions(**words, spread=spread)
 
 
 def _recipe(recipe: RecipeLike, place: str, epochs: int | None = None) -> Recipe:

@@ -44,6 +44,8 @@ def ptq(
     requantize: options.Requantize = False,
     fresh: options.Fresh = False,
     baseline: options.Baseline = None,
+    jobs: options.Jobs = 1,
+    cluster: options.Cluster = None,
     strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -54,7 +56,9 @@ def ptq(
         words = shorthands.overrides(bits, count, settings, memory)
     quantize(
         Command("run_ptq", named, Folder(out, overwrite), tuple(words)),
-        Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
+        Settings(
+            *(seed, device, threads, plan, trust_code, requantize, fresh, baseline, jobs, cluster)
+        ),
         Output(json, quiet, strict),
     )
 
@@ -106,14 +110,17 @@ class Settings:
     requantize: bool
     fresh: bool
     baseline: Path | None = None
+    jobs: int = 1
+    cluster: str | None = None
 
     def run_options(self, progress: "Progress") -> "RunOptions":
         """Return the pipeline's options.
 
         Raises:
-            RecipeError: the baseline is no report.
+            RecipeError: the baseline is no report, or there are both processes and a cluster.
         """
         from qtool.pipeline.context import RunOptions
+        from qtool.pipeline.search.spread.cluster import Spread
 
         return RunOptions(
             seed=self.seed,
@@ -125,6 +132,7 @@ class Settings:
             plan_file=self.plan,
             baseline=read_baseline(self.baseline),
             progress=progress,
+            spread=Spread(self.jobs, self.cluster),
         )
 
 

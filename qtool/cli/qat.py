@@ -34,6 +34,8 @@ def qat(
     requantize: options.Requantize = False,
     fresh: options.Fresh = False,
     baseline: options.Baseline = None,
+    jobs: options.Jobs = 1,
+    cluster: options.Cluster = None,
     strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -44,6 +46,8 @@ def qat(
         words = shorthands.overrides(bits, count, settings, memory, epochs)
     quantize(
         Command("run_qat", named, Folder(out, overwrite), tuple(words)),
-        Settings(seed, device, threads, plan, trust_code, requantize, fresh, baseline),
+        Settings(
+            *(seed, device, threads, plan, trust_code, requantize, fresh, baseline, jobs, cluster)
+        ),
         Output(json, quiet, strict),
     )

@@ -41,14 +41,15 @@ def sensitivity(
         chosen = load_recipe(recipe, settings or [])
         check_options(device, plan)
         request = Folder(out, overwrite).request(Path("runs") / f"{recipe.stem}-sensitivity")
-        run_settings = Settings(seed, device, threads, plan, trust_code, requantize, fresh)
-        from qtool.pipeline.search.cluster import Spread
+        run_settings = Settings(
+            seed, device, threads, plan, trust_code, requantize, fresh, jobs=jobs, cluster=cluster
+        )
         from qtool.pipeline.search.sensitivity import SensitivityOptions, run_sensitivity
 
         with show_progress(quiet) as progress:
             run_options = run_settings.run_options(progress)
             name = f"sensitivity of {samples}"
             with opened(request, name, chosen, run_options, quiet) as folder:
-                extent = SensitivityOptions(samples, spread=Spread(jobs, cluster))
+                extent = SensitivityOptions(samples)
                 report = run_sensitivity(chosen, folder, run_options, extent)
         show(report, folder, Output(json, quiet))

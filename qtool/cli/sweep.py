@@ -36,7 +36,7 @@ def sweep(
     """Run a recipe with several values of some keys; finished runs are not run again."""
     with exit_codes(json):
         from qtool.pipeline.context import RunOptions
-        from qtool.pipeline.search.cluster import Spread
+        from qtool.pipeline.search.spread.cluster import Spread
         from qtool.pipeline.search.sweep import run_sweep, variants_of
         from qtool.recipe.loader import load_recipe
 
@@ -44,11 +44,14 @@ def sweep(
         request = Folder(out).request(Path("runs") / f"{recipe.stem}-sweep")
         with show_progress(quiet) as progress:
             run_options = RunOptions(
-                seed=seed, threads=threads, trust_code=trust_code, progress=progress
+                seed=seed,
+                threads=threads,
+                trust_code=trust_code,
+                progress=progress,
+                spread=Spread(jobs, cluster),
             )
             with opened(request, "sweep", load_recipe(recipe), run_options, quiet) as folder:
-                spread = Spread(jobs, cluster)
-                reports = run_sweep(recipe, variants, folder, run_options, spread)
+                reports = run_sweep(recipe, variants, folder, run_options)
         from qtool.cli.report import terminal_text
         from qtool.report.render import render
 

@@ -1,6 +1,6 @@
 """Hold what a run was asked for and what it reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from qtool.data import DataSection, Dataset
 from qtool.loading import Loaded
 from qtool.metrics.preprocessing_scores import PreprocessingCheck
+from qtool.pipeline.search.spread.cluster import Spread, read_address
 from qtool.progress import Progress, silent
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
@@ -28,6 +29,8 @@ class RunOptions:
         plan_file: a ``plan.json`` whose grids are used instead of calibrating.
         baseline: the report of an earlier run, which the gate max_regression compares with.
         progress: receives the progress of every stage.
+        spread: the processes that the trials of a search, the sites of a scan or the runs of a
+            sweep are spread over.
     """
 
     seed: int = 0
@@ -39,6 +42,24 @@ class RunOptions:
     plan_file: Path | None = None
     baseline: Report | None = None
     progress: Progress = silent
+    spread: Spread = field(default_factory=Spread)
+
+    def for_spread(self) -> "RunOptions":
+        """Return the options of a command that spreads its work: one thread for each process.
+
+        Then the result does not depend on the number of processes. With one process alone the
+        options stay as they are.
+
+        Raises:
+            RecipeError: the address of the cluster has another form.
+        """
+        if self.spread.cluster is not None:
+            read_address(self.spread.cluster)
+        return replace(self, threads=self.threads or 1) if self.spread.several else self
+
+    def of_worker(self) -> "RunOptions":
+        """Return the options of a process that does a share of the work."""
+        return replace(self, fresh=False, progress=silent, spread=Spread())
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from qtool.pipeline.latency.needs import require_runtimes
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.processes.worker import AssistingProcess, assist, finish
 from qtool.pipeline.pruning.checks import check_pruning_request
+from qtool.pipeline.search.requested import check_spread
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
 from qtool.pipeline.training.checks import check_early, check_rewrites, has_restricted_scales
@@ -44,7 +45,7 @@ def run_ptq(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
     Args:
         recipe: what to do, paths absolute.
         out: the run folder; made when missing.
-        options: seed, device, threads and so on; None: the defaults.
+        options: seed, device, threads, processes of a search and so on; None: the defaults.
 
     Raises:
         QtoolError: anything that is the user's to fix; then nothing was written.
@@ -71,6 +72,8 @@ def run_qat(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Rep
 
 def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Report | None:
     """Run in this process, or assist the first of several."""
+    check_spread(recipe, options)
+    options = options.for_spread()
     with distributed.joined(options.device), memory_limit(recipe.memory):
         if distributed.rank() == 0:
             check_pruning_request(recipe, train)

@@ -3,16 +3,11 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from qtool.quant.plan import QuantPlan
 from qtool.report.search_schema import Sensitivity
-from qtool.search.effects import Reference
-from qtool.search.partial_network import PartialNetwork
-from qtool.search.sensitivity import row_of
+from qtool.search.sensitivity import Scan
 
 
-def interactions(
-    plan: QuantPlan, reference: Reference, rows: Sequence[Sensitivity], worst: int
-) -> list[Sensitivity]:
+def interactions(scan: Scan, rows: Sequence[Sensitivity], worst: int) -> list[Sensitivity]:
     """Measure the worst sites two by two.
 
         interaction(i, j) = KL(i and j quantized) - KL(i) - KL(j)
@@ -21,27 +16,21 @@ def interactions(
     Departure: only between the few worst sites; all pairs cost a network each.
 
     Args:
-        plan: every grid is calibrated.
-        reference: samples and outputs of the float network.
+        scan: of the sites; pairs that it has in its cache are not measured again.
         rows: costs of single sites; those of kind ``both`` are read.
         worst: how many sites.
     """
-    context = reference.context
-    network = PartialNetwork(context, plan)
     alone = {row.site: row.kl for row in rows if row.kind == "both"}
-    order = {unit.name: k for k, unit in enumerate(network.units)}
+    units = {unit.name: unit for unit in scan.network.units}
+    order = {name: k for k, name in enumerate(units)}
     names = [name for name in alone if name in order]
     names = sorted(sorted(names, key=lambda name: -alone[name])[:worst], key=order.__getitem__)
     pairs = list(combinations(names, 2))
     measured = []
     for k, pair in enumerate(pairs):
-        outputs = network.run(
-            context,
-            reference.dataset,
-            lambda unit, pair=pair: "both" if unit.name in pair else None,  # type: ignore[misc]
-        )
-        effect = reference.effect(outputs)
-        extra = effect.kl - sum(alone[name] for name in pair)
-        measured.append(row_of(pair[0], "pair", effect, partner=pair[1], interaction=extra))
-        context.progress("pairs of sites", k + 1, len(pairs))
+        row = scan.together(pair[0], "both", [units[name] for name in pair])
+        extra = row.kl - sum(alone[name] for name in pair)
+        more = {"kind": "pair", "partner": pair[1], "interaction": extra}
+        measured.append(row.model_copy(update=more))
+        scan.context.progress("pairs of sites", k + 1, len(pairs))
     return measured

@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
+from qtool.data import Dataset
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import plan_digest
 from qtool.report.search_schema import Sensitivity
@@ -28,7 +29,7 @@ from qtool.steps.stage_cache import StageRecord
 from qtool.steps.value_store import ValueStore
 
 Result = TypeVar("Result")
-Kind = Literal["both", "weights", "activations", "cumulative", "pair"]
+Kind = Literal["both", "weights", "activations", "cumulative"]
 
 PARTS: tuple[Part, ...] = ("both", "weights", "activations")
 CUMULATIVE: Kind = "cumulative"
@@ -36,18 +37,15 @@ ALL = "all"
 STAGE = "sensitivity"
 
 
-def row_of(site: str, kind: Kind, effect: Effect, **more: Any) -> Sensitivity:
+def row_of(site: str, kind: Kind, effect: Effect) -> Sensitivity:
     """Return what a network with some sites quantized costs, as a row of the report.
 
     Args:
         site: name of the site, or of several.
         kind: what is quantized.
         effect: of the network.
-        more: other fields of the row.
     """
-    return Sensitivity(
-        site=site, kind=kind, kl=effect.kl, drop=effect.drop, sqnr_db=effect.sqnr_db, **more
-    )
+    return Sensitivity(site=site, kind=kind, kl=effect.kl, drop=effect.drop, sqnr_db=effect.sqnr_db)
 
 
 @dataclass(frozen=True)
@@ -80,55 +78,39 @@ class Scan:
     def _digest(self) -> str:
         return plan_digest(self.plan)
 
-    def run(self, record: StageRecord, sites: Collection[str] | None = None) -> list[Sensitivity]:
+    def run(self, sites: Collection[str] | None = None) -> list[Sensitivity]:
         """Return the rows of sites in graph order; finished sites are read from the cache.
 
         Args:
-            record: of the running stage.
             sites: names of the sites to measure; None: all.
         """
         units = [u for u in self.network.units if sites is None or u.name in sites]
         rows: list[Sensitivity] = []
-        cached = 0
         with closing(_Walk(self.network, self.reference)) as walk:
             for k, unit in enumerate(units):
-                trial = StageRecord()
                 rows += self.context.cache.cached(
-                    trial,
+                    StageRecord(),
                     STAGE,
                     self._parts(unit),
                     lambda unit=unit: self._measure(walk, unit),  # type: ignore[misc]
                     _save,
                     _load,
                 )
-                cached += trial.cached
                 self.context.progress(STAGE, k + 1, len(units))
-        record.notes.append(self.extent_note(cached))
         return rows
 
-    def extent_note(self, cached: int) -> str:
-        """Return how many sites are measured on how many samples.
-
-        Args:
-            cached: sites that an earlier run finished.
-        """
+    def extent_note(self) -> str:
+        """Return how many sites are measured on how many samples, and how many are finished."""
         count, samples = len(self.network.units), self.reference.dataset.count
-        earlier = f"; {cached} of an earlier run" if cached else ""
+        finished = count - len(self.pending())
+        earlier = f"; {finished} of an earlier run" if finished else ""
         return f"{count} sites on {samples} calibration samples{earlier}"
 
     def pending(self) -> list[str]:
         """Return the names of the sites that are not in the cache, in graph order."""
-        paths = self._paths()
-        return [name for name, path in paths.items() if not path.is_file()]
-
-    def forget(self) -> None:
-        """Remove finished sites from the cache."""
-        for path in self._paths().values():
-            path.unlink(missing_ok=True)
-
-    def _paths(self) -> dict[str, Path]:
-        cache = self.context.cache
-        return {unit.name: cache.path_for(STAGE, self._parts(unit)) for unit in self.network.units}
+        is_finished = self.context.cache.is_finished
+        units = self.network.units
+        return [unit.name for unit in units if not is_finished(STAGE, self._parts(unit))]
 
     def whole(self, rows: Sequence[Sensitivity]) -> list[Sensitivity]:
         """Return the costs of all sites together, by part, and of all sites of one op type.
@@ -147,14 +129,47 @@ class Scan:
                 if (same := _same_network(network, chosen, part, measured)) is not None:
                     together.append(same.model_copy(update={"site": name, "kind": part}))
                     continue
-                outputs = network.run(
-                    self.context,
-                    self.reference.dataset,
-                    lambda unit, part=part, chosen=chosen: part if unit in chosen else None,  # type: ignore[misc]
-                )
-                together.append(row_of(name, part, self.reference.effect(outputs)))
+                together.append(self.together(name, part, chosen))
             self.context.progress("sensitivity of op types", done, 1 + len(ops))
         return together
+
+    def together(self, name: str, part: Part, chosen: Collection[Unit]) -> Sensitivity:
+        """Return what several sites cost together; read from the cache where it is finished.
+
+        Args:
+            name: of the row.
+            part: what is quantized of each site.
+            chosen: the sites.
+        """
+
+        def measured() -> list[Sensitivity]:
+            outputs = self.network.run(
+                self.context,
+                self.reference.dataset,
+                lambda unit: part if unit in chosen else None,
+            )
+            return [row_of(name, part, self.reference.effect(outputs))]
+
+        key = self._key(name, part, *(unit.name for unit in self.network.units if unit in chosen))
+        (row,) = self.context.cache.cached(
+            StageRecord(), "sensitivity-together", key, measured, _save, _load
+        )
+        return row
+
+    def estimates(
+        self, name: str, dataset: Dataset, make: Callable[[], Mapping[str, float]]
+    ) -> Mapping[str, float]:
+        """Return estimates of the sites' costs; read from the cache where they are finished.
+
+        Args:
+            name: of the method.
+            dataset: that it reads.
+            make: computes them from the plan, the dataset and the seed.
+        """
+        key = self._key(name, dataset.digest, str(self.context.seed))
+        return self.context.cache.cached(
+            StageRecord(), "sensitivity-estimates", key, make, _save_numbers, _load_numbers
+        )
 
     def _measure(self, walk: "_Walk", unit: Unit) -> list[Sensitivity]:
         walk.go_to(unit)
@@ -176,10 +191,13 @@ class Scan:
         return rows
 
     def _parts(self, unit: Unit) -> tuple[str, ...]:
+        return self._key(*self.parts, str(self.cumulative), unit.name)
+
+    def _key(self, *more: str) -> tuple[str, ...]:
+        """Return everything that a result depends on: network, samples, metric, plan, and more."""
         metric, data = self.reference.metric, self.reference.dataset
-        kinds = (*self.parts, str(self.cumulative))
         name = metric.name if metric else ""
-        return (self.context.sha256, data.digest, name, *kinds, self._digest, unit.name)
+        return (self.context.sha256, data.digest, name, self._digest, *more)
 
 
 def _same_network(
@@ -285,3 +303,11 @@ def _save(rows: Iterable[Sensitivity], path: Path) -> None:
 
 def _load(path: Path) -> list[Sensitivity]:
     return [Sensitivity.model_validate(row) for row in json.loads(path.read_text())]
+
+
+def _save_numbers(numbers: Mapping[str, float], path: Path) -> None:
+    path.write_text(json.dumps(dict(numbers)))
+
+
+def _load_numbers(path: Path) -> Mapping[str, float]:
+    return {name: float(number) for name, number in json.loads(path.read_text()).items()}

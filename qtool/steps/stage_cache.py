@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -82,6 +83,12 @@ class StageCache:
         finally:
             os.close(handle)
 
+    def empty(self) -> None:
+        """Remove all results, so that other processes use none of an earlier run either."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.fresh = False
+
     @contextmanager
     def stage(self, name: str) -> Iterator[StageRecord]:
         """Time a stage and collect its notes; a stage that fails leaves no record."""
@@ -103,6 +110,16 @@ class StageCache:
         key = hashlib.sha256("\0".join((name, *self.base, *parts)).encode()).hexdigest()[:24]
         return self.folder / f"{name}-{key}{suffix}"
 
+    def is_finished(self, name: str, parts: tuple[str, ...]) -> bool:
+        """Return whether :meth:`cached` would read the result made from these parts.
+
+        Args:
+            name: begins the file's name.
+            parts: as for :meth:`cached`.
+        """
+        path = self.path_for(name, parts)
+        return path.is_file() and (not self.fresh or path in self._made)
+
     def cached(
         self,
         record: StageRecord,
@@ -123,7 +140,7 @@ class StageCache:
             load: reads it back.
         """
         path = self.path_for(name, parts)
-        if path.is_file() and (not self.fresh or path in self._made):
+        if self.is_finished(name, parts):
             try:
                 result = load(path)
             except Exception as error:  # a damaged file fails in its format's own ways

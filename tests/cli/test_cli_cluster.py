@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.pipeline.search.cluster import Spread, read_address, workers
+from qtool.pipeline.search.spread.cluster import Spread, read_address, workers
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--over", "calibrate.count=16", "--over", "evaluate.count=16")
@@ -120,11 +120,25 @@ def sensitivity(digits, out, *options) -> list[dict]:
     return json.loads((out / "report.json").read_text())["sensitivity"]
 
 
+def search(digits, out, *options) -> list:
+    """Choose widths for the digits; return the file's digest and what was tried, without times."""
+    line = [sys.executable, "-m", "qtool", "ptq", "--recipe", digits / "int8.yaml", "--out", out]
+    line += ["--threads", "1", "--quiet", "--set", "calibrate.count=48", "--set", "ptq=[gptq]"]
+    line += ["--set", "evaluate.count=16", "--set", "bits={weights: 8}"]
+    line += ["--set", "bits.budget={weights: 16%, among: [3, 8]}", *options]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads((out / "report.json").read_text())
+    points = [report["search"]["chosen"], *report["search"]["front"]]
+    values = [(point["name"], point["kl"], point["bytes"]) for point in points]
+    return [report["output"]["sha256"], *values]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [sweep, sensitivity])
+@pytest.mark.parametrize("command", [sweep, sensitivity, search])
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_a_cluster_gives_the_same_results(kind, command, digits, tmp_path):
-    """The files of a sweep, and the rows of a sensitivity scan."""
+    """The files of a sweep, the rows of a sensitivity scan, and what a search chooses."""
     clusters = {"dask": dask_cluster, "ray": ray_cluster}
     with clusters[kind](tmp_path) as cluster:
         url = cluster if isinstance(cluster, str) else cluster[0]

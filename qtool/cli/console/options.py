@@ -78,7 +78,15 @@ Memory = Annotated[
         help="Stay below so much memory, such as 2G; what does not fit goes to temporary files.",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Processes at a time.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        min=1,
+        help="Processes at a time, for searches, scans and sweeps; --threads is then 1 for each.",
+    ),
+]
 Cluster = Annotated[
     str | None,
     typer.Option(

@@ -55,6 +55,8 @@ def run_folder(out: Path, options: RunOptions) -> Iterator[tuple[StageCache, Pat
     with cache.locked():
         try:
             shutil.rmtree(scratch, ignore_errors=True)
+            if cache.fresh and options.spread.several:
+                cache.empty()
             scratch.mkdir(parents=True)
             yield cache, scratch
         except Exception:

@@ -8,13 +8,14 @@ from functools import cached_property
 from qtool.errors import RecipeError
 from qtool.pipeline.search.layer_costs import uniform
 from qtool.pipeline.search.measured_layers import Measured, among, measure_layers, ways_of
+from qtool.pipeline.search.spread.ahead import try_ahead
 from qtool.pipeline.search.trial import TrialRunner
 from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.report.search_schema import SearchPart
 from qtool.search import BUDGET_METHODS
-from qtool.search.mixed_precision import BudgetMethod, Problem, Solver
+from qtool.search.mixed_precision import BudgetMethod, Problem, Solver, Way
 from qtool.search.partial import fewest_raised, with_one_quantized
 from qtool.steps.stage_cache import StageRecord
 
@@ -72,13 +73,21 @@ class BitSearch:
 
     def _within_limits(self) -> Tried:
         """Return the best measured recipe within the limits, the widest uniform one among them."""
-        limits = self._measured.limits(self.budget)
-        uniform, neighbors = self._uniform_within(limits)
-        solvers = self._method.solvers(self._problem(neighbors))
-        fitting = [tried for solve in solvers if (tried := self._fitted(solve, limits))]
-        if uniform is not None:
-            self.record.notes.append(f"{uniform.name} within the limits: {uniform.outcome}")
-            fitting.append(uniform)
+        limits, base = self._measured.limits(self.budget), self.runner.base
+        way = self._uniform_within(limits)
+        plain = [] if way is None else [uniform(base, way)]
+        solvers = self._method.solvers(self._problem(self._next_to(way)))
+        own = [dict(limits) for _ in solvers]
+        first = [self._weighed(solve, its) for solve, its in zip(solvers, own, strict=True)]
+        if way is None and not any(first):
+            raise self._impossible(limits)
+        self._try_ahead([*first, *self._front_solutions], plain)
+        tries = [self._try(f"uniform {way}", recipe) for recipe in plain]
+        fitting = [tried for tried in tries if self._is_within_bytes(tried)]
+        for tried in fitting:
+            self.record.notes.append(f"{tried.name} within the limits: {tried.outcome}")
+        for solve, its, solution in zip(solvers, own, first, strict=True):
+            fitting += self._fitted(solve, its, solution)
         if not fitting:
             raise self._impossible(limits)
         fitting += [tried for tried in self._front(limits) if self._is_within_bytes(tried)]
@@ -97,27 +106,59 @@ class BitSearch:
         states = [layer.state(k) for k, layer in enumerate(measured.layers)]
         return Problem(measured.program, states, loss, context.seed, context.progress, neighbors)
 
-    def _fitted(self, solve: Solver, limits: dict[str, float]) -> Tried | None:
-        """Return a solution, measured; its file is within the limit of bytes."""
-        limits, limit = dict(limits), self.budget.bytes
+    def _weighed(self, solve: Solver, limits: dict[str, float]) -> tuple[int, ...] | None:
+        """Return a solution whose file, weighed without the steps, is within the limit of bytes.
+
+        The limit of the program is lowered by what files of earlier solutions exceeded it.
+        """
         for _ in range(ATTEMPTS):
             solution = solve(limits)
             if solution is None:
                 return None
-            recipe = self._measured.recipe(self.runner.base, solution)
-            over = 0.0 if limit is None else self.runner.file_bytes(recipe) - limit
+            over = self._excess(self._measured.recipe(self.runner.base, solution))
             if over <= 0:
-                tried = self._mixed(solution)
-                if self._is_within_bytes(tried):
-                    return tried
-                over = tried.result.bytes - (limit or 0.0)
+                return solution
             limits["bytes"] -= over
         return None
 
-    def _uniform_within(
-        self, limits: dict[str, float]
-    ) -> tuple[Tried | None, list[list[int]] | None]:
-        """Return the widest uniform recipe within the limits, measured, and the ways next to it."""
+    def _excess(self, recipe: Recipe) -> float:
+        """Return by how many bytes the file of a recipe, without its steps, exceeds the limit."""
+        limit = self.budget.bytes
+        return 0.0 if limit is None else self.runner.file_bytes(recipe) - limit
+
+    def _fitted(
+        self, solve: Solver, limits: dict[str, float], solution: tuple[int, ...] | None
+    ) -> list[Tried]:
+        """Return a solution, measured; its file is within the limit of bytes. Empty: none is.
+
+        Args:
+            solve: makes the next one where steps made the file larger.
+            limits: that the first one was solved with.
+            solution: the first one.
+        """
+        for _ in range(ATTEMPTS):
+            if solution is None:
+                break
+            tried = self._mixed(solution)
+            if self._is_within_bytes(tried):
+                return [tried]
+            limits["bytes"] -= tried.result.bytes - (self.budget.bytes or 0.0)
+            solution = self._weighed(solve, limits)
+        return []
+
+    def _try_ahead(
+        self, solutions: Sequence[Sequence[int] | None], recipes: Sequence[Recipe] = ()
+    ) -> None:
+        """Try recipes that no other one's outcome decides about, in the processes of the run."""
+        mixed = [
+            self._measured.recipe(self.runner.base, solution)
+            for solution in solutions
+            if solution is not None
+        ]
+        try_ahead(self.runner, [*recipes, *mixed])
+
+    def _uniform_within(self, limits: dict[str, float]) -> Way | None:
+        """Return the widest uniform width whose file, without the steps, is within the limits."""
         program, measured = self._measured.program, self._measured
         free = [
             ways
@@ -127,16 +168,23 @@ class BitSearch:
         for way in reversed(ways_of(self.runner, self.budget)):
             if not all(way in ways for ways in free):
                 continue
-            chosen = [ways.index(way) if way in ways else 0 for ways in measured.ways]
-            if program.allows(chosen, limits):
-                tried = self._try(f"uniform {way}", uniform(self.runner.base, way))
-                if self._is_within_bytes(tried):
-                    near = [
-                        [k for k in range(len(ways)) if abs(k - own) <= 1]
-                        for ways, own in zip(measured.ways, chosen, strict=True)
-                    ]
-                    return tried, near
-        return None, None
+            is_allowed = program.allows(self._positions(way), limits)
+            if is_allowed and self._excess(uniform(self.runner.base, way)) <= 0:
+                return way
+        return None
+
+    def _positions(self, way: Way) -> list[int]:
+        """Return the position of a width among the ways of each layer; 0 where it has none."""
+        return [ways.index(way) if way in ways else 0 for ways in self._measured.ways]
+
+    def _next_to(self, way: Way | None) -> list[list[int]] | None:
+        """Return the positions of the ways of each layer that are at most one step from a width."""
+        if way is None:
+            return None
+        return [
+            [k for k in range(len(ways)) if abs(k - own) <= 1]
+            for ways, own in zip(self._measured.ways, self._positions(way), strict=True)
+        ]
 
     def _within_drop(self) -> Tried:
         """Return the smallest measured recipe whose drop is within max_drop."""
@@ -175,6 +223,7 @@ class BitSearch:
         if not solutions:
             raise self._impossible(limits)
         smaller = range(len(solutions) - 1)  # the largest is taken where none keeps the limit
+        self._try_ahead([solutions[len(smaller) // 2], *self._front_solutions])
         first = bisect_left(smaller, True, key=lambda k: self._keeps(self._mixed(solutions[k])))
         return self._mixed(solutions[first])
 
@@ -217,16 +266,21 @@ class BitSearch:
         Returns:
             Those that are within the limits, but for the bytes of the written file.
         """
+        within = []
+        for solution in self._front_solutions:
+            tried = self._mixed(solution)
+            within += [tried] if self._measured.program.allows(solution, limits) else []
+        return within
+
+    @cached_property
+    def _front_solutions(self) -> list[tuple[int, ...]]:
+        """Solutions of sizes between the smallest and the largest file."""
         program = self._measured.program
         best, smallest = program.solve({}) or (), program.solve({}, "bytes") or ()
         high, low = (program.amount(each, "bytes") for each in (best, smallest))
-        within = []
-        for k in range(1, FRONT_POINTS):
-            solution = program.solve({"bytes": low + (high - low) * k / FRONT_POINTS})
-            if solution is not None:
-                tried = self._mixed(solution)
-                within += [tried] if program.allows(solution, limits) else []
-        return within
+        sizes = (low + (high - low) * k / FRONT_POINTS for k in range(1, FRONT_POINTS))
+        solutions = (program.solve({"bytes": size}) for size in sizes)
+        return [solution for solution in solutions if solution is not None]
 
     # Recipes.
 

@@ -11,6 +11,7 @@ from qtool.diagnosis.diagnose import diagnose
 from qtool.pipeline.checks.diagnosis import settings_of
 from qtool.pipeline.search.layer_costs import NothingToChooseError, fixed_layers
 from qtool.pipeline.search.measured_layers import measure_layers
+from qtool.pipeline.search.spread.ahead import scan_ahead
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.pipeline.search.tried import Tried, find, front_of, layer_count
 from qtool.quant.freeze import freeze
@@ -246,8 +247,9 @@ class Climb:
         """Return the layers that can become float, the most damaging first."""
         self._check_time()
         plan, context = self.runner.quantized(recipe)
-        rows = self.runner.costs_alone(plan, context, RANKING_SAMPLES)
-        costs = {row.site: row.kl for row in rows}
+        scan = self.runner.scan(plan, context, RANKING_SAMPLES)
+        scan_ahead(self.runner, recipe, [scan])
+        costs = {row.site: row.kl for row in scan.run()}
         weighted = [name for name, site in plan.sites.items() if site.weight is not None]
         free = set(weighted) - fixed_layers(self.runner, self.runner.base, weighted)
         ranked = sorted(sorted(free), key=lambda name: -costs.get(name, 0.0))

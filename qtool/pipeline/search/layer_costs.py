@@ -11,11 +11,13 @@ from qtool.errors import RecipeError
 from qtool.graph.queries import attribute, by_name, constant, dims, macs, nodes_by_name
 from qtool.pipeline.calibration.grids import constrain_scales, weight_scheme
 from qtool.pipeline.search.latency_table import LatencyTable
+from qtool.pipeline.search.spread.ahead import scan_ahead
 from qtool.pipeline.search.trial import TrialRunner, with_bits
 from qtool.ptq.gptq import Gptq
 from qtool.quant.plan import QuantPlan
 from qtool.recipe.model import Recipe
 from qtool.search.mixed_precision import FLOAT_BITS, Geometry, Layer, Way, monotonic
+from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.verification.file_size import file_bytes, file_parts, weight_widths
 from qtool.verification.layers.table import total_macs
@@ -105,8 +107,10 @@ def score(
         if recipe.ptq is None or recipe.ptq:
             # The first plan is the network around each layer.
             plans = Gptq().round_alone(plans[::-1], context)[::-1]
-        for way, plan in zip(group, plans, strict=True):
-            scored.append(_scored(runner, way, plan, context, samples))
+        scans = [_scan(runner, plan, context, samples) for plan in plans]
+        scan_ahead(runner, _widest(recipe, group), scans)
+        for way, scan in zip(group, scans, strict=True):
+            scored.append(_scored(runner, way, scan))
             context.progress("search: widths", len(scored), len(ways))
     scored.sort(key=lambda s: ways.index(s.way))
     return scored, context
@@ -116,8 +120,7 @@ def _plans(
     runner: TrialRunner, recipe: Recipe, ways: Sequence[Way]
 ) -> tuple[list[QuantPlan], Context]:
     """Return calibrated plans that differ in the weights' widths, and the context of the last."""
-    widest = uniform(recipe, ways[-1]).model_copy(update={"ptq": ()})
-    calibrated, context = runner.quantized(widest)
+    calibrated, context = runner.quantized(_widest(recipe, ways))
     weighted = [name for name, site in calibrated.sites.items() if site.weight is not None]
     fixed = fixed_layers(runner, recipe, weighted)
     if fixed >= set(weighted):
@@ -135,6 +138,11 @@ def _plans(
     return [*plans, calibrated], context
 
 
+def _widest(recipe: Recipe, ways: Sequence[Way]) -> Recipe:
+    """Return the recipe at the widest width, without steps: its graph is that of all widths."""
+    return uniform(recipe, ways[-1]).model_copy(update={"ptq": ()})
+
+
 def _narrowed(
     recipe: Recipe, plan: QuantPlan, context: Context, weights: Sequence[str], bits: int | None
 ) -> QuantPlan:
@@ -150,13 +158,16 @@ def _narrowed(
     return constrain_scales(context, plan)
 
 
-def _scored(
-    runner: TrialRunner, way: Way, plan: QuantPlan, context: Context, samples: int
-) -> Scored:
+def _scan(runner: TrialRunner, plan: QuantPlan, context: Context, samples: int) -> Scan:
+    """Return the scan of a plan, on as many samples as its work allows."""
     layers = sum(site.weight is not None for site in plan.sites.values())
     work = max(total_macs(context.model), 1) * max(layers, 1) / 2
     count = min(int(np.clip(SCANNED_MACS / work, MIN_SCANNED, MAX_SCANNED)), samples)
-    rows = runner.costs_alone(plan, context, count)
+    return runner.scan(plan, context, count)
+
+
+def _scored(runner: TrialRunner, way: Way, scan: Scan) -> Scored:
+    plan, context, rows = scan.plan, scan.context, scan.run()
     emitted = runner.emitted(plan, context, runner.folder / "scored.onnx")
     _, parts = file_parts(emitted.model)
     costs = {row.site: 0.0 if row.sqnr_db is None else 10 ** (-row.sqnr_db / 10) for row in rows}

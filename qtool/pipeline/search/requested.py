@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from qtool.errors import KeyPath
+from qtool.errors import KeyPath, RecipeError
+from qtool.pipeline.context import RunOptions
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.budget import Budget
 from qtool.search import SEARCHES
@@ -72,6 +73,23 @@ def _auto(recipe: Recipe) -> Auto | None:
             ("ptq",), f"{searches[0]} chooses all steps, but others stand beside it; remove them"
         )
     return (recipe.ptq or ())[0].build(SEARCHES)
+
+
+def check_spread(recipe: Recipe, options: RunOptions) -> None:
+    """Refuse several processes for a recipe that leaves nothing to a search: it uses one.
+
+    Args:
+        recipe: as it was read.
+        options: of the run.
+
+    Raises:
+        RecipeError: says what reads the options.
+    """
+    if options.spread.several and requested_search(recipe).key is None:
+        raise RecipeError(
+            "--jobs, --cluster: they spread the trials of a search, and the recipe has none: found "
+            "neither bits.budget nor ptq: auto; leave the option out"
+        )
 
 
 def refuse_search(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """Measure the sensitivity of every site, for ``qtool sensitivity``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from qtool.pipeline.estimate.memory import check_memory, gradient_part
 from qtool.pipeline.folders.run_folder import run_folder, write_run
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.run import rewritten
-from qtool.pipeline.search.cluster import Spread, read_address
 from qtool.pipeline.search.reference import check_real_samples, reference_of
 from qtool.pipeline.search.requested import refuse_search
-from qtool.pipeline.search.scan_shares import ScanJob, scan_in_shares
+from qtool.pipeline.search.spread.scan_shares import RecipeScan, WorkerInput, scan_in_shares
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
-from qtool.progress import silent
 from qtool.quant.plan import QuantPlan
+from qtool.quant.plan_archive import save_plan_archive
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
 from qtool.report.schema import Data, DataPart, ModelPart
@@ -41,12 +40,10 @@ class SensitivityOptions:
     Attributes:
         samples: calibration samples that every network is run on.
         worst: sites whose pairs are measured.
-        spread: the processes that sites are measured in.
     """
 
     samples: int = 64
     worst: int = WORST
-    spread: Spread = field(default_factory=Spread)
 
 
 def run_sensitivity(
@@ -68,11 +65,7 @@ def run_sensitivity(
     """
     options, extent = options or RunOptions(), extent or SensitivityOptions()
     refuse_search(recipe)
-    if extent.spread.cluster is not None:
-        read_address(extent.spread.cluster)  # a wrong one is refused before any work
-    if extent.spread.several:  # so that the result does not depend on their number
-        options = replace(options, threads=options.threads or 1)
-    original, out = recipe, out.absolute()  # processes of a cluster have other folders
+    options, original = options.for_spread(), recipe
     with memory_limit(recipe.memory), run_folder(out, options) as (cache, scratch):
         prepared = prepare(recipe, cache, options)
         check_real_samples(prepared)
@@ -81,9 +74,8 @@ def run_sensitivity(
         gradients = gradient_part(prepared, min(GRADIENT_SAMPLES, extent.samples))
         check = partial(check_memory, prepared, more=(gradients,))
         plan = quantize(recipe, context, options.plan_file, on_plan=check).plan
-        job = ScanJob(
-            original, out, scratch / "plan.zip", replace(options, progress=silent), extent.samples
-        )
+        common = WorkerInput.of(original, cache, options)
+        job = RecipeScan(common, scratch.absolute() / "plan.zip", extent.samples)
         rows = measure(prepared, plan, extent, job)
         emitted = freeze_and_emit(recipe, context, plan, scratch / recipe.output.file)
         report = _report(prepared, model, emitted, rows)
@@ -92,7 +84,7 @@ def run_sensitivity(
 
 
 def measure(
-    prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions, job: ScanJob
+    prepared: Prepared, plan: QuantPlan, extent: SensitivityOptions, job: RecipeScan
 ) -> list[Sensitivity]:
     """Return the costs of all sites, of the whole, of op types, and of pairs of the worst sites.
 
@@ -100,28 +92,28 @@ def measure(
         prepared: model and data.
         plan: every grid is calibrated.
         extent: of the measurement.
-        job: for other processes, where the extent names some.
+        job: for other processes, where the options name some; its plan file is written then.
     """
     from qtool.search.gradients import fisher_estimates, hessian_estimates
     from qtool.search.interactions import interactions
     from qtool.search.rank_agreement import rank_agreement
     from qtool.search.sensitivity import Scan
 
-    context = prepared.context
+    context, spread = prepared.context, prepared.options.spread
     reference = reference_of(prepared, extent.samples)
     with context.cache.stage("sensitivity") as record:
         scan = Scan(plan, reference)
-        if extent.spread.several:
-            rows = scan_in_shares(scan, job, extent.spread, record)
-        else:
-            rows = scan.run(record)
+        record.notes.append(scan.extent_note())
+        if spread.several:
+            save_plan_archive(plan, job.plan)
+            scan_in_shares([(scan, job)], spread)
+        rows = scan.run()
         few = reference.dataset.take(range(min(GRADIENT_SAMPLES, reference.dataset.count)))
-        fisher = fisher_estimates(context, plan, few)
-        hessian = hessian_estimates(context, plan, few)
+        fisher = scan.estimates("fisher", few, lambda: fisher_estimates(context, plan, few))
+        hessian = scan.estimates("hessian", few, lambda: hessian_estimates(context, plan, few))
         rows = [_with_estimates(row, fisher, hessian) for row in rows]
         record.notes += rank_agreement(rows)
-        pairs = interactions(plan, reference, rows, extent.worst)
-        return [*rows, *scan.whole(rows), *pairs]
+        return [*rows, *scan.whole(rows), *interactions(scan, rows, extent.worst)]
 
 
 def _with_estimates(

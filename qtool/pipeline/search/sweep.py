@@ -14,7 +14,7 @@ from qtool.loading import read_graph
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.folders.identity import modules
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search.cluster import Spread, run_trials
+from qtool.pipeline.search.spread.cluster import Spread, run_trials
 from qtool.progress import silent
 from qtool.recipe.loader import load_recipe
 from qtool.recipe.validation import named_files
@@ -121,7 +121,7 @@ def _in_one_line(value: object) -> str:
 
 
 def run_sweep(
-    recipe: Path, variants: Sequence[Variant], out: Path, options: RunOptions, spread: Spread
+    recipe: Path, variants: Sequence[Variant], out: Path, options: RunOptions
 ) -> dict[str, Report]:
     """Run all variants, each in its own folder; finished ones are not run again.
 
@@ -131,8 +131,7 @@ def run_sweep(
         recipe: the YAML file.
         variants: of the recipe.
         out: folder of the run folders.
-        options: of every run; without threads each has one.
-        spread: the processes.
+        options: of every run, without threads each has one; and the processes of the sweep.
 
     Returns:
         The report of each variant, by name.
@@ -142,7 +141,8 @@ def run_sweep(
             a variant failed (after all others).
     """
     recipe, out = recipe.absolute(), out.absolute()  # processes of a cluster have other folders
-    plain = replace(options, threads=options.threads or 1, progress=silent)
+    options = options.for_spread()
+    plain = replace(options, threads=options.threads or 1, progress=silent, spread=Spread())
     digests = FileDigests()
     runs = {
         variant.name: Run(
@@ -156,7 +156,7 @@ def run_sweep(
         return [run for name, run in runs.items() if not run.finished and name not in failures]
 
     count = len(pending(1))
-    for done, (name, error) in enumerate(run_trials(spread, _run, pending, plain), 1):
+    for done, (name, error) in enumerate(run_trials(options.spread, _run, pending, plain), 1):
         options.progress("sweep", done, count)
         if error is not None:
             failures[name] = error

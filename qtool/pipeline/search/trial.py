@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qtool.graph.save import save_model
+from qtool.pipeline.annotate_stage import make_plan
 from qtool.pipeline.context import Prepared, RunOptions
 from qtool.pipeline.prepare import prepare
 from qtool.pipeline.search.reference import (
@@ -25,16 +26,14 @@ from qtool.pipeline.search.reference import (
 from qtool.pipeline.stages import Emitted, emit, quantize, rewrite
 from qtool.quant.freeze import freeze
 from qtool.quant.plan import QuantPlan
-from qtool.recipe.choice import Choice
 from qtool.recipe.model import Recipe
 from qtool.recipe.sections.layer_bits import resolve_bits
 from qtool.recipe.target_defaults import add_default_steps
-from qtool.report.search_schema import Sensitivity
 from qtool.search.effects import Reference
 from qtool.search.sensitivity import Scan
 from qtool.steps.context import Context
 from qtool.steps.stage_cache import StageCache, StageRecord
-from qtool.verification.file_size import file_bytes
+from qtool.verification.file_size import file_bytes, written_files
 from qtool.verification.layers.table import total_macs
 from qtool.verification.ort_process import run_tasks
 from qtool.verification.tasks import Profile, ProfileResult, write_feeds
@@ -42,7 +41,7 @@ from qtool.verification.tasks import Profile, ProfileResult, write_feeds
 # Samples that trials are compared on: as many as this many multiply-accumulates allow.
 COMPARED_MACS = 8e10
 MIN_COMPARED, MAX_COMPARED = 64, 2048
-TRIAL_FILE = "trial.onnx"
+TRIAL = "trial"
 PROFILED_RUNS = 10
 
 
@@ -53,7 +52,8 @@ class TrialResult:
     Attributes:
         kl, drop, drop_error: against the float network, see :class:`qtool.search.effects.Effect`.
         bytes: of the file.
-        ms: of one sample in the file, the sum over its kernels, on the threads of the run.
+        ms: of one sample in the file, the sum over its kernels, on the threads of the run; 0 where
+            it is not measured yet.
         seconds: that quantizing took; those of an earlier run where it was cached.
         macs_per_second: speed of the quantized network's simulation.
     """
@@ -72,14 +72,14 @@ class TrialRunner:
     """Model and data of a search, shared by its trials.
 
     Attributes:
-        prepared: of the recipe without what is searched; its graph stays as it was read.
-        steps: of the recipe as the user wrote it; None: the target's default ones.
-        folder: for files that are weighed.
+        source: the recipe without what is searched.
+        prepared: of the source; its graph stays as it was read.
+        folder: for files that are weighed and timed.
         fewer: calibration samples, where others were left out to compare networks on; else None.
     """
 
+    source: Recipe
     prepared: Prepared
-    steps: tuple[Choice, ...] | None
     folder: Path
     fewer: int | None = None
     _reference: Reference | None = field(default=None, repr=False)
@@ -94,7 +94,7 @@ class TrialRunner:
             recipe: without what is searched.
             cache: finished trials are kept there.
             options: of the run.
-            folder: for files that are weighed; exists.
+            folder: for files that are weighed and timed; exists.
 
         Raises:
             QtoolError: model or data are wrong, or the samples are synthetic.
@@ -103,12 +103,12 @@ class TrialRunner:
         prepared = prepare(recipe, cache, options, partial(with_unused_samples, options=options))
         check_real_samples(prepared)
         count = prepared.recipe.calibrate.count
-        return cls(prepared, recipe.ptq, folder, None if count == recipe.calibrate.count else count)
+        return cls(recipe, prepared, folder, None if count == recipe.calibrate.count else count)
 
     @property
     def base(self) -> Recipe:
         """The recipe with the target's defaults; steps only where the user names them."""
-        return self.prepared.recipe.model_copy(update={"ptq": self.steps})
+        return self.prepared.recipe.model_copy(update={"ptq": self.source.ptq})
 
     @property
     def reference(self) -> Reference:
@@ -140,6 +140,16 @@ class TrialRunner:
         self.emitted(plan, context, path)
         return file_bytes(path)
 
+    def graph(self, recipe: Recipe) -> Context:
+        """Return a context with the graph that :meth:`quantized` would make a recipe's plan for.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        context = self._rewritten(recipe)[1]
+        make_plan(context)  # it changes the graph where a value must be read at two widths
+        return context
+
     def _rewritten(self, recipe: Recipe) -> tuple[Recipe, Context]:
         """Return the recipe with all its steps, and a context with the graph they need."""
         prepared = self.prepared
@@ -162,9 +172,51 @@ class TrialRunner:
         Args:
             recipe: as for :meth:`quantized`.
         """
-        cache = self.prepared.context.cache
+        result = self.compare(recipe)
+        milliseconds = self.prepared.context.cache.cached(
+            StageRecord(),
+            "milliseconds",
+            self._parts(recipe),
+            lambda: self._milliseconds(recipe),
+            _save_number,
+            _load_number,
+        )
+        return replace(result, ms=milliseconds)
+
+    def compare(self, recipe: Recipe) -> TrialResult:
+        """Return the outcome of a recipe but for its time, which other processes would falsify.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        return self.prepared.context.cache.cached(
+            StageRecord(),
+            TRIAL,
+            self._parts(recipe),
+            lambda: self._measure(recipe),
+            _save,
+            _load,
+        )
+
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Return whether :meth:`compare` has the outcome of a recipe already.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        return self.prepared.context.cache.is_finished(TRIAL, self._parts(recipe))
+
+    def key(self, recipe: Recipe) -> str:
+        """Return what differs for two recipes, samples or seeds, as the name of a file.
+
+        Args:
+            recipe: as for :meth:`quantized`.
+        """
+        return self.prepared.context.cache.path_for(TRIAL, self._parts(recipe)).name
+
+    def _parts(self, recipe: Recipe) -> tuple[str, ...]:
         metric = self.reference.metric
-        parts = (
+        return (
             self.prepared.context.sha256,
             self.prepared.context.calibration.digest,
             self.reference.dataset.digest,
@@ -172,9 +224,16 @@ class TrialRunner:
             recipe.model_dump_json(),
             str(self.prepared.context.seed),
         )
-        return cache.cached(
-            StageRecord(), "trial", parts, lambda: self._measure(recipe), _save, _load
-        )
+
+    def _milliseconds(self, recipe: Recipe) -> float:
+        """Return the time of a recipe's file, which is written again after an interruption."""
+        path = self.folder / f"{self.key(recipe)}.onnx"
+        if not path.is_file():
+            self.emitted(*self.quantized(recipe), path)
+        (profile,) = self.profiled([path], PROFILED_RUNS)
+        for file in written_files(path):
+            file.unlink()
+        return round(sum(profile.milliseconds.values()), 4)
 
     def profiled(self, files: Sequence[Path], runs: int) -> list[ProfileResult]:
         """Return the times of the kernels of files, on one calibration sample.
@@ -210,8 +269,8 @@ class TrialRunner:
         save_model(emitted.model, path)
         return emitted
 
-    def costs_alone(self, plan: QuantPlan, context: Context, count: int) -> list[Sensitivity]:
-        """Return what each site of a plan costs alone, by evenly spread samples of the reference.
+    def scan(self, plan: QuantPlan, context: Context, count: int) -> Scan:
+        """Return the scan of what each site costs alone, on evenly spread reference samples.
 
         Args:
             plan: of :meth:`quantized`.
@@ -220,8 +279,7 @@ class TrialRunner:
         """
         whole = self.reference.dataset
         samples = whole.take(whole.choose(min(count, whole.count)))
-        scan = Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
-        return scan.run(StageRecord())
+        return Scan(plan, Reference(context, samples), parts=("both",), cumulative=False)
 
     def _measure(self, recipe: Recipe) -> TrialResult:
         start = time.perf_counter()
@@ -231,15 +289,14 @@ class TrialRunner:
         outputs = context.outputs(data, plan, stage="compare")
         speed = data.count * max(total_macs(context.model), 1) / (time.perf_counter() - start)
         effect = self.reference.effect(outputs)
-        path = self.folder / TRIAL_FILE
+        path = self.folder / f"{self.key(recipe)}.onnx"
         self.emitted(plan, context, path)
-        (profile,) = self.profiled([path], PROFILED_RUNS)
         return TrialResult(
             kl=effect.kl,
             drop=effect.drop,
             drop_error=effect.drop_error,
             bytes=file_bytes(path),
-            ms=round(sum(profile.milliseconds.values()), 4),
+            ms=0.0,
             seconds=round(seconds, 2),
             macs_per_second=speed,
         )
@@ -258,6 +315,14 @@ def with_bits(recipe: Recipe, layers: Mapping[str, object], **widths: object) ->
     changed = recipe.model_copy(update={"bits": type(recipe.bits).model_validate(bits)})
     changed._document = recipe._document
     return changed
+
+
+def _save_number(number: float, path: Path) -> None:
+    path.write_text(json.dumps(number))
+
+
+def _load_number(path: Path) -> float:
+    return float(json.loads(path.read_text()))
 
 
 def _save(result: TrialResult, path: Path) -> None:

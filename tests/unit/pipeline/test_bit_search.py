@@ -133,7 +133,7 @@ class FewLayers(BitSearch):
                 reference=reference,
                 measure=self.measure,
                 file_bytes=lambda recipe: self.measure(recipe).bytes,
-                prepared=SimpleNamespace(context=context),
+                prepared=SimpleNamespace(context=context, options=RunOptions()),
             ),
             Budget.model_validate(budget),
             StageRecord(),
@@ -169,6 +169,7 @@ def test_nothing_is_chosen_that_is_worse_than_what_was_tried_within_the_limits(m
         return replace(result, bytes=100, kl=0.5) if recipe.bits.weights == 4 else result
 
     search.runner.measure = measured
+    search.runner.file_bytes = lambda recipe: measured(recipe).bytes
     _, part = search.run()
     assert part.chosen.name == "uniform 4/8" and part.chosen.bytes == 100
     assert any("uniform 4/8 within the limits: 100 bytes" in n for n in search.record.notes)

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, math
-from qtool.pipeline.search.cluster import Spread, workers
+from qtool.pipeline.search.spread.cluster import Spread, workers
 with workers(Spread(jobs=2)) as processes:
     print(sorted(processes.map(math.sqrt, [1, 4, 9])), flush=True)
 os._exit(0)  # as the command does

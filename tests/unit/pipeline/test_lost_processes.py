@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtool.errors import RecipeError
-from qtool.pipeline.search.cluster import ATTEMPTS, Spread, run_trials
+from qtool.pipeline.search.spread.cluster import ATTEMPTS, Spread, run_trials
 
 TRIALS = ("a", "b", "c", "d")
 

@@ -14,13 +14,13 @@ from qtool.search.interactions import interactions
 from qtool.search.partial_network import PartialNetwork
 from qtool.search.rank_agreement import rank_agreement
 from qtool.search.sensitivity import Scan
-from qtool.steps.stage_cache import StageRecord
 
 
 def scan(plan, context, **options):
     reference = Reference(context, context.calibration)
-    record = StageRecord()
-    return Scan(plan, reference, **options).run(record), reference, record
+    whole = Scan(plan, reference, **options)
+    note = whole.extent_note()
+    return whole.run(), reference, note
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "transformer_mlp", "squeeze_excite"])
@@ -63,10 +63,10 @@ def test_finished_sites_are_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Scan, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):
         scan(plan, context)
-    rows, _, record = scan(plan, context)
+    rows, _, note = scan(plan, context)
     names = [unit.name for unit in PartialNetwork(context, plan).units]
     assert [name.rstrip("!") for name in measured] == names  # each once
-    assert "; 2 of an earlier run" in record.notes[0]
+    assert "; 2 of an earlier run" in note
     fresh = replace(context, cache=replace(context.cache, fresh=True, _made=set()))
     again, _, _ = scan(plan, fresh)
     assert again == rows and len(measured) == 2 * len(names)
@@ -77,8 +77,8 @@ def test_another_plan_is_another_trial(tmp_path):
     plan, context = calibrated(net, Bits(weights=4), rows=20, folder=tmp_path)
     first, _, _ = scan(plan, context, parts=("both",), cumulative=False)
     finer, context = calibrated(net, Bits(weights=8), rows=20, folder=tmp_path)
-    second, _, record = scan(finer, context, parts=("both",), cumulative=False)
-    assert "earlier run" not in record.notes[0]
+    second, _, note = scan(finer, context, parts=("both",), cumulative=False)
+    assert "earlier run" not in note
     weighted = {s.name for s in plan.sites.values() if s.weight}
     for narrow, wide in zip(first, second, strict=True):
         assert narrow.site not in weighted or narrow.kl > wide.kl
@@ -102,7 +102,7 @@ def test_interaction_is_what_two_sites_cost_beyond_their_sum(tmp_path):
     plan, context = calibrated(BUILDERS["residual"](), Bits(weights=3), rows=20, folder=tmp_path)
     rows, reference, _ = scan(plan, context)
     alone = {row.site: row.kl for row in rows if row.kind == "both"}
-    pairs = interactions(plan, reference, rows, 3)
+    pairs = interactions(Scan(plan, reference), rows, 3)
     assert len(pairs) == 3
     for row in pairs:
         assert row.interaction == pytest.approx(

@@ -28,6 +28,20 @@ class Spread:
     jobs: int = 1
     cluster: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse numbers and combinations that mean nothing.
+
+        Raises:
+            RecipeError: fewer than one process, or a number of them beside a cluster.
+        """
+        if self.jobs < 1:
+            raise RecipeError(f"jobs: found {self.jobs}, expected 1 or more")
+        if self.jobs > 1 and self.cluster is not None:
+            raise RecipeError(
+                f"--jobs {self.jobs}: all workers of --cluster {self.cluster} are used; leave out "
+                "one of the two"
+            )
+
     @property
     def several(self) -> bool:
         """True where trials run in processes of their own."""

@@ -1,0 +1,1 @@
+"""Spread the scans and trials of a search over processes."""
