@@ -30,6 +30,8 @@ from qtool.steps.value_store import Values, ValueStore
 
 # Elements of the largest value of a chunk: blocks of 16 MB nearly fit in a cache.
 CHUNK_ELEMENTS = 1 << 22
+# Held-out samples that a layer's outputs are compared on: all nodes run on them too.
+HELD_OUT_SAMPLES = 32
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -66,13 +68,15 @@ class LayerwiseRun:
             plan: every grid is calibrated.
             name: of the step, for progress.
             samples: of ``fit``, evenly spaced, at most; None: all.
-            holdout: read the ``holdout`` samples too, for :meth:`held_out`.
+            holdout: read up to HELD_OUT_SAMPLES of ``holdout`` too, for :meth:`held_out`.
         """
         self.plan, self.dataset = plan, context.fit
         count = self.dataset.count
         if samples is not None and samples < count:
             self.dataset = self.dataset.take([k * count // samples for k in range(samples)])
-        self._holdout = context.holdout if holdout else None
+        held_out = context.holdout
+        few = held_out.take(held_out.choose(min(HELD_OUT_SAMPLES, held_out.count)))
+        self._holdout = few if holdout else None
         self._context, self._name = context, name
         self._nodes = nodes_by_name(context.model.graph)
         self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}

@@ -58,7 +58,7 @@ def test_the_optimum_of_two_correlated_inputs_is_not_the_nearest_codes(ends):
     assert best == (3, 1) != tuple(np.round(exact))
     (name,) = (site.weight for site in plan.sites.values())
     assert freeze(context.model, plan).codes[name][:, 0].tolist() == [2, 1]
-    result = AdaRound()(plan, context)
+    result = AdaRound(iterations=500)(plan, context)
     assert result.plan.codes[name][:, 0].tolist() == list(best)
     assert result.rows[0].kept and ends
 
@@ -69,7 +69,7 @@ def test_roundings_are_hard_at_the_end(ends):
     Lambda counts against the squared error of the outputs, whose power is about 1 here.
     """
     weight = np.random.default_rng(1).normal(0, 24**-0.5, (24, 16)).astype(np.float32)
-    AdaRound(regularization=0.1)(*calibrated(layer(weight), FOUR))
+    AdaRound(regularization=0.1, iterations=1500)(*calibrated(layer(weight), FOUR))
     h = torch.cat(ends)
     assert len(h) == weight.size
     assert float(((h == 0) | (h == 1)).float().mean()) >= 0.98
