@@ -19,6 +19,10 @@ def run(folder, net: Net, arrays: dict, **keys) -> dict:
     return json.loads(run_ptq(recipe, folder / "run", RunOptions(threads=1)).to_json())
 
 
+def whole_steps(report):
+    return [row for row in report["ptq"] if "block" not in row]
+
+
 def images(rows: int) -> np.ndarray:
     return np.random.default_rng(2).normal(size=(rows, 3, 8, 8)).astype(np.float32)
 
@@ -32,7 +36,7 @@ def test_the_preset_brings_the_file_nearer_to_the_float_network(tmp_path):
     net = Net()
     two_layers(net, net.input("x", "N", 3, 8, 8))
     report = run(tmp_path, net, {"x": images(64)}, ptq="int8")
-    (row,) = report["ptq"]
+    (row,) = whole_steps(report)
     assert row["step"] == "gptq" and row["after"] < row["before"]
     assert row["kept"] == (row["after"] < 0.75 * row["before"])
     assert report["parity"]["max_lsb"] == 0
@@ -43,4 +47,4 @@ def test_an_input_that_is_one_number_for_all_samples(tmp_path):
     x, factor = net.input("x", "N", 3, 8, 8), net.input("factor")
     arrays = {"x": images(64), "factor": np.full(64, 2, np.float32)}
     report = run(tmp_path, two_layers(net, net.add("Mul", x, factor)), arrays, ptq="int8")
-    assert [row["step"] for row in report["ptq"]] == ["gptq"]
+    assert [row["step"] for row in whole_steps(report)] == ["gptq"]
