@@ -492,7 +492,7 @@ def test_times_by_kernel_and_changed_samples_stand_in_the_page():
     assert page.links == ["data:image/webp;base64,AAAA"]
     shown = " ".join(re.sub("<[^>]*>", " ", text).split())
     assert "QLinearConv 0.900 ms 90%" in shown and "1 of 160" in shown
-    assert "Pool8 0.010 ms 1% 1 more kernels Pool9 " in shown
+    assert "Pool8 0.010 ms 1% 1 more kernel Pool9 " in shown
     assert "label cat" in shown and "1.25 -0.5" in shown
 
 
