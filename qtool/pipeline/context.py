@@ -1,5 +1,7 @@
 """Hold what a run was asked for and what it reads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 from qtool.data import DataSection, Dataset
 from qtool.loading import Loaded
 from qtool.metrics.preprocessing_scores import PreprocessingCheck
-from qtool.pipeline.search.spread.cluster import Spread, read_address
+from qtool.pipeline.search.spread.cluster import Spread, read_address, torch_threads
 from qtool.progress import Progress, silent
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
@@ -56,6 +58,15 @@ class RunOptions:
         if self.spread.cluster is not None:
             read_address(self.spread.cluster)
         return replace(self, threads=self.threads or 1) if self.spread.several else self
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute with the threads of the processes that work is spread over, where there are any.
+
+        Steps that learn have other results with other threads.
+        """
+        with torch_threads(self.threads or 1) if self.spread.several else nullcontext():
+            yield
 
     def of_worker(self) -> "RunOptions":
         """Return the options of a process that does a share of the work."""

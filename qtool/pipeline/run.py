@@ -74,7 +74,7 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
     """Run in this process, or assist the first of several."""
     check_spread(recipe, options)
     options = options.for_spread()
-    with distributed.joined(options.device), memory_limit(recipe.memory):
+    with options.computing(), distributed.joined(options.device), memory_limit(recipe.memory):
         if distributed.rank() == 0:
             check_pruning_request(recipe, train)
             check_rewrites(recipe, train)

@@ -96,6 +96,10 @@ class SeqMSE:
         if not moments.rows:
             return None
         grid = best_grid(weight, plan.qparams(name), layer, moments, self.candidates)
+        old = plan.qparams(name)
+        same = (grid.scale == old.scale).all() and (grid.zero_point == old.zero_point).all()
+        if same:
+            return plan
         return replace(plan, grids={**plan.grids, plan.grid_of[name]: grid})
 
 

@@ -132,7 +132,9 @@ def _connect(block: _Block) -> None:
         reader, position = source, 0
     if source is not None and _is_relu(source) and _is_sum(source.inputs[0]):
         reader.replace_input_with(position, source.inputs[0])
-        _to_leaky_relu(source)
+        # Others than the layer may read values at the limit of a Clip.
+        if source.op_type == "Relu" or has_one_use(source.outputs[0]):
+            _to_leaky_relu(source)
     shortcut = block.total.inputs[block.shortcut]
     for value in block.inner:
         layer = readers(value)[0]

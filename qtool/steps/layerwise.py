@@ -74,9 +74,10 @@ class LayerwiseRun:
         count = self.dataset.count
         if samples is not None and samples < count:
             self.dataset = self.dataset.take([k * count // samples for k in range(samples)])
-        held_out = context.holdout
-        few = held_out.take(held_out.choose(min(HELD_OUT_SAMPLES, held_out.count)))
-        self._holdout = few if holdout else None
+        self._holdout: Dataset | None = None
+        if holdout:
+            few = min(HELD_OUT_SAMPLES, context.holdout.count)
+            self._holdout = context.holdout.take(context.holdout.choose(few))
         self._context, self._name = context, name
         self._nodes = nodes_by_name(context.model.graph)
         self._order = {node.name or "": k for k, node in enumerate(context.model.graph)}

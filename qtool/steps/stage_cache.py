@@ -83,10 +83,15 @@ class StageCache:
         finally:
             os.close(handle)
 
-    def empty(self) -> None:
-        """Remove all results, so that other processes use none of an earlier run either."""
+    def empty(self, spared: str) -> None:
+        """Remove all results, so that other processes use none of an earlier run either.
+
+        Args:
+            spared: name of a file in the folder that is no result.
+        """
         for path in self.folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.name != spared:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.fresh = False
 
     @contextmanager

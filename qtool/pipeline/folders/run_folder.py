@@ -9,7 +9,7 @@ from pathlib import Path
 from qtool.errors import RecipeError
 from qtool.files import atomic_path, write_text_atomic
 from qtool.pipeline.context import RunOptions
-from qtool.pipeline.folders.choice import remove_empty
+from qtool.pipeline.folders.choice import OWNER, remove_empty
 from qtool.pipeline.stages import Emitted
 from qtool.quant.plan_io import write_plan
 from qtool.recipe.model import Recipe
@@ -56,7 +56,7 @@ def run_folder(out: Path, options: RunOptions) -> Iterator[tuple[StageCache, Pat
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             if cache.fresh and options.spread.several:
-                cache.empty()
+                cache.empty(spared=OWNER.name)
             scratch.mkdir(parents=True)
             yield cache, scratch
         except Exception:

@@ -83,11 +83,13 @@ class BitSearch:
             raise self._impossible(limits)
         self._try_ahead([*first, *self._front_solutions], plain)
         tries = [self._try(f"uniform {way}", recipe) for recipe in plain]
-        fitting = [tried for tried in tries if self._is_within_bytes(tried)]
-        for tried in fitting:
+        uniforms = [tried for tried in tries if self._is_within_bytes(tried)]
+        for tried in uniforms:
             self.record.notes.append(f"{tried.name} within the limits: {tried.outcome}")
+        fitting: list[Tried] = []
         for solve, its, solution in zip(solvers, own, first, strict=True):
             fitting += self._fitted(solve, its, solution)
+        fitting += uniforms  # behind the others: of equal ones the first is taken
         if not fitting:
             raise self._impossible(limits)
         fitting += [tried for tried in self._front(limits) if self._is_within_bytes(tried)]
@@ -230,6 +232,7 @@ class BitSearch:
     def _fewest_layers(self) -> Tried:
         """Return the recipe that keeps the drop, the fewest layers on the better of two ways."""
         measured = self._measured
+        self._try_ahead(self._front_solutions)
         gains = {
             layer.name: layer.costs[ways[0]] - layer.costs[ways[-1]]
             for layer, ways in zip(measured.layers, measured.ways, strict=True)

@@ -18,6 +18,8 @@ from qtool.steps.context import Context
 from qtool.verification.tasks import ProfileResult
 
 RUNS = 20
+# What the emitter writes in place of DequantizeLinear.
+IN_PLACE = ("Cast", "Sub", "Mul")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -126,9 +128,8 @@ def _rates(result: ProfileResult, plan: QuantPlan, context: Context) -> dict[str
         milliseconds = result.milliseconds[kernel]
         if operator in (QUANTIZE, "ReorderOutput"):
             times[QUANTIZE] += milliseconds
-        elif (
-            operator in (DEQUANTIZE, "ReorderInput")
-            or kernel.rpartition("/")[0] in dequantized  # Cast, Sub and Mul in its place
+        elif operator in (DEQUANTIZE, "ReorderInput") or (
+            operator in IN_PLACE and kernel.rpartition("/")[0] in dequantized
         ):
             times[DEQUANTIZE] += milliseconds
         elif operator == "Transpose" and kernel not in nodes:

@@ -15,6 +15,7 @@ from qtool.pipeline.search.reference import check_real_samples, reference_of
 from qtool.pipeline.search.requested import refuse_search
 from qtool.pipeline.search.spread.scan_shares import RecipeScan, WorkerInput, scan_in_shares
 from qtool.pipeline.stages import Emitted, freeze_and_emit, quantize
+from qtool.pipeline.training.checks import check_rewrites
 from qtool.quant.plan import QuantPlan
 from qtool.quant.plan_archive import save_plan_archive
 from qtool.recipe.model import Recipe
@@ -66,7 +67,12 @@ def run_sensitivity(
     options, extent = options or RunOptions(), extent or SensitivityOptions()
     refuse_search(recipe)
     options, original = options.for_spread(), recipe
-    with memory_limit(recipe.memory), run_folder(out, options) as (cache, scratch):
+    check_rewrites(recipe, train=False)
+    with (
+        options.computing(),
+        memory_limit(recipe.memory),
+        run_folder(out, options) as (cache, scratch),
+    ):
         prepared = prepare(recipe, cache, options)
         check_real_samples(prepared)
         recipe, context = prepared.recipe, prepared.context

@@ -60,14 +60,17 @@ def check_rewrites(recipe: Recipe, train: bool) -> None:
         train: the command trains.
 
     Raises:
-        RecipeError: there is no training, or it compares blocks, of which the network has more than
-            the teacher.
+        RecipeError: there is no training, it compares blocks, of which the network has more than
+            the teacher, or a search would compare untrained networks.
     """
     if "bireal_shortcuts" not in (recipe.rewrite or ()):
         return
     if not train:
         why = "found bireal_shortcuts, which changes the network; expected training to follow"
         raise recipe.error(("rewrite",), f"{why}: use `qtool qat`, or leave it out")
+    if (key := requested_search(recipe).key) is not None:
+        why = "compares networks before training, and bireal_shortcuts changes them; remove one"
+        raise recipe.error(key, f"the search {why}")
     distill = recipe.qat.distill if recipe.qat is not None else None
     if distill is not None and distill.blocks:
         why = "compares outputs of blocks, of which the teacher lacks those of bireal_shortcuts"

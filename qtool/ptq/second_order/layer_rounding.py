@@ -42,12 +42,14 @@ class Layer:
         weights: of the float network, float64 [groups, outputs, unknowns].
         bias: of the float network; None where there is none of its own.
         tied: other layers read the same weights.
+        first: no layer before it reads them.
     """
 
     form: MatrixLayer
     weights: np.ndarray
     bias: np.ndarray | None
     tied: bool
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ class LayerRounding:
         # Scales that keep pairs of 8-bit products in int16 count on the nearest codes.
         if spec.bits >= 8 and (self.narrow_only or context.target.int16_pairs):
             return None
-        return None if layer.tied and name in plan.codes else params
+        return params if layer.first else None
 
 
 def matrix_layers(
@@ -246,7 +248,7 @@ def matrix_layers(
 ) -> Iterator[tuple[Site, Layer]]:
     """Yield the layers of a plan that are matrix products, from the float network."""
     values, nodes = by_name(context.model.graph), nodes_by_name(context.model.graph)
-    uses = plan.weight_uses()
+    uses, passed = plan.weight_uses(), set[str]()
     for site in run.sites():
         weight = constant(values[site.weight or ""])
         form = None if weight is None else matrix_layer(nodes[site.name], weight)
@@ -255,7 +257,9 @@ def matrix_layers(
         own = site.bias in values and has_one_use(values[site.bias])
         bias = constant(values[site.bias or ""]) if own else None
         weights = form.matrices(weight.astype(np.float64))
-        yield site, Layer(form, weights, bias, uses[site.weight or ""] > 1)
+        name = site.weight or ""
+        yield site, Layer(form, weights, bias, uses[name] > 1, name not in passed)
+        passed.add(name)
 
 
 def _moments(run: LayerwiseRun, site: Site, layer: Layer, context: Context) -> LayerMoments | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from qtool.report.gates import gate_number
 from qtool.report.latency_schema import FastestPair, RuntimeLatency
@@ -321,18 +322,15 @@ def outcome(step: PtqStep) -> str:
     return "no better, rolled back"
 
 
-def blocks_of(steps: Sequence[PtqStep]) -> dict[str, list[PtqStep]]:
-    """Return the rows of layers and blocks by step, in the order of the run."""
-    blocks: dict[str, list[PtqStep]] = {}
-    for step in steps:
-        if step.block:
-            blocks.setdefault(step.step, []).append(step)
-    return blocks
+def blocks_of(steps: Sequence[PtqStep]) -> list[tuple[str, list[PtqStep]]]:
+    """Return the rows of layers and blocks of each step, in the order of the run."""
+    runs = groupby(steps, lambda row: row.step if row.block else None)
+    return [(name, list(rows)) for name, rows in runs if name is not None]
 
 
 def used_blocks(blocks: Sequence[PtqStep]) -> str:
     """Return how many layers and blocks of a step are used as it changed them."""
-    return f"{sum(block.kept for block in blocks)} of {len(blocks)} layers or blocks kept"
+    return f"{sum(block.kept for block in blocks)} of {len(blocks)} layers or blocks used"
 
 
 def before_after(step: PtqStep) -> str:

@@ -218,7 +218,7 @@ def _steps(report: Report) -> str:
     whole = [_step_row(step, step.step) for step in steps if not step.block]
     head = ["", "step", "distance to float", ""]
     parts = [_table(head, whole, right=2)] if whole else []
-    for name, blocks in formatting.blocks_of(steps).items():
+    for name, blocks in formatting.blocks_of(steps):
         rows = [_step_row(step, step.block or "") for step in blocks]
         table = _table(["", "layer or block", "error of its output", ""], rows, right=2)
         parts.append(_fold(f"{text(name)}: {formatting.used_blocks(blocks)}", table))

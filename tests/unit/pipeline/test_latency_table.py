@@ -2,6 +2,7 @@
 
 import pytest
 
+from qtool.graph.queries import by_name, sample_elements
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.search.latency_table import measure_latency
 from qtool.pipeline.search.trial import TrialRunner
@@ -13,11 +14,11 @@ def test_every_layer_has_its_time_in_both_files(digits, tmp_path):
     recipe = load_recipe(digits / "int8.yaml", ["calibrate.count=8", "ptq=[]"])
     with temporary_cache() as cache:
         runner = TrialRunner.of(recipe, cache, RunOptions(threads=1), tmp_path)
-        plan, _ = runner.quantized(recipe)
+        plan, context = runner.quantized(recipe)
         names = [name for name, site in plan.sites.items() if site.weight is not None]
         table = measure_latency(runner, recipe, names)
         pairs = {(names[edge.source], names[edge.reader]): edge for edge in table.conversions}
-        _check_conversions(pairs, names, plan)
+        _check_conversions(pairs, names, plan, by_name(context.model.graph))
     for times, total in (
         (table.float_ms, table.total_float),
         (table.integer_ms, table.total_integer),
@@ -27,7 +28,7 @@ def test_every_layer_has_its_time_in_both_files(digits, tmp_path):
     assert table.rest == pytest.approx(table.total_integer - sum(table.integer_ms.values()))
 
 
-def _check_conversions(pairs, names, plan):
+def _check_conversions(pairs, names, plan, values):
     """Check the layers that read from one another, through sums too, and that elements take time.
 
     The digits network has three sums, of which one is read by the next block alone.
@@ -43,7 +44,13 @@ def _check_conversions(pairs, names, plan):
     assert {source for source, reader in pairs if reader == behind} == adds
     readers = {reader for _, reader in pairs}
     assert set(names) - readers <= {names[0]}  # the first reads the image
-    amounts = [(e.to_codes["latency"], e.to_floats["latency"]) for e in pairs.values()]
-    assert min(map(min, amounts)) > 0
-    ratios = [to_codes / to_floats for to_codes, to_floats in amounts]
-    assert max(ratios) == pytest.approx(min(ratios))  # both grow with the elements
+    # The time of a value is that of its elements, in equal shares for the layers of a sum.
+    rates = []
+    for (_, reader), edge in pairs.items():
+        shares = sum(name == reader for _, name in pairs)
+        elements = sample_elements(values[plan.sites[reader].inputs[0]])
+        for amounts in (edge.to_codes, edge.to_floats):
+            rates.append(amounts["latency"] * shares / elements)
+    assert min(rates) > 0
+    assert rates[::2] == pytest.approx([rates[0]] * len(pairs))
+    assert rates[1::2] == pytest.approx([rates[1]] * len(pairs))

@@ -89,12 +89,13 @@ def test_another_version_of_qtool_is_refused(tmp_path):
 
 def test_fresh_leaves_nothing_that_other_processes_would_read(tmp_path):
     for options, left in (
-        (RunOptions(), ["grids-1", "scratch", "states"]),
-        (RunOptions(fresh=True), ["grids-1", "scratch", "states"]),
-        (RunOptions(fresh=True, spread=Spread(2)), ["scratch"]),
+        (RunOptions(), ["grids-1", "run", "scratch", "states"]),
+        (RunOptions(fresh=True), ["grids-1", "run", "scratch", "states"]),
+        (RunOptions(fresh=True, spread=Spread(2)), ["run", "scratch"]),
     ):
         (tmp_path / ".stages" / "states").mkdir(parents=True, exist_ok=True)
-        (tmp_path / ".stages" / "grids-1").touch()
+        for name in ("grids-1", "run"):  # `run` says whose folder it is
+            (tmp_path / ".stages" / name).touch()
         with run_folder(tmp_path, options) as (cache, _):
             assert sorted(path.name for path in cache.folder.iterdir()) == left
 

@@ -14,6 +14,7 @@ from qtool.quant.bit_widths import Bits
 from qtool.quant.freeze import freeze
 from qtool.quant.primitives import fake_quantize
 from qtool.simulation.fake_quant import Simulation
+from qtool.steps import layer_guard
 
 FOUR = Bits(weights=4)
 
@@ -69,6 +70,21 @@ def test_only_biases_change_at_eight_bits_unless_all_are_rounded(monkeypatch):
     assert Gptq(bits="all")(plan, context).metrics["layers"] == 4
     paired = replace(context, target=replace(context.target, int16_pairs=True))
     assert Gptq(bits="all")(plan, paired).metrics["layers"] == 0
+
+
+def test_tied_weights_that_the_first_layer_refuses_stay_for_the_others(monkeypatch):
+    passed = set()
+
+    def errors(run, site, plans):
+        first = site.weight not in passed
+        passed.add(site.weight)
+        return [0.0, 1.0] if first else [1.0, 0.0]
+
+    monkeypatch.setattr(layer_guard, "relative_errors", errors)
+    plan, context = calibrated(BUILDERS["tied"](), FOUR)
+    result = Gptq()(plan, context)
+    assert passed == {"w", "m"} and len(result.rows) > 0
+    assert result.plan.codes == plan.codes
 
 
 def test_tied_weights_are_rounded_once_and_every_bias_is_corrected():

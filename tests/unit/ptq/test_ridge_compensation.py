@@ -28,7 +28,7 @@ def visit(gain: float, tied: bool = False) -> Visit:
     spec = QuantSpec(8, True, True, PerChannel(0))
     peaks = np.abs(weights[0]).max(1).astype(np.float32)
     params = QuantParams(spec, peaks / 127, np.zeros(3, np.int32))
-    layer = Layer(None, weights, None, tied)  # only matrices are read
+    layer = Layer(None, weights, None, tied, True)  # only matrices are read
     return Visit(layer, LayerMoments(halves[0], tuple(halves)), params)
 
 

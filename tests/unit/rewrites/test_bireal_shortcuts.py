@@ -9,8 +9,10 @@ from models import Net, bind, ops, run
 import qtool
 from qtool.errors import RecipeError
 from qtool.graph.original import original
+from qtool.pipeline.search.sensitivity import run_sensitivity
 from qtool.pipeline.training.checks import check_rewrites
 from qtool.quant.bit_widths import Widths
+from qtool.recipe.choice import Choice
 from qtool.recipe.loader import recipe_from_keywords
 from qtool.rewrites.bireal_shortcuts import bireal_shortcuts
 from qtool.rewrites.rewrite import Samples
@@ -160,3 +162,12 @@ def test_training_is_required_and_has_no_distance_of_blocks(tmp_path):
     with_blocks = recipe(tmp_path, distill={"weight": 0.5, "blocks": 2.0})
     with pytest.raises(RecipeError, match=r"qat\.distill\.blocks: 2 compares"):
         check_rewrites(with_blocks, train=True)
+
+
+def test_a_search_and_a_scan_compare_no_untrained_networks(tmp_path):
+    searched = recipe(tmp_path).model_copy(update={"ptq": (Choice(name="auto"),)})
+    with pytest.raises(RecipeError, match=r"the search compares networks before training"):
+        check_rewrites(searched, train=True)
+    with pytest.raises(RecipeError, match=r"rewrite: found bireal_shortcuts"):
+        run_sensitivity(recipe(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

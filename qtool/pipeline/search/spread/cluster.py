@@ -32,7 +32,7 @@ class Spread:
         """Refuse numbers and combinations that mean nothing.
 
         Raises:
-            RecipeError: fewer than one process, or a number of them beside a cluster.
+            RecipeError: fewer than one process, or a number of them with a cluster.
         """
         if self.jobs < 1:
             raise RecipeError(f"jobs: found {self.jobs}, expected 1 or more")
@@ -137,6 +137,23 @@ CLUSTERS: dict[str, ClusterKind] = {
     "ray": ClusterKind(_ray, "ray start --head --ray-client-server-port PORT"),
 }
 """Scheme of ``--cluster`` -> entry."""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads until the block ends: its sums depend on them.
+
+    Args:
+        count: of the threads.
+    """
+    import torch
+
+    before = torch.get_num_threads()  # one for each core
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from qtool.errors import QtoolError, RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.processes.worker import AssistingProcess
 from qtool.pipeline.search.reference import reference_of
-from qtool.pipeline.search.spread.cluster import Spread, run_trials
+from qtool.pipeline.search.spread.cluster import Spread, run_trials, torch_threads
 from qtool.quant.plan_archive import load_plan_archive
 from qtool.recipe.model import Recipe
 from qtool.runtime.memory import memory_limit
 from qtool.search.auto import OutOfTimeError
 from qtool.search.sensitivity import STAGE, Scan
 from qtool.steps.stage_cache import StageCache, source_digest
+from qtool.verification.environment import environment
 
 # Shares for each process, so that none waits long for the slowest.
 SHARES = 2
@@ -62,22 +63,21 @@ class WorkerInput:
         """Compute with the threads and below the memory of the run, until the block ends.
 
         Raises:
-            RecipeError: this process has another version of qtool, which may compute other results.
+            RecipeError: this process has another version of qtool or of a library, or another
+                processor, and may compute other results.
         """
-        import torch
-
-        if self.cache.base[:1] not in ((), (source_digest(),)):
-            raise RecipeError(
-                "a process of the cluster has another version of qtool; install the same one on "
-                "every machine, and start its workers again"
-            )
-        before = torch.get_num_threads()  # one for each core
-        torch.set_num_threads(self.options.threads or 1)
-        try:
-            with memory_limit(self.recipe.memory):
-                yield
-        finally:
-            torch.set_num_threads(before)
+        own = {
+            "version of qtool": source_digest(),
+            "processor or version of a library": str(environment()),
+        }
+        for (what, here), first in zip(own.items(), self.cache.base, strict=False):
+            if here != first:
+                raise RecipeError(
+                    f"a process of the cluster has another {what}; use machines of one kind with "
+                    "the same versions, and start its workers again"
+                )
+        with torch_threads(self.options.threads or 1), memory_limit(self.recipe.memory):
+            yield
 
 
 class ScanInput(ABC):
