@@ -176,11 +176,13 @@ class _Loop:
         return True
 
     def _rises(self, loss: float | None, score: float) -> bool:
-        """Return whether the loss is far above that of epoch 1, and the score below the plan's."""
+        """Return whether the loss is far above that of epoch 1, and the score below the plan's.
+
+        While masks grow, so does the loss: then the first epoch with all of them is compared with.
+        """
         pruning = self.settings.pruning
-        if pruning is not None and len(self.history) <= pruning.epochs + 1:
-            return False  # while the masks grow, so does the loss
-        first = self.history[1].loss if len(self.history) > 1 else None
+        start = 1 if pruning is None else pruning.epochs + 1
+        first = self.history[start].loss if len(self.history) > start else None
         if loss is None or first is None or score >= self.history[0].score:
             return False
         return loss > DIVERGED * first > 0

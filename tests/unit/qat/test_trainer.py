@@ -195,6 +195,23 @@ def test_a_loss_that_rises_stops_with_the_best_plan(scores, epochs, tmp_path, mo
     assert [e.number for e in history] == list(range(epochs + 1))
 
 
+def test_a_loss_that_rises_while_masks_grow_stops_nothing(tmp_path, monkeypatch):
+    """It is compared with that of the first epoch in which all weights are pruned."""
+    losses = {1: 0.2, 2: 0.7, 3: 0.9, 4: 0.6, 5: 1.9}  # pruned from the third on
+    found = iter((90, 90, 80, 85, 89, *[70] * 9))
+
+    class Masks:
+        epochs = 2
+
+        def __call__(self, weights, share):
+            return {}
+
+    monkeypatch.setattr(loop._Loop, "_train_one", lambda self, number: losses[number])
+    monkeypatch.setattr(loop._Loop, "_evaluate", lambda self: next(found))
+    _, history = run(tmp_path, 5, pruning=Masks())
+    assert [e.number for e in history] == [0, 1, 2, 3, 4]  # 1.9 is more than twice 0.9
+
+
 def test_a_plan_that_gives_no_numbers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop._Loop, "_evaluate", lambda self: float("nan"))
     with pytest.raises(DataError, match="gives no numbers"):
