@@ -1,7 +1,6 @@
 """Hold what a run was asked for and what it reads."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import numpy as np
 from qtool.data import DataSection, Dataset
 from qtool.loading import Loaded
 from qtool.metrics.preprocessing_scores import PreprocessingCheck
-from qtool.pipeline.search.spread.cluster import Spread, read_address, torch_threads
+from qtool.pipeline.search.spread.cluster import Spread, read_address
 from qtool.progress import Progress, silent
 from qtool.recipe.model import Recipe
 from qtool.report.report import Report
+from qtool.runtime.torch_threads import torch_threads
 from qtool.steps.context import Context
 
 
@@ -59,14 +59,12 @@ class RunOptions:
             read_address(self.spread.cluster)
         return replace(self, threads=self.threads or 1) if self.spread.several else self
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Compute with the threads of the processes that work is spread over, where there are any.
 
         Steps that learn have other results with other threads.
         """
-        with torch_threads(self.threads or 1) if self.spread.several else nullcontext():
-            yield
+        return torch_threads(self.threads or 1) if self.spread.several else nullcontext()
 
     def of_worker(self) -> "RunOptions":
         """Return the options of a process that does a share of the work."""

@@ -27,6 +27,7 @@ from qtool.report.layer_schema import OutputQuality
 from qtool.report.schema import Accuracy, Parity
 from qtool.runtime.ort_options import default_threads
 from qtool.runtime.row_stack import stack_rows
+from qtool.runtime.torch_threads import torch_threads
 from qtool.steps.stage_cache import StageRecord
 from qtool.verification.accuracy import (
     NamedMetric,
@@ -310,7 +311,6 @@ class Evaluator:
 
     def _simulate(self, emitted: Emitted, chosen: list[int], record: StageRecord) -> np.ndarray:
         """Return the evaluated output of the fake-quantized network on some samples."""
-        from qtool.simulation.dynamic import one_thread
         from qtool.simulation.fake_quant import Simulation
 
         context, plan = self.prepared.context, emitted.plan
@@ -332,7 +332,7 @@ class Evaluator:
                 done += len(output)
                 context.progress("simulate", done, len(chosen))
 
-        with one_thread() if rows == 1 else nullcontext():
+        with torch_threads(1) if rows == 1 else nullcontext():
             simulated = stack_rows(outputs(), len(chosen))
         if simulation.executor.fallbacks:
             record.notes.append(f"ran in ONNX Runtime, op by op: {simulation.executor.fallbacks}")

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from qtool.runtime.torch_threads import torch_threads
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,9 +42,7 @@ def _results(
     compute: Callable[[Item], Result], chunks: Iterator[Item], threads: int
 ) -> Iterator[Result]:
     """Yield results; torch has one thread until the last one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         if threads == 1:
             yield from map(compute, chunks)
             return
@@ -58,5 +58,3 @@ def _results(
             finally:
                 for future in pending:
                     future.cancel()
-    finally:
-        torch.set_num_threads(before)

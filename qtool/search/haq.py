@@ -17,8 +17,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from qtool.runtime.torch_threads import torch_threads
 from qtool.search.mixed_precision import Problem, Solver
-from qtool.simulation.dynamic import one_thread
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
@@ -82,7 +82,7 @@ class Haq:
         walk = _Walk(problem)
         if walk.within(walk.narrowest, limits) is None:
             return None
-        with one_thread(), torch.random.fork_rng(devices=[]):
+        with torch_threads(1), torch.random.fork_rng(devices=[]):
             torch.manual_seed(problem.seed)
             rng = np.random.default_rng(problem.seed)
             agent = _Agent(walk.states.shape[1] + 1, MEMORY * max(len(walk.steps), 1), rng)

@@ -6,8 +6,7 @@ LSTM quantizes its input once and its state before every step.
 Source: ONNX operator DynamicQuantizeLinear; ONNX Runtime operator DynamicQuantizeLSTM.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,17 +67,6 @@ def dynamic_lstm(x: Any, *others: Any, written: T | None = None, **options: Any)
 
     w, r, *rest = others
     return lstm(dynamic_fake_quantize(x), w, r, *rest, state_hook=quantized_state, **options)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread inside the ``with``: on single samples, more threads only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 FUNCTIONS: Mapping[str, Op] = {"Gemm": _gemm, "MatMul": _matmul, "LSTM": dynamic_lstm}

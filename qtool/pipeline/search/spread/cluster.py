@@ -140,23 +140,6 @@ CLUSTERS: dict[str, ClusterKind] = {
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads until the block ends: its sums depend on them.
-
-    Args:
-        count: of the threads.
-    """
-    import torch
-
-    before = torch.get_num_threads()  # one for each core
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def workers(spread: Spread) -> Iterator[Workers]:
     """Provide processes until the block ends.
 

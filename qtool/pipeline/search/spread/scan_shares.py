@@ -17,10 +17,11 @@ from qtool.errors import QtoolError, RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.processes.worker import AssistingProcess
 from qtool.pipeline.search.reference import reference_of
-from qtool.pipeline.search.spread.cluster import Spread, run_trials, torch_threads
+from qtool.pipeline.search.spread.cluster import Spread, run_trials
 from qtool.quant.plan_archive import load_plan_archive
 from qtool.recipe.model import Recipe
 from qtool.runtime.memory import memory_limit
+from qtool.runtime.torch_threads import torch_threads
 from qtool.search.auto import OutOfTimeError
 from qtool.search.sensitivity import STAGE, Scan
 from qtool.steps.stage_cache import StageCache, source_digest
