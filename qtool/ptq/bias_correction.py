@@ -51,8 +51,7 @@ class BiasCorrection:
                 if site.bias in values and has_one_use(values[site.bias]):
                     guard.visit(site, partial(_corrected, run, site, values[site.bias]))
             note = f"the biases of {guard.changed} layers corrected on {context.fit.count} samples"
-            notes, rows = (note, *guard.notes), tuple(guard.rows)
-            return StepResult(run.plan, notes, {"layers": guard.changed}, rows=rows)
+            return guard.result([note], {"layers": guard.changed})
 
 
 def _corrected(run: LayerwiseRun, site: Site, bias: ir.Value) -> QuantPlan | None:

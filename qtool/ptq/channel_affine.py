@@ -12,7 +12,6 @@ from qtool.graph.queries import by_name, has_one_use
 from qtool.quant.chunked import codes_of
 from qtool.quant.plan import QuantPlan, Site
 from qtool.quant.primitives import Codebook, PerChannel, QuantParams, dequantize
-from qtool.report.schema import PtqStep
 from qtool.steps.context import Context
 from qtool.steps.layer_guard import LayerGuard
 from qtool.steps.layerwise import LayerwiseRun
@@ -107,20 +106,19 @@ class Compensation:
     """The outcome of :func:`compensate`.
 
     Attributes:
-        plan: with changed scales and biases.
-        layers: number of layers that were changed.
+        guard: of the pass over the layers.
         channels: number of channels whose gain was changed.
         samples: that the moments were taken over.
-        rows: for the report, one for each layer.
-        notes: for the report.
     """
 
-    plan: QuantPlan
-    layers: int
+    guard: LayerGuard
     channels: int
     samples: int
-    rows: tuple[PtqStep, ...]
-    notes: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that were changed."""
+        return self.guard.changed
 
     def result(self, note: str) -> StepResult:
         """Return the result of a step.
@@ -128,8 +126,7 @@ class Compensation:
         Args:
             note: says what was done.
         """
-        metrics = {"layers": self.layers, "channels": self.channels}
-        return StepResult(self.plan, (note, *self.notes), metrics, rows=self.rows)
+        return self.guard.result([note], {"layers": self.layers, "channels": self.channels})
 
 
 def compensate(
@@ -168,14 +165,7 @@ def compensate(
             own_bias = site.bias in values and has_one_use(values[site.bias])
             if site.name in layers and own_bias:
                 guard.visit(site, partial(changed, run, site))
-        return Compensation(
-            plan=run.plan,
-            layers=guard.changed,
-            channels=_changed_scales(plan, run.plan),
-            samples=run.dataset.count,
-            rows=tuple(guard.rows),
-            notes=tuple(guard.notes),
-        )
+        return Compensation(guard, _changed_scales(plan, run.plan), run.dataset.count)
 
 
 def _changed_scales(old: QuantPlan, new: QuantPlan) -> int:

@@ -83,8 +83,7 @@ class SeqMSE:
             notes = [f"ranges of {len(searched)} weights searched on {run.dataset.count} samples"]
         if others - searched:
             notes.append(f"{len(others - searched)} weights have no range to search")
-        notes, rows = [*notes, *guard.notes], tuple(guard.rows)
-        return StepResult(run.plan, tuple(notes), {"layers": len(searched)}, rows=rows)
+        return guard.result(notes, {"layers": len(searched)})
 
     def _searched(
         self, run: LayerwiseRun, site: Site, layer: MatrixLayer, weight: np.ndarray, seed: int
@@ -95,10 +94,9 @@ class SeqMSE:
         moments = layer_moments(run, site, layer, matrices, False, seed).total
         if not moments.rows:
             return None
-        grid = best_grid(weight, plan.qparams(name), layer, moments, self.candidates)
         old = plan.qparams(name)
-        same = (grid.scale == old.scale).all() and (grid.zero_point == old.zero_point).all()
-        if same:
+        grid = best_grid(weight, old, layer, moments, self.candidates)
+        if (grid.scale == old.scale).all() and (grid.zero_point == old.zero_point).all():
             return plan
         return replace(plan, grids={**plan.grids, plan.grid_of[name]: grid})
 

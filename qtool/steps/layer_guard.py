@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from qtool.steps.context import Context
 from qtool.steps.layerwise import LayerwiseRun
 from qtool.steps.row_weights import row_power, row_weights, typical_power
 from qtool.steps.stage_cache import StageRecord
+from qtool.steps.step import StepResult
 
 Outcome = tuple[QuantPlan, PtqStep | None]
 """The changes of a layer, and its row; None where there is nothing to change."""
@@ -71,6 +72,16 @@ class LayerGuard:
     def changed(self) -> int:
         """Return the number of layers that are not as they were."""
         return sum(row.kept for row in self.rows)
+
+    def result(self, notes: Sequence[str], metrics: Mapping[str, float]) -> StepResult:
+        """Return the plan of the run as the result of the step, with the rows of its layers.
+
+        Args:
+            notes: for the report; those of the guard follow.
+            metrics: of the step.
+        """
+        rows = tuple(self.rows)
+        return StepResult(self._run.plan, (*notes, *self.notes), metrics, rows=rows)
 
     @property
     def notes(self) -> list[str]:

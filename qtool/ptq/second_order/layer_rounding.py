@@ -168,8 +168,7 @@ class LayerRounding:
             rounded = len(run.plan.changes_since(plan).codes)
             count = min(self.samples, context.fit.count)
             note = f"the weights of {rounded} layers {self.done} on {count} samples"
-            notes, rows = (note, *guard.notes), tuple(guard.rows)
-            return StepResult(run.plan, notes, {"layers": rounded}, rows=rows)
+            return guard.result([note], {"layers": rounded})
 
     def alone(
         self,
