@@ -68,7 +68,7 @@ def _foldable(node: ir.Node) -> bool:
 
 
 def remove_identities(model: ir.Model, is_integer: IsInteger) -> int:
-    """Remove Identity, inference Dropout, Casts to the same type, empty Pads, Slices of all."""
+    """Remove Identity, inference Dropout, same-type Cast, empty Pad, whole Slice, repeated Relu."""
     done = 0
     for node in list(model.graph):
         if not _is_identity(node):
@@ -103,6 +103,9 @@ def _is_identity(node: ir.Node) -> bool:
     if node.op_type == "Pad":
         pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         return pads is not None and not pads.any()
+    if node.op_type == "Relu":
+        producer = None if node.inputs[0] is None else node.inputs[0].producer()
+        return producer is not None and producer.op_type == "Relu"
     steps = slice_steps(node)
     return steps is not None and all(step == 1 for step in steps.values())
 

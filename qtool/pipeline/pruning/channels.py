@@ -6,6 +6,7 @@ from qtool.graph.original import store_original
 from qtool.pipeline.pruning.masks import sparsity_by_node
 from qtool.recipe.model import Recipe
 from qtool.report.sparsity_schema import ChannelSparsity
+from qtool.rewrites.cleanup import remove_identities
 from qtool.steps.context import Context
 
 _REMOVED = "removed_channels"
@@ -38,6 +39,8 @@ def shrink(recipe: Recipe, context: Context) -> list[str]:
     store_original(model)
     model.meta[_REMOVED] = counts
     remove_channels(model, channels, choice.stays)
+    # Behind a sum without its branch, Relu reads a Relu; integer kernels compute none alone.
+    remove_identities(model, context.bits.integer)
     return [
         f"channels: {counts.removed} of {counts.channels} removed, "
         f"{1 - counts.macs / counts.float_macs:.1%} of the multiply-accumulates"

@@ -1,0 +1,34 @@
+"""Removing channels: what is left of a residual sum without its branch computes on integers."""
+
+import numpy as np
+from contexts import calibrated
+from models import Net, cpu
+
+from qtool.annotation.annotator import annotate
+from qtool.pipeline.pruning.channels import removed_channels, shrink
+from qtool.quant.bit_widths import Bits
+from qtool.recipe.model import Recipe
+from qtool.runtime.executor import Executor
+
+
+def residual_of_nothing() -> Net:
+    """A residual block whose branch adds nothing, so that it is the first to go."""
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 16))
+    branch = net.add("Relu", net.conv(x, 16, 16))
+    branch = net.add("Conv", branch, net.const(np.zeros((16, 16, 3, 3))), pads=[1, 1, 1, 1])
+    x = net.add("Relu", net.add("Add", branch, x))
+    return net.output(net.conv(x, 16, 4, name="last", out="y"))
+
+
+def test_a_sum_without_its_branch_leaves_no_node_in_float():
+    _, context = calibrated(residual_of_nothing(), rows=16)
+    feeds = next(iter(context.feeds(context.fit)))[0]
+    before = Executor(context.model)(feeds)["y"]
+    recipe = Recipe(model="net.onnx", pruning={"channels": "30%"})
+    shrink(recipe, context)
+    counts = removed_channels(context.model)
+    assert counts is not None and counts.removed == 16
+    assert [node.op_type for node in context.model.graph] == ["Conv", "Relu", "Conv"]
+    assert not annotate(context.model, cpu(), Bits()).float_nodes
+    np.testing.assert_array_equal(Executor(context.model)(feeds)["y"], before)
