@@ -44,13 +44,19 @@ class BitSearch:
     def run(self) -> tuple[Recipe, SearchPart]:
         """Return the recipe with widths in place of the budget, and what was tried.
 
+        Without ``max_drop`` no sample has to judge the chosen file, so all of them calibrate it.
+
         Raises:
             RecipeError: no choice of widths is within the budget.
         """
         self._check_method()
         chosen = self._within_drop() if self.budget.max_drop is not None else self._within_limits()
         self._note(chosen)
-        return chosen.recipe, SearchPart(front=front_of(self._tried), chosen=chosen.point)
+        recipe = chosen.recipe
+        if self.budget.max_drop is None and self.runner.fewer is not None:
+            recipe = self.runner.on_all_samples(recipe)
+            self.record.notes.append("the chosen recipe calibrates on all samples")
+        return recipe, SearchPart(front=front_of(self._tried), chosen=chosen.point)
 
     def _check_method(self) -> None:
         """Refuse a method that cannot look for the smallest file, where max_drop needs it.

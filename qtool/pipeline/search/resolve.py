@@ -46,7 +46,7 @@ def resolve_search(
         runner = TrialRunner.of(request.recipe, replace(cache, done=[]), timed, folder)
         if runner.fewer is not None:
             record.notes.append(
-                f"{runner.fewer} samples calibrate, as many others compare networks: "
+                f"{runner.fewer} samples calibrate what is tried, as many others compare it: "
                 f"calibrate: {{count: {runner.fewer}}}"
             )
         reference = runner.reference

@@ -110,6 +110,15 @@ class TrialRunner:
         """The recipe with the target's defaults; steps only where the user names them."""
         return self.prepared.recipe.model_copy(update={"ptq": self.source.ptq})
 
+    def on_all_samples(self, recipe: Recipe) -> Recipe:
+        """Return a recipe that calibrates on the samples that its trial was compared on, too.
+
+        Args:
+            recipe: was tried.
+        """
+        calibrate = recipe.calibrate.model_copy(update={"count": self.source.calibrate.count})
+        return recipe.model_copy(update={"calibrate": calibrate})
+
     @property
     def reference(self) -> Reference:
         """Samples that trials are compared on, and outputs of the float network."""

@@ -17,7 +17,7 @@ from qtool.graph.queries import by_name, macs, nodes_by_name
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.dry_run import check
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search import bit_search, layer_costs, resolve, trial
+from qtool.pipeline.search import bit_search, layer_costs, reference, resolve, trial
 from qtool.pipeline.search.bit_search import BitSearch
 from qtool.pipeline.search.layer_costs import OtherLayers, other_layers
 from qtool.pipeline.search.measured_layers import Measured, among
@@ -80,6 +80,21 @@ def test_the_choice_is_within_the_budget_and_runs_again_to_the_same_bytes(
         assert "chosen" in render({"run": report}, form)
 
 
+@pytest.mark.parametrize(("limit", "uses_all"), [("bits: 6", True), ("max_drop: 50", False)])
+def test_samples_that_need_not_judge_the_chosen_file_calibrate_it(
+    digits, tmp_path, monkeypatch, limit, uses_all
+):
+    monkeypatch.setattr(reference, "MIN_CALIBRATED", 16)
+    monkeypatch.setattr(bit_search, "FRONT_POINTS", 2)
+    changes = ["calibrate.take.every=16", "ptq=[]", f"bits.budget={{{limit}, among: [4, 8]}}"]
+    recipe = load_recipe(digits / "int8.yaml", changes)
+    cache = StageCache(tmp_path, fresh=True)
+    chosen, part = resolve.resolve_search(recipe, cache, RunOptions(threads=1), tmp_path)
+    used = part.chosen.calibrate["count"]
+    assert chosen.calibrate.count == (recipe.calibrate.count if uses_all else used)
+    assert used < recipe.calibrate.count
+
+
 def test_files_are_weighed_without_the_work_of_the_steps(digits, tmp_path):
     changes = ["calibrate.count=24", "evaluate.count=8", "ptq=[gptq]", "bits={weights: 4}"]
     recipe = load_recipe(digits / "int8.yaml", changes)
@@ -133,6 +148,7 @@ class FewLayers(BitSearch):
                 reference=reference,
                 measure=self.measure,
                 file_bytes=lambda recipe: self.measure(recipe).bytes,
+                fewer=None,
                 prepared=SimpleNamespace(context=context, options=RunOptions()),
             ),
             Budget.model_validate(budget),
