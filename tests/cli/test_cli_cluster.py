@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from qtool.errors import RecipeError
+from qtool.pipeline.search.spread import cluster
 from qtool.pipeline.search.spread.cluster import Spread, read_address, workers
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,14 @@ def dask_cluster(folder, count=2):
             for process in reversed(processes):
                 process.terminate()
                 process.wait()
+
+
+def still_held(url) -> list[bool]:
+    """Return for each worker whether it holds a model of a search that is over."""
+    from distributed import Client
+
+    with Client(url.replace("dask", "tcp")) as client:
+        return list(client.run(lambda: bool(cluster._HELD)).values())
 
 
 @contextmanager
@@ -140,9 +149,10 @@ def search(digits, out, *options) -> list:
 def test_a_cluster_gives_the_same_results(kind, command, digits, tmp_path):
     """The files of a sweep, the rows of a sensitivity scan, and what a search chooses."""
     clusters = {"dask": dask_cluster, "ray": ray_cluster}
-    with clusters[kind](tmp_path) as cluster:
-        url = cluster if isinstance(cluster, str) else cluster[0]
+    with clusters[kind](tmp_path) as started:
+        url = started if isinstance(started, str) else started[0]
         there = command(digits, tmp_path / "there", "--cluster", url)
+        assert kind != "dask" or not any(still_held(url))
     assert there == command(digits, tmp_path / "here")
 
 

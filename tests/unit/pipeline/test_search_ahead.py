@@ -16,13 +16,14 @@ import qtool
 from qtool.cli.main import app
 from qtool.errors import RecipeError
 from qtool.pipeline.context import RunOptions
+from qtool.pipeline.processes.worker import AssistingProcess
 from qtool.pipeline.run import run_ptq
 from qtool.pipeline.search import bit_search, layer_costs, sensitivity
 from qtool.pipeline.search.climb import Climb
 from qtool.pipeline.search.resolve import resolve_search
-from qtool.pipeline.search.sensitivity import SensitivityOptions, measure
+from qtool.pipeline.search.sensitivity import SensitivityOptions, measure, run_sensitivity
 from qtool.pipeline.search.spread import ahead, scan_shares
-from qtool.pipeline.search.spread.cluster import Spread
+from qtool.pipeline.search.spread.cluster import Spread, release
 from qtool.pipeline.search.trial import TrialRunner
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.loader import recipe_from_keywords
@@ -111,7 +112,7 @@ def processes(monkeypatch):
     monkeypatch.setattr(layer_costs, "SCANNED_MACS", 0)
     monkeypatch.setattr(bit_search, "FRONT_POINTS", 3)
     yield Processes(monkeypatch)
-    ahead._RUNNERS.clear()
+    release()
 
 
 def test_a_search_in_several_processes_goes_on_after_a_kill_and_chooses_the_same(
@@ -138,6 +139,26 @@ def test_max_drop_tries_the_front_in_other_processes(files, tmp_path, processes)
     processes.trials.clear()
     assert searched(recipe, tmp_path / "several", jobs=2) == alone
     assert any(other for _, other in processes.trials)
+
+
+def test_a_process_reads_model_and_data_once_for_all_its_shares(
+    files, tmp_path, processes, monkeypatch
+):
+    recipe, extent, reads, shares = recipe_of(files, {"weights": 4}), SensitivityOptions(8), [], []
+    alone = run_sensitivity(recipe, tmp_path / "alone", RunOptions(threads=1), extent).sensitivity
+    monkeypatch.setattr(
+        scan_shares,
+        "AssistingProcess",
+        lambda *more: reads.append(more) or AssistingProcess(*more),
+    )
+    run = Scan.run
+    monkeypatch.setattr(
+        Scan, "run", lambda scan, sites=None: shares.append(sites) or run(scan, sites)
+    )
+    options = RunOptions(threads=1, spread=Spread(2))
+    report = run_sensitivity(recipe, tmp_path / "several", options, extent)
+    assert report.sensitivity == alone and len(reads) == 1
+    assert len([sites for sites in shares if sites is not None]) > 2
 
 
 def climb(files, tmp_path, deadline):

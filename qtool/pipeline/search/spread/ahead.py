@@ -7,9 +7,8 @@ one process and reads them there; so it chooses the same, and goes on from them 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 from qtool.errors import QtoolError
 from qtool.pipeline.search.spread.cluster import run_trials
@@ -35,12 +34,10 @@ class SearchInput(WorkerInput):
     Attributes:
         folder: for the files of trials, absolute; the first process measures their times.
         until: when the time of the search is over, as of ``time.time``.
-        name: of this use of processes, so that each reads model and data once for it.
     """
 
     folder: Path = Path()
     until: float = math.inf
-    name: str = field(default_factory=lambda: uuid4().hex)
 
     @classmethod
     def of_search(cls, runner: TrialRunner) -> "SearchInput":
@@ -55,22 +52,18 @@ class SearchInput(WorkerInput):
         if isinstance(progress, Deadline):
             until = time.time() + progress.until - time.perf_counter()
         folder = runner.folder.absolute()
-        return cls(common.recipe, common.cache, common.options, folder, until)
+        return cls(**vars(common), folder=folder, until=until)
 
     def runner(self) -> TrialRunner:
         """Return the runner of this process, which reads model and data the first time."""
-        if self.name not in _RUNNERS:
-            _RUNNERS.clear()
-            deadline = Deadline()
-            options = replace(self.options, progress=deadline)
-            runner = TrialRunner.of(self.recipe, self.cache, options, self.folder)
-            _RUNNERS[self.name] = runner, deadline
-        runner, deadline = _RUNNERS[self.name]
+        runner, deadline = self.once(self._read)
         deadline.until = time.perf_counter() + self.until - time.time()
         return runner
 
-
-_RUNNERS: dict[str, tuple[TrialRunner, Deadline]] = {}
+    def _read(self) -> tuple[TrialRunner, Deadline]:
+        deadline = Deadline()
+        options = replace(self.options, progress=deadline)
+        return TrialRunner.of(self.recipe, self.cache, options, self.folder), deadline
 
 
 @dataclass(frozen=True)

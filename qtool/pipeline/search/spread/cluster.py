@@ -95,6 +95,28 @@ class ClusterKind:
     start: str
 
 
+_HELD: dict[str, Any] = {}
+
+
+def held(name: str, make: Callable[[], Result]) -> Result:
+    """Return what this process made for a use of the processes before, or make it.
+
+    Args:
+        name: of the use; what was made for another one is dropped.
+        make: reads model and data.
+    """
+    if name not in _HELD:
+        release()
+        _HELD[name] = make()
+    result: Result = _HELD[name]
+    return result
+
+
+def release() -> None:
+    """Drop what this process holds."""
+    _HELD.clear()
+
+
 @contextmanager
 def _dask(address: str) -> Iterator[Workers]:
     from distributed import Client
@@ -114,6 +136,8 @@ def _dask(address: str) -> Iterator[Workers]:
             )
         with parallel_config("dask", client=client):
             yield Workers(-1, len(threads), (KilledWorker,))
+        # These processes go on; those of this machine and of Ray end with the search.
+        client.run(release, on_error="ignore")
 
 
 @contextmanager

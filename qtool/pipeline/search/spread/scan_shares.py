@@ -1,15 +1,17 @@
 """Spread sensitivity scans over processes, in shares of consecutive sites.
 
-Each process reads model and data itself, passes the sites in front of its share, and stores every
-site that it finishes in the cache of the run folder.
+Each process reads model and data itself, once for all its shares, passes the sites in front of a
+share, and stores every site that it finishes in the cache of the run folder.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from qtool.errors import QtoolError, RecipeError
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.processes.worker import AssistingProcess
 from qtool.pipeline.search.reference import reference_of
-from qtool.pipeline.search.spread.cluster import Spread, run_trials
+from qtool.pipeline.search.spread.cluster import Spread, held, run_trials
 from qtool.quant.plan_archive import load_plan_archive
 from qtool.recipe.model import Recipe
 from qtool.runtime.memory import memory_limit
@@ -26,6 +28,8 @@ from qtool.search.auto import OutOfTimeError
 from qtool.search.sensitivity import STAGE, Scan
 from qtool.steps.stage_cache import StageCache, source_digest
 from qtool.verification.environment import environment
+
+Made = TypeVar("Made")
 
 # Shares for each process, so that none waits long for the slowest.
 SHARES = 2
@@ -41,11 +45,13 @@ class WorkerInput:
         recipe: as the command read it, or without what a search chooses.
         cache: of the run folder; its path is absolute, processes of a cluster have other folders.
         options: of the run, without progress.
+        name: of this use of the processes.
     """
 
     recipe: Recipe
     cache: StageCache
     options: RunOptions
+    name: str = field(default_factory=lambda: uuid4().hex)
 
     @classmethod
     def of(cls, recipe: Recipe, cache: StageCache, options: RunOptions) -> "WorkerInput":
@@ -58,6 +64,14 @@ class WorkerInput:
         """
         absolute = StageCache(cache.folder.absolute(), base=cache.base)
         return cls(recipe, absolute, options.of_worker())
+
+    def once(self, make: Callable[[], Made]) -> Made:
+        """Return what this process reads for this input; it is made with the first share.
+
+        Args:
+            make: reads model and data.
+        """
+        return held(self.name, make)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -111,6 +125,9 @@ class RecipeScan(ScanInput):
 
     def scan(self) -> Scan:
         """Return the scan, on the graph that the recipe rewrites."""
+        return self.common.once(self._read)
+
+    def _read(self) -> Scan:
         common = self.common
         prepared = AssistingProcess(common.recipe, common.cache, common.options).prepared
         plan, _ = load_plan_archive(self.plan)
