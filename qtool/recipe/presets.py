@@ -40,7 +40,7 @@ def read_preset(name: str) -> list[Any]:
 
 
 def with_preset(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a recipe, as YAML holds it, with the other keys of its preset where it has none.
+    """Return a recipe, as YAML holds it, with its preset's steps, and other keys that it lacks.
 
     Args:
         recipe: whose ``ptq`` may be the name of a preset.
@@ -48,7 +48,8 @@ def with_preset(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     name = recipe.get("ptq")
     if not isinstance(name, str) or name not in preset_names():
         return recipe
-    return _filled(recipe, {key: value for key, value in _content(name).items() if key != "ptq"})
+    content = _content(name)
+    return _filled({**recipe, "ptq": content["ptq"]}, content)
 
 
 def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
