@@ -14,8 +14,7 @@ from qtool.loading import read_graph
 from qtool.pipeline.context import RunOptions
 from qtool.pipeline.folders.identity import modules
 from qtool.pipeline.run import run_ptq
-from qtool.pipeline.search.spread.cluster import Spread, run_trials
-from qtool.progress import silent
+from qtool.pipeline.search.spread.cluster import run_trials
 from qtool.recipe.loader import load_recipe
 from qtool.recipe.validation import named_files
 from qtool.report.report import Report
@@ -142,7 +141,7 @@ def run_sweep(
     """
     recipe, out = recipe.absolute(), out.absolute()  # processes of a cluster have other folders
     options = options.for_spread()
-    plain = replace(options, threads=options.threads or 1, progress=silent, spread=Spread())
+    plain = replace(options.of_worker(), threads=options.threads or 1)
     digests = FileDigests()
     runs = {
         variant.name: Run(
