@@ -1,9 +1,10 @@
 """Choose the widths of all layers within the recipe's budget."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 
 from qtool.errors import RecipeError
 from qtool.pipeline.search.layer_costs import uniform
@@ -22,7 +23,7 @@ from qtool.steps.stage_cache import StageRecord
 # Sizes between the smallest and the largest file, for the front and for max_drop.
 FRONT_POINTS = 4
 DROP_POINTS = 16
-# Solutions that are tried again with a limit lowered by what their file exceeded it.
+# Solutions of one solver, each with the limit lowered by what the file of the last exceeded it.
 ATTEMPTS = 8
 
 
@@ -83,8 +84,8 @@ class BitSearch:
         way = self._uniform_within(limits)
         plain = [] if way is None else [uniform(base, way)]
         solvers = self._method.solvers(self._problem(self._next_to(way)))
-        own = [dict(limits) for _ in solvers]
-        first = [self._weighed(solve, its) for solve, its in zip(solvers, own, strict=True)]
+        solutions = [self._solutions(solve, dict(limits)) for solve in solvers]
+        first = [next(own, None) for own in solutions]
         if way is None and not any(first):
             raise self._impossible(limits)
         self._try_ahead([*first, *self._front_solutions], plain)
@@ -93,8 +94,9 @@ class BitSearch:
         for tried in uniforms:
             self.record.notes.append(f"{tried.name} within the limits: {tried.outcome}")
         fitting: list[Tried] = []
-        for solve, its, solution in zip(solvers, own, first, strict=True):
-            fitting += self._fitted(solve, its, solution)
+        for solution, others in zip(first, solutions, strict=True):
+            mixed = (self._mixed(each) for each in chain([solution], others) if each is not None)
+            fitting += islice(filter(self._is_within_bytes, mixed), 1)
         fitting += uniforms  # behind the others: of equal ones the first is taken
         if not fitting:
             raise self._impossible(limits)
@@ -114,45 +116,25 @@ class BitSearch:
         states = [layer.state(k) for k, layer in enumerate(measured.layers)]
         return Problem(measured.program, states, loss, context.seed, context.progress, neighbors)
 
-    def _weighed(self, solve: Solver, limits: dict[str, float]) -> tuple[int, ...] | None:
-        """Return a solution whose file, weighed without the steps, is within the limit of bytes.
+    def _solutions(self, solve: Solver, limits: dict[str, float]) -> Iterator[tuple[int, ...]]:
+        """Yield solutions whose files, weighed without the steps, are within the limit of bytes.
 
-        The limit of the program is lowered by what files of earlier solutions exceeded it.
+        The limit of the program is lowered by what files of earlier solutions exceeded it; the
+        second and later solutions are for steps that made the file of the one before larger.
         """
         for _ in range(ATTEMPTS):
-            solution = solve(limits)
-            if solution is None:
-                return None
+            if (solution := solve(limits)) is None:
+                return
             over = self._excess(self._measured.recipe(self.runner.base, solution))
             if over <= 0:
-                return solution
+                yield solution
+                over = self._mixed(solution).result.bytes - (self.budget.bytes or 0.0)
             limits["bytes"] -= over
-        return None
 
     def _excess(self, recipe: Recipe) -> float:
         """Return by how many bytes the file of a recipe, without its steps, exceeds the limit."""
         limit = self.budget.bytes
         return 0.0 if limit is None else self.runner.file_bytes(recipe) - limit
-
-    def _fitted(
-        self, solve: Solver, limits: dict[str, float], solution: tuple[int, ...] | None
-    ) -> list[Tried]:
-        """Return a solution, measured; its file is within the limit of bytes. Empty: none is.
-
-        Args:
-            solve: makes the next one where steps made the file larger.
-            limits: that the first one was solved with.
-            solution: the first one.
-        """
-        for _ in range(ATTEMPTS):
-            if solution is None:
-                break
-            tried = self._mixed(solution)
-            if self._is_within_bytes(tried):
-                return [tried]
-            limits["bytes"] -= tried.result.bytes - (self.budget.bytes or 0.0)
-            solution = self._weighed(solve, limits)
-        return []
 
     def _try_ahead(
         self, solutions: Sequence[Sequence[int] | None], recipes: Sequence[Recipe] = ()

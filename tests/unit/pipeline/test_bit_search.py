@@ -197,6 +197,33 @@ def test_nothing_is_chosen_that_is_worse_than_what_was_tried_within_the_limits(m
     assert part.chosen.bytes == 150 and part.chosen.kl == 1
 
 
+def test_files_that_steps_make_larger_are_within_the_limit_too(monkeypatch):
+    budget, limits = {"bytes": 160, "among": [4, 8]}, []
+    method = FewLayers(budget)._method
+
+    def counted(problem):
+        (solve, *_) = method.solvers(problem)
+        return [lambda own: limits.append(own["bytes"]) or solve(own)]
+
+    monkeypatch.setattr(FewLayers, "_method", SimpleNamespace(solvers=counted))
+    monkeypatch.setattr(FewLayers, "_front_solutions", ())
+
+    def chosen_bytes(written):
+        """Return what is chosen where the steps change the bytes of every file."""
+        limits.clear()
+        search = FewLayers(budget)
+        search.runner.measure = lambda recipe: replace(
+            search.measure(recipe), bytes=written(search.measure(recipe).bytes)
+        )
+        return search.run()[1].chosen.bytes
+
+    assert chosen_bytes(lambda weighed: weighed) == 150 and limits == [160]
+    assert chosen_bytes(lambda weighed: weighed + 20) == 120 and limits == [160, 150, 140]
+    with pytest.raises(RecipeError, match="no choice of widths"):
+        chosen_bytes(lambda weighed: 161)
+    assert len(limits) == bit_search.ATTEMPTS
+
+
 def test_bops_count_layers_that_stay_float():
     # 2 x 1000 MACs at 8/8 and 10 in floats: 80 % of 64 x 2010, less 10 x 32 x 32, is 92672.
     budget, others = {"bops": "80%", "among": [4, 8]}, OtherLayers(macs=10, bops=10 * 32 * 32)
