@@ -60,7 +60,7 @@ class LayerGuard:
                 changed. It is not called where an earlier run stored what it returned.
         """
         name, record = f"{self._step}-layer", StageRecord()
-        changes, row = self._context.cache.cached(
+        changes, row = self._context.cache.cached_part(
             record, name, (*self._parts, site.name), lambda: self._made(site, change), _save, _load
         )
         self._messages += record.notes

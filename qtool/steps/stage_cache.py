@@ -59,6 +59,7 @@ class StageCache:
     done: list[Stage] = field(default_factory=list)
     shared: dict[str, dict[str, Any]] | None = None
     _made: set[Path] = field(default_factory=set, repr=False)
+    _partial: list[Path] = field(default_factory=list, repr=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -153,10 +154,32 @@ class StageCache:
             else:
                 record.cached = True
                 return result
+        earlier = len(self._partial)
         result = make()
         with atomic_path(path) as temporary:
             save(result, temporary)
         self._made.add(path)
+        for part in self._partial[earlier:]:
+            part.unlink(missing_ok=True)
+        del self._partial[earlier:]
+        return result
+
+    def cached_part(
+        self,
+        record: StageRecord,
+        name: str,
+        parts: tuple[str, ...],
+        make: Callable[[], T],
+        save: Callable[[T, Path], None],
+        load: Callable[[Path], T],
+    ) -> T:
+        """Return a part of the result that is being made, such as a layer of a step.
+
+        The arguments are those of :meth:`cached`. A run that was stopped goes on from the parts;
+        their files are removed once the whole is stored.
+        """
+        result = self.cached(record, name, parts, make, save, load)
+        self._partial.append(self.path_for(name, parts))
         return result
 
     def remembered(

@@ -119,6 +119,28 @@ def test_a_stopped_run_ends_with_the_bytes_of_a_whole_one(step, monkeypatch):
     assert resumed.notes == whole.notes and resumed.metrics == whole.metrics
 
 
+def test_the_stored_step_replaces_its_layers_of_a_stopped_run_too(tmp_path, monkeypatch):
+    steps = [NamedStep("gptq", Gptq(), "gptq")]
+    plan, context = calibrated(BUILDERS["residual"](), THREE, folder=tmp_path)
+    files, original = lambda: {path.name for path in context.cache.folder.iterdir()}, Gptq.__call__
+
+    def stopped(step, plan, context):
+        original(step, plan, context)
+        raise KeyboardInterrupt
+
+    before = files()
+    monkeypatch.setattr(Gptq, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        apply_steps(steps, plan, context)
+    layers = files() - before
+    assert len(layers) == 4 and all(name.startswith("gptq-layer-") for name in layers)
+    monkeypatch.setattr(Gptq, "__call__", original)
+    monkeypatch.setattr(LayerGuard, "_made", lambda *args: pytest.fail("made again"))
+    apply_steps(steps, plan, context)
+    (step,) = files() - before
+    assert step.startswith("gptq-") and step not in layers
+
+
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 def test_layers_that_all_improve_are_those_of_an_unguarded_pass(step, monkeypatch):
     """The guard reads other samples than the fit, and leaves what it confirms untouched."""
