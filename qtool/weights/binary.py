@@ -6,7 +6,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantSpec
-from qtool.weights.grouping import as_rows, from_rows, scale_shape
+from qtool.weights.grouping import as_rows, counted_positions, from_rows, scale_shape
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Binary:
     ) -> tuple[Codebook, np.ndarray]:
         """Return the code book -1, 1 and the signs, int8 in the shape of the weights."""
         rows = as_rows(weight, spec)
-        mean = np.nanmean(np.abs(rows), 1)
+        mean = np.nanmean(np.abs(rows[:, counted_positions(rows)]), 1)
         scale = np.maximum(mean, SMALLEST_SCALE).astype(np.float32)
         shape = scale_shape(weight, spec)
         levels = np.array([-1, 1], np.int32)

@@ -1,5 +1,7 @@
 """Reshape weights to rows that share a scale, and back."""
 
+from typing import Any
+
 import numpy as np
 
 from qtool.quant.primitives import PerBlock, PerChannel, PerTensor, QuantSpec
@@ -23,6 +25,21 @@ def as_rows(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
     padded = np.pad(wide, fill, constant_values=np.nan)
     shape = (*weight.shape[:axis], blocks, size, *weight.shape[axis + 1 :])
     return np.moveaxis(padded.reshape(shape), axis + 1, -1).reshape(-1, size)
+
+
+def counted_positions(rows: Any) -> Any:
+    """Return which positions of the rows count in statistics, such as a mean magnitude.
+
+    Those that are 0 in every row fill up a kernel: a padded channel, or a kernel in whole blocks.
+
+    Args:
+        rows: array or tensor [scales, weights per scale]; where all of it is 0, all count.
+
+    Returns:
+        bool [weights per scale].
+    """
+    counted = (rows != 0).any(0)
+    return counted | ~counted.any()
 
 
 def scale_shape(weight: np.ndarray, spec: QuantSpec) -> tuple[int, ...]:

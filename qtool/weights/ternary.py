@@ -7,7 +7,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantSpec
-from qtool.weights.grouping import as_rows, from_rows, scale_shape
+from qtool.weights.grouping import as_rows, counted_positions, from_rows, scale_shape
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def _exact_threshold(size: np.ndarray) -> np.ndarray:
 
 def _threshold(rows: np.ndarray) -> np.ndarray:
     """Return the paper's 0.7 times the mean magnitude of each row, [rows, 1]."""
-    return 0.7 * np.nanmean(np.abs(rows), 1, keepdims=True)
+    return 0.7 * np.nanmean(np.abs(rows[:, counted_positions(rows)]), 1, keepdims=True)

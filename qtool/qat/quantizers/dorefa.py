@@ -13,9 +13,10 @@ from qtool.qat.quantizers.base import (
     WeightModule,
     ZeroLevel,
 )
-from qtool.qat.quantizers.scales import broadcast_scale, plan_scale
+from qtool.qat.quantizers.scales import broadcast_scale, per_scale, plan_scale, scale_rows
 from qtool.qat.quantizers.ste import STEActivation, STEWeight, straight_through
 from qtool.quant.primitives import SMALLEST_SCALE, Codebook, QuantParams, QuantSpec
+from qtool.weights.grouping import counted_positions
 
 T = torch.Tensor
 
@@ -59,12 +60,14 @@ class DoReFaWeight(WeightBase):
     Attributes:
         unit: value of the level 1, shape [] or [C].
         variance: of the weights that training starts from, shape [].
+        positions: of weights that do not fill up the kernel, in :func:`scale_rows`, int64.
     """
 
     rounds_to_nearest = False
     scale_tensor: str | None = "unit"
     unit: T
     variance: T
+    positions: T
 
     def __init__(self, params: QuantParams, weight: T) -> None:
         """Make the module.
@@ -77,15 +80,20 @@ class DoReFaWeight(WeightBase):
         self.steps = 2**params.spec.bits - 1
         self.steps_of_scale = float(self.steps)
         start = weight.detach()
-        self.register_buffer("variance", start.var(correction=0))
-        levels = self.codes(start).detach() / self.steps
-        axis = getattr(params.spec.granularity, "axis", None)
-        # Least squares per channel: unit = sum(w l) / sum(l^2) brings unit * l closest to w.
-        fit, size = (
-            product.sum() if axis is None else product.movedim(axis, 0).flatten(1).sum(1)
-            for product in (start * levels, levels.square())
+        positions = counted_positions(scale_rows(start, params)).nonzero().flatten()
+        self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("variance", self.counted_variance(start))
+        weights, levels = (
+            scale_rows(x, params)[:, positions]
+            for x in (start, self.codes(start).detach() / self.steps)
         )
-        self.register_buffer("unit", (fit / size).clamp(min=SMALLEST_SCALE * self.steps))
+        # Least squares per channel: unit = sum(w l) / sum(l^2) brings unit * l closest to w.
+        unit = (weights * levels).sum(1) / levels.square().sum(1)
+        self.register_buffer("unit", per_scale(unit.clamp(min=SMALLEST_SCALE * self.steps), params))
+
+    def counted_variance(self, weight: T) -> T:
+        """Return the variance of the weights that do not fill up the kernel, shape []."""
+        return scale_rows(weight, self.params)[:, self.positions].var(correction=0)
 
     def codes(self, x: T) -> T:
         """Return the odd codes of weights, -steps .. steps, differentiable."""

@@ -52,7 +52,7 @@ class SATWeight(DoReFaWeight):
         if self.training:
             values = codes.detach() * broadcast_scale(self.scale, x, self.params)
             # 1e-20: weights that are all equal have no variance to divide by.
-            ratio = self.variance / values.var(correction=0).clamp(min=1e-20)
+            ratio = self.variance / self.counted_variance(values).clamp(min=1e-20)
             self.unit = self.unit * ratio.sqrt()
         return codes * broadcast_scale(self.scale, x, self.params)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qtool.quant.primitives import SMALLEST_SCALE, PerChannel, QuantParams
+from qtool.weights.grouping import counted_positions
 
 T = torch.Tensor
 
@@ -62,6 +63,15 @@ def per_scale(numbers: T, params: QuantParams) -> T:
     return numbers.reshape(params.scale.shape)
 
 
+def row_magnitude(rows: T) -> T:
+    """Return the mean magnitude of each row of :func:`scale_rows`, [rows].
+
+    Zeros that fill up a kernel do not count (:func:`counted_positions`).
+    """
+    magnitude: T = rows.abs().mean(1) / counted_positions(rows).to(rows).mean()
+    return magnitude.clamp(min=SMALLEST_SCALE)
+
+
 def channel_magnitude(weight: T, params: QuantParams) -> T:
     """Return the mean |weight| of the weights that share a scale, shape [] or [C].
 
@@ -69,7 +79,7 @@ def channel_magnitude(weight: T, params: QuantParams) -> T:
         weight: any shape.
         params: their grid, one scale per tensor or per channel.
     """
-    return per_scale(scale_rows(weight, params).abs().mean(1).clamp(min=SMALLEST_SCALE), params)
+    return per_scale(row_magnitude(scale_rows(weight, params)), params)
 
 
 def raw_tensor(module: nn.Module, name: str) -> T:

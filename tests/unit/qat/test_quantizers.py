@@ -11,8 +11,16 @@ from torch import nn
 from qtool.qat.quantizers import QAT_QUANTIZERS
 from qtool.qat.quantizers.base import ActivationModule, WeightModule
 from qtool.qat.quantizers.trainable import trained_widths
-from qtool.quant.primitives import Codebook, PerChannel, QuantParams, QuantSpec, dequantize
+from qtool.quant.primitives import (
+    Codebook,
+    PerChannel,
+    PerTensor,
+    QuantParams,
+    QuantSpec,
+    dequantize,
+)
 from qtool.weights import SCHEMES
+from qtool.weights.grids import scheme_for
 
 ALL = pytest.mark.parametrize("name", QAT_QUANTIZERS)
 EACH_WIDTH = pytest.mark.parametrize(
@@ -103,6 +111,27 @@ def test_weights_that_must_stay_zero_have_a_level_there(name, bits):
     assert isinstance(other, WeightModule)
     rounded = other(weight)
     assert not rounded[weight == 0].any() and rounded.any()
+
+
+@EACH_WIDTH
+@pytest.mark.parametrize("granularity", [PerChannel(0), PerTensor()])
+def test_zeros_that_fill_up_a_kernel_change_no_other_weight(name, bits, granularity):
+    """Grids and levels are those of the kernel without them: a fourth channel, or a border."""
+    entry = QAT_QUANTIZERS[name]
+    spec = QuantSpec(bits, True, True, granularity)
+    real = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0)) / 4
+    rounded, scales = [], []
+    for pads in ((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1), (0, 1, 0, 1, 0, 0)):
+        weight = torch.nn.functional.pad(real, pads)
+        scheme = scheme_for(bits, SCHEMES[entry.scheme]())
+        module = entry().weight(scheme(weight.numpy(), spec)[0], weight)
+        with torch.no_grad():
+            module.train()(weight)  # what follows the weights follows them here
+            rounded.append(module.eval()(weight)[:, :3, :3, :3])
+            scales.append(module.scale)
+    for k in (1, 2):
+        torch.testing.assert_close(rounded[k], rounded[0])
+        torch.testing.assert_close(scales[k], scales[0])
 
 
 @EACH_WIDTH

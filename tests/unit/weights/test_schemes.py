@@ -187,6 +187,15 @@ def test_ternary_of_the_paper(exact):
     assert float(grid.scale) == pytest.approx(0.75) and codes.tolist() == [0, 0, 1, -1]
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES[:2], ids=str)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_zeros_that_fill_up_a_kernel_do_not_count_in_scales(name, granularity):
+    weight = np.random.default_rng(5).normal(size=(6, 3, 5))
+    padded = np.pad(weight, ((0, 0), (0, 1), (0, 0)))
+    grids = [made(name, array, granularity)[0] for array in (weight, padded)]
+    np.testing.assert_allclose(grids[1].scale, grids[0].scale, rtol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31))
 def test_exact_ternary_is_the_best_of_all_thresholds(seed):

@@ -10,8 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
-from qtool.qat.quantizers.scales import broadcast_scale, channel_magnitude
+from qtool.qat.quantizers.scales import broadcast_scale, channel_magnitude, scale_rows
 from qtool.quant.primitives import QuantParams
+from qtool.weights.grouping import counted_positions
 
 T = torch.Tensor
 
@@ -108,7 +109,7 @@ class BWNWeight(SignWeight):
             self.update_range(x)
         if not self.paper_gradient:
             return super().forward(x)
-        count = x.numel() // self.scale.numel()
+        count = counted_positions(scale_rows(x, self.params)).sum()
         rounded: T = _ScaledSign.apply(x, broadcast_scale(self.scale, x, self.params), count)
         return rounded
 
@@ -120,13 +121,12 @@ class _ScaledSign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: T, scale: T, count: int) -> T:
-        ctx.save_for_backward(x, scale)
-        ctx.count = count
+    def forward(ctx: Any, x: T, scale: T, count: T) -> T:
+        ctx.save_for_backward(x, scale, count)
         return signs(x) * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: T) -> tuple[T, None, None]:
-        x, scale = ctx.saved_tensors
-        return dy * (1 / ctx.count + scale * (x.abs() <= 1)), None, None
+        x, scale, count = ctx.saved_tensors
+        return dy * (1 / count + scale * (x.abs() <= 1)), None, None

@@ -11,9 +11,10 @@ from torch import nn
 
 from qtool.qat.quantizers.base import CodebookBase, WeightModule, ZeroLevel
 from qtool.qat.quantizers.lsq import NarrowWeightQuantizer
-from qtool.qat.quantizers.scales import broadcast_scale
+from qtool.qat.quantizers.scales import broadcast_scale, from_scale_rows, scale_rows
 from qtool.qat.quantizers.ste import straight_through
 from qtool.quant.primitives import Codebook, QuantParams
+from qtool.weights.grouping import counted_positions
 from qtool.weights.kmeans import KMeans
 
 T = torch.Tensor
@@ -79,8 +80,12 @@ class CentroidWeight(CodebookBase):
             nearest: weights learn and take the nearest centroid; else their centroids are fixed.
         """
         super().__init__(params)
-        if not isinstance(params, Codebook):
-            params, _ = KMeans()(weight.detach().cpu().numpy(), params.spec)
+        rows = scale_rows(weight.detach(), params)
+        counted = counted_positions(rows)
+        if not isinstance(params, Codebook) or (params.spec.bits > 1 and not counted.all()):
+            # Zeros that fill up the kernel need no centroid; the scheme does not count NaN.
+            real = from_scale_rows(rows.masked_fill(~counted, torch.nan), weight, params)
+            params, _ = KMeans()(real.cpu().numpy(), params.spec)
         self.nearest, self.keeps_scale = nearest, params.spec.scale_kind != "float"
         # Levels of binary and ternary code books are -1 to 1.
         top = max(float(np.abs(params.levels).max()), 1.0)

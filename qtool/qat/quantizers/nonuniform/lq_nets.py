@@ -12,9 +12,11 @@ from qtool.qat.quantizers.scales import (
     broadcast_scale,
     from_scale_rows,
     per_scale,
+    row_magnitude,
     scale_rows,
 )
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
+from qtool.weights.grouping import counted_positions
 
 T = torch.Tensor
 
@@ -116,7 +118,7 @@ class LQNetsWeight(CodebookBase):
     def _rows(self, weight: T) -> tuple[T, T]:
         """Return rows divided by their unit, the mean magnitude, and the unit, [rows, 1]."""
         rows = scale_rows(weight, self.params)
-        unit = rows.abs().mean(1, keepdim=True).clamp(min=SMALLEST_SCALE)
+        unit = row_magnitude(rows)[:, None]
         return rows / unit, unit
 
     @torch.no_grad()
@@ -129,7 +131,7 @@ class LQNetsWeight(CodebookBase):
             momentum: share of the result in the moving average.
         """
         rows, unit = self._rows(weight)
-        flat, mass = rows.reshape(-1), unit.square().expand_as(rows).reshape(-1)
+        flat, mass = rows.reshape(-1), (unit.square() * counted_positions(rows)).reshape(-1)
         basis = self.basis
         for _ in range(iterations):
             basis = fitted_basis(flat, nearest_signs(flat, basis), mass / mass.mean()).abs()

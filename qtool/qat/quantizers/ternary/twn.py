@@ -13,6 +13,7 @@ from qtool.qat.quantizers.scales import (
     broadcast_scale,
     from_scale_rows,
     per_scale,
+    row_magnitude,
     scale_rows,
 )
 from qtool.quant.primitives import SMALLEST_SCALE, QuantParams
@@ -99,9 +100,9 @@ class TWNWeight(CodebookBase):
     def codes(self, weight: T) -> T:
         """Return -1, 0 or 1 for each weight, as floats, in the shape of :func:`scale_rows`."""
         rows = scale_rows(weight, self.params)
-        size = rows.abs()
-        threshold = exact_threshold(size) if self.exact else THRESHOLD * size.mean(1, keepdim=True)
-        return ternary_codes(rows, threshold)
+        if self.exact:
+            return ternary_codes(rows, exact_threshold(rows.abs()))
+        return ternary_codes(rows, THRESHOLD * row_magnitude(rows)[:, None])
 
     @torch.no_grad()
     def update_range(self, weight: T) -> None:
