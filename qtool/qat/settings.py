@@ -79,6 +79,7 @@ class Settings:
     warmup: float = 0.0
     schedule: str = "cosine"  # of the rates; or exponential
     clip: float | None = None  # largest norm of the gradient; 0: any; None: default_clip
+    extra_bits: int = 0  # of grids of less than 8 bits, when training starts
     precision: str = "float32"  # of matrix products in training; or bfloat16
     label_smoothing: float = 0.0
     loss: "CustomLoss | None" = None  # None: cross entropy

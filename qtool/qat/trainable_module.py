@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qtool.qat.fake_quant_model import QatNetwork
-from qtool.qat.quantizers.base import learned_parameters
+from qtool.qat.quantizers.base import learned_parameters, lower_bits
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.module import bind_inputs
 
@@ -47,13 +47,15 @@ class TrainableModule(nn.Module):
         """Clamp learned scales to positive values; call after every optimizer step."""
         self.network.project()
 
-    def advance(self, share: float) -> None:
-        """Set how far training is, for methods with stages (nice); call before every step.
+    def advance(self, share: float, extra_bits: int = 0) -> None:
+        """Set how far training is, for stages (nice, extra bits); call before every step.
 
         Args:
             share: of training that is done, 0 to 1.
+            extra_bits: gradual lowering, as `qat.extra_bits` of a recipe.
         """
         self.network.advance(share)
+        lower_bits(self.network, extra_bits, share)
 
     def penalty(self) -> torch.Tensor | None:
         """Return the term that the method adds to the loss (regularization), or None."""

@@ -29,6 +29,7 @@ from qtool.qat.fake_quant_model import QatNetwork
 from qtool.qat.loss import Loss, Teacher, are_classes
 from qtool.qat.optimizer import build_optimizer, default_clip, rates
 from qtool.qat.oscillation import Oscillations
+from qtool.qat.quantizers.base import lower_bits
 from qtool.qat.settings import Epoch, GradualMasks, RunFiles, Settings, best_epoch
 from qtool.qat.tensorboard_log import TensorBoardLog, tensorboard_log
 from qtool.runtime.memory import reused_memory
@@ -236,6 +237,7 @@ class _Loop:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.network.advance(share)
+        lower_bits(self.network, self.settings.extra_bits, share)
         loss = self.loss(feeds, labels) * self.share
         dampening = None if self.oscillations is None else self.oscillations.dampening(share)
         added = [term for term in (dampening, self.network.penalty()) if term is not None]

@@ -61,8 +61,16 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
         ),
         (["bits.activations=dynamic"], "bits.activations: dynamic: grids found at run time"),
         (
-            ["bits={weights: 8}", "qat.quantizer={lsq: {extra_bits: 2}}"],
-            "qat.quantizer.lsq.extra_bits: has no effect without layers of less than 8 bits",
+            ["qat.quantizer={lsq: {extra_bits: 2}}"],
+            "qat.quantizer: found extra_bits among the options of lsq, expected it beside quant",
+        ),
+        (
+            ["bits={weights: 8}", "qat.extra_bits=2"],
+            "qat.extra_bits: 2: quantizer lsq has no grids with equal steps of less than 8 bits",
+        ),
+        (
+            ["bits={weights: 1, activations: 8}", "qat.quantizer=bwn", "qat.extra_bits=1"],
+            "qat.extra_bits: 1: quantizer bwn has no grids with equal steps of less than 8 bits",
         ),
         (
             ["bits={weights: 8, activations: 4}", "qat.quantizer={nice: {share: 0.1}}"],
@@ -81,6 +89,14 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
             "bits.scheme: ternary: quantizer twn computes its levels from the weights",
         ),
         (["qat.quantizer=faq", "qat.scale_lr=0.01"], "qat.scale_lr: no scale of quantizer faq"),
+        (
+            ["bits={weights: 8, activations: float}", "qat.scale_lr=0.01"],
+            "qat.scale_lr: no scale of quantizer lsq learns at these widths",
+        ),
+        (
+            ["bits={weights: 2, activations: float}", "qat.quantizer=pact", "qat.scale_lr=0.01"],
+            "qat.scale_lr: no scale of quantizer pact learns at these widths",
+        ),
     ],
 )
 def test_grids_that_cannot_be_trained_are_refused_before_the_model_is_read(folder, settings, said):

@@ -1,8 +1,9 @@
 """Refuse training that cannot work: most of it before any work."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -19,6 +20,9 @@ from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
 from qtool.weights import SCHEMES
 from qtool.weights.scale_constraints import SCALES
+
+if TYPE_CHECKING:
+    from qtool.qat.quantizers.base import Widths
 
 
 def check_early(recipe: Recipe, options: RunOptions) -> None:
@@ -101,7 +105,7 @@ def _check_grids(recipe: Recipe) -> None:
     _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
     # The widths of a recipe that a search completes are not known yet.
     if recipe.qat is not None and requested_search(recipe).key is None:
-        _check_unread(recipe, recipe.qat, list(places.values()))
+        _check_unread(recipe, recipe.qat, _trained_widths(places.values()))
     for place, (_weights, activations) in places.items():
         if activations == "dynamic":
             raise recipe.error((*place, "activations"), f"dynamic: {UNTRAINABLE_DYNAMIC}")
@@ -110,29 +114,46 @@ def _check_grids(recipe: Recipe) -> None:
         _check_scales(recipe, recipe.qat)
 
 
-def _check_unread(recipe: Recipe, section: Qat, widths: Sequence[tuple[object, object]]) -> None:
-    """Refuse options that the quantizer does not read.
+def _trained_widths(widths: Iterable[tuple[object, object]]) -> "Widths":
+    """Return the bits that are trained; a layer with float weights has none.
+
+    Args:
+        widths: of weights and activations, of all layers.
+    """
+    from qtool.qat.quantizers.base import Widths
+
+    pairs = [(weights, x) for weights, x in widths if isinstance(weights, int)]
+    activations = frozenset(x for _, x in pairs if isinstance(x, int))
+    return Widths(frozenset(weights for weights, _ in pairs), activations)
+
+
+def _check_unread(recipe: Recipe, section: Qat, widths: "Widths") -> None:
+    """Refuse options that change nothing at these widths.
 
     Args:
         recipe: with the scheme of its quantizer where it names none.
         section: its ``qat``.
-        widths: of weights and activations, of all layers.
+        widths: of all layers.
     """
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.quantizers.base import Widths
+    from qtool.qat.quantizers.base import learned_parameters
+    from qtool.qat.quantizers.trainable import sample_grids
 
     name, options = section.quantizer.name, section.quantizer.options
     entry, scheme = QAT_QUANTIZERS[name], recipe.bits.scheme
-    sets = (frozenset(w for w in side if isinstance(w, int)) for side in zip(*widths, strict=True))
-    for option, reader in entry.unread(options, Widths(*sets)).items():
+    for option, reader in entry.unread(options, widths).items():
         why = f"has no effect without {reader}; leave it out"
         raise recipe.error(("qat", "quantizer", name, option), why)
     if scheme.options and not entry.reads_scheme:
         why = f"quantizer {name} computes its levels from the weights and reads no options of it"
         raise recipe.error(("bits", "scheme"), f"{scheme.name}: {why}; leave them out")
-    if section.scale_lr is not None and not entry.learns_scales:
-        why = f"no scale of quantizer {name} learns; leave it out"
+    grids = sample_grids(section.quantizer.build(QAT_QUANTIZERS), widths)
+    if section.scale_lr is not None and not any(learned_parameters(g, False) for g in grids):
+        why = f"no scale of quantizer {name} learns at these widths; leave it out"
         raise recipe.error(("qat", "scale_lr"), why)
+    if section.extra_bits and not any(g.refines and g.params.spec.bits < 8 for g in grids):
+        why = f"quantizer {name} has no grids with equal steps of less than 8 bits; leave it out"
+        raise recipe.error(("qat", "extra_bits"), f"{section.extra_bits}: {why}")
 
 
 def scale_kind(recipe: Recipe) -> str:

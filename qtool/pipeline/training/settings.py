@@ -44,6 +44,7 @@ def training_settings(prepared: Prepared, section: Qat, train_data: Dataset) -> 
         warmup=section.warmup,
         schedule=section.schedule,
         clip=section.clip,
+        extra_bits=section.extra_bits,
         precision=section.precision,
         label_smoothing=section.label_smoothing,
         loss=recipe_loss(section, context.trust_code),

@@ -29,6 +29,8 @@ class GridModule(Protocol):
         at_weight_rate: names of its parameters that learn at the rate of the weights.
         scale_tensor: name of the tensor that holds the scale; None: several tensors do.
         steps_of_scale: how many scales that tensor holds: a range is so many steps.
+        refines: training can round to a finer grid over the same range.
+        finer: steps of that grid in one of the requested grid; a power of two.
     """
 
     params: QuantParams
@@ -36,6 +38,8 @@ class GridModule(Protocol):
     at_weight_rate: frozenset[str]
     scale_tensor: str | None
     steps_of_scale: float
+    refines: bool
+    finer: int
 
     @property
     def scale(self) -> T:
@@ -129,8 +133,6 @@ class QatQuantizer(ABC):
     """Scales can have the form of bits.scale."""
     schedule: ClassVar[str] = "cosine"
     """Schedule of the rates of recipes that name none."""
-    learns_scales: ClassVar[bool] = True
-    """Some scale is a parameter, which learns at the rate of scales."""
     reads_scheme: ClassVar[bool] = True
     """Training starts from the grid of the scheme, so that the scheme's options matter."""
 
@@ -169,6 +171,8 @@ class GridBase(nn.Module):
     at_weight_rate: frozenset[str] = frozenset()
     scale_tensor: str | None = "scale"
     steps_of_scale = 1.0
+    refines = False
+    finer = 1
 
     def __init__(self, params: QuantParams) -> None:
         """Make the module.
@@ -178,6 +182,11 @@ class GridBase(nn.Module):
         """
         super().__init__()
         self.params = params
+
+    @property
+    def steps_per_code(self) -> int:
+        """Steps of the grid that is rounded to, in one of the requested grid; 1 in evaluation."""
+        return self.finer if self.training else 1
 
     @property
     def scale_owner(self) -> "GridBase":
@@ -295,6 +304,20 @@ def learned_parameters(grid: GridModule, at_weight_rate: bool) -> list[nn.Parame
     """
     named = grid.named_parameters()
     return [p for name, p in named if (name in grid.at_weight_rate) == at_weight_rate]
+
+
+def lower_bits(network: nn.Module, extra_bits: int, share: float) -> None:
+    """Set how many bits more than requested the grids of less than 8 bits are trained with.
+
+    Args:
+        network: with the modules of its grids; those that cannot be finer stay as they are.
+        extra_bits: when training starts; one fewer after each equal part of its first half.
+        share: of training that is done, 0 to 1.
+    """
+    left = extra_bits - min(int(2 * share * extra_bits), extra_bits)
+    for module in network.modules():
+        if isinstance(module, GridBase) and module.refines and module.params.spec.bits < 8:
+            module.finer = 2**left
 
 
 def module_with_zero(plain: WeightModule, weight: T, name: str) -> WeightModule:

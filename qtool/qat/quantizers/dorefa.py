@@ -35,7 +35,6 @@ class DoReFa(QatQuantizer):
     """
 
     starts_from_codes: ClassVar[bool] = False
-    learns_scales: ClassVar[bool] = False
     trains_binary: ClassVar[bool] = True
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
@@ -65,6 +64,7 @@ class DoReFaWeight(WeightBase):
 
     rounds_to_nearest = False
     scale_tensor: str | None = "unit"
+    refines = True
     unit: T
     variance: T
     positions: T
@@ -95,11 +95,16 @@ class DoReFaWeight(WeightBase):
         """Return the variance of the weights that do not fill up the kernel, shape []."""
         return scale_rows(weight, self.params)[:, self.positions].var(correction=0)
 
-    def codes(self, x: T) -> T:
-        """Return the odd codes of weights, -steps .. steps, differentiable."""
-        squashed = torch.tanh(x)
+    def codes(self, x: T, finer: int = 1) -> T:
+        """Return the odd codes of weights, -steps .. steps, differentiable.
+
+        Args:
+            x: the weights.
+            finer: divide the difference of two codes into so many.
+        """
+        squashed, steps = torch.tanh(x), finer * self.steps
         half = squashed / (2 * squashed.abs().amax().clamp(min=SMALLEST_SCALE)) + 0.5
-        return 2 * straight_through(half * self.steps) - self.steps
+        return (2 * straight_through(half * steps) - steps) / finer
 
     @property
     def scale(self) -> T:
@@ -109,7 +114,8 @@ class DoReFaWeight(WeightBase):
     def forward(self, x: T) -> T:
         """Round weights to the levels."""
         # Whole numbers times the scale, as in the file: ties of powers of two stay ties.
-        return self.codes(x) * broadcast_scale(self.scale, x, self.params)
+        codes = self.codes(x, self.steps_per_code)
+        return codes * broadcast_scale(self.scale, x, self.params)
 
     def freeze(self, weight: T) -> tuple[T, QuantParams]:
         """Return the odd codes of ``weight``, as floats, and the code book of these codes."""

@@ -28,7 +28,6 @@ class FAQ(QatQuantizer):
 
     calibrator: ClassVar[Mapping[str, Any] | None] = {"percentile": {"q": 0.9999}}
     schedule: ClassVar[str] = "exponential"
-    learns_scales: ClassVar[bool] = False
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

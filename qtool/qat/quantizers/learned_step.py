@@ -144,7 +144,12 @@ class _LearnedStep(torch.autograd.Function):
 
 
 def learned_step(
-    x: T, scale: T, limits: tuple[int, int], gradient: StepGradient, zero: T | None = None
+    x: T,
+    scale: T,
+    limits: tuple[int, int],
+    gradient: StepGradient,
+    zero: T | None = None,
+    finer: int = 1,
 ) -> T:
     """Return round(clip(x / s, lo, hi)) * s, with the gradients that ``gradient`` computes.
 
@@ -156,6 +161,10 @@ def learned_step(
         limits: lowest and highest code; counted from the zero point where ``zero`` is None.
         gradient: of x, scale and zero point.
         zero: z, a real number, shape [1]; None: the grid has none, or ``limits`` contain it.
+        finer: divide every step into so many, over the same range.
     """
+    if finer > 1:
+        scale, limits = scale / finer, (finer * limits[0], finer * limits[1])
+        zero = None if zero is None else finer * (zero + (zero.round() - zero).detach())
     y: T = _LearnedStep.apply(x, scale, zero, limits, gradient)
     return y

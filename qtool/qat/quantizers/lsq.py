@@ -79,8 +79,6 @@ class LSQ(QatQuantizer):
 
     Args:
         gradient_scale: multiplies that factor.
-        extra_bits: gradual lowering: grids of less than 8 bits start with so many bits more, over
-            the same range, and lose one after each equal part of the first half of training.
     Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3 and sec. 2.2,
         arXiv:1902.08153. Departures: weights per channel count N per channel; scales start from the
         calibrated ones, not 2 mean|v| / sqrt(qmax); an asymmetric grid keeps its zero point.
@@ -88,23 +86,14 @@ class LSQ(QatQuantizer):
 
     _: KW_ONLY
     gradient_scale: float = Field(default=1.0, gt=0)
-    extra_bits: int = Field(default=0, ge=0, le=6)
-
-    @classmethod
-    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
-        """Return ``extra_bits`` where no layer has less than 8 bits."""
-        is_read = any(bits < 8 for bits in widths.weights | widths.activations)
-        unread = "extra_bits" in options and not is_read
-        return {"extra_bits": "layers of less than 8 bits"} if unread else {}
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""
-        return lsq_weight(params, weight, LSQGradient(self.gradient_scale), self.extra_bits)
+        return lsq_weight(params, weight, LSQGradient(self.gradient_scale))
 
     def activation(self, params: QuantParams) -> ActivationModule:
         """Return the module of one activation grid."""
-        extra = self.extra_bits if params.spec.bits < 8 else 0
-        return LSQActivation(params, LSQGradient(self.gradient_scale), extra)
+        return LSQActivation(params, LSQGradient(self.gradient_scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +126,6 @@ class LSQGradient(StepGradient):
         return ds
 
 
-def bits_left(extra_bits: int, share: float) -> int:
-    """Return how many bits more than requested a grid has: one fewer after each equal part.
-
-    Args:
-        extra_bits: when training starts.
-        share: of training that is done, 0 to 1; none are left from a half on.
-    """
-    return extra_bits - min(int(2 * share * extra_bits), extra_bits)
-
-
 class LSQWeight(WeightBase):
     """Weights on a symmetric grid with learned scales.
 
@@ -155,21 +134,18 @@ class LSQWeight(WeightBase):
         floor: lowest value of the scale, same shape.
     """
 
+    refines = True
     floor: T
 
-    def __init__(
-        self, params: QuantParams, weight: T, gradient: LSQGradient, extra_bits: int = 0
-    ) -> None:
+    def __init__(self, params: QuantParams, weight: T, gradient: LSQGradient) -> None:
         """Make the module.
 
         Args:
             params: grid that training starts from.
             weight: the weights; only their number counts.
             gradient: of the step; its factor is multiplied by 1 / sqrt(N * qmax).
-            extra_bits: more than requested when training starts.
         """
         super().__init__(params)
-        self.extra_bits, self.finer = extra_bits, 1  # steps in one of the requested grid
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32))
         self.register_buffer("floor", self.scale.detach() * MIN_SCALE_SHARE, persistent=False)
         count = weight.numel()
@@ -181,13 +157,9 @@ class LSQWeight(WeightBase):
 
     def forward(self, x: T) -> T:
         """Round weights to the grid."""
-        spec, finer = self.params.spec, self.finer if self.training else 1
-        scale = broadcast_scale(self.scale, x, self.params) / finer
-        return learned_step(x, scale, (finer * spec.qmin, finer * spec.qmax), self.gradient)
-
-    def advance(self, share: float, depth: float) -> None:
-        """Set the bits that are left to lose."""
-        self.finer = 2 ** bits_left(self.extra_bits, share)
+        limits = (self.params.spec.qmin, self.params.spec.qmax)
+        scale = broadcast_scale(self.scale, x, self.params)
+        return learned_step(x, scale, limits, self.gradient, finer=self.steps_per_code)
 
     def project(self) -> None:
         """Clamp the scales to positive values."""
@@ -206,19 +178,18 @@ class LSQActivation(GridBase):
         floor: lowest value of the scale, shape [1].
     """
 
+    refines = True
     floor: T
 
-    def __init__(self, params: QuantParams, gradient: LSQGradient, extra_bits: int = 0) -> None:
+    def __init__(self, params: QuantParams, gradient: LSQGradient) -> None:
         """Make the module.
 
         Args:
             params: grid that training starts from.
             gradient: of the step; its factor is multiplied by 1 / sqrt(N * qmax).
-            extra_bits: more than requested when training starts.
         """
         super().__init__(params)
         self.gradient = gradient
-        self.extra_bits, self.finer = extra_bits, 1  # steps in one of the requested grid
         self.scale = nn.Parameter(torch.tensor(params.scale, dtype=torch.float32).reshape(1))
         self.register_buffer("floor", self.scale.detach() * MIN_SCALE_SHARE, persistent=False)
 
@@ -230,14 +201,8 @@ class LSQActivation(GridBase):
 
     def forward(self, x: T) -> T:
         """Round activations to the grid."""
-        finer = self.finer if self.training else 1
-        lo, hi = code_limits(self.params)
-        limits = (finer * lo, finer * hi)
-        return learned_step(x, self.scale / finer, limits, self.gradient_of(x))
-
-    def advance(self, share: float, depth: float) -> None:
-        """Set the bits that are left to lose."""
-        self.finer = 2 ** bits_left(self.extra_bits, share)
+        limits, finer = code_limits(self.params), self.steps_per_code
+        return learned_step(x, self.scale, limits, self.gradient_of(x), finer=finer)
 
     def project(self) -> None:
         """Clamp the scale to positive values."""
@@ -248,9 +213,7 @@ class LSQActivation(GridBase):
         return replace(self.params, scale=plan_scale(self.scale, self.params))
 
 
-def lsq_weight(
-    params: QuantParams, weight: T, gradient: LSQGradient, extra_bits: int = 0
-) -> WeightModule:
+def lsq_weight(params: QuantParams, weight: T, gradient: LSQGradient) -> WeightModule:
     """Return the module of weights whose scale learns below 8 bits; at 8 it follows their range.
 
     Below 8 bits all codes are used, -2 to 1 at 2 bits: a third more levels than -1 to 1.
@@ -259,9 +222,8 @@ def lsq_weight(
         params: calibrated grid.
         weight: the weights that training starts from.
         gradient: of the step.
-        extra_bits: more than requested when training starts.
     """
     if params.spec.bits >= 8:
         return STEWeight(params, follows_range=True)
     params = replace(params, spec=replace(params.spec, narrow=False))
-    return LSQWeight(params, weight, gradient, extra_bits)
+    return LSQWeight(params, weight, gradient)

@@ -82,9 +82,9 @@ class LSQPlusActivation(LSQActivation):
 
     def forward(self, x: T) -> T:
         """Round activations to the grid."""
-        spec = self.params.spec
-        gradient = self.gradient_of(x)
-        return learned_step(x, self.scale, (spec.qmin, spec.qmax), gradient, self.zero)
+        limits = (self.params.spec.qmin, self.params.spec.qmax)
+        gradient, finer = self.gradient_of(x), self.steps_per_code
+        return learned_step(x, self.scale, limits, gradient, self.zero, finer)
 
     def project(self) -> None:
         """Clamp the scale to positive values, the zero point to the codes."""

@@ -80,6 +80,7 @@ class PACTActivation(GridBase):
 
     decays = True  # the paper's L2 penalty on alpha
     scale_tensor: str | None = "alpha"
+    refines = True
     gradient: StepGradient = PACTGradient()
     floor: T
 
@@ -104,7 +105,8 @@ class PACTActivation(GridBase):
 
     def forward(self, x: T) -> T:
         """Clip and round activations."""
-        return learned_step(x, self.scale, code_limits(self.params), self.gradient)
+        limits, finer = code_limits(self.params), self.steps_per_code
+        return learned_step(x, self.scale, limits, self.gradient, finer=finer)
 
     def project(self) -> None:
         """Clamp the level to positive values."""

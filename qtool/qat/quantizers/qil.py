@@ -55,6 +55,7 @@ class QILWeight(WeightBase):
     """
 
     rounds_to_nearest = False
+    refines = True
     scale: T
 
     def __init__(self, params: QuantParams, learn_gamma: bool) -> None:
@@ -79,7 +80,8 @@ class QILWeight(WeightBase):
 
     def forward(self, x: T) -> T:
         """Round weights to the grid."""
-        codes = straight_through(self.transformed(x) * self.params.spec.qmax)
+        finer = self.steps_per_code
+        codes = straight_through(self.transformed(x) * self.params.spec.qmax * finer) / finer
         return codes * broadcast_scale(self.scale, x, self.params)
 
     def project(self) -> None:

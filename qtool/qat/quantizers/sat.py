@@ -48,7 +48,7 @@ class SATWeight(DoReFaWeight):
 
     def forward(self, x: T) -> T:
         """Round weights to the levels."""
-        codes = self.codes(x)
+        codes = self.codes(x, self.steps_per_code)
         if self.training:
             values = codes.detach() * broadcast_scale(self.scale, x, self.params)
             # 1e-20: weights that are all equal have no variance to divide by.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -46,8 +46,6 @@ class STE(QatQuantizer):
     ranges: Literal["fixed", "ema"] = "fixed"
     momentum: float = Field(default=0.01, gt=0, le=1)
 
-    learns_scales: ClassVar[bool] = False
-
     @classmethod
     def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
         """Return ``momentum`` where ranges are fixed."""
@@ -78,6 +76,7 @@ class STEWeight(WeightBase):
         scale: shape [] or [C].
     """
 
+    refines = True
     scale: T
 
     def __init__(self, params: QuantParams, follows_range: bool) -> None:
@@ -96,8 +95,9 @@ class STEWeight(WeightBase):
         spec = self.params.spec
         if self.follows_range and self.training:
             self.update_range(x)
-        step = broadcast_scale(self.scale, x, self.params)
-        return straight_through((x / step).clamp(spec.qmin, spec.qmax)) * step
+        finer = self.steps_per_code
+        step = broadcast_scale(self.scale, x, self.params) / finer
+        return straight_through((x / step).clamp(finer * spec.qmin, finer * spec.qmax)) * step
 
     def update_range(self, weight: T) -> None:
         """Set the scale to max |weight| / qmax, per channel or tensor."""
@@ -121,6 +121,7 @@ class STEActivation(GridBase):
         limits: lowest and highest value that the grid covers, shape [2].
     """
 
+    refines = True
     scale: T
     zero: T
     limits: T
@@ -147,9 +148,10 @@ class STEActivation(GridBase):
             limits = distributed.widest_limits(limits)
             self.limits = self.limits + self.momentum * (limits - self.limits)
             self._update_grid()
+        gradient, finer = StepGradient(), self.steps_per_code
         if not self.momentum:
-            return learned_step(x, self.scale, code_limits(self.params), StepGradient())
-        return learned_step(x, self.scale, (spec.qmin, spec.qmax), StepGradient(), self.zero)
+            return learned_step(x, self.scale, code_limits(self.params), gradient, finer=finer)
+        return learned_step(x, self.scale, (spec.qmin, spec.qmax), gradient, self.zero, finer)
 
     def _update_grid(self) -> None:
         """Compute scale and zero point from the average limits; 0 stays on the grid."""

@@ -1,10 +1,13 @@
 """The weights and grids that a quantizer trains, and the refusal of others."""
 
+import numpy as np
+import torch
+
 from qtool.errors import RecipeError
-from qtool.qat.quantizers.base import QatQuantizer
+from qtool.qat.quantizers.base import GridModule, QatQuantizer, Widths
 from qtool.qat.settings import UNTRAINABLE_DYNAMIC
 from qtool.quant.plan import QuantPlan
-from qtool.quant.primitives import Codebook
+from qtool.quant.primitives import Codebook, QuantParams, QuantSpec
 from qtool.weights import SCHEMES
 
 
@@ -18,6 +21,26 @@ def trained_widths(entry: QatQuantizer | type[QatQuantizer]) -> frozenset[int]:
     if fixed is not None:
         return frozenset({fixed})
     return frozenset(range(1 if entry.trains_binary else 2, 8))
+
+
+def sample_grids(quantizer: QatQuantizer, widths: Widths) -> list[GridModule]:
+    """Return a module for weights and for activations of each width, on made-up values.
+
+    Args:
+        quantizer: with its options.
+        widths: of the layers that are trained; those that it does not train are left out.
+    """
+
+    def grid(bits: int, signed: bool) -> QuantParams:
+        spec = QuantSpec(bits, signed, symmetric=signed)
+        return QuantParams(spec, np.array(1, np.float32), np.array(0, np.int32))
+
+    trained, weight = trained_widths(quantizer), torch.tensor([1.0, -0.5])
+    weights = [bits for bits in widths.weights if bits >= 8 or bits in trained]
+    return [
+        *(quantizer.weight(grid(bits, True), weight) for bits in weights),
+        *(quantizer.activation(grid(bits, False)) for bits in widths.activations),
+    ]
 
 
 def check_trainable(plan: QuantPlan, quantizer: QatQuantizer) -> None:

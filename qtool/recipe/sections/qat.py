@@ -111,6 +111,9 @@ class Qat(DataSection):
     clip: Annotated[float, Field(ge=0)] | None = None
     """Largest norm of the gradient of all parameters together; 0: any. Absent: any where BatchNorm
     learns with statistics of the batch, else 1."""
+    extra_bits: Annotated[int, Field(ge=0, le=6)] = 0
+    """Gradual lowering: grids of less than 8 bits start with so many bits more, over the same
+    range, and lose one after each equal part of the first half of training."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions and matrix products while training; grids and losses are always float32."""
     batchnorm: Literal["live", "frozen", "folded"] = "live"
@@ -131,6 +134,18 @@ class Qat(DataSection):
     """Write event files into the run folder's tensorboard folder; needs qtool[tensorboard]."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the samples set aside as holdout, class by class, to choose the best epoch."""
+
+    @field_validator("quantizer")
+    @classmethod
+    def _has_no_extra_bits(cls, quantizer: Choice) -> Choice:
+        bits = quantizer.options.get("extra_bits")
+        if bits is not None:
+            name = quantizer.name
+            raise ValueError(
+                f"found extra_bits among the options of {name}, expected it beside quantizer, for "
+                f"any of them; write qat: {{quantizer: {name}, extra_bits: {bits}}}"
+            )
+        return quantizer
 
     @field_validator("loss")
     @classmethod

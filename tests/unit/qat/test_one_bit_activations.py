@@ -1,4 +1,4 @@
-"""Activations of 1 bit, popcounts, and grids that lose their bits while training."""
+"""Activations of 1 bit, and popcounts."""
 
 import numpy as np
 import onnx
@@ -10,8 +10,6 @@ from torch_training import train_and_emit
 import qtool
 from qtool.qat.quantizers.binary.xnor import ApproxSignGradient, popcount_dot
 from qtool.qat.quantizers.learned_step import learned_step
-from qtool.qat.quantizers.lsq import LSQ, LSQGradient, bits_left
-from qtool.quant.primitives import PerChannel, QuantParams, QuantSpec
 
 RNG = np.random.default_rng(11)
 
@@ -87,31 +85,3 @@ def test_a_network_of_1_bit_trains_and_its_file_is_what_was_trained(tmp_path):
         site = learned.quantization.sites[name]
         spec, codes = learned.quantization.spec(site.inputs[0]), learned.quantization.codes
         assert (spec.qmin, spec.qmax) == (0, 1) and set(np.unique(codes[site.weight])) == {-1, 1}
-
-
-def test_bits_are_lost_one_after_the_other_in_the_first_half_of_training():
-    shares = (0.0, 0.1, 0.17, 0.3, 0.34, 0.49, 0.5, 1.0)
-    assert [bits_left(3, share) for share in shares] == [3, 3, 2, 2, 1, 1, 0, 0]
-    assert {bits_left(0, share) for share in shares} == {0}
-
-
-def test_a_grid_with_more_bits_has_the_same_range_and_contains_the_requested_one():
-    weight = torch.from_numpy(RNG.normal(size=(4, 60)).astype(np.float32))
-    spec = QuantSpec(2, True, True, PerChannel(0))
-    params = QuantParams(spec, np.full(4, 0.7, np.float32), np.zeros(4, np.int32))
-    plain, lowered = LSQ().weight(params, weight), LSQ(extra_bits=2).weight(params, weight)
-    lowered.train().advance(0.0, 0.0)
-    fine = lowered(weight).detach()
-    assert fine.unique().numel() == 13 and set(fine.unique().tolist()) > set(
-        plain(weight).detach().unique().tolist()
-    )
-    assert (fine - weight).abs().mean() < (plain(weight) - weight).abs().mean()
-    torch.testing.assert_close(lowered.eval()(weight), plain(weight))
-    lowered.train().advance(0.6, 0.0)
-    torch.testing.assert_close(lowered(weight), plain(weight))
-    activation = LSQ(extra_bits=2).activation(
-        QuantParams(QuantSpec(2, False, False), np.array(0.5, np.float32), np.int32(0))
-    )
-    activation.train().advance(0.0, 0.0)
-    x = torch.linspace(-1, 2, 200)
-    assert activation(x).detach().unique().numel() == 13 and activation.gradient == LSQGradient()

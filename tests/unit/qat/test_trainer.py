@@ -132,7 +132,7 @@ def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
         run(tmp_path, 1)
 
 
-def test_the_stages_of_a_quantizer_follow_training(tmp_path, monkeypatch):
+def test_the_bits_of_grids_follow_training(tmp_path, monkeypatch):
     """Grids of 4 bits of which 3 are requested: the last extra bit goes in the first half."""
     bits, step = [], loop._Loop._step
 
@@ -142,7 +142,7 @@ def test_the_stages_of_a_quantizer_follow_training(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(loop._Loop, "_step", observed)
-    run(tmp_path, 4, quantizer=LSQ(extra_bits=1))
+    run(tmp_path, 4, extra_bits=1)
     assert bits == [{2}] * (len(bits) // 2) + [{1}] * (len(bits) // 2)
 
 

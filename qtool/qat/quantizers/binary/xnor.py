@@ -65,12 +65,14 @@ class ApproxSignGradient(LSQGradient):
     """
 
     def output_gradient(self, dy: T, rounded: RoundedStep) -> T:
-        """Return dy (2 - 2 |v|), v from -1 to 1 between the two codes.
+        """Return dy (2 - 2 |v|), v from -1 to 1 between the two codes; dy on a finer grid.
 
         Args:
             dy: gradient of the output.
             rounded: the forward pass.
         """
+        if rounded.hi - rounded.lo > 1:
+            return dy
         v = 2 * (rounded.steps - rounded.lo) - 1
         return dy * (2 - 2 * v.abs()).clamp(min=0)
 

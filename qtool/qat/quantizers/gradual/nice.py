@@ -57,6 +57,8 @@ def uniform_noise(x: T, share: float) -> T:
 class NICEWeight(LSQWeight):
     """Weights that are clamped, have noise, or are rounded, by the stage of training."""
 
+    refines = False
+
     def __init__(self, params: QuantParams, weight: T, groups: int, share: float) -> None:
         """Make the module.
 

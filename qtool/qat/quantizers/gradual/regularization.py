@@ -46,6 +46,7 @@ class RegularizedWeight(LSQWeight):
     """
 
     at_weight_rate = frozenset({"exponent"})
+    refines = False
 
     def __init__(self, params: QuantParams, weight: T, start: float) -> None:
         """Make the module.
