@@ -45,7 +45,7 @@ class BitSearch:
     def run(self) -> tuple[Recipe, SearchPart]:
         """Return the recipe with widths in place of the budget, and what was tried.
 
-        Without ``max_drop`` no sample has to judge the chosen file, so all of them calibrate it.
+        Without ``max_drop`` all samples calibrate the chosen file: its drop need not be measured.
 
         Raises:
             RecipeError: no choice of widths is within the budget.

@@ -26,9 +26,9 @@ def test_grids_and_norms_see_float32_and_products_do_not(monkeypatch):
     seen, products = [], []
     original = lsq.learned_step
 
-    def watched(x, scale, *rest):
+    def watched(x, scale, *rest, **options):
         seen.append((x.dtype, scale.dtype))
-        return original(x, scale, *rest)
+        return original(x, scale, *rest, **options)
 
     monkeypatch.setattr(lsq, "learned_step", watched)
     model, plan = planned(normed_net(), Bits(3, 4))
