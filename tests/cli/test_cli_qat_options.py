@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from command import qtool
+from models import Net
 from PIL import Image
 from test_cli_qat import folder
 from typer.testing import CliRunner
@@ -82,7 +83,22 @@ def test_a_share_for_validation_that_leaves_nothing(folder, share, held):
         ),
         (
             ["qat.quantizer={ste: {momentum: 0.1}}"],
-            "qat.quantizer.ste.momentum: has no effect without ranges: ema",
+            "qat.quantizer.ste.momentum: has no effect without ranges: ema and integer activations",
+        ),
+        (
+            [
+                "bits={weights: 3, activations: float}",
+                "qat.quantizer={ste: {ranges: ema, momentum: 0.1}}",
+            ],
+            "qat.quantizer.ste.momentum: has no effect without ranges: ema and integer activations",
+        ),
+        (
+            ["bits={weights: 8, activations: float}", "qat.quantizer={ewgs: {delta: 0.1}}"],
+            "qat.quantizer.ewgs.delta: has no effect without weights of less than 8 bits or integ",
+        ),
+        (
+            ["qat.quantizer=kmeans", "qat.weight_decay=0.1"],
+            "qat.weight_decay: 0.1: quantizer kmeans with these options leaves the weights as they",
         ),
         (
             ["bits={weights: 2, scheme: {ternary: {exact: true}}}", "qat.quantizer=twn"],
@@ -233,6 +249,34 @@ def test_oscillations_are_refused_where_they_make_no_sense(folder, settings, sai
     done = train(folder, "no", *settings)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert said in done.stderr and not (folder / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["qat.batchnorm=frozen"], "qat.batchnorm: frozen: found no BatchNorm behind a layer"),
+        (["qat.distill.temperature=4"], "qat.distill.temperature: the output of shape ['N', 4, 8"),
+    ],
+)
+def test_what_a_network_has_nothing_for_is_refused(folder, settings, said):
+    """One convolution without BatchNorm, whose outputs are no classes."""
+    net = Net(opset=17)
+    net.output(net.conv(net.input("x", "N", 1, 8, 8), 1, 4, name="stem", out="y"))
+    onnx.save(net.proto(), folder / "plain.onnx")
+    images = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
+    np.savez(folder / "bare.npz", x=images)
+    data = "calibrate: {arrays: bare.npz}, qat: {allow_overlap: true}"
+    (folder / "plain.yaml").write_text(f"{{model: plain.onnx, {data}}}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = qtool("qat", "--recipe", folder / "plain.yaml", "--out", folder / "no", *words)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert not (folder / "no").exists()
+
+
+def test_a_temperature_of_a_teacher_without_a_share_is_refused(folder):
+    done = train(folder, "no", "qat.distill={weight: 0, blocks: 0.1, temperature: 4}")
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "qat.distill.temperature: has no effect where the float network's output" in done.stderr
 
 
 def test_images_that_have_no_partner_are_refused(folder):

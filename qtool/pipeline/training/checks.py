@@ -136,8 +136,8 @@ def _check_unread(recipe: Recipe, section: Qat, widths: "Widths") -> None:
         widths: of all layers.
     """
     from qtool.qat.quantizers import QAT_QUANTIZERS
-    from qtool.qat.quantizers.base import learned_parameters
-    from qtool.qat.quantizers.trainable import sample_grids
+    from qtool.qat.quantizers.base import WeightModule, learned_parameters
+    from qtool.qat.quantizers.trainable import sample_grids, weights_learn
 
     name, options = section.quantizer.name, section.quantizer.options
     entry, scheme = QAT_QUANTIZERS[name], recipe.bits.scheme
@@ -151,6 +151,11 @@ def _check_unread(recipe: Recipe, section: Qat, widths: "Widths") -> None:
     if section.scale_lr is not None and not any(learned_parameters(g, False) for g in grids):
         why = f"no scale of quantizer {name} learns at these widths; leave it out"
         raise recipe.error(("qat", "scale_lr"), why)
+    decaying = (g.decays or (isinstance(g, WeightModule) and weights_learn(g)) for g in grids)
+    decay = section.weight_decay
+    if decay != Qat.model_fields["weight_decay"].default and not any(decaying):
+        why = f"quantizer {name} with these options leaves the weights as they are; leave it out"
+        raise recipe.error(("qat", "weight_decay"), f"{decay:g}: {why}")
     if section.extra_bits and not any(g.refines and g.params.spec.bits < 8 for g in grids):
         why = f"quantizer {name} has no grids with equal steps of less than 8 bits; leave it out"
         raise recipe.error(("qat", "extra_bits"), f"{section.extra_bits}: {why}")

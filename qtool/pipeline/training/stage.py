@@ -1,5 +1,6 @@
 """Train the calibrated plan: the step that ``qtool qat`` adds to those of ``qtool ptq``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -87,6 +88,7 @@ class Training:
         evaluation = prepared.evaluation.dataset
         data, warnings = usable(data, "training")
         data, dropped = disjoint(recipe, section, data, evaluation, "training")
+        _check_batchnorm(prepared, section)
         _check_data(prepared, section, data)
         train_data, validation = train_validation_split(recipe, section, data, context.seed)
         _check_batch(prepared, section, train_data)
@@ -105,6 +107,14 @@ class Training:
         return StepResult(result.plan, (*self.notes, *result.notes), training=result.training)
 
 
+def _check_batchnorm(prepared: Prepared, section: Qat) -> None:
+    """Raise RecipeError for statistics of a BatchNorm that the network does not have."""
+    nodes = prepared.context.model.graph
+    if section.batchnorm == "frozen" and not any(node.meta.get("folded_norm") for node in nodes):
+        why = "found no BatchNorm behind a layer (an export may have folded it); leave it out"
+        raise prepared.recipe.error(("qat", "batchnorm"), f"frozen: {why}")
+
+
 def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
     """Raise QtoolError for labels or augmentations that do not fit the network."""
     recipe, context = prepared.recipe, prepared.context
@@ -119,6 +129,7 @@ def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
     if no_loss and section.distill and section.distill.weight < 1:
         why = f"{section.where} has no labels for the rest of the loss; write 1"
         raise recipe.error(("qat", "distill", "weight"), why)
+    _check_temperature(recipe, section, share, shape)
     if share < 1 and section.loss is None:
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
@@ -146,6 +157,28 @@ def _check_data(prepared: Prepared, section: Qat, data: Dataset) -> None:
     if augment.colour and (preprocess is None or section.images is None):
         why = "needs the pixels; expected images and the preprocess that made them inputs"
         raise recipe.error(("qat", "augment", "colour"), f"{why}: write both, or leave it out")
+
+
+def _check_temperature(
+    recipe: Recipe, section: Qat, share: float, shape: Sequence[object] | None
+) -> None:
+    """Raise RecipeError for a temperature of distributions that are not compared.
+
+    Args:
+        recipe: names the line to change.
+        section: the recipe's ``qat``.
+        share: of the loss that is the float network's output.
+        shape: of that output; None where it has none.
+    """
+    if section.distill is None or section.distill.temperature == 1:
+        return
+    key = ("qat", "distill", "temperature")
+    if share == 0:
+        why = "has no effect where the float network's output has no share of the loss"
+        raise recipe.error(key, f"{why}; raise qat.distill.weight, or leave it out")
+    if shape is not None and (len(shape) != 2 or shape[1] == 1):
+        why = "is no scores of classes, so the float network's is compared by squared error"
+        raise recipe.error(key, f"the output of shape {list(shape)} {why}; leave it out")
 
 
 def _check_batch(prepared: Prepared, section: Qat, train_data: Dataset) -> None:

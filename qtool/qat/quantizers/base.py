@@ -52,6 +52,9 @@ class GridModule(Protocol):
     def __call__(self, x: T) -> T:
         """Return ``x`` rounded to the grid, differentiable."""
 
+    def eval(self) -> Any:
+        """Switch to evaluation."""
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that training learns, with their names."""
 

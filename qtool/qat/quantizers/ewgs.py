@@ -7,16 +7,16 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, WeightModule
 from qtool.qat.quantizers.learned_step import RoundedStep
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, lsq_weight
+from qtool.qat.quantizers.lsq import LearnedStepQuantizer, LSQActivation, LSQGradient, lsq_weight
 from qtool.quant.primitives import QuantParams
 
 T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class EWGS(QatQuantizer):
+class EWGS(LearnedStepQuantizer):
     """Element-wise gradient scaling: dL/dx = g (1 + delta sign(g) (x - q)) with g = dL/dq.
 
     There x and its rounded value q are normalized: the grid is 1 wide on each side of zero. Scales

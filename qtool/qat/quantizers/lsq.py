@@ -68,8 +68,19 @@ class NarrowWeightQuantizer(QatQuantizer):
         return LSQActivation(params, LSQGradient())
 
 
+class LearnedStepQuantizer(QatQuantizer):
+    """Base of methods whose options are about learned scales alone."""
+
+    @classmethod
+    def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
+        """Return all options where no scale learns: that of 8-bit weights follows their range."""
+        is_read = widths.activations or any(bits < 8 for bits in widths.weights)
+        why = "weights of less than 8 bits or integer activations"
+        return {} if is_read else dict.fromkeys(options, why)
+
+
 @dataclass(frozen=True)
-class LSQ(QatQuantizer):
+class LSQ(LearnedStepQuantizer):
     """Learned step size: dy/ds = round(x/s) - x/s inside, the limit's code outside.
 
     y = round(clip(x / s, lo, hi)) * s. The gradient of each scale s is multiplied by

@@ -8,9 +8,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from qtool.qat.quantizers.base import ActivationModule, QatQuantizer, WeightModule
+from qtool.qat.quantizers.base import ActivationModule, WeightModule
 from qtool.qat.quantizers.learned_step import RoundedStep, learned_step
-from qtool.qat.quantizers.lsq import LSQActivation, LSQGradient, lsq_weight
+from qtool.qat.quantizers.lsq import LearnedStepQuantizer, LSQActivation, LSQGradient, lsq_weight
 from qtool.qat.quantizers.scales import freeze_activation
 from qtool.quant.primitives import QuantParams
 
@@ -18,7 +18,7 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
-class LSQPlus(QatQuantizer):
+class LSQPlus(LearnedStepQuantizer):
     """LSQ with learned zero points z of activations: dy/dz = -s outside, 0 inside.
 
     y = (round(clip(x / s + round(z), lo, hi)) - round(z)) * s. Zero points learn as real numbers

@@ -48,9 +48,10 @@ class STE(QatQuantizer):
 
     @classmethod
     def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:
-        """Return ``momentum`` where ranges are fixed."""
-        is_read = options.get("ranges") == "ema" or "momentum" not in options
-        return {} if is_read else {"momentum": "ranges: ema"}
+        """Return ``momentum`` where no range is a moving average."""
+        if "momentum" not in options or (options.get("ranges") == "ema" and widths.activations):
+            return {}
+        return {"momentum": "ranges: ema and integer activations"}
 
     def weight(self, params: QuantParams, weight: T) -> WeightModule:
         """Return the module of one layer's weights."""

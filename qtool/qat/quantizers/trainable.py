@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from qtool.errors import RecipeError
-from qtool.qat.quantizers.base import GridModule, QatQuantizer, Widths
+from qtool.qat.quantizers.base import GridModule, QatQuantizer, WeightModule, Widths
 from qtool.qat.settings import UNTRAINABLE_DYNAMIC
 from qtool.quant.plan import QuantPlan
 from qtool.quant.primitives import Codebook, QuantParams, QuantSpec
@@ -41,6 +41,18 @@ def sample_grids(quantizer: QatQuantizer, widths: Widths) -> list[GridModule]:
         *(quantizer.weight(grid(bits, True), weight) for bits in weights),
         *(quantizer.activation(grid(bits, False)) for bits in widths.activations),
     ]
+
+
+def weights_learn(module: WeightModule) -> bool:
+    """Return whether the rounded weights have a gradient of the weights.
+
+    Args:
+        module: of a made-up weight, see :func:`sample_grids`.
+    """
+    module.eval()  # without random draws
+    weight = torch.ones(2, requires_grad=True)
+    gradients = torch.autograd.grad(module(weight).sum(), weight, allow_unused=True)
+    return gradients[0] is not None
 
 
 def check_trainable(plan: QuantPlan, quantizer: QatQuantizer) -> None:
