@@ -22,7 +22,12 @@ from qtool.pipeline.pruning.checks import check_pruning_request
 from qtool.pipeline.search.requested import check_spread
 from qtool.pipeline.search.resolve import resolve_search
 from qtool.pipeline.stages import freeze_and_emit, quantize, rewrite
-from qtool.pipeline.training.checks import check_early, check_rewrites, has_restricted_scales
+from qtool.pipeline.training.checks import (
+    check_early,
+    check_rewrites,
+    has_restricted_scales,
+    recipe_widths,
+)
 from qtool.pipeline.training.stage import Training
 from qtool.qat import distributed
 from qtool.quant.plan import QuantPlan
@@ -93,10 +98,10 @@ def _shared(recipe: Recipe, out: Path, options: RunOptions, train: bool) -> Repo
 def _with_training_defaults(recipe: Recipe) -> Recipe:
     """Return the recipe with the values of its quantizer where it has none.
 
-    These are the scheme of weights, the calibrator and the schedule of rates; with scales of a
-    fixed form BatchNorm stays folded. Where training does not start from the codes of default
-    steps, these are left out; steps that the recipe names run in any case. Without a ``qat``
-    section the samples of ``calibrate`` train.
+    These are the scheme of weights, the calibrator, and what the paper trains with (schedule,
+    rate); with scales of a fixed form BatchNorm stays folded. Where training does not start from
+    the codes of default steps, these are left out; steps that the recipe names run in any case.
+    Without a ``qat`` section the samples of ``calibrate`` train.
     """
     from qtool.qat.quantizers import QAT_QUANTIZERS
 
@@ -114,7 +119,7 @@ def _with_training_defaults(recipe: Recipe) -> Recipe:
     if entry.calibrator is not None and "method" not in recipe.calibrate.model_fields_set:
         method = read_choice(entry.calibrator, "calibrators", recipe.qat.quantizer.name)
         changes["calibrate"] = recipe.calibrate.model_copy(update={"method": method})
-    defaults: dict[str, Any] = {"schedule": entry.schedule}
+    defaults = dict(entry.training_defaults(recipe_widths(recipe)))
     if has_restricted_scales(recipe):
         defaults["batchnorm"] = "folded"
     absent = {k: v for k, v in defaults.items() if k not in recipe.qat.model_fields_set}

@@ -1,7 +1,7 @@
 """Refuse training that cannot work: most of it before any work."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from qtool.pipeline.context import RunOptions
 from qtool.pipeline.search.requested import requested_search
 from qtool.qat.custom_loss import CustomLoss, custom_loss
 from qtool.qat.settings import UNTRAINABLE_DYNAMIC
-from qtool.recipe.model import Recipe
+from qtool.recipe.model import Bits, Recipe
 from qtool.recipe.sections.qat import Qat
 from qtool.recipe.target_defaults import apply_target_defaults
 from qtool.targets.loader import load_target
@@ -97,15 +97,11 @@ def _check_custom_loss(recipe: Recipe, section: Qat) -> None:
 
 def _check_grids(recipe: Recipe) -> None:
     """Refuse what the network would refuse after calibration: weights, scales, dynamic grids."""
-    bits = recipe.bits
-    places: dict[KeyPath, tuple[object, object]] = {("bits",): (bits.weights, bits.activations)}
-    for pattern, layer in bits.layers.items():
-        widths = (layer.weights or bits.weights, layer.activations or bits.activations)
-        places["bits", "layers", pattern] = widths
+    places = _layer_widths(recipe.bits)
     _check_weights(recipe, {place: weights for place, (weights, _) in places.items()})
     # The widths of a recipe that a search completes are not known yet.
     if recipe.qat is not None and requested_search(recipe).key is None:
-        _check_unread(recipe, recipe.qat, _trained_widths(places.values()))
+        _check_unread(recipe, recipe.qat, recipe_widths(recipe))
     for place, (_weights, activations) in places.items():
         if activations == "dynamic":
             raise recipe.error((*place, "activations"), f"dynamic: {UNTRAINABLE_DYNAMIC}")
@@ -114,17 +110,28 @@ def _check_grids(recipe: Recipe) -> None:
         _check_scales(recipe, recipe.qat)
 
 
-def _trained_widths(widths: Iterable[tuple[object, object]]) -> "Widths":
-    """Return the bits that are trained; a layer with float weights has none.
+def _layer_widths(bits: Bits) -> dict[KeyPath, tuple[object, object]]:
+    """Return the widths of weights and activations of all layers, by the keys of their place."""
+    places: dict[KeyPath, tuple[object, object]] = {("bits",): (bits.weights, bits.activations)}
+    for pattern, layer in bits.layers.items():
+        widths = (layer.weights or bits.weights, layer.activations or bits.activations)
+        places["bits", "layers", pattern] = widths
+    return places
 
-    Args:
-        widths: of weights and activations, of all layers.
+
+def recipe_widths(recipe: Recipe) -> "Widths":
+    """Return the bits that a recipe trains; layers with float weights have none.
+
+    Those that a search may lower to 4 bits have them.
     """
     from qtool.qat.quantizers.base import Widths
 
-    pairs = [(weights, x) for weights, x in widths if isinstance(weights, int)]
+    bits = apply_target_defaults(recipe, load_target(recipe.target)).bits
+    if requested_search(recipe).key is not None:
+        return Widths(frozenset({4, 8}), frozenset({4, 8}))
+    pairs = [(w, x) for w, x in _layer_widths(bits).values() if isinstance(w, int)]
     activations = frozenset(x for _, x in pairs if isinstance(x, int))
-    return Widths(frozenset(weights for weights, _ in pairs), activations)
+    return Widths(frozenset(w for w, _ in pairs), activations)
 
 
 def _check_unread(recipe: Recipe, section: Qat, widths: "Widths") -> None:

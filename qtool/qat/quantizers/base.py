@@ -119,6 +119,11 @@ class Widths(NamedTuple):
     weights: frozenset[int]
     activations: frozenset[int]
 
+    @property
+    def narrow(self) -> bool:
+        """True where something has less than 8 bits."""
+        return any(bits < 8 for bits in self.weights | self.activations)
+
 
 class QatQuantizer(ABC):
     """An entry of QAT_QUANTIZERS: a frozen dataclass whose fields are the method's options."""
@@ -134,10 +139,17 @@ class QatQuantizer(ABC):
     """Calibrator, with options, of recipes that name none; None: the recipe's default."""
     restricts_scales: ClassVar[bool] = True
     """Scales can have the form of bits.scale."""
-    schedule: ClassVar[str] = "cosine"
-    """Schedule of the rates of recipes that name none."""
     reads_scheme: ClassVar[bool] = True
     """Training starts from the grid of the scheme, so that the scheme's options matter."""
+
+    @classmethod
+    def training_defaults(cls, widths: Widths) -> Mapping[str, Any]:
+        """Return keys of ``qat`` that the paper trains with, for recipes that do not have them.
+
+        Args:
+            widths: of the recipe's layers.
+        """
+        return {}
 
     @classmethod
     def unread(cls, options: Mapping[str, Any], widths: Widths) -> Mapping[str, str]:

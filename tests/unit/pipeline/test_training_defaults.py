@@ -29,10 +29,23 @@ def test_steps_that_the_recipe_names_run_in_any_case(tmp_path):
     assert [step.name for step in _with_training_defaults(named).ptq] == ["gptq"]
 
 
-def test_faq_brings_its_calibrator_and_schedule_where_the_recipe_has_none(tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "lr", "epochs"),
+    [({}, 1e-4, 1), ({"weights": 4}, 1.5e-3, 10), ({"layers": {"last": 4}}, 1.5e-3, 10)],
+)
+def test_faq_brings_its_schedule_and_its_rate_where_the_recipe_has_none(bits, lr, epochs, tmp_path):
+    resolved = _with_training_defaults(recipe(tmp_path, "faq", bits=bits)).qat
+    assert (resolved.schedule, resolved.lr, resolved.epochs) == ("exponential", lr, epochs)
+    named = recipe(tmp_path, "faq", bits=bits)
+    own = {"schedule": "cosine", "lr": 0.02, "epochs": 3}
+    named = named.model_copy(update={"qat": named.qat.model_copy(update=own)})
+    resolved = _with_training_defaults(named).qat
+    assert (resolved.schedule, resolved.lr, resolved.epochs) == ("cosine", 0.02, 3)
+
+
+def test_faq_brings_its_calibrator_where_the_recipe_has_none(tmp_path):
     resolved = _with_training_defaults(recipe(tmp_path, "faq"))
     assert resolved.calibrate.method.model_dump() == {"percentile": {"q": 0.9999}}
-    assert resolved.qat.schedule == "exponential"
     own = {"calibrate": {"images": "a", "method": "mse"}}
     kept = recipe(tmp_path, {"faq": {}}, **own)
     assert _with_training_defaults(kept).calibrate.method.name == "mse"
