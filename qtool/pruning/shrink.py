@@ -80,7 +80,9 @@ def _drop_unread(node: ir.Node) -> None:
     sources = {v.producer() for v in node.inputs if v is not None}
     drop(node)
     for source in sources:
-        if source is not None and not any(v.uses() or v.is_graph_output() for v in source.outputs):
+        if source is None or source.graph is None:  # of two paths to a node, the first drops it
+            continue
+        if not any(v.uses() or v.is_graph_output() for v in source.outputs):
             _drop_unread(source)
 
 

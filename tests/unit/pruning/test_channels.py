@@ -42,6 +42,15 @@ def concatenated() -> Net:
     return net.output(net.add("Gemm", x, net.weight(5, 14 * 36), net.weight(5), transB=1, out="y"))
 
 
+def gated_branch() -> Net:
+    """A residual branch with x sigmoid(x): two paths lead from one layer to the next."""
+    net = Net()
+    x = net.conv(net.input("x", "N", 4, 8, 8), 4, 8)
+    z = net.conv(x, 8, 16, k=1)
+    z = net.conv(net.add("Mul", z, net.add("Sigmoid", z)), 16, 8, k=1)
+    return net.output(net.conv(net.add("Add", x, z), 8, 4, k=1, out="y"))
+
+
 def folded(net: Net):
     model = net.model()
     feeds = feeds_for(model)
@@ -57,7 +66,15 @@ def outputs(model, feeds, arrays=None):
     return next(iter(got.values())).numpy()
 
 
-NETS = [residual, option_a, depthwise, inverted_bottleneck, squeeze_excite, concatenated]
+NETS = [
+    residual,
+    option_a,
+    depthwise,
+    inverted_bottleneck,
+    squeeze_excite,
+    concatenated,
+    gated_branch,
+]
 
 
 @pytest.mark.parametrize("build", NETS)
