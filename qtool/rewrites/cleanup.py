@@ -8,6 +8,7 @@ from qtool.graph.queries import (
     RANDOM_OPS,
     WEIGHTED_OPS,
     attribute,
+    clip_limits,
     constant,
     is_constant,
     weight_axis,
@@ -15,6 +16,9 @@ from qtool.graph.queries import (
 from qtool.rewrites.rewrite import IsInteger
 from qtool.rewrites.strided_slice import slice_steps
 from qtool.runtime.ort_session import OrtSession
+
+# Ops that write numbers of their first input alone, and Pad those that it fills with.
+_MOVES = ("MaxPool", "Pad", "Slice", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def fold_constants(model: ir.Model, is_integer: IsInteger) -> int:
@@ -68,7 +72,7 @@ def _foldable(node: ir.Node) -> bool:
 
 
 def remove_identities(model: ir.Model, is_integer: IsInteger) -> int:
-    """Remove Identity, inference Dropout, same-type Cast, empty Pad, whole Slice, repeated Relu."""
+    """Remove Identity, inference Dropout, same-type Cast, empty Pad, whole Slice, idle Relu."""
     done = 0
     for node in list(model.graph):
         if not _is_identity(node):
@@ -103,11 +107,34 @@ def _is_identity(node: ir.Node) -> bool:
     if node.op_type == "Pad":
         pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         return pads is not None and not pads.any()
-    if node.op_type == "Relu":
-        producer = None if node.inputs[0] is None else node.inputs[0].producer()
-        return producer is not None and producer.op_type == "Relu"
+    if node.op_type in ("Relu", "Clip"):
+        (low, high), (lower, upper) = clip_limits(node), _limits(node.inputs[0])
+        return low is not None and high is not None and low <= lower and upper <= high
     steps = slice_steps(node)
     return steps is not None and all(step == 1 for step in steps.values())
+
+
+def _limits(value: ir.Value | None) -> tuple[float, float]:
+    """Return limits of a value that follow from the last Relu or Clip before it."""
+    node = None if value is None else value.producer()
+    low, high = float("-inf"), float("inf")
+    if node is None:
+        return low, high
+    if node.op_type in ("Relu", "Clip"):
+        lower, upper = clip_limits(node)
+        high = high if upper is None else upper
+        return min(low if lower is None else lower, high), high  # the upper limit wins
+    if node.op_type not in _MOVES:
+        return low, high
+    lower, upper = _limits(node.inputs[0])
+    if node.op_type != "Pad":
+        return lower, upper
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    array = constant(fill)
+    if fill is not None and array is None:
+        return low, high
+    number = 0.0 if array is None else float(array.reshape(()))
+    return min(lower, number), max(upper, number)
 
 
 def split_shared_constants(model: ir.Model, is_integer: IsInteger) -> int:

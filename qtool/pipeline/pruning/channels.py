@@ -39,7 +39,8 @@ def shrink(recipe: Recipe, context: Context) -> list[str]:
     store_original(model)
     model.meta[_REMOVED] = counts
     remove_channels(model, channels, choice.stays)
-    # Behind a sum without its branch, Relu reads a Relu; integer kernels compute none alone.
+    # Behind a sum without its branch, Relu reads what another Relu limited; integer kernels compute
+    # none alone.
     remove_identities(model, context.bits.integer)
     return [
         f"channels: {counts.removed} of {counts.channels} removed, "

@@ -2,12 +2,15 @@
 
 import numpy as np
 from contexts import calibrated
-from models import Net, cpu
+from models import Net, cpu, option_a
 
 from qtool.annotation.annotator import annotate
 from qtool.pipeline.pruning.channels import removed_channels, shrink
+from qtool.pruning.channels import channel_sets, removable_channels
+from qtool.pruning.shrink import remove_channels
 from qtool.quant.bit_widths import Bits
 from qtool.recipe.model import Recipe
+from qtool.rewrites.cleanup import remove_identities
 from qtool.runtime.executor import Executor
 
 
@@ -32,3 +35,15 @@ def test_a_sum_without_its_branch_leaves_no_node_in_float():
     assert [node.op_type for node in context.model.graph] == ["Conv", "Relu", "Conv"]
     assert not annotate(context.model, cpu(), Bits()).float_nodes
     np.testing.assert_array_equal(Executor(context.model)(feeds)["y"], before)
+
+
+def test_a_padded_shortcut_without_its_branch_leaves_no_node_in_float():
+    _, context = calibrated(option_a(), rows=16)
+    channels = removable_channels(context.model.graph)
+    (branch,) = [each for each in channel_sets(channels) if each.is_branch]
+    stays = np.ones(channels.count, bool)
+    stays[branch.numbers] = False
+    remove_channels(context.model, channels, stays)
+    remove_identities(context.model, lambda node: True)
+    assert "Add" not in [node.op_type for node in context.model.graph]
+    assert not annotate(context.model, cpu(), Bits()).float_nodes

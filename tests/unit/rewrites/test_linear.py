@@ -221,6 +221,21 @@ def test_identities_go_and_graph_outputs_keep_their_names():
     assert count == 7 and ops(model) == ["Relu", "Neg", "Identity"]
 
 
+def test_limits_that_are_never_reached_go():
+    net = Net()
+    zero, three, six = (net.const(float(k)) for k in (0, 3, 6))
+    x = net.add("Clip", net.input("x", "N", 2, 4), zero, three, out="a")
+    x = net.add("Pad", net.add("MaxPool", x, kernel_shape=[2]), net.const(np.eye(6, dtype=int)[0]))
+    x = net.add("Clip", net.add("Relu", x), zero, six)
+    below = net.add("Pad", x, net.const(np.eye(6, dtype=int)[0]), net.const(-1.0))
+    net.output(net.add("Relu", below, out="below"), net.add("Clip", x, zero, zero, out="none"))
+    crossed = net.add("Clip", "a", six, three)  # the upper limit wins: 3 everywhere
+    net.output(net.add("Clip", crossed, six, six, out="sixes"))
+    model, count = changed(net, "remove_identities")
+    assert count == 2
+    assert ops(model) == ["Clip", "MaxPool", "Pad", "Pad", "Relu", "Clip", "Clip", "Clip"]
+
+
 def test_what_does_something_stays():
     net = Net()
     x = net.input("x", "N", 4)
