@@ -63,6 +63,10 @@ class Haq:
     warmup: int = Field(default=20, ge=1)
 
     minimizes_size: ClassVar[bool] = False
+    summary: ClassVar[str] = (
+        "haq's agent tried whole networks, one an episode; other sizes on the front are those of an "
+        "integer program"
+    )
 
     def solvers(self, problem: Problem) -> Sequence[Solver]:
         """Return the search over one problem.

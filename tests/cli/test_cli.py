@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import qtool
 from qtool.cli.console import exits
-from qtool.cli.console.progress import show_progress
+from qtool.cli.console.progress import _rich_progress, show_progress
 from qtool.cli.main import app
 from qtool.errors import DataError, UnsupportedError
 from qtool.pipeline.context import RunOptions
@@ -295,6 +295,16 @@ def test_a_stage_that_another_interrupts_has_its_line_when_it_is_complete(capsys
         *("bias_correction: 4/4", "diagnose: 10/10", "read: 7"),
         *("search: 1/2", "emit: 1/1"),
     ]
+
+
+def test_units_of_minutes_have_an_eta():
+    bars, now = _rich_progress(), 0.0
+    bars.get_time = lambda: now
+    task = bars.add_task("search: episodes", total=10)
+    for done in (1, 2, 3):
+        now = 120.0 * done
+        bars.update(task, completed=done)
+    assert bars.tasks[0].time_remaining == pytest.approx(7 * 120)
 
 
 def test_quiet_silences_progress(pipeline):

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
+# The speed of a stage is that of its last seconds, which must hold two of its units: rich's 30 show
+# no ETA for trials and epochs.
+SPEED_SECONDS = 3600.0
+
+
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[Progress]:
     """Yield the function that long work reports its progress to.
@@ -49,6 +54,7 @@ def _rich_progress() -> "RichProgress":
         TextColumn("ETA"),
         Remaining(),
         console=Console(stderr=True),
+        speed_estimate_period=SPEED_SECONDS,
     )
 
 

@@ -304,8 +304,7 @@ class BitSearch:
         self.record.notes += [
             f"{len(self._tried)} recipes tried on {samples} calibration samples; chosen: "
             f"{chosen.name}: {chosen.outcome}",
-            "layers were scored alone at each width, by the noise at the output after a repair of "
-            "their own",
+            self._method.summary,
         ]
         limit, table = self.budget.share("latency"), self._measured.table
         if limit is not None and table is not None:
