@@ -64,8 +64,8 @@ class Haq:
 
     minimizes_size: ClassVar[bool] = False
     summary: ClassVar[str] = (
-        "haq's agent tried whole networks, one an episode; other sizes on the front are those of an "
-        "integer program"
+        "haq's agent tried whole networks, one an episode; other sizes on the front are those of "
+        "an integer program"
     )
 
     def solvers(self, problem: Problem) -> Sequence[Solver]:

@@ -87,22 +87,21 @@ def file_parts_line(file: Size) -> str:
     return ", ".join(f"{name} {size(count)}" for name, count in file_parts(file))
 
 
-def sparsity_lines(report: Report) -> list[str]:
+def sparsity_parts(report: Report) -> list[tuple[str, str]]:
     """Return the zeros of the file, its size after deflate, and the channels that were removed."""
     part = report.sparsity
     if part is None:
         return []
-    lines = [f"{part.sparsity:.1%} of {amount(part.weights)} weights are 0"]
-    lines.append(
-        f"{size(part.compressed_bytes)} after deflate (float file: "
-        f"{size(part.float_compressed_bytes)})"
-    )
+    parts = [
+        ("weights that are 0", f"{part.sparsity:.1%} of {amount(part.weights)}"),
+        ("after deflate", size(part.compressed_bytes)),
+        ("float, after deflate", size(part.float_compressed_bytes)),
+    ]
     if (removed := part.channels) is not None:
-        lines.append(
-            f"{removed.removed} of {removed.channels} channels removed: "
-            f"{amount(removed.float_macs)} MACs -> {amount(removed.macs)}"
-        )
-    return lines
+        macs = f"{amount(removed.float_macs)} -> {amount(removed.macs)}"
+        parts.append(("removed channels", f"{removed.removed} of {removed.channels}"))
+        parts.append(("MACs", macs))
+    return parts
 
 
 def amount(count: float) -> str:

@@ -115,7 +115,7 @@ def _environment() -> Environment:
         "signed",
         "ratio",
         "file_parts",
-        "sparsity_lines",
+        "sparsity_parts",
         "saturating",
         "prediction",
         "blocks_of",

@@ -144,8 +144,9 @@ def _results(report: Report) -> str:
         small = f"{small}: {parts}" if parts else small
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         rows.append(["file size", *cells, small])
-    if lines := formatting.sparsity_lines(report):
-        rows.append(["sparsity", "", "", "", text("; ".join(lines))])
+    if pruned := formatting.sparsity_parts(report):
+        words = "; ".join(f"{name}: {value}" for name, value in pruned)
+        rows.append(["sparsity", "", "", "", text(words)])
     if timing:
         fast = formatting.ratio(timing.speedup, "faster", "slower")
         float_ms = formatting.milliseconds(timing.float_ms)

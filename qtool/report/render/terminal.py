@@ -155,7 +155,8 @@ def _results(report: Report, narrow: bool) -> RenderableType:
             small.append(f"\n{parts}", "dim")
         cells = [formatting.size(size.float_bytes), "", formatting.size(size.quantized_bytes)]
         table.add_row("file size", *cells[:2], Text(cells[2], "bold"), small)
-    for number, line in enumerate(formatting.sparsity_lines(report)):
+    for number, (name, value) in enumerate(formatting.sparsity_parts(report)):
+        line = f"{name}: {value}"
         table.add_row("" if number else "sparsity", "", "", "", Text(line, "dim" if number else ""))
     if report.latency:
         timing = report.latency
