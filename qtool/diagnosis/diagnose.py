@@ -7,6 +7,7 @@ from qtool.data import Dataset
 from qtool.diagnosis.data_rules import data_findings, latency_finding, size_finding
 from qtool.diagnosis.facts import Facts, Results, Settings
 from qtool.diagnosis.measurements import measure
+from qtool.diagnosis.replacements import unrounded
 from qtool.diagnosis.rules import RULES, Rule
 from qtool.diagnosis.trials import Trials
 from qtool.quant.plan import QuantPlan
@@ -23,6 +24,8 @@ MIN_GAIN = 0.1
 MIN_SHARE = 0.1
 # Share of the gain of a part of the network from which a cause explains it.
 CAUSE = 0.8
+# Share of the drop from which removed channels are named.
+REMOVED = 0.3
 # Multiply-accumulates of all samples of one trial, and the bounds of their number.
 TRIAL_MACS = 8e9
 MIN_SAMPLES, MAX_SAMPLES = 16, 64
@@ -81,6 +84,9 @@ def diagnose(
         if finding is not None:
             (general if rule.general else specific).append(finding)
         on_rule(done, len(RULES))
+    channels = _removed_channels(facts, trials)
+    if channels is not None:
+        specific.append(channels)
     explained = max(map(_gain, specific), default=0.0)
     return ranked(specific + [f for f in general if explained < CAUSE * _gain(f)])
 
@@ -104,6 +110,21 @@ def _finding(rule: Rule, facts: Facts, trials: Trials) -> Finding | None:
         recipe_lines=list(advice.lines),
         predicted_gain_points=round(gain, 2),
         predicted_cost_bytes=advice.bytes,
+    )
+
+
+def _removed_channels(facts: Facts, trials: Trials) -> Finding | None:
+    """Return the finding that removed channels cost much of the drop, rounded or not."""
+    if not facts.settings.removes_channels:
+        return None
+    gain = trials.gain(unrounded(facts))
+    share = 1 - gain / trials.drop
+    if share < REMOVED:
+        return None
+    return Finding(
+        finding=f"Removing channels costs {share:.0%} of the loss",
+        evidence="the smaller network in floats loses as much; training makes up for it: qtool qat",
+        predicted_gain_points=None,
     )
 
 

@@ -26,6 +26,7 @@ class Settings:
         calibrator: name of the calibrator.
         samples: calibration samples.
         layers: the recipe's own widths of layers, pattern -> YAML.
+        removes_channels: the float network is smaller than the one that was read.
     """
 
     rewrites: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Settings:
     calibrator: str = "mse"
     samples: int = 0
     layers: Mapping[str, str] = field(default_factory=dict)
+    removes_channels: bool = False
 
     def lines_of_8_bits(self) -> tuple[str, ...]:
         """Return the lines of ``bits`` that give all integer weights 8 bits.

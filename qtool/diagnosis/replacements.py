@@ -7,7 +7,7 @@ import torch
 from qtool.calibration.collect import observed_values
 from qtool.diagnosis.facts import Facts
 from qtool.diagnosis.trials import Replacement, exact
-from qtool.graph.queries import nodes_by_name, weight_axis
+from qtool.graph.queries import by_name, nodes_by_name, weight_axis
 from qtool.quant.primitives import (
     PerChannel,
     QuantParams,
@@ -45,6 +45,17 @@ def all_activations(facts: Facts) -> tuple[str, ...]:
     return observed_values(facts.context.model, facts.plan)
 
 
+def unrounded(facts: Facts) -> dict[str, Replacement]:
+    """Return all activations as they are in floats, and the weights of the plan unrounded.
+
+    Args:
+        facts: of the run.
+    """
+    names = exact_weights(facts, facts.layers)
+    weights = {name: _constant(_float_weight(facts, name)) for name in names}
+    return {**exact_activations(facts, all_activations(facts)), **weights}
+
+
 def weights_per_channel(
     facts: Facts, sites: Iterable[str], bits: int | None = None
 ) -> dict[str, Replacement]:
@@ -60,7 +71,10 @@ def weights_per_channel(
         weight, axis = facts.plan.sites[name].weight or "", weight_axis(nodes[name])
         spec = facts.plan.qparams(weight).spec
         own = QuantSpec(bits or spec.bits, spec.signed, spec.symmetric, PerChannel(axis))
-        result[weight] = _per_channel(own, axis)
+        rounded = _per_channel(own, axis)
+        if weight in facts.plan.masks:  # more bits do not bring pruned weights back
+            rounded = _constant(rounded(_float_weight(facts, weight)))
+        result[weight] = rounded
     return result
 
 
@@ -75,6 +89,16 @@ def on_limits(facts: Facts, limits: Mapping[str, tuple[float, float]]) -> dict[s
     for name, (lo, hi) in limits.items():
         result[name] = _rounded(params_from_range(lo, hi, facts.plan.qparams(name).spec))
     return result
+
+
+def _float_weight(facts: Facts, name: str) -> torch.Tensor:
+    """Return a weight of the plan before it is rounded: adjusted, pruned or trained."""
+    value = by_name(facts.context.model.graph)[name]
+    return torch.as_tensor(facts.plan.weight(name, value).astype("float32"))
+
+
+def _constant(array: torch.Tensor) -> Replacement:
+    return lambda tensor: array.to(tensor)
 
 
 def _rounded(grid: QuantParams) -> Replacement:

@@ -1,7 +1,7 @@
 """Measure what a change of a plan would gain: the simulated network with some values replaced."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from qtool.data import Dataset
+from qtool.graph.original import original
 from qtool.quant.plan import QuantPlan
 from qtool.simulation.fake_quant import Simulation
 from qtool.steps.context import Context
@@ -87,7 +88,9 @@ class Trials:
 
     @cached_property
     def _reference(self) -> np.ndarray:
-        return self.context.outputs(self.samples)
+        # Where channels were removed, the drop is that from the whole network.
+        whole = replace(self.context, model=original(self.context.model))
+        return whole.outputs(self.samples)
 
     @cached_property
     def _simulation(self) -> Simulation:

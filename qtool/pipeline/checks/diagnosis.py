@@ -115,4 +115,5 @@ def settings_of(recipe: Recipe, samples: int) -> Settings:
         calibrator="auto" if has_tried else recipe.calibrate.method.name,
         samples=samples,
         layers=layers,
+        removes_channels=recipe.pruning is not None and recipe.pruning.share is not None,
     )

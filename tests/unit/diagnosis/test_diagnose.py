@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import yaml
 from contexts import calibrated
@@ -17,6 +18,8 @@ from qtool.diagnosis.facts import Settings
 from qtool.diagnosis.replacements import exact_weights
 from qtool.diagnosis.rules import RULES
 from qtool.diagnosis.trials import exact
+from qtool.graph.original import original, store_original
+from qtool.pruning.method import pruned_layers, with_masks
 from qtool.quant.bit_widths import FLOAT, Bits
 from qtool.recipe.loader import load_recipe
 from qtool.report.report import Accuracy, Finding, Gate
@@ -126,6 +129,34 @@ def test_a_trial_is_compared_with_another_one():
     one = exact_weights(facts, [first])
     assert trials.gain(everything, one) == pytest.approx(DROP - trials.gain(one), abs=1e-3)
     assert trials.gain(one, everything) == 0
+
+
+def test_what_removed_channels_cost_is_not_called_rounding():
+    facts, _ = facts_of(chain(), Bits(2, 8))
+    context = facts.context
+    settings = replace(facts.settings, removes_channels=True)
+    found = diagnose(context, facts.plan, facts.calibrated, settings, DROP)
+    assert found[0].predicted_gain_points >= DROP / 2
+    store_original(context.model)
+    head = list(original(context.model).graph)[-1].inputs[1]
+    head.const_value = ir.tensor(np.roll(head.const_value.numpy(), 1, 0))  # all classes change
+    (found, *others) = diagnose(context, facts.plan, facts.calibrated, settings, DROP)[::-1]
+    assert found.finding.startswith("Removing channels costs 100% of the loss")
+    assert not others
+
+
+def test_more_bits_do_not_bring_pruned_weights_back():
+    def pruned(plan, context):
+        layers, _ = pruned_layers(context.model, {}, 0.9)
+        rng = np.random.default_rng(0)
+        masks = {x.weight: x.mask(rng.random(x.value.shape.numpy())) for x in layers}
+        return with_masks(plan, layers, masks)
+
+    facts, trials = facts_of(chain(), Bits(4, 8), change=pruned, steps=("gptq",))
+    suspects = RULE["weights"].suspects(facts, trials)
+    advice = RULE["weights"].advise(facts, suspects)
+    assert advice.lines == ("bits: {weights: 8}",)
+    assert trials.gain(exact_weights(facts, facts.layers)) > DROP / 2 > trials.gain(advice.trial())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
