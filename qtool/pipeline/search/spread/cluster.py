@@ -1,5 +1,6 @@
 """Processes that trials are spread over: those of this machine, or of a Dask or Ray cluster."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Workers:
         """
         from joblib import Parallel, delayed
 
+        # Of items that are left where an error ends the work; the error says what happened.
+        warnings.filterwarnings(
+            "ignore", r"\d+ tasks which were still being processed", UserWarning
+        )
         order = "list" if self.in_turn else "generator_unordered"
         yield from Parallel(n_jobs=self.jobs, return_as=order)(
             delayed(function)(item, *more) for item in items
