@@ -93,7 +93,7 @@ def sparsity_parts(report: Report) -> list[tuple[str, str]]:
     if part is None:
         return []
     parts = [
-        ("weights that are 0", f"{part.sparsity:.1%} of {amount(part.weights)}"),
+        ("weights that are 0", f"{part.sparsity:.1%}"),
         ("after deflate", size(part.compressed_bytes)),
         ("float, after deflate", size(part.float_compressed_bytes)),
     ]

@@ -78,9 +78,8 @@ class Workers:
         from joblib import Parallel, delayed
 
         # Of items that are left where an error ends the work; the error says what happened.
-        warnings.filterwarnings(
-            "ignore", r"\d+ tasks which were still being processed", UserWarning
-        )
+        left = r"\d+ tasks (which were still being processed|have been successfully executed)"
+        warnings.filterwarnings("ignore", left, UserWarning)
         order = "list" if self.in_turn else "generator_unordered"
         yield from Parallel(n_jobs=self.jobs, return_as=order)(
             delayed(function)(item, *more) for item in items
