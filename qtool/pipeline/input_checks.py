@@ -176,6 +176,9 @@ def disjoint(
 ) -> tuple[Dataset, list[str]]:
     """Return the samples of a section that are no evaluation samples, and notes for the report.
 
+    Without ``evaluate`` the evaluation samples are some of the calibration samples: they may be
+    many, and are left out.
+
     Args:
         recipe: names the line to change.
         section: where the samples come from.
@@ -184,13 +187,14 @@ def disjoint(
         use: of the samples, for messages, such as "calibration".
 
     Raises:
-        RecipeError: they share more than MAX_OVERLAP, or nothing would be left.
+        RecipeError: they share more than MAX_OVERLAP with ``evaluate``, or nothing would be left.
     """
     own = recipe.evaluate
     if section.allow_overlap or (own is not None and own.allow_overlap):
         return dataset, []
     rest, dropped = drop_overlap(dataset, evaluation)
-    if len(dropped) > MAX_OVERLAP * evaluation.count or (dropped and rest.count == 0):
+    too_many = own is not None and len(dropped) > MAX_OVERLAP * evaluation.count
+    if too_many or (dropped and rest.count == 0):
         raise recipe.error(
             ("evaluate",),
             f"{len(dropped)} of {evaluation.count} evaluation samples are {use} samples too "
