@@ -75,7 +75,7 @@ class Channels:
             elementwise: follow channels through every op that treats each of them alone: to remove
                 channels, not to scale them.
         """
-        self._with_norms = norms
+        self._with_norms, self._elementwise = norms, elementwise
         self._merging = MERGING + (("Mul", "Div") if elementwise else ())
         self._rules = {**_FOLLOW, **(_UNARY if elementwise else {})}
         self._norms: list[tuple[ir.Node, np.ndarray]] = []
@@ -206,10 +206,13 @@ class Channels:
             self.fix(written)
 
     def _merged(self, node: ir.Node, inputs: Sequence[_Followed | None]) -> _Followed | None:
+        values = list(node.inputs)
+        if self._elementwise and node.op_type != "Concat":
+            values = [v for v in values if not _is_scalar(v, rank(node.outputs[0]))]
         parts = [f for f in inputs if f is not None]
-        if len(parts) < len(inputs) or not parts or len({f.axis for f in parts}) > 1:
+        if len(parts) < len(values) or not parts or len({f.axis for f in parts}) > 1:
             return None
-        ranks = {rank(v) for v in node.inputs}
+        ranks = {rank(v) for v in values}
         if None in ranks or len(ranks) > 1:
             return None
         first = parts[0]
@@ -221,6 +224,12 @@ class Channels:
         for other in parts[1:]:
             self._join(first.numbers, other.numbers)
         return first
+
+
+def _is_scalar(value: ir.Value | None, most: int | None) -> bool:
+    """Return whether a constant of at most so many axes has one number."""
+    shape = dims(value) if is_constant(value) else None
+    return shape is not None and set(shape) <= {1} and len(shape) <= (most or 0)
 
 
 def _is_norm(node: ir.Node) -> bool:

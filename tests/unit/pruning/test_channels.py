@@ -51,6 +51,15 @@ def gated_branch() -> Net:
     return net.output(net.conv(net.add("Add", x, z), 8, 4, k=1, out="y"))
 
 
+def scaled_by_numbers() -> Net:
+    """A sum, product and difference with one number each, as learnable affine blocks have them."""
+    net = Net()
+    x = net.add("Relu", net.conv(net.input("x", "N", 4, 8, 8), 4, 8))
+    x = net.add("Mul", net.add("Add", x, net.const(0.5)), net.const([[[2.0]]]))
+    x = net.add("Sub", net.const(np.ones((1, 1, 1, 1))), x)
+    return net.output(net.conv(x, 8, 4, k=1, out="y"))
+
+
 def folded(net: Net):
     model = net.model()
     feeds = feeds_for(model)
@@ -74,6 +83,7 @@ NETS = [
     squeeze_excite,
     concatenated,
     gated_branch,
+    scaled_by_numbers,
 ]
 
 
