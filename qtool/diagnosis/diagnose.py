@@ -117,14 +117,12 @@ def _removed_channels(facts: Facts, trials: Trials) -> Finding | None:
     """Return the finding that removed channels cost much of the drop, rounded or not."""
     if not facts.settings.removes_channels:
         return None
-    gain = trials.gain(unrounded(facts))
-    share = 1 - gain / trials.drop
+    share = 1 - trials.gain(unrounded(facts)) / trials.drop
     if share < REMOVED:
         return None
     return Finding(
         finding=f"Removing channels costs {share:.0%} of the loss",
         evidence="the smaller network in floats loses as much; training makes up for it: qtool qat",
-        predicted_gain_points=None,
     )
 
 

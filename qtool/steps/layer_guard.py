@@ -60,9 +60,11 @@ class LayerGuard:
                 changed. It is not called where an earlier run stored what it returned.
         """
         name, record = f"{self._step}-layer", StageRecord()
-        changes, row = self._context.cache.cached_part(
-            record, name, (*self._parts, site.name), lambda: self._made(site, change), _save, _load
+        cache, parts = self._context.cache, (*self._parts, site.name)
+        changes, row = cache.cached(
+            record, name, parts, lambda: self._made(site, change), _save, _load
         )
+        cache.remove_with_whole(name, parts)
         self._messages += record.notes
         if row is not None:
             self._run.plan = self._run.plan.with_changes(changes)

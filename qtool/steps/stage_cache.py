@@ -164,23 +164,16 @@ class StageCache:
         del self._partial[earlier:]
         return result
 
-    def cached_part(
-        self,
-        record: StageRecord,
-        name: str,
-        parts: tuple[str, ...],
-        make: Callable[[], T],
-        save: Callable[[T, Path], None],
-        load: Callable[[Path], T],
-    ) -> T:
-        """Return a part of the result that is being made, such as a layer of a step.
+    def remove_with_whole(self, name: str, parts: tuple[str, ...]) -> None:
+        """Remove a result once that which is being made is stored, such as a layer of a step.
 
-        The arguments are those of :meth:`cached`. A run that was stopped goes on from the parts;
-        their files are removed once the whole is stored.
+        A run that was stopped goes on from such results.
+
+        Args:
+            name: begins the file's name.
+            parts: as for :meth:`cached`.
         """
-        result = self.cached(record, name, parts, make, save, load)
         self._partial.append(self.path_for(name, parts))
-        return result
 
     def remembered(
         self, kind: str, key: Callable[[], str], make: Callable[[], T], most: int = MOST_SHARED

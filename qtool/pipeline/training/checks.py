@@ -126,9 +126,9 @@ def recipe_widths(recipe: Recipe) -> "Widths":
     """
     from qtool.qat.quantizers.base import Widths
 
-    bits = apply_target_defaults(recipe, load_target(recipe.target)).bits
     if requested_search(recipe).key is not None:
         return Widths(frozenset({4, 8}), frozenset({4, 8}))
+    bits = apply_target_defaults(recipe, load_target(recipe.target)).bits
     pairs = [(w, x) for w, x in _layer_widths(bits).values() if isinstance(w, int)]
     activations = frozenset(x for _, x in pairs if isinstance(x, int))
     return Widths(frozenset(w for w, _ in pairs), activations)

@@ -180,7 +180,8 @@ class _Run:
 
         parts = (*context.cache_parts, repr(method), plan_digest(plan), block.name)
         record, name = StageRecord(), f"{method.name}-block"
-        changes = context.cache.cached_part(record, name, parts, learned, save_plan_archive, _load)
+        changes = context.cache.cached(record, name, parts, learned, save_plan_archive, _load)
+        context.cache.remove_with_whole(name, parts)
         self.notes += record.notes
         return changes
 
